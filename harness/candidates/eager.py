@@ -1,0 +1,98 @@
+"""`eager`: the masked MoE in plain torch. The control that must always pass, on every device."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from harness.candidates.protocol import Traits
+from harness.support import Support, supported, unsupported
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Eager:
+    """Quantizes as the reference defines it, multiplies in float32, honours strides, writes valid rows only.
+
+    Args:
+        device: torch device type to run on.
+    """
+
+    name = "eager"
+
+    def __init__(self, device: str = "cpu") -> None:
+        self.traits = Traits(
+            device=device,
+            arithmetic="real",
+            accumulator_chunk=1,
+            k_multiple=16,
+            n_multiple=1,
+            store_rows=1,
+            reads_strides=True,
+            cuda_graph=False,
+        )
+
+    def support(self) -> Support:
+        """Return whether torch has the device."""
+        if self.traits.device == "cpu":
+            return supported()
+        import torch
+
+        return supported() if torch.cuda.is_available() else unsupported("needs a CUDA device, torch sees none")
+
+    def quantize_grouped(self, x: Tensor, masked_m: Tensor, global_scale_enc: Tensor) -> tuple[Tensor, Tensor]:
+        """Quantize the valid rows; padding rows become zero. Shapes: harness.candidates.protocol."""
+        from harness import physical
+        from reference.moe import valid_rows
+        from reference.nvfp4 import quantize_nvfp4
+
+        rows = valid_rows(masked_m, x.shape[1]).unsqueeze(-1)
+        quantized = quantize_nvfp4(x.masked_fill(~rows, 0), global_scale_enc)
+        return physical.operand(quantized.codes), physical.scales(quantized.block_scale)
+
+    def silu_mul_quantize_grouped(self, gate_up: Tensor, masked_m: Tensor, global_scale_enc: Tensor) -> tuple[Tensor, Tensor]:
+        """Quantize bf16(silu(gate) * up) of the valid rows. Shapes: harness.candidates.protocol."""
+        from reference.moe import activate
+
+        return self.quantize_grouped(activate(gate_up, "silu"), masked_m, global_scale_enc)
+
+    def masked_grouped_gemm(
+        self, a: Tensor, a_scale: Tensor, b: Tensor, b_scale: Tensor, out: Tensor, masked_m: Tensor, alpha: Tensor | None
+    ) -> None:
+        """Write alpha * a @ b.T into the valid rows of out. Shapes: harness.candidates.protocol."""
+        import torch
+
+        from harness import physical
+        from reference.nvfp4 import decode_blocks
+
+        a_codes, b_codes = physical.codes_of(a), physical.codes_of(b)
+        columns = a_codes.shape[2] // 16
+        a_bytes = physical.block_scales_of(a_scale, a_codes.shape[1], columns)
+        b_bytes = physical.block_scales_of(b_scale, b_codes.shape[1], columns)
+        b_values = decode_blocks(b_codes, b_bytes, torch.float32)
+        for expert, rows in enumerate(masked_m.tolist()):
+            a_values = decode_blocks(a_codes[expert, :rows], a_bytes[expert, :rows], torch.float32)
+            product = torch.mm(a_values, b_values[expert].T)
+            out[:rows, :, expert] = (product if alpha is None else product * alpha.reshape(-1)[expert]).to(out.dtype)
+
+    def masked_moe(
+        self,
+        hidden_states: tuple[Tensor, Tensor | None],
+        input_global_scale: Tensor | None,
+        w1: Tensor,
+        w1_blockscale: Tensor,
+        w1_alpha: Tensor,
+        w2: Tensor,
+        a2_global_scale: Tensor,
+        w2_blockscale: Tensor,
+        w2_alpha: Tensor,
+        masked_m: Tensor,
+        activation: str = "silu",
+    ) -> Tensor:
+        """Return the layer's output `(l, m, k)` bfloat16, composed of the stages above."""
+        from harness.candidates.composition import compose_masked_moe
+
+        return compose_masked_moe(
+            self, hidden_states, input_global_scale, w1, w1_blockscale, w1_alpha, w2, a2_global_scale, w2_blockscale,
+            w2_alpha, masked_m, activation,
+        )  # fmt: skip

@@ -1,0 +1,99 @@
+"""What a candidate is: the stages of a masked NVFP4 MoE in FlashInfer's calling convention and physical layouts.
+
+A candidate is any object with the methods below; every stage may be missing. Shapes use these letters: `l` experts on
+this rank, `m` capacity (rows per expert), `k` reduction extent, `n` output extent, `rm = ceil(m / 128)`,
+`rk = ceil(k / 64)`. "Logical (m, k, l)" means that the tensor is a permuted view of a contiguous (l, m, k) one, as the
+kernels expect it.
+
+Stages
+    quantize_grouped(x, masked_m, global_scale_enc) -> (packed, block_scale)
+        x (l, m, k) bfloat16; masked_m (l,) int32; global_scale_enc (l,) float32, 448*6/amax.
+        packed uint8 logical (m, k/2, l), even element in the low nibble; block_scale float8_e4m3fn logical
+        (32, 4, rm, 4, rk, l), physical (l, rm, rk, 32, 4, 4). Rows at or past masked_m[e] are undefined.
+    silu_mul_quantize_grouped(gate_up, masked_m, global_scale_enc) -> (packed, block_scale)
+        gate_up (l, m, 2k) bfloat16, gate half first; result as above for k, of bf16(silu(gate) * up).
+    masked_grouped_gemm(a, a_scale, b, b_scale, out, masked_m, alpha) -> None
+        a uint8 logical (m, k/2, l), b uint8 logical (n, k/2, l), scales as above; out logical (m, n, l), written in
+        place; alpha (l,) float32 or None. Rows past masked_m[e] up to the end of their 128-row tile may be written.
+    masked_moe(hidden_states, input_global_scale, w1, w1_blockscale, w1_alpha, w2, a2_global_scale, w2_blockscale,
+               w2_alpha, masked_m, activation="silu") -> (l, m, k) bfloat16
+        hidden_states: (x, None), or the prequantized pair; the arguments of SGLang's flashinfer_cutedsl_moe_masked:
+        w1 uint8 (l, 2n, k/2), [gate, up]; w2 uint8 (l, k, n/2); block scales float8_e4m3fn swizzled 128x4,
+        (l, round_up(rows, 128), round_up(columns / 16, 4)).
+
+Everything else is optional: `name`, `support()`, `traits`, and `reciprocals` (see Traits).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    from harness.support import Support
+
+STAGES = ("quantize_grouped", "silu_mul_quantize_grouped", "masked_grouped_gemm", "masked_moe")
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What a candidate declares about itself. The defaults describe FlashInfer's CuteDSL path on Blackwell.
+
+    Attributes:
+        device: torch device type that its tensors live on.
+        arithmetic: how a block scale and the codes are computed: "fast" (approximate reciprocals, each free by one unit
+            in the last place), "exact" (correctly rounded float32 reciprocals, one legal value), "real" (rounding of
+            the real number, one legal value). See docs/bounds.md.
+        accumulator_chunk: products that enter the accumulator between two roundings (64: one tensor-core instruction).
+        k_multiple, n_multiple, m_multiple: extents must be multiples of these, else the candidate may refuse.
+        store_rows: rows that one store covers; rows from masked_m[e] to the next multiple of this may be written.
+        out_dtypes: output types of masked_grouped_gemm.
+        activations: values of masked_moe's `activation`.
+        deterministic: two runs on the same input are bit-identical.
+        reads_strides: honours the strides of its operands (False: reads raw memory in the canonical layout, so a
+            tensor in another layout must be refused).
+        keeps_sign_of_zero: stores -0.0 as code 0b1000, as the hardware's conversion does.
+        cuda_graph: can be captured in a CUDA graph.
+        hints: sets of extra keyword arguments of masked_grouped_gemm that must not change a result (tile shapes,
+            numbers of SMs, expected rows).
+        min_experts: smallest number of experts it accepts.
+    """
+
+    device: str = "cuda"
+    arithmetic: str = "fast"
+    accumulator_chunk: int = 64
+    k_multiple: int = 64
+    n_multiple: int = 64
+    m_multiple: int = 1
+    store_rows: int = 128
+    out_dtypes: tuple[str, ...] = ("bfloat16", "float16", "float32")
+    activations: tuple[str, ...] = ("silu", "relu2")
+    deterministic: bool = True
+    reads_strides: bool = False
+    keeps_sign_of_zero: bool = True
+    cuda_graph: bool = True
+    hints: tuple[dict[str, Any], ...] = ()
+    min_experts: int = 1
+
+
+@runtime_checkable
+class Candidate(Protocol):
+    """The one method every candidate has; stages are looked up by name (see the module's docstring)."""
+
+    def support(self) -> Support:
+        """Return whether it can run here, with the reason if not."""
+
+
+def stages_of(candidate: Any) -> list[str]:
+    """Return the names of the stages that the candidate implements, in pipeline order."""
+    return [stage for stage in STAGES if callable(getattr(candidate, stage, None))]
+
+
+def traits_of(candidate: Any) -> Traits:
+    """Return the candidate's declared traits, or the defaults."""
+    traits = getattr(candidate, "traits", None)
+    if traits is None:
+        return Traits()
+    if not isinstance(traits, Traits):
+        raise TypeError(f"candidate.traits must be a harness.candidates.Traits, got {type(traits).__name__}")
+    return traits

@@ -1,0 +1,205 @@
+"""One judged comparison: what was compared, what was illegal and where, and whether the comparison had power.
+
+A comparison has power on its data when it would have rejected zeros, x0.5 and a row-rolled copy of the same output.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harness.record import Heatmap, Histogram
+
+# log2 of error / bound: everything below 2^-8 is one bin, everything past 2^8 another, finer around the bound.
+HISTOGRAM_EDGES = [-8.0, -6.0, -4.0, -3.0, -2.0, -1.5, -1.0, -0.5, -0.25, 0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0]
+_HEATMAP_COLUMNS = 32
+
+
+@dataclass
+class Comparison:
+    """The result of one comparison, in plain numbers: it crosses a process boundary as JSON.
+
+    Attributes:
+        stage: which output, for example "gemm1" or "quantize.codes".
+        compared: elements that were compared.
+        illegal: elements that were illegal.
+        judged: elements by how they were judged.
+        accepted_altered: altered copies that would have been accepted too: no power.
+        worst_ratio: largest error over bound, None where the comparison is of bits.
+        message: first lines of the failure, "" where all is legal.
+    """
+
+    stage: str
+    compared: int = 0
+    illegal: int = 0
+    judged: dict[str, int] = field(default_factory=dict)
+    accepted_altered: list[str] = field(default_factory=list)
+    worst_ratio: float | None = None
+    histogram: Histogram | None = None
+    message: str = ""
+    place: dict[str, int] = field(default_factory=dict)
+    extent: dict[str, Any] = field(default_factory=dict)
+    heatmap: Heatmap | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as JSON-ready values."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Where the compared rows come from: expert and row number of each, `(rows,)` int64, and the names of the axes."""
+
+    expert: Tensor
+    row: Tensor
+    experts: int
+    capacity: int
+    column_name: str = "col"
+
+    @classmethod
+    def valid(cls, masked_m: list[int], capacity: int, device: torch.device | str, column_name: str = "col") -> Rows:
+        """Return the valid rows of every expert, in order."""
+        counts = torch.tensor(masked_m, device=device)
+        expert = torch.repeat_interleave(torch.arange(len(masked_m), device=device), counts)
+        start = torch.cumsum(counts, 0) - counts
+        row = torch.arange(len(expert), device=device) - start[expert]
+        return cls(expert, row, len(masked_m), capacity, column_name)
+
+    def take(self, tensor: Tensor) -> Tensor:
+        """Return the rows of a logical `(experts, capacity, ...)` tensor."""
+        return tensor[self.expert, self.row]
+
+    def __len__(self) -> int:
+        return len(self.expert)
+
+
+def roll_rows(rows: Tensor) -> Tensor:
+    """Return a copy rolled by one row, or along the columns where there is only one row."""
+    return rows.roll(1, 0) if rows.shape[0] > 1 else rows.roll(1, -1)
+
+
+def compare(
+    stage: str,
+    legal: Tensor,
+    rows: Rows,
+    *,
+    judged: dict[str, int],
+    altered: dict[str, Callable[[], bool]],
+    show: Callable[[int, int], str],
+    ratio: Tensor | None = None,
+) -> Comparison:
+    """Build a comparison from a mask of legal elements.
+
+    Args:
+        stage: name of the output.
+        legal: `(rows, columns)` bool.
+        rows: where the rows come from.
+        judged: elements by how they were judged; they must add up to the elements compared.
+        altered: for each altered copy, a function that says whether it would be accepted in full.
+        show: text for one element, given its row and column in `legal`.
+        ratio: `(*)` float64, error over bound of the elements whose error is measured.
+    """
+    result = Comparison(stage, compared=legal.numel(), judged={word: count for word, count in judged.items() if count})
+    if not legal.numel():
+        return result
+    result.accepted_altered = [name for name, accepted in altered.items() if accepted()]
+    if ratio is not None and ratio.numel():
+        result.worst_ratio = min(float(ratio.max()), 1e30)
+        result.histogram = _histogram(ratio)
+    bad = ~legal
+    result.illegal = int(bad.sum())
+    if result.illegal:
+        _describe(result, bad, rows, show, ratio)
+    return result
+
+
+def compare_equal(
+    stage: str, got: Tensor, expected: Tensor, rows: Rows, what: str, *, judged: str = "equal bit for bit"
+) -> Comparison:
+    """Compare two outputs that must be equal bit for bit, NaN to NaN.
+
+    Args:
+        stage: name of the output.
+        got: `(rows, columns)`.
+        expected: the same shape and dtype.
+        rows: where the rows come from.
+        what: what the two outputs differ in, for the message ("padding rows hold NaN instead of zeros").
+        judged: how, for the record.
+    """
+
+    def same(other: Tensor) -> Tensor:
+        return (other == expected) | ((other != other) & (expected != expected))
+
+    return compare(
+        stage,
+        same(got),
+        rows,
+        judged={judged: got.numel()},
+        altered={
+            "zeros": lambda: bool(same(torch.zeros_like(expected)).all()),
+            "x0.5": lambda: bool(same(half(expected)).all()),
+            "rolled rows": lambda: bool(same(roll_rows(expected)).all()),
+        },
+        show=lambda r, c: f"= {got[r, c].item()!r}, but {expected[r, c].item()!r} without the change: {what}",
+    )
+
+
+def half(values: Tensor) -> Tensor:
+    """Return half of each value, for integers too (bytes and codes)."""
+    return values // 2 if not values.dtype.is_floating_point else values * 0.5
+
+
+def _histogram(ratio: Tensor) -> Histogram:
+    edges = torch.tensor(HISTOGRAM_EDGES, dtype=torch.float64)
+    log = torch.log2(ratio.double().clamp(min=2.0**-60, max=2.0**60)).cpu().flatten()
+    bins = torch.bucketize(log, edges, right=True)
+    # A ratio of exactly 1 lies on the bound and is legal: it belongs below the edge at 0.
+    bins -= (log == 0).long()
+    return Histogram(list(HISTOGRAM_EDGES), torch.bincount(bins, minlength=len(edges) + 1).tolist())
+
+
+def _describe(result: Comparison, bad: Tensor, rows: Rows, show: Callable[[int, int], str], ratio: Tensor | None) -> None:
+    """Fill in the worst place, the extent and the heat map of a failing comparison."""
+    places = bad.nonzero()
+    worst = 0
+    if ratio is not None and ratio.shape == bad.shape:
+        worst = int(ratio[bad].nan_to_num(torch.inf).argmax())
+    r, c = places[worst].tolist()
+    expert, row = int(rows.expert[r]), int(rows.row[r])
+    result.place = {"expert": expert, "row": row, rows.column_name: c}
+    bad_rows = places[:, 0].unique()
+    experts = sorted(set(rows.expert[bad_rows].tolist()))
+    columns = places[:, 1].unique()
+    result.extent = {
+        "elements": result.illegal,
+        "of": result.compared,
+        "rows": len(bad_rows),
+        "of_rows": len(rows),
+        "experts": experts,
+        "columns": len(columns),
+        "of_columns": bad.shape[1],
+    }
+    named = ", ".join(map(str, experts[:12])) + (", ..." if len(experts) > 12 else "")
+    result.message = (
+        f"{result.stage}[expert {expert}, row {row}, {rows.column_name} {c}] {show(r, c)}\n"
+        f"  extent     {result.illegal:,} of {result.compared:,} valid elements, {len(bad_rows)} of {len(rows)} rows, "
+        f"{len(columns)} of {bad.shape[1]} columns, experts [{named}]"
+    )
+    result.heatmap = _heatmap(places, rows)
+
+
+def _heatmap(places: Tensor, rows: Rows) -> Heatmap:
+    """Count illegal elements by expert and band of rows."""
+    band = max(1, math.ceil(rows.capacity / _HEATMAP_COLUMNS))
+    bands = math.ceil(rows.capacity / band)
+    shown = sorted(set(rows.expert[places[:, 0]].tolist()))[:64]
+    counts = torch.zeros(rows.experts, bands, dtype=torch.int64)
+    expert, row = rows.expert[places[:, 0]].cpu(), rows.row[places[:, 0]].cpu()
+    counts.index_put_((expert, row // band), torch.ones(len(places), dtype=torch.int64), accumulate=True)
+    labels = [str(i * band) if band == 1 else f"{i * band}-{min((i + 1) * band, rows.capacity) - 1}" for i in range(bands)]
+    return Heatmap([str(e) for e in shown], labels, [counts[e].tolist() for e in shown])

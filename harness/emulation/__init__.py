@@ -1,0 +1,1 @@
+"""Kernels' bits and memory behaviour, imitated on a CPU. Each function names the kernel whose behaviour it copies."""

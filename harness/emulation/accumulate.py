@@ -1,0 +1,37 @@
+"""Tensor-core accumulation, imitated: exact sums of a chunk of products, then one truncation or rounding.
+
+On an H100 (bf16, float32 out, torch.mm) sums are truncated to float32, not rounded; a chunk is what one instruction
+adds. What a Blackwell does with FP4 is not public: see docs/bounds.md.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def truncate(x: Tensor, bits: int = 24) -> Tensor:
+    """Return float64 values cut to `bits` significant bits, toward zero."""
+    mantissa, exponent = torch.frexp(x)
+    return torch.ldexp(torch.trunc(torch.ldexp(mantissa, torch.tensor(bits))), exponent - bits)
+
+
+def blocked_gemm(a: Tensor, b: Tensor, *, chunk: int = 64, bits: int = 24, rounding: str = "truncate") -> Tensor:
+    """Return a @ b.T accumulated chunk by chunk.
+
+    Args:
+        a: `(m, k)` floating point.
+        b: `(n, k)` floating point.
+        chunk: products added exactly before the running sum loses bits.
+        bits: significant bits of the running sum.
+        rounding: "truncate" or "nearest" (float32, bits 24 only).
+
+    Returns:
+        `(m, n)` float32.
+    """
+    total = torch.zeros(a.shape[0], b.shape[0], dtype=torch.float64, device=a.device)
+    for start in range(0, a.shape[1], chunk):
+        part = slice(start, start + chunk)
+        total += torch.mm(a[:, part].double(), b[:, part].double().T)
+        total = truncate(total, bits) if rounding == "truncate" else total.float().double()
+    return total.float()

@@ -1,0 +1,73 @@
+"""Between logical tensors (experts, rows, k) and the physical layouts that FlashInfer's kernels take and return.
+
+Packed operands are uint8, logical (m, k/2, l) over contiguous (l, m, k/2) memory. Block scales are float8_e4m3fn,
+logical (32, 4, rm, 4, rk, l) over contiguous (l, rm, rk, 32, 4, 4) memory, which is 128x4 order per expert.
+Source: FlashInfer gemm/kernels/grouped_gemm_masked_wrapper.py and cute_dsl/utils.py, convert_sf_to_mma_layout.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from reference.e2m1 import pack_e2m1, unpack_e2m1
+from reference.layout import padded_extents, swizzle_128x4, unswizzle_128x4
+
+_PHYSICAL_TO_LOGICAL = (3, 4, 1, 5, 2, 0)
+_LOGICAL_TO_PHYSICAL = (5, 2, 4, 0, 1, 3)
+
+
+def operand(codes: Tensor) -> Tensor:
+    """Return codes `(l, m, k)` uint8 as a packed operand, logical `(m, k/2, l)`."""
+    return pack_e2m1(codes).permute(1, 2, 0)
+
+
+def codes_of(packed: Tensor) -> Tensor:
+    """Return the codes `(l, m, k)` of a packed operand, logical `(m, k/2, l)`."""
+    return unpack_e2m1(packed.permute(2, 0, 1))
+
+
+def scales(block_scale: Tensor, fill: int = 0) -> Tensor:
+    """Return linear block scales `(l, m, k/16)` uint8 as a kernel takes them; padding bytes hold `fill`."""
+    return as_mma(swizzle_128x4(block_scale, fill))
+
+
+def as_mma(swizzled: Tensor) -> Tensor:
+    """Return swizzled bytes `(l, padded rows, padded columns)` as the logical 6-D float8_e4m3fn view of them."""
+    experts, rows, columns = swizzled.shape
+    physical = swizzled.view(torch.float8_e4m3fn).view(experts, rows // 128, columns // 4, 32, 4, 4)
+    return physical.permute(_PHYSICAL_TO_LOGICAL)
+
+
+def swizzled_bytes(mma: Tensor) -> Tensor:
+    """Return the bytes `(l, padded rows, padded columns)` uint8 of a logical 6-D scale tensor, whatever its strides."""
+    physical = mma.view(torch.uint8).permute(_LOGICAL_TO_PHYSICAL).contiguous()
+    experts, row_tiles, column_tiles = physical.shape[:3]
+    return physical.view(experts, row_tiles * 128, column_tiles * 4)
+
+
+def block_scales_of(mma: Tensor, rows: int, columns: int) -> Tensor:
+    """Return linear block scales `(l, rows, columns)` uint8 of a logical 6-D scale tensor."""
+    return unswizzle_128x4(swizzled_bytes(mma), rows, columns)
+
+
+def empty_out(experts: int, rows: int, n: int, dtype: torch.dtype, device: str, fill: float) -> Tensor:
+    """Return an output tensor, logical `(m, n, l)` over contiguous `(l, m, n)` memory, filled with one value."""
+    return torch.full((experts, rows, n), fill, dtype=dtype, device=device).permute(1, 2, 0)
+
+
+def canonical(tensor: Tensor, kind: str) -> bool:
+    """Return whether a tensor lies in memory the way kernels that ignore strides read it.
+
+    Args:
+        tensor: a packed operand or output ("rows": logical (m, k, l)), or block scales ("scales": 6-D).
+        kind: "rows" or "scales".
+    """
+    order = (2, 0, 1) if kind == "rows" else _LOGICAL_TO_PHYSICAL
+    return tensor.permute(order).is_contiguous()
+
+
+def expected_scale_shape(experts: int, rows: int, columns: int) -> tuple[int, ...]:
+    """Return the logical 6-D shape of the block scales of `(experts, rows, columns)`."""
+    padded_rows, padded_columns = padded_extents(rows, columns, "128x4")
+    return (32, 4, padded_rows // 128, 4, padded_columns // 4, experts)

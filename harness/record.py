@@ -1,0 +1,302 @@
+"""The run record: everything one run found out, as one versioned JSON file (`record.json`).
+
+HTML, JUnit, step summaries and comparisons are all drawn from it, so whatever a person may want to see later has to
+be in here. Standard library only; no torch.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import types
+import typing
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.verdict import Verdict, worst
+
+SCHEMA_VERSION = 1
+
+
+class RecordError(Exception):
+    """A record file that cannot be read: it names the file, the field and what was expected."""
+
+
+@dataclass
+class Environment:
+    """Where the run took place. `packages` maps distribution names to versions."""
+
+    python: str = ""
+    platform: str = ""
+    cpu_count: int = 0
+    device: str = "cpu"
+    gpus: list[str] = field(default_factory=list)
+    cuda: str = ""
+    driver: str = ""
+    packages: dict[str, str] = field(default_factory=dict)
+    git_commit: str = ""
+    git_dirty: bool | None = None
+
+
+@dataclass
+class CandidateRun:
+    """One candidate: what it declared, what was measured through it, and why it did not run if it did not."""
+
+    name: str
+    requested: bool = False
+    ran: bool = False
+    reason: str = ""
+    declared: dict[str, Any] = field(default_factory=dict)
+    measured: dict[str, Any] = field(default_factory=dict)
+    missing_stages: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Histogram:
+    """Counts of error divided by bound. `edges` are log2 of the ratio, `len(counts) == len(edges) + 1`.
+
+    The first count holds everything below `edges[0]` (exact hits included), the last everything at or above `edges[-1]`.
+    A ratio above 1 (log2 above 0) is illegal.
+    """
+
+    edges: list[float]
+    counts: list[int]
+
+    def add(self, other: Histogram) -> None:
+        """Add another histogram with the same edges to this one."""
+        if self.edges != other.edges:
+            raise ValueError(f"Histogram.add: edges must be equal, got {self.edges} and {other.edges}")
+        self.counts = [a + b for a, b in zip(self.counts, other.counts, strict=True)]
+
+
+@dataclass
+class Heatmap:
+    """How many illegal elements fell into each cell of a grid, for example experts x blocks of rows."""
+
+    rows: list[str]
+    columns: list[str]
+    counts: list[list[int]]
+    row_label: str = "expert"
+    column_label: str = "row"
+
+
+@dataclass
+class Failure:
+    """One failing problem of one rule, with everything needed to see it and to repeat it.
+
+    `kind` is one of: illegal, crash, timeout, rejected, no-trap, known.
+    """
+
+    rule: str
+    candidate: str
+    problem: str
+    stage: str
+    kind: str
+    message: str
+    reproduce: str
+    place: dict[str, int] = field(default_factory=dict)
+    extent: dict[str, Any] = field(default_factory=dict)
+    heatmap: Heatmap | None = None
+    diagnosis: list[dict[str, Any]] = field(default_factory=list)
+    known_issue: str = ""
+
+
+@dataclass
+class RuleResult:
+    """What one rule found on one candidate, over all problems.
+
+    `judged` counts elements by how they were judged ("bit equality, accumulator of 24 bits measured": 51200).
+    `powerless` counts examples on which zeros, x0.5 or a rolled copy would have been accepted as well.
+    """
+
+    rule: str
+    title: str
+    candidate: str
+    verdict: Verdict
+    reason: str = ""
+    examples: int = 0
+    empty: int = 0
+    powerless: int = 0
+    compared: int = 0
+    judged: dict[str, int] = field(default_factory=dict)
+    seconds: float = 0.0
+    worst_ratio: float | None = None
+    worst_problem: str = ""
+    histograms: dict[str, Histogram] = field(default_factory=dict)
+    failures: list[Failure] = field(default_factory=list)
+    notes: dict[str, int] = field(default_factory=dict)
+    skipped: str = ""
+
+
+@dataclass
+class Skip:
+    """Something that did not run, and why."""
+
+    what: str
+    reason: str
+
+
+@dataclass
+class RunRecord:
+    """One run. `gsm8k` and further stages hold their own documented structures; absent stages are None."""
+
+    run_id: str
+    created: str
+    command: list[str]
+    verdict: Verdict = Verdict.UNKNOWN
+    reason: str = ""
+    schema: int = SCHEMA_VERSION
+    harness_version: str = ""
+    profile: str = ""
+    seed: int = 0
+    seconds: float = 0.0
+    interrupted: bool = False
+    environment: Environment = field(default_factory=Environment)
+    candidates: list[CandidateRun] = field(default_factory=list)
+    rules: list[RuleResult] = field(default_factory=list)
+    traps: dict[str, int] = field(default_factory=dict)
+    missing_traps: list[str] = field(default_factory=list)
+    skips: list[Skip] = field(default_factory=list)
+    known_failures: list[dict[str, Any]] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+    gsm8k: dict[str, Any] | None = None
+
+    def to_json(self) -> str:
+        """Return the record as JSON text: keys in field order, NaN and infinity refused."""
+        return json.dumps(asdict(self), indent=1, allow_nan=False, ensure_ascii=True) + "\n"
+
+    def write(self, path: Path) -> None:
+        """Write the record so that a reader never sees half of it (temporary file, then rename)."""
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(self.to_json())
+            umask = os.umask(0)
+            os.umask(umask)
+            Path(name).chmod(0o666 & ~umask)  # mkstemp makes 0600, which a CI artefact reader may not open
+            Path(name).replace(path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+
+
+def load_record(path: str | Path) -> RunRecord:
+    """Read a record file.
+
+    Raises:
+        RecordError: the file is missing, is not JSON, comes from a newer schema, or a field has the wrong type; the
+            message names the field.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / "record.json"
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RecordError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except ValueError as error:
+        raise RecordError(f"{path}: is not a JSON record ({error})") from error
+    if not isinstance(data, dict) or "schema" not in data:
+        raise RecordError(f"{path}: is not a run record: the field 'schema' is missing")
+    if not isinstance(data["schema"], int) or data["schema"] > SCHEMA_VERSION:
+        raise RecordError(
+            f"{path}: has schema {data['schema']!r}, this version of the harness reads up to {SCHEMA_VERSION}; "
+            "read it with the version that wrote it, or a newer one"
+        )
+    record: RunRecord = _build(RunRecord, data, f"{path}: record")
+    return record
+
+
+def _build(kind: Any, value: Any, where: str) -> Any:  # noqa: PLR0911, C901 - one branch a kind of annotation
+    """Turn parsed JSON into the annotated type, naming the field on any mismatch. Unknown keys are ignored."""
+    origin = typing.get_origin(kind)
+    if kind is Any:
+        return value
+    if origin in (types.UnionType, typing.Union):
+        options = typing.get_args(kind)
+        if value is None and type(None) in options:
+            return None
+        return _build(next(o for o in options if o is not type(None)), value, where)
+    if is_dataclass(kind):
+        if not isinstance(value, dict):
+            raise RecordError(f"{where} must be an object, got {type(value).__name__}")
+        hints = typing.get_type_hints(kind)
+        known = {f.name: hints[f.name] for f in fields(kind)}
+        built = {name: _build(hint, value[name], f"{where}.{name}") for name, hint in known.items() if name in value}
+        try:
+            return kind(**built)
+        except TypeError as error:
+            raise RecordError(f"{where}: {error}") from error
+    if origin is list:
+        if not isinstance(value, list):
+            raise RecordError(f"{where} must be a list, got {type(value).__name__}")
+        return [_build(typing.get_args(kind)[0], v, f"{where}[{i}]") for i, v in enumerate(value)]
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise RecordError(f"{where} must be an object, got {type(value).__name__}")
+        return {k: _build(typing.get_args(kind)[1], v, f"{where}.{k}") for k, v in value.items()}
+    if kind is Verdict:
+        if value not in set(Verdict):
+            raise RecordError(f"{where} must be one of {', '.join(Verdict)}, got {value!r}")
+        return Verdict(value)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise RecordError(f"{where} must be {kind.__name__}, got {value!r:.80}")
+    return value
+
+
+def merge_rules(results: list[RuleResult]) -> list[RuleResult]:
+    """Merge results of the same rule and candidate, as several xdist workers or batches produce them."""
+    merged: dict[tuple[str, str], RuleResult] = {}
+    for result in results:
+        key = (result.rule, result.candidate)
+        if key not in merged:
+            merged[key] = _build(RuleResult, json.loads(json.dumps(asdict(result))), "rule")
+            continue
+        into = merged[key]
+        into.verdict = worst([into.verdict, result.verdict])
+        into.reason = into.reason if into.verdict != result.verdict or into.reason else result.reason
+        for name in ("examples", "empty", "powerless", "compared"):
+            setattr(into, name, getattr(into, name) + getattr(result, name))
+        into.seconds += result.seconds
+        for counts, more in ((into.judged, result.judged), (into.notes, result.notes)):
+            for word, count in more.items():
+                counts[word] = counts.get(word, 0) + count
+        if result.worst_ratio is not None and (into.worst_ratio is None or result.worst_ratio > into.worst_ratio):
+            into.worst_ratio, into.worst_problem = result.worst_ratio, result.worst_problem
+        for stage, histogram in result.histograms.items():
+            if stage in into.histograms:
+                into.histograms[stage].add(histogram)
+            else:
+                into.histograms[stage] = Histogram(list(histogram.edges), list(histogram.counts))
+        into.failures.extend(result.failures)
+        into.skipped = into.skipped or result.skipped
+    return list(merged.values())
+
+
+def merge_records(records: list[RunRecord]) -> RunRecord:
+    """Merge the records of parallel workers of one run into the first one's identity."""
+    if not records:
+        raise ValueError("merge_records: records must not be empty")
+    first = _build(RunRecord, json.loads(records[0].to_json()), "record")
+    assert isinstance(first, RunRecord)  # noqa: S101 - for the type checker
+    for other in records[1:]:
+        first.rules.extend(other.rules)
+        first.skips.extend(s for s in other.skips if s not in first.skips)
+        first.errors.extend(other.errors)
+        first.interrupted = first.interrupted or other.interrupted
+        first.seconds = max(first.seconds, other.seconds)
+        for trap, count in other.traps.items():
+            first.traps[trap] = first.traps.get(trap, 0) + count
+        known = {c.name: c for c in first.candidates}
+        for candidate in other.candidates:
+            if candidate.name not in known:
+                first.candidates.append(candidate)
+            elif candidate.ran and not known[candidate.name].ran:
+                first.candidates[first.candidates.index(known[candidate.name])] = candidate
+        first.known_failures.extend(k for k in other.known_failures if k not in first.known_failures)
+    first.rules = merge_rules(first.rules)
+    return first

@@ -1,0 +1,97 @@
+"""The rules: one place for pytest, `conformance`, the command line and the mutants.
+
+A rule is a numbered sentence about a candidate (docs/rules.md) and a function that judges it on one problem. This module
+is the list; it imports no torch. The functions are in numbers.py, layer.py, poison.py, memory.py, symmetry.py and
+sessions.py.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from harness.verdict import UsageError
+
+if TYPE_CHECKING:
+    from harness.comparison import Comparison
+    from harness.context import Context
+
+RuleFunction = Callable[["Context"], "list[Comparison]"]
+
+
+class NotApplicableError(Exception):
+    """The rule says nothing about this candidate, for the given reason; counted as skipped, with the reason."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One rule.
+
+    Attributes:
+        id: its name everywhere.
+        title: the sentence, as short as it gets.
+        target: "module:function" of its code.
+        stages: stages that the candidate must implement.
+        share: examples relative to the profile's number; rules that run a stage many times get fewer.
+        traps: "all", or "finite" for rules that compare outputs bit for bit where NaN inputs say nothing.
+    """
+
+    id: str
+    title: str
+    target: str
+    stages: tuple[str, ...]
+    share: float = 1.0
+    traps: str = "all"
+
+    def function(self) -> RuleFunction:
+        """Import and return the rule's code."""
+        module, _, name = self.target.partition(":")
+        function: RuleFunction = getattr(importlib.import_module(f"harness.rules.{module}"), name)
+        return function
+
+
+_QUANT, _ACT, _GEMM, _MOE = "quantize_grouped", "silu_mul_quantize_grouped", "masked_grouped_gemm", "masked_moe"
+
+RULES = (
+    Rule("QUANT", "every stored block scale and code is legal for its input", "numbers:quantize", (_QUANT,)),
+    Rule("ACT", "every stored scale and code of bf16(silu(gate) * up) is legal", "numbers:activation", (_ACT,)),
+    Rule("GEMM", "every output is the exact result, or within its derived bound", "numbers:gemm", (_GEMM,)),
+    Rule("PIPELINE", "each stage is legal on the candidate's own previous stage", "layer:pipeline", (_QUANT, _GEMM)),
+    Rule("MOE", "the whole layer is legal, stage by stage or by propagated bound", "layer:moe", (_MOE,)),
+    Rule("PAD-ROWS", "rows at or past masked_m never change a valid row", "poison:padding_rows", (), 0.4),
+    Rule("PAD-SCALES", "padding of the block scales never changes a valid row", "poison:padding_scales", (_GEMM,), 0.4),
+    Rule("PAD-OUT", "every valid element is written, whatever the buffers held before", "poison:outputs", (), 0.4),
+    Rule("WRITES", "nothing is written outside whole tiles of valid rows", "memory:writes", (_GEMM,), 0.4),
+    Rule("INPUTS", "no input is changed", "memory:inputs", (), 0.3),
+    Rule("LAYOUT-OUT", "an output in another layout is refused or written right", "memory:output_layout", (_GEMM,), 0.2),
+    Rule("LAYOUT-IN", "an operand in another layout is refused or read right", "memory:operand_layout", (_GEMM,), 0.2),
+    Rule("REPEAT", "the same call gives the same bits", "symmetry:repeat", (), 0.3, "finite"),
+    Rule("ISOLATION", "an expert's data never changes another expert's output", "symmetry:isolation", (_GEMM,), 0.3, "finite"),
+    Rule("EXPERTS", "permuting experts permutes outputs", "symmetry:expert_permutation", (), 0.3, "finite"),
+    Rule("TOKENS", "permuting an expert's rows permutes outputs", "symmetry:token_permutation", (), 0.3, "finite"),
+    Rule("POW2", "a power of two moves from data to scale without changing a bit", "symmetry:power_of_two", (_QUANT,), 0.3, "finite"),
+    Rule("CAPACITY", "a larger capacity changes no valid row", "symmetry:capacity", (), 0.3, "finite"),
+    Rule("HINTS", "performance hints change no value", "symmetry:hints", (_GEMM,), 0.3, "finite"),
+    Rule("SHAPES", "shapes that follow each other in one process do not disturb each other", "sessions:shapes", (_GEMM,), 0.2, "finite"),
+    Rule("GRAPH", "a replayed CUDA graph reads the new data and the new masked_m", "sessions:graph_replay", (), 0.2, "finite"),
+)  # fmt: skip
+RULE_IDS = tuple(rule.id for rule in RULES)
+
+
+def find_rules(names: list[str]) -> list[Rule]:
+    """Return the rules with these ids, all of them for an empty list.
+
+    Raises:
+        UsageError: no such rule; the message gives the nearest name.
+    """
+    by_id = {rule.id: rule for rule in RULES}
+    for name in names:
+        if name.upper() not in by_id:
+            near = difflib.get_close_matches(name.upper(), RULE_IDS, n=1, cutoff=0.3)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise UsageError(f"unknown rule {name!r}: {hint}Known: {', '.join(RULE_IDS)}")
+    wanted = {name.upper() for name in names}
+    return [rule for rule in RULES if not wanted or rule.id in wanted]

@@ -1,0 +1,179 @@
+"""PIPELINE and MOE: the whole layer, each stage judged on what the candidate's own previous stage produced."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harness import physical
+from harness.comparison import Comparison, Rows, compare, roll_rows
+from harness.context import Context, Quantized, checked_moe_output, checked_quantized
+from harness.judge_gemm import judge_gemm
+from harness.judge_quantize import QuantizerInput, judge_quantized
+from reference import propagate
+from reference.nvfp4 import decode_blocks
+
+
+def pipeline(ctx: Context) -> list[Comparison]:
+    """PIPELINE: quantize, GEMM, activation, GEMM, called one after the other."""
+    t, rows = ctx.tensors, ctx.rows()
+    a = ctx.quantize(t.x, t.input_scale)
+    found = _judge_quantized(ctx, "quantize", QuantizerInput.known(rows.take(t.x)), a, t.input_scale, rows)
+    gemm1 = ctx.gemm((a.packed, a.scales), t.w1, t.w1_alpha)
+    found.append(_judge_gemm(ctx, "gemm1", gemm1, a, t.w1, t.w1_alpha))
+    if ctx.problem.activation == "silu" and not ctx.has("silu_mul_quantize_grouped"):
+        return found
+    if ctx.problem.activation == "silu":
+        a2 = ctx.silu_mul_quantize(gemm1, t.a2_scale)
+    else:
+        a2 = ctx.quantize(gemm1.relu().square().contiguous(), t.a2_scale)
+    given = QuantizerInput.activated(rows.take(gemm1), ctx.problem.activation)
+    found += _judge_quantized(ctx, "activation", given, a2, t.a2_scale, rows)
+    gemm2 = ctx.gemm((a2.packed, a2.scales), t.w2, t.w2_alpha)
+    found.append(_judge_gemm(ctx, "gemm2", gemm2, a2, t.w2, t.w2_alpha))
+    return found
+
+
+def _judge_quantized(
+    ctx: Context, stage: str, given: QuantizerInput, got: Quantized, scale: Tensor, rows: Rows
+) -> list[Comparison]:
+    if not len(rows):
+        return [Comparison(f"{stage}.scale"), Comparison(f"{stage}.codes")]
+    return judge_quantized(
+        stage, given, rows.take(got.codes), rows.take(got.block_scale), scale, rows, ctx.known.arithmetic,
+        keeps_sign_of_zero=ctx.traits.keeps_sign_of_zero,
+    )  # fmt: skip
+
+
+def _judge_gemm(ctx: Context, stage: str, out: Tensor, a: Quantized, weights: Any, alpha: Tensor) -> Comparison:
+    values = decode_valid(a, ctx.rows())
+    return judge_gemm(
+        stage, out, values, weights.values, alpha, ctx.masked_m, ctx.known.accumulator, b_steps=weights.steps
+    )
+
+
+def decode_valid(a: Quantized, rows: Rows) -> Tensor:
+    """Return code x block scale of the valid rows, `(l, m, k)` float32, zero in padding rows."""
+    values = torch.zeros(a.codes.shape, dtype=torch.float32, device=a.codes.device)
+    values[rows.expert, rows.row] = decode_blocks(rows.take(a.codes), rows.take(a.block_scale), torch.float32)
+    return values
+
+
+def moe(ctx: Context) -> list[Comparison]:
+    """MOE: the layer in one call; judged through its tapped stages where the candidate has taps, else by propagation."""
+    t = ctx.tensors
+    hidden: tuple[Tensor, Tensor | None] = (t.x, None)
+    if "prequantized" in ctx.problem.extras:
+        hidden = ctx.reference_operand()
+    if hasattr(ctx.candidate, "masked_moe_tapped"):
+        out, calls = ctx.candidate.masked_moe_tapped(**ctx.moe_arguments(hidden))
+        return judge_taps(ctx, checked_moe_output(out, ctx.problem), calls)
+    return [judge_opaque(ctx, ctx.moe(hidden))]
+
+
+def judge_taps(ctx: Context, out: Tensor, calls: list[Any]) -> list[Comparison]:
+    """Judge every recorded stage call of one layer on its own inputs, and that the layer returned the last one's output.
+
+    Args:
+        ctx: the problem.
+        out: `(l, m, k)` bfloat16, what the layer returned.
+        calls: objects with `stage`, `inputs` and `outputs` (harness.candidates.taps.StageCall).
+    """
+    t, rows = ctx.tensors, ctx.rows()
+    found: list[Comparison] = []
+    gemms = [c for c in calls if c.stage == "masked_grouped_gemm"]
+    for call in calls:
+        if call.stage == "masked_grouped_gemm":
+            first = call is gemms[0]
+            weights, name = (t.w1, "gemm1") if first else (t.w2, "gemm2")
+            a = _decoded(call.inputs["a"], call.inputs["a_scale"])
+            alpha = t.w1_alpha if first else t.w2_alpha
+            found.append(_judge_gemm(ctx, f"tapped {name}", call.outputs["out"].permute(2, 0, 1), a, weights, alpha))
+            continue
+        silu = call.stage == "silu_mul_quantize_grouped"
+        source = call.inputs["gate_up" if silu else "x"]
+        given = QuantizerInput.activated(rows.take(source), "silu") if silu else QuantizerInput.known(rows.take(source))
+        shape = torch.Size((*source.shape[:2], source.shape[2] // 2)) if silu else source.shape
+        got = checked_quantized((call.outputs["packed"], call.outputs["block_scale"]), shape, call.stage)
+        second = silu or any(c.stage == "masked_grouped_gemm" for c in calls[: calls.index(call)])
+        scale = t.a2_scale if second else t.input_scale
+        found += _judge_quantized(ctx, "tapped activation" if second else "tapped quantize", given, got, scale, rows)
+    if len(gemms) != 2:
+        raise RuntimeError(f"masked_moe_tapped recorded {len(gemms)} GEMMs, expected 2: the taps missed the engine's calls")
+    last = rows.take(gemms[-1].outputs["out"].permute(2, 0, 1))
+    from harness.comparison import compare_equal
+
+    found.append(compare_equal("layer output", rows.take(out), last, rows, "the last GEMM stored something else"))
+    return found
+
+
+def _decoded(packed: Tensor, scales: Tensor) -> Quantized:
+    codes = physical.codes_of(packed)
+    return Quantized(packed, scales, codes, physical.block_scales_of(scales, codes.shape[1], codes.shape[2] // 16))
+
+
+def judge_opaque(ctx: Context, out: Tensor) -> Comparison:
+    """Judge the layer's output against the range that legal stages can reach.
+
+    Power is judged on x1.1 and one swapped row besides the usual alterations: a propagated range that accepts those
+    says nothing.
+    """
+    rows = ctx.rows()
+    if not len(rows):
+        return Comparison("layer, propagated")
+    low, high = _propagated(ctx)
+    got = rows.take(out).double()
+    nan_expected = low.isnan() | high.isnan()
+
+    def accepts(values: Tensor) -> Tensor:
+        return torch.where(nan_expected, values.isnan(), (values >= low) & (values <= high))
+
+    center = (low + high) / 2
+    ratio = (got - center).abs() / ((high - low) / 2).clamp(min=1e-300)
+    swapped = got.clone()
+    if len(rows) > 1:
+        swapped[[0, -1]] = got[[-1, 0]]
+    altered = {
+        "zeros": lambda: bool(accepts(torch.zeros_like(got)).all()),
+        "x0.5": lambda: bool(accepts(got * 0.5).all()),
+        "rolled rows": lambda: bool(accepts(roll_rows(got)).all()),
+        "x1.1": lambda: bool(accepts((got * 1.1).bfloat16().double()).all()),
+    }
+    if len(rows) > 1:
+        altered["two swapped rows"] = lambda: bool(accepts(swapped).all())
+    legal = accepts(got)
+    return compare(
+        "layer, propagated",
+        legal,
+        rows,
+        judged={f"bound propagated through the stages: {ctx.known.arithmetic.describe()}": got.numel()},
+        altered=altered,
+        show=lambda r, c: f"= {float(got[r, c]):.8g}, legal are {float(low[r, c]):.8g} to {float(high[r, c]):.8g}",
+        ratio=torch.where(legal, ratio.clamp(max=1.0), ratio).nan_to_num(torch.inf),
+    )
+
+
+def _propagated(ctx: Context) -> tuple[Tensor, Tensor]:
+    t = ctx.tensors
+    prequantized = "prequantized" in ctx.problem.extras
+    source = decode_blocks(*ctx.reference_quantized()) if prequantized else t.x.double()
+    low, high = [], []
+    for expert, count in enumerate(ctx.masked_m):
+        if not count:
+            continue
+        x = propagate.Interval(source[expert, :count], source[expert, :count])
+        scales = (
+            t.w1_alpha[expert],
+            None if prequantized else t.input_scale[expert],
+            t.a2_scale[expert],
+            t.w2_alpha[expert],
+        )
+        result = propagate.masked_moe(
+            x, t.w1.values[expert], t.w2.values[expert], scales, ctx.problem.activation, ctx.known.arithmetic,
+            ctx.known.accumulator,
+        )  # fmt: skip
+        low.append(result.low)
+        high.append(result.high)
+    return torch.cat(low), torch.cat(high)

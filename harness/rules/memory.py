@@ -1,0 +1,166 @@
+"""WRITES, INPUTS, LAYOUT-OUT, LAYOUT-IN: what a candidate may write, and in which layouts it may be called."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from harness import physical
+from harness.comparison import Comparison, Rows, compare, compare_equal
+from harness.context import Context
+from harness.judge_gemm import judge_gemm
+from reference.nvfp4 import decode_blocks
+
+SENTINEL = 13.0
+_GUARD = 4096  # elements before and behind the output buffer
+
+
+def writes(ctx: Context) -> list[Comparison]:
+    """WRITES: rows past the last tile with a valid row, empty experts and the memory around the output keep a sentinel."""
+    t, p = ctx.tensors, ctx.problem
+    n = t.w1.codes.shape[1]
+    size = p.experts * p.capacity * n
+    memory = torch.full((size + 2 * _GUARD,), SENTINEL, dtype=torch.bfloat16, device=ctx.traits.device)
+    out = memory[_GUARD : _GUARD + size].view(p.experts, p.capacity, n)
+    a = ctx.reference_operand()
+    ctx.candidate.masked_grouped_gemm(
+        *a, physical.operand(t.w1.codes), physical.scales(t.w1.block_scale), out.permute(1, 2, 0), t.masked_m, t.w1_alpha
+    )
+    store = ctx.traits.store_rows
+    kept = [range(min(math.ceil(count / store) * store, p.capacity), p.capacity) for count in p.masked_m]
+    expert = torch.tensor([e for e, rows in enumerate(kept) for _ in rows], dtype=torch.long, device=out.device)
+    row = torch.tensor([r for rows in kept for r in rows], dtype=torch.long, device=out.device)
+    rows = Rows(expert, row, p.experts, p.capacity)
+    guard = torch.cat((memory[:_GUARD], memory[_GUARD + size :])).view(2, _GUARD)
+    zero = torch.zeros(2, dtype=torch.long, device=out.device)
+    around = Rows(zero, zero, 1, 1, "element")
+    return [
+        _untouched("rows past the last tile", out[expert, row], rows, f"stores may cover whole tiles of {store} rows only"),
+        _untouched("memory around the output", guard, around, "nothing outside the output may be written"),
+        *_wrote_something(ctx, out),
+    ]
+
+
+def _untouched(stage: str, got: Tensor, rows: Rows, contract: str) -> Comparison:
+    return compare(
+        stage,
+        got == SENTINEL,
+        rows,
+        judged={"still the sentinel": got.numel()},
+        altered={
+            "zeros": lambda: False,  # any value other than the sentinel is noticed: the sentinel is a constant
+        },
+        show=lambda r, c: f"= {float(got[r, c]):.6g} was written, but {contract}",
+    )
+
+
+def _wrote_something(ctx: Context, out: Tensor) -> list[Comparison]:
+    """Judge the valid rows as well: a GEMM that writes nothing at all must not pass this rule."""
+    t = ctx.tensors
+    values = decode_blocks(*ctx.reference_quantized(), torch.float32)
+    return [
+        judge_gemm("gemm", out, values, t.w1.values, t.w1_alpha, ctx.masked_m, ctx.known.accumulator, b_steps=t.w1.steps)
+    ]
+
+
+def inputs(ctx: Context) -> list[Comparison]:
+    """INPUTS: every byte of every input, padding included, is what it was before the call."""
+    t = ctx.tensors
+    found = []
+    if ctx.has("quantize_grouped"):
+        given = {"x": t.x.clone(), "masked_m": t.masked_m.clone(), "global_scale_enc": t.input_scale.clone()}
+        found.append(_unchanged("quantize_grouped", given, lambda g: ctx.candidate.quantize_grouped(*g.values())))
+    if ctx.has("silu_mul_quantize_grouped"):
+        given = {"gate_up": t.gate_up.clone(), "masked_m": t.masked_m.clone(), "global_scale_enc": t.a2_scale.clone()}
+        found.append(_unchanged("silu_mul_quantize_grouped", given, lambda g: ctx.candidate.silu_mul_quantize_grouped(*g.values())))
+    if ctx.has("masked_grouped_gemm"):
+        a, a_scale = ctx.reference_operand()
+        p = ctx.problem
+        out = physical.empty_out(p.experts, p.capacity, t.w1.codes.shape[1], torch.bfloat16, ctx.traits.device, 0.0)
+        given = {
+            "a": a,
+            "a_scale": a_scale,
+            "b": physical.operand(t.w1.codes),
+            "b_scale": physical.scales(t.w1.block_scale),
+            "masked_m": t.masked_m.clone(),
+            "alpha": t.w1_alpha.clone(),
+        }
+        found.append(
+            _unchanged(
+                "masked_grouped_gemm",
+                given,
+                lambda g: ctx.candidate.masked_grouped_gemm(
+                    g["a"], g["a_scale"], g["b"], g["b_scale"], out, g["masked_m"], g["alpha"]
+                ),
+            )
+        )
+    if ctx.has("masked_moe"):
+        arguments = ctx.moe_arguments((t.x.clone(), None))
+        given = {k: v for k, v in arguments.items() if isinstance(v, Tensor)} | {"x": arguments["hidden_states"][0]}
+        found.append(_unchanged("masked_moe", given, lambda _: ctx.candidate.masked_moe(**arguments)))
+    return found
+
+
+def _unchanged(stage: str, given: dict[str, Tensor], call) -> Comparison:  # type: ignore[no-untyped-def]
+    before = {name: _bytes(tensor).clone() for name, tensor in given.items()}
+    call(given)
+    names = list(before)
+    same = torch.stack([(_bytes(given[name]) == before[name]).all() for name in names]).unsqueeze(0).cpu()
+    zero = torch.zeros(1, dtype=torch.long)
+    return compare(
+        stage,
+        same,
+        Rows(zero, zero, 1, 1, "input"),
+        judged={"inputs compared byte for byte": len(names)},
+        altered={},
+        show=lambda _, c: f"the call changed its input {names[c]}",
+    )
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    """Return the bytes of a tensor, whatever its strides, as a flat view of its memory."""
+    order = sorted(range(tensor.ndim), key=lambda d: (-tensor.stride(d), d))
+    flat = tensor.permute(order).contiguous() if tensor.ndim else tensor.reshape(1)
+    return flat.view(-1).view(torch.uint8) if flat.element_size() > 1 else flat.view(torch.uint8).view(-1)
+
+
+def output_layout(ctx: Context) -> list[Comparison]:
+    """LAYOUT-OUT: an output with the expert axis innermost is refused, or holds the same values (flashinfer#3103)."""
+    t, p = ctx.tensors, ctx.problem
+    n = t.w1.codes.shape[1]
+    rows, a = ctx.rows(), ctx.reference_operand()
+    wanted = rows.take(ctx.gemm(a, t.w1, t.w1_alpha))
+    out = torch.full((p.capacity, n, p.experts), SENTINEL, dtype=torch.bfloat16, device=ctx.traits.device)
+    try:
+        ctx.candidate.masked_grouped_gemm(
+            *a, physical.operand(t.w1.codes), physical.scales(t.w1.block_scale), out, t.masked_m, t.w1_alpha
+        )
+    except (ValueError, TypeError, AssertionError, RuntimeError):
+        return [_refused("output, experts innermost")]
+    got = rows.take(out.permute(2, 0, 1))
+    return [compare_equal("output, experts innermost", got, wanted, rows, "the strides of the output were ignored")]
+
+
+def operand_layout(ctx: Context) -> list[Comparison]:
+    """LAYOUT-IN: operands and scales with the expert axis innermost are refused, or read right."""
+    t = ctx.tensors
+    rows, a = ctx.rows(), ctx.reference_operand()
+    wanted = rows.take(ctx.gemm(a, t.w1, t.w1_alpha))
+    found = []
+    for name, changed in (
+        ("operand A, experts innermost", (a[0].contiguous(), a[1])),
+        ("scales of A, experts innermost", (a[0], a[1].view(torch.uint8).contiguous().view(torch.float8_e4m3fn))),
+    ):
+        try:
+            got = rows.take(ctx.gemm(changed, t.w1, t.w1_alpha))
+        except (ValueError, TypeError, AssertionError, RuntimeError):
+            found.append(_refused(name))
+            continue
+        found.append(compare_equal(name, got, wanted, rows, "the strides were ignored and memory was misread"))
+    return found
+
+
+def _refused(stage: str) -> Comparison:
+    return Comparison(stage, compared=1, judged={"refused with an error": 1})

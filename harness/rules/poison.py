@@ -1,0 +1,111 @@
+"""PAD-ROWS, PAD-SCALES, PAD-OUT: what lies in padding or lay in a buffer before must not reach a valid element."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from harness import physical
+from harness.comparison import Comparison, compare_equal
+from harness.context import Context, poisoned_allocations
+from reference.moe import valid_rows
+
+POISONS = (float("nan"), float("inf"), 6e4)
+NAN_SCALE, MAX_SCALE = 0x7F, 0x7E
+
+
+def _padded(ctx: Context, tensor: Tensor, fill: float) -> Tensor:
+    """Return a `(l, m, *)` tensor with its padding rows filled."""
+    padding = ~valid_rows(ctx.tensors.masked_m, tensor.shape[1])
+    return tensor.masked_fill(padding.unsqueeze(-1), fill)
+
+
+def padding_rows(ctx: Context) -> list[Comparison]:
+    """PAD-ROWS: each stage with zeros and with poison in the rows at or past masked_m."""
+    t, rows = ctx.tensors, ctx.rows()
+    found = []
+    poison = POISONS[ctx.problem.seed % len(POISONS)]
+    what = f"the padding rows hold {poison} instead of zeros"
+    if ctx.has("quantize_grouped"):
+        clean, dirty = (ctx.quantize(_padded(ctx, t.x, f), t.input_scale).valid_bytes(rows) for f in (0.0, poison))
+        found.append(compare_equal("quantize", dirty, clean, rows, what))
+    if ctx.has("silu_mul_quantize_grouped"):
+        clean, dirty = (
+            ctx.silu_mul_quantize(_padded(ctx, t.gate_up, f), t.a2_scale).valid_bytes(rows) for f in (0.0, poison)
+        )
+        found.append(compare_equal("activation", dirty, clean, rows, what))
+    if ctx.has("masked_grouped_gemm"):
+        clean, dirty = (rows.take(ctx.gemm(_operand_with_padding(ctx, *f), t.w1, t.w1_alpha)) for f in ((0, 0), (0xF, NAN_SCALE)))
+        found.append(compare_equal("gemm", dirty, clean, rows, "the padding rows of A hold -6 and NaN scales, not zeros"))
+    if ctx.has("masked_moe"):
+        clean, dirty = (rows.take(ctx.moe((_padded(ctx, t.x, f), None))) for f in (0.0, poison))
+        found.append(compare_equal("layer", dirty, clean, rows, what))
+    return found
+
+
+def _operand_with_padding(ctx: Context, code: int, scale: int) -> tuple[Tensor, Tensor]:
+    """Return the quantized tokens, padding rows holding one code and one scale byte (tile padding included)."""
+    codes, block_scale = ctx.reference_quantized()
+    padding = ~valid_rows(ctx.tensors.masked_m, codes.shape[1]).unsqueeze(-1)
+    return physical.operand(codes.masked_fill(padding, code)), physical.scales(block_scale.masked_fill(padding, scale), scale)
+
+
+def padding_scales(ctx: Context) -> list[Comparison]:
+    """PAD-SCALES: zeros, NaN and 448 in the padding of both operands' block scales (rows to 128, columns to 4)."""
+    t, rows = ctx.tensors, ctx.rows()
+    outputs = [
+        rows.take(
+            ctx.gemm(ctx.reference_operand(fill), t.w1, t.w1_alpha, b_scales=physical.scales(t.w1.block_scale, fill))
+        )
+        for fill in (0, NAN_SCALE, MAX_SCALE)
+    ]
+    return [
+        compare_equal("gemm", outputs[1], outputs[0], rows, "the scale padding holds NaN (0x7F) instead of zeros"),
+        compare_equal("gemm", outputs[2], outputs[0], rows, "the scale padding holds 448 (0x7E) instead of zeros"),
+    ]
+
+
+def outputs(ctx: Context) -> list[Comparison]:
+    """PAD-OUT: each stage with its buffers holding NaN patterns and holding something else."""
+    t, rows = ctx.tensors, ctx.rows()
+    found = []
+    if ctx.has("quantize_grouped"):
+        found.append(_twice(ctx, "quantize", lambda: ctx.quantize(t.x, t.input_scale).valid_bytes(rows)))
+    if ctx.has("silu_mul_quantize_grouped"):
+        found.append(_twice(ctx, "activation", lambda: ctx.silu_mul_quantize(t.gate_up, t.a2_scale).valid_bytes(rows)))
+    if ctx.has("masked_grouped_gemm"):
+        a = ctx.reference_operand()
+        nan, other = (rows.take(ctx.gemm(a, t.w1, t.w1_alpha, fill=fill)) for fill in (float("nan"), 13.0))
+        found.append(_named_unwritten(compare_equal("gemm", nan, other, rows, "the output held NaN instead of 13"), nan))
+    if ctx.has("masked_moe"):
+        found.append(_twice(ctx, "layer", lambda: rows.take(ctx.moe())))
+    return found
+
+
+def _twice(ctx: Context, stage: str, run: Callable[[], Tensor]) -> Comparison:
+    """Run a stage whose buffers the candidate allocates, with clean and with poisoned allocations."""
+    # Blocks of the same size that were just freed hold this, and allocators hand them out again.
+    _leave_behind(ctx)
+    clean = run()
+    with poisoned_allocations(ctx.traits.device):
+        poisoned = run()
+    what = "fresh allocations hold NaN patterns instead of leftovers"
+    return _named_unwritten(compare_equal(stage, poisoned, clean, ctx.rows(), what), poisoned)
+
+
+def _leave_behind(ctx: Context) -> None:
+    """Fill and free memory, so that an output that is never written does not happen to hold the right values."""
+    shape = ctx.tensors.x.shape
+    for size in (shape[0] * shape[1] * shape[2] // 2, shape[0] * shape[1] * shape[2]):
+        torch.full((size,), 0x55, dtype=torch.uint8, device=ctx.traits.device)
+
+
+def _named_unwritten(result: Comparison, got: Tensor) -> Comparison:
+    """Say so where what differs is just the poison: the output was never written."""
+    if result.illegal and len(got):
+        poison = got.isnan() if got.dtype.is_floating_point else (got == 0xFF) | (got == 0xF) | (got == NAN_SCALE)
+        if bool(poison.all()):
+            result.message = f"{result.stage}: output never written: it still holds the poison\n{result.message}"
+    return result

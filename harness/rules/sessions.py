@@ -1,0 +1,70 @@
+"""SHAPES, GRAPH: what only shows when a process makes several calls."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+
+from harness.comparison import Comparison, compare_equal
+from harness.context import Context
+from harness.judge_gemm import judge_gemm
+from harness.rules import NotApplicableError
+from reference.nvfp4 import decode_blocks
+
+
+def shapes(ctx: Context) -> list[Comparison]:
+    """SHAPES: a shape, another one, and the first again: both are right and the first repeats its bits (flashinfer#1856)."""
+    p, k = ctx.problem, ctx.traits.k_multiple
+    other = dataclasses.replace(
+        p,
+        hidden=p.hidden + k,
+        masked_m=tuple(reversed(p.masked_m)),
+        seed=p.seed + 1,
+    )
+    second = Context(ctx.candidate, other, ctx.known)
+    t, rows = ctx.tensors, ctx.rows()
+    before = rows.take(ctx.gemm(ctx.reference_operand(), t.w1, t.w1_alpha))
+    found = [_judged(second, "gemm, second shape")]
+    after = rows.take(ctx.gemm(ctx.reference_operand(), t.w1, t.w1_alpha))
+    if ctx.traits.deterministic:
+        found.append(compare_equal("gemm, first shape again", after, before, rows, "another shape ran in between"))
+    return found
+
+
+def _judged(ctx: Context, name: str) -> Comparison:
+    t = ctx.tensors
+    out = ctx.gemm(ctx.reference_operand(), t.w1, t.w1_alpha)
+    values = decode_blocks(*ctx.reference_quantized(), torch.float32)
+    return judge_gemm(name, out, values, t.w1.values, t.w1_alpha, ctx.masked_m, ctx.known.accumulator, b_steps=t.w1.steps)
+
+
+def graph_replay(ctx: Context) -> list[Comparison]:
+    """GRAPH: capture the layer, change tokens and masked_m in place, replay: equal to a fresh call on the new data."""
+    if ctx.traits.device != "cuda":
+        raise NotApplicableError("CUDA graphs need a CUDA device")
+    if not ctx.traits.cuda_graph:
+        raise NotApplicableError("the candidate declares cuda_graph=False")
+    if not ctx.has("masked_moe"):
+        raise NotApplicableError("the candidate has no masked_moe")
+    t, p = ctx.tensors, ctx.problem
+    x, masked_m = t.x.clone(), t.masked_m.clone()
+    changed = dataclasses.replace(p, masked_m=tuple(reversed(p.masked_m)), seed=p.seed + 1)
+    fresh = Context(ctx.candidate, changed, ctx.known)
+    arguments = ctx.moe_arguments((x, None), masked_m)
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(2):  # lazily made handles and compiled kernels must not fall into the capture
+            ctx.candidate.masked_moe(**arguments)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = ctx.candidate.masked_moe(**arguments)
+    x.copy_(fresh.tensors.x)
+    masked_m.copy_(fresh.tensors.masked_m)
+    graph.replay()
+    torch.cuda.synchronize()
+    rows = fresh.rows()
+    direct = ctx.candidate.masked_moe(**(arguments | {"hidden_states": (x.clone(), None), "masked_m": masked_m.clone()}))
+    return [compare_equal("layer, replayed", rows.take(out), rows.take(direct), rows, "a graph was replayed on changed inputs")]

@@ -1,0 +1,45 @@
+"""The three verdicts, how they combine, and the exit codes of the command line.
+
+Imports nothing heavy: the command line and the pytest plugin read it before torch is loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from enum import IntEnum, StrEnum
+
+
+class Verdict(StrEnum):
+    """PASS: something was compared, all of it legal, with power. FAIL: an illegal element. UNKNOWN: not judged."""
+
+    PASS = "PASS"  # noqa: S105 - a verdict, not a password
+    FAIL = "FAIL"
+    UNKNOWN = "UNKNOWN"
+
+
+class ExitCode(IntEnum):
+    """What every command and every pytest session of the harness exits with."""
+
+    PASS = 0
+    FAIL = 1
+    UNKNOWN = 2
+    USAGE = 64
+    INTERNAL = 70
+    INTERRUPTED = 130
+
+
+_SEVERITY = {Verdict.PASS: 0, Verdict.UNKNOWN: 1, Verdict.FAIL: 2}
+
+
+def worst(verdicts: Iterable[Verdict]) -> Verdict:
+    """Return the worst of several verdicts (FAIL, then UNKNOWN, then PASS); UNKNOWN when there is none."""
+    return max(verdicts, key=_SEVERITY.__getitem__, default=Verdict.UNKNOWN)
+
+
+def exit_code(verdict: Verdict) -> ExitCode:
+    """Return the exit code of a run that ended with this verdict."""
+    return ExitCode[verdict.value]
+
+
+class UsageError(Exception):
+    """Input that the user has to correct. The command line prints it in one line and exits 64."""

@@ -1,0 +1,137 @@
+"""What a masked GEMM may return: the legal interval of every output element.
+
+The accumulator holds the exact dot product c up to E = units * sum |a||b|; then the epilogue multiplies by alpha in
+float32 and rounds once to the output type. Each of these steps is monotone, so the legal outputs are exactly those
+between the epilogue of c - E and the epilogue of c + E. Where the grid certificate holds E is 0 and both ends meet.
+
+Rules: GEMM-2 (bit equality), GEMM-3 (interval). Derivation: docs/bounds.md.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from reference import certificate
+
+
+@dataclass(frozen=True)
+class Accumulator:
+    """How the candidate's GEMM adds.
+
+    Attributes:
+        bits: significant bits of the running sum (24: float32).
+        chunk: products that are added before the sum is rounded or truncated once (64: one FP4 instruction).
+        measured: bits were measured through the candidate itself; otherwise they are assumed and bit equality is not
+            demanded.
+    """
+
+    bits: int = 24
+    chunk: int = 64
+    measured: bool = False
+
+    def units(self, k: int) -> float:
+        """Return the largest relative error, in multiples of sum |a||b|, of a dot product of k terms.
+
+        One truncation (a unit of 2^(1 - bits)) for each chunk, one for a final carry between partial sums and one for
+        the alignment within an instruction.
+        """
+        return (-(-k // self.chunk) + 2) * 2.0 ** (1 - self.bits)
+
+    def describe(self) -> str:
+        """Return the model in words, as the record shows it."""
+        source = "measured" if self.measured else "assumed"
+        return f"{self.bits}-bit accumulator ({source}), one truncation per {self.chunk} products"
+
+
+@dataclass(frozen=True)
+class LegalOutput:
+    """The legal interval of each element, in the output type.
+
+    Attributes:
+        low: `(m, n)`, smallest legal value.
+        high: `(m, n)`, largest legal value.
+        exact: `(m, n)` float64, alpha times the exact dot product.
+        bit_equal: `(m, n)` bool, the certificate holds: one legal value (zeros of either sign).
+        oracle_exact: whether every float64 dot product was itself exact.
+    """
+
+    low: Tensor
+    high: Tensor
+    exact: Tensor
+    bit_equal: Tensor
+    oracle_exact: bool
+
+    def accepts(self, out: Tensor) -> Tensor:
+        """Return which elements are legal: inside the interval, or NaN where the exact result is NaN."""
+        inside = (out >= self.low) & (out <= self.high)
+        return torch.where(self.exact.isnan(), out.isnan(), inside)
+
+    def ratio(self, out: Tensor) -> Tensor:
+        """Return the distance from the exact value over the distance to the legal end on that side, float64.
+
+        0 is exact, up to 1 is legal; elements with one legal value give 0 or infinity.
+        """
+        value = out.double()
+        edge = torch.where(value >= self.exact, self.high.double(), self.low.double())
+        ratio = (value - self.exact).abs() / (edge - self.exact).abs()
+        return torch.where(self.accepts(out), ratio.nan_to_num(0.0, posinf=1.0).clamp(max=1.0), ratio.nan_to_num(torch.inf))
+
+
+def legal_gemm(
+    a: Tensor,
+    b: Tensor,
+    alpha: Tensor | None,
+    dtype: torch.dtype,
+    accumulator: Accumulator,
+    *,
+    b_steps: Tensor | None = None,
+) -> LegalOutput:
+    """Return the legal outputs of one expert's GEMM.
+
+    Args:
+        a: `(m, k)` decoded operand (code x block scale), valid rows only.
+        b: `(n, k)` decoded operand.
+        alpha: `()` float32, or None for 1.
+        dtype: output type: bfloat16, float16 or float32.
+        accumulator: how the candidate adds.
+        b_steps: `step_exponents(b)`, where the caller has it already.
+
+    Returns:
+        The legal interval of every element of `(m, n)`.
+
+    Rules: GEMM-2, GEMM-3.
+    """
+    sums = certificate.magnitude_sums(a, b)
+    a_steps = certificate.step_exponents(a)
+    b_steps = certificate.step_exponents(b) if b_steps is None else b_steps
+    fits_float32 = bool(certificate.certified(sums, a_steps, b_steps, certificate.FLOAT32_BITS).all())
+    exact = certificate.dot_products(a, b, exact_in_float32=fits_float32)
+    oracle_exact = fits_float32 or bool(certificate.certified(sums, a_steps, b_steps, certificate.FLOAT64_BITS).all())
+    error = sums * accumulator.units(a.shape[-1])
+    if not oracle_exact:
+        error += sums * (a.shape[-1] * 2.0**-certificate.FLOAT64_BITS)
+    if accumulator.measured:
+        bit_equal = certificate.certified(sums, a_steps, b_steps, min(accumulator.bits, certificate.FLOAT32_BITS))
+        error = error.masked_fill_(bit_equal, 0.0)
+    else:
+        bit_equal = torch.zeros_like(sums, dtype=torch.bool)
+    ends = [epilogue(exact - error, alpha, dtype), epilogue(exact + error, alpha, dtype)]
+    if alpha is not None and bool(alpha < 0):
+        ends.reverse()
+    scaled = exact if alpha is None else exact * alpha.double()
+    return LegalOutput(ends[0], ends[1], scaled, bit_equal, oracle_exact)
+
+
+def epilogue(accumulated: Tensor, alpha: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """Return what the epilogue stores: float32 accumulator, times alpha in float32, rounded once to the output type.
+
+    Args:
+        accumulated: float64, rounded to float32 first.
+        alpha: `()` float32 or None.
+        dtype: output type.
+    """
+    value = accumulated.float()
+    return (value if alpha is None else value * alpha.float()).to(dtype)

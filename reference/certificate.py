@@ -1,0 +1,86 @@
+"""When is a dot product exact in every order of accumulation? The grid certificate.
+
+Operands of an NVFP4 GEMM are multiples of a power of two: each row of A of some step 2^ga, each row of B of some 2^gb.
+Every partial sum of a dot product, in any order and any grouping, is then a multiple of 2^(ga + gb) and at most
+sum |a||b|. If that is at most 2^bits steps, an accumulator that keeps `bits` significant bits holds every partial sum
+exactly: nothing is ever rounded or truncated, and the result must be equal bit for bit.
+
+Rule: GEMM-2 (bit equality where the certificate holds). Derivation: docs/bounds.md.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+UNIT_EXPONENT = -10  # smallest E2M1 x E4M3 product: 0.5 * 2^-9
+FLOAT32_BITS = 24
+FLOAT64_BITS = 53
+_NO_STEP = 1 << 30  # rows of zeros lie on any grid: a step larger than any
+
+
+def step_exponents(values: Tensor) -> Tensor:
+    """Return, per row, the exponent of the largest power of two of which every element is a multiple.
+
+    Args:
+        values: `(*, k)` floating point, each a decoded code times its block scale: a multiple of 2^-10 below 2^13.
+
+    Returns:
+        `(*)` int32. Rows of zeros count as multiples of 2^20; rows that hold NaN give -10.
+
+    Raises:
+        ValueError: an element is not a multiple of 2^-10, or is 2^20 or more: no product of E2M1 and E4M3.
+    """
+    scaled = torch.nan_to_num(values, nan=2.0**UNIT_EXPONENT).float() * 2.0**-UNIT_EXPONENT
+    units = scaled.int()
+    if bool((units != scaled).any()):
+        raise ValueError("step_exponents: values must be E2M1 codes times E4M3 scales, got others")
+    lowest_bit = torch.where(units == 0, _NO_STEP, units & -units).amin(-1)
+    return torch.frexp(lowest_bit.double())[1] - 1 + UNIT_EXPONENT
+
+
+def magnitude_sums(a: Tensor, b: Tensor) -> Tensor:
+    """Return sum |a||b| for every pair of rows, never below the true value.
+
+    Args:
+        a: `(m, k)` floating point with at most 24 significant bits.
+        b: `(n, k)` likewise.
+
+    Returns:
+        `(m, n)` float64: a float32 product, raised by the k * 2^-23 that float32 may have lost.
+    """
+    return torch.mm(a.abs().float(), b.abs().float().T).double() * (1 + a.shape[-1] * 2.0**-23)
+
+
+def certified(sums: Tensor, a_steps: Tensor, b_steps: Tensor, bits: int) -> Tensor:
+    """Return which dot products every accumulator of `bits` significant bits computes exactly.
+
+    Args:
+        sums: `(m, n)` float64, from `magnitude_sums`.
+        a_steps: `(m,)` from `step_exponents`.
+        b_steps: `(n,)` likewise.
+        bits: significant bits that the accumulator was measured to keep.
+
+    Returns:
+        `(m, n)` bool; False where the sum is NaN.
+    """
+    # sums <= 2^(ga + bits) * 2^gb, written as an outer product of exact powers of two
+    limit_a = torch.ldexp(torch.ones_like(a_steps, dtype=torch.float64), a_steps + bits)
+    limit_b = torch.ldexp(torch.ones_like(b_steps, dtype=torch.float64), b_steps)
+    return sums <= limit_a.unsqueeze(-1) * limit_b
+
+
+def dot_products(a: Tensor, b: Tensor, *, exact_in_float32: bool) -> Tensor:
+    """Return a @ b.T in float64.
+
+    Args:
+        a: `(m, k)` floating point with at most 24 significant bits.
+        b: `(n, k)` likewise.
+        exact_in_float32: the certificate holds at 24 bits for every pair, so a float32 product is the exact one.
+
+    Returns:
+        `(m, n)` float64.
+    """
+    if exact_in_float32:
+        return torch.mm(a.float(), b.float().T).double()
+    return torch.mm(a.double(), b.double().T)

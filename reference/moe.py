@@ -1,0 +1,159 @@
+"""The masked MoE, as real numbers with the declared roundings: grouped GEMM, activation, and the whole layer.
+
+Everything here is an oracle: float64 inside, one rounding where the contract has one. Rows at or past `masked_m[e]`
+are capacity padding; results hold NaN there, so that a comparison that forgets the mask fails.
+
+Rules: GEMM-1 (value), ACT-1 (activation and its bfloat16 boundary), MOE-1 (composition).
+Source: SGLang srt/layers/moe/flashinfer_cutedsl_moe.py, flashinfer_cutedsl_moe_masked.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from reference.nvfp4 import Nvfp4Tensor, decode_blocks, quantize_nvfp4
+
+
+def valid_rows(masked_m: Tensor, capacity: int) -> Tensor:
+    """Return which rows count: `(experts, capacity)` bool, True for rows below `masked_m[e]`.
+
+    Args:
+        masked_m: `(experts,)` integer, number of valid leading rows of each expert.
+        capacity: rows per expert.
+
+    Raises:
+        ValueError: an entry is negative or above the capacity.
+    """
+    if masked_m.numel() and (int(masked_m.min()) < 0 or int(masked_m.max()) > capacity):
+        raise ValueError(f"valid_rows: masked_m must lie in [0, {capacity}], got {masked_m.tolist()}")
+    return torch.arange(capacity, device=masked_m.device) < masked_m.unsqueeze(-1)
+
+
+def masked_grouped_gemm(a: Tensor, b: Tensor, masked_m: Tensor, alpha: Tensor | None = None) -> Tensor:
+    """Return alpha[e] * a[e] @ b[e].T for the valid rows, in float64.
+
+    Args:
+        a: `(experts, capacity, k)` floating point, dequantized; padding rows may hold anything.
+        b: `(experts, n, k)` floating point, dequantized.
+        masked_m: `(experts,)` integer.
+        alpha: `(experts,)` floating point, or None for 1.
+
+    Returns:
+        `(experts, capacity, n)` float64, NaN in padding rows.
+
+    Raises:
+        ValueError: extents that do not fit.
+
+    Rule: GEMM-1.
+    """
+    if a.ndim != 3 or b.ndim != 3 or a.shape[0] != b.shape[0] or a.shape[2] != b.shape[2]:
+        raise ValueError(
+            "masked_grouped_gemm: a must be (experts, capacity, k) and b (experts, n, k), "
+            f"got {tuple(a.shape)} and {tuple(b.shape)}"
+        )
+    out = a.new_full((a.shape[0], a.shape[1], b.shape[1]), torch.nan, dtype=torch.float64)
+    for expert, rows in enumerate(masked_m.tolist()):
+        torch.mm(a[expert, :rows].double(), b[expert].double().T, out=out[expert, :rows])
+        if alpha is not None:
+            out[expert, :rows] *= alpha[expert].double()
+    return out
+
+
+def silu_mul(gate_up: Tensor) -> Tensor:
+    """Return silu(gate) * up in float64, not yet rounded.
+
+    Args:
+        gate_up: `(*, 2n)` floating point, the gate half first.
+
+    Returns:
+        `(*, n)` float64. silu(x) = x / (1 + exp(-x)).
+
+    Rule: ACT-1.
+    """
+    gate, up = gate_up.double().chunk(2, dim=-1)
+    return gate * torch.sigmoid(gate) * up
+
+
+def relu2(x: Tensor) -> Tensor:
+    """Return max(x, 0)^2 in float64, not yet rounded; `(*, n)` to `(*, n)`. Rule: ACT-1."""
+    return x.double().clamp(min=0).square()
+
+
+def activate(gemm1: Tensor, activation: str) -> Tensor:
+    """Return the activation rounded to bfloat16, the type in which kernels hand it to the second quantization.
+
+    Args:
+        gemm1: `(*, 2n)` for "silu" (gate first), `(*, n)` for "relu2"; bfloat16.
+        activation: "silu" or "relu2".
+
+    Returns:
+        `(*, n)` bfloat16.
+
+    Raises:
+        ValueError: another activation.
+
+    Rule: ACT-1.
+    """
+    if activation == "silu":
+        return silu_mul(gemm1).bfloat16()
+    if activation == "relu2":
+        return relu2(gemm1).bfloat16()
+    raise ValueError(f"activate: activation must be 'silu' or 'relu2', got {activation!r}")
+
+
+def masked_moe(
+    hidden_states: Tensor | tuple[Tensor, Tensor],
+    input_global_scale: Tensor | None,
+    w1: Tensor,
+    w1_blockscale: Tensor,
+    w1_alpha: Tensor,
+    w2: Tensor,
+    a2_global_scale: Tensor,
+    w2_blockscale: Tensor,
+    w2_alpha: Tensor,
+    masked_m: Tensor,
+    activation: str = "silu",
+) -> Tensor:
+    """Return the masked MoE layer: quantize, GEMM, bf16, activation, bf16, quantize, GEMM, bf16.
+
+    Args:
+        hidden_states: `(experts, capacity, k)` bfloat16, or the quantized pair codes `(experts, capacity, k)` uint8 and
+            block_scale `(experts, capacity, k / 16)` uint8.
+        input_global_scale: `(experts,)` float32 encode scale of the input, None with a quantized pair.
+        w1: `(experts, 2n, k)` codes, gate rows first (`(experts, n, k)` for relu2).
+        w1_blockscale: one uint8 per 16 codes of w1.
+        w1_alpha: `(experts,)` float32, 1 / (input encode scale * w1 encode scale).
+        w2: `(experts, k, n)` codes.
+        a2_global_scale: `(experts,)` float32 encode scale of the intermediate.
+        w2_blockscale: one uint8 per 16 codes of w2.
+        w2_alpha: `(experts,)` float32.
+        masked_m: `(experts,)` integer.
+        activation: "silu" or "relu2".
+
+    Returns:
+        `(experts, capacity, k)` bfloat16, NaN in padding rows. Routing weights are applied later, by `combine`.
+
+    Raises:
+        ValueError: an input scale with a quantized pair, or none with bfloat16 input; extents that do not fit.
+
+    Rule: MOE-1.
+    """
+    if isinstance(hidden_states, tuple):
+        if input_global_scale is not None:
+            raise ValueError("masked_moe: input_global_scale must be None when hidden_states is a quantized pair")
+        codes, block_scale = hidden_states
+    else:
+        if input_global_scale is None:
+            raise ValueError("masked_moe: input_global_scale is needed when hidden_states is bfloat16")
+        quantized = _quantize_valid(hidden_states, input_global_scale, masked_m)
+        codes, block_scale = quantized.codes, quantized.block_scale
+    gemm1 = masked_grouped_gemm(decode_blocks(codes, block_scale), decode_blocks(w1, w1_blockscale), masked_m, w1_alpha)
+    intermediate = _quantize_valid(activate(gemm1.bfloat16(), activation), a2_global_scale, masked_m)
+    a2 = decode_blocks(intermediate.codes, intermediate.block_scale)
+    return masked_grouped_gemm(a2, decode_blocks(w2, w2_blockscale), masked_m, w2_alpha).bfloat16()
+
+
+def _quantize_valid(x: Tensor, global_scale_enc: Tensor, masked_m: Tensor) -> Nvfp4Tensor:
+    """Quantize with the padding rows taken as zero: whatever they hold must not reach a valid row."""
+    return quantize_nvfp4(x.masked_fill(~valid_rows(masked_m, x.shape[1]).unsqueeze(-1), 0), global_scale_enc)

@@ -1,0 +1,159 @@
+"""What an opaque masked MoE may return: the legal ranges of all stages, propagated to the last output.
+
+Every stage turns an interval of each element into an interval. A quantization turns it into the hull of all values that
+legal scales and legal codes can give, ambiguous ones included; a GEMM into center +- radius with radius @ |weights|
+added. The result is sound but wider than judging stage by stage: see docs/bounds.md for what it can still see.
+
+Rule: MOE-2 (opaque layer).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from reference import e2m1, e4m3
+from reference.bounds import Accumulator, epilogue
+from reference.legal import Arithmetic, legal_codes, legal_scales
+from reference.nvfp4 import BLOCK
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A range of each element: float64 tensors of one shape, low <= high."""
+
+    low: Tensor
+    high: Tensor
+
+    def center(self) -> Tensor:
+        """Return the middle."""
+        return (self.low + self.high) / 2
+
+    def radius(self) -> Tensor:
+        """Return half of the width."""
+        return (self.high - self.low) / 2
+
+
+def quantized_values(x: Interval, global_scale_enc: Tensor, arithmetic: Arithmetic) -> Interval:
+    """Return the hull of all legal code x block scale values.
+
+    Args:
+        x: `(rows, k)`, values of the quantizer's input type.
+        global_scale_enc: `()` float32.
+        arithmetic: how the candidate computes.
+
+    Returns:
+        Interval of `(rows, k)`, without the global scale.
+    """
+    is_nan = x.low.isnan() | x.high.isnan()
+    crosses = (x.low < 0) & (x.high > 0)
+    small = torch.where(crosses, 0.0, torch.minimum(x.low.abs(), x.high.abs())).float().masked_fill(is_nan, 0)
+    large = torch.maximum(x.low.abs(), x.high.abs()).float().masked_fill(is_nan, 0)
+    shape = (*small.shape[:-1], small.shape[-1] // BLOCK, BLOCK)
+    small_blocks, large_blocks = small.view(shape), large.view(shape)
+    all_nan = is_nan.view(shape).all(-1)
+    amax_low, amax_high = (m.amax(-1).masked_fill(all_nan, torch.nan) for m in (small_blocks, large_blocks))
+    scales = legal_scales(amax_low, amax_high, global_scale_enc, arithmetic)
+    low, high = _magnitudes(small_blocks, large_blocks, scales.low, global_scale_enc, arithmetic)
+    byte = scales.low.clone()
+    while bool((byte < scales.high).any()):
+        byte = torch.where(byte < scales.high, byte + 1, byte)
+        more = _magnitudes(small_blocks, large_blocks, byte, global_scale_enc, arithmetic)
+        low, high = torch.minimum(low, more[0]), torch.maximum(high, more[1])
+    low, high = low.view(small.shape), high.view(small.shape)
+    if bool(is_nan.any()):  # stored as +6, whatever the scale
+        six = [e4m3.decode_e4m3(b).double().repeat_interleave(BLOCK, -1) * e2m1.MAX for b in (scales.low, scales.high)]
+        low, high = torch.where(is_nan, six[0], low), torch.where(is_nan, six[1], high)
+    negative = x.high <= 0
+    both = torch.where(crosses, -high, torch.where(negative, -high, low))
+    return Interval(both, torch.where(crosses, high, torch.where(negative, -low, high)))
+
+
+def _magnitudes(
+    small: Tensor, large: Tensor, byte: Tensor, gs: Tensor, arithmetic: Arithmetic
+) -> tuple[Tensor, Tensor]:
+    """Return the smallest and the largest stored magnitude under one choice of block scales."""
+    codes = legal_codes(small, large, byte, gs, arithmetic)
+    scale = e4m3.decode_e4m3(byte).double().unsqueeze(-1)
+    return e2m1.decode_e2m1(codes.low).double() * scale, e2m1.decode_e2m1(codes.high).double() * scale
+
+
+def gemm(a: Interval, b: Tensor, alpha: Tensor | None, dtype: torch.dtype, accumulator: Accumulator) -> Interval:
+    """Return the range of a GEMM's stored output.
+
+    Args:
+        a: `(m, k)`.
+        b: `(n, k)` floating point, known exactly.
+        alpha: `()` float32 or None; not negative.
+        dtype: output type.
+        accumulator: how the candidate adds.
+
+    Returns:
+        Interval of `(m, n)`, ends being values of the output type.
+    """
+    weights = b.double()
+    center = a.center() @ weights.T
+    magnitude = torch.maximum(a.low.abs(), a.high.abs()) @ weights.abs().T
+    slack = a.radius() @ weights.abs().T + magnitude * (accumulator.units(b.shape[1]) + b.shape[1] * 2.0**-52)
+    return Interval(*(epilogue(end, alpha, dtype).double() for end in (center - slack, center + slack)))
+
+
+def silu_mul(gemm1: Interval) -> Interval:
+    """Return the range of bf16(silu(gate) * up) for `(m, 2n)`, gate half first.
+
+    silu falls to its minimum at about -1.278 and rises from there: an interval across it includes that minimum.
+    """
+    (gate_low, up_low), (gate_high, up_high) = gemm1.low.chunk(2, -1), gemm1.high.chunk(2, -1)
+    turning, minimum = -1.2784645427610738, -0.2784645427610738
+    ends = torch.stack((_silu(gate_low), _silu(gate_high)))
+    low, high = ends.amin(0), ends.amax(0)
+    low = torch.where((gate_low < turning) & (gate_high > turning), minimum, low)
+    products = torch.stack((low * up_low, low * up_high, high * up_low, high * up_high))
+    # float32 arithmetic before the rounding to bfloat16: see docs/bounds.md, "Activation"
+    freedom = (1.173 * torch.maximum(gate_low.abs(), gate_high.abs()) + 6) * 2.0**-23
+    low, high = products.amin(0), products.amax(0)
+    low, high = low - low.abs() * freedom, high + high.abs() * freedom
+    return Interval(low.bfloat16().double(), high.bfloat16().double())
+
+
+def relu2(gemm1: Interval) -> Interval:
+    """Return the range of bf16(max(x, 0)^2)."""
+    return Interval(*(end.clamp(min=0).square().bfloat16().double() for end in (gemm1.low, gemm1.high)))
+
+
+def _silu(x: Tensor) -> Tensor:
+    return x * torch.sigmoid(x)
+
+
+def masked_moe(
+    x: Interval,
+    w1: Tensor,
+    w2: Tensor,
+    scales: tuple[Tensor, Tensor | None, Tensor, Tensor],
+    activation: str,
+    arithmetic: Arithmetic,
+    accumulator: Accumulator,
+) -> Interval:
+    """Return the legal range of one expert's output rows.
+
+    Args:
+        x: `(m, k)`: the bfloat16 input, or with no input scale the decoded quantized input (code x block scale).
+        w1: `(2n, k)` decoded weights (`(n, k)` for relu2).
+        w2: `(k, n)` decoded weights.
+        scales: w1_alpha, input encode scale (None for a quantized input), a2 encode scale, w2_alpha; `()` float32 each.
+        activation: "silu" or "relu2".
+        arithmetic: how the candidate quantizes.
+        accumulator: how it adds.
+
+    Returns:
+        Interval of `(m, k)`, ends being bfloat16 values.
+
+    Rule: MOE-2.
+    """
+    w1_alpha, input_scale, a2_scale, w2_alpha = scales
+    a = x if input_scale is None else quantized_values(x, input_scale, arithmetic)
+    gemm1 = gemm(a, w1, w1_alpha, torch.bfloat16, accumulator)
+    hidden = silu_mul(gemm1) if activation == "silu" else relu2(gemm1)
+    return gemm(quantized_values(hidden, a2_scale, arithmetic), w2, w2_alpha, torch.bfloat16, accumulator)
