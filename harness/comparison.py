@@ -62,7 +62,9 @@ class Rows:
     column_name: str = "col"
 
     @classmethod
-    def valid(cls, masked_m: list[int], capacity: int, device: torch.device | str, column_name: str = "col") -> Rows:
+    def valid(
+        cls, masked_m: list[int], capacity: int, device: torch.device | str, column_name: str = "col"
+    ) -> Rows:
         """Return the valid rows of every expert, in order."""
         counts = torch.tensor(masked_m, device=device)
         expert = torch.repeat_interleave(torch.arange(len(masked_m), device=device), counts)
@@ -104,7 +106,9 @@ def compare(
         show: text for one element, given its row and column in `legal`.
         ratio: `(*)` float64, error over bound of the elements whose error is measured.
     """
-    result = Comparison(stage, compared=legal.numel(), judged={word: count for word, count in judged.items() if count})
+    result = Comparison(
+        stage, compared=legal.numel(), judged={word: count for word, count in judged.items() if count}
+    )
     if not legal.numel():
         return result
     result.accepted_altered = [name for name, accepted in altered.items() if accepted()]
@@ -157,13 +161,13 @@ def half(values: Tensor) -> Tensor:
 def _histogram(ratio: Tensor) -> Histogram:
     edges = torch.tensor(HISTOGRAM_EDGES, dtype=torch.float64)
     log = torch.log2(ratio.double().clamp(min=2.0**-60, max=2.0**60)).cpu().flatten()
-    bins = torch.bucketize(log, edges, right=True)
-    # A ratio of exactly 1 lies on the bound and is legal: it belongs below the edge at 0.
-    bins -= (log == 0).long()
+    bins = torch.bucketize(log, edges)  # a ratio of exactly 1 is legal: it falls below the edge at 0
     return Histogram(list(HISTOGRAM_EDGES), torch.bincount(bins, minlength=len(edges) + 1).tolist())
 
 
-def _describe(result: Comparison, bad: Tensor, rows: Rows, show: Callable[[int, int], str], ratio: Tensor | None) -> None:
+def _describe(
+    result: Comparison, bad: Tensor, rows: Rows, show: Callable[[int, int], str], ratio: Tensor | None
+) -> None:
     """Fill in the worst place, the extent and the heat map of a failing comparison."""
     places = bad.nonzero()
     worst = 0
@@ -201,5 +205,8 @@ def _heatmap(places: Tensor, rows: Rows) -> Heatmap:
     counts = torch.zeros(rows.experts, bands, dtype=torch.int64)
     expert, row = rows.expert[places[:, 0]].cpu(), rows.row[places[:, 0]].cpu()
     counts.index_put_((expert, row // band), torch.ones(len(places), dtype=torch.int64), accumulate=True)
-    labels = [str(i * band) if band == 1 else f"{i * band}-{min((i + 1) * band, rows.capacity) - 1}" for i in range(bands)]
+    labels = [
+        str(i * band) if band == 1 else f"{i * band}-{min((i + 1) * band, rows.capacity) - 1}"
+        for i in range(bands)
+    ]
     return Heatmap([str(e) for e in shown], labels, [counts[e].tolist() for e in shown])

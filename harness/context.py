@@ -87,9 +87,13 @@ class Context:
     def quantize(self, x: Tensor, global_scale_enc: Tensor, masked_m: Tensor | None = None) -> Quantized:
         """Call quantize_grouped on `(l, m, k)` bfloat16 and check what comes back."""
         masked_m = self.tensors.masked_m if masked_m is None else masked_m
-        return checked_quantized(self.candidate.quantize_grouped(x, masked_m, global_scale_enc), x.shape, "quantize_grouped")
+        return checked_quantized(
+            self.candidate.quantize_grouped(x, masked_m, global_scale_enc), x.shape, "quantize_grouped"
+        )
 
-    def silu_mul_quantize(self, gate_up: Tensor, global_scale_enc: Tensor, masked_m: Tensor | None = None) -> Quantized:
+    def silu_mul_quantize(
+        self, gate_up: Tensor, global_scale_enc: Tensor, masked_m: Tensor | None = None
+    ) -> Quantized:
         """Call silu_mul_quantize_grouped on `(l, m, 2k)` bfloat16 and check what comes back."""
         masked_m = self.tensors.masked_m if masked_m is None else masked_m
         shape = torch.Size((*gate_up.shape[:2], gate_up.shape[2] // 2))
@@ -129,7 +133,9 @@ class Context:
         )
         return out.permute(2, 0, 1)
 
-    def moe_arguments(self, hidden_states: tuple[Tensor, Tensor | None], masked_m: Tensor | None = None) -> dict[str, Any]:
+    def moe_arguments(
+        self, hidden_states: tuple[Tensor, Tensor | None], masked_m: Tensor | None = None
+    ) -> dict[str, Any]:
         """Return the keyword arguments of masked_moe for this problem."""
         from reference.e2m1 import pack_e2m1
         from reference.layout import swizzle_128x4
@@ -150,7 +156,9 @@ class Context:
             "activation": self.problem.activation,
         }
 
-    def moe(self, hidden_states: tuple[Tensor, Tensor | None] | None = None, masked_m: Tensor | None = None) -> Tensor:
+    def moe(
+        self, hidden_states: tuple[Tensor, Tensor | None] | None = None, masked_m: Tensor | None = None
+    ) -> Tensor:
         """Call masked_moe and check the output's shape: `(l, m, k)` bfloat16."""
         hidden_states = (self.tensors.x, None) if hidden_states is None else hidden_states
         out: Tensor = self.candidate.masked_moe(**self.moe_arguments(hidden_states, masked_m))
@@ -191,7 +199,9 @@ def checked_quantized(result: Any, shape: torch.Size, stage: str) -> Quantized:
     packed, scales = result
     wanted, wanted_scales = (rows, k // 2, experts), physical.expected_scale_shape(experts, rows, k // 16)
     if not isinstance(packed, Tensor) or tuple(packed.shape) != wanted or packed.dtype != torch.uint8:
-        raise ContractError(f"{stage} must return packed codes {wanted} uint8, logical (m, k/2, l), got {_described(packed)}")
+        raise ContractError(
+            f"{stage} must return packed codes {wanted} uint8, logical (m, k/2, l), got {_described(packed)}"
+        )
     if not isinstance(scales, Tensor) or tuple(scales.shape) != wanted_scales or scales.element_size() != 1:
         raise ContractError(
             f"{stage} must return block scales {wanted_scales} float8_e4m3fn, logical (32, 4, rm, 4, rk, l), "
@@ -203,7 +213,9 @@ def checked_quantized(result: Any, shape: torch.Size, stage: str) -> Quantized:
                 f"{stage}: the {'packed codes' if kind == 'rows' else 'block scales'} lie in memory with strides "
                 f"{tensor.stride()}; the GEMM reads raw memory, experts outermost, and ignores strides"
             )
-    return Quantized(packed, scales, physical.codes_of(packed), physical.block_scales_of(scales, rows, k // 16))
+    return Quantized(
+        packed, scales, physical.codes_of(packed), physical.block_scales_of(scales, rows, k // 16)
+    )
 
 
 def _described(value: Any) -> str:

@@ -40,7 +40,9 @@ def judge_gemm(
         return Comparison(stage)
     got = rows.take(out)
     # float32 holds every value of the narrower types, and compares several times faster than they do
-    wide = LegalOutput(legal.low.float(), legal.high.float(), legal.exact, legal.bit_equal, legal.oracle_exact)
+    wide = LegalOutput(
+        legal.low.float(), legal.high.float(), legal.exact, legal.bit_equal, legal.oracle_exact
+    )
     accepts = _acceptor(wide)
     bit_equal = int(legal.bit_equal.sum())
     by_bound = ~legal.bit_equal
@@ -56,7 +58,9 @@ def judge_gemm(
     def show(r: int, c: int) -> str:
         low, high, exact = (float(t[r, c]) for t in (legal.low, legal.high, legal.exact))
         value = float(got[r, c])
-        allowed = f"the only legal value is {low:.8g}" if low == high else f"legal are {low:.8g} to {high:.8g}"
+        allowed = (
+            f"the only legal value is {low:.8g}" if low == high else f"legal are {low:.8g} to {high:.8g}"
+        )
         times = "" if exact == 0 or not abs(value / exact) < 1e6 else f", {value / exact:.6g} times it"
         return f"= {value:.8g}, exact result {exact:.8g}{times}; {allowed}"
 

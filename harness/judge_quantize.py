@@ -111,7 +111,10 @@ def judge_quantized(
     code_range = legal_codes(low, high, block_scale, per_row, arithmetic)
     flat = Range(code_range.low.view(codes.shape), code_range.high.view(codes.shape))
     judge = _CodeJudge(flat, given, _free(block_scale), keeps_sign_of_zero)
-    return [scales, _judge_codes(f"{stage}.codes", judge, codes, block_scale, given, per_row, rows, arithmetic)]
+    return [
+        scales,
+        _judge_codes(f"{stage}.codes", judge, codes, block_scale, given, per_row, rows, arithmetic),
+    ]
 
 
 def _judge_scales(
@@ -188,7 +191,9 @@ def _judge_codes(
     free = 0 if judge.free is None else int(judge.free.sum())
     two = judge.legal.ambiguous()
     ambiguous = int((two & ~judge.free).sum()) if judge.free is not None else int(two.sum())
-    halves = torch.tensor([e2m1.MAGNITUDES.index(m) for m in (0, 0, 0.5, 0.5, 1, 1.5, 2, 3)], device=codes.device)
+    halves = torch.tensor(
+        [e2m1.MAGNITUDES.index(m) for m in (0, 0, 0.5, 0.5, 1, 1.5, 2, 3)], device=codes.device
+    )
     table = torch.cat((halves, halves + e2m1.SIGN_BIT)).to(torch.uint8)
 
     def show(r: int, c: int) -> str:
@@ -205,9 +210,13 @@ def _judge_codes(
             f"{float(gs[r, 0]):.6g} / stored block scale {scale:.6g} = {sign}{real:.6g})"
         )
 
+    legal = judge.accepts(codes)
+    ratio = _rounding_ratio(
+        codes[:_SAMPLED_ROWS], block_scale[:_SAMPLED_ROWS], given, gs[:_SAMPLED_ROWS], legal[:_SAMPLED_ROWS]
+    )
     return compare(
         stage,
-        judge.accepts(codes),
+        legal,
         rows,
         judged={
             f"one legal code: {arithmetic.describe()}": codes.numel() - ambiguous - free,
@@ -220,11 +229,13 @@ def _judge_codes(
             "rolled rows": lambda: bool(judge.accepts(roll_rows(codes)).all()),
         },
         show=show,
-        ratio=_rounding_ratio(codes[:_SAMPLED_ROWS], block_scale[:_SAMPLED_ROWS], given, gs[:_SAMPLED_ROWS]),
+        ratio=ratio,
     )
 
 
-def _rounding_ratio(codes: Tensor, block_scale: Tensor, given: QuantizerInput, gs: Tensor) -> Tensor:
+def _rounding_ratio(
+    codes: Tensor, block_scale: Tensor, given: QuantizerInput, gs: Tensor, legal: Tensor
+) -> Tensor:
     """Return |y - code| over half a step on that side, y = x * gs / stored scale; 1 is a midpoint. Unsaturated only."""
     scale = e4m3.decode_e4m3(block_scale).double().repeat_interleave(BLOCK, -1)
     y = given.high[: len(codes)].double() * gs.double() / scale
@@ -234,4 +245,5 @@ def _rounding_ratio(codes: Tensor, block_scale: Tensor, given: QuantizerInput, g
     below, above = values[magnitude] - middle[magnitude], middle[magnitude + 1] - values[magnitude]
     distance = y - values[magnitude]
     ratio = distance.abs() / torch.where(distance > 0, above, below)
+    ratio = torch.where(legal, ratio.clamp(max=1.0), ratio)  # just past a midpoint may be legal all the same
     return ratio[(y < 6) & (y > 0) & (scale > 0)].nan_to_num(0.0)

@@ -28,7 +28,9 @@ BLOCK_TRAPS = (
 _PLACES = 4  # blocks that each trap gets in one problem
 
 
-def plant(x: Tensor, masked_m: list[int], scale: Tensor, traps: frozenset[str], generator: torch.Generator) -> Tensor:
+def plant(
+    x: Tensor, masked_m: list[int], scale: Tensor, traps: frozenset[str], generator: torch.Generator
+) -> Tensor:
     """Write the block and row traps into `x`, in place.
 
     Args:
@@ -62,7 +64,9 @@ def plant(x: Tensor, masked_m: list[int], scale: Tensor, traps: frozenset[str], 
             expert, row = rows[_draw(len(rows), generator)]
             block = _draw(k // BLOCK, generator)
             values = _block(trap, place, generator)
-            blocks[expert, row, block] = (values / scale[expert].double() if trap != "subnormal" else values).bfloat16()
+            blocks[expert, row, block] = (
+                values / scale[expert].double() if trap != "subnormal" else values
+            ).bfloat16()
             planted[expert, row, block] = True
     return planted
 
@@ -93,7 +97,9 @@ def _block(trap: str, place: int, generator: torch.Generator) -> Tensor:
     if trap == "zero_block":
         return torch.zeros(BLOCK, dtype=torch.float64)
     if trap == "subnormal":
-        return sign * torch.arange(BLOCK) * 2.0**-133  # multiples of the smallest bfloat16 subnormal, unscaled
+        return (
+            sign * torch.arange(BLOCK) * 2.0**-133
+        )  # multiples of the smallest bfloat16 subnormal, unscaled
     if trap == "negative_zero":
         return torch.where(sign > 0, -0.0, torch.linspace(-6, 6, BLOCK, dtype=torch.float64))
     values = torch.randn(BLOCK, generator=generator, dtype=torch.float64) * step

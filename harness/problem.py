@@ -42,7 +42,9 @@ SHAPE_TRAPS = {
     "ragged_capacity": "capacity not a multiple of 128",
     "ragged_blocks": "hidden / 16 not a multiple of 4: scale columns are padded",
 }
-MAGNITUDE_TRAPS = frozenset({"outlier_block", "scale_underflow", "scale_saturation", "subnormal", "inf", "nan"})
+MAGNITUDE_TRAPS = frozenset(
+    {"outlier_block", "scale_underflow", "scale_saturation", "subnormal", "inf", "nan"}
+)
 OPTIONS = {
     "relu2": "activation relu2 instead of silu",
     "prequantized": "the layer gets a quantized pair instead of bfloat16",
@@ -148,7 +150,9 @@ def parse_problem(text: str) -> Problem:
         )
     experts, capacity, hidden, inter = map(int, shape.groups())
     extras = frozenset(parts[4].split("+")) if len(parts) == 5 else frozenset()
-    return Problem(experts, capacity, hidden, inter, _parse_runs(parts[1], text), parts[2], int(parts[3]), extras)
+    return Problem(
+        experts, capacity, hidden, inter, _parse_runs(parts[1], text), parts[2], int(parts[3]), extras
+    )
 
 
 def _runs(numbers: Iterable[int]) -> str:
@@ -158,7 +162,9 @@ def _runs(numbers: Iterable[int]) -> str:
             runs[-1][1] += 1
         else:
             runs.append([number, 1])
-    return ",".join(f"{number}*{times}" if times > 2 else ",".join([str(number)] * times) for number, times in runs)
+    return ",".join(
+        f"{number}*{times}" if times > 2 else ",".join([str(number)] * times) for number, times in runs
+    )
 
 
 def _parse_runs(text: str, whole: str) -> tuple[int, ...]:

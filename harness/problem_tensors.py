@@ -93,7 +93,9 @@ class ProblemTensors:
         spread = torch.ones(p.experts)
         if "magnitude_spread" in p.extras and p.experts > 1:
             spread = 100 ** (torch.arange(p.experts) / (p.experts - 1) - 0.5)
-        self._gain = torch.rand(p.experts, generator=generator) * 2 + 0.5  # standard deviation of the first GEMM
+        self._gain = (
+            torch.rand(p.experts, generator=generator) * 2 + 0.5
+        )  # standard deviation of the first GEMM
         self._odd = torch.tensor(_GRID_ODD)[torch.randint(len(_GRID_ODD), (p.experts,), generator=generator)]
         exponent = torch.randint(3, 7, (p.experts,), generator=generator)
         raw = torch.randn(p.experts, p.capacity, p.hidden, generator=generator)
@@ -144,7 +146,9 @@ class ProblemTensors:
     def w2(self) -> Weights:
         """Weights of the second GEMM: `n = hidden`, `k = inter`."""
         p = self.problem
-        return make_weights(p.experts, p.hidden, p.inter, p.data, p.seed % WEIGHT_SEEDS + WEIGHT_SEEDS, self.device)
+        return make_weights(
+            p.experts, p.hidden, p.inter, p.data, p.seed % WEIGHT_SEEDS + WEIGHT_SEEDS, self.device
+        )
 
     @cached_property
     def w1_alpha(self) -> Tensor:
@@ -158,7 +162,9 @@ class ProblemTensors:
         return self._alpha(self._gain**2 * self.a2_scale.cpu(), self.w2, torch.ones_like(self._gain))
 
     def _alpha(self, operand_deviation: Tensor, weights: Weights, wanted: Tensor) -> Tensor:
-        got = operand_deviation.double().clamp(1e-3, 1e9) * weights.deviation * weights.values.shape[-1] ** 0.5
+        got = (
+            operand_deviation.double().clamp(1e-3, 1e9) * weights.deviation * weights.values.shape[-1] ** 0.5
+        )
         return (wanted / got).float().to(self.device)
 
     @cached_property

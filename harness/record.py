@@ -57,8 +57,8 @@ class CandidateRun:
 class Histogram:
     """Counts of error divided by bound. `edges` are log2 of the ratio, `len(counts) == len(edges) + 1`.
 
-    The first count holds everything below `edges[0]` (exact hits included), the last everything at or above `edges[-1]`.
-    A ratio above 1 (log2 above 0) is illegal.
+    The first count holds everything up to `edges[0]` (exact hits included), count i holds `edges[i-1] < x <= edges[i]`, the
+    last everything above `edges[-1]`. A ratio above 1 (log2 above 0) is illegal; 1 itself is legal.
     """
 
     edges: list[float]
@@ -108,7 +108,8 @@ class RuleResult:
     """What one rule found on one candidate, over all problems.
 
     `judged` counts elements by how they were judged ("bit equality, accumulator of 24 bits measured": 51200).
-    `powerless` counts examples on which zeros, x0.5 or a rolled copy would have been accepted as well.
+    `powerless` counts examples on which zeros, x0.5 or a rolled copy would have been accepted as well. A rule that says
+    nothing about the candidate has its reason in `skipped`, no examples, and a verdict that does not count.
     """
 
     rule: str
@@ -198,14 +199,19 @@ def load_record(path: str | Path) -> RunRecord:
         raise RecordError(f"{path}: cannot be read ({error.strerror or error})") from error
     except ValueError as error:
         raise RecordError(f"{path}: is not a JSON record ({error})") from error
+    return parse_record(data, f"{path}: record")
+
+
+def parse_record(data: Any, where: str) -> RunRecord:
+    """Return the record that parsed JSON describes; `where` starts the messages. Raises RecordError."""
     if not isinstance(data, dict) or "schema" not in data:
-        raise RecordError(f"{path}: is not a run record: the field 'schema' is missing")
+        raise RecordError(f"{where} is not a run record: the field 'schema' is missing")
     if not isinstance(data["schema"], int) or data["schema"] > SCHEMA_VERSION:
         raise RecordError(
-            f"{path}: has schema {data['schema']!r}, this version of the harness reads up to {SCHEMA_VERSION}; "
+            f"{where} has schema {data['schema']!r}, this version of the harness reads up to {SCHEMA_VERSION}; "
             "read it with the version that wrote it, or a newer one"
         )
-    record: RunRecord = _build(RunRecord, data, f"{path}: record")
+    record: RunRecord = _build(RunRecord, data, where)
     return record
 
 
@@ -224,7 +230,11 @@ def _build(kind: Any, value: Any, where: str) -> Any:  # noqa: PLR0911, C901 - o
             raise RecordError(f"{where} must be an object, got {type(value).__name__}")
         hints = typing.get_type_hints(kind)
         known = {f.name: hints[f.name] for f in fields(kind)}
-        built = {name: _build(hint, value[name], f"{where}.{name}") for name, hint in known.items() if name in value}
+        built = {
+            name: _build(hint, value[name], f"{where}.{name}")
+            for name, hint in known.items()
+            if name in value
+        }
         try:
             return kind(**built)
         except TypeError as error:
@@ -265,7 +275,9 @@ def merge_rules(results: list[RuleResult]) -> list[RuleResult]:
         for counts, more in ((into.judged, result.judged), (into.notes, result.notes)):
             for word, count in more.items():
                 counts[word] = counts.get(word, 0) + count
-        if result.worst_ratio is not None and (into.worst_ratio is None or result.worst_ratio > into.worst_ratio):
+        if result.worst_ratio is not None and (
+            into.worst_ratio is None or result.worst_ratio > into.worst_ratio
+        ):
             into.worst_ratio, into.worst_problem = result.worst_ratio, result.worst_problem
         for stage, histogram in result.histograms.items():
             if stage in into.histograms:
@@ -281,8 +293,7 @@ def merge_records(records: list[RunRecord]) -> RunRecord:
     """Merge the records of parallel workers of one run into the first one's identity."""
     if not records:
         raise ValueError("merge_records: records must not be empty")
-    first = _build(RunRecord, json.loads(records[0].to_json()), "record")
-    assert isinstance(first, RunRecord)  # noqa: S101 - for the type checker
+    first = parse_record(json.loads(records[0].to_json()), "record")
     for other in records[1:]:
         first.rules.extend(other.rules)
         first.skips.extend(s for s in other.skips if s not in first.skips)

@@ -20,7 +20,17 @@ CANDIDATES = {
     "vllm-cutedsl": "harness.candidates.vllm_cutedsl:VllmCuteDsl",
 }
 
-__all__ = ["CANDIDATES", "STAGES", "Candidate", "Support", "Traits", "load_candidate", "stages_of", "support_of", "traits_of"]
+__all__ = [
+    "CANDIDATES",
+    "STAGES",
+    "Candidate",
+    "Support",
+    "Traits",
+    "load_candidate",
+    "stages_of",
+    "support_of",
+    "traits_of",
+]
 
 
 def load_candidate(name: str) -> Any:
@@ -38,7 +48,9 @@ def load_candidate(name: str) -> Any:
     if not colon or not module_name or not attribute:
         near = difflib.get_close_matches(name, CANDIDATES, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
-        raise UsageError(f"unknown candidate {name!r}: {hint}Known: {', '.join(CANDIDATES)}, or package.module:attribute")
+        raise UsageError(
+            f"unknown candidate {name!r}: {hint}Known: {', '.join(CANDIDATES)}, or package.module:attribute"
+        )
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
@@ -49,7 +61,9 @@ def load_candidate(name: str) -> Any:
         raise UsageError(f"candidate {name!r} cannot be imported: {error}") from error
     candidate = found() if isinstance(found, type) or (callable(found) and not stages_of(found)) else found
     if not stages_of(candidate):
-        raise UsageError(f"candidate {name!r} has none of the stages {', '.join(STAGES)}: see harness/candidates/protocol.py")
+        raise UsageError(
+            f"candidate {name!r} has none of the stages {', '.join(STAGES)}: see harness/candidates/protocol.py"
+        )
     return candidate
 
 

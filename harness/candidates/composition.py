@@ -63,7 +63,13 @@ def compose_masked_moe(
     rows, experts, device = x.shape[0], x.shape[2], x.device
     gemm1 = torch.empty((experts, rows, w1.shape[1]), dtype=torch.bfloat16, device=device)
     stages.masked_grouped_gemm(
-        x, x_scale, w1.permute(1, 2, 0), physical.as_mma(w1_blockscale), gemm1.permute(1, 2, 0), masked_m, w1_alpha
+        x,
+        x_scale,
+        w1.permute(1, 2, 0),
+        physical.as_mma(w1_blockscale),
+        gemm1.permute(1, 2, 0),
+        masked_m,
+        w1_alpha,
     )
     if activation == "silu":
         a2, a2_scale = stages.silu_mul_quantize_grouped(gemm1, masked_m, a2_global_scale)
@@ -71,6 +77,12 @@ def compose_masked_moe(
         a2, a2_scale = stages.quantize_grouped(gemm1.relu().square(), masked_m, a2_global_scale)
     out = torch.empty((experts, rows, w2.shape[1]), dtype=torch.bfloat16, device=device)
     stages.masked_grouped_gemm(
-        a2, a2_scale, w2.permute(1, 2, 0), physical.as_mma(w2_blockscale), out.permute(1, 2, 0), masked_m, w2_alpha
+        a2,
+        a2_scale,
+        w2.permute(1, 2, 0),
+        physical.as_mma(w2_blockscale),
+        out.permute(1, 2, 0),
+        masked_m,
+        w2_alpha,
     )
     return out

@@ -38,9 +38,13 @@ class Eager:
             return supported()
         import torch
 
-        return supported() if torch.cuda.is_available() else unsupported("needs a CUDA device, torch sees none")
+        return (
+            supported() if torch.cuda.is_available() else unsupported("needs a CUDA device, torch sees none")
+        )
 
-    def quantize_grouped(self, x: Tensor, masked_m: Tensor, global_scale_enc: Tensor) -> tuple[Tensor, Tensor]:
+    def quantize_grouped(
+        self, x: Tensor, masked_m: Tensor, global_scale_enc: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Quantize the valid rows; padding rows become zero. Shapes: harness.candidates.protocol."""
         from harness import physical
         from reference.moe import valid_rows
@@ -50,14 +54,23 @@ class Eager:
         quantized = quantize_nvfp4(x.masked_fill(~rows, 0), global_scale_enc)
         return physical.operand(quantized.codes), physical.scales(quantized.block_scale)
 
-    def silu_mul_quantize_grouped(self, gate_up: Tensor, masked_m: Tensor, global_scale_enc: Tensor) -> tuple[Tensor, Tensor]:
+    def silu_mul_quantize_grouped(
+        self, gate_up: Tensor, masked_m: Tensor, global_scale_enc: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Quantize bf16(silu(gate) * up) of the valid rows. Shapes: harness.candidates.protocol."""
         from reference.moe import activate
 
         return self.quantize_grouped(activate(gate_up, "silu"), masked_m, global_scale_enc)
 
     def masked_grouped_gemm(
-        self, a: Tensor, a_scale: Tensor, b: Tensor, b_scale: Tensor, out: Tensor, masked_m: Tensor, alpha: Tensor | None
+        self,
+        a: Tensor,
+        a_scale: Tensor,
+        b: Tensor,
+        b_scale: Tensor,
+        out: Tensor,
+        masked_m: Tensor,
+        alpha: Tensor | None,
     ) -> None:
         """Write alpha * a @ b.T into the valid rows of out. Shapes: harness.candidates.protocol."""
         import torch
@@ -73,7 +86,9 @@ class Eager:
         for expert, rows in enumerate(masked_m.tolist()):
             a_values = decode_blocks(a_codes[expert, :rows], a_bytes[expert, :rows], torch.float32)
             product = torch.mm(a_values, b_values[expert].T)
-            out[:rows, :, expert] = (product if alpha is None else product * alpha.reshape(-1)[expert]).to(out.dtype)
+            out[:rows, :, expert] = (product if alpha is None else product * alpha.reshape(-1)[expert]).to(
+                out.dtype
+            )
 
     def masked_moe(
         self,

@@ -36,7 +36,9 @@ class Physical:
 
         return simulated_rcp(x)
 
-    def quantize_grouped(self, x: Tensor, masked_m: Tensor, global_scale_enc: Tensor) -> tuple[Tensor, Tensor]:
+    def quantize_grouped(
+        self, x: Tensor, masked_m: Tensor, global_scale_enc: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Quantize rows below masked_m[e]; everything else keeps what the allocator left."""
         import torch
 
@@ -49,7 +51,10 @@ class Physical:
         experts, rows, k = x.shape
         _require(x.dtype in {torch.bfloat16, torch.float16}, f"x must be bfloat16 or float16, got {x.dtype}")
         _require(k % 16 == 0, f"k must be a multiple of 16, got {k}")
-        _require(global_scale_enc.dtype == torch.float32, f"the global scale must be float32, got {global_scale_enc.dtype}")
+        _require(
+            global_scale_enc.dtype == torch.float32,
+            f"the global scale must be float32, got {global_scale_enc.dtype}",
+        )
         padded_rows, padded_columns = padded_extents(rows, k // 16, "128x4")
         packed = unwritten((experts, rows, k // 2), torch.uint8)
         swizzled = unwritten((experts, padded_rows, padded_columns), torch.uint8)
@@ -64,7 +69,9 @@ class Physical:
             swizzled[expert].view(-1)[index[:count]] = block_scale
         return packed.permute(1, 2, 0), physical.as_mma(swizzled)
 
-    def silu_mul_quantize_grouped(self, gate_up: Tensor, masked_m: Tensor, global_scale_enc: Tensor) -> tuple[Tensor, Tensor]:
+    def silu_mul_quantize_grouped(
+        self, gate_up: Tensor, masked_m: Tensor, global_scale_enc: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Quantize silu(gate) * up, computed in float32 and rounded to bfloat16 first."""
         import torch
 
@@ -79,7 +86,14 @@ class Physical:
         return self.quantize_grouped(hidden, masked_m, global_scale_enc)
 
     def masked_grouped_gemm(
-        self, a: Tensor, a_scale: Tensor, b: Tensor, b_scale: Tensor, out: Tensor, masked_m: Tensor, alpha: Tensor | None
+        self,
+        a: Tensor,
+        a_scale: Tensor,
+        b: Tensor,
+        b_scale: Tensor,
+        out: Tensor,
+        masked_m: Tensor,
+        alpha: Tensor | None,
     ) -> None:
         """Store ceil(masked_m[e] / 128) whole tiles per expert, garbage rows included, clipped at m."""
         from harness.emulation.accumulate import blocked_gemm
@@ -87,10 +101,18 @@ class Physical:
 
         rows, half_k, experts = a.shape
         n, k = b.shape[0], half_k * 2
-        _require(tuple(b.shape) == (n, half_k, experts), f"b must be (n, {half_k}, {experts}), got {tuple(b.shape)}")
-        _require(tuple(out.shape) == (rows, n, experts), f"out must be {(rows, n, experts)}, got {tuple(out.shape)}")
+        _require(
+            tuple(b.shape) == (n, half_k, experts),
+            f"b must be (n, {half_k}, {experts}), got {tuple(b.shape)}",
+        )
+        _require(
+            tuple(out.shape) == (rows, n, experts),
+            f"out must be {(rows, n, experts)}, got {tuple(out.shape)}",
+        )
         # FlashInfer 0.7 checks this one layout and no other (flashinfer#3103).
-        _require(out.permute(2, 0, 1).is_contiguous(), "out must be (m, n, l) over contiguous (l, m, n) memory")
+        _require(
+            out.permute(2, 0, 1).is_contiguous(), "out must be (m, n, l) over contiguous (l, m, n) memory"
+        )
         target = raw(out, (experts, rows, n))
         alphas = None if alpha is None else raw(alpha, (experts,))
         a_memory, b_memory = raw(a, (experts, rows, half_k)), raw(b, (experts, n, half_k))
@@ -124,7 +146,9 @@ class Physical:
         )  # fmt: skip
 
 
-def _operand_values(packed: Tensor, scale: Tensor, expert: int, extents: tuple[int, int], stored: int) -> Tensor:
+def _operand_values(
+    packed: Tensor, scale: Tensor, expert: int, extents: tuple[int, int], stored: int
+) -> Tensor:
     """Return the first `stored` rows of one expert's operand, read from raw memory."""
     import torch
 

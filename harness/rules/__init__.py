@@ -36,6 +36,7 @@ class Rule:
         target: "module:function" of its code.
         stages: stages that the candidate must implement.
         share: examples relative to the profile's number; rules that run a stage many times get fewer.
+        power: fraction of the problems on which the comparison must have power, else the rule is UNKNOWN.
         traps: "all", or "finite" for rules that compare outputs bit for bit where NaN inputs say nothing.
     """
 
@@ -45,6 +46,7 @@ class Rule:
     stages: tuple[str, ...]
     share: float = 1.0
     traps: str = "all"
+    power: float = 0.5
 
     def function(self) -> RuleFunction:
         """Import and return the rule's code."""
@@ -53,14 +55,19 @@ class Rule:
         return function
 
 
-_QUANT, _ACT, _GEMM, _MOE = "quantize_grouped", "silu_mul_quantize_grouped", "masked_grouped_gemm", "masked_moe"
+_QUANT, _ACT, _GEMM, _MOE = (
+    "quantize_grouped",
+    "silu_mul_quantize_grouped",
+    "masked_grouped_gemm",
+    "masked_moe",
+)
 
 RULES = (
     Rule("QUANT", "every stored block scale and code is legal for its input", "numbers:quantize", (_QUANT,)),
     Rule("ACT", "every stored scale and code of bf16(silu(gate) * up) is legal", "numbers:activation", (_ACT,)),
     Rule("GEMM", "every output is the exact result, or within its derived bound", "numbers:gemm", (_GEMM,)),
     Rule("PIPELINE", "each stage is legal on the candidate's own previous stage", "layer:pipeline", (_QUANT, _GEMM)),
-    Rule("MOE", "the whole layer is legal, stage by stage or by propagated bound", "layer:moe", (_MOE,)),
+    Rule("MOE", "the whole layer is legal, stage by stage or by propagated bound", "layer:moe", (_MOE,), power=0.9),
     Rule("PAD-ROWS", "rows at or past masked_m never change a valid row", "poison:padding_rows", (), 0.4),
     Rule("PAD-SCALES", "padding of the block scales never changes a valid row", "poison:padding_scales", (_GEMM,), 0.4),
     Rule("PAD-OUT", "every valid element is written, whatever the buffers held before", "poison:outputs", (), 0.4),

@@ -47,7 +47,9 @@ def _judge_quantized(
     )  # fmt: skip
 
 
-def _judge_gemm(ctx: Context, stage: str, out: Tensor, a: Quantized, weights: Any, alpha: Tensor) -> Comparison:
+def _judge_gemm(
+    ctx: Context, stage: str, out: Tensor, a: Quantized, weights: Any, alpha: Tensor
+) -> Comparison:
     values = decode_valid(a, ctx.rows())
     return judge_gemm(
         stage, out, values, weights.values, alpha, ctx.masked_m, ctx.known.accumulator, b_steps=weights.steps
@@ -90,28 +92,42 @@ def judge_taps(ctx: Context, out: Tensor, calls: list[Any]) -> list[Comparison]:
             weights, name = (t.w1, "gemm1") if first else (t.w2, "gemm2")
             a = _decoded(call.inputs["a"], call.inputs["a_scale"])
             alpha = t.w1_alpha if first else t.w2_alpha
-            found.append(_judge_gemm(ctx, f"tapped {name}", call.outputs["out"].permute(2, 0, 1), a, weights, alpha))
+            found.append(
+                _judge_gemm(ctx, f"tapped {name}", call.outputs["out"].permute(2, 0, 1), a, weights, alpha)
+            )
             continue
         silu = call.stage == "silu_mul_quantize_grouped"
         source = call.inputs["gate_up" if silu else "x"]
-        given = QuantizerInput.activated(rows.take(source), "silu") if silu else QuantizerInput.known(rows.take(source))
+        given = (
+            QuantizerInput.activated(rows.take(source), "silu")
+            if silu
+            else QuantizerInput.known(rows.take(source))
+        )
         shape = torch.Size((*source.shape[:2], source.shape[2] // 2)) if silu else source.shape
         got = checked_quantized((call.outputs["packed"], call.outputs["block_scale"]), shape, call.stage)
         second = silu or any(c.stage == "masked_grouped_gemm" for c in calls[: calls.index(call)])
         scale = t.a2_scale if second else t.input_scale
-        found += _judge_quantized(ctx, "tapped activation" if second else "tapped quantize", given, got, scale, rows)
+        found += _judge_quantized(
+            ctx, "tapped activation" if second else "tapped quantize", given, got, scale, rows
+        )
     if len(gemms) != 2:
-        raise RuntimeError(f"masked_moe_tapped recorded {len(gemms)} GEMMs, expected 2: the taps missed the engine's calls")
+        raise RuntimeError(
+            f"masked_moe_tapped recorded {len(gemms)} GEMMs, expected 2: the taps missed the engine's calls"
+        )
     last = rows.take(gemms[-1].outputs["out"].permute(2, 0, 1))
     from harness.comparison import compare_equal
 
-    found.append(compare_equal("layer output", rows.take(out), last, rows, "the last GEMM stored something else"))
+    found.append(
+        compare_equal("layer output", rows.take(out), last, rows, "the last GEMM stored something else")
+    )
     return found
 
 
 def _decoded(packed: Tensor, scales: Tensor) -> Quantized:
     codes = physical.codes_of(packed)
-    return Quantized(packed, scales, codes, physical.block_scales_of(scales, codes.shape[1], codes.shape[2] // 16))
+    return Quantized(
+        packed, scales, codes, physical.block_scales_of(scales, codes.shape[1], codes.shape[2] // 16)
+    )
 
 
 def judge_opaque(ctx: Context, out: Tensor) -> Comparison:
@@ -150,7 +166,9 @@ def judge_opaque(ctx: Context, out: Tensor) -> Comparison:
         rows,
         judged={f"bound propagated through the stages: {ctx.known.arithmetic.describe()}": got.numel()},
         altered=altered,
-        show=lambda r, c: f"= {float(got[r, c]):.8g}, legal are {float(low[r, c]):.8g} to {float(high[r, c]):.8g}",
+        show=lambda r, c: (
+            f"= {float(got[r, c]):.8g}, legal are {float(low[r, c]):.8g} to {float(high[r, c]):.8g}"
+        ),
         ratio=torch.where(legal, ratio.clamp(max=1.0), ratio).nan_to_num(torch.inf),
     )
 

@@ -26,18 +26,30 @@ def writes(ctx: Context) -> list[Comparison]:
     out = memory[_GUARD : _GUARD + size].view(p.experts, p.capacity, n)
     a = ctx.reference_operand()
     ctx.candidate.masked_grouped_gemm(
-        *a, physical.operand(t.w1.codes), physical.scales(t.w1.block_scale), out.permute(1, 2, 0), t.masked_m, t.w1_alpha
+        *a,
+        physical.operand(t.w1.codes),
+        physical.scales(t.w1.block_scale),
+        out.permute(1, 2, 0),
+        t.masked_m,
+        t.w1_alpha,
     )
     store = ctx.traits.store_rows
     kept = [range(min(math.ceil(count / store) * store, p.capacity), p.capacity) for count in p.masked_m]
-    expert = torch.tensor([e for e, rows in enumerate(kept) for _ in rows], dtype=torch.long, device=out.device)
+    expert = torch.tensor(
+        [e for e, rows in enumerate(kept) for _ in rows], dtype=torch.long, device=out.device
+    )
     row = torch.tensor([r for rows in kept for r in rows], dtype=torch.long, device=out.device)
     rows = Rows(expert, row, p.experts, p.capacity)
     guard = torch.cat((memory[:_GUARD], memory[_GUARD + size :])).view(2, _GUARD)
     zero = torch.zeros(2, dtype=torch.long, device=out.device)
     around = Rows(zero, zero, 1, 1, "element")
     return [
-        _untouched("rows past the last tile", out[expert, row], rows, f"stores may cover whole tiles of {store} rows only"),
+        _untouched(
+            "rows past the last tile",
+            out[expert, row],
+            rows,
+            f"stores may cover whole tiles of {store} rows only",
+        ),
         _untouched("memory around the output", guard, around, "nothing outside the output may be written"),
         *_wrote_something(ctx, out),
     ]
@@ -50,7 +62,9 @@ def _untouched(stage: str, got: Tensor, rows: Rows, contract: str) -> Comparison
         rows,
         judged={"still the sentinel": got.numel()},
         altered={
-            "zeros": lambda: False,  # any value other than the sentinel is noticed: the sentinel is a constant
+            "zeros": lambda: (
+                False
+            ),  # any value other than the sentinel is noticed: the sentinel is a constant
         },
         show=lambda r, c: f"= {float(got[r, c]):.6g} was written, but {contract}",
     )
@@ -61,7 +75,16 @@ def _wrote_something(ctx: Context, out: Tensor) -> list[Comparison]:
     t = ctx.tensors
     values = decode_blocks(*ctx.reference_quantized(), torch.float32)
     return [
-        judge_gemm("gemm", out, values, t.w1.values, t.w1_alpha, ctx.masked_m, ctx.known.accumulator, b_steps=t.w1.steps)
+        judge_gemm(
+            "gemm",
+            out,
+            values,
+            t.w1.values,
+            t.w1_alpha,
+            ctx.masked_m,
+            ctx.known.accumulator,
+            b_steps=t.w1.steps,
+        )
     ]
 
 
@@ -71,14 +94,28 @@ def inputs(ctx: Context) -> list[Comparison]:
     found = []
     if ctx.has("quantize_grouped"):
         given = {"x": t.x.clone(), "masked_m": t.masked_m.clone(), "global_scale_enc": t.input_scale.clone()}
-        found.append(_unchanged("quantize_grouped", given, lambda g: ctx.candidate.quantize_grouped(*g.values())))
+        found.append(
+            _unchanged("quantize_grouped", given, lambda g: ctx.candidate.quantize_grouped(*g.values()))
+        )
     if ctx.has("silu_mul_quantize_grouped"):
-        given = {"gate_up": t.gate_up.clone(), "masked_m": t.masked_m.clone(), "global_scale_enc": t.a2_scale.clone()}
-        found.append(_unchanged("silu_mul_quantize_grouped", given, lambda g: ctx.candidate.silu_mul_quantize_grouped(*g.values())))
+        given = {
+            "gate_up": t.gate_up.clone(),
+            "masked_m": t.masked_m.clone(),
+            "global_scale_enc": t.a2_scale.clone(),
+        }
+        found.append(
+            _unchanged(
+                "silu_mul_quantize_grouped",
+                given,
+                lambda g: ctx.candidate.silu_mul_quantize_grouped(*g.values()),
+            )
+        )
     if ctx.has("masked_grouped_gemm"):
         a, a_scale = ctx.reference_operand()
         p = ctx.problem
-        out = physical.empty_out(p.experts, p.capacity, t.w1.codes.shape[1], torch.bfloat16, ctx.traits.device, 0.0)
+        out = physical.empty_out(
+            p.experts, p.capacity, t.w1.codes.shape[1], torch.bfloat16, ctx.traits.device, 0.0
+        )
         given = {
             "a": a,
             "a_scale": a_scale,
@@ -98,7 +135,9 @@ def inputs(ctx: Context) -> list[Comparison]:
         )
     if ctx.has("masked_moe"):
         arguments = ctx.moe_arguments((t.x.clone(), None))
-        given = {k: v for k, v in arguments.items() if isinstance(v, Tensor)} | {"x": arguments["hidden_states"][0]}
+        given = {k: v for k, v in arguments.items() if isinstance(v, Tensor)} | {
+            "x": arguments["hidden_states"][0]
+        }
         found.append(_unchanged("masked_moe", given, lambda _: ctx.candidate.masked_moe(**arguments)))
     return found
 
@@ -140,7 +179,11 @@ def output_layout(ctx: Context) -> list[Comparison]:
     except (ValueError, TypeError, AssertionError, RuntimeError):
         return [_refused("output, experts innermost")]
     got = rows.take(out.permute(2, 0, 1))
-    return [compare_equal("output, experts innermost", got, wanted, rows, "the strides of the output were ignored")]
+    return [
+        compare_equal(
+            "output, experts innermost", got, wanted, rows, "the strides of the output were ignored"
+        )
+    ]
 
 
 def operand_layout(ctx: Context) -> list[Comparison]:
@@ -151,14 +194,19 @@ def operand_layout(ctx: Context) -> list[Comparison]:
     found = []
     for name, changed in (
         ("operand A, experts innermost", (a[0].contiguous(), a[1])),
-        ("scales of A, experts innermost", (a[0], a[1].view(torch.uint8).contiguous().view(torch.float8_e4m3fn))),
+        (
+            "scales of A, experts innermost",
+            (a[0], a[1].view(torch.uint8).contiguous().view(torch.float8_e4m3fn)),
+        ),
     ):
         try:
             got = rows.take(ctx.gemm(changed, t.w1, t.w1_alpha))
         except (ValueError, TypeError, AssertionError, RuntimeError):
             found.append(_refused(name))
             continue
-        found.append(compare_equal(name, got, wanted, rows, "the strides were ignored and memory was misread"))
+        found.append(
+            compare_equal(name, got, wanted, rows, "the strides were ignored and memory was misread")
+        )
     return found
 
 

@@ -57,5 +57,7 @@ def gemm(ctx: Context) -> list[Comparison]:
     out = ctx.gemm(ctx.reference_operand(), t.w1, alpha, dtype=dtype)
     values = decode_blocks(codes, block_scale, torch.float32)
     return [
-        judge_gemm("gemm", out, values, t.w1.values, alpha, ctx.masked_m, ctx.known.accumulator, b_steps=t.w1.steps)
+        judge_gemm(
+            "gemm", out, values, t.w1.values, alpha, ctx.masked_m, ctx.known.accumulator, b_steps=t.w1.steps
+        )
     ]

@@ -29,16 +29,26 @@ def padding_rows(ctx: Context) -> list[Comparison]:
     poison = POISONS[ctx.problem.seed % len(POISONS)]
     what = f"the padding rows hold {poison} instead of zeros"
     if ctx.has("quantize_grouped"):
-        clean, dirty = (ctx.quantize(_padded(ctx, t.x, f), t.input_scale).valid_bytes(rows) for f in (0.0, poison))
+        clean, dirty = (
+            ctx.quantize(_padded(ctx, t.x, f), t.input_scale).valid_bytes(rows) for f in (0.0, poison)
+        )
         found.append(compare_equal("quantize", dirty, clean, rows, what))
     if ctx.has("silu_mul_quantize_grouped"):
         clean, dirty = (
-            ctx.silu_mul_quantize(_padded(ctx, t.gate_up, f), t.a2_scale).valid_bytes(rows) for f in (0.0, poison)
+            ctx.silu_mul_quantize(_padded(ctx, t.gate_up, f), t.a2_scale).valid_bytes(rows)
+            for f in (0.0, poison)
         )
         found.append(compare_equal("activation", dirty, clean, rows, what))
     if ctx.has("masked_grouped_gemm"):
-        clean, dirty = (rows.take(ctx.gemm(_operand_with_padding(ctx, *f), t.w1, t.w1_alpha)) for f in ((0, 0), (0xF, NAN_SCALE)))
-        found.append(compare_equal("gemm", dirty, clean, rows, "the padding rows of A hold -6 and NaN scales, not zeros"))
+        clean, dirty = (
+            rows.take(ctx.gemm(_operand_with_padding(ctx, *f), t.w1, t.w1_alpha))
+            for f in ((0, 0), (0xF, NAN_SCALE))
+        )
+        found.append(
+            compare_equal(
+                "gemm", dirty, clean, rows, "the padding rows of A hold -6 and NaN scales, not zeros"
+            )
+        )
     if ctx.has("masked_moe"):
         clean, dirty = (rows.take(ctx.moe((_padded(ctx, t.x, f), None))) for f in (0.0, poison))
         found.append(compare_equal("layer", dirty, clean, rows, what))
@@ -49,7 +59,9 @@ def _operand_with_padding(ctx: Context, code: int, scale: int) -> tuple[Tensor, 
     """Return the quantized tokens, padding rows holding one code and one scale byte (tile padding included)."""
     codes, block_scale = ctx.reference_quantized()
     padding = ~valid_rows(ctx.tensors.masked_m, codes.shape[1]).unsqueeze(-1)
-    return physical.operand(codes.masked_fill(padding, code)), physical.scales(block_scale.masked_fill(padding, scale), scale)
+    return physical.operand(codes.masked_fill(padding, code)), physical.scales(
+        block_scale.masked_fill(padding, scale), scale
+    )
 
 
 def padding_scales(ctx: Context) -> list[Comparison]:
@@ -57,13 +69,22 @@ def padding_scales(ctx: Context) -> list[Comparison]:
     t, rows = ctx.tensors, ctx.rows()
     outputs = [
         rows.take(
-            ctx.gemm(ctx.reference_operand(fill), t.w1, t.w1_alpha, b_scales=physical.scales(t.w1.block_scale, fill))
+            ctx.gemm(
+                ctx.reference_operand(fill),
+                t.w1,
+                t.w1_alpha,
+                b_scales=physical.scales(t.w1.block_scale, fill),
+            )
         )
         for fill in (0, NAN_SCALE, MAX_SCALE)
     ]
     return [
-        compare_equal("gemm", outputs[1], outputs[0], rows, "the scale padding holds NaN (0x7F) instead of zeros"),
-        compare_equal("gemm", outputs[2], outputs[0], rows, "the scale padding holds 448 (0x7E) instead of zeros"),
+        compare_equal(
+            "gemm", outputs[1], outputs[0], rows, "the scale padding holds NaN (0x7F) instead of zeros"
+        ),
+        compare_equal(
+            "gemm", outputs[2], outputs[0], rows, "the scale padding holds 448 (0x7E) instead of zeros"
+        ),
     ]
 
 
@@ -74,11 +95,17 @@ def outputs(ctx: Context) -> list[Comparison]:
     if ctx.has("quantize_grouped"):
         found.append(_twice(ctx, "quantize", lambda: ctx.quantize(t.x, t.input_scale).valid_bytes(rows)))
     if ctx.has("silu_mul_quantize_grouped"):
-        found.append(_twice(ctx, "activation", lambda: ctx.silu_mul_quantize(t.gate_up, t.a2_scale).valid_bytes(rows)))
+        found.append(
+            _twice(ctx, "activation", lambda: ctx.silu_mul_quantize(t.gate_up, t.a2_scale).valid_bytes(rows))
+        )
     if ctx.has("masked_grouped_gemm"):
         a = ctx.reference_operand()
         nan, other = (rows.take(ctx.gemm(a, t.w1, t.w1_alpha, fill=fill)) for fill in (float("nan"), 13.0))
-        found.append(_named_unwritten(compare_equal("gemm", nan, other, rows, "the output held NaN instead of 13"), nan))
+        found.append(
+            _named_unwritten(
+                compare_equal("gemm", nan, other, rows, "the output held NaN instead of 13"), nan
+            )
+        )
     if ctx.has("masked_moe"):
         found.append(_twice(ctx, "layer", lambda: rows.take(ctx.moe())))
     return found
@@ -105,7 +132,11 @@ def _leave_behind(ctx: Context) -> None:
 def _named_unwritten(result: Comparison, got: Tensor) -> Comparison:
     """Say so where what differs is just the poison: the output was never written."""
     if result.illegal and len(got):
-        poison = got.isnan() if got.dtype.is_floating_point else (got == 0xFF) | (got == 0xF) | (got == NAN_SCALE)
+        poison = (
+            got.isnan() if got.dtype.is_floating_point else (got == 0xFF) | (got == 0xF) | (got == NAN_SCALE)
+        )
         if bool(poison.all()):
-            result.message = f"{result.stage}: output never written: it still holds the poison\n{result.message}"
+            result.message = (
+                f"{result.stage}: output never written: it still holds the poison\n{result.message}"
+            )
     return result

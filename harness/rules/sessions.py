@@ -28,7 +28,9 @@ def shapes(ctx: Context) -> list[Comparison]:
     found = [_judged(second, "gemm, second shape")]
     after = rows.take(ctx.gemm(ctx.reference_operand(), t.w1, t.w1_alpha))
     if ctx.traits.deterministic:
-        found.append(compare_equal("gemm, first shape again", after, before, rows, "another shape ran in between"))
+        found.append(
+            compare_equal("gemm, first shape again", after, before, rows, "another shape ran in between")
+        )
     return found
 
 
@@ -36,7 +38,9 @@ def _judged(ctx: Context, name: str) -> Comparison:
     t = ctx.tensors
     out = ctx.gemm(ctx.reference_operand(), t.w1, t.w1_alpha)
     values = decode_blocks(*ctx.reference_quantized(), torch.float32)
-    return judge_gemm(name, out, values, t.w1.values, t.w1_alpha, ctx.masked_m, ctx.known.accumulator, b_steps=t.w1.steps)
+    return judge_gemm(
+        name, out, values, t.w1.values, t.w1_alpha, ctx.masked_m, ctx.known.accumulator, b_steps=t.w1.steps
+    )
 
 
 def graph_replay(ctx: Context) -> list[Comparison]:
@@ -66,5 +70,15 @@ def graph_replay(ctx: Context) -> list[Comparison]:
     graph.replay()
     torch.cuda.synchronize()
     rows = fresh.rows()
-    direct = ctx.candidate.masked_moe(**(arguments | {"hidden_states": (x.clone(), None), "masked_m": masked_m.clone()}))
-    return [compare_equal("layer, replayed", rows.take(out), rows.take(direct), rows, "a graph was replayed on changed inputs")]
+    direct = ctx.candidate.masked_moe(
+        **(arguments | {"hidden_states": (x.clone(), None), "masked_m": masked_m.clone()})
+    )
+    return [
+        compare_equal(
+            "layer, replayed",
+            rows.take(out),
+            rows.take(direct),
+            rows,
+            "a graph was replayed on changed inputs",
+        )
+    ]

@@ -18,7 +18,9 @@ from reference.nvfp4 import decode_blocks
 
 def _need_determinism(ctx: Context) -> None:
     if not ctx.traits.deterministic:
-        raise NotApplicableError("the candidate declares deterministic=False: bits may differ between two calls")
+        raise NotApplicableError(
+            "the candidate declares deterministic=False: bits may differ between two calls"
+        )
 
 
 def _stages(ctx: Context) -> Iterator[tuple[str, Callable[[], Tensor]]]:
@@ -93,16 +95,23 @@ def expert_permutation(ctx: Context) -> list[Comparison]:
         codes, block_scale = ctx.reference_quantized()
         clean = rows.take(ctx.gemm(ctx.reference_operand(), t.w1, t.w1_alpha))
         moved_a = physical.operand(codes[order]), physical.scales(block_scale[order])
-        moved_out = ctx.gemm(moved_a, _permuted_weights(t.w1, order), t.w1_alpha[order].contiguous(), masked_m=masked_m)
+        moved_out = ctx.gemm(
+            moved_a, _permuted_weights(t.w1, order), t.w1_alpha[order].contiguous(), masked_m=masked_m
+        )
         found.append(compare_equal("gemm", rows.take(moved_out[back]), clean, rows, what))
     if ctx.has("masked_moe"):
         clean = rows.take(ctx.moe())
         arguments = ctx.moe_arguments((t.x, None))
         moved_arguments = {
-            name: value[order].contiguous() if isinstance(value, Tensor) else value for name, value in arguments.items()
+            name: value[order].contiguous() if isinstance(value, Tensor) else value
+            for name, value in arguments.items()
         }
         moved_arguments["hidden_states"] = (t.x[order], None)
-        found.append(compare_equal("layer", rows.take(ctx.candidate.masked_moe(**moved_arguments)[back]), clean, rows, what))
+        found.append(
+            compare_equal(
+                "layer", rows.take(ctx.candidate.masked_moe(**moved_arguments)[back]), clean, rows, what
+            )
+        )
     return found
 
 
@@ -122,7 +131,9 @@ def token_permutation(ctx: Context) -> list[Comparison]:
 
     if ctx.has("quantize_grouped"):
         got = ctx.quantize(moved(t.x), t.input_scale).valid_bytes(mirrored)
-        found.append(compare_equal("quantize", got, ctx.quantize(t.x, t.input_scale).valid_bytes(rows), rows, what))
+        found.append(
+            compare_equal("quantize", got, ctx.quantize(t.x, t.input_scale).valid_bytes(rows), rows, what)
+        )
     if ctx.has("silu_mul_quantize_grouped"):
         got = ctx.silu_mul_quantize(moved(t.gate_up), t.a2_scale).valid_bytes(mirrored)
         clean = ctx.silu_mul_quantize(t.gate_up, t.a2_scale).valid_bytes(rows)
@@ -131,9 +142,17 @@ def token_permutation(ctx: Context) -> list[Comparison]:
         codes, block_scale = ctx.reference_quantized()
         a = physical.operand(moved(codes)), physical.scales(moved(block_scale))
         got = mirrored.take(ctx.gemm(a, t.w1, t.w1_alpha))
-        found.append(compare_equal("gemm", got, rows.take(ctx.gemm(ctx.reference_operand(), t.w1, t.w1_alpha)), rows, what))
+        found.append(
+            compare_equal(
+                "gemm", got, rows.take(ctx.gemm(ctx.reference_operand(), t.w1, t.w1_alpha)), rows, what
+            )
+        )
     if ctx.has("masked_moe"):
-        found.append(compare_equal("layer", mirrored.take(ctx.moe((moved(t.x), None))), rows.take(ctx.moe()), rows, what))
+        found.append(
+            compare_equal(
+                "layer", mirrored.take(ctx.moe((moved(t.x), None))), rows.take(ctx.moe()), rows, what
+            )
+        )
     return found
 
 
@@ -146,7 +165,9 @@ def power_of_two(ctx: Context) -> list[Comparison]:
     x = torch.where(t.x.abs() < 2.0**-100, torch.zeros_like(t.x), t.x)
     clean = ctx.quantize(x, t.input_scale).valid_bytes(rows)
     moved = ctx.quantize(x * power, t.input_scale / power).valid_bytes(rows)
-    found = [compare_equal("quantize", moved, clean, rows, f"x is times {power}, its encode scale divided by it")]
+    found = [
+        compare_equal("quantize", moved, clean, rows, f"x is times {power}, its encode scale divided by it")
+    ]
     if ctx.has("masked_grouped_gemm"):
         a = ctx.reference_operand()
         plain = rows.take(ctx.gemm(a, t.w1, t.w1_alpha)) * power
@@ -168,7 +189,9 @@ def capacity(ctx: Context) -> list[Comparison]:
 
     if ctx.has("quantize_grouped"):
         got = ctx.quantize(grown(t.x), t.input_scale).valid_bytes(rows)
-        found.append(compare_equal("quantize", got, ctx.quantize(t.x, t.input_scale).valid_bytes(rows), rows, what))
+        found.append(
+            compare_equal("quantize", got, ctx.quantize(t.x, t.input_scale).valid_bytes(rows), rows, what)
+        )
     if ctx.has("silu_mul_quantize_grouped"):
         got = ctx.silu_mul_quantize(grown(t.gate_up), t.a2_scale).valid_bytes(rows)
         clean = ctx.silu_mul_quantize(t.gate_up, t.a2_scale).valid_bytes(rows)
@@ -193,4 +216,15 @@ def hints(ctx: Context) -> list[Comparison]:
     hint = ctx.traits.hints[ctx.problem.seed % len(ctx.traits.hints)]
     out = ctx.gemm(a, t.w1, t.w1_alpha, hints=hint)
     name = "gemm with " + ", ".join(f"{k}={v}" for k, v in hint.items())
-    return [judge_gemm(name, out, values, t.w1.values, t.w1_alpha, ctx.masked_m, ctx.known.accumulator, b_steps=t.w1.steps)]
+    return [
+        judge_gemm(
+            name,
+            out,
+            values,
+            t.w1.values,
+            t.w1_alpha,
+            ctx.masked_m,
+            ctx.known.accumulator,
+            b_steps=t.w1.steps,
+        )
+    ]

@@ -1,0 +1,234 @@
+"""`harness check`: candidates, rules and problems in, a run record out. Imports no torch."""
+
+from __future__ import annotations
+
+import datetime
+import secrets
+import sys
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+
+from harness import __version__
+from harness.candidates import CANDIDATES, STAGES, load_candidate, support_of
+from harness.environment import describe_environment
+from harness.known_failures import KnownFailure, apply_known_failures
+from harness.problem import Problem
+from harness.profiles import Profile, find_profile
+from harness.record import CandidateRun, RuleResult, RunRecord, Skip
+from harness.rules import Rule
+from harness.runner import RunSettings, run_problem, run_rule, traits_from
+from harness.session import CandidateStartError, Child, InProcess, Session
+from harness.shapes import ModelShape
+from harness.strategies import possible_traps
+from harness.verdict import Verdict, worst
+
+
+@dataclass
+class CheckRequest:
+    """What `harness check` was asked for.
+
+    Attributes:
+        candidates: names; empty for every built-in one that can run here.
+        rules: which rules.
+        profile: how much.
+        seed: of the draws.
+        problem: judge only this problem.
+        shape: a real model's shape.
+        max_seconds: for the whole run; 0 for no limit.
+        memory_gib: limit of a candidate's process; 0 for none.
+        threads: of torch in each process; 0 for its own choice.
+        isolate: run candidates in child processes.
+        known: list of known failures.
+        all_rules: no rule was selected, so the drawn traps can be counted against their floor.
+    """
+
+    candidates: list[str]
+    rules: list[Rule]
+    profile: Profile
+    seed: int = 0
+    problem: Problem | None = None
+    shape: ModelShape | None = None
+    max_seconds: float = 0
+    memory_gib: float = 0
+    threads: int = 0
+    isolate: bool = True
+    known: list[KnownFailure] = field(default_factory=list)
+    all_rules: bool = True
+
+
+class Progress:
+    """What a run tells while it runs; the command line overrides it."""
+
+    def candidate(self, run: CandidateRun) -> None:
+        """A candidate starts, or does not run."""
+
+    def rule(self, rule: Rule, done: int, wanted: int) -> None:
+        """`done` of `wanted` problems of a rule were judged."""
+
+    def finished(self, result: RuleResult) -> None:
+        """A rule is through."""
+
+
+def new_record(request_profile: str, seed: int) -> RunRecord:
+    """Return an empty record with its identity, versions and environment."""
+    now = datetime.datetime.now(datetime.UTC)
+    return RunRecord(
+        run_id=f"{now:%Y%m%dT%H%M%S}-{secrets.token_hex(3)}",
+        created=now.isoformat(timespec="seconds"),
+        command=["harness", *sys.argv[1:]],
+        harness_version=__version__,
+        profile=request_profile,
+        seed=seed,
+        environment=describe_environment(),
+    )
+
+
+def run_check(request: CheckRequest, record: RunRecord, progress: Progress) -> RunRecord:
+    """Run the request and fill in the record; on an interrupt the record holds what was found until then.
+
+    Raises:
+        KeyboardInterrupt: after the record was concluded with `interrupted` set.
+    """
+    started = time.monotonic()
+    names = request.candidates or list(CANDIDATES)
+    traps: Counter[str] = Counter()
+    try:
+        for name in names:
+            deadline = started + request.max_seconds if request.max_seconds else float("inf")
+            _run_candidate(name, request, record, progress, deadline, traps)
+    except KeyboardInterrupt:
+        record.interrupted = True
+        raise
+    finally:
+        record.seconds = time.monotonic() - started
+        # A part of the rules, one problem or a cut run draws what it draws.
+        partial = not request.all_rules or request.problem or request.shape or request.max_seconds
+        conclude(record, traps, {} if partial else trap_floor(record))
+    return record
+
+
+def trap_floor(record: RunRecord) -> dict[str, int]:
+    """Return how often each trap must have been drawn in a full run of the record's profile.
+
+    Traps that no candidate of the run can be given at all, by its declared alignments, are left out.
+    """
+    possible = {trap for c in record.candidates if c.ran for trap in possible_traps(traits_from(c.declared))}
+    return dict.fromkeys(sorted(possible), find_profile(record.profile).trap_floor)
+
+
+def _run_candidate(
+    name: str,
+    request: CheckRequest,
+    record: RunRecord,
+    progress: Progress,
+    deadline: float,
+    traps: Counter[str],
+) -> None:
+    """Run all rules on one candidate."""
+    run = CandidateRun(name, requested=bool(request.candidates))
+    record.candidates.append(run)
+    try:
+        session = open_session(name, request)
+    except CandidateStartError as error:
+        run.reason = str(error)
+        progress.candidate(run)
+        return
+    try:
+        described = session.describe()
+        run.ran, run.declared, run.measured = True, described["traits"], described["measured"]
+        run.missing_stages = [s for s in STAGES if s not in described["stages"]]
+        record.environment.device = described["traits"]["device"]
+        progress.candidate(run)
+        for rule in request.rules:
+            missing = [stage for stage in rule.stages if stage in run.missing_stages]
+            if missing:
+                record.skips.append(
+                    Skip(f"{rule.id} on {name}", f"the candidate has no {', '.join(missing)}")
+                )
+                continue
+            settings = _settings(name, rule, request, deadline, progress)
+            if request.problem is None:
+                result, drawn = run_rule(rule, session, settings)
+            else:
+                result, drawn = run_problem(rule, session, settings, request.problem)
+            traps.update(drawn)
+            record.known_failures += apply_known_failures([result], request.known)
+            record.rules.append(result)
+            if result.skipped:
+                record.skips.append(Skip(f"{rule.id} on {name}", result.skipped))
+            progress.finished(result)
+    finally:
+        session.close()
+
+
+def _settings(
+    name: str, rule: Rule, request: CheckRequest, deadline: float, progress: Progress
+) -> RunSettings:
+    def report(done: int, wanted: int) -> None:
+        progress.rule(rule, done, wanted)
+
+    return RunSettings(request.profile, request.seed, deadline, request.shape, name, report)
+
+
+def open_session(name: str, request: CheckRequest) -> Session:
+    """Load a candidate where it will be judged.
+
+    Raises:
+        CandidateStartError: it cannot run here, with the reason.
+        UsageError: there is no such candidate.
+    """
+    # The names of built-in candidates are checked here, before a process is started for them.
+    if name not in CANDIDATES and ":" not in name:
+        load_candidate(name)
+    if request.isolate:
+        return Child(name, threads=request.threads, memory_gib=request.memory_gib)
+    candidate = load_candidate(name)
+    support = support_of(candidate)
+    if not support:
+        raise CandidateStartError(support.reason)
+    return InProcess(candidate, threads=request.threads)
+
+
+def conclude(record: RunRecord, traps: Counter[str], floor: dict[str, int]) -> None:
+    """Set the run's verdict and its reason from what the rules found.
+
+    Args:
+        record: with candidates and rules filled in.
+        traps: how often each trap was drawn.
+        floor: how often each trap must have been drawn; missing ones fail the run.
+    """
+    record.traps = dict(sorted(traps.items()))
+    record.missing_traps = [trap for trap, least in floor.items() if traps[trap] < least]
+    judged = [r for r in record.rules if not r.skipped]
+    verdict = worst(r.verdict for r in judged)
+    could_not_run = [c for c in record.candidates if c.requested and not c.ran]
+    failed = [r for r in judged if r.verdict is Verdict.FAIL]
+    unknown = [r for r in judged if r.verdict is Verdict.UNKNOWN]
+    if record.missing_traps and verdict is not Verdict.FAIL and not record.interrupted:
+        verdict = Verdict.FAIL
+    if could_not_run and verdict is Verdict.PASS:
+        verdict = Verdict.UNKNOWN
+    if record.interrupted and verdict is Verdict.PASS:
+        verdict = Verdict.UNKNOWN
+    record.verdict = verdict
+    if failed:
+        record.reason = (
+            f"{len(failed)} of {len(judged)} rules failed; first: {failed[0].rule} on {failed[0].candidate}"
+        )
+    elif record.missing_traps:
+        record.reason = f"traps drawn too seldom to count as tested: {', '.join(record.missing_traps)}"
+    elif could_not_run:
+        record.reason = f"{could_not_run[0].name} cannot run here: {could_not_run[0].reason}"
+    elif record.interrupted:
+        record.reason = "interrupted"
+    elif unknown:
+        record.reason = f"{unknown[0].rule} on {unknown[0].candidate}: {unknown[0].reason}"
+    elif not judged:
+        record.reason = "no rule was judged"
+    else:
+        compared = sum(r.compared for r in judged)
+        ran = ", ".join(c.name for c in record.candidates if c.ran)
+        record.reason = f"{len(judged)} rules on {ran}: {compared:,} elements compared, all of them legal"
+        if record.known_failures:
+            record.reason += f" but for {sum(k['matched'] for k in record.known_failures)} known failure(s)"

@@ -1,0 +1,81 @@
+"""The command line. Each command lives in its own module, imported when it is called: `--help` loads no torch."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import traceback
+from typing import Any
+
+import click
+
+from harness.verdict import ExitCode, UsageError
+
+COMMANDS = {
+    "check": "run the rules on candidates and write a report",
+    "gsm8k": "the end-to-end gate on a served model",
+    "list": "list candidates, rules, profiles, traps and shapes",
+    "doctor": "say what can run on this machine, and why the rest cannot",
+    "report": "draw the HTML report of a record again",
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported when they are needed, their help lines being known here."""
+
+    def list_commands(self, _ctx: click.Context) -> list[str]:
+        """Return the names of the commands."""
+        return list(COMMANDS)
+
+    def get_command(self, _ctx: click.Context, name: str) -> click.Command | None:
+        """Import a command."""
+        if name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"harness.cli.{name}")
+        command: click.Command = getattr(module, f"{name}_command")
+        return command
+
+    def format_commands(self, _ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the list of commands without importing any of them."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="fp4-moe-harness")
+def harness() -> None:
+    """Correctness and accuracy validation for FP4 mixture-of-experts kernels.
+
+    Exit codes: 0 PASS, 1 FAIL, 2 UNKNOWN, 64 bad usage, 70 internal error, 130 interrupted.
+    """
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit with one of the codes of harness.verdict.ExitCode."""
+    sys.exit(run(arguments))
+
+
+def run(arguments: list[str] | None = None) -> int:
+    """Run the command line and return its exit code.
+
+    Frameworks have other ideas (click exits 2 on bad usage, Python 1 on an uncaught error), so each is mapped here.
+    """
+    try:
+        result: Any = harness.main(args=arguments, prog_name="harness", standalone_mode=False)
+    except (click.UsageError, UsageError) as error:
+        message = error.format_message() if isinstance(error, click.UsageError) else str(error)
+        click.echo(f"harness: {message}", err=True)
+        return ExitCode.USAGE
+    except click.exceptions.Exit as error:
+        return error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("harness: interrupted", err=True)
+        return ExitCode.INTERRUPTED
+    except click.ClickException as error:
+        click.echo(f"harness: {error.format_message()}", err=True)
+        return ExitCode.USAGE
+    except Exception:  # noqa: BLE001 - the last line of defence: an error of ours must not look like a FAIL
+        traceback.print_exc()
+        click.echo("harness: internal error: this is a defect of the harness, not of the candidate", err=True)
+        return ExitCode.INTERNAL
+    return int(result) if isinstance(result, int) else ExitCode.PASS

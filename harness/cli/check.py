@@ -1,0 +1,130 @@
+"""`harness check`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from harness.cli.output import TerminalProgress, prepare_folder, print_summary
+from harness.verdict import ExitCode, UsageError, exit_code
+
+
+@click.command("check")
+@click.option(
+    "--candidate",
+    "candidates",
+    multiple=True,
+    metavar="NAME",
+    help="Built-in name or package.module:attribute; may be repeated. Default: every built-in one that can run here.",
+)
+@click.option(
+    "--rule", "rules", multiple=True, metavar="ID", help="Only this rule; may be repeated. Default: all."
+)
+@click.option(
+    "--profile", default="quick", show_default=True, metavar="NAME", help="quick, standard or deep."
+)
+@click.option("--problem", metavar="STRING", help="Judge only this problem, as a failure printed it.")
+@click.option(
+    "--shapes",
+    metavar="MODEL",
+    help="Shapes of a real model: a name (harness list) or the path of a config.json.",
+)
+@click.option("--ep", default=1, show_default=True, help="Ranks that share the experts, with --shapes.")
+@click.option("--seed", default=0, show_default=True, help="Of the drawn problems.")
+@click.option(
+    "--max-seconds",
+    default=0.0,
+    show_default=True,
+    help="Draw no further problem after this time; 0 for no limit.",
+)
+@click.option(
+    "--max-memory",
+    default=0.0,
+    show_default=True,
+    metavar="GIB",
+    help="Limit of a candidate's process; 0 for none.",
+)
+@click.option("--threads", default=0, show_default=True, help="Threads of torch; 0 for its own choice.")
+@click.option(
+    "--isolate/--no-isolate",
+    default=True,
+    show_default=True,
+    help="Run each candidate in a process of its own, so that a crash costs one problem.",
+)
+@click.option(
+    "--known-failures",
+    type=click.Path(path_type=Path),
+    help="List of known failures. Default: the one of the suites.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("harness-out"),
+    show_default=True,
+    help="Folder of record.json and report.html.",
+)
+def check_command(
+    candidates: tuple[str, ...],
+    rules: tuple[str, ...],
+    profile: str,
+    problem: str | None,
+    shapes: str | None,
+    ep: int,
+    seed: int,
+    max_seconds: float,
+    max_memory: float,
+    threads: int,
+    isolate: bool,
+    known_failures: Path | None,
+    out: Path,
+) -> int:
+    """Run the rules on candidates and write record.json and report.html."""
+    from harness.check import CheckRequest, new_record, run_check
+    from harness.known_failures import default_path, load_known_failures
+    from harness.problem import parse_problem
+    from harness.profiles import find_profile
+    from harness.rules import find_rules
+    from harness.shapes import find_shape
+
+    if shapes is None and ep != 1:
+        raise UsageError("--ep says how many ranks share the experts of --shapes; give both")
+    for name, value in (
+        ("--max-seconds", max_seconds),
+        ("--max-memory", max_memory),
+        ("--threads", threads),
+        ("--seed", seed),
+    ):
+        if value < 0:
+            raise UsageError(f"{name} must not be negative, got {value}")
+    request = CheckRequest(
+        candidates=list(candidates),
+        rules=find_rules(list(rules)),
+        profile=find_profile(profile),
+        seed=seed,
+        problem=parse_problem(problem) if problem else None,
+        shape=find_shape(shapes, ep) if shapes else None,
+        max_seconds=max_seconds,
+        memory_gib=max_memory,
+        threads=threads,
+        isolate=isolate,
+        known=load_known_failures(known_failures or default_path()),
+        all_rules=not rules,
+    )
+    folder = prepare_folder(out)
+    record = new_record(profile, seed)
+    try:
+        run_check(request, record, TerminalProgress())
+    except KeyboardInterrupt:
+        _write(record, folder)
+        return ExitCode.INTERRUPTED
+    _write(record, folder)
+    return exit_code(record.verdict)
+
+
+def _write(record, folder: Path) -> None:  # type: ignore[no-untyped-def]
+    from reports.html import write_report
+
+    record.write(folder / "record.json")
+    report = write_report(record, folder)
+    print_summary(record, {"record": folder / "record.json", "report": report})

@@ -1,0 +1,32 @@
+"""`harness doctor`."""
+
+from __future__ import annotations
+
+import click
+
+from harness.verdict import ExitCode
+
+
+@click.command("doctor")
+def doctor_command() -> int:
+    """Say what can run on this machine, and why the rest cannot."""
+    from harness.candidates import CANDIDATES, load_candidate, stages_of, support_of
+    from harness.environment import PACKAGES, describe_environment
+
+    environment = describe_environment()
+    click.echo(f"Python {environment.python} on {environment.platform}, {environment.cpu_count} processors")
+    click.echo(f"GPUs: {', '.join(environment.gpus) or 'none that torch sees'}")
+    for name in PACKAGES:
+        click.echo(f"  {name:<20} {environment.packages.get(name, 'not installed')}")
+    runs = 0
+    for name in CANDIDATES:
+        candidate = load_candidate(name)
+        support = support_of(candidate)
+        runs += support.ok
+        state = (
+            "runs here: " + ", ".join(stages_of(candidate))
+            if support
+            else f"does not run here: {support.reason}"
+        )
+        click.echo(f"{name}: {state}")
+    return ExitCode.PASS if runs else ExitCode.UNKNOWN

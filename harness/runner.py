@@ -1,0 +1,280 @@
+"""Run one rule: draw problems with hypothesis, judge them, shrink a failing one, and sum up. Imports no torch."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from harness.candidates.protocol import Traits
+from harness.problem import Problem
+from harness.profiles import Profile
+from harness.record import Failure, Heatmap, Histogram, RuleResult
+from harness.rules import Rule
+from harness.session import Session
+from harness.shapes import ModelShape
+from harness.verdict import Verdict
+
+SHRINK_SECONDS = 20.0
+MOST_CRASHES = 3  # of one rule, after which it ends: each costs a fresh process
+
+
+class InternalError(Exception):
+    """A defect of the harness itself, with the trace from the process in which it showed."""
+
+
+class _IllegalError(Exception):
+    """Raised inside hypothesis on an illegal outcome, so that it shrinks the problem."""
+
+
+@dataclass
+class RunSettings:
+    """What a run was asked for.
+
+    Attributes:
+        profile: how much.
+        seed: of the draws; the same seed draws the same problems.
+        deadline: `time.monotonic()` at which no further problem is drawn, or infinity.
+        shape: a real model's shape, or None for drawn ones.
+        candidate: name for reproduce commands.
+        progress: called with the number of problems judged so far and the number wanted.
+    """
+
+    profile: Profile
+    seed: int = 0
+    deadline: float = float("inf")
+    shape: ModelShape | None = None
+    candidate: str = ""
+    progress: Callable[[int, int], None] = lambda _done, _wanted: None
+
+
+@dataclass
+class _Tally:
+    """Counts over the problems of one rule, and the failures found."""
+
+    result: RuleResult
+    traps: Counter[str] = field(default_factory=Counter)
+    crashes: int = 0
+    failed: dict[str, dict[str, Any]] = field(default_factory=dict)  # problem -> outcome, while shrinking
+    first_failure: float | None = None
+
+
+def run_rule(rule: Rule, session: Session, settings: RunSettings) -> tuple[RuleResult, Counter[str]]:
+    """Run one rule on drawn problems.
+
+    Args:
+        rule: what to judge.
+        session: where the candidate lives.
+        settings: how much, with which seed.
+
+    Returns:
+        The rule's result, and how often each trap was drawn.
+
+    Raises:
+        InternalError: the harness itself failed while judging.
+    """
+    from hypothesis import HealthCheck, Phase, Verbosity, given, seed
+    from hypothesis import settings as hypothesis_settings
+
+    from harness.strategies import problems
+
+    traits = traits_from(session.describe()["traits"])
+    wanted = max(settings.profile.least, round(settings.profile.examples * rule.share))
+    tally = _Tally(RuleResult(rule.id, rule.title, settings.candidate, Verdict.UNKNOWN))
+    started = time.monotonic()
+
+    @seed(settings.seed)
+    @hypothesis_settings(
+        max_examples=wanted,
+        database=None,  # the record's reproduce command repeats a failure; nothing is left in the user's folder
+        deadline=None,
+        derandomize=False,
+        phases=(Phase.generate, Phase.shrink),
+        suppress_health_check=list(HealthCheck),
+        verbosity=Verbosity.quiet,
+        print_blob=False,
+        report_multiple_bugs=False,
+    )
+    @given(problems(rule, traits, settings.profile, settings.shape))
+    def draw(problem: Problem) -> None:
+        if tally.first_failure is None and time.monotonic() > settings.deadline:
+            return
+        if tally.crashes >= MOST_CRASHES or tally.result.skipped:
+            return
+        if not _fits(problem, rule, traits):
+            return
+        fails = _judge_one(rule, problem, session, settings, tally)
+        settings.progress(tally.result.examples, wanted)
+        if fails:
+            raise _IllegalError  # one place: hypothesis tells failures apart by the line that raised
+
+    try:
+        draw()
+    except _IllegalError:
+        smallest = list(tally.failed)[-1]
+        tally.result.failures.append(_failure(rule, settings.candidate, smallest, tally.failed[smallest]))
+    tally.result.seconds = time.monotonic() - started
+    _conclude(tally, wanted, rule.power)
+    return tally.result, tally.traps
+
+
+def run_problem(
+    rule: Rule, session: Session, settings: RunSettings, problem: Problem
+) -> tuple[RuleResult, Counter[str]]:
+    """Run one rule on one given problem, without shrinking: what a reproduce command does."""
+    tally = _Tally(RuleResult(rule.id, rule.title, settings.candidate, Verdict.UNKNOWN))
+    started = time.monotonic()
+    if _judge_one(rule, problem, session, settings, tally):
+        text = str(problem)
+        tally.result.failures.append(_failure(rule, settings.candidate, text, tally.failed[text]))
+    tally.result.seconds = time.monotonic() - started
+    _conclude(tally, 1, rule.power)
+    return tally.result, tally.traps
+
+
+def _fits(problem: Problem, rule: Rule, traits: Traits) -> bool:
+    """Whether the problem asks nothing that the candidate's stages do not cover (an activation, for example)."""
+    return problem.activation in traits.activations or rule.id not in {"PIPELINE", "MOE"}
+
+
+def _judge_one(rule: Rule, problem: Problem, session: Session, settings: RunSettings, tally: _Tally) -> bool:
+    """Judge a problem and count it; return whether hypothesis should shrink it."""
+    text = str(problem)
+    if text in tally.failed:
+        tally.failed[text] = tally.failed.pop(
+            text
+        )  # the last one is the smallest: hypothesis ends by replaying it
+        return True
+    if tally.first_failure is not None and time.monotonic() > tally.first_failure + SHRINK_SECONDS:
+        return False  # enough shrinking: every problem not yet known to fail counts as passing
+    outcome = session.judge(rule.id, text, settings.profile.problem_seconds)
+    status = outcome["status"]
+    if status == "internal":
+        raise InternalError(f"{rule.id} on {text}:\n{outcome['error']}")
+    counting = tally.first_failure is None
+    if counting and status != "not applicable":
+        tally.result.examples += 1
+        tally.traps.update(problem.traps())
+    if status == "not applicable":
+        tally.result.skipped = outcome["error"]
+    elif status in {"crashed", "timeout"}:
+        # One problem is lost, not the run: it is recorded and not shrunk, since each try would cost a new process.
+        tally.crashes += 1
+        tally.result.failures.append(_failure(rule, settings.candidate, text, outcome))
+    elif status == "judged":
+        if counting:
+            _add(tally.result, outcome["comparisons"], text)
+        if any(c["illegal"] for c in outcome["comparisons"]):
+            return _found(tally, text, outcome)
+    else:
+        return _found(tally, text, outcome)
+    return False
+
+
+def _found(tally: _Tally, text: str, outcome: dict[str, Any]) -> bool:
+    tally.failed[text] = outcome
+    if tally.first_failure is None:
+        tally.first_failure = time.monotonic()
+    return True
+
+
+def _add(result: RuleResult, comparisons: list[dict[str, Any]], problem: str) -> None:
+    """Add one problem's comparisons to the rule's counts."""
+    compared = sum(c["compared"] for c in comparisons)
+    result.compared += compared
+    if not compared:
+        result.empty += 1
+    elif any(c["accepted_altered"] for c in comparisons if c["compared"]):
+        result.powerless += 1
+    for c in comparisons:
+        for word, count in c["judged"].items():
+            result.judged[word] = result.judged.get(word, 0) + count
+        if c["histogram"]:
+            more = Histogram(**c["histogram"])
+            if c["stage"] in result.histograms:
+                result.histograms[c["stage"]].add(more)
+            else:
+                result.histograms[c["stage"]] = more
+        ratio = c["worst_ratio"]
+        if ratio is not None and (result.worst_ratio is None or ratio > result.worst_ratio):
+            result.worst_ratio, result.worst_problem = ratio, problem
+
+
+def _conclude(tally: _Tally, wanted: int, power: float) -> None:
+    """Set the rule's verdict and its reason."""
+    result = tally.result
+    with_power = result.examples - result.empty - result.powerless - len(result.failures)
+    if result.failures:
+        result.verdict = Verdict.FAIL
+        result.reason = result.failures[0].message.splitlines()[0]
+    elif result.skipped:
+        result.verdict, result.reason = Verdict.PASS, f"not applicable: {result.skipped}"
+    elif result.examples == 0:
+        result.reason = "no problem was judged: the time was over, or none fits the candidate's alignments"
+    elif result.compared == 0:
+        result.reason = f"nothing was compared: no valid row in any of {result.examples} problems"
+    elif with_power < power * (result.examples - result.empty):
+        # A problem here and there is degenerate (all zeros, one row); many being so means that the check is blind.
+        result.reason = (
+            f"no power: on {result.powerless} of {result.examples - result.empty} problems zeros, x0.5 or a rolled copy "
+            "of the same output would have passed as well"
+        )
+    else:
+        result.verdict = Verdict.PASS
+        if result.examples < wanted:
+            result.reason = f"{result.examples} of {wanted} problems before the time was over"
+
+
+_KINDS = {
+    "judged": "illegal",
+    "contract": "illegal",
+    "raised": "rejected",
+    "crashed": "crash",
+    "timeout": "timeout",
+}
+
+
+def _failure(rule: Rule, candidate: str, problem: str, outcome: dict[str, Any]) -> Failure:
+    """Build the failure of one problem, with the message that pytest, the terminal and the report show."""
+    bad = next((c for c in outcome.get("comparisons", []) if c["illegal"]), None)
+    command = reproduce_command(rule.id, candidate, problem)
+    head = bad["message"] if bad else f"{outcome['status']}: {outcome['error']}"
+    others = [c["stage"] for c in outcome.get("comparisons", []) if c["illegal"] and c is not bad]
+    lines = [head]
+    if others:
+        lines.append(f"  also       illegal in the same problem: {', '.join(others)}")
+    lines += [
+        f"  rule       {rule.id}: {rule.title}",
+        f"  candidate  {candidate}",
+        f"  problem    {problem}",
+        f"  reproduce  {command}",
+    ]
+    return Failure(
+        rule=rule.id,
+        candidate=candidate,
+        problem=problem,
+        stage=bad["stage"] if bad else "",
+        kind=_KINDS[outcome["status"]],
+        message="\n".join(lines),
+        reproduce=command,
+        place=bad["place"] if bad else {},
+        extent=bad["extent"] if bad else {},
+        heatmap=Heatmap(**bad["heatmap"]) if bad and bad["heatmap"] else None,
+    )
+
+
+def reproduce_command(rule: str, candidate: str, problem: str) -> str:
+    """Return the command that repeats one problem of one rule."""
+    return (
+        f"harness check --rule {rule} --candidate {shlex.quote(candidate)} --problem {shlex.quote(problem)}"
+    )
+
+
+def traits_from(described: dict[str, Any]) -> Traits:
+    """Return the traits that a session described: JSON has made lists of their tuples."""
+    return Traits(
+        **{name: tuple(value) if isinstance(value, list) else value for name, value in described.items()}
+    )

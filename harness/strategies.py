@@ -1,0 +1,119 @@
+"""Hypothesis strategies for problems: shapes that kernels trip over, traps, and seeds. Imports hypothesis, not torch.
+
+Small values come first in every draw, so that a failing problem shrinks to few experts, few rows and small extents.
+"""
+
+from __future__ import annotations
+
+from hypothesis import strategies as st
+
+from harness.candidates.protocol import Traits
+from harness.problem import PLANTED_TRAPS, Problem
+from harness.profiles import Profile
+from harness.rules import Rule
+from harness.shapes import ModelShape
+
+_EDGES = (1, 2, 7, 8, 31, 32, 63, 64, 127, 128, 129, 160, 192, 255, 256, 257, 300, 384)
+_NOT_FINITE = frozenset({"nan", "inf"})
+
+
+@st.composite
+def problems(
+    draw: st.DrawFn, rule: Rule, traits: Traits, profile: Profile, shape: ModelShape | None = None
+) -> Problem:
+    """Draw a problem that the candidate declares it can take.
+
+    Args:
+        draw: given by hypothesis.
+        rule: for which rule: decides on traps and options.
+        traits: the candidate's declared alignments and types.
+        profile: the largest extents.
+        shape: fixed widths of a real model, or None.
+    """
+    experts = draw(_experts(traits, profile)) if shape is None else shape.local_experts
+    capacity = draw(_capacity(traits, profile))
+    hidden = (
+        shape.hidden if shape else draw(_extent(max(traits.k_multiple, traits.n_multiple, 16), profile.k))
+    )
+    inter = (
+        shape.inter
+        if shape
+        else draw(_extent(max(traits.k_multiple, traits.n_multiple, 16), min(profile.n, profile.k)))
+    )
+    # Halve what is largest until the work fits: the extremes of all extents never meet in one problem.
+    while shape is None and experts * capacity * hidden * inter * 2 > profile.work << 20:
+        if capacity >= 2 * traits.m_multiple and capacity > 64:
+            capacity = max(capacity // 2 // traits.m_multiple, 1) * traits.m_multiple
+        elif experts > max(4, 2 * traits.min_experts):
+            experts //= 2
+        else:
+            step = max(traits.k_multiple, traits.n_multiple, 16)
+            inter = max(inter // 2 // step, 1) * step
+            if inter == step:
+                break
+    masked_m = draw(_masked_m(experts, capacity))
+    data = draw(st.sampled_from(["normal", "grid"]))
+    extras = draw(_extras(rule, traits))
+    return Problem(experts, capacity, hidden, inter, masked_m, data, draw(st.integers(0, 99_999)), extras)
+
+
+def _experts(traits: Traits, profile: Profile) -> st.SearchStrategy[int]:
+    least = traits.min_experts
+    return st.one_of(st.integers(least, max(least, 4)), st.integers(least, max(least, profile.experts)))
+
+
+def _capacity(traits: Traits, profile: Profile) -> st.SearchStrategy[int]:
+    step = traits.m_multiple
+    edges = sorted({-(-c // step) * step for c in _EDGES if c <= profile.capacity})
+    return st.one_of(
+        st.sampled_from(edges), st.integers(1, max(1, profile.capacity // step)).map(lambda c: c * step)
+    )
+
+
+def _extent(step: int, most: int) -> st.SearchStrategy[int]:
+    """Multiples of the alignment, mostly small; the multiples of 64 and 128 that tiles are made of are common too."""
+    most = max(most // step, 1)
+    return st.one_of(
+        st.integers(1, min(most, 16)),
+        st.integers(1, most),
+        st.integers(1, max(1, most * step // 128)).map(lambda tiles: max(1, tiles * 128 // step)),
+    ).map(lambda count: count * step)
+
+
+@st.composite
+def _masked_m(draw: st.DrawFn, experts: int, capacity: int) -> tuple[int, ...]:
+    """Valid rows of each expert: anything, with the edges (none, one, all, around a tile of 128) far above chance."""
+    edges = sorted({c for c in (0, 1, capacity, capacity - 1, 127, 128, 129) if 0 <= c <= capacity})
+    row = st.one_of(st.sampled_from(edges), st.integers(0, capacity))
+    return tuple(draw(st.lists(row, min_size=experts, max_size=experts)))
+
+
+def _extras(rule: Rule, traits: Traits) -> st.SearchStrategy[frozenset[str]]:
+    traps = [trap for trap in PLANTED_TRAPS if rule.traps == "all" or trap not in _NOT_FINITE]
+    options: list[str] = []
+    if rule.id in {"PIPELINE", "MOE"} and "relu2" in traits.activations:
+        options.append("relu2")
+    if rule.id == "MOE":
+        options.append("prequantized")
+    if rule.id == "GEMM":
+        options += ["no_alpha", *(f"{d}_out" for d in ("float32", "float16") if d in traits.out_dtypes)]
+    planted = st.one_of(st.just([]), st.lists(st.sampled_from(traps), max_size=3))
+    chosen = st.lists(st.sampled_from(options), max_size=1) if options else st.just([])
+    return st.tuples(planted, chosen).map(lambda both: frozenset([*both[0], *both[1]]))
+
+
+def possible_traps(traits: Traits) -> list[str]:
+    """Return the traps that problems for this candidate can hold at all, given its declared alignments."""
+    from harness.problem import SHAPE_TRAPS
+
+    shape_traps = list(SHAPE_TRAPS)
+    step = max(traits.k_multiple, traits.n_multiple, 16)
+    if step % 64 == 0:
+        shape_traps.remove("ragged_blocks")
+    if traits.m_multiple % 128 == 0:
+        shape_traps.remove("ragged_capacity")
+    if traits.m_multiple > 1:
+        shape_traps = [t for t in shape_traps if t != "ragged_capacity" or traits.m_multiple % 128]
+    if traits.min_experts > 1:
+        shape_traps.remove("one_expert")
+    return [*shape_traps, *PLANTED_TRAPS]

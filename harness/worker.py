@@ -1,0 +1,72 @@
+"""The child process that a candidate runs in: reads problems, answers judgements, one JSON object a line.
+
+Started by harness.session.Child; not for use by hand.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import os
+import sys
+import traceback
+from typing import Any
+
+
+class NotSupportedError(Exception):
+    """The candidate says that it cannot run here."""
+
+
+def main(argument: str) -> None:
+    """Serve judgements until the parent closes the pipe.
+
+    Args:
+        argument: JSON with candidate, threads, memory_gib, and the pipe descriptors commands and answers.
+    """
+    settings = json.loads(argument)
+    faulthandler.enable()
+    answers = os.fdopen(settings["answers"], "w", encoding="utf-8")
+
+    def answer(message: dict[str, Any]) -> None:
+        answers.write(json.dumps(message) + "\n")
+        answers.flush()
+
+    try:
+        judge = _ready(settings)
+    except NotSupportedError as error:
+        answer({"status": "failed", "error": str(error)})
+        return
+    except Exception as error:  # noqa: BLE001 - any reason why a candidate does not start is the answer
+        answer({"status": "failed", "error": f"{type(error).__name__}: {error}"})
+        return
+    answer({"status": "ready", "description": judge.describe()})
+    with os.fdopen(settings["commands"], encoding="utf-8") as commands:
+        for line in commands:
+            command = json.loads(line)
+            try:
+                result = judge.judge(command["rule"], command["problem"])
+            except Exception:  # noqa: BLE001 - a defect of the harness: reported as such, with its trace
+                result = {"status": "internal", "error": traceback.format_exc()}
+            answer(result)
+            if result["status"] == "crashed":
+                return  # the CUDA context is lost: only a new process helps
+
+
+def _ready(settings: dict[str, Any]) -> Any:
+    from harness.candidates import load_candidate, support_of
+    from harness.judging import Judge
+
+    candidate = load_candidate(settings["candidate"])
+    support = support_of(candidate)
+    if not support:
+        raise NotSupportedError(support.reason)
+    if settings["memory_gib"]:
+        import resource
+
+        limit = int(settings["memory_gib"] * 2**30)
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    return Judge(candidate, threads=settings["threads"])
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,69 @@
+"""One record as one HTML file that loads nothing: `render` and `write_report`."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from typing import TYPE_CHECKING
+
+from markupsafe import Markup
+
+from reports import summary, text
+from reports.sections import draw_all
+from reports.template import asset, fill
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from harness.record import RunRecord
+
+REPORT_NAME = "report.html"
+
+STYLESHEETS = ("page.css", "charts.css")
+SCRIPTS = ("copy.js",)
+
+
+def render(record: RunRecord) -> str:
+    """Return the page for a record. The same record gives the same bytes."""
+    styles = [asset(name) for name in STYLESHEETS]
+    scripts = [asset(name) for name in SCRIPTS]
+    page = fill(
+        "page.html.j2",
+        policy=content_security_policy(styles, scripts),
+        # Our own files, unescaped because a browser reads style and script as raw text.
+        styles=[Markup(style) for style in styles],  # noqa: S704
+        scripts=[Markup(script) for script in scripts],  # noqa: S704
+        title=summary.page_title(record),
+        header=summary.header(record),
+        footer=summary.footer(record),
+        verdict=record.verdict,
+        sections=draw_all(record),
+    )
+    # A second net under the templates: no path into the page can bring a control character or a lone surrogate along.
+    return text.visible(str(page))
+
+
+def content_security_policy(styles: list[str], scripts: list[str]) -> str:
+    """Return a policy under which only these styles and scripts apply, and nothing is loaded from anywhere."""
+    return "; ".join(
+        [
+            "default-src 'none'",
+            f"style-src {_hashes(styles)}",
+            f"script-src {_hashes(scripts)}",
+            "base-uri 'none'",
+            "form-action 'none'",
+        ]
+    )
+
+
+def _hashes(sources: list[str]) -> str:
+    digests = (hashlib.sha256(source.encode()).digest() for source in sources)
+    return " ".join(f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests) or "'none'"
+
+
+def write_report(record: RunRecord, folder: Path) -> Path:
+    """Write `report.html` into the folder, which is created if it is missing, and return its path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / REPORT_NAME
+    path.write_bytes(render(record).encode("utf-8"))
+    return path

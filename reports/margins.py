@@ -1,0 +1,48 @@
+"""How close each stage came to its bound: one histogram a candidate and stage, on a log2 axis of error over bound."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from harness.record import Histogram, RunRecord
+from reports.charts import HistogramChart, histogram_chart
+from reports.template import fill
+from reports.view import candidate_names
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
+
+
+@dataclass(frozen=True)
+class Margin:
+    """One chart: the stage, the rules whose elements it counts, and the drawing (None: the data do not fit together)."""
+
+    stage: str
+    rules: list[str]
+    chart: HistogramChart | None
+
+
+def section(record: RunRecord) -> Markup | None:
+    """Draw the histograms, grouped by candidate, or nothing."""
+    groups = [(name, margins) for name in candidate_names(record) if (margins := _margins(record, name))]
+    if not groups:
+        return None
+    return fill("margins.html.j2", groups=groups)
+
+
+def _margins(record: RunRecord, candidate: str) -> list[Margin]:
+    # Histograms of one stage add up across rules only where they have the same bins.
+    sums: dict[tuple[str, tuple[float, ...], int], tuple[list[int], list[str]]] = {}
+    for rule in record.rules:
+        if rule.candidate != candidate:
+            continue
+        for stage, histogram in rule.histograms.items():
+            key = (stage, tuple(histogram.edges), len(histogram.counts))
+            counts, rules = sums.setdefault(key, ([0] * len(histogram.counts), []))
+            counts[:] = [a + b for a, b in zip(counts, histogram.counts, strict=True)]
+            rules.append(rule.rule)
+    return [
+        Margin(stage, rules, histogram_chart(Histogram(list(edges), counts)))
+        for (stage, edges, _), (counts, rules) in sums.items()
+    ]

@@ -1,0 +1,58 @@
+"""Which sections a page has, and in which order.
+
+To add one, write `reports/<name>.py` with `section(record) -> Markup | None` and a template beside it, and add one
+line here. The page wraps what the function returns in a landmark with the title as its heading (h2), so a section
+starts its own headings at h3. None means that the record holds nothing for it: no heading, no entry in the contents.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from reports import candidates, environment, errors, failures, known, margins, rules, skips, traps
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from markupsafe import Markup
+
+    from harness.record import RunRecord
+
+
+@dataclass(frozen=True)
+class Section:
+    """One part of the page: its anchor, its heading, and the function that draws it."""
+
+    anchor: str
+    title: str
+    draw: Callable[[RunRecord], Markup | None]
+
+
+SECTIONS: tuple[Section, ...] = (
+    # What is broken comes before what was looked at: a reader has ten seconds.
+    Section("errors", "Errors", errors.section),
+    Section("failures", "Failures", failures.section),
+    Section("rules", "Rules", rules.section),
+    Section("margins", "Error against bound", margins.section),
+    Section("candidates", "Candidates", candidates.section),
+    Section("traps", "Traps", traps.section),
+    Section("known", "Known failures", known.section),
+    Section("skips", "Skipped", skips.section),
+    Section("environment", "Environment", environment.section),
+)
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A section that has something to show for one record."""
+
+    anchor: str
+    title: str
+    body: Markup
+
+
+def draw_all(record: RunRecord) -> list[Drawn]:
+    """Return every section that has something to show, in order."""
+    bodies = ((section, section.draw(record)) for section in SECTIONS)
+    return [Drawn(section.anchor, section.title, body) for section, body in bodies if body is not None]
