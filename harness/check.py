@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import secrets
 import sys
 import time
@@ -72,7 +72,7 @@ class Progress:
 
 def new_record(request_profile: str, seed: int) -> RunRecord:
     """Return an empty record with its identity, versions and environment."""
-    now = datetime.datetime.now(datetime.UTC)
+    now = dt.datetime.now(dt.UTC)
     return RunRecord(
         run_id=f"{now:%Y%m%dT%H%M%S}-{secrets.token_hex(3)}",
         created=now.isoformat(timespec="seconds"),
@@ -203,8 +203,6 @@ def conclude(record: RunRecord, traps: Counter[str], floor: dict[str, int]) -> N
     judged = [r for r in record.rules if not r.skipped]
     verdict = worst(r.verdict for r in judged)
     could_not_run = [c for c in record.candidates if c.requested and not c.ran]
-    failed = [r for r in judged if r.verdict is Verdict.FAIL]
-    unknown = [r for r in judged if r.verdict is Verdict.UNKNOWN]
     if record.missing_traps and verdict is not Verdict.FAIL and not record.interrupted:
         verdict = Verdict.FAIL
     if could_not_run and verdict is Verdict.PASS:
@@ -212,23 +210,29 @@ def conclude(record: RunRecord, traps: Counter[str], floor: dict[str, int]) -> N
     if record.interrupted and verdict is Verdict.PASS:
         verdict = Verdict.UNKNOWN
     record.verdict = verdict
+    record.reason = _reason(record, judged, could_not_run)
+
+
+def _reason(record: RunRecord, judged: list[RuleResult], could_not_run: list[CandidateRun]) -> str:  # noqa: PLR0911
+    """Return the one sentence that explains the run's verdict."""
+    failed = [r for r in judged if r.verdict is Verdict.FAIL]
+    unknown = [r for r in judged if r.verdict is Verdict.UNKNOWN]
     if failed:
-        record.reason = (
+        return (
             f"{len(failed)} of {len(judged)} rules failed; first: {failed[0].rule} on {failed[0].candidate}"
         )
-    elif record.missing_traps:
-        record.reason = f"traps drawn too seldom to count as tested: {', '.join(record.missing_traps)}"
-    elif could_not_run:
-        record.reason = f"{could_not_run[0].name} cannot run here: {could_not_run[0].reason}"
-    elif record.interrupted:
-        record.reason = "interrupted"
-    elif unknown:
-        record.reason = f"{unknown[0].rule} on {unknown[0].candidate}: {unknown[0].reason}"
-    elif not judged:
-        record.reason = "no rule was judged"
-    else:
-        compared = sum(r.compared for r in judged)
-        ran = ", ".join(c.name for c in record.candidates if c.ran)
-        record.reason = f"{len(judged)} rules on {ran}: {compared:,} elements compared, all of them legal"
-        if record.known_failures:
-            record.reason += f" but for {sum(k['matched'] for k in record.known_failures)} known failure(s)"
+    if record.verdict is Verdict.FAIL:
+        return f"traps drawn too seldom to count as tested: {', '.join(record.missing_traps)}"
+    if could_not_run:
+        return f"{could_not_run[0].name} cannot run here: {could_not_run[0].reason}"
+    if record.interrupted:
+        return "interrupted"
+    if unknown:
+        return f"{unknown[0].rule} on {unknown[0].candidate}: {unknown[0].reason}"
+    if not judged:
+        return "no rule was judged"
+    ran = ", ".join(c.name for c in record.candidates if c.ran)
+    compared = sum(r.compared for r in judged)
+    words = f"{len(judged)} results on {ran}: {compared:,} elements compared, all of them legal"
+    known = sum(k["matched"] for k in record.known_failures)
+    return f"{words} but for {known} known failure{'s' * (known != 1)}" if known else words

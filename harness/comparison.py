@@ -137,7 +137,7 @@ def compare_equal(
     """
 
     def same(other: Tensor) -> Tensor:
-        return (other == expected) | ((other != other) & (expected != expected))
+        return (other == expected) | (other.isnan() & expected.isnan())
 
     return compare(
         stage,
@@ -176,23 +176,22 @@ def _describe(
     r, c = places[worst].tolist()
     expert, row = int(rows.expert[r]), int(rows.row[r])
     result.place = {"expert": expert, "row": row, rows.column_name: c}
-    bad_rows = places[:, 0].unique()
+    bad_rows, columns = bad.any(1), bad.any(0)
     experts = sorted(set(rows.expert[bad_rows].tolist()))
-    columns = places[:, 1].unique()
     result.extent = {
         "elements": result.illegal,
         "of": result.compared,
-        "rows": len(bad_rows),
+        "rows": int(bad_rows.sum()),
         "of_rows": len(rows),
         "experts": experts,
-        "columns": len(columns),
+        "columns": int(columns.sum()),
         "of_columns": bad.shape[1],
     }
     named = ", ".join(map(str, experts[:12])) + (", ..." if len(experts) > 12 else "")
     result.message = (
         f"{result.stage}[expert {expert}, row {row}, {rows.column_name} {c}] {show(r, c)}\n"
-        f"  extent     {result.illegal:,} of {result.compared:,} valid elements, {len(bad_rows)} of {len(rows)} rows, "
-        f"{len(columns)} of {bad.shape[1]} columns, experts [{named}]"
+        f"  extent     {result.illegal:,} of {result.compared:,} valid elements, {int(bad_rows.sum())} of {len(rows)} rows, "
+        f"{int(columns.sum())} of {bad.shape[1]} columns, experts [{named}]"
     )
     result.heatmap = _heatmap(places, rows)
 

@@ -1,4 +1,4 @@
-"""Run every rule on a candidate from another project's own test:
+"""Run every rule on a candidate from another project's own test.
 
 from harness import conformance
 

@@ -73,9 +73,9 @@ def _git() -> tuple[str, bool | None]:
 
 def _run(command: list[str]) -> str:
     try:
-        done = subprocess.run(
+        done = subprocess.run(  # noqa: S603 - fixed commands
             command, capture_output=True, text=True, timeout=10, cwd=Path.cwd(), check=False
-        )  # noqa: S603
+        )
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout.strip() if done.returncode == 0 else ""

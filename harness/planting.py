@@ -75,7 +75,7 @@ def _draw(count: int, generator: torch.Generator) -> int:
     return int(torch.randint(count, (), generator=generator))
 
 
-def _block(trap: str, place: int, generator: torch.Generator) -> Tensor:
+def _block(trap: str, place: int, generator: torch.Generator) -> Tensor:  # noqa: PLR0911 - one return a trap
     """Return one block of 16 float64 values in units of 1 / global_scale_enc."""
     sign = torch.randint(0, 2, (BLOCK,), generator=generator).double() * 2 - 1
     step = 2.0 ** _draw(6, generator)  # the block scale that ties are measured in

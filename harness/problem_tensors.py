@@ -5,6 +5,7 @@ Weights are drawn from a small pool of seeds and cached, since a run asks for th
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -162,9 +163,8 @@ class ProblemTensors:
         return self._alpha(self._gain**2 * self.a2_scale.cpu(), self.w2, torch.ones_like(self._gain))
 
     def _alpha(self, operand_deviation: Tensor, weights: Weights, wanted: Tensor) -> Tensor:
-        got = (
-            operand_deviation.double().clamp(1e-3, 1e9) * weights.deviation * weights.values.shape[-1] ** 0.5
-        )
+        terms = weights.values.shape[-1]
+        got = operand_deviation.double().clamp(1e-3, 1e9) * weights.deviation * math.sqrt(terms)
         return (wanted / got).float().to(self.device)
 
     @cached_property

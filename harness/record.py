@@ -215,7 +215,7 @@ def parse_record(data: Any, where: str) -> RunRecord:
     return record
 
 
-def _build(kind: Any, value: Any, where: str) -> Any:  # noqa: PLR0911, C901 - one branch a kind of annotation
+def _build(kind: Any, value: Any, where: str) -> Any:  # noqa: PLR0911, PLR0912, C901 - one branch a kind of annotation
     """Turn parsed JSON into the annotated type, naming the field on any mismatch. Unknown keys are ignored."""
     origin = typing.get_origin(kind)
     if kind is Any:
@@ -235,8 +235,9 @@ def _build(kind: Any, value: Any, where: str) -> Any:  # noqa: PLR0911, C901 - o
             for name, hint in known.items()
             if name in value
         }
+        build: Any = kind
         try:
-            return kind(**built)
+            return build(**built)
         except TypeError as error:
             raise RecordError(f"{where}: {error}") from error
     if origin is list:

@@ -275,6 +275,5 @@ def reproduce_command(rule: str, candidate: str, problem: str) -> str:
 
 def traits_from(described: dict[str, Any]) -> Traits:
     """Return the traits that a session described: JSON has made lists of their tuples."""
-    return Traits(
-        **{name: tuple(value) if isinstance(value, list) else value for name, value in described.items()}
-    )
+    values: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in described.items()}
+    return Traits(**values)

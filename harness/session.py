@@ -108,7 +108,7 @@ class Child:
         self._from_child, write_answers = os.pipe()
         settings = json.dumps({**self._settings, "commands": read_commands, "answers": write_answers})
         # The child must find the same packages, from a checkout and from an installed wheel alike.
-        paths = [str(Path(__file__).parent.parent), os.getcwd(), os.environ.get("PYTHONPATH", "")]
+        paths = [str(Path(__file__).parent.parent), str(Path.cwd()), os.environ.get("PYTHONPATH", "")]
         environment = {
             **os.environ,
             **self._environment,

@@ -97,8 +97,9 @@ def _extras(rule: Rule, traits: Traits) -> st.SearchStrategy[frozenset[str]]:
         options.append("prequantized")
     if rule.id == "GEMM":
         options += ["no_alpha", *(f"{d}_out" for d in ("float32", "float16") if d in traits.out_dtypes)]
-    planted = st.one_of(st.just([]), st.lists(st.sampled_from(traps), max_size=3))
-    chosen = st.lists(st.sampled_from(options), max_size=1) if options else st.just([])
+    none: st.SearchStrategy[list[str]] = st.just([])
+    planted = st.one_of(none, st.lists(st.sampled_from(traps), max_size=3))
+    chosen = st.lists(st.sampled_from(options), max_size=1) if options else none
     return st.tuples(planted, chosen).map(lambda both: frozenset([*both[0], *both[1]]))
 
 

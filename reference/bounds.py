@@ -77,7 +77,9 @@ class LegalOutput:
         value = out.double()
         edge = torch.where(value >= self.exact, self.high.double(), self.low.double())
         ratio = (value - self.exact).abs() / (edge - self.exact).abs()
-        return torch.where(self.accepts(out), ratio.nan_to_num(0.0, posinf=1.0).clamp(max=1.0), ratio.nan_to_num(torch.inf))
+        return torch.where(
+            self.accepts(out), ratio.nan_to_num(0.0, posinf=1.0).clamp(max=1.0), ratio.nan_to_num(torch.inf)
+        )
 
 
 def legal_gemm(
@@ -109,12 +111,16 @@ def legal_gemm(
     b_steps = certificate.step_exponents(b) if b_steps is None else b_steps
     fits_float32 = bool(certificate.certified(sums, a_steps, b_steps, certificate.FLOAT32_BITS).all())
     exact = certificate.dot_products(a, b, exact_in_float32=fits_float32)
-    oracle_exact = fits_float32 or bool(certificate.certified(sums, a_steps, b_steps, certificate.FLOAT64_BITS).all())
+    oracle_exact = fits_float32 or bool(
+        certificate.certified(sums, a_steps, b_steps, certificate.FLOAT64_BITS).all()
+    )
     error = sums * accumulator.units(a.shape[-1])
     if not oracle_exact:
         error += sums * (a.shape[-1] * 2.0**-certificate.FLOAT64_BITS)
     if accumulator.measured:
-        bit_equal = certificate.certified(sums, a_steps, b_steps, min(accumulator.bits, certificate.FLOAT32_BITS))
+        bit_equal = certificate.certified(
+            sums, a_steps, b_steps, min(accumulator.bits, certificate.FLOAT32_BITS)
+        )
         error = error.masked_fill_(bit_equal, 0.0)
     else:
         bit_equal = torch.zeros_like(sums, dtype=torch.bool)

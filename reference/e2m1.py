@@ -78,7 +78,9 @@ def decode_e2m1(codes: Tensor) -> Tensor:
     if codes.dtype != torch.uint8:
         raise ValueError(f"decode_e2m1: codes must be uint8, got {codes.dtype}")
     if codes.numel() and int(codes.max()) > 15:
-        raise ValueError(f"decode_e2m1: codes must be below 16, got {int(codes.max())}; packed bytes need unpack_e2m1")
+        raise ValueError(
+            f"decode_e2m1: codes must be below 16, got {int(codes.max())}; packed bytes need unpack_e2m1"
+        )
     values = torch.tensor([*MAGNITUDES, *(-v for v in MAGNITUDES)], device=codes.device)
     return values[codes.int()]
 

@@ -50,7 +50,8 @@ def round_to_byte(x: Tensor) -> Tensor:
         `(*shape)` uint8, at most 0x7F.
     """
     # The step between neighbours is 2^-3 of the power of two below, and 2^-9 for subnormals. x / step is exact.
-    exponent = torch.frexp(x.clamp(max=MAX))[1].clamp(min=-5) - 1
+    # Clamped from below first: frexp(0) has exponent 0, and subnormals share the step of the smallest normal.
+    exponent = torch.frexp(x.clamp(MIN_NORMAL, MAX))[1] - 1
     steps = torch.ldexp(x.clamp(max=MAX), 3 - exponent).round()  # torch.round sends ties to even
     # 8 to 15 steps within a binade, 16 carries into the next; 0 to 7 steps are the subnormals.
     byte = steps + (exponent + 6) * 8

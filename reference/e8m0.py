@@ -57,5 +57,5 @@ def decode_e8m0(byte: Tensor) -> Tensor:
     """
     if byte.dtype != torch.uint8:
         raise ValueError(f"decode_e8m0: byte must be uint8, got {byte.dtype}")
-    value = torch.ldexp(torch.ones((), dtype=torch.float64, device=byte.device), byte.long() - BIAS).float()
+    value = torch.ldexp(torch.ones_like(byte, dtype=torch.float64), byte.long() - BIAS).float()
     return torch.where(byte == NAN_BYTE, torch.nan, value)

@@ -45,7 +45,9 @@ def pad_scales(scales: Tensor, layout: str, fill: int = 0) -> Tensor:
     """
     rows, columns = scales.shape[-2:]
     padded_rows, padded_columns = padded_extents(rows, columns, layout)
-    out = torch.full((*scales.shape[:-2], padded_rows, padded_columns), fill, dtype=torch.uint8, device=scales.device)
+    out = torch.full(
+        (*scales.shape[:-2], padded_rows, padded_columns), fill, dtype=torch.uint8, device=scales.device
+    )
     out[..., :rows, :columns] = scales.view(torch.uint8)
     return out.view(scales.dtype)
 

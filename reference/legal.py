@@ -53,7 +53,11 @@ class Arithmetic:
         """Return the model in words, as the record shows it."""
         if self.kind != "fast":
             return f"{self.kind} arithmetic"
-        return "fast arithmetic, reciprocals probed" if self.reciprocal else "fast arithmetic, reciprocals free by 1 unit"
+        return (
+            "fast arithmetic, reciprocals probed"
+            if self.reciprocal
+            else "fast arithmetic, reciprocals free by 1 unit"
+        )
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,9 @@ class Range:
         return self.low != self.high
 
 
-def legal_scales(amax_low: Tensor, amax_high: Tensor, global_scale_enc: Tensor, arithmetic: Arithmetic) -> Range:
+def legal_scales(
+    amax_low: Tensor, amax_high: Tensor, global_scale_enc: Tensor, arithmetic: Arithmetic
+) -> Range:
     """Return the legal block scale bytes.
 
     Args:
@@ -101,7 +107,9 @@ def legal_scales(amax_low: Tensor, amax_high: Tensor, global_scale_enc: Tensor, 
     )
 
 
-def legal_codes(low: Tensor, high: Tensor, stored_scale: Tensor, global_scale_enc: Tensor, arithmetic: Arithmetic) -> Range:
+def legal_codes(
+    low: Tensor, high: Tensor, stored_scale: Tensor, global_scale_enc: Tensor, arithmetic: Arithmetic
+) -> Range:
     """Return the legal codes of magnitudes, given the block scale that the candidate stored.
 
     Args:
@@ -122,7 +130,9 @@ def legal_codes(low: Tensor, high: Tensor, stored_scale: Tensor, global_scale_en
         divisor = scale.double().unsqueeze(-1)
         gs = global_scale_enc.double()
         gs = gs.unsqueeze(-1) if gs.ndim else gs
-        range_ = [e2m1.round_to_code(m.double() * gs / divisor) for m in ((low,) if low is high else (low, high))]
+        range_ = [
+            e2m1.round_to_code(m.double() * gs / divisor) for m in ((low,) if low is high else (low, high))
+        ]
     else:
         enc_low, enc_high = encode_factors(scale, global_scale_enc, arithmetic)
         range_ = [e2m1.round_to_code(low * enc_low.unsqueeze(-1))]

@@ -141,14 +141,18 @@ def masked_moe(
     """
     if isinstance(hidden_states, tuple):
         if input_global_scale is not None:
-            raise ValueError("masked_moe: input_global_scale must be None when hidden_states is a quantized pair")
+            raise ValueError(
+                "masked_moe: input_global_scale must be None when hidden_states is a quantized pair"
+            )
         codes, block_scale = hidden_states
     else:
         if input_global_scale is None:
             raise ValueError("masked_moe: input_global_scale is needed when hidden_states is bfloat16")
         quantized = _quantize_valid(hidden_states, input_global_scale, masked_m)
         codes, block_scale = quantized.codes, quantized.block_scale
-    gemm1 = masked_grouped_gemm(decode_blocks(codes, block_scale), decode_blocks(w1, w1_blockscale), masked_m, w1_alpha)
+    gemm1 = masked_grouped_gemm(
+        decode_blocks(codes, block_scale), decode_blocks(w1, w1_blockscale), masked_m, w1_alpha
+    )
     intermediate = _quantize_valid(activate(gemm1.bfloat16(), activation), a2_global_scale, masked_m)
     a2 = decode_blocks(intermediate.codes, intermediate.block_scale)
     return masked_grouped_gemm(a2, decode_blocks(w2, w2_blockscale), masked_m, w2_alpha).bfloat16()

@@ -47,13 +47,17 @@ def quantize_mxfp4(x: Tensor) -> Mxfp4Tensor:
     if x.dtype not in {torch.bfloat16, torch.float16, torch.float32}:
         raise ValueError(f"quantize_mxfp4: x must be bfloat16, float16 or float32, got {x.dtype}")
     if x.ndim == 0 or x.shape[-1] % BLOCK:
-        raise ValueError(f"quantize_mxfp4: the last extent must be a multiple of {BLOCK}, got {tuple(x.shape)}")
-    blocks = x.reshape(*x.shape[:-1], -1, BLOCK).double()
+        raise ValueError(
+            f"quantize_mxfp4: the last extent must be a multiple of {BLOCK}, got {tuple(x.shape)}"
+        )
+    blocks = x.reshape(*x.shape[:-1], x.shape[-1] // BLOCK, BLOCK).double()
     amax = blocks.abs().amax(-1)
     finite = amax.isfinite()
     byte = e8m0.encode_e8m0(torch.where(finite, amax, torch.nan) * 2.0**-E2M1_EMAX)
     scale = torch.where(finite, e8m0.decode_e8m0(byte).double(), 1.0)
-    codes = e2m1.encode_e2m1(blocks / scale.unsqueeze(-1), nan="as_max")  # a power of two: the quotient is exact
+    codes = e2m1.encode_e2m1(
+        blocks / scale.unsqueeze(-1), nan="as_max"
+    )  # a power of two: the quotient is exact
     return Mxfp4Tensor(codes.reshape(x.shape), byte)
 
 

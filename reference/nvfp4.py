@@ -79,12 +79,16 @@ def quantize_nvfp4(x: Tensor, global_scale_enc: Tensor) -> Nvfp4Tensor:
     codes = torch.empty(x.shape, dtype=torch.uint8, device=x.device)
     block_scale = torch.empty((*x.shape[:-1], x.shape[-1] // BLOCK), dtype=torch.uint8, device=x.device)
     groups = scale.numel()
-    views = (x.view(groups, -1, BLOCK), codes.view(groups, -1, BLOCK), block_scale.view(groups, -1))
-    blocks_at_once = _CHUNK // BLOCK if x.device.type == "cpu" else views[0].shape[1] or 1
+    blocks = block_scale.numel() // groups
+    x_view, codes_view = (t.view(groups, blocks, BLOCK) for t in (x, codes))
+    scale_view = block_scale.view(groups, blocks)
+    blocks_at_once = _CHUNK // BLOCK if x.device.type == "cpu" else max(blocks, 1)
     for group in range(groups):
-        for start in range(0, views[0].shape[1], blocks_at_once):
+        for start in range(0, blocks, blocks_at_once):
             part = slice(start, start + blocks_at_once)
-            _quantize_blocks(*(view[group, part] for view in views), scale[group])
+            _quantize_blocks(
+                x_view[group, part], codes_view[group, part], scale_view[group, part], scale[group]
+            )
     return Nvfp4Tensor(codes, block_scale, global_scale_enc.double().reciprocal().float())
 
 
@@ -156,9 +160,13 @@ def _checked_scale(name: str, x: Tensor, scale: Tensor) -> Tensor:
     if x.ndim == 0 or x.shape[-1] % BLOCK:
         raise ValueError(f"{name}: the last extent of x must be a multiple of {BLOCK}, got {tuple(x.shape)}")
     if scale.dtype != torch.float32:
-        raise ValueError(f"{name}: global_scale_enc must be float32, got {scale.dtype}: kernels read four raw bytes")
+        raise ValueError(
+            f"{name}: global_scale_enc must be float32, got {scale.dtype}: kernels read four raw bytes"
+        )
     if scale.numel() != 1 and (scale.ndim != 1 or scale.shape[0] != x.shape[0]):
-        raise ValueError(f"{name}: global_scale_enc must hold 1 or {x.shape[0]} values, got {tuple(scale.shape)}")
+        raise ValueError(
+            f"{name}: global_scale_enc must hold 1 or {x.shape[0]} values, got {tuple(scale.shape)}"
+        )
     return scale.reshape(-1).double()
 
 

@@ -64,7 +64,10 @@ def quantized_values(x: Interval, global_scale_enc: Tensor, arithmetic: Arithmet
         low, high = torch.minimum(low, more[0]), torch.maximum(high, more[1])
     low, high = low.view(small.shape), high.view(small.shape)
     if bool(is_nan.any()):  # stored as +6, whatever the scale
-        six = [e4m3.decode_e4m3(b).double().repeat_interleave(BLOCK, -1) * e2m1.MAX for b in (scales.low, scales.high)]
+        six = [
+            e4m3.decode_e4m3(b).double().repeat_interleave(BLOCK, -1) * e2m1.MAX
+            for b in (scales.low, scales.high)
+        ]
         low, high = torch.where(is_nan, six[0], low), torch.where(is_nan, six[1], high)
     negative = x.high <= 0
     both = torch.where(crosses, -high, torch.where(negative, -high, low))
@@ -80,7 +83,9 @@ def _magnitudes(
     return e2m1.decode_e2m1(codes.low).double() * scale, e2m1.decode_e2m1(codes.high).double() * scale
 
 
-def gemm(a: Interval, b: Tensor, alpha: Tensor | None, dtype: torch.dtype, accumulator: Accumulator) -> Interval:
+def gemm(
+    a: Interval, b: Tensor, alpha: Tensor | None, dtype: torch.dtype, accumulator: Accumulator
+) -> Interval:
     """Return the range of a GEMM's stored output.
 
     Args:

@@ -78,16 +78,24 @@ def dispatch(x: list[Tensor], topk_idx: list[Tensor], experts: int, max_tokens: 
     """
     ranks = len(x)
     if ranks == 0 or experts % ranks:
-        raise ValueError(f"dispatch: experts must be a multiple of the number of ranks, got {experts} and {ranks}")
+        raise ValueError(
+            f"dispatch: experts must be a multiple of the number of ranks, got {experts} and {ranks}"
+        )
     for rank, (tokens, ids) in enumerate(zip(x, topk_idx, strict=True)):
         if len(tokens) > max_tokens:
             raise ValueError(f"dispatch: rank {rank} sends {len(tokens)} tokens, max_tokens is {max_tokens}")
         if len(ids) != len(tokens):
-            raise ValueError(f"dispatch: rank {rank} has {len(tokens)} tokens and {len(ids)} rows of topk_idx")
+            raise ValueError(
+                f"dispatch: rank {rank} has {len(tokens)} tokens and {len(ids)} rows of topk_idx"
+            )
         if ids.numel() and (int(ids.min()) < NO_EXPERT or int(ids.max()) >= experts):
-            raise ValueError(f"dispatch: topk_idx must lie in [-1, {experts}), got rank {rank}: {ids.min()}..{ids.max()}")
+            raise ValueError(
+                f"dispatch: topk_idx must lie in [-1, {experts}), got rank {rank}: {ids.min()}..{ids.max()}"
+            )
     local = experts // ranks
-    return [_receive(x, topk_idx, range(r * local, (r + 1) * local), ranks * max_tokens) for r in range(ranks)]
+    return [
+        _receive(x, topk_idx, range(r * local, (r + 1) * local), ranks * max_tokens) for r in range(ranks)
+    ]
 
 
 def _receive(x: list[Tensor], topk_idx: list[Tensor], owned: range, capacity: int) -> Dispatched:
@@ -130,7 +138,7 @@ def combine(
     for rank, (ids, weights) in enumerate(zip(topk_idx, topk_weights, strict=True)):
         total = torch.zeros((len(ids), y[0].shape[-1]), dtype=torch.float32, device=y[0].device)
         for slot in range(ids.shape[1]):
-            for expert in ids[:, slot].unique().tolist():
+            for expert in sorted(set(ids[:, slot].tolist())):
                 if expert == NO_EXPERT:
                     continue
                 owner, place = divmod(expert, local)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import os
 import sys
+from pathlib import Path
 from typing import Any
 
 from harness.candidates.protocol import STAGES, Candidate, Traits, stages_of, traits_of
@@ -51,8 +51,9 @@ def load_candidate(name: str) -> Any:
         raise UsageError(
             f"unknown candidate {name!r}: {hint}Known: {', '.join(CANDIDATES)}, or package.module:attribute"
         )
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
     try:
         found: Any = importlib.import_module(module_name)
         for part in attribute.split("."):

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from harness.cli.output import TerminalProgress, prepare_folder, print_summary
+from harness.record import RunRecord
 from harness.verdict import ExitCode, UsageError, exit_code
 
 
@@ -122,7 +123,7 @@ def check_command(
     return exit_code(record.verdict)
 
 
-def _write(record, folder: Path) -> None:  # type: ignore[no-untyped-def]
+def _write(record: RunRecord, folder: Path) -> None:
     from reports.html import write_report
 
     record.write(folder / "record.json")

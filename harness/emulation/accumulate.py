@@ -16,7 +16,9 @@ def truncate(x: Tensor, bits: int = 24) -> Tensor:
     return torch.ldexp(torch.trunc(torch.ldexp(mantissa, torch.tensor(bits))), exponent - bits)
 
 
-def blocked_gemm(a: Tensor, b: Tensor, *, chunk: int = 64, bits: int = 24, rounding: str = "truncate") -> Tensor:
+def blocked_gemm(
+    a: Tensor, b: Tensor, *, chunk: int = 64, bits: int = 24, rounding: str = "truncate"
+) -> Tensor:
     """Return a @ b.T accumulated chunk by chunk.
 
     Args:

@@ -19,7 +19,9 @@ def raw(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
     """
     available = tensor.untyped_storage().nbytes() // tensor.element_size() - tensor.storage_offset()
     if math.prod(shape) > available:
-        raise IndexError(f"raw: {shape} needs {math.prod(shape)} elements behind the pointer, {available} are there")
+        raise IndexError(
+            f"raw: {shape} needs {math.prod(shape)} elements behind the pointer, {available} are there"
+        )
     strides = [math.prod(shape[i + 1 :]) for i in range(len(shape))]
     return torch.as_strided(tensor, shape, strides)
 

@@ -35,7 +35,9 @@ def simulated_rcp(x: Tensor) -> Tensor:
     up = torch.nextafter(rounded, rounded * 2)
     down = torch.nextafter(rounded, torch.zeros_like(rounded))
     result = torch.where(draw < 45, down, torch.where(draw >= 1000 - 87, up, rounded))
-    result = torch.where((mantissa == 0) | (mantissa == 0x400000), rounded, result)  # powers of two, and 6 = 1.5 * 4
+    result = torch.where(
+        (mantissa == 0) | (mantissa == 0x400000), rounded, result
+    )  # powers of two, and 6 = 1.5 * 4
     result = torch.where(x.abs() < 2.0**-126, torch.copysign(torch.full_like(x, torch.inf), x), result)
     return torch.where(result.abs() < 2.0**-126, torch.zeros_like(x), result)
 
@@ -81,7 +83,9 @@ def exact_factor(scale: Tensor, gs: Tensor, amax: Tensor) -> Tensor:
     return torch.where(amax != 0, factor, torch.zeros_like(scale))
 
 
-def quantize_kernel_order(x: Tensor, gs: Tensor, *, exact: bool = False, rcp: Reciprocal = simulated_rcp) -> tuple[Tensor, Tensor]:
+def quantize_kernel_order(
+    x: Tensor, gs: Tensor, *, exact: bool = False, rcp: Reciprocal = simulated_rcp
+) -> tuple[Tensor, Tensor]:
     """Quantize as the kernel does, bit for bit given its reciprocal.
 
     Args:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -142,7 +143,9 @@ def inputs(ctx: Context) -> list[Comparison]:
     return found
 
 
-def _unchanged(stage: str, given: dict[str, Tensor], call) -> Comparison:  # type: ignore[no-untyped-def]
+def _unchanged(
+    stage: str, given: dict[str, Tensor], call: Callable[[dict[str, Tensor]], object]
+) -> Comparison:
     before = {name: _bytes(tensor).clone() for name, tensor in given.items()}
     call(given)
     names = list(before)
@@ -160,7 +163,7 @@ def _unchanged(stage: str, given: dict[str, Tensor], call) -> Comparison:  # typ
 
 def _bytes(tensor: Tensor) -> Tensor:
     """Return the bytes of a tensor, whatever its strides, as a flat view of its memory."""
-    order = sorted(range(tensor.ndim), key=lambda d: (-tensor.stride(d), d))
+    order = sorted(range(tensor.ndim), key=lambda d: (-int(tensor.stride()[d]), d))
     flat = tensor.permute(order).contiguous() if tensor.ndim else tensor.reshape(1)
     return flat.view(-1).view(torch.uint8) if flat.element_size() > 1 else flat.view(torch.uint8).view(-1)
 

@@ -1,0 +1,52 @@
+# make demo    validate this machine's candidates and write an HTML report
+# make test    lint, types, tests: no GPU, no flashinfer, no network beyond package installation
+# make test-flashinfer    the same adapters against the real flashinfer-python (about 1 GB to install)
+# make test-all    the long sweeps, at most an hour
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+FLASHINFER_VENV ?= .venv-flashinfer
+PIP = -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+# Two workers of one thread each: OpenMP threads of several processes on the same cores only wait for each other.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+WORKERS ?= 2
+
+.PHONY: demo test test-flashinfer test-all lint bench clean
+
+$(BIN)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python $(PIP) torch
+	$(BIN)/python $(PIP) -e '.[dev]'
+	touch $@
+
+demo: $(BIN)/.installed
+	$(BIN)/harness check --out out/demo
+
+test: $(BIN)/.installed lint
+	$(PYTEST) -m 'not flashinfer and not long'
+
+lint: $(BIN)/.installed
+	$(BIN)/ruff check --quiet .
+	$(BIN)/ruff format --quiet --check .
+	$(BIN)/mypy --no-error-summary
+
+$(FLASHINFER_VENV)/bin/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(FLASHINFER_VENV)
+	$(FLASHINFER_VENV)/bin/python $(PIP) torch
+	$(FLASHINFER_VENV)/bin/python $(PIP) -e '.[dev,cutedsl]'
+	touch $@
+
+test-flashinfer: $(FLASHINFER_VENV)/bin/.installed
+	OMP_NUM_THREADS=1 $(FLASHINFER_VENV)/bin/python -m pytest -n $(WORKERS) -m flashinfer
+
+test-all: $(BIN)/.installed
+	$(PYTEST) -m 'not flashinfer'
+
+bench: $(BIN)/.installed
+	$(BIN)/python benchmarks/bench_reference.py
+	$(BIN)/python benchmarks/bench_examples.py
+
+clean:
+	rm -rf $(VENV) $(FLASHINFER_VENV) out harness-out build dist *.egg-info
