@@ -7,12 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from harness.comparison import Comparison, Rows, compare, roll_rows
+from harness.comparison import Comparison, Rows, accepted, compare, roll_rows
 from reference import e2m1, e4m3
 from reference.legal import Arithmetic, Range, legal_codes, legal_scales
 from reference.moe import relu2, silu_mul
 from reference.nvfp4 import BLOCK
 
+_ALL = slice(None)
 _ONE_EXPONENT = 8  # in an E4M3 byte: half or double the value
 _SAMPLED_ROWS = 16  # rows whose rounding errors go into the histogram
 
@@ -140,9 +141,9 @@ def _judge_scales(
             f"two legal scales: {arithmetic.describe()}": ambiguous,
         },
         altered={
-            "zeros": lambda: bool(legal.accepts(torch.zeros_like(stored)).all()),
-            "x0.5": lambda: bool(legal.accepts(_halved_scales(stored)).all()),
-            "rolled rows": lambda: bool(legal.accepts(roll_rows(stored)).all()),
+            "zeros": lambda: accepted(legal.accepts, torch.zeros_like(stored)),
+            "x0.5": lambda: accepted(legal.accepts, _halved_scales(stored)),
+            "rolled rows": lambda: accepted(legal.accepts, roll_rows(stored)),
         },
         show=show,
     )
@@ -165,16 +166,16 @@ class _CodeJudge:
     free: Tensor | None
     keeps_sign_of_zero: bool
 
-    def accepts(self, codes: Tensor) -> Tensor:
+    def accepts(self, codes: Tensor, rows: slice = _ALL) -> Tensor:
         magnitude = codes & 7
-        sign_ok = (codes >= e2m1.SIGN_BIT) == self.given.negative
+        sign_ok = (codes >= e2m1.SIGN_BIT) == self.given.negative[rows]
         if not self.keeps_sign_of_zero:
             sign_ok |= magnitude == 0
-        ok = self.legal.accepts(magnitude) & sign_ok
+        ok = self.legal.accepts(magnitude, rows) & sign_ok
         if self.given.is_nan is not None:
-            ok = torch.where(self.given.is_nan, codes == e2m1.NAN_CODE, ok)
+            ok = torch.where(self.given.is_nan[rows], codes == e2m1.NAN_CODE, ok)
         if self.free is not None:
-            ok |= self.free
+            ok |= self.free[rows]
         return ok & (codes < 16)
 
 
@@ -224,9 +225,9 @@ def _judge_codes(
             "any code: the stored scale is zero or NaN": free,
         },
         altered={
-            "zeros": lambda: bool(judge.accepts(torch.zeros_like(codes)).all()),
-            "x0.5": lambda: bool(judge.accepts(table[codes.int() & 15]).all()),
-            "rolled rows": lambda: bool(judge.accepts(roll_rows(codes)).all()),
+            "zeros": lambda: accepted(judge.accepts, torch.zeros_like(codes)),
+            "x0.5": lambda: accepted(judge.accepts, table[codes.int() & 15]),
+            "rolled rows": lambda: accepted(judge.accepts, roll_rows(codes)),
         },
         show=show,
         ratio=ratio,

@@ -82,7 +82,8 @@ def decode_e2m1(codes: Tensor) -> Tensor:
             f"decode_e2m1: codes must be below 16, got {int(codes.max())}; packed bytes need unpack_e2m1"
         )
     values = torch.tensor([*MAGNITUDES, *(-v for v in MAGNITUDES)], device=codes.device)
-    return values[codes.int()]
+    # index_select is several times faster than indexing with a tensor
+    return values.index_select(0, codes.flatten().int()).view(codes.shape)
 
 
 def pack_e2m1(codes: Tensor) -> Tensor:

@@ -67,9 +67,9 @@ class Range:
     low: Tensor
     high: Tensor
 
-    def accepts(self, stored: Tensor) -> Tensor:
-        """Return which stored values lie in the range."""
-        return (stored >= self.low) & (stored <= self.high)
+    def accepts(self, stored: Tensor, rows: slice = slice(None)) -> Tensor:
+        """Return which stored values lie in the range; with `rows`, `stored` holds only that slice of the first axis."""
+        return (stored >= self.low[rows]) & (stored <= self.high[rows])
 
     def ambiguous(self) -> Tensor:
         """Return where more than one value is legal, so that a tie rule cannot be observed."""

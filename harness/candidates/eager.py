@@ -46,21 +46,32 @@ class Eager:
         self, x: Tensor, masked_m: Tensor, global_scale_enc: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Quantize the valid rows; padding rows become zero. Shapes: harness.candidates.protocol."""
+        import torch
+
         from harness import physical
-        from reference.moe import valid_rows
         from reference.nvfp4 import quantize_nvfp4
 
-        rows = valid_rows(masked_m, x.shape[1]).unsqueeze(-1)
-        quantized = quantize_nvfp4(x.masked_fill(~rows, 0), global_scale_enc)
-        return physical.operand(quantized.codes), physical.scales(quantized.block_scale)
+        codes = torch.zeros(x.shape, dtype=torch.uint8, device=x.device)
+        block_scale = torch.zeros((*x.shape[:2], x.shape[2] // 16), dtype=torch.uint8, device=x.device)
+        for expert, rows in enumerate(masked_m.tolist()):
+            quantized = quantize_nvfp4(x[expert, :rows], global_scale_enc[expert])
+            codes[expert, :rows], block_scale[expert, :rows] = quantized.codes, quantized.block_scale
+        return physical.operand(codes), physical.scales(block_scale)
 
     def silu_mul_quantize_grouped(
         self, gate_up: Tensor, masked_m: Tensor, global_scale_enc: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Quantize bf16(silu(gate) * up) of the valid rows. Shapes: harness.candidates.protocol."""
+        import torch
+
         from reference.moe import activate
 
-        return self.quantize_grouped(activate(gate_up, "silu"), masked_m, global_scale_enc)
+        hidden = torch.zeros(
+            (*gate_up.shape[:2], gate_up.shape[2] // 2), dtype=torch.bfloat16, device=gate_up.device
+        )
+        for expert, rows in enumerate(masked_m.tolist()):
+            hidden[expert, :rows] = activate(gate_up[expert, :rows], "silu")
+        return self.quantize_grouped(hidden, masked_m, global_scale_enc)
 
     def masked_grouped_gemm(
         self,
