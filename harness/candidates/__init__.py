@@ -14,6 +14,7 @@ from harness.verdict import UsageError
 
 CANDIDATES = {
     "eager": "harness.candidates.eager:Eager",
+    "eager-cuda": "harness.candidates.eager:EagerCuda",
     "physical": "harness.candidates.physical:Physical",
     "flashinfer-cutedsl": "harness.candidates.flashinfer_cutedsl:FlashInferCuteDsl",
     "sglang-cutedsl": "harness.candidates.sglang_cutedsl:SglangCuteDsl",

@@ -122,3 +122,12 @@ class Eager:
             self, hidden_states, input_global_scale, w1, w1_blockscale, w1_alpha, w2, a2_global_scale, w2_blockscale,
             w2_alpha, masked_m, activation,
         )  # fmt: skip
+
+
+class EagerCuda(Eager):
+    """`eager-cuda`: the same on a GPU; shows that the references and the suites themselves work there."""
+
+    name = "eager-cuda"
+
+    def __init__(self) -> None:
+        super().__init__("cuda")
