@@ -10,17 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from harness.candidates.protocol import Traits
-    from harness.conformance import conformance
+    from harness.conform import conformance
     from harness.record import load_record
     from harness.support import Support
 
 __version__ = "0.1.0"
 __all__ = ["Support", "Traits", "__version__", "conformance", "load_record"]
 
+# No submodule may have one of these names: importing it would put the module in the place of the object.
 _PUBLIC = {
     "Support": "harness.support",
     "Traits": "harness.candidates.protocol",
-    "conformance": "harness.conformance",
+    "conformance": "harness.conform",
     "load_record": "harness.record",
 }
 

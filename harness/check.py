@@ -21,7 +21,7 @@ from harness.runner import RunSettings, run_problem, run_rule, traits_from
 from harness.session import CandidateStartError, Child, InProcess, Session
 from harness.shapes import ModelShape
 from harness.strategies import possible_traps
-from harness.verdict import Verdict, worst
+from harness.verdict import UsageError, Verdict, worst
 
 
 @dataclass
@@ -153,7 +153,9 @@ def _run_candidate(
             else:
                 result, drawn = run_problem(rule, session, settings, request.problem)
             traps.update(drawn)
-            record.known_failures += apply_known_failures([result], request.known)
+            record.known_failures += apply_known_failures(
+                [result], request.known, alarm=request.problem is None
+            )
             record.rules.append(result)
             if result.skipped:
                 record.skips.append(Skip(f"{rule.id} on {name}", result.skipped))
@@ -183,11 +185,16 @@ def open_session(name: str, request: CheckRequest) -> Session:
         load_candidate(name)
     if request.isolate:
         return Child(name, threads=request.threads, memory_gib=request.memory_gib)
-    candidate = load_candidate(name)
-    support = support_of(candidate)
-    if not support:
-        raise CandidateStartError(support.reason)
-    return InProcess(candidate, threads=request.threads)
+    try:
+        candidate = load_candidate(name)
+        support = support_of(candidate)
+        if support:
+            return InProcess(candidate, threads=request.threads)
+    except UsageError:
+        raise
+    except Exception as error:  # as in a child: any reason why a candidate does not start is the answer
+        raise CandidateStartError(f"{type(error).__name__}: {error}") from error
+    raise CandidateStartError(support.reason)
 
 
 def conclude(record: RunRecord, traps: Counter[str], floor: dict[str, int]) -> None:

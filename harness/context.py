@@ -224,6 +224,14 @@ def _described(value: Any) -> str:
     return type(value).__name__
 
 
+def device_is_lost(error: BaseException) -> bool:
+    """Return whether a CUDA error makes every later call in this process fail, ours included."""
+    text = str(error)
+    return any(
+        word in text for word in ("CUDA error", "device-side assert", "illegal memory access", "cudaError")
+    )
+
+
 @contextmanager
 def poisoned_allocations(device: str) -> Iterator[None]:
     """Make every `torch.empty` of the block hold NaN (0xFF in bytes), so that what no kernel writes shows.

@@ -6,7 +6,10 @@ in a child (harness.session).
 
 from __future__ import annotations
 
+import functools
+import json
 import traceback
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -15,28 +18,66 @@ from harness.problem import parse_problem
 from harness.rules import NotApplicableError, Rule, find_rules
 
 
+class Watched:
+    """A candidate whose calls remember what they raised, so that an error is blamed on the one that made it.
+
+    The module names in a traceback would not do: a stage under `torch.no_grad` or `torch.compile` raises from frames of
+    torch, a compiled extension has no frames at all, and an error of our own rules passes through torch as well.
+    """
+
+    def __init__(self, candidate: Any) -> None:
+        self._candidate = candidate
+        self._raised: BaseException | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._candidate, name)
+        return self._watched(value) if callable(value) else value
+
+    def _watched(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function, updated=())
+        def call(*arguments: Any, **named: Any) -> Any:
+            try:
+                return function(*arguments, **named)
+            except (Exception, SystemExit) as error:
+                self._raised = error
+                raise
+
+        return call
+
+    def raised(self, error: BaseException) -> bool:
+        """Return whether the error came out of one of the candidate's calls."""
+        return error is self._raised
+
+    def forget(self) -> None:
+        """Let go of the last error: its trace keeps tensors alive."""
+        self._raised = None
+
+
 class Judge:
     """A loaded and probed candidate, ready to be judged.
 
     Args:
         candidate: an object of the candidate protocol that can run here.
-        seed_threads: threads torch may use, 0 for its own choice.
+        threads: threads torch may use, 0 for its own choice.
+        probe: measure it first; not where that has ended the process before.
     """
 
-    def __init__(self, candidate: Any, *, threads: int = 0) -> None:
+    def __init__(self, candidate: Any, *, threads: int = 0, probe: bool = True) -> None:
         import torch
 
         from harness.probes import measure
 
         if threads:
             torch.set_num_threads(threads)
-        self.candidate = candidate
-        self._measured = measure(candidate)
+        self.candidate = Watched(candidate)
+        self._measured = measure(self.candidate, probe=probe)
 
     def describe(self) -> dict[str, Any]:
         """Return traits, what was measured, and stages, JSON-ready."""
+        traits = asdict(traits_of(self.candidate))
         return {
-            "traits": asdict(traits_of(self.candidate)),
+            # hints may hold anything that a kernel takes, a torch.dtype for example
+            "traits": json.loads(json.dumps(traits, default=str)),
             "measured": self._measured.notes,
             "stages": stages_of(self.candidate),
         }
@@ -52,8 +93,9 @@ class Judge:
         return self._judge(rule, problem)
 
     def _judge(self, rule: Rule, text: str) -> dict[str, Any]:
-        from harness.context import Context, ContractError
+        from harness.context import Context, ContractError, device_is_lost
 
+        self.candidate.forget()
         problem = parse_problem(text)
         context = Context(self.candidate, problem, self._measured.known)
         try:
@@ -62,42 +104,12 @@ class Judge:
             return {"status": "not applicable", "error": str(reason)}
         except ContractError as error:
             return {"status": "contract", "error": str(error)}
-        except Exception as error:
-            if not _raised_in_candidate(error):
-                raise
-            if _device_is_lost(error):
+        except (Exception, SystemExit) as error:
+            if device_is_lost(error):
                 return {"status": "crashed", "error": f"{type(error).__name__}: {error}"}
+            if not self.candidate.raised(error):
+                raise
             last = traceback.extract_tb(error.__traceback__)[-1]
             where = f"{last.filename.rsplit('/', 1)[-1]}:{last.lineno} in {last.name}"
             return {"status": "raised", "error": f"{type(error).__name__}: {error} ({where})"}
         return {"status": "judged", "comparisons": [c.to_dict() for c in comparisons]}
-
-
-def _raised_in_candidate(error: BaseException) -> bool:
-    """Whether the error passed through a call of the candidate: the frame of a rule or Context called something else.
-
-    Anything that starts in the harness's own judging code is our defect and must not be blamed on the candidate.
-    """
-    ours = (
-        "harness.rules",
-        "harness.context",
-        "harness.judging",
-        "harness.judge_",
-        "harness.comparison",
-        "reference.",
-    )
-    trace = error.__traceback__
-    while trace is not None:
-        name = trace.tb_frame.f_globals.get("__name__", "")
-        if not name.startswith(ours):
-            return not name.startswith("torch") or _device_is_lost(error)
-        trace = trace.tb_next
-    return _device_is_lost(error)
-
-
-def _device_is_lost(error: BaseException) -> bool:
-    """Whether a CUDA error makes every later call in this process fail."""
-    text = str(error)
-    return any(
-        word in text for word in ("CUDA error", "device-side assert", "illegal memory access", "cudaError")
-    )

@@ -10,28 +10,22 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from harness.problem import BLOCK_TRAPS, BLOCKS_PER_TRAP
 from reference.e2m1 import MIDPOINTS
 from reference.nvfp4 import BLOCK
 
 TIE_TRAPS = frozenset({"e2m1_ties", "e4m3_ties"})
-BLOCK_TRAPS = (
-    "e2m1_ties",
-    "e4m3_ties",
-    "scale_underflow",
-    "scale_saturation",
-    "zero_block",
-    "subnormal",
-    "negative_zero",
-    "nan",
-    "inf",
-)
-_PLACES = 4  # blocks that each trap gets in one problem
 
 
 def plant(
-    x: Tensor, masked_m: list[int], scale: Tensor, traps: frozenset[str], generator: torch.Generator
+    x: Tensor,
+    masked_m: list[int],
+    scale: Tensor,
+    traps: frozenset[str],
+    generator: torch.Generator,
+    taken: Tensor | None = None,
 ) -> Tensor:
-    """Write the block and row traps into `x`, in place.
+    """Write the block and row traps into `x`, in place, each into blocks of its own as long as there are any.
 
     Args:
         x: `(experts, capacity, k)` bfloat16.
@@ -39,36 +33,50 @@ def plant(
         scale: `(experts,)` float32 encode scales.
         traps: names out of PLANTED_TRAPS; others are ignored.
         generator: source of the places and signs.
+        taken: `(experts, capacity, k / 16)` bool, blocks that hold something planted already.
 
     Returns:
-        `(experts, capacity, k / 16)` bool: blocks that were written.
+        `(experts, capacity, k / 16)` bool: blocks that were written, or were taken before.
     """
     experts, capacity, k = x.shape
-    planted = torch.zeros(experts, capacity, k // BLOCK, dtype=torch.bool)
+    planted = torch.zeros(experts, capacity, k // BLOCK, dtype=torch.bool) if taken is None else taken.clone()
     rows = [(e, r) for e, count in enumerate(masked_m) for r in range(count)]
     if not rows:
         return planted
     blocks = x.view(experts, capacity, -1, BLOCK)
     if "zero_expert" in traps:
-        expert = rows[_draw(len(rows), generator)][0]
-        x[expert] = 0
-        planted[expert] = True
-    if "zero_row" in traps:
-        expert, row = rows[_draw(len(rows), generator)]
+        zeroed = rows[_draw(len(rows), generator)][0]
+        x[zeroed] = 0
+        planted[zeroed] = True
+        rows = [(e, r) for e, r in rows if e != zeroed]
+    if "zero_row" in traps and rows:
+        expert, row = rows.pop(_draw(len(rows), generator))
         x[expert, row] = 0
         planted[expert, row] = True
     for trap in BLOCK_TRAPS:
         if trap not in traps:
             continue
-        for place in range(_PLACES):
-            expert, row = rows[_draw(len(rows), generator)]
-            block = _draw(k // BLOCK, generator)
-            values = _block(trap, place, generator)
-            blocks[expert, row, block] = (
-                values / scale[expert].double() if trap != "subnormal" else values
-            ).bfloat16()
-            planted[expert, row, block] = True
+        for number in range(BLOCKS_PER_TRAP):
+            place = _free_place(planted, rows, k // BLOCK, generator)
+            if place is None:
+                return planted
+            values = _block(trap, number, generator)
+            blocks[place] = (values / scale[place[0]].double() if trap != "subnormal" else values).bfloat16()
+            planted[place] = True
     return planted
+
+
+def _free_place(
+    planted: Tensor, rows: list[tuple[int, int]], columns: int, generator: torch.Generator
+) -> tuple[int, int, int] | None:
+    """Return expert, row and block that nothing is planted in: a drawn one, or the next after it; None if all are."""
+    total = len(rows) * columns
+    start = _draw(total, generator) if total else 0
+    for step in range(total):
+        row, column = divmod((start + step) % total, columns)
+        if not planted[(*rows[row], column)]:
+            return (*rows[row], column)
+    return None
 
 
 def _draw(count: int, generator: torch.Generator) -> int:
@@ -97,9 +105,8 @@ def _block(trap: str, place: int, generator: torch.Generator) -> Tensor:  # noqa
     if trap == "zero_block":
         return torch.zeros(BLOCK, dtype=torch.float64)
     if trap == "subnormal":
-        return (
-            sign * torch.arange(BLOCK) * 2.0**-133
-        )  # multiples of the smallest bfloat16 subnormal, unscaled
+        # Unscaled. 2^-133 is the smallest bfloat16 subnormal; multiples of 2^-128 can be halved five times.
+        return sign * torch.arange(BLOCK) * (2.0**-133, 2.0**-128)[place % 2]
     if trap == "negative_zero":
         return torch.where(sign > 0, -0.0, torch.linspace(-6, 6, BLOCK, dtype=torch.float64))
     values = torch.randn(BLOCK, generator=generator, dtype=torch.float64) * step

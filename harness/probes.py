@@ -14,7 +14,7 @@ import torch
 
 from harness import physical
 from harness.candidates.protocol import stages_of, traits_of
-from harness.context import Known
+from harness.context import Known, device_is_lost
 from reference.bounds import Accumulator
 from reference.legal import Arithmetic, Reciprocal
 
@@ -35,6 +35,8 @@ _ARRANGEMENTS = (
     (16, 31, 0, 15),
 )
 
+_PROBE_ENDED = "not measured: the probe of masked_grouped_gemm ended or stopped the candidate's process"
+
 
 @dataclass(frozen=True)
 class Measured:
@@ -44,11 +46,12 @@ class Measured:
     notes: dict[str, str]
 
 
-def measure(candidate: Any) -> Measured:
+def measure(candidate: Any, *, probe: bool = True) -> Measured:
     """Probe a candidate.
 
     Args:
         candidate: an object of the candidate protocol that can run here.
+        probe: False to call none of its stages, because that has ended the process before.
 
     Returns:
         What is known now. Whatever could not be measured stays as declared, and the notes say why.
@@ -58,8 +61,7 @@ def measure(candidate: Any) -> Measured:
     notes = {}
     accumulator = known.accumulator
     if "masked_grouped_gemm" in stages_of(candidate):
-        bits, words = accumulator_bits(candidate)
-        notes["accumulator"] = words
+        bits, notes["accumulator"] = _probed_bits(candidate) if probe else (0, _PROBE_ENDED)
         if bits:
             accumulator = Accumulator(bits, traits.accumulator_chunk, measured=True)
     else:
@@ -71,6 +73,16 @@ def measure(candidate: Any) -> Measured:
         reciprocal, notes["reciprocals"] = find_reciprocal(candidate)
         arithmetic = Arithmetic("fast", reciprocal)
     return Measured(Known(arithmetic, accumulator), notes)
+
+
+def _probed_bits(candidate: Any) -> tuple[int, str]:
+    """Return `accumulator_bits`, or 0 and the reason where the candidate raises: the rules will say so of a problem."""
+    try:
+        return accumulator_bits(candidate)
+    except (Exception, SystemExit) as error:
+        if device_is_lost(error):
+            raise
+        return 0, f"not measured: masked_grouped_gemm raised {type(error).__name__}: {error}"
 
 
 def accumulator_bits(candidate: Any) -> tuple[int, str]:

@@ -34,6 +34,19 @@ PLANTED_TRAPS = {
     "outlier_block": "a block 100 times larger than its row",
     "magnitude_spread": "experts whose magnitudes differ 100-fold",
 }
+# Traps that are written into whole blocks of 16, in this order, BLOCKS_PER_TRAP blocks each.
+BLOCK_TRAPS = (
+    "e2m1_ties",
+    "e4m3_ties",
+    "scale_underflow",
+    "scale_saturation",
+    "zero_block",
+    "subnormal",
+    "negative_zero",
+    "nan",
+    "inf",
+)
+BLOCKS_PER_TRAP = 4
 SHAPE_TRAPS = {
     "empty_expert": "an expert with masked_m = 0",
     "full_expert": "an expert with masked_m = capacity",
@@ -120,7 +133,7 @@ class Problem:
         return "bfloat16"
 
     def traps(self) -> list[str]:
-        """Return the traps that this problem really holds: planted ones need a valid row to be planted in."""
+        """Return the traps that this problem really holds: planted ones need valid rows and blocks of their own."""
         shape = {
             "empty_expert": 0 in self.masked_m,
             "full_expert": self.capacity in self.masked_m,
@@ -130,9 +143,20 @@ class Problem:
             "ragged_blocks": self.hidden // 16 % 4 != 0,
         }
         planted = [trap for trap in PLANTED_TRAPS if trap in self.extras and self.tokens > 0]
-        if "magnitude_spread" in planted and self.experts == 1:
-            planted.remove("magnitude_spread")
+        missing = {"magnitude_spread"} if self.experts == 1 else set()
+        if self.data == "grid":
+            missing = {"magnitude_spread", "outlier_block"}  # they would take the data off its grid
+        room = max(self._free_blocks() // BLOCKS_PER_TRAP, 0)
+        missing.update([trap for trap in BLOCK_TRAPS if trap in planted][room:])
+        planted = [trap for trap in planted if trap not in missing]
         return [trap for trap, there in shape.items() if there] + planted
+
+    def _free_blocks(self) -> int:
+        """Return how many blocks are left for block traps, at least, in tokens and intermediate alike."""
+        zeroed = max(self.masked_m) if "zero_expert" in self.extras else 0
+        rows = self.tokens - zeroed - ("zero_row" in self.extras)
+        taken = sum(count > 0 for count in self.masked_m) if "outlier_block" in self.extras else 0
+        return rows * (min(self.hidden, self.inter) // 16) - taken
 
 
 def parse_problem(text: str) -> Problem:

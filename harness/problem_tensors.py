@@ -97,21 +97,24 @@ class ProblemTensors:
         self._gain = (
             torch.rand(p.experts, generator=generator) * 2 + 0.5
         )  # standard deviation of the first GEMM
-        self._odd = torch.tensor(_GRID_ODD)[torch.randint(len(_GRID_ODD), (p.experts,), generator=generator)]
-        exponent = torch.randint(3, 7, (p.experts,), generator=generator)
+        # 28 pairs of an odd divisor and an exponent: distinct scales for that many experts
+        pair = torch.randperm(len(_GRID_ODD) * 4, generator=generator)[
+            torch.arange(p.experts) % (len(_GRID_ODD) * 4)
+        ]
+        odd, exponent = torch.tensor(_GRID_ODD)[pair // 4], pair % 4 + 3
         raw = torch.randn(p.experts, p.capacity, p.hidden, generator=generator)
         if p.data == "grid":
-            input_scale = torch.ldexp(1 / self._odd.float(), exponent)
-            x = self._grid_tokens(input_scale, generator)
+            input_scale = torch.ldexp(1 / odd.float(), exponent)
+            x, taken = self._grid_tokens(input_scale, generator), None
         else:
             x = (raw * spread.view(-1, 1, 1)).bfloat16()
-            self._plant_outliers(x, generator)
+            taken = self._plant_outliers(x, generator)
             amax = x.abs().amax((1, 2)).float().clamp(min=1e-6)
             input_scale = SCALE_RANGE / amax * jitter[0]
         a2_scale = SCALE_RANGE / (3 * self._gain) ** 2 * jitter[1]
         if ties:
             input_scale, a2_scale = (torch.exp2(torch.log2(s).floor()) for s in (input_scale, a2_scale))
-        planting.plant(x, list(p.masked_m), input_scale, p.extras, generator)
+        planting.plant(x, list(p.masked_m), input_scale, p.extras, generator, taken)
         self.x = x.to(device)
         self.input_scale = input_scale.float().to(device)
         self.a2_scale = a2_scale.float().to(device)
@@ -126,15 +129,19 @@ class ProblemTensors:
         values = torch.ldexp(values, step.unsqueeze(-1)).view(p.experts, p.capacity, p.hidden)
         return (values / scale.double().view(-1, 1, 1)).bfloat16()
 
-    def _plant_outliers(self, x: Tensor, generator: torch.Generator) -> None:
+    def _plant_outliers(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """Make one block of each expert 100 times larger; return which blocks those are."""
         p = self.problem
+        taken = torch.zeros(p.experts, p.capacity, p.hidden // BLOCK, dtype=torch.bool)
         if "outlier_block" not in p.extras:
-            return
+            return taken
         for expert, rows in enumerate(p.masked_m):
             if rows:
                 row = int(torch.randint(rows, (), generator=generator))
-                block = int(torch.randint(p.hidden // BLOCK, (), generator=generator)) * BLOCK
-                x[expert, row, block : block + BLOCK] *= 100
+                block = int(torch.randint(p.hidden // BLOCK, (), generator=generator))
+                x[expert, row, block * BLOCK : (block + 1) * BLOCK] *= 100
+                taken[expert, row, block] = True
+        return taken
 
     @cached_property
     def w1(self) -> Weights:

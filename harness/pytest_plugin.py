@@ -24,6 +24,7 @@ class _State:
     def __init__(self) -> None:
         self.run: SuiteRun | None = None
         self.worker_records: list[str] = []
+        self.used = False
         self.failed = 0
         self.unknown = 0
         self.summary = ""
@@ -66,7 +67,10 @@ def pytest_configure(config: pytest.Config) -> None:
         or option("--record")
         or option("--profile") != "quick"
         or option("--known-failures")
+        or option("--rule-seconds")
+        or option("--harness-seed")
     )
+    config.stash[_STATE].used = bool(asked)
     if hasattr(config, "workerinput") or not asked:
         return
     from harness.verdict import ExitCode, UsageError
@@ -81,17 +85,26 @@ def _check_options(config: pytest.Config) -> None:
     from harness.candidates import CANDIDATES, load_candidate
     from harness.known_failures import load_known_failures
     from harness.profiles import find_profile
+    from harness.verdict import UsageError
 
     option = config.getoption
     find_profile(option("--profile"))
+    for name in ("--rule-seconds", "--harness-seed"):
+        if option(name) < 0:
+            raise UsageError(f"{name} must not be negative, got {option(name)}")
     if option("--candidate") and option("--candidate") not in CANDIDATES:
-        load_candidate(option("--candidate"))
+        try:
+            load_candidate(option("--candidate"))
+        except UsageError:
+            raise
+        except Exception:  # noqa: BLE001, S110 - it exists; that it does not start is the suites' to report, as UNKNOWN
+            pass
     if option("--known-failures"):
         load_known_failures(Path(option("--known-failures")))
     if option("--record"):
         from harness.cli.output import prepare_folder
 
-        prepare_folder(Path(option("--record")))
+        prepare_folder(Path(option("--record")), "--record")
 
 
 @pytest.fixture(scope="session")
@@ -104,9 +117,19 @@ def check_rule(request: pytest.FixtureRequest) -> Iterator[Callable[[str], None]
     run.close()
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Mark the suites' tests with their candidate: in JUnit's properties, and for xdist's controller."""
+    if "check_rule" in getattr(item, "fixturenames", ()):
+        item.user_properties.append(("candidate", item.config.getoption("--candidate") or "eager"))
+
+
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     """Count red tests, and those among them that are UNKNOWN; under xdist this runs on the controller."""
-    if report.failed and _state is not None:
+    if _state is None:
+        return
+    _state.used |= any(name == "candidate" for name, _ in report.user_properties)
+    if report.failed:
         _state.failed += 1
         _state.unknown += report.longreprtext.lstrip().startswith("UNKNOWN: ")
 
@@ -146,7 +169,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
         return
     from harness.verdict import ExitCode
 
-    if exitstatus == pytest.ExitCode.INTERRUPTED and (state.run or state.worker_records):
+    if exitstatus == pytest.ExitCode.INTERRUPTED and state.used:
         session.exitstatus = ExitCode.INTERRUPTED
     if state.run is None and not state.worker_records:
         return
@@ -174,11 +197,15 @@ def _concluded(state: _State, *, interrupted: bool, limited: bool) -> RunRecord:
 
     from harness.check import conclude, trap_floor
     from harness.record import merge_records, parse_record
+    from harness.rules import RULE_IDS
 
     records = [parse_record(json.loads(text), "record of a worker") for text in state.worker_records]
     record = merge_records(records or [state.run.record])  # type: ignore[union-attr]
     record.interrupted = interrupted
-    conclude(record, Counter(record.traps), {} if limited else trap_floor(record))
+    # A part of the rules (-k, one file, -x) or a cut run draws what it draws.
+    seen = {rule.rule for rule in record.rules} | {skip.what.split(" on ")[0] for skip in record.skips}
+    partial = limited or not seen.issuperset(RULE_IDS)
+    conclude(record, Counter(record.traps), {} if partial else trap_floor(record))
     return record
 
 

@@ -249,7 +249,7 @@ def _build(kind: Any, value: Any, where: str) -> Any:  # noqa: PLR0911, PLR0912,
             raise RecordError(f"{where} must be an object, got {type(value).__name__}")
         return {k: _build(typing.get_args(kind)[1], v, f"{where}.{k}") for k, v in value.items()}
     if kind is Verdict:
-        if value not in set(Verdict):
+        if not isinstance(value, str) or value not in set(Verdict):
             raise RecordError(f"{where} must be one of {', '.join(Verdict)}, got {value!r}")
         return Verdict(value)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
@@ -264,30 +264,33 @@ def merge_rules(results: list[RuleResult]) -> list[RuleResult]:
     merged: dict[tuple[str, str], RuleResult] = {}
     for result in results:
         key = (result.rule, result.candidate)
-        if key not in merged:
+        if key not in merged or merged[key].skipped:
             merged[key] = _build(RuleResult, json.loads(json.dumps(asdict(result))), "rule")
-            continue
-        into = merged[key]
-        into.verdict = worst([into.verdict, result.verdict])
-        into.reason = into.reason if into.verdict != result.verdict or into.reason else result.reason
-        for name in ("examples", "empty", "powerless", "compared"):
-            setattr(into, name, getattr(into, name) + getattr(result, name))
-        into.seconds += result.seconds
-        for counts, more in ((into.judged, result.judged), (into.notes, result.notes)):
-            for word, count in more.items():
-                counts[word] = counts.get(word, 0) + count
-        if result.worst_ratio is not None and (
-            into.worst_ratio is None or result.worst_ratio > into.worst_ratio
-        ):
-            into.worst_ratio, into.worst_problem = result.worst_ratio, result.worst_problem
-        for stage, histogram in result.histograms.items():
-            if stage in into.histograms:
-                into.histograms[stage].add(histogram)
-            else:
-                into.histograms[stage] = Histogram(list(histogram.edges), list(histogram.counts))
-        into.failures.extend(result.failures)
-        into.skipped = into.skipped or result.skipped
+        elif not result.skipped:  # judged anywhere is judged
+            _merge_rule(merged[key], result)
     return list(merged.values())
+
+
+def _merge_rule(into: RuleResult, result: RuleResult) -> None:
+    """Add what a rule found elsewhere to a result of the same rule and candidate."""
+    verdict = worst([into.verdict, result.verdict])
+    if verdict is not into.verdict or not into.reason:
+        into.reason = result.reason
+    into.verdict = verdict
+    for name in ("examples", "empty", "powerless", "compared"):
+        setattr(into, name, getattr(into, name) + getattr(result, name))
+    into.seconds += result.seconds
+    for counts, more in ((into.judged, result.judged), (into.notes, result.notes)):
+        for word, count in more.items():
+            counts[word] = counts.get(word, 0) + count
+    if result.worst_ratio is not None and (into.worst_ratio is None or result.worst_ratio > into.worst_ratio):
+        into.worst_ratio, into.worst_problem = result.worst_ratio, result.worst_problem
+    for stage, histogram in result.histograms.items():
+        if stage in into.histograms:
+            into.histograms[stage].add(histogram)
+        else:
+            into.histograms[stage] = Histogram(list(histogram.edges), list(histogram.counts))
+    into.failures.extend(result.failures)
 
 
 def merge_records(records: list[RunRecord]) -> RunRecord:

@@ -58,6 +58,7 @@ class _Tally:
     result: RuleResult
     traps: Counter[str] = field(default_factory=Counter)
     crashes: int = 0
+    misfit: str = ""
     failed: dict[str, dict[str, Any]] = field(default_factory=dict)  # problem -> outcome, while shrinking
     first_failure: float | None = None
 
@@ -104,7 +105,8 @@ def run_rule(rule: Rule, session: Session, settings: RunSettings) -> tuple[RuleR
             return
         if tally.crashes >= MOST_CRASHES or tally.result.skipped:
             return
-        if not _fits(problem, rule, traits):
+        if reason := misfit(problem, rule, traits):
+            tally.misfit = reason
             return
         fails = _judge_one(rule, problem, session, settings, tally)
         settings.progress(tally.result.examples, wanted)
@@ -127,7 +129,8 @@ def run_problem(
     """Run one rule on one given problem, without shrinking: what a reproduce command does."""
     tally = _Tally(RuleResult(rule.id, rule.title, settings.candidate, Verdict.UNKNOWN))
     started = time.monotonic()
-    if _judge_one(rule, problem, session, settings, tally):
+    tally.misfit = misfit(problem, rule, traits_from(session.describe()["traits"]))
+    if not tally.misfit and _judge_one(rule, problem, session, settings, tally):
         text = str(problem)
         tally.result.failures.append(_failure(rule, settings.candidate, text, tally.failed[text]))
     tally.result.seconds = time.monotonic() - started
@@ -135,9 +138,21 @@ def run_problem(
     return tally.result, tally.traps
 
 
-def _fits(problem: Problem, rule: Rule, traits: Traits) -> bool:
-    """Whether the problem asks nothing that the candidate's stages do not cover (an activation, for example)."""
-    return problem.activation in traits.activations or rule.id not in {"PIPELINE", "MOE"}
+def misfit(problem: Problem, rule: Rule, traits: Traits) -> str:
+    """Return why the problem asks for something that the candidate does not claim to take, or ""."""
+    step = traits.width_multiple
+    for name in ("hidden", "inter"):
+        if getattr(problem, name) % step:
+            return f"{name} {getattr(problem, name)} is not a multiple of {step}"
+    if problem.capacity % traits.m_multiple:
+        return f"capacity {problem.capacity} is not a multiple of {traits.m_multiple}"
+    if problem.experts < traits.min_experts:
+        return f"{problem.experts} experts are fewer than {traits.min_experts}"
+    if rule.id in {"PIPELINE", "MOE"} and problem.activation not in traits.activations:
+        return f"activation {problem.activation} is none of {', '.join(traits.activations)}"
+    if rule.id == "GEMM" and problem.out_dtype not in traits.out_dtypes:
+        return f"output type {problem.out_dtype} is none of {', '.join(traits.out_dtypes)}"
+    return ""
 
 
 def _judge_one(rule: Rule, problem: Problem, session: Session, settings: RunSettings, tally: _Tally) -> bool:
@@ -212,8 +227,10 @@ def _conclude(tally: _Tally, wanted: int, power: float) -> None:
         result.reason = result.failures[0].message.splitlines()[0]
     elif result.skipped:
         result.verdict, result.reason = Verdict.PASS, f"not applicable: {result.skipped}"
+    elif result.examples == 0 and tally.misfit:
+        result.reason = f"no problem was judged: outside what the candidate declares: {tally.misfit}"
     elif result.examples == 0:
-        result.reason = "no problem was judged: the time was over, or none fits the candidate's alignments"
+        result.reason = "no problem was judged: the time was over"
     elif result.compared == 0:
         result.reason = f"nothing was compared: no valid row in any of {result.examples} problems"
     elif with_power < power * (result.examples - result.empty):

@@ -17,6 +17,8 @@ import time
 from pathlib import Path
 from typing import Any, Protocol
 
+from harness.verdict import UsageError
+
 START_SECONDS = 300.0  # loading torch and compiling a first kernel
 
 
@@ -65,12 +67,16 @@ class Child:
         threads: threads of torch in the child, 0 for its own choice.
         memory_gib: limit of the child's data segment, 0 for none.
         environment: added to the child's environment (CUDA_VISIBLE_DEVICES, for example).
+
+    Raises:
+        CandidateStartError: it cannot run here, or did not start, with the reason.
+        UsageError: there is no such candidate.
     """
 
     def __init__(
         self, name: str, *, threads: int = 0, memory_gib: float = 0, environment: dict[str, str] | None = None
     ) -> None:
-        self._settings = {"candidate": name, "threads": threads, "memory_gib": memory_gib}
+        self._settings = {"candidate": name, "threads": threads, "memory_gib": memory_gib, "probe": True}
         self._environment = environment or {}
         self._process: subprocess.Popen[bytes] | None = None
         self._buffer = b""
@@ -107,7 +113,8 @@ class Child:
         read_commands, self._to_child = os.pipe()
         self._from_child, write_answers = os.pipe()
         settings = json.dumps({**self._settings, "commands": read_commands, "answers": write_answers})
-        # The child must find the same packages, from a checkout and from an installed wheel alike.
+        # The child must find the same packages, from a checkout and from an installed wheel alike. -P: a folder of the
+        # current directory that is called like one of ours must not be found first.
         paths = [str(Path(__file__).parent.parent), str(Path.cwd()), os.environ.get("PYTHONPATH", "")]
         environment = {
             **os.environ,
@@ -115,7 +122,7 @@ class Child:
             "PYTHONPATH": os.pathsep.join(p for p in paths if p),
         }
         self._process = subprocess.Popen(  # noqa: S603 - our own module
-            [sys.executable, "-m", "harness.worker", settings],
+            [sys.executable, "-P", "-m", "harness.worker", settings],
             pass_fds=(read_commands, write_answers),
             env=environment,
             stdin=subprocess.DEVNULL,
@@ -124,10 +131,22 @@ class Child:
         )
         os.close(read_commands)
         os.close(write_answers)
-        answer = self._receive(START_SECONDS)
+        try:
+            answer = self._receive(START_SECONDS)
+            if answer["status"] == "loaded":
+                answer = self._receive(START_SECONDS)
+                if answer["status"] in {"crashed", "timeout"} and self._settings["probe"]:
+                    # It died of the probe, so it may die of a problem: that is for the rules to find, as a failure.
+                    self.close()
+                    self._settings["probe"] = False
+                    return self._start()
+        except BaseException:  # an interrupt while it starts must not leave it behind
+            self.close()
+            raise
         if answer["status"] != "ready":
             self.close()
-            raise CandidateStartError(answer.get("error", "no reason given"))
+            error = UsageError if answer["status"] == "usage" else CandidateStartError
+            raise error(answer.get("error", "no reason given"))
         described: dict[str, Any] = answer["description"]
         return described
 

@@ -48,8 +48,8 @@ MODELS = {
 _KEYS = {
     "hidden": ("hidden_size",),
     "inter": ("moe_intermediate_size", "expert_intermediate_size", "intermediate_size"),
-    "experts": ("n_routed_experts", "num_experts", "num_local_experts"),
-    "topk": ("num_experts_per_tok", "experts_per_token", "top_k"),
+    "experts": ("n_routed_experts", "num_experts", "num_local_experts", "moe_num_experts"),
+    "topk": ("num_experts_per_tok", "experts_per_token", "top_k", "moe_topk", "moe_k"),
 }
 
 
@@ -83,13 +83,18 @@ def _from_config(path: Path) -> ModelShape:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UsageError(f"{path}: cannot be read as a config.json ({error})") from error
-    config = config.get("text_config", config) if isinstance(config, dict) else {}
+    config = config if isinstance(config, dict) else {}
+    text = config.get("text_config")  # of a model that sees or hears too
+    config = text if isinstance(text, dict) else config
     found = {}
     for field, keys in _KEYS.items():
-        value = next((config[key] for key in keys if isinstance(config.get(key), int)), None)
+        value = next((config[key] for key in keys if type(config.get(key)) is int), None)
         if value is None:
             raise UsageError(
                 f"{path}: has none of the keys {', '.join(keys)}: not the config of a mixture of experts"
             )
+        if value < 1 or (field in {"hidden", "inter"} and value % 16):
+            wanted = "a positive multiple of 16" if field in {"hidden", "inter"} else "positive"
+            raise UsageError(f"{path}: {field} ({' or '.join(keys)}) must be {wanted}, got {value}")
         found[field] = value
     return ModelShape(str(path), found["hidden"], found["inter"], found["experts"], found["topk"])

@@ -32,14 +32,9 @@ def problems(
     """
     experts = draw(_experts(traits, profile)) if shape is None else shape.local_experts
     capacity = draw(_capacity(traits, profile))
-    hidden = (
-        shape.hidden if shape else draw(_extent(max(traits.k_multiple, traits.n_multiple, 16), profile.k))
-    )
-    inter = (
-        shape.inter
-        if shape
-        else draw(_extent(max(traits.k_multiple, traits.n_multiple, 16), min(profile.n, profile.k)))
-    )
+    step = traits.width_multiple
+    hidden = shape.hidden if shape else draw(_extent(step, profile.k))
+    inter = shape.inter if shape else draw(_extent(step, min(profile.n, profile.k)))
     # Halve what is largest until the work fits: the extremes of all extents never meet in one problem.
     while shape is None and experts * capacity * hidden * inter * 2 > profile.work << 20:
         if capacity >= 2 * traits.m_multiple and capacity > 64:
@@ -47,7 +42,6 @@ def problems(
         elif experts > max(4, 2 * traits.min_experts):
             experts //= 2
         else:
-            step = max(traits.k_multiple, traits.n_multiple, 16)
             inter = max(inter // 2 // step, 1) * step
             if inter == step:
                 break
@@ -108,13 +102,10 @@ def possible_traps(traits: Traits) -> list[str]:
     from harness.problem import SHAPE_TRAPS
 
     shape_traps = list(SHAPE_TRAPS)
-    step = max(traits.k_multiple, traits.n_multiple, 16)
-    if step % 64 == 0:
+    if traits.width_multiple % 64 == 0:
         shape_traps.remove("ragged_blocks")
     if traits.m_multiple % 128 == 0:
         shape_traps.remove("ragged_capacity")
-    if traits.m_multiple > 1:
-        shape_traps = [t for t in shape_traps if t != "ragged_capacity" or traits.m_multiple % 128]
     if traits.min_experts > 1:
         shape_traps.remove("one_expert")
     return [*shape_traps, *PLANTED_TRAPS]

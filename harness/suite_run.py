@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from harness.candidates import STAGES
 from harness.check import CheckRequest, new_record, open_session
 from harness.known_failures import apply_known_failures, default_path, load_known_failures
 from harness.profiles import find_profile
@@ -30,6 +31,7 @@ class SuiteRun:
     def __init__(self, config: pytest.Config) -> None:
         self.name: str = config.getoption("--candidate") or "eager"
         self._option = config.getoption
+        self._started = time.monotonic()
         self._session: Session | None = None
         self._not_run = ""
         self.record: RunRecord = new_record(self._option("--profile"), self._option("--harness-seed"))
@@ -48,6 +50,7 @@ class SuiteRun:
             return
         described = self._session.describe()
         run.ran, run.declared, run.measured = True, described["traits"], described["measured"]
+        run.missing_stages = [s for s in STAGES if s not in described["stages"]]
         self.record.environment.device = described["traits"]["device"]
 
     def judge(self, rule_id: str) -> None:
@@ -67,6 +70,7 @@ class SuiteRun:
         self.record.rules.append(result)
         for trap, count in traps.items():
             self.record.traps[trap] = self.record.traps.get(trap, 0) + count
+        self.record.seconds = time.monotonic() - self._started
         self._conclude(result)
 
     def _conclude(self, result: RuleResult) -> None:

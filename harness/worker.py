@@ -5,12 +5,16 @@ Started by harness.session.Child; not for use by hand.
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import json
 import os
+import signal
 import sys
 import traceback
 from typing import Any
+
+from harness.verdict import UsageError
 
 
 class NotSupportedError(Exception):
@@ -24,6 +28,7 @@ def main(argument: str) -> None:
         argument: JSON with candidate, threads, memory_gib, and the pipe descriptors commands and answers.
     """
     settings = json.loads(argument)
+    _end_with_the_parent()
     faulthandler.enable()
     answers = os.fdopen(settings["answers"], "w", encoding="utf-8")
 
@@ -32,9 +37,14 @@ def main(argument: str) -> None:
         answers.flush()
 
     try:
-        judge = _ready(settings)
+        candidate = _loaded(settings)
+        answer({"status": "loaded"})
+        judge = _ready(candidate, settings)
     except NotSupportedError as error:
         answer({"status": "failed", "error": str(error)})
+        return
+    except UsageError as error:
+        answer({"status": "usage", "error": str(error)})
         return
     except Exception as error:  # noqa: BLE001 - any reason why a candidate does not start is the answer
         answer({"status": "failed", "error": f"{type(error).__name__}: {error}"})
@@ -52,20 +62,33 @@ def main(argument: str) -> None:
                 return  # the CUDA context is lost: only a new process helps
 
 
-def _ready(settings: dict[str, Any]) -> Any:
+def _end_with_the_parent() -> None:
+    """Have the kernel kill this process when its parent dies, so that a hanging candidate never keeps a GPU (Linux)."""
+    import ctypes
+
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+def _loaded(settings: dict[str, Any]) -> Any:
     from harness.candidates import load_candidate, support_of
-    from harness.judging import Judge
 
     candidate = load_candidate(settings["candidate"])
     support = support_of(candidate)
     if not support:
         raise NotSupportedError(support.reason)
+    return candidate
+
+
+def _ready(candidate: Any, settings: dict[str, Any]) -> Any:
+    from harness.judging import Judge
+
     if settings["memory_gib"]:
         import resource
 
         limit = int(settings["memory_gib"] * 2**30)
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-    return Judge(candidate, threads=settings["threads"])
+    return Judge(candidate, threads=settings["threads"], probe=settings["probe"])
 
 
 if __name__ == "__main__":

@@ -78,7 +78,10 @@ class LegalOutput:
         edge = torch.where(value >= self.exact, self.high.double(), self.low.double())
         ratio = (value - self.exact).abs() / (edge - self.exact).abs()
         return torch.where(
-            self.accepts(out), ratio.nan_to_num(0.0, posinf=1.0).clamp(max=1.0), ratio.nan_to_num(torch.inf)
+            self.accepts(out),
+            ratio.nan_to_num(0.0, posinf=1.0).clamp(max=1.0),
+            # the wrong side of a tie is as far away as the right one
+            ratio.nan_to_num(torch.inf).clamp(min=1 + 2.0**-40),
         )
 
 

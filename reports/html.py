@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 REPORT_NAME = "report.html"
 
-STYLESHEETS = ("page.css", "charts.css")
-SCRIPTS = ("copy.js",)
+STYLESHEETS = ("page.css", "charts.css", "gsm8k.css")
+SCRIPTS = ("copy.js", "gsm8k.js")
 
 
 def render(record: RunRecord) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from reports import candidates, environment, errors, failures, known, margins, rules, skips, traps
+from reports import candidates, environment, errors, failures, gsm8k, known, margins, rules, skips, traps
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,6 +32,7 @@ class Section:
 SECTIONS: tuple[Section, ...] = (
     # What is broken comes before what was looked at: a reader has ten seconds.
     Section("errors", "Errors", errors.section),
+    Section("gsm8k", "GSM8K", gsm8k.section),
     Section("failures", "Failures", failures.section),
     Section("rules", "Rules", rules.section),
     Section("margins", "Error against bound", margins.section),

@@ -63,6 +63,13 @@ def reason(record: RunRecord) -> str:
     return "Nothing was judged." if record.verdict == Verdict.UNKNOWN else "The record gives no reason."
 
 
+def _rules(record: RunRecord, words: Counter[Verdict]) -> str:
+    """Return how many rule results had each verdict; nothing for a run that was about something else."""
+    if not words:
+        return "" if record.gsm8k is not None else "none judged"
+    return ", ".join(f"{count(words[v])} {v}" for v in Verdict if words[v])
+
+
 def figures(record: RunRecord) -> list[tuple[str, str]]:
     """Return the key figures as (name, value); what does not apply is left out."""
     judged = [rule for rule in record.rules if not is_skipped(rule)]
@@ -70,10 +77,10 @@ def figures(record: RunRecord) -> list[tuple[str, str]]:
     failures = [failure for rule in record.rules for failure in rule.failures]
     powerless = sum(rule.powerless for rule in judged)
     rows = [
-        ("Rules", ", ".join(f"{count(words[v])} {v}" for v in Verdict if words[v]) or "none judged"),
+        ("Rules", _rules(record, words)),
         ("Skipped", count(n) if (n := len(record.rules) - len(judged) + len(record.skips)) else ""),
-        ("Elements compared", count(sum(rule.compared for rule in judged))),
-        ("Examples", count(sum(rule.examples for rule in judged))),
+        ("Elements compared", count(sum(rule.compared for rule in judged)) if judged else ""),
+        ("Examples", count(sum(rule.examples for rule in judged)) if judged else ""),
         ("Powerless examples", count(powerless) if powerless else ""),
         ("Failing problems", count(n) if (n := sum(f.kind != "known" for f in failures)) else ""),
         ("Known failures", count(n) if (n := sum(f.kind == "known" for f in failures)) else ""),

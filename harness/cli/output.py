@@ -17,7 +17,7 @@ from harness.verdict import UsageError, Verdict
 _COLOURS = {Verdict.PASS: "green", Verdict.FAIL: "red", Verdict.UNKNOWN: "yellow"}
 
 
-def prepare_folder(folder: Path) -> Path:
+def prepare_folder(folder: Path, option: str = "--out") -> Path:
     """Create the output folder, or say why not, before anything else is done.
 
     Raises:
@@ -26,9 +26,9 @@ def prepare_folder(folder: Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UsageError(f"--out: {folder} cannot be created ({error.strerror})") from error
+        raise UsageError(f"{option}: {folder} cannot be created ({error.strerror})") from error
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise UsageError(f"--out: {folder} is not writable")
+        raise UsageError(f"{option}: {folder} is not writable")
     return folder
 
 

@@ -170,7 +170,7 @@ def judge_opaque(ctx: Context, out: Tensor) -> Comparison:
         show=lambda r, c: (
             f"= {float(got[r, c]):.8g}, legal are {float(low[r, c]):.8g} to {float(high[r, c]):.8g}"
         ),
-        ratio=torch.where(legal, ratio.clamp(max=1.0), ratio).nan_to_num(torch.inf),
+        ratio=torch.where(legal, ratio.nan_to_num(0.0).clamp(max=1.0), ratio.nan_to_num(torch.inf)),
     )
 
 

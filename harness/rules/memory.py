@@ -10,11 +10,12 @@ from torch import Tensor
 
 from harness import physical
 from harness.comparison import Comparison, Rows, compare, compare_equal
-from harness.context import Context
+from harness.context import Context, device_is_lost
 from harness.judge_gemm import judge_gemm
 from reference.nvfp4 import decode_blocks
 
 SENTINEL = 13.0
+_REFUSALS = (ValueError, TypeError, AssertionError, RuntimeError)
 _GUARD = 4096  # elements before and behind the output buffer
 
 
@@ -179,8 +180,8 @@ def output_layout(ctx: Context) -> list[Comparison]:
         ctx.candidate.masked_grouped_gemm(
             *a, physical.operand(t.w1.codes), physical.scales(t.w1.block_scale), out, t.masked_m, t.w1_alpha
         )
-    except (ValueError, TypeError, AssertionError, RuntimeError):
-        return [_refused("output, experts innermost")]
+    except _REFUSALS as error:
+        return [_refused("output, experts innermost", error)]
     got = rows.take(out.permute(2, 0, 1))
     return [
         compare_equal(
@@ -204,8 +205,8 @@ def operand_layout(ctx: Context) -> list[Comparison]:
     ):
         try:
             got = rows.take(ctx.gemm(changed, t.w1, t.w1_alpha))
-        except (ValueError, TypeError, AssertionError, RuntimeError):
-            found.append(_refused(name))
+        except _REFUSALS as error:
+            found.append(_refused(name, error))
             continue
         found.append(
             compare_equal(name, got, wanted, rows, "the strides were ignored and memory was misread")
@@ -213,5 +214,7 @@ def operand_layout(ctx: Context) -> list[Comparison]:
     return found
 
 
-def _refused(stage: str) -> Comparison:
+def _refused(stage: str, error: Exception) -> Comparison:
+    if device_is_lost(error):
+        raise error  # the launch went ahead and broke the context: the opposite of a refusal
     return Comparison(stage, compared=1, judged={"refused with an error": 1})

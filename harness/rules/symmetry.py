@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from harness import physical
 from harness.comparison import Comparison, Rows, compare_equal
-from harness.context import Context, Quantized
+from harness.context import Context, Quantized, checked_moe_output
 from harness.judge_gemm import judge_gemm
 from harness.problem_tensors import Weights
 from harness.rules import NotApplicableError
@@ -107,11 +108,8 @@ def expert_permutation(ctx: Context) -> list[Comparison]:
             for name, value in arguments.items()
         }
         moved_arguments["hidden_states"] = (t.x[order], None)
-        found.append(
-            compare_equal(
-                "layer", rows.take(ctx.candidate.masked_moe(**moved_arguments)[back]), clean, rows, what
-            )
-        )
+        out = checked_moe_output(ctx.candidate.masked_moe(**moved_arguments), p)
+        found.append(compare_equal("layer", rows.take(out[back]), clean, rows, what))
     return found
 
 
@@ -202,7 +200,9 @@ def capacity(ctx: Context) -> list[Comparison]:
         clean = rows.take(ctx.gemm(ctx.reference_operand(), t.w1, t.w1_alpha))
         found.append(compare_equal("gemm", rows.take(ctx.gemm(a, t.w1, t.w1_alpha)), clean, rows, what))
     if ctx.has("masked_moe"):
-        got = rows.take(ctx.candidate.masked_moe(**ctx.moe_arguments((grown(t.x), None))))
+        larger = dataclasses.replace(ctx.problem, capacity=ctx.problem.capacity + more)
+        out = ctx.candidate.masked_moe(**ctx.moe_arguments((grown(t.x), None)))
+        got = rows.take(checked_moe_output(out, larger))
         found.append(compare_equal("layer", got, rows.take(ctx.moe()), rows, what))
     return found
 

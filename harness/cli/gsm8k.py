@@ -1,0 +1,202 @@
+"""`harness gsm8k`: parsing and printing only. The work is `harness.gsm8k.run`, imported when the command runs."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from harness.verdict import ExitCode, UsageError, exit_code
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from harness.record import RunRecord
+
+_PATH = click.Path(path_type=Path)
+
+
+@click.command(short_help="Judge a served model end to end on GSM8K.")
+@click.option(
+    "--base-url",
+    required=True,
+    envvar="HARNESS_GSM8K_BASE_URL",
+    help="OpenAI-compatible API, such as http://host:port/v1.",
+)
+@click.option("--model", help="Name of the model; asked from the server where it serves one.")
+@click.option(
+    "--out",
+    type=_PATH,
+    default=Path("gsm8k-run"),
+    show_default=True,
+    help="Folder for record, journal and report.",
+)
+@click.option("--task", default="gsm8k", show_default=True, help="lm-eval task name, or a task YAML.")
+@click.option("--dataset", type=_PATH, help="Questions as JSON lines, instead of the hub.")
+@click.option("--fewshot", type=_PATH, help="Few-shot examples as JSON lines.")
+@click.option("--num-fewshot", type=int, help="Number of examples; the task's own by default.")
+@click.option("--chat", is_flag=True, help="Use /chat/completions.")
+@click.option(
+    "--multiturn/--no-multiturn", default=True, show_default=True, help="With --chat: each example as a turn."
+)
+@click.option("--system-instruction", help="Text before the prompt, or the system message.")
+@click.option(
+    "--mode",
+    type=click.Choice(["full", "smoke"]),
+    default="full",
+    show_default=True,
+    help="smoke: one wave, then NOT DEAD at best.",
+)
+@click.option("--questions", type=int, help="A seeded subset of this many questions.")
+@click.option("--repeat", type=int, default=1, show_default=True, help="Ask everything this many times.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the order, the wave and the subset.")
+@click.option("--concurrency", type=int, default=32, show_default=True, help="Requests in flight.")
+@click.option("--max-tokens", type=int, default=1024, show_default=True, help="Limit of an answer.")
+@click.option("--timeout", type=float, default=300.0, show_default=True, help="Seconds for one attempt.")
+@click.option(
+    "--retry-seconds",
+    type=float,
+    default=120.0,
+    show_default=True,
+    help="How long an absent server is waited for in mid-run.",
+)
+@click.option(
+    "--wait-ready",
+    type=float,
+    default=0.0,
+    show_default=True,
+    help="Seconds to wait for the server at the start.",
+)
+@click.option("--stream", is_flag=True, help="Stream each answer, to measure the time to its first token.")
+@click.option(
+    "--expect", type=float, default=0.5, show_default=True, help="Accuracy whose refutation means dead."
+)
+@click.option(
+    "--metric",
+    type=click.Choice(["strict", "flexible", "numeric"]),
+    default="strict",
+    show_default=True,
+    help="The accuracy that counts.",
+)
+@click.option("--min-accuracy", type=float, help="Judge the accuracy's interval against this fraction.")
+@click.option("--baseline", type=_PATH, help="Record of an earlier run, compared question by question.")
+@click.option("--max-drop", type=float, help="Loss against the baseline that is allowed (0.02).")
+@click.option(
+    "--max-unanswered",
+    type=float,
+    default=0.01,
+    show_default=True,
+    help="Share of unanswered questions above which nothing is judged.",
+)
+@click.option(
+    "--limit",
+    "limits",
+    multiple=True,
+    metavar="CLASS=SHARE",
+    help="Limit of a class of answers; may be repeated.",
+)
+@click.option("--resume", is_flag=True, help="Go on with the journal in --out.")
+@click.option("--probe", is_flag=True, help="Also probe repeats, batch sizes and prompt lengths.")
+@click.option(
+    "--api-key-env",
+    default="OPENAI_API_KEY",
+    show_default=True,
+    help="Environment variable that holds the key.",
+)
+@click.option("--api-key-file", type=_PATH, help="File that holds the key.")
+@click.option("--junit", type=_PATH, help="Write JUnit XML here; junit.xml in --out by default.")
+@click.pass_context
+def gsm8k(context: click.Context, /, **options: Any) -> None:
+    """Judge a served model end to end on GSM8K.
+
+    Exits 0 for PASS (and NOT DEAD with --mode smoke), 1 for FAIL, 2 for UNKNOWN, 64 for bad usage, 130 when interrupted.
+    """
+    from harness.gsm8k.credentials import clean_command
+    from harness.gsm8k.run import run
+    from harness.gsm8k.settings import check_file
+
+    junit = options.pop("junit")
+    settings = _settings(options)
+    if junit is not None:
+        check_file(junit, "--junit")
+    record = run(settings, clean_command(["harness", *_arguments()]))
+    _write_reports(record, settings.out, junit)
+    _print(record, settings.out)
+    context.exit(ExitCode.INTERRUPTED if record.interrupted else exit_code(record.verdict))
+
+
+def _settings(options: dict[str, Any]) -> Any:
+    """Turn parsed options into checked settings."""
+    from harness.gsm8k.credentials import parse_base_url, read_key
+    from harness.gsm8k.settings import Settings
+
+    endpoint = parse_base_url(options.pop("base_url"))
+    key = read_key(options.pop("api_key_env"), options.pop("api_key_file"))
+    limits = {}
+    for text in options.pop("limits"):
+        name, _, share = text.rpartition("=")
+        try:
+            limits[name] = float(share)
+        except ValueError:
+            raise UsageError(f"--limit must be CLASS=SHARE, such as 'empty=0.02', got {text!r}") from None
+    return Settings(endpoint=endpoint, api_key=key, limits=limits, **options)
+
+
+def _arguments() -> list[str]:
+    arguments = sys.argv[1:]
+    return arguments if arguments[:1] == ["gsm8k"] else ["gsm8k", *arguments]
+
+
+def _write_reports(record: RunRecord, out: Path, junit: Path | None) -> None:
+    """Draw what is drawn from the record. The record is already written, so trouble here costs only the drawing."""
+    from harness.gsm8k.junit import append_step_summary, write_junit
+    from reports.html import write_report
+
+    drawings: list[tuple[str, Callable[[], object]]] = [
+        ("HTML report", lambda: write_report(record, out)),
+        ("JUnit", lambda: write_junit(record, junit or out / "junit.xml")),
+    ]
+    if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
+        drawings.append(("step summary", lambda: append_step_summary(record, Path(summary))))
+    for name, draw in drawings:
+        try:
+            draw()
+        except Exception as error:  # noqa: BLE001 - the verdict must come out whatever a drawing does
+            click.echo(f"error: the {name} could not be written: {type(error).__name__}: {error}", err=True)
+
+
+def _print(record: RunRecord, out: Path) -> None:
+    from harness.gsm8k.junit import label, lines
+
+    stage = record.gsm8k or {}
+    click.echo(f"{label(stage)}: {stage['reason']}")
+    for line in lines(stage):
+        click.echo(f"  {line}")
+    click.echo(f"  record: {out / 'record.json'}")
+
+
+def main() -> None:
+    """Run this command alone, with the exit codes of `harness`."""
+    try:
+        code = gsm8k.main(standalone_mode=False)
+    except click.UsageError as error:
+        click.echo(f"error: {error.format_message()}", err=True)
+        code = ExitCode.USAGE
+    except UsageError as error:
+        click.echo(f"error: {error}", err=True)
+        code = ExitCode.USAGE
+    except (KeyboardInterrupt, click.Abort):
+        code = ExitCode.INTERRUPTED
+    except Exception:  # noqa: BLE001 - the last resort of a command line
+        import traceback
+
+        traceback.print_exc()
+        code = ExitCode.INTERNAL
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,110 @@
+"""What can go wrong with a request, how long each kind is retried, and one line per distinct error.
+
+An error is never an answer: whatever ends up here is counted as unanswered, apart from right and wrong.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+MAX_MESSAGE = 240
+MAX_LINES = 20
+_VARYING = re.compile(
+    r"0x[0-9a-fA-F]+|\b[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}\b|\b(?=\w*\d)[0-9a-zA-Z_-]{16,}\b|\d{5,}"
+)
+
+
+class Kind(StrEnum):
+    """Four kinds of trouble, by what a retry can change."""
+
+    AWAY = "away"
+    """Refused, 429, 502, 503, 504: the server is loading, restarting or overloaded. Retried for `--retry-seconds`."""
+    BROKEN = "broken"
+    """500, reset, truncated JSON, `choices: []`, an error inside a 200: a bad answer. A few attempts."""
+    SLOW = "slow"
+    """No complete answer in time. One more attempt, because each costs the whole time-out."""
+    REJECTED = "rejected"
+    """400, 401, 404 and other 4xx, and redirects: the same request will be refused again. Never retried."""
+
+
+ATTEMPTS = {Kind.AWAY: None, Kind.BROKEN: 4, Kind.SLOW: 2, Kind.REJECTED: 1}
+"""Attempts that may end in an error of this kind; None is bounded in seconds only."""
+
+AWAY_STATUSES = frozenset({408, 425, 429, 502, 503, 504})
+
+
+class RequestError(Exception):
+    """One failed attempt. `retry_after` is what the server asked for, in seconds."""
+
+    def __init__(self, kind: Kind, message: str, *, retry_after: float | None = None) -> None:
+        super().__init__(one_line(message))
+        self.kind = kind
+        self.retry_after = retry_after
+
+
+def kind_of_status(status: int) -> Kind:
+    """Return the kind of an HTTP status other than 200."""
+    if status in AWAY_STATUSES:
+        return Kind.AWAY
+    return Kind.REJECTED if 300 <= status < 500 else Kind.BROKEN
+
+
+def one_line(text: str) -> str:
+    """Return the text as one printable line of bounded length; control characters would let a server write to the terminal."""
+    text = " ".join(text[: 4 * MAX_MESSAGE].split())
+    text = "".join(c if c.isprintable() else "?" for c in text)
+    return text if len(text) <= MAX_MESSAGE else text[: MAX_MESSAGE - 3] + "..."
+
+
+@dataclass(frozen=True)
+class ErrorLine:
+    """One distinct error: `count` attempts ended in it, and for `gave_up` questions it was the last word."""
+
+    error: str
+    kind: str
+    count: int
+    gave_up: int
+
+
+class ErrorLog:
+    """Counts errors by what they say, with request ids and other varying parts taken out."""
+
+    def __init__(self) -> None:
+        self._first: dict[tuple[str, str], str] = {}
+        self._count: Counter[tuple[str, str]] = Counter()
+        self._gave_up: Counter[tuple[str, str]] = Counter()
+
+    def add(self, error: RequestError) -> bool:
+        """Count one failed attempt; True when nothing like it was seen before."""
+        key = self._key(error)
+        new = key not in self._first
+        self._first.setdefault(key, str(error))
+        self._count[key] += 1
+        return new
+
+    def give_up(self, error: RequestError) -> None:
+        """Count one question that stays unanswered because of this error."""
+        self._gave_up[self._key(error)] += 1
+
+    def lines(self) -> list[ErrorLine]:
+        """Return the distinct errors, those that cost questions first, at most `MAX_LINES` and a line for the rest."""
+        keys = sorted(self._count, key=lambda key: (-self._gave_up[key], -self._count[key], key))
+        lines = [ErrorLine(self._first[k], k[0], self._count[k], self._gave_up[k]) for k in keys[:MAX_LINES]]
+        if rest := keys[MAX_LINES:]:
+            count, gave_up = sum(self._count[k] for k in rest), sum(self._gave_up[k] for k in rest)
+            lines.append(ErrorLine(f"{len(rest)} further distinct errors", "other", count, gave_up))
+        return lines
+
+    def as_json(self) -> list[dict[str, Any]]:
+        """Return the lines for the record."""
+        return [
+            {"error": x.error, "kind": x.kind, "count": x.count, "gave_up": x.gave_up} for x in self.lines()
+        ]
+
+    @staticmethod
+    def _key(error: RequestError) -> tuple[str, str]:
+        return error.kind.value, _VARYING.sub("#", str(error))

@@ -1,0 +1,150 @@
+"""Which questions are asked in which order, and from a server's reply to a sample (the dict that README.md describes)."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from harness.gsm8k.classify import classify
+from harness.gsm8k.decision import smallest_wave
+from harness.gsm8k.payload import Reply, request_body
+from harness.gsm8k.settings import WAVE, Settings
+from harness.verdict import UsageError
+
+if TYPE_CHECKING:
+    from harness.gsm8k.client import Client, Exchange
+    from harness.gsm8k.task import Question, Task
+
+Sample = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One question to ask, once."""
+
+    question: Question
+    repeat: int
+    wave: bool
+
+    @property
+    def key(self) -> tuple[int, int]:
+        """What identifies it in the journal."""
+        return self.question.index, self.repeat
+
+
+def plan(task: Task, settings: Settings) -> list[Planned]:
+    """Return what to ask: in the seed's order, so that the wave and every beginning of the run is a random sample.
+
+    The first 32 are the smoke wave, more where 32 cannot refute a low expectation. A smaller `--questions` is a
+    beginning of a larger one.
+
+    Raises:
+        UsageError: more questions are asked for than the data holds.
+    """
+    available = len(task.questions)
+    count = available if settings.questions is None else settings.questions
+    if count > available:
+        raise UsageError(f"--questions {count}: the data holds {available}")
+    order = list(task.questions)
+    random.Random(settings.seed).shuffle(order)
+    wave = min(count, smallest_wave(settings.expect, WAVE))
+    chosen = order[: wave if settings.mode == "smoke" else count]
+    return [
+        Planned(q, repeat, repeat == 0 and i < wave)
+        for repeat in range(settings.repeat)
+        for i, q in enumerate(chosen)
+    ]
+
+
+class Asker:
+    """Asks questions of one task of one model."""
+
+    def __init__(self, client: Client, task: Task, settings: Settings, model: str) -> None:
+        self.client = client
+        self.task = task
+        self._settings = settings
+        self._model = model
+        self._path = "chat/completions" if settings.chat else "completions"
+
+    def prompt(self, question: Question) -> str | list[dict[str, str]]:
+        """Return what is sent: text for completions, messages for chat."""
+        prompt = question.messages if self._settings.chat else question.prompt
+        if prompt is None:
+            raise UsageError(f"task {self.task.name} was loaded without prompts for this interface")
+        return prompt
+
+    def body(self, prompt: str | list[dict[str, str]], max_tokens: int | None = None) -> bytes:
+        """Return the request for a prompt; byte-identical for identical arguments."""
+        return request_body(
+            prompt,
+            model=self._model,
+            max_tokens=max_tokens or self._settings.max_tokens,
+            stop=self.task.stop,
+            generation=self.task.generation,
+            stream=self._settings.stream,
+        )
+
+    async def ask(self, prompt: str | list[dict[str, str]], max_tokens: int | None = None) -> Exchange:
+        """Ask for one prompt, with retries."""
+        return await self.client.ask(self._path, self.body(prompt, max_tokens))
+
+    def judged(self, question: Question, reply: Reply) -> dict[str, Any]:
+        """Return the class and scores of a reply to a question."""
+        return _judged(self.task, question, reply)
+
+
+def sample_of(task: Task, planned: Planned, exchange: Exchange) -> Sample:
+    """Return the sample of one exchange."""
+    reply = exchange.reply
+    question = planned.question
+    sample: Sample = {
+        "index": question.index,
+        "repeat": planned.repeat,
+        "wave": planned.wave,
+        "question": question.question,
+        "expected": question.expected,
+        "answer": reply.text if reply else None,
+        "reasoning": reply.reasoning if reply else None,
+    }
+    sample |= _judged(task, question, reply) if reply else dict(_UNJUDGED)
+    sample |= {
+        "finish_reason": reply.finish_reason if reply else None,
+        "usage": {
+            "prompt_tokens": reply.prompt_tokens if reply else None,
+            "completion_tokens": reply.completion_tokens if reply else None,
+        },
+        "latency_s": _rounded(exchange.latency_s),
+        "ttft_s": _rounded(exchange.ttft_s),
+        "attempts": exchange.attempts,
+        "error": None if reply else str(exchange.error),
+    }
+    return sample
+
+
+_UNJUDGED: dict[str, Any] = {
+    "class": None,
+    "strict": False,
+    "flexible": False,
+    "numeric": False,
+    "extracted_strict": "",
+    "extracted_flexible": "",
+    "extracted_numeric": None,
+}
+
+
+def _judged(task: Task, question: Question, reply: Reply) -> dict[str, Any]:
+    scores = task.score(question, reply.text or "")
+    return {
+        "class": str(classify(reply.text, reply.finish_reason, reply.reasoning, scores)),
+        "strict": scores.strict,
+        "flexible": scores.flexible,
+        "numeric": scores.numeric,
+        "extracted_strict": scores.extracted_strict,
+        "extracted_flexible": scores.extracted_flexible,
+        "extracted_numeric": scores.extracted_numeric,
+    }
+
+
+def _rounded(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 6)

@@ -1,0 +1,201 @@
+"""GSM8K: the verdict on a served model, its accuracy with intervals, classes, times, probes, and every question."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from reports.gsm8k_charts import Estimate, count_chart, interval_chart
+from reports.gsm8k_text import MOST_SHOWN, OTHER, PAGE_BUDGET, QUESTION, RIGHT, fitted
+from reports.template import fill
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
+
+    from harness.record import RunRecord
+
+Json = dict[str, Any]
+
+RIGHT_CLASS = "right"
+UNANSWERED = "unanswered"
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One question as the page shows it; `question` and `answer` are escaped and cut."""
+
+    name: str
+    question: Markup
+    answer: Markup | None
+    sample: Json
+
+
+@dataclass(frozen=True)
+class Group:
+    """The questions of one class."""
+
+    anchor: str
+    name: str
+    total: int
+    shown: list[Shown]
+
+
+def section(record: RunRecord) -> Markup | None:
+    """Draw the GSM8K part of a record, or nothing."""
+    found = record.gsm8k
+    if not found:
+        return None
+    samples = [s for s in _list(found.get("samples")) if isinstance(s, dict)]
+    decisions = {k: d for k, d in _dict(found.get("decisions")).items() if isinstance(d, dict)}
+    details = _dict(decisions.get("full", decisions.get("smoke", {})).get("details"))
+    groups = _groups(samples)
+    return fill(
+        "gsm8k.html.j2",
+        found={"qualifier": "", **found},
+        decisions=[(name, d) for name, d in decisions.items() if d.get("word")],
+        accuracy=_accuracy(found, details, decisions),
+        classes=_classes(found, details, {group.name: group.anchor for group in groups}),
+        charts=_charts(samples),
+        probes=[(str(k), v) for k, v in _dict(found.get("probes")).items() if v],
+        notes=[str(note) for note in _list(found.get("notes"))],
+        batches=_batches(found),
+        errors=[{"gave_up": None, **e} for e in _list(found.get("errors")) if isinstance(e, dict)],
+        settings=_settings(found),
+        groups=groups,
+        left_off=len(samples) - sum(len(group.shown) for group in groups),
+        total=sum(len(group.shown) for group in groups),
+    )
+
+
+def _accuracy(found: Json, details: Json, decisions: dict[str, Json]) -> Any:
+    """Lay out the accuracies by the three extractors, with the thresholds that judged them."""
+    estimates: list[Estimate] = []
+    for name, stated in _dict(details.get("accuracy")).items():
+        share, low, high = (_number(_dict(stated).get(key)) for key in ("share", "low", "high"))
+        if share is not None and low is not None and high is not None:
+            estimates.append((str(name)[:12], share, low, high))
+    interval = _list(found.get("interval"))
+    if not estimates and len(interval) == 2 and None not in (ends := [_number(v) for v in interval]):
+        share = _number(found.get("accuracy_strict"))
+        if share is not None:
+            estimates.append(("strict", share, float(ends[0] or 0), float(ends[1] or 0)))
+    thresholds = []
+    for name, label in (("min_accuracy", "minimum"), ("expect", "expected")):
+        value = _number(details.get(name))
+        if value is not None and 0 <= value <= 1 and (label == "minimum" or "full" not in decisions):
+            thresholds.append((label, value))
+    return interval_chart(estimates, thresholds)
+
+
+def _classes(found: Json, details: Json, anchors: dict[str, str]) -> list[Json]:
+    """Return one row a class: count, share, interval, limit; from the counts alone where no decision was reached."""
+    rated = [r for r in _list(details.get("classes")) if isinstance(r, dict)]
+    if not rated:
+        rated = [{"name": k, "count": v} for k, v in _dict(found.get("classes")).items()]
+    rows = []
+    for rate in rated:
+        row = {key: _number(rate.get(key)) for key in ("count", "judged", "share", "low", "high", "limit")}
+        if row["count"] or rate.get("exceeded"):
+            name = str(rate.get("name"))
+            width = f"{120 * min(1.0, max(0.0, row['share'] or 0.0)):.1f}"
+            rows.append(
+                {
+                    **row,
+                    "name": name,
+                    "exceeded": bool(rate.get("exceeded")),
+                    "anchor": anchors.get(name),
+                    "width": width,
+                }
+            )
+    return rows
+
+
+def _charts(samples: list[Json]) -> list[Any]:
+    """Lay out time and length of the answers."""
+
+    def figures(of: Any) -> tuple[list[float], list[float]]:
+        sides: tuple[list[float], list[float]] = ([], [])
+        for sample in samples:
+            value = _number(of(sample))
+            if value is not None and value >= 0 and not sample.get("error"):
+                sides[sample.get("class") != RIGHT_CLASS].append(value)
+        return sides
+
+    charts = [
+        count_chart("Time of an answer", "s", *figures(lambda s: s.get("latency_s"))),
+        count_chart("Time to the first token", "s", *figures(lambda s: s.get("ttft_s"))),
+        count_chart(
+            "Length of an answer",
+            "tokens",
+            *figures(lambda s: _dict(s.get("usage")).get("completion_tokens")),
+        ),
+    ]
+    return [chart for chart in charts if chart is not None]
+
+
+def _batches(found: Json) -> list[Json]:
+    """Return the waves of the concurrency probe."""
+    waves = _dict(_dict(found.get("probes")).get("batches")).get("waves")
+    return [w for w in _list(waves) if isinstance(w, dict)]
+
+
+def _settings(found: Json) -> list[tuple[str, Json]]:
+    """Return what was run against what, for the table at the end."""
+    task, server = _dict(found.get("task")), _dict(found.get("server"))
+    rows = [("Server", server), ("Task", {k: v for k, v in task.items() if not isinstance(v, dict)})]
+    rows += [(name.capitalize(), v) for name, v in task.items() if isinstance(v, dict)]
+    rows += [
+        (name.capitalize(), _dict(found.get(name))) for name in ("settings", "requests", "seconds", "spread")
+    ]
+    return [(str(name), values) for name, values in rows if values]
+
+
+def _groups(samples: list[Json]) -> list[Group]:
+    """Return the questions by class, the rarest classes of trouble first and the right ones last."""
+    by_class: dict[str, list[Json]] = {}
+    for sample in samples:
+        name = UNANSWERED if sample.get("error") else str(sample.get("class") or "not classified")
+        by_class.setdefault(name, []).append(sample)
+    ordered = sorted(by_class.items(), key=lambda item: (item[0] == RIGHT_CLASS, len(item[1]), item[0]))
+    room = MOST_SHOWN
+    kept: list[tuple[str, int, list[Json]]] = []
+    for name, members in ordered:
+        members.sort(key=lambda s: (_number(s.get("index")) or 0.0, _number(s.get("repeat")) or 0.0))
+        kept.append((name, len(members), members[:room]))
+        room -= len(kept[-1][2])
+    budget = PAGE_BUDGET // max(1, sum(len(members) for _, _, members in kept))
+    repeated = any(s.get("repeat") for s in samples)
+    return [
+        Group(f"gsm8k-class-{number}", name, total, [_shown(s, budget, repeated=repeated) for s in members])
+        for number, (name, total, members) in enumerate(kept, start=1)
+        if members
+    ]
+
+
+def _shown(sample: Json, budget: int, *, repeated: bool) -> Shown:
+    sample = {"error": None, "reasoning": None, **sample}
+    name = str(sample.get("index"))[:20]
+    if repeated:
+        name += f" (repeat {str(sample.get('repeat'))[:20]})"
+    question = fitted(str(sample.get("question") or ""), QUESTION, max(300, budget // 2))
+    answer = sample.get("answer")
+    if answer is None:
+        return Shown(name, question, None, sample)
+    cut = RIGHT if sample.get("class") == RIGHT_CLASS else OTHER
+    return Shown(name, question, fitted(str(answer), cut, max(300, budget)), sample)
+
+
+def _dict(value: Any) -> Json:
+    return value if isinstance(value, dict) else {}
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _number(value: Any) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    number = float(value) if abs(value) < 1e300 else math.inf
+    return number if math.isfinite(number) else None

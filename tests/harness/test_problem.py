@@ -1,0 +1,379 @@
+"""Problems: strings there and back, numbers that depend on nothing else, and traps that are really there."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from harness.problem import BLOCK_TRAPS, DATA, OPTIONS, PLANTED_TRAPS, SHAPE_TRAPS, Problem, parse_problem
+from harness.problem_tensors import ProblemTensors
+from harness.verdict import UsageError
+from reference import e2m1, e4m3
+from reference.moe import activate
+from reference.nvfp4 import BLOCK, quantize_nvfp4
+
+
+@st.composite
+def any_problem(draw: st.DrawFn) -> Problem:
+    capacity = draw(st.integers(1, 5000))
+    masked_m = draw(st.lists(st.integers(0, capacity), min_size=1, max_size=60))
+    if draw(st.booleans()):  # runs of the same number are written shortly
+        masked_m = [m for m in masked_m for _ in range(draw(st.integers(1, 5)))]
+    return Problem(
+        len(masked_m),
+        capacity,
+        16 * draw(st.integers(1, 1000)),
+        16 * draw(st.integers(1, 1000)),
+        tuple(masked_m),
+        draw(st.sampled_from(sorted(DATA))),
+        draw(st.integers(0, 1 << 40)),
+        frozenset(draw(st.lists(st.sampled_from([*PLANTED_TRAPS, *OPTIONS])))),
+    )
+
+
+@given(any_problem())
+def test_a_problem_is_rebuilt_from_its_string(problem: Problem) -> None:
+    """PROBLEM: one line without spaces; the same problem, hash and string."""
+    text = str(problem)
+    again = parse_problem(text)
+    assert again == problem
+    assert str(again) == text
+    assert not re.search(r"\s", text)
+    assert parse_problem(f"  {text}\n") == problem
+
+
+def test_runs_of_masked_m_are_written_shortly() -> None:
+    """PROBLEM: more than two of the same become N*TIMES."""
+    problem = Problem(8, 4, 16, 16, (0, 0, 0, 4, 4, 1, 2, 2))
+    assert str(problem) == "8x4x16x16:0*3,4,4,1,2,2:normal:0"
+    assert parse_problem("3x4x16x16:4*3:grid:7").masked_m == (4, 4, 4)
+
+
+GOOD = "2x4x32x16:1,4:normal:9:nan"
+BAD = {
+    "": "is not of the form EXPERTSxCAPACITYxHIDDENxINTER",
+    "2x4x32": "is not of the form",
+    "2x4x32x16:1,4:normal": "is not of the form",
+    "2x4x32x16:1,4:normal:9:nan:": "is not of the form",
+    "2x4x32x16:1,4:normal:-9": "is not of the form",
+    "2x4x32x16:1,4:normal:x": "is not of the form",
+    "2x4x-32x16:1,4:normal:9": "is not of the form",
+    "2x4x32x16:1;4:normal:9": "masked_m must be numbers such as 64,0*3,1, got '1;4'",
+    "2x4x32x16:1,:normal:9": "masked_m must be numbers",
+    "2x4x32x16:1*99999999999:normal:9": "masked_m must be numbers",
+    "2x4x32x16:1:normal:9": "masked_m must have 2 entries, got 1",
+    "2x4x32x16:1,5:normal:9": r"masked_m must lie in [0, 4], got [1, 5]",
+    "2x4x30x16:1,4:normal:9": "hidden must be a multiple of 16, got 30",
+    "2x4x32x8:1,4:normal:9": "inter must be at least 16, got 8",
+    "0x4x32x16::normal:9": "masked_m must be numbers",
+    "2x0x32x16:0,0:normal:9": "capacity must be at least 1, got 0",
+    "2x4x32x16:1,4:gauss:9": "data must be one of normal, grid, got 'gauss'",
+    "2x4x32x16:1,4:normal:9:nans": "unknown trap or option 'nans'; known: e2m1_ties,",
+    "2x4x32x16:1,4:normal:9:": "unknown trap or option ''",
+}
+
+
+@pytest.mark.parametrize("text", BAD, ids=lambda text: text or "empty")
+def test_a_bad_string_gives_one_line_that_says_what_is_wrong(text: str) -> None:
+    """PROBLEM: UsageError, which the command line prints and exits with 64."""
+    with pytest.raises(UsageError) as raised:
+        parse_problem(text)
+    assert BAD[text] in str(raised.value)
+    assert str(raised.value).startswith("problem: ")
+    assert "\n" not in str(raised.value)
+
+
+@given(st.text(alphabet=GOOD + "x*²٣", max_size=30))
+def test_any_text_is_a_problem_or_a_usage_error(text: str) -> None:
+    """PROBLEM: never another exception, whatever was typed; digits of other scripts included."""
+    try:
+        problem = parse_problem(text)
+    except UsageError:
+        return
+    assert parse_problem(str(problem)) == problem
+
+
+@given(st.integers(0, len(GOOD) - 1), st.sampled_from([*GOOD, "²", "٣", "\n", " "]))
+def test_a_typing_error_is_a_usage_error_at_most(place: int, typed: str) -> None:
+    """PROBLEM: one character of a good string replaced by another."""
+    try:
+        parse_problem(GOOD[:place] + typed + GOOD[place + 1 :])
+    except UsageError as error:
+        assert str(error)
+
+
+def test_the_module_imports_no_torch() -> None:
+    """PROBLEM: strings are checked before anything heavy is loaded."""
+    code = "import sys, harness.problem; sys.exit('torch' in sys.modules or 'hypothesis' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def tensors_of(t: ProblemTensors) -> dict[str, Tensor]:
+    return {
+        "masked_m": t.masked_m, "x": t.x, "input_scale": t.input_scale, "a2_scale": t.a2_scale,
+        "w1": t.w1.codes, "w1 scale": t.w1.block_scale, "w2": t.w2.codes, "w2 scale": t.w2.block_scale,
+        "w1_alpha": t.w1_alpha, "w2_alpha": t.w2_alpha, "gate_up": t.gate_up,
+    }  # fmt: skip
+
+
+ALL_TRAPS = "+".join(PLANTED_TRAPS)
+
+
+@pytest.mark.parametrize("text", ["3x9x64x48:0,9,4:normal:5", f"3x9x256x64:0,9,4:grid:77:{ALL_TRAPS}+relu2"])
+def test_numbers_depend_on_the_string_alone(text: str) -> None:
+    """PROBLEM: the same bytes again, whatever the global random state, the order of asking and the weights' cache."""
+    from harness.problem_tensors import make_weights
+
+    torch.manual_seed(1)
+    first = tensors_of(ProblemTensors(parse_problem(text)))
+    make_weights.cache_clear()
+    torch.manual_seed(2)
+    again = ProblemTensors(parse_problem(text))
+    _ = again.w2_alpha, again.w2, again.w1_alpha  # in another order
+    for name, tensor in tensors_of(again).items():
+        assert torch.equal(tensor.contiguous().view(torch.uint8), first[name].contiguous().view(torch.uint8)), name
+
+
+def test_another_seed_gives_other_numbers() -> None:
+    """PROBLEM: tokens, scales and weights."""
+    a, b = (tensors_of(ProblemTensors(parse_problem(f"3x9x64x48:0,9,4:normal:{seed}"))) for seed in (5, 6))
+    for name in a.keys() - {"masked_m"}:
+        assert not torch.equal(a[name], b[name]), name
+
+
+@pytest.mark.parametrize("data", DATA)
+def test_scales_and_alphas_are_distinct_and_not_one(data: str) -> None:
+    """PROBLEM: a swapped, forgotten or inverted scale must change the result."""
+    t = ProblemTensors(parse_problem(f"6x20x64x64:20*6:{data}:3"))
+    for name in ("input_scale", "a2_scale", "w1_alpha", "w2_alpha"):
+        values = getattr(t, name)
+        assert values.dtype == torch.float32
+        assert (values != 1).all(), name
+        assert len(values.unique()) == 6, name
+
+
+def planted_in(text: str, where: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what reaches a quantizer as blocks, its encode scale and the unrounded block scales, valid rows only."""
+    t = ProblemTensors(parse_problem(text))
+    values = t.x if where == "x" else activate(t.gate_up, "silu")
+    scale = t.input_scale if where == "x" else t.a2_scale
+    parts, scales = [], []
+    for expert, rows in enumerate(parse_problem(text).masked_m):
+        part = values[expert, :rows].double().reshape(-1, BLOCK)
+        parts.append(part)
+        scales.append(scale[expert].double().expand(len(part)))
+    blocks, gs = torch.cat(parts), torch.cat(scales)
+    unrounded = blocks.abs().nan_to_num(0.0, posinf=torch.inf).amax(-1) * gs / 6
+    return blocks, gs, unrounded
+
+
+BIG = "3x20x256x256:20,0,7:{data}:{seed}:{trap}"
+SEEDS = range(6)
+both_inputs = pytest.mark.parametrize("where", ["x", "gate_up"])
+all_data = pytest.mark.parametrize("data", DATA)
+
+
+@all_data
+@both_inputs
+def test_e2m1_ties_are_exact_at_every_midpoint(where: str, data: str) -> None:
+    """TRAP e2m1_ties: x * gs / scale is the midpoint itself, with both signs over a few problems."""
+    seen = set()
+    for seed in SEEDS:
+        blocks, gs, unrounded = planted_in(BIG.format(data=data, seed=seed, trap="e2m1_ties"), where)
+        on_grid = unrounded.log2().frac() == 0  # the planted blocks: amax is 6 times a power of two
+        y = blocks[on_grid] * gs[on_grid].unsqueeze(-1) / unrounded[on_grid].unsqueeze(-1)
+        found = {v for v in y.flatten().tolist() if abs(v) in e2m1.MIDPOINTS}
+        assert {abs(v) for v in found} == set(e2m1.MIDPOINTS)
+        seen |= found
+    assert len(seen) == 14
+
+
+@all_data
+@both_inputs
+def test_e4m3_ties_are_exact(where: str, data: str) -> None:
+    """TRAP e4m3_ties: gs * amax / 6 is halfway between two neighbours, for several mantissas, even and odd."""
+    values = e4m3.decode_e4m3(torch.arange(127, dtype=torch.uint8)).double()
+    middle = (values[1:] + values[:-1]) / 2
+    seen = set()
+    for seed in SEEDS:
+        _, _, unrounded = planted_in(BIG.format(data=data, seed=seed, trap="e4m3_ties"), where)
+        hits = torch.isin(unrounded, middle)
+        assert hits.any()
+        seen |= {int(i) % 2 for i in torch.bucketize(unrounded[hits], middle)}
+    assert seen == {0, 1}
+
+
+@all_data
+@both_inputs
+def test_scales_underflow_to_zero_and_just_do_not(where: str, data: str) -> None:
+    """TRAP scale_underflow: amax that is not zero with scale byte 0, and others with the smallest scale."""
+    for seed in SEEDS:
+        blocks, _, unrounded = planted_in(BIG.format(data=data, seed=seed, trap="scale_underflow"), where)
+        byte = e4m3.round_to_byte(unrounded)
+        assert ((byte == 0) & (blocks.abs().amax(-1) > 0)).any()
+        assert (byte == 1).any()
+        just = (unrounded > 2.0**-10 * 0.98) & (unrounded < 2.0**-10 * 1.02)
+        assert just.any()
+
+
+@all_data
+@both_inputs
+def test_scales_saturate_just_and_by_far(where: str, data: str) -> None:
+    """TRAP scale_saturation: past 448 a little (rounding back to it) and past 464, where a cast would overflow."""
+    for seed in SEEDS:
+        _, _, unrounded = planted_in(BIG.format(data=data, seed=seed, trap="scale_saturation"), where)
+        finite = unrounded[unrounded.isfinite()]
+        assert ((finite > 446) & (finite < 466)).any()
+        assert ((finite > 480)).any()
+        assert (finite > 4000).any()
+
+
+@all_data
+@both_inputs
+def test_zeros_are_planted_as_block_row_and_expert(where: str, data: str) -> None:
+    """TRAP zero_block, zero_row, zero_expert."""
+    for seed in SEEDS:
+        blocks, _, _ = planted_in(BIG.format(data=data, seed=seed, trap="zero_block"), where)
+        zero = (blocks == 0).all(-1)
+        assert 0 < zero.sum() <= 4
+        blocks, _, _ = planted_in(BIG.format(data=data, seed=seed, trap="zero_row"), where)
+        assert (blocks.view(27, -1) == 0).all(-1).sum() == 1
+        blocks, _, _ = planted_in(BIG.format(data=data, seed=seed, trap="zero_expert"), where)
+        zero_rows = (blocks.view(27, -1) == 0).all(-1)
+        assert int(zero_rows.sum()) in {20, 7}
+        assert zero_rows[:20].all() or zero_rows[20:].all()
+
+
+@all_data
+@both_inputs
+def test_subnormals_reach_the_quantizer(where: str, data: str) -> None:
+    """TRAP subnormal: bfloat16 subnormals that are not zero, in blocks of nothing larger than the smallest normals."""
+    for seed in SEEDS:
+        blocks, _, _ = planted_in(BIG.format(data=data, seed=seed, trap="subnormal"), where)
+        subnormal = (blocks != 0) & (blocks.abs() < 2.0**-126)
+        assert subnormal.any()
+        tiny = blocks[subnormal.any(-1)].abs().amax(-1)
+        assert (tiny < 2.0**-120).any()
+
+
+@all_data
+@both_inputs
+def test_negative_zeros_stand_beside_numbers(where: str, data: str) -> None:
+    """TRAP negative_zero: in blocks with a scale, where the code's sign can be seen."""
+    for seed in SEEDS:
+        blocks, _, unrounded = planted_in(BIG.format(data=data, seed=seed, trap="negative_zero"), where)
+        negative_zero = (blocks == 0) & blocks.signbit()
+        assert (negative_zero.any(-1) & (e4m3.round_to_byte(unrounded) > 0)).any()
+
+
+@all_data
+@both_inputs
+def test_nan_stands_alone_and_fills_a_block(where: str, data: str) -> None:
+    """TRAP nan: one block of nothing else, several with a single one."""
+    for seed in SEEDS:
+        blocks, _, _ = planted_in(BIG.format(data=data, seed=seed, trap="nan"), where)
+        per_block = blocks.isnan().sum(-1)
+        assert (per_block == BLOCK).sum() == 1
+        assert (per_block == 1).any()
+
+
+@all_data
+@both_inputs
+def test_infinities_of_both_signs_stand_among_numbers(where: str, data: str) -> None:
+    """TRAP inf: blocks that hold an infinity and something finite."""
+    signs = set()
+    for seed in SEEDS:
+        blocks, _, _ = planted_in(BIG.format(data=data, seed=seed, trap="inf"), where)
+        infinite = blocks.isinf()
+        assert infinite.any()
+        assert not blocks.isnan().any()
+        assert (blocks[infinite.any(-1)].isfinite().any(-1)).all()
+        signs |= set(blocks[infinite].sign().tolist())
+    assert signs == {1.0, -1.0}
+
+
+def test_outliers_and_spread_show_in_the_tokens() -> None:
+    """TRAP outlier_block, magnitude_spread: a block far above its row, and experts 100-fold apart."""
+    for seed in SEEDS:
+        blocks, gs, _ = planted_in(BIG.format(data="normal", seed=seed, trap="outlier_block"), "x")
+        rows = blocks.abs().amax(-1).view(27, -1)
+        assert ((rows.amax(-1) / rows.median(-1).values) > 30).sum() >= 2  # one in each expert with rows
+        t = ProblemTensors(parse_problem(BIG.format(data="normal", seed=seed, trap="magnitude_spread")))
+        deviation = t.x.double().square().mean((1, 2)).sqrt()
+        assert deviation[2] / deviation[0] > 50
+        assert gs.isfinite().all()
+
+
+@pytest.mark.parametrize("trap", BLOCK_TRAPS)
+def test_traps_survive_one_another(trap: str) -> None:
+    """TRAP: with all of them asked for, each is still there: the four blocks of one are not written over by the next."""
+    small = "1x4x256x256:4:normal:{seed}:" + "+".join(BLOCK_TRAPS)
+    checks = {
+        "nan": lambda b, u: (b.isnan().sum(-1) == BLOCK).any() and (b.isnan().sum(-1) == 1).any(),
+        "inf": lambda b, u: b.isinf().any(),
+        "zero_block": lambda b, u: (b == 0).all(-1).any(),
+        "subnormal": lambda b, u: ((b != 0) & (b.abs() < 2.0**-126)).any(),
+        "negative_zero": lambda b, u: ((b == 0) & b.signbit() & (u > 0.1).unsqueeze(-1)).any(),
+        "scale_saturation": lambda b, u: ((u > 446) & (u < 466)).any() and (u[u.isfinite()] > 4000).any(),
+        "scale_underflow": lambda b, u: ((u > 2.0**-12) & (u <= 2.0**-10)).any() and ((u > 2.0**-10) & (u < 2.0**-9)).any(),
+        "e2m1_ties": lambda b, u: (u.log2().frac() == 0).any(),
+        "e4m3_ties": lambda b, u: torch.isin((u / torch.exp2(u.log2().floor())) * 16, torch.arange(17.0, 32, 2).double()).any(),
+    }
+    for seed in SEEDS:
+        for where in ("x", "gate_up"):
+            blocks, _, unrounded = planted_in(small.format(seed=seed), where)
+            assert checks[trap](blocks, unrounded), (seed, where)
+
+
+def test_a_problem_counts_only_traps_that_it_can_hold() -> None:
+    """TRAP: too few valid blocks for what was asked are not counted as drawn; shape traps follow from the shape."""
+    assert parse_problem("2x4x64x64:0,0:normal:1:nan+zero_row").traps() == ["empty_expert", "ragged_capacity"]
+    assert "nan" not in parse_problem("1x1x16x16:1:normal:1:nan+inf").traps()
+    assert "nan" in parse_problem("1x4x64x64:4:normal:1:nan").traps()
+    assert "magnitude_spread" not in parse_problem("1x4x64x64:4:normal:1:magnitude_spread").traps()
+    assert "outlier_block" not in parse_problem("2x4x64x64:4,4:grid:1:outlier_block").traps()
+    assert parse_problem("1x2x64x64:2:normal:1:nan+inf+zero_row").traps()[-2:] == ["zero_row", "nan"]
+    assert parse_problem("2x2x64x64:2,1:normal:1:nan+zero_expert").traps()[-2:] == ["zero_expert", "nan"]
+    assert parse_problem("1x2x64x64:2:normal:1:nan+zero_expert").traps()[-1] == "zero_expert"
+    everything = parse_problem(f"4x128x64x64:0,1,128,100:normal:1:{ALL_TRAPS}").traps()
+    assert set(everything) == {"empty_expert", "one_row_expert", "full_expert", *PLANTED_TRAPS}
+    assert set(parse_problem("1x100x48x16:5:normal:1").traps()) == {"one_expert", "ragged_capacity", "ragged_blocks"}
+    assert set(SHAPE_TRAPS) >= {"one_expert", "ragged_capacity", "ragged_blocks", "empty_expert"}
+
+
+def test_padding_rows_hold_ordinary_numbers() -> None:
+    """TRAP: traps lie in valid rows, where they are judged; rules poison the padding themselves."""
+    t = ProblemTensors(parse_problem("2x10x64x64:3,0:normal:4:nan+inf+zero_row"))
+    assert t.x[0, 3:].isfinite().all()
+    assert t.x[1].isfinite().all()
+    assert t.gate_up[0, 3:].isfinite().all()
+
+
+@all_data
+def test_outputs_have_ordinary_magnitudes(data: str) -> None:
+    """PROBLEM: alphas bring the layer's stages to about 1, where bfloat16 rounds as it does in use."""
+    from reference.moe import masked_moe
+
+    t = ProblemTensors(parse_problem(f"3x20x256x128:20,0,7:{data}:1"))
+    out = masked_moe(t.x, t.input_scale, t.w1.codes, t.w1.block_scale, t.w1_alpha, t.w2.codes, t.a2_scale,
+                     t.w2.block_scale, t.w2_alpha, t.masked_m)  # fmt: skip
+    for expert, rows in ((0, 20), (2, 7)):
+        assert 0.1 < float(out[expert, :rows].double().std()) < 10
+
+
+def test_grid_tokens_quantize_to_the_intended_codes() -> None:
+    """PROBLEM grid: block scales are powers of two and nothing is rounded, so that dot products stay exact."""
+    t = ProblemTensors(parse_problem("3x20x256x128:20,0,7:grid:1"))
+    got = quantize_nvfp4(t.x, t.input_scale)
+    assert (got.block_scale % 8 == 0).all()
+    decoded = e2m1.decode_e2m1(got.codes).double() * e4m3.decode_e4m3(got.block_scale).double().repeat_interleave(16, -1)
+    relative = (t.x.double() * t.input_scale.double().view(-1, 1, 1) - decoded).abs() / decoded.abs().clamp(min=0.5)
+    assert relative.max() < 2.0**-8
+    assert len(t.x[0].double().abs().unique()) > 10

@@ -1,0 +1,125 @@
+"""The legal interval of a GEMM: accumulators of every declared kind stay inside, and it is no wider than they need."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from harness.emulation.accumulate import blocked_gemm
+from reference.bounds import Accumulator, epilogue, legal_gemm
+from reference.nvfp4 import decode_blocks
+
+OUTPUTS = [torch.bfloat16, torch.float16, torch.float32]
+
+
+def operand(rows: int, k: int, seed: int, *, positive: bool = False, spread: int = 12) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    codes = torch.randint(0, 8 if positive else 16, (rows, k), generator=generator, dtype=torch.uint8)
+    scale = torch.randint(56 - 4 * spread, 56 + 4 * spread, (rows, k // 16), generator=generator)
+    return decode_blocks(codes, scale.to(torch.uint8), torch.float32)
+
+
+@pytest.mark.parametrize("dtype", OUTPUTS)
+@pytest.mark.parametrize("chunk", [1, 16, 64])
+@pytest.mark.parametrize("positive", [False, True], ids=["signed", "positive"])
+@pytest.mark.parametrize("rounding", ["truncate", "nearest"])
+def test_accumulators_of_the_declared_chunk_stay_inside(
+    dtype: torch.dtype, chunk: int, positive: bool, rounding: str
+) -> None:
+    """GEMM-3: magnitudes over 12 binades, so that the certificate refuses; sums of one sign lose at every truncation."""
+    k = 16 * chunk
+    a, b = operand(20, max(k, 16), 1, positive=positive), operand(16, max(k, 16), 2, positive=positive)
+    alpha = torch.tensor(0.00371)
+    legal = legal_gemm(a, b, alpha, dtype, Accumulator(24, chunk, measured=True))
+    out = (blocked_gemm(a, b, chunk=chunk, rounding=rounding) * alpha).to(dtype)
+    assert legal.accepts(out).all()
+    assert legal.oracle_exact
+    assert (legal.ratio(out) <= 1).all()
+
+
+@pytest.mark.parametrize("bits", [14, 20, 24])
+def test_the_bound_is_reached_within_a_factor_of_three(bits: int) -> None:
+    """GEMM-3: sums of one sign, truncated once a chunk, use a good part of it; fewer bits are outside of 24."""
+    a, b = operand(30, 4096, 3, positive=True), operand(30, 4096, 4, positive=True)
+    legal = legal_gemm(a, b, None, torch.float32, Accumulator(bits, 64, measured=True))
+    out = blocked_gemm(a, b, chunk=64, bits=bits)
+    ratio = legal.ratio(out)
+    assert legal.accepts(out).all()
+    assert ratio.max() > 1 / 4
+    if bits < 24:
+        assert not legal_gemm(a, b, None, torch.float32, Accumulator(24, 64, measured=True)).accepts(out).any()
+
+
+def test_a_smaller_chunk_than_declared_is_seen() -> None:
+    """GEMM-3: truncating at every product although 64 are declared leaves the interval on most elements."""
+    a, b = operand(30, 4096, 3, positive=True), operand(30, 4096, 4, positive=True)
+    legal = legal_gemm(a, b, None, torch.float32, Accumulator(24, 64, measured=True))
+    assert legal.accepts(blocked_gemm(a, b, chunk=1)).float().mean() < 0.05
+
+
+def test_bit_equality_needs_a_measured_accumulator_with_enough_bits() -> None:
+    """GEMM-2: assumed bits, or fewer than the sums need, leave the interval open."""
+    a, b = operand(8, 64, 5, spread=1), operand(8, 64, 6, spread=1)
+    for accumulator, equal in (
+        (Accumulator(24, 64, measured=True), True),
+        (Accumulator(24, 64, measured=False), False),
+        (Accumulator(8, 64, measured=True), False),
+    ):
+        legal = legal_gemm(a, b, None, torch.float32, accumulator)
+        assert bool(legal.bit_equal.all()) == equal
+        assert bool(legal.bit_equal.any()) == equal
+        assert torch.equal(legal.low == legal.high, legal.bit_equal)
+    assert Accumulator(53, 64, measured=True).units(64) < Accumulator(24, 64).units(64)
+
+
+@pytest.mark.parametrize("dtype", OUTPUTS)
+@pytest.mark.parametrize("alpha", [None, 1.0, -0.37, 2.0**-20, 0.0])
+def test_the_only_legal_value_is_the_rounded_product(dtype: torch.dtype, alpha: float | None) -> None:
+    """GEMM-2: under the certificate, for any sign of alpha; the neighbours on both sides are illegal."""
+    a, b = operand(8, 64, 5, spread=1), operand(8, 64, 6, spread=1)
+    factor = None if alpha is None else torch.tensor(alpha)
+    legal = legal_gemm(a, b, factor, dtype, Accumulator(24, 64, measured=True))
+    expected = (a.double() @ b.double().T).float()
+    expected = (expected if factor is None else expected * factor).to(dtype)
+    assert legal.bit_equal.all()
+    assert legal.accepts(expected).all()
+    for end in (torch.inf, -torch.inf):
+        neighbour = torch.nextafter(expected, torch.full_like(expected, end))
+        assert not legal.accepts(neighbour).any()
+        assert (legal.ratio(neighbour) > 1).all()
+
+
+def test_the_epilogue_rounds_to_float32_first_and_to_the_output_once() -> None:
+    """GEMM-2: 1 + 2^-24 + 2^-40 is 1 + 2^-23 in float32; times 0.5 in float32; then bfloat16."""
+    value = torch.tensor([1 + 2.0**-24 + 2.0**-40], dtype=torch.float64)
+    assert float(epilogue(value, None, torch.float32)) == 1 + 2.0**-23
+    assert float(epilogue(value, torch.tensor(0.5), torch.bfloat16)) == 0.5
+    assert epilogue(value * 1e6, None, torch.float16).isinf()
+
+
+def test_nan_is_legal_exactly_where_the_exact_result_is_nan() -> None:
+    """GEMM-1: a NaN block scale makes its rows NaN, and nothing else may be."""
+    a, b = operand(3, 64, 7, spread=1), operand(4, 64, 8, spread=1)
+    clean = (a.double() @ b.double().T).float()
+    a[1, 5] = torch.nan
+    legal = legal_gemm(a, b, None, torch.float32, Accumulator(24, 64, measured=True))
+    out = clean.clone()
+    assert legal.accepts(out).tolist() == [[True] * 4, [False] * 4, [True] * 4]
+    out[1] = torch.nan
+    assert legal.accepts(out).all()
+    out[0, 0] = torch.nan
+    assert not legal.accepts(out)[0, 0]
+
+
+def test_units_count_one_truncation_per_chunk_and_two_more() -> None:
+    """GEMM-3: as docs/bounds.md derives it."""
+    assert Accumulator(24, 64).units(7168) == 114 * 2.0**-23
+    assert Accumulator(24, 64).units(65) == 4 * 2.0**-23
+    assert Accumulator(14, 32).units(32) == 3 * 2.0**-13
+
+
+def test_no_rows_and_no_columns_are_fine() -> None:
+    """GEMM-3: an empty expert."""
+    legal = legal_gemm(torch.zeros(0, 32), torch.zeros(4, 32), None, torch.bfloat16, Accumulator())
+    assert legal.low.shape == (0, 4)

@@ -1,0 +1,118 @@
+"""The grid certificate: where it holds, every order of accumulation gives the exact sum; where it ends, some do not."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import pytest
+import torch
+from torch import Tensor
+
+from harness.emulation.accumulate import truncate
+from reference import certificate
+from reference.nvfp4 import decode_blocks
+
+
+def operand(rows: int, k: int, seed: int, *, spread: int = 4) -> Tensor:
+    """Return code x block scale values, block scales within `spread` binades."""
+    generator = torch.Generator().manual_seed(seed)
+    codes = torch.randint(0, 16, (rows, k), generator=generator, dtype=torch.uint8)
+    scale = torch.randint(64 - 8 * spread // 2, 64 + 8 * spread // 2, (rows, k // 16), generator=generator)
+    return decode_blocks(codes, scale.to(torch.uint8), torch.float32)
+
+
+def in_order(a: Tensor, b: Tensor, order: Tensor) -> Tensor:
+    """Return a @ b.T for `(m, k)` and `(n, k)`, one product after the other, truncated to float32 each time."""
+    total = torch.zeros(a.shape[0], b.shape[0], dtype=torch.float64)
+    for i in order.tolist():
+        total = truncate(total + a[:, i, None].double() * b[:, i].double())
+    return total
+
+
+@pytest.mark.parametrize("k", [32, 256, 512])
+def test_certified_dot_products_are_exact_in_every_order(k: int) -> None:
+    """GEMM-2: sums truncated after each product, in three orders and split in two, equal the exact one bit for bit."""
+    a, b = operand(12, k, 1), operand(9, k, 2)
+    sums = certificate.magnitude_sums(a, b)
+    holds = certificate.certified(sums, certificate.step_exponents(a), certificate.step_exponents(b), 24)
+    exact = a.double() @ b.double().T
+    orders = [torch.arange(k), torch.arange(k).flip(0), torch.randperm(k, generator=torch.Generator().manual_seed(3))]
+    for order in orders:
+        assert torch.equal(in_order(a, b, order)[holds], exact[holds])
+        halves = [in_order(a, b, part) for part in order.chunk(2)]
+        assert torch.equal(truncate(halves[0] + halves[1])[holds], exact[holds])
+    assert holds.float().mean() > (0.9 if k < 512 else 0.3)
+
+
+def test_where_the_certificate_ends_orders_differ() -> None:
+    """GEMM-2: with block scales over 14 binades it refuses, and truncation is seen."""
+    a, b = operand(12, 256, 1, spread=14), operand(9, 256, 2, spread=14)
+    sums = certificate.magnitude_sums(a, b)
+    holds = certificate.certified(sums, certificate.step_exponents(a), certificate.step_exponents(b), 24)
+    exact = a.double() @ b.double().T
+    got = in_order(a, b, torch.arange(256))
+    assert not holds.any()
+    assert (got != exact).any()
+
+
+def test_the_limit_is_two_to_the_bits_steps_and_not_one_more() -> None:
+    """GEMM-2: sums, steps and bits at the edge."""
+    steps = torch.tensor([-10, 0], dtype=torch.int32)
+    edge = torch.ldexp(torch.ones(2, 1, dtype=torch.float64), steps.unsqueeze(-1) + 3 + 24)
+    other = torch.tensor([3], dtype=torch.int32)
+    assert certificate.certified(edge, steps, other, 24).all()
+    assert not certificate.certified(edge * (1 + 2.0**-50), steps, other, 24).any()
+    assert not certificate.certified(edge, steps, other, 23).any()
+    assert not certificate.certified(edge * torch.nan, steps, other, 24).any()
+
+
+def test_step_exponents_are_the_largest_common_power_of_two() -> None:
+    """GEMM-2: against fractions, row by row; zeros lie on any grid."""
+    values = operand(50, 64, 5, spread=14)
+    values[0] = 0
+    values[1] = 0
+    values[1, 3] = 96
+    got = certificate.step_exponents(values).tolist()
+    assert got[0] == 20
+    assert got[1] == 5
+    for row, step in list(zip(values.tolist(), got, strict=True))[1:]:
+        multiples = [Fraction(v) / Fraction(2) ** step for v in row]
+        assert all(m.denominator == 1 for m in multiples)
+        assert any(m.numerator % 2 for m in multiples)
+
+
+def test_every_product_of_code_and_scale_lies_on_the_finest_grid() -> None:
+    """GEMM-2: all 16 x 127 of them are multiples of 2^-10."""
+    codes = torch.arange(16, dtype=torch.uint8).repeat(127, 1)
+    values = decode_blocks(codes, torch.arange(127, dtype=torch.uint8).unsqueeze(-1), torch.float32)
+    assert certificate.step_exponents(values)[1:].min() == certificate.UNIT_EXPONENT
+    assert certificate.step_exponents(values)[0] == 20
+
+
+def test_magnitude_sums_are_never_below_the_true_sum() -> None:
+    """GEMM-2, GEMM-3: float32 may lose, so the result is raised."""
+    a, b = operand(30, 4096, 6, spread=14), operand(20, 4096, 7, spread=14)
+    true = a.double().abs() @ b.double().abs().T
+    got = certificate.magnitude_sums(a, b)
+    assert (got >= true).all()
+    assert (got <= true * 1.001).all()
+
+
+def test_dot_products_in_float32_are_exact_under_the_certificate() -> None:
+    """GEMM-2: the short cut of the oracle."""
+    a, b = operand(40, 256, 8), operand(40, 256, 9)
+    exact = certificate.dot_products(a, b, exact_in_float32=False)
+    holds = certificate.certified(
+        certificate.magnitude_sums(a, b), certificate.step_exponents(a), certificate.step_exponents(b), 24
+    )
+    assert torch.equal(certificate.dot_products(a, b, exact_in_float32=True)[holds], exact[holds])
+    one = sum(Fraction(x) * Fraction(y) for x, y in zip(a[0].tolist(), b[0].tolist(), strict=True))
+    assert Fraction(float(exact[0, 0])) == one
+
+
+def test_values_off_the_grid_are_refused_and_nan_counts_as_finest() -> None:
+    """GEMM-2: a certificate for other numbers would mean nothing."""
+    for value in (2.0**-11, 1 / 3, 2.0**21 + 1 / 16, torch.inf):
+        with pytest.raises(ValueError, match="E2M1 codes times E4M3 scales"):
+            certificate.step_exponents(torch.tensor([[1.0, value]], dtype=torch.float64))
+    assert certificate.step_exponents(torch.tensor([[4.0, torch.nan]])).tolist() == [-10]
