@@ -41,7 +41,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             more = ["--concurrency", "32", "--retry-seconds", "5", "--out", folder]
             files = ["--dataset", str(data / "test.jsonl"), "--fewshot", str(data / "train.jsonl")]
-            command = [sys.executable, "-m", "harness.cli.gsm8k", *files, *more, "--base-url"]
+            command = [sys.executable, "-m", "harness.cli", "gsm8k", *files, *more, "--base-url"]
             if config is None:
                 wall, _, code, output = measure([*command, "http://127.0.0.1:9/v1"])
             else:

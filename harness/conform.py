@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from harness.candidates import Support, stages_of, support_of
+from harness.candidates import CANDIDATES, Support, stages_of, support_of
 from harness.profiles import find_profile
 from harness.record import RuleResult
 from harness.rules import find_rules
@@ -59,7 +59,9 @@ def conformance(
             "UNKNOWN: the candidate has none of the stages of harness.candidates.protocol"
         )
     session = InProcess(candidate)
-    name = getattr(candidate, "name", f"{type(candidate).__module__}:{type(candidate).__qualname__}")
+    # What the command line would find it by: `name` is the candidate's own business, and inherited.
+    address = f"{type(candidate).__module__}:{type(candidate).__qualname__}"
+    name = next((name for name, target in CANDIDATES.items() if target == address), address)
     results = []
     for rule in find_rules(rules or []):
         if any(stage not in stages for stage in rule.stages):

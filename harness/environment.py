@@ -21,15 +21,18 @@ PACKAGES = (
     "vllm",
     "deep_ep",
     "lm_eval",
+    "aiohttp",
+    "tenacity",
     "transformers",
 )
 
 
-def describe_environment(device: str = "cpu") -> Environment:
+def describe_environment(device: str = "cpu", *, devices: bool = True) -> Environment:
     """Return versions, devices and the state of the git checkout in the current directory.
 
     Args:
         device: device type that the run uses.
+        devices: ask torch about GPUs; without it torch is not imported.
     """
     packages = {}
     for name in PACKAGES:
@@ -45,7 +48,7 @@ def describe_environment(device: str = "cpu") -> Environment:
         packages=packages,
     )
     environment.git_commit, environment.git_dirty = _git()
-    if "torch" in packages:
+    if devices and "torch" in packages:
         _add_devices(environment)
     return environment
 

@@ -57,10 +57,12 @@ def load_known_failures(path: Path) -> list[KnownFailure]:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UsageError(f"{path}: cannot be read as a list of known failures ({error})") from error
-    if set(data) - {"failure"} or not isinstance(data.get("failure", []), list):
+    entries = data.get("failure", [])
+    listed = isinstance(entries, list) and all(isinstance(entry, dict) for entry in entries)
+    if set(data) - {"failure"} or not listed:
         raise UsageError(f"{path}: must hold nothing but [[failure]] entries, got {', '.join(sorted(data))}")
     found = []
-    for number, entry in enumerate(data.get("failure", []), start=1):
+    for number, entry in enumerate(entries, start=1):
         missing = [name for name in _FIELDS if name not in entry]
         if missing or set(entry) - set(_FIELDS):
             raise UsageError(

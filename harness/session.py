@@ -162,7 +162,7 @@ class Child:
         while b"\n" not in self._buffer:
             ready, _, _ = select.select([self._from_child], [], [], max(0.0, end - time.monotonic()))
             if not ready:
-                return {"status": "timeout", "error": f"no answer within {seconds:.0f} s"}
+                return {"status": "timeout", "error": f"no answer within {seconds:g} s"}
             chunk = os.read(self._from_child, 1 << 20)
             if not chunk:
                 return {"status": "crashed", "error": self._how_it_died()}

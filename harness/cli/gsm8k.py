@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _PATH = click.Path(path_type=Path)
 
 
-@click.command(short_help="Judge a served model end to end on GSM8K.")
+@click.command("gsm8k")
 @click.option(
     "--base-url",
     required=True,
@@ -108,8 +108,7 @@ _PATH = click.Path(path_type=Path)
 )
 @click.option("--api-key-file", type=_PATH, help="File that holds the key.")
 @click.option("--junit", type=_PATH, help="Write JUnit XML here; junit.xml in --out by default.")
-@click.pass_context
-def gsm8k(context: click.Context, /, **options: Any) -> None:
+def gsm8k_command(**options: Any) -> int:
     """Judge a served model end to end on GSM8K.
 
     Exits 0 for PASS (and NOT DEAD with --mode smoke), 1 for FAIL, 2 for UNKNOWN, 64 for bad usage, 130 when interrupted.
@@ -125,7 +124,7 @@ def gsm8k(context: click.Context, /, **options: Any) -> None:
     record = run(settings, clean_command(["harness", *_arguments()]))
     _write_reports(record, settings.out, junit)
     _print(record, settings.out)
-    context.exit(ExitCode.INTERRUPTED if record.interrupted else exit_code(record.verdict))
+    return ExitCode.INTERRUPTED if record.interrupted else exit_code(record.verdict)
 
 
 def _settings(options: dict[str, Any]) -> Any:
@@ -176,27 +175,3 @@ def _print(record: RunRecord, out: Path) -> None:
     for line in lines(stage):
         click.echo(f"  {line}")
     click.echo(f"  record: {out / 'record.json'}")
-
-
-def main() -> None:
-    """Run this command alone, with the exit codes of `harness`."""
-    try:
-        code = gsm8k.main(standalone_mode=False)
-    except click.UsageError as error:
-        click.echo(f"error: {error.format_message()}", err=True)
-        code = ExitCode.USAGE
-    except UsageError as error:
-        click.echo(f"error: {error}", err=True)
-        code = ExitCode.USAGE
-    except (KeyboardInterrupt, click.Abort):
-        code = ExitCode.INTERRUPTED
-    except Exception:  # noqa: BLE001 - the last resort of a command line
-        import traceback
-
-        traceback.print_exc()
-        code = ExitCode.INTERNAL
-    sys.exit(code)
-
-
-if __name__ == "__main__":
-    main()

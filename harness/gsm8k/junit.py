@@ -88,7 +88,7 @@ def lines(stage: Mapping[str, Any]) -> list[str]:
     if stage["classes"]:
         said.append("classes: " + ", ".join(f"{name} {n:,}" for name, n in stage["classes"].items()))
     for error in stage["errors"]:
-        lost = f", {error['gave_up']} questions unanswered" if error["gave_up"] else ""
+        lost = f", {error['gave_up']} given up" if error["gave_up"] else ""
         said.append(f"error, {error['count']} times{lost}: {error['error']}")
     said += [f"note: {note}" for note in (*stage["notes"], *stage["task"]["notes"])]
     return said

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import platform
 import signal
 import time
 import uuid
@@ -17,6 +15,8 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from harness import __version__
+from harness.environment import describe_environment
 from harness.gsm8k import probes
 from harness.gsm8k.client import Client, Limits
 from harness.gsm8k.decision import Decision, full_decision, paired_decision, smoke_decision
@@ -29,7 +29,7 @@ from harness.gsm8k.progress import Progress
 from harness.gsm8k.questions import Asker, Planned, Sample, plan, sample_of
 from harness.gsm8k.settings import Settings, allow_files, check_output
 from harness.gsm8k.task import Task, load_task
-from harness.record import Environment, RecordError, RunRecord, load_record
+from harness.record import RecordError, RunRecord, load_record
 from harness.verdict import UsageError
 
 if TYPE_CHECKING:
@@ -72,10 +72,10 @@ def run(settings: Settings, command: list[str]) -> RunRecord:
         command=command,
         verdict=decision.verdict,
         reason=f"gsm8k: {decision.label}: {decision.reason}",
-        harness_version=_version("fp4-moe-harness"),
+        harness_version=__version__,
         seed=settings.seed,
         interrupted=stage.interrupted,
-        environment=_environment(),
+        environment=describe_environment("server", devices=False),
         gsm8k=stage.as_json(decision),
     )
     record.seconds = time.monotonic() - started
@@ -377,22 +377,3 @@ def _refuse_other_questions(task: Task, baseline: list[dict[str, Any]], metric: 
         for q in task.questions
     ]
     paired_decision(unjudged, baseline, metric=metric)
-
-
-def _version(distribution: str) -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version(distribution)
-    except PackageNotFoundError:
-        return ""
-
-
-def _environment() -> Environment:
-    packages = {name: found for name in ("aiohttp", "lm_eval", "tenacity") if (found := _version(name))}
-    return Environment(
-        python=platform.python_version(),
-        platform=platform.platform(),
-        cpu_count=os.cpu_count() or 0,
-        packages=packages,
-    )

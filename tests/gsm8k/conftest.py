@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import tenacity
 
-from harness.cli import gsm8k as command
+from harness.cli import run as run_command
 from harness.gsm8k import client
 from harness.gsm8k.credentials import parse_base_url
 from harness.gsm8k.run import run
@@ -148,7 +148,7 @@ def process(data, tmp_path):
         base = ["--base-url", url] if url else []
         files = ["--dataset", str(data[0]), "--fewshot", str(data[1]), "--out", str(out)]
         process = subprocess.Popen(
-            [sys.executable, "-m", "harness.cli.gsm8k", *base, *files, *more],
+            [sys.executable, "-m", "harness.cli", "gsm8k", *base, *files, *more],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
             env={**kept, "PYTHONPATH": str(ROOT), **(env or {})},
         )  # fmt: skip
@@ -177,13 +177,13 @@ def cli(data, tmp_path, monkeypatch, capsys, _quick):
     def call(url, *more, out=None, env=None) -> Finished:
         out = out or tmp_path / "out"
         files = ["--dataset", str(data[0]), "--fewshot", str(data[1]), "--out", str(out)]
-        monkeypatch.setattr(sys, "argv", ["harness", "--base-url", url, *files, *more])
+        arguments = ["gsm8k", "--base-url", url, *files, *more]
+        monkeypatch.setattr(sys, "argv", ["harness", *arguments])
         for name, value in (env or {}).items():
             monkeypatch.setenv(name, value)
-        with pytest.raises(SystemExit) as ended:
-            command.main()
+        code = run_command(arguments)
         printed = capsys.readouterr()
-        return Finished(int(ended.value.code), printed.out, printed.err, out)
+        return Finished(code, printed.out, printed.err, out)
 
     return call
 

@@ -88,7 +88,7 @@ def test_a_run_never_imports_torch_and_stays_under_300_mib(serve, data, tmp_path
     import subprocess
 
     code = (
-        "import json, sys\nfrom harness.cli.gsm8k import main\n"
+        "import json, sys\nfrom harness.cli import main\n"
         "try:\n    main()\nexcept SystemExit as ended:\n    code = ended.code\n"
         "heavy = [m for m in ('torch', 'transformers', 'datasets', 'pandas', 'pyarrow') if m in sys.modules]\n"
         "status = open('/proc/self/status', encoding='ascii').read()\n"  # ru_maxrss would count the parent before exec
@@ -106,7 +106,11 @@ def test_a_run_never_imports_torch_and_stays_under_300_mib(serve, data, tmp_path
         str(tmp_path),
     ]
     done = subprocess.run(
-        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-c", code, "gsm8k", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
     )
     told = json.loads(done.stdout.splitlines()[-1])
     assert (told["code"], told["heavy"]) == (0, [])

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-import sys
 
 import pytest
 
-from harness.cli import gsm8k as command
+from harness.cli import run as run_command
 
 CASES = {
     "unknown task": (["--task", "gsm9k"], "gsm9k"),
@@ -35,40 +34,37 @@ CASES = {
 }
 
 
-def call(arguments, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["harness", *arguments])
-    with pytest.raises(SystemExit) as ended:
-        command.main()
-    return ended.value.code, capsys.readouterr()
+def call(arguments, capsys):
+    return run_command(["gsm8k", *arguments]), capsys.readouterr()
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_bad_usage_is_one_line_and_64(name, data, tmp_path, monkeypatch, capsys):
+def test_bad_usage_is_one_line_and_64(name, data, tmp_path, capsys):
     more, said = CASES[name]
     good = ["--base-url", "http://127.0.0.1:9/v1", "--dataset", str(data[0]), "--fewshot", str(data[1])]
-    code, printed = call([*good, "--out", str(tmp_path / "out"), *more], monkeypatch, capsys)
+    code, printed = call([*good, "--out", str(tmp_path / "out"), *more], capsys)
     assert code == 64
     assert printed.out == ""
     assert len(printed.err.splitlines()) == 1
-    assert printed.err.startswith("error: ")
+    assert printed.err.startswith("harness: ")
     assert said in printed.err
     assert not (tmp_path / "out" / "record.json").exists()
 
 
-def test_data_that_is_not_json_lines_is_64(data, tmp_path, monkeypatch, capsys):
+def test_data_that_is_not_json_lines_is_64(data, tmp_path, capsys):
     bad = tmp_path / "bad.jsonl"
     bad.write_text("question,answer\n", encoding="utf-8")
     arguments = ["--base-url", "http://127.0.0.1:9/v1", "--dataset", str(bad), "--fewshot", str(data[1])]
-    code, printed = call([*arguments, "--out", str(tmp_path / "out")], monkeypatch, capsys)
+    code, printed = call([*arguments, "--out", str(tmp_path / "out")], capsys)
     assert code == 64
     assert "bad.jsonl" in printed.err
 
 
-def test_a_baseline_that_is_no_record_is_64(data, tmp_path, monkeypatch, capsys):
+def test_a_baseline_that_is_no_record_is_64(data, tmp_path, capsys):
     (tmp_path / "record.json").write_text('{"schema": 1, "run_id": "x", "created": "", "command": []}')
     arguments = ["--base-url", "http://127.0.0.1:9/v1", "--dataset", str(data[0]), "--fewshot", str(data[1])]
     more = ["--out", str(tmp_path / "out"), "--baseline", str(tmp_path)]
-    code, printed = call([*arguments, *more], monkeypatch, capsys)
+    code, printed = call([*arguments, *more], capsys)
     assert code == 64
     assert "holds no answered GSM8K question" in printed.err
 
