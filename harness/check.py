@@ -20,7 +20,6 @@ from harness.rules import Rule
 from harness.runner import RunSettings, run_problem, run_rule, traits_from
 from harness.session import CandidateStartError, Child, InProcess, Session
 from harness.shapes import ModelShape
-from harness.strategies import possible_traps
 from harness.verdict import UsageError, Verdict, worst
 
 
@@ -113,6 +112,8 @@ def trap_floor(record: RunRecord) -> dict[str, int]:
 
     Traps that no candidate of the run can be given at all, by its declared alignments, are left out.
     """
+    from harness.strategies import possible_traps  # loads hypothesis: bad usage is refused without
+
     possible = {trap for c in record.candidates if c.ran for trap in possible_traps(traits_from(c.declared))}
     return dict.fromkeys(sorted(possible), find_profile(record.profile).trap_floor)
 

@@ -81,7 +81,7 @@ class FlashInferCuteDsl:
 
         Returns:
             packed, uint8 logical `(m, k/2, l)`, and block_scale, float8_e4m3fn logical `(32, 4, rm, 4, rk, l)`. Rows at
-            or past masked_m, and scale padding, are never written (csrc .../quantization.cuh:710).
+            or past masked_m, and scale padding, are never written (csrc .../quantization.cuh:717).
 
         Raises:
             RuntimeError: the installed package has no such function (as `support()` says), or refuses the tensors.
@@ -141,7 +141,8 @@ class FlashInferCuteDsl:
             ValueError: `out` has another dtype or layout, or the device is not supported.
             TypeError: extents or options that the kernel does not implement.
         """
-        extra = self._gemm_options | options
+        # Hints may have travelled as JSON; the package keys its compiled kernels by these values, so lists would fail.
+        extra = {n: tuple(v) if isinstance(v, list) else v for n, v in (self._gemm_options | options).items()}
         if alpha is not None:
             # SGLang and vLLM pass the per-expert alphas as (1, 1, l); the kernel reads l floats.
             extra.update(alpha=alpha.view(1, 1, -1), alpha_dtype=_dtype_name("alpha", alpha))
@@ -221,7 +222,7 @@ def _check_extents(
     masked_m: Tensor,
     activation: str,
 ) -> None:
-    """Refuse what SGLang asserts on (flashinfer_cutedsl_moe.py:107-132): the GEMM itself would read out of bounds."""
+    """Refuse what SGLang asserts on (flashinfer_cutedsl_moe.py:118-136): the GEMM itself would read out of bounds."""
     x, pair = hidden_states
     experts, hidden = (x.shape[0], x.shape[2]) if pair is None else (x.shape[2], x.shape[1] * 2)
     n = w2.shape[-1] * 2

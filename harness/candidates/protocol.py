@@ -26,6 +26,7 @@ Everything else is optional: `name`, `support()`, `traits`, and `reciprocals` (s
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -74,6 +75,11 @@ class Traits:
     cuda_graph: bool = True
     hints: tuple[dict[str, Any], ...] = ()
     min_experts: int = 1
+
+    @property
+    def width_multiple(self) -> int:
+        """What hidden and inter are multiples of: each is the k of one GEMM and sets the n of the other."""
+        return math.lcm(self.k_multiple, self.n_multiple, 16)
 
 
 @runtime_checkable

@@ -101,7 +101,7 @@ class SglangCuteDsl:
         """Run SGLang's function; the arguments and the result are those of `harness.candidates.protocol`.
 
         SGLang's docstring gives the prequantized pair as [l, m, k/2] and [l, m, k/16]; its code reads (m, k/2, l) and
-        hands the scales to the GEMM as they are (flashinfer_cutedsl_moe.py:83-86), which is what the protocol passes.
+        hands the scales to the GEMM as they are (flashinfer_cutedsl_moe.py:86-88), which is what the protocol passes.
 
         Raises:
             RuntimeError: the installed SGLang has no such function, as `support()` says.

@@ -44,7 +44,7 @@ class TapError(RuntimeError):
     """A stage could not be recorded, so nothing may be concluded from what was. Says which name of which module."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # compared by identity: tensors have no single truth value
 class StageCall:
     """One call of a stage by an engine, all tensors copied at the time of the call, strides kept.
 

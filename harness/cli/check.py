@@ -96,7 +96,7 @@ def check_command(
         ("--threads", threads),
         ("--seed", seed),
     ):
-        if value < 0:
+        if not value >= 0:  # NaN too
             raise UsageError(f"{name} must not be negative, got {value}")
     request = CheckRequest(
         candidates=list(candidates),

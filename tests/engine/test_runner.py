@@ -19,9 +19,12 @@ from harness.verdict import Verdict
 
 QUANT, GEMM, MOE, HINTS = (find_rules([name])[0] for name in ("QUANT", "GEMM", "MOE", "HINTS"))
 
+# As many problems as in quick, with few experts: most of the time goes into drawing a masked_m for each.
+SMALL = dataclasses.replace(PROFILES["quick"], experts=4, capacity=40)
+
 
 def settings(**words: Any) -> RunSettings:
-    return RunSettings(**{"profile": PROFILES["quick"], "candidate": "some:Candidate"} | words)
+    return RunSettings(**{"profile": SMALL, "candidate": "some:Candidate"} | words)
 
 
 def test_the_same_seed_draws_the_same_problems_and_another_seed_others(told, answer) -> None:
@@ -46,13 +49,11 @@ def test_a_rule_that_finds_nothing_illegal_passes_and_counts_what_it_compared(to
 
 def test_a_failing_problem_shrinks_to_the_smallest_one_that_still_fails(told, answer) -> None:
     session = told(lambda p: answer(illegal=int(p.tokens >= 3 and "nan" in p.extras)))
-    result, _ = run_rule(QUANT, session, settings(profile=PROFILES["standard"]))
+    result, _ = run_rule(QUANT, session, settings(profile=dataclasses.replace(SMALL, examples=150)))
     assert result.verdict is Verdict.FAIL
     (failure,) = result.failures
     smallest = parse_problem(failure.problem)
-    assert smallest.tokens == 3
-    assert smallest.experts <= 2
-    assert smallest.capacity <= 7
+    assert 3 <= smallest.tokens <= smallest.experts * smallest.capacity <= 8
     assert (smallest.hidden, smallest.inter, smallest.data) == (16, 16, "normal")
     assert smallest.extras == {"nan"}
 
@@ -95,7 +96,7 @@ def test_shrinking_ends_after_its_time(told, answer, monkeypatch: pytest.MonkeyP
 def test_a_candidate_that_fails_only_once_still_fails(told, answer) -> None:
     answers = iter([answer(), answer(), answer(illegal=1)])
     session = told(lambda _: next(answers, answer()))
-    result, _ = run_rule(GEMM, session, settings())
+    result, _ = run_rule(GEMM, session, settings(profile=dataclasses.replace(SMALL, experts=2, capacity=2)))
     assert result.verdict is Verdict.FAIL
     assert result.failures[0].problem == str(session.problems[2])
 
@@ -122,7 +123,9 @@ def test_a_deadline_that_is_over_at_the_start_leaves_the_rule_unknown(told, answ
 
 
 @pytest.mark.parametrize(("status", "kind"), [("crashed", "crash"), ("timeout", "timeout")])
-def test_a_crash_or_a_hang_costs_one_problem_and_the_run_goes_on(told, answer, status: str, kind: str) -> None:
+def test_a_crash_or_a_hang_costs_one_problem_and_the_run_goes_on(
+    told, answer, status: str, kind: str
+) -> None:
     calls = iter(range(1000))
     session = told(lambda _: {"status": status, "error": "SIGSEGV"} if next(calls) == 4 else answer())
     result, _ = run_rule(QUANT, session, settings())
@@ -287,6 +290,6 @@ def test_the_worst_error_is_kept_with_its_problem(told) -> None:
 
 def test_every_rule_has_its_least_number_of_problems(told, answer) -> None:
     session = told(lambda _: answer())
-    few = dataclasses.replace(PROFILES["quick"], examples=10, least=6)
+    few = dataclasses.replace(SMALL, examples=10, least=6)
     result, _ = run_rule(HINTS, session, settings(profile=few))  # its share would be 3
     assert result.examples == 6

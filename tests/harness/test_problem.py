@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import subprocess
 import sys
@@ -103,10 +104,8 @@ def test_any_text_is_a_problem_or_a_usage_error(text: str) -> None:
 @given(st.integers(0, len(GOOD) - 1), st.sampled_from([*GOOD, "²", "٣", "\n", " "]))
 def test_a_typing_error_is_a_usage_error_at_most(place: int, typed: str) -> None:
     """PROBLEM: one character of a good string replaced by another."""
-    try:
+    with contextlib.suppress(UsageError):
         parse_problem(GOOD[:place] + typed + GOOD[place + 1 :])
-    except UsageError as error:
-        assert str(error)
 
 
 def test_the_module_imports_no_torch() -> None:
@@ -138,7 +137,9 @@ def test_numbers_depend_on_the_string_alone(text: str) -> None:
     again = ProblemTensors(parse_problem(text))
     _ = again.w2_alpha, again.w2, again.w1_alpha  # in another order
     for name, tensor in tensors_of(again).items():
-        assert torch.equal(tensor.contiguous().view(torch.uint8), first[name].contiguous().view(torch.uint8)), name
+        assert torch.equal(
+            tensor.contiguous().view(torch.uint8), first[name].contiguous().view(torch.uint8)
+        ), name
 
 
 def test_another_seed_gives_other_numbers() -> None:
@@ -231,7 +232,7 @@ def test_scales_saturate_just_and_by_far(where: str, data: str) -> None:
         _, _, unrounded = planted_in(BIG.format(data=data, seed=seed, trap="scale_saturation"), where)
         finite = unrounded[unrounded.isfinite()]
         assert ((finite > 446) & (finite < 466)).any()
-        assert ((finite > 480)).any()
+        assert (finite > 480).any()
         assert (finite > 4000).any()
 
 
@@ -322,9 +323,13 @@ def test_traps_survive_one_another(trap: str) -> None:
         "subnormal": lambda b, u: ((b != 0) & (b.abs() < 2.0**-126)).any(),
         "negative_zero": lambda b, u: ((b == 0) & b.signbit() & (u > 0.1).unsqueeze(-1)).any(),
         "scale_saturation": lambda b, u: ((u > 446) & (u < 466)).any() and (u[u.isfinite()] > 4000).any(),
-        "scale_underflow": lambda b, u: ((u > 2.0**-12) & (u <= 2.0**-10)).any() and ((u > 2.0**-10) & (u < 2.0**-9)).any(),
+        "scale_underflow": lambda b, u: (
+            ((u > 2.0**-12) & (u <= 2.0**-10)).any() and ((u > 2.0**-10) & (u < 2.0**-9)).any()
+        ),
         "e2m1_ties": lambda b, u: (u.log2().frac() == 0).any(),
-        "e4m3_ties": lambda b, u: torch.isin((u / torch.exp2(u.log2().floor())) * 16, torch.arange(17.0, 32, 2).double()).any(),
+        "e4m3_ties": lambda b, u: torch.isin(
+            (u / torch.exp2(u.log2().floor())) * 16, torch.arange(17.0, 32, 2).double()
+        ).any(),
     }
     for seed in SEEDS:
         for where in ("x", "gate_up"):
@@ -344,7 +349,11 @@ def test_a_problem_counts_only_traps_that_it_can_hold() -> None:
     assert parse_problem("1x2x64x64:2:normal:1:nan+zero_expert").traps()[-1] == "zero_expert"
     everything = parse_problem(f"4x128x64x64:0,1,128,100:normal:1:{ALL_TRAPS}").traps()
     assert set(everything) == {"empty_expert", "one_row_expert", "full_expert", *PLANTED_TRAPS}
-    assert set(parse_problem("1x100x48x16:5:normal:1").traps()) == {"one_expert", "ragged_capacity", "ragged_blocks"}
+    assert set(parse_problem("1x100x48x16:5:normal:1").traps()) == {
+        "one_expert",
+        "ragged_capacity",
+        "ragged_blocks",
+    }
     assert set(SHAPE_TRAPS) >= {"one_expert", "ragged_capacity", "ragged_blocks", "empty_expert"}
 
 
@@ -373,7 +382,11 @@ def test_grid_tokens_quantize_to_the_intended_codes() -> None:
     t = ProblemTensors(parse_problem("3x20x256x128:20,0,7:grid:1"))
     got = quantize_nvfp4(t.x, t.input_scale)
     assert (got.block_scale % 8 == 0).all()
-    decoded = e2m1.decode_e2m1(got.codes).double() * e4m3.decode_e4m3(got.block_scale).double().repeat_interleave(16, -1)
-    relative = (t.x.double() * t.input_scale.double().view(-1, 1, 1) - decoded).abs() / decoded.abs().clamp(min=0.5)
+    decoded = e2m1.decode_e2m1(got.codes).double() * e4m3.decode_e4m3(
+        got.block_scale
+    ).double().repeat_interleave(16, -1)
+    relative = (t.x.double() * t.input_scale.double().view(-1, 1, 1) - decoded).abs() / decoded.abs().clamp(
+        min=0.5
+    )
     assert relative.max() < 2.0**-8
     assert len(t.x[0].double().abs().unique()) > 10

@@ -48,7 +48,9 @@ def test_the_bound_is_reached_within_a_factor_of_three(bits: int) -> None:
     assert legal.accepts(out).all()
     assert ratio.max() > 1 / 4
     if bits < 24:
-        assert not legal_gemm(a, b, None, torch.float32, Accumulator(24, 64, measured=True)).accepts(out).any()
+        assert (
+            not legal_gemm(a, b, None, torch.float32, Accumulator(24, 64, measured=True)).accepts(out).any()
+        )
 
 
 def test_a_smaller_chunk_than_declared_is_seen() -> None:

@@ -36,7 +36,11 @@ def test_certified_dot_products_are_exact_in_every_order(k: int) -> None:
     sums = certificate.magnitude_sums(a, b)
     holds = certificate.certified(sums, certificate.step_exponents(a), certificate.step_exponents(b), 24)
     exact = a.double() @ b.double().T
-    orders = [torch.arange(k), torch.arange(k).flip(0), torch.randperm(k, generator=torch.Generator().manual_seed(3))]
+    orders = [
+        torch.arange(k),
+        torch.arange(k).flip(0),
+        torch.randperm(k, generator=torch.Generator().manual_seed(3)),
+    ]
     for order in orders:
         assert torch.equal(in_order(a, b, order)[holds], exact[holds])
         halves = [in_order(a, b, part) for part in order.chunk(2)]

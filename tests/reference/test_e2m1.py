@@ -79,7 +79,13 @@ def test_every_pair_of_codes_packs_into_its_own_byte_and_back() -> None:
 def test_packing_reads_elements_and_not_memory() -> None:
     """E2M1: a strided, offset or non-contiguous view packs the same as its copy."""
     codes = torch.randint(0, 16, (6, 10, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
-    for view in (codes.transpose(0, 1), codes[..., 1:7], codes[:, ::3], codes.permute(2, 1, 0)[..., :6], codes[..., ::2]):
+    for view in (
+        codes.transpose(0, 1),
+        codes[..., 1:7],
+        codes[:, ::3],
+        codes.permute(2, 1, 0)[..., :6],
+        codes[..., ::2],
+    ):
         expected = view[..., 0::2] | view[..., 1::2] << 4
         assert torch.equal(pack_e2m1(view), expected)
         assert torch.equal(unpack_e2m1(pack_e2m1(view)), view)
@@ -95,7 +101,7 @@ def test_empty_tensors_are_encoded_packed_and_decoded() -> None:
 
 def test_wrong_arguments_raise_with_what_was_given() -> None:
     """E2M1: dtype, nan policy, packed bytes taken for codes, odd extent."""
-    with pytest.raises(ValueError, match="float32 or float64, got torch.bfloat16"):
+    with pytest.raises(ValueError, match=r"float32 or float64, got torch\.bfloat16"):
         encode_e2m1(torch.zeros(2, dtype=torch.bfloat16))
     with pytest.raises(ValueError, match="'refuse' or 'as_max', got 'zero'"):
         encode_e2m1(torch.zeros(2), nan="zero")

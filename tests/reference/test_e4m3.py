@@ -19,7 +19,11 @@ def magnitudes() -> torch.Tensor:
     values = []
     for byte in range(MAX_BYTE + 1):
         exponent, mantissa = byte >> 3, byte & 7
-        value = Fraction(mantissa, 512) if exponent == 0 else Fraction(8 + mantissa, 8) * Fraction(2) ** (exponent - 7)
+        value = (
+            Fraction(mantissa, 512)
+            if exponent == 0
+            else Fraction(8 + mantissa, 8) * Fraction(2) ** (exponent - 7)
+        )
         values.append(float(value))
     return torch.tensor(values, dtype=torch.float64)
 
@@ -74,7 +78,9 @@ def test_round_to_byte_equals_encode_wherever_both_apply() -> None:
     values = magnitudes()
     middle = ((values[:-1] + values[1:]) / 2).float()
     points = torch.cat((values.float(), middle))
-    points = torch.cat((points, torch.nextafter(points, torch.zeros(())), torch.nextafter(points, torch.full((), 500.0))))
+    points = torch.cat(
+        (points, torch.nextafter(points, torch.zeros(())), torch.nextafter(points, torch.full((), 500.0)))
+    )
     bfloat16 = torch.arange(0x7F80 + 1, dtype=torch.int32).to(torch.int16).view(torch.bfloat16).float()
     x = torch.cat((points, bfloat16))
     assert torch.equal(round_to_byte(x.double()), encode_e4m3(x))
@@ -88,7 +94,9 @@ def test_round_to_byte_rounds_once_next_to_a_midpoint() -> None:
     for factor in (2.0**-52, 2.0**-40, 2.0**-26):
         assert torch.equal(round_to_byte(middle * (1 - factor)), lower)
         assert torch.equal(round_to_byte(middle * (1 + factor)), lower + 1)
-    assert torch.equal((middle * (1 + 2.0**-40)).float(), middle.float())  # a cast would have lost the difference
+    assert torch.equal(
+        (middle * (1 + 2.0**-40)).float(), middle.float()
+    )  # a cast would have lost the difference
     assert torch.equal(round_to_byte(middle), lower + lower % 2)
 
 
@@ -104,8 +112,8 @@ def test_round_to_byte_is_the_nearest_value_by_fractions() -> None:
 
 def test_wrong_dtypes_raise() -> None:
     """E4M3-1: float64 would be rounded twice; a bfloat16 is no byte."""
-    with pytest.raises(ValueError, match="must be float32, got torch.float64"):
+    with pytest.raises(ValueError, match=r"must be float32, got torch\.float64"):
         encode_e4m3(torch.zeros(2, dtype=torch.float64))
-    with pytest.raises(ValueError, match="uint8 or float8_e4m3fn, got torch.bfloat16"):
+    with pytest.raises(ValueError, match=r"uint8 or float8_e4m3fn, got torch\.bfloat16"):
         decode_e4m3(torch.zeros(2, dtype=torch.bfloat16))
     assert encode_e4m3(torch.zeros(0)).shape == (0,)

@@ -35,8 +35,9 @@ def test_encode_brings_every_byte_back(rounding: str) -> None:
 def test_values_between_two_powers_go_down_or_up() -> None:
     """E8M0-2: every power of two with the float32 below and above it, against integer arithmetic on the exponent."""
     powers = torch.exp2(torch.arange(-126, 128, dtype=torch.float64)).float()
-    for x in (torch.nextafter(powers, torch.zeros(())), torch.nextafter(powers, torch.full((), torch.inf)), powers * 1.4):
-        x = x[x.isfinite() & (x >= 2.0**-127)]
+    below, above = (torch.nextafter(powers, torch.full((), end)) for end in (0.0, torch.inf))
+    for points in (below, above, powers * 1.4):
+        x = points[points.isfinite() & (points >= 2.0**-127)]
         down = [math.frexp(v)[1] - 1 + 127 for v in x.tolist()]
         up = [min(byte + 1, MAX_BYTE) for byte in down]
         assert encode_e8m0(x).tolist() == down
@@ -44,7 +45,9 @@ def test_values_between_two_powers_go_down_or_up() -> None:
         assert encode_e8m0(x.double()).tolist() == down
         # ml_dtypes rounds to the nearest: one of the two
         near = x.double().numpy().astype(ml_dtypes.float8_e8m0fnu).view(np.uint8).tolist()
-        assert all(n in pair for n, pair in zip(near, zip(down, [b + 1 for b in down], strict=True), strict=True))
+        assert all(
+            n in pair for n, pair in zip(near, zip(down, [b + 1 for b in down], strict=True), strict=True)
+        )
 
 
 @pytest.mark.parametrize("rounding", ["floor", "ceil"])
@@ -58,7 +61,7 @@ def test_what_has_no_power_of_two_saturates(rounding: str) -> None:
 
 def test_wrong_arguments_raise() -> None:
     """E8M0-2: dtype, rounding, sign."""
-    with pytest.raises(ValueError, match="float32 or float64, got torch.bfloat16"):
+    with pytest.raises(ValueError, match=r"float32 or float64, got torch\.bfloat16"):
         encode_e8m0(torch.ones(1, dtype=torch.bfloat16))
     with pytest.raises(ValueError, match="'floor' or 'ceil', got 'even'"):
         encode_e8m0(torch.ones(1), rounding="even")

@@ -23,7 +23,10 @@ from reference.layout import (
 ROWS = (1, 7, 127, 128, 129, 300)
 COLUMNS = (1, 3, 4, 5, 29)
 SHAPES = list(itertools.product(ROWS, COLUMNS))
-LAYOUTS = {"128x4": (swizzle_128x4, unswizzle_128x4, offset_128x4), "8x4": (swizzle_8x4, unswizzle_8x4, offset_8x4)}
+LAYOUTS = {
+    "128x4": (swizzle_128x4, unswizzle_128x4, offset_128x4),
+    "8x4": (swizzle_8x4, unswizzle_8x4, offset_8x4),
+}
 
 
 def scales(rows: int, columns: int, *lead: int) -> Tensor:
@@ -83,7 +86,9 @@ def test_flashinfers_unswizzle_reads_our_128x4(rows: int, columns: int) -> None:
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(("rows", "columns"), SHAPES)
-def test_every_scale_lies_at_its_offset_and_everything_else_is_padding(layout: str, rows: int, columns: int) -> None:
+def test_every_scale_lies_at_its_offset_and_everything_else_is_padding(
+    layout: str, rows: int, columns: int
+) -> None:
     """LAYOUT-1, LAYOUT-2, LAYOUT-3: the formula against the permutation, one scale at a time."""
     swizzle, unswizzle, offset = LAYOUTS[layout]
     linear = scales(rows, columns)

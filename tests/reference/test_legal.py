@@ -14,9 +14,11 @@ from torch import Tensor
 
 from harness.emulation import quantize as kernel
 from reference import e2m1, e4m3
-from reference.legal import Arithmetic, legal_codes, legal_scales
+from reference.legal import Arithmetic, encode_factors, legal_codes, legal_scales
 
-MAGNITUDES = torch.arange(0x7F81, dtype=torch.int32).to(torch.int16).view(torch.bfloat16).float()  # 0 to infinity
+MAGNITUDES = (
+    torch.arange(0x7F81, dtype=torch.int32).to(torch.int16).view(torch.bfloat16).float()
+)  # 0 to infinity
 BYTES = torch.arange(128, dtype=torch.uint8)
 UNITS = (-1, 0, 1)
 BYTES_AT_ONCE = 16
@@ -63,7 +65,9 @@ def another_rcp(x: Tensor) -> Tensor:
     mantissa = x.view(torch.int32) & 0x7FFFFF
     turn = (mantissa * 0x85EBCA6B >> 9) % 3
     ends = torch.nextafter(rounded_, rounded_ * 2), torch.nextafter(rounded_, torch.zeros_like(rounded_))
-    return torch.where(mantissa == 0, rounded_, torch.where(turn == 0, ends[0], torch.where(turn == 1, ends[1], rounded_)))
+    return torch.where(
+        mantissa == 0, rounded_, torch.where(turn == 0, ends[0], torch.where(turn == 1, ends[1], rounded_))
+    )
 
 
 PROBED = {"simulated_rcp": kernel.simulated_rcp, "another table": another_rcp}
@@ -126,8 +130,20 @@ def test_no_legal_code_is_refused_and_every_code_that_is_accepted_can_happen(gs:
         assert torch.equal(legal.low, low.masked_fill(free, 0))
         assert torch.equal(legal.high, high.masked_fill(free, 7))
         two_codes += int((legal.ambiguous() & ~free).sum())
-    print(f"encode scale {gs:.6g}: {encodes:,} encodes, {two_codes:,} of {encodes // 9:,} pairs have two legal codes")
+    print(
+        f"encode scale {gs:.6g}: {encodes:,} encodes, {two_codes:,} of {encodes // 9:,} pairs have two legal codes"
+    )
     assert encodes == 9 * 128 * 32_641
+
+
+@every_scale
+def test_the_range_of_factors_is_that_of_the_nine_perturbations(gs: float) -> None:
+    """QUANT-2: bfloat16 has too few bits to tell one unit of a factor from two, so the factors are compared themselves."""
+    stored = BYTES[1:-1]
+    nine = [fast_factor(stored, gs, Perturbed(inner, outer)) for inner in UNITS for outer in UNITS]
+    low, high = encode_factors(e4m3.decode_e4m3(stored), torch.tensor(gs), Arithmetic("fast"))
+    assert torch.equal(low, torch.stack(nine).amin(0))
+    assert torch.equal(high, torch.stack(nine).amax(0))
 
 
 @every_scale
@@ -191,7 +207,9 @@ def test_without_a_probe_a_fault_is_seen_unless_the_element_is_counted_as_ambigu
             assert not (accepted & ~counted).any()
             hidden += int(accepted.sum())
             seen += int((changed & ~legal.accepts(wrong)).sum())
-    print(f"encode scale {gs:.6g}, reciprocals free: {seen:,} changed codes seen, {hidden:,} counted as ambiguous")
+    print(
+        f"encode scale {gs:.6g}, reciprocals free: {seen:,} changed codes seen, {hidden:,} counted as ambiguous"
+    )
     assert seen > 10_000
 
 
@@ -228,12 +246,18 @@ def test_a_block_of_32_is_seen_wherever_it_changes_a_scale(gs: float, mode: str)
     """QUANT-1, QUANT-2: a scale from 32 elements is illegal exactly where it differs, and its codes are judged given it."""
     generator = torch.Generator().manual_seed(1)
     scale = torch.tensor(gs)
-    x = (torch.randn(500, 2, 16, generator=generator) * torch.exp2(torch.randint(-4, 5, (500, 2, 1), generator=generator)))
+    x = torch.randn(500, 2, 16, generator=generator) * torch.exp2(
+        torch.randint(-4, 5, (500, 2, 1), generator=generator)
+    )
     x = (x * 40 / gs).bfloat16().float().abs()
     arithmetic = Arithmetic("exact") if mode == "exact" else Arithmetic("fast", PROBED[mode])
 
     def stored(amax: Tensor) -> Tensor:
-        unrounded = kernel.exact_scale(amax, scale) if mode == "exact" else kernel.fast_scale(amax, scale, PROBED[mode])
+        unrounded = (
+            kernel.exact_scale(amax, scale)
+            if mode == "exact"
+            else kernel.fast_scale(amax, scale, PROBED[mode])
+        )
         return rounded(unrounded, SCALE["even"])
 
     amax = x.amax(-1)
@@ -294,7 +318,9 @@ def test_extreme_encode_scales_give_no_false_alarm(gs: float) -> None:
         legal = legal_codes(x, x, stored, torch.tensor(gs), Arithmetic("fast"))
         for inner in UNITS:
             for outer in UNITS:
-                code = rounded(x * fast_factor(stored, gs, Perturbed(inner, outer)).unsqueeze(-1), CODE["even"])
+                code = rounded(
+                    x * fast_factor(stored, gs, Perturbed(inner, outer)).unsqueeze(-1), CODE["even"]
+                )
                 assert bool((legal.accepts(code) | is_free(stored)).all())
 
 
@@ -320,7 +346,9 @@ def test_a_block_without_numbers_has_the_scale_nan_and_free_codes() -> None:
     for kind in ("real", "exact", "fast"):
         legal = legal_scales(amax, amax, torch.tensor(448.0), Arithmetic(kind))
         assert legal.low.tolist() == legal.high.tolist() == [e4m3.NAN_BYTE, 0, e4m3.MAX_BYTE]
-        codes = legal_codes(torch.ones(3, 16), torch.ones(3, 16), legal.low, torch.tensor(448.0), Arithmetic(kind))
+        codes = legal_codes(
+            torch.ones(3, 16), torch.ones(3, 16), legal.low, torch.tensor(448.0), Arithmetic(kind)
+        )
         assert codes.low[:2].max() == 0
         assert codes.high[:2].min() == 7
 

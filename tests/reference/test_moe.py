@@ -92,7 +92,11 @@ def one_token(x: Tensor, expert: int, arguments: dict[str, Tensor], activation: 
     q = quantize_nvfp4(x, at["input_global_scale"])
     a = decode_blocks(q.codes, q.block_scale)
     w1, w2 = decode_blocks(at["w1"], at["w1_blockscale"]), decode_blocks(at["w2"], at["w2_blockscale"])
-    gemm1 = torch.tensor([dot(a, row) * float(at["w1_alpha"]) for row in w1], dtype=torch.float64).bfloat16().tolist()
+    gemm1 = (
+        torch.tensor([dot(a, row) * float(at["w1_alpha"]) for row in w1], dtype=torch.float64)
+        .bfloat16()
+        .tolist()
+    )
     if activation == "silu":
         hidden = [g / (1 + math.exp(-g)) * u for g, u in zip(gemm1[:N], gemm1[N:], strict=True)]
     else:
@@ -121,7 +125,11 @@ def test_a_quantized_pair_gives_the_same_layer() -> None:
     expected = masked_moe(**arguments)
     x = arguments["hidden_states"].masked_fill(~valid_rows(MASKED_M, CAPACITY).unsqueeze(-1), 0)
     quantized = quantize_nvfp4(x, arguments["input_global_scale"])
-    pair = {**arguments, "hidden_states": (quantized.codes, quantized.block_scale), "input_global_scale": None}
+    pair = {
+        **arguments,
+        "hidden_states": (quantized.codes, quantized.block_scale),
+        "input_global_scale": None,
+    }
     got = masked_moe(**pair)
     assert torch.equal(got.view(torch.int16), expected.view(torch.int16))
 
@@ -151,7 +159,10 @@ def test_wrong_arguments_raise() -> None:
     arguments = layer("silu")
     with pytest.raises(ValueError, match="is needed when hidden_states is bfloat16"):
         masked_moe(**{**arguments, "input_global_scale": None})
-    pair = torch.zeros(EXPERTS, CAPACITY, K, dtype=torch.uint8), torch.zeros(EXPERTS, CAPACITY, 2, dtype=torch.uint8)
+    pair = (
+        torch.zeros(EXPERTS, CAPACITY, K, dtype=torch.uint8),
+        torch.zeros(EXPERTS, CAPACITY, 2, dtype=torch.uint8),
+    )
     with pytest.raises(ValueError, match="must be None when hidden_states is a quantized pair"):
         masked_moe(**{**arguments, "hidden_states": pair})
     with pytest.raises(ValueError, match=r"got \(2, 3, 4\) and \(2, 3, 5\)"):

@@ -17,7 +17,9 @@ from reference.mxfp4 import Mxfp4Tensor, dequantize_mxfp4, quantize_mxfp4
 def test_quantize_equals_fractions_and_ml_dtypes(dtype: torch.dtype) -> None:
     """MXFP4-1, MXFP4-2: the scale by fractions, the codes by ml_dtypes on the exact quotient."""
     generator = torch.Generator().manual_seed(2)
-    x = torch.randn(64, 32, generator=generator) * torch.exp2(torch.randint(-10, 10, (64, 1), generator=generator))
+    x = torch.randn(64, 32, generator=generator) * torch.exp2(
+        torch.randint(-10, 10, (64, 1), generator=generator)
+    )
     x[0] = torch.tensor([6.0, *e2m1.MIDPOINTS, *(-m for m in e2m1.MIDPOINTS), -0.0] * 2)
     x[1] = torch.linspace(4, 7.9, 32)
     x = x.to(dtype)
@@ -63,5 +65,7 @@ def test_wrong_arguments_raise() -> None:
     with pytest.raises(ValueError, match=r"multiple of 32, got \(2, 16\)"):
         quantize_mxfp4(torch.zeros(2, 16))
     with pytest.raises(ValueError, match="one per 32 codes"):
-        dequantize_mxfp4(Mxfp4Tensor(torch.zeros(2, 64, dtype=torch.uint8), torch.zeros(2, 1, dtype=torch.uint8)))
+        dequantize_mxfp4(
+            Mxfp4Tensor(torch.zeros(2, 64, dtype=torch.uint8), torch.zeros(2, 1, dtype=torch.uint8))
+        )
     assert quantize_mxfp4(torch.zeros(0, 32)).codes.shape == (0, 32)

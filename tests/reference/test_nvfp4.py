@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from fractions import Fraction
 
 import pytest
@@ -25,7 +26,7 @@ ONE = torch.ones(())
 
 def nearest(value: Fraction, values: list[Fraction]) -> int:
     """Return the index of the nearest value, at a tie the even one, past the end the last."""
-    for index, (low, high) in enumerate(zip(values, values[1:], strict=False)):
+    for index, (low, high) in enumerate(itertools.pairwise(values)):
         if value <= high:
             middle = (low + high) / 2
             return index + 1 if value > middle or (value == middle and index % 2 == 1) else index
@@ -49,7 +50,11 @@ def test_quantize_equals_exact_rational_arithmetic(dtype: torch.dtype, gs: float
     """NVFP4-1, NVFP4-2, NVFP4-3: random blocks over 30 binades, blocks of ties, of zeros, and some that underflow."""
     generator = torch.Generator().manual_seed(7)
     scale = torch.tensor(gs)
-    x = torch.randn(40, 16, generator=generator) * torch.exp2(torch.randint(-14, 14, (40, 1), generator=generator)) / gs
+    x = (
+        torch.randn(40, 16, generator=generator)
+        * torch.exp2(torch.randint(-14, 14, (40, 1), generator=generator))
+        / gs
+    )
     ties = torch.tensor([6.0, *e2m1.MIDPOINTS, *(-m for m in e2m1.MIDPOINTS), -0.0])
     x[:4] = ties * torch.exp2(torch.tensor([-3.0, 0.0, 1.0, 5.0])).unsqueeze(-1) / gs
     x[4] = 0
@@ -144,7 +149,9 @@ def test_dequantize_returns_code_times_both_scales() -> None:
     dec = torch.tensor(0.25)
     values = dequantize_nvfp4(Nvfp4Tensor(codes, block_scale, dec))
     for byte in (0, 1, 7, 8, 63, 126):
-        expected = [float(E2M1_VALUES[c & 7] * E4M3_VALUES[byte] / 4) * (-1 if c & 8 else 1) for c in range(16)]
+        expected = [
+            float(E2M1_VALUES[c & 7] * E4M3_VALUES[byte] / 4) * (-1 if c & 8 else 1) for c in range(16)
+        ]
         assert values[byte].tolist() == expected
     exact = decode_blocks(codes, block_scale)
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
@@ -181,7 +188,9 @@ def test_wrong_arguments_raise() -> None:
         quantize_nvfp4(x[:, :8], ONE)
     with pytest.raises(ValueError, match="multiple of 16"):
         quantize_nvfp4(torch.zeros(()), ONE)
-    with pytest.raises(ValueError, match=r"must be float32, got torch\.bfloat16: kernels read four raw bytes"):
+    with pytest.raises(
+        ValueError, match=r"must be float32, got torch\.bfloat16: kernels read four raw bytes"
+    ):
         quantize_nvfp4(x, ONE.bfloat16())
     with pytest.raises(ValueError, match=r"must hold 1 or 2 values, got \(3,\)"):
         quantize_nvfp4(x, torch.ones(3))

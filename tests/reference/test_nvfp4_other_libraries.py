@@ -18,7 +18,10 @@ from reference.mxfp4 import quantize_mxfp4
 from reference.nvfp4 import quantize_nvfp4
 
 # torchao and compressed-tensors warn about torch calls of their own that are deprecated
-pytestmark = [pytest.mark.filterwarnings("ignore:::torchao"), pytest.mark.filterwarnings("ignore:::compressed_tensors")]
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:::torchao"),
+    pytest.mark.filterwarnings("ignore:::compressed_tensors"),
+]
 
 TORCHAO_SMALLEST_SCALE = 2.0**-6
 SCALES = [1.0, 512.0, 448.0, 855.617, 0.377]
@@ -27,7 +30,9 @@ SCALES = [1.0, 512.0, 448.0, 855.617, 0.377]
 def tokens(dtype: torch.dtype, gs: float, block: int) -> Tensor:
     """Return rows that quantizers disagree on: random, ties, wide magnitudes, underflow, saturation, zeros of both signs."""
     generator = torch.Generator().manual_seed(int(gs * 1000) + block)
-    x = torch.randn(512, 256, generator=generator) * torch.exp2(torch.randint(-12, 12, (512, 1), generator=generator))
+    x = torch.randn(512, 256, generator=generator) * torch.exp2(
+        torch.randint(-12, 12, (512, 1), generator=generator)
+    )
     blocks = x.view(-1, block)
     count = len(blocks) // 4
     units = torch.exp2(torch.randint(-4, 8, (count, 1), generator=generator))
@@ -86,7 +91,11 @@ def explained(
     reason = crossed | scale_reason.repeat_interleave(16, -1)
     unsigned_zero = (x == 0) & (codes == 0)  # -0.0 lost its sign
     unexplained = other_code & ~reason & ~unsigned_zero
-    return int(other_scale.sum()), int(other_code.sum()), unexplained | (other_scale & ~scale_reason).repeat_interleave(16, -1)
+    return (
+        int(other_scale.sum()),
+        int(other_code.sum()),
+        unexplained | (other_scale & ~scale_reason).repeat_interleave(16, -1),
+    )
 
 
 def torchao_arithmetic(x: Tensor, per_tensor_scale: Tensor) -> tuple[Tensor, Tensor]:
@@ -160,7 +169,9 @@ def test_compressed_tensors_differs_only_where_its_arithmetic_says(dtype: torch.
     shown = theirs[0], torch.where(was_zero & (theirs[1] == zero), 0, theirs[1])
     scales, codes, unexplained = explained(x, scale, shown, 0, unit)
     unexplained &= ~was_zero.repeat_interleave(16, -1)
-    print(f"compressed-tensors, {dtype}, {gs}: {scales} scales and {codes} codes of {x.numel()} differ, all explained")
+    print(
+        f"compressed-tensors, {dtype}, {gs}: {scales} scales and {codes} codes of {x.numel()} differ, all explained"
+    )
     assert not unexplained.any()
     assert int((was_zero & (theirs[1] == zero)).sum()) > 0
     # With a power of two amax / 6 keeps at least 2^-8 away from every midpoint that it does not hit: nothing shows.
@@ -182,7 +193,9 @@ def test_torchao_mxfp4_equals_the_reference(dtype: torch.dtype) -> None:
     from torchao.prototype.mx_formats.mx_tensor import ScaleCalculationMode, to_mx
 
     x = tokens(dtype, 1.0, 32)
-    x[:8] = (torch.randn(8, 256, generator=torch.Generator().manual_seed(9)) * 2.0**-125).to(dtype)  # subnormal scales
+    x[:8] = (torch.randn(8, 256, generator=torch.Generator().manual_seed(9)) * 2.0**-125).to(
+        dtype
+    )  # subnormal scales
     block_scale, packed = to_mx(x, torch.float4_e2m1fn_x2, 32, ScaleCalculationMode.FLOOR)
     theirs = unpack_e2m1(packed), block_scale.view(torch.uint8)
     formula = torchao_mx_arithmetic(x)
@@ -193,5 +206,7 @@ def test_torchao_mxfp4_equals_the_reference(dtype: torch.dtype) -> None:
     other_divisor = (ours.block_scale == 0).repeat_interleave(32, -1)
     assert torch.equal(ours.codes[~other_divisor], theirs[0][~other_divisor])
     differ = ours.codes != theirs[0]
-    print(f"torchao MXFP4, {dtype}: {int(differ.sum())} codes of {x.numel()} differ, all in blocks of scale 2^-127")
+    print(
+        f"torchao MXFP4, {dtype}: {int(differ.sum())} codes of {x.numel()} differ, all in blocks of scale 2^-127"
+    )
     assert int(differ.sum()) > 0

@@ -1,0 +1,184 @@
+"""`harness check` from request to record, without a process: traps and their floor, interrupts, what is skipped."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import strategies as st
+
+from harness import check
+from harness.candidates import CANDIDATES
+from harness.candidates.protocol import Traits
+from harness.check import CheckRequest, Progress, run_check
+from harness.problem import PLANTED_TRAPS, SHAPE_TRAPS, parse_problem
+from harness.profiles import PROFILES
+from harness.record import RunRecord
+from harness.rules import find_rules
+from harness.session import CandidateStartError
+from harness.strategies import possible_traps
+from harness.verdict import Verdict
+
+# As many problems as in standard, with extents that are drawn quickly.
+STANDARD = dataclasses.replace(PROFILES["standard"], experts=4, capacity=160, k=256, n=128)
+
+
+@pytest.fixture
+def run(told, answer, monkeypatch: pytest.MonkeyPatch) -> Any:
+    def run(request: CheckRequest, reply: Any = None, traits: Traits | None = None) -> RunRecord:
+        monkeypatch.setitem(PROFILES, "standard", STANDARD)
+        monkeypatch.setattr(check, "open_session", lambda *_: told(reply or (lambda _: answer()), traits))
+        return run_check(request, RunRecord("run", "now", [], profile=request.profile.name), Progress())
+
+    return run
+
+
+def test_a_standard_run_draws_every_trap_often_enough(run) -> None:
+    """Three rules of twenty-one are enough, so that chance does not decide in a whole run."""
+    record = run(CheckRequest(["mine"], find_rules(["QUANT", "ACT", "GEMM"]), STANDARD))
+    assert record.missing_traps == []
+    assert record.verdict is Verdict.PASS
+    assert min(record.traps[trap] for trap in (*PLANTED_TRAPS, *SHAPE_TRAPS)) >= 5
+
+
+def without_nan(*_: object) -> st.SearchStrategy[Any]:
+    extras = st.sets(st.sampled_from(sorted(set(PLANTED_TRAPS) - {"nan"})), max_size=3)
+    return extras.map(
+        lambda e: dataclasses.replace(
+            parse_problem("3x130x48x256:0,1,130:normal:0"), extras=frozenset(e), seed=len(e)
+        )
+    )
+
+
+def test_a_trap_that_was_never_drawn_fails_a_standard_run(run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("harness.strategies.problems", without_nan)
+    record = run(CheckRequest(["mine"], find_rules(["QUANT", "GEMM"]), STANDARD))
+    assert record.verdict is Verdict.FAIL
+    assert record.missing_traps == ["nan", "one_expert"]
+    assert record.reason == "traps drawn too seldom to count as tested: nan, one_expert"
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"all_rules": False},
+        {"max_seconds": 1000},
+        {"problem": parse_problem("1x1x16x16:1:normal:0")},
+        {"profile": PROFILES["quick"]},
+    ],
+)
+def test_a_part_of_a_run_need_not_draw_every_trap(run, monkeypatch: pytest.MonkeyPatch, part: Any) -> None:
+    monkeypatch.setattr("harness.strategies.problems", without_nan)
+    values = {"profile": STANDARD} | part
+    record = run(CheckRequest(["mine"], find_rules(["QUANT"]), **values))
+    assert record.missing_traps == []
+    assert record.verdict is Verdict.PASS
+
+
+@pytest.mark.parametrize("multiple", [16, 32, 64, 128])
+def test_traps_that_alignments_rule_out_are_not_asked_for(multiple: int) -> None:
+    traits = Traits(device="cpu", k_multiple=multiple, n_multiple=1)
+    possible = possible_traps(traits)
+    assert ("ragged_blocks" in possible) == (multiple < 64)
+    assert set(possible) >= set(PLANTED_TRAPS)
+    assert ("ragged_capacity" in possible_traps(dataclasses.replace(traits, m_multiple=multiple))) == (
+        multiple < 128
+    )
+    assert "one_expert" not in possible_traps(dataclasses.replace(traits, min_experts=2))
+    assert set(possible) | {"ragged_blocks"} == {*PLANTED_TRAPS, *SHAPE_TRAPS}
+
+
+def test_widths_are_multiples_of_every_declared_alignment() -> None:
+    assert Traits(k_multiple=48, n_multiple=32).width_multiple == 96
+    assert Traits(k_multiple=16, n_multiple=1).width_multiple == 16
+    assert "ragged_blocks" in possible_traps(Traits(k_multiple=96, n_multiple=1))
+
+
+def test_max_seconds_ends_the_whole_run_and_leaves_what_was_not_judged_unknown(run, answer) -> None:
+    def slow(_: object) -> dict[str, Any]:
+        time.sleep(0.02)
+        return answer()
+
+    started = time.monotonic()
+    record = run(CheckRequest(["mine"], find_rules(["QUANT", "GEMM"]), STANDARD, max_seconds=0.5), slow)
+    assert time.monotonic() - started < 5
+    assert [r.verdict for r in record.rules] == [Verdict.PASS, Verdict.UNKNOWN]
+    assert record.verdict is Verdict.UNKNOWN
+
+
+def test_an_interrupt_keeps_what_was_found_until_then(told, answer, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = Counter()
+
+    def interrupted(_: object) -> dict[str, Any]:
+        calls["judged"] += 1
+        if calls["judged"] == 50:
+            raise KeyboardInterrupt
+        return answer()
+
+    closed = []
+    session = told(interrupted)
+    session.close = lambda: closed.append(True)
+    monkeypatch.setattr(check, "open_session", lambda *_: session)
+    record = RunRecord("run", "now", [], profile="quick")
+    with pytest.raises(KeyboardInterrupt):
+        run_check(
+            CheckRequest(["mine"], find_rules(["QUANT", "GEMM"]), PROFILES["quick"]), record, Progress()
+        )
+    assert [r.rule for r in record.rules] == ["QUANT"]
+    assert record.interrupted
+    assert (record.verdict, record.reason) == (Verdict.UNKNOWN, "interrupted")
+    assert closed == [True]
+
+
+def test_a_candidate_that_cannot_run_counts_only_if_it_was_asked_for(
+    told, answer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def open_session(name: str, _: CheckRequest) -> Any:
+        if name != "eager":
+            raise CandidateStartError("needs sm_100")
+        return told(lambda _: answer())
+
+    monkeypatch.setattr(check, "open_session", open_session)
+    found = {}
+    for names in ([], ["eager", "physical"]):
+        record = RunRecord("run", "now", [], profile="quick")
+        run_check(CheckRequest(names, find_rules(["QUANT"]), PROFILES["quick"]), record, Progress())
+        found[len(names)] = record
+    assert found[0].verdict is Verdict.PASS
+    assert [c.reason for c in found[0].candidates if not c.ran] == ["needs sm_100"] * (len(CANDIDATES) - 1)
+    assert found[2].verdict is Verdict.UNKNOWN
+    assert found[2].reason == "physical cannot run here: needs sm_100"
+
+
+def test_a_missing_stage_is_a_skip_with_its_reason(told, answer, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = told(lambda _: answer())
+    described = session.describe() | {"stages": ["quantize_grouped"]}
+    session.describe = lambda: described
+    monkeypatch.setattr(check, "open_session", lambda *_: session)
+    record = RunRecord("run", "now", [], profile="quick")
+    run_check(CheckRequest(["mine"], find_rules(["QUANT", "GEMM"]), PROFILES["quick"]), record, Progress())
+    assert [r.rule for r in record.rules] == ["QUANT"]
+    assert [(s.what, s.reason) for s in record.skips] == [
+        ("GEMM on mine", "the candidate has no masked_grouped_gemm")
+    ]
+    assert record.candidates[0].missing_stages == [
+        "silu_mul_quantize_grouped", "masked_grouped_gemm", "masked_moe",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("isolate", [True, False])
+def test_a_candidate_that_raises_when_it_is_made_cannot_run_and_is_no_defect_of_the_harness(
+    isolate: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(Path(__file__).parent.parent / "candidates")
+    record = RunRecord("run", "now", [], profile="quick")
+    request = CheckRequest(
+        ["faulty:RaisesAtStart"], find_rules(["QUANT"]), PROFILES["quick"], isolate=isolate
+    )
+    run_check(request, record, Progress())
+    assert record.verdict is Verdict.UNKNOWN
+    assert record.reason == "faulty:RaisesAtStart cannot run here: FileNotFoundError: libkernel.so"

@@ -1,0 +1,137 @@
+"""Measuring a candidate: the bits of accumulators that are known here, and honest words where the probe says nothing."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from harness import physical
+from harness.candidates.eager import Eager
+from harness.candidates.physical import Physical
+from harness.candidates.protocol import Traits
+from harness.emulation.accumulate import blocked_gemm
+from harness.probes import accumulator_bits, find_reciprocal, measure
+from reference.bounds import Accumulator
+from reference.nvfp4 import decode_blocks
+
+
+class Adds(Eager):
+    """A GEMM whose accumulator is given."""
+
+    def __init__(self, add, traits: Traits | None = None) -> None:
+        super().__init__()
+        self.add = add
+        self.traits = traits or self.traits
+
+    def masked_grouped_gemm(self, a, a_scale, b, b_scale, out, masked_m, alpha) -> None:
+        operands = []
+        for packed, scale in ((a, a_scale), (b, b_scale)):
+            codes = physical.codes_of(packed)
+            stored = physical.block_scales_of(scale, codes.shape[1], codes.shape[2] // 16)
+            operands.append(decode_blocks(codes, stored, torch.float32))
+        for expert in range(a.shape[2]):
+            out[:, :, expert] = self.add(operands[0][expert], operands[1][expert]).to(out.dtype)
+
+
+def blocked(**words):
+    return lambda a, b: blocked_gemm(a, b, **words)
+
+
+@pytest.mark.parametrize("chunk", [16, 64, 512])
+@pytest.mark.parametrize("bits", [14, 20, 23])
+def test_the_bits_of_a_truncating_accumulator_are_found(bits: int, chunk: int) -> None:
+    """Whatever enters an instruction together is added exactly, so a chunk of all products hides the truncation."""
+    found, words = accumulator_bits(Adds(blocked(bits=bits, chunk=chunk)))
+    if chunk == 512:
+        assert found == 24
+    else:
+        assert found == bits
+        assert words.startswith(f"{bits} bits, measured")
+
+
+def test_a_float32_accumulator_keeps_24_bits_however_it_adds() -> None:
+    for add in (
+        blocked(bits=24, chunk=64),
+        blocked(bits=24, chunk=1),
+        blocked(chunk=16, rounding="nearest"),
+        lambda a, b: a @ b.T,
+    ):
+        found, words = accumulator_bits(Adds(add))
+        assert found == 24
+        assert words.startswith("24 bits or more")
+
+
+def test_an_accumulator_of_more_than_24_bits_counts_as_24() -> None:
+    """Sums up to 24 bits are what bit equality needs; the float32 output cannot show more."""
+    assert accumulator_bits(Adds(lambda a, b: (a.double() @ b.double().T).float()))[0] == 24
+
+
+def test_one_arrangement_that_loses_bits_is_enough() -> None:
+    """Split k: the halves are added in float32, but each of them in 14 bits."""
+
+    def split(a, b):
+        half = a.shape[1] // 2
+        return blocked_gemm(a[:, :half], b[:, :half]) + blocked_gemm(a[:, half:], b[:, half:], bits=14)
+
+    assert accumulator_bits(Adds(split))[0] == 14
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        lambda a, b: torch.zeros(a.shape[0], b.shape[0]),
+        lambda a, b: 2 * (a @ b.T),
+        lambda a, b: torch.full((a.shape[0], b.shape[0]), torch.nan),
+        lambda a, b: (a @ b.T).roll(1, 0),
+    ],
+)
+def test_a_broken_gemm_is_not_measured_and_bit_equality_is_not_demanded_of_it(broken) -> None:
+    candidate = Adds(broken)
+    bits, words = accumulator_bits(candidate)
+    assert bits == 0
+    assert words.startswith("not measured: the probe 2^20 + 2^10 - 2^20 did not return 2^10")
+    assert measure(candidate).known.accumulator == Accumulator(24, 1, measured=False)
+
+
+def test_a_gemm_that_raises_is_not_measured_and_still_judged(faulty) -> None:
+    """The rules call it again and blame it with a problem; a start that fails would only say "cannot run here"."""
+    measured = measure(faulty.Raises())
+    assert not measured.known.accumulator.measured
+    assert "not measured: masked_grouped_gemm raised KeyError" in measured.notes["accumulator"]
+
+
+def test_a_candidate_without_a_gemm_is_not_measured(faulty) -> None:
+    measured = measure(faulty.QuantizesOnly())
+    assert not measured.known.accumulator.measured
+    assert "no masked_grouped_gemm" in measured.notes["accumulator"]
+
+
+def test_the_probe_keeps_to_the_declared_alignments_and_types() -> None:
+    shapes = []
+
+    def note(a, b):
+        shapes.append((a.shape[0], b.shape[0], a.shape[1]))
+        return a @ b.T
+
+    traits = Traits(
+        device="cpu", m_multiple=96, n_multiple=80, k_multiple=96, min_experts=3, out_dtypes=("bfloat16",)
+    )
+    assert accumulator_bits(Adds(note, traits))[0] == 24
+    assert len(shapes) == 3
+    assert all(m % 96 == n % 80 == k % 96 == 0 for m, n, k in shapes)
+
+
+def test_physical_and_eager_are_measured_as_what_they_are() -> None:
+    for candidate, chunk in ((Physical(), 64), (Eager(), 1)):
+        assert measure(candidate).known.accumulator == Accumulator(24, chunk, measured=True)
+
+
+def test_a_candidate_that_gives_its_reciprocal_is_taken_at_its_word_and_others_keep_a_unit_of_freedom() -> (
+    None
+):
+    own, words = find_reciprocal(Physical())
+    assert own(torch.tensor([2.0])).item() == 0.5
+    assert words.startswith("known")
+    none, words = find_reciprocal(Adds(None, Traits(device="cpu")))
+    assert none is None
+    assert "not probed: no CUDA device" in words

@@ -1,0 +1,156 @@
+"""Who may import whom, read from the source, and what importing loads."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+STANDARD = set(sys.stdlib_module_names)
+OURS = {"reference", "harness", "suites", "reports", "tests", "benchmarks", "examples"}
+
+# What each layer may import besides the standard library. The engines are imported inside the functions that use them.
+ENGINES = {"flashinfer", "sglang", "vllm", "cutlass", "sgl_kernel"}
+ALLOWED = {
+    "reference": {"reference", "torch"},
+    "harness": {
+        "harness", "reference", "torch", "click", "hypothesis", "pytest", "packaging", "triton", "numpy", "lm_eval",
+        "xdist", *ENGINES,
+    },
+    "reports": {"reports", "harness", "jinja2", "markupsafe"},
+    "suites": {"suites", "harness", "reference", "pytest", "hypothesis"},
+}  # fmt: skip
+HEAVY = {"torch", "triton", "lm_eval", "transformers", "datasets", *ENGINES}
+
+
+def imports(path: Path) -> Iterator[tuple[str, int, bool]]:
+    """Yield every module that a file imports: full name, line, and whether that happens when the file is imported."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    inside = {
+        id(node)
+        for function in ast.walk(tree)
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        for node in ast.walk(function)
+    }
+    typing_only = {
+        id(node)
+        for test in ast.walk(tree)
+        if isinstance(test, ast.If) and "TYPE_CHECKING" in ast.unparse(test.test)
+        for node in ast.walk(test)
+    }
+    for node in ast.walk(tree):
+        at_once = id(node) not in inside | typing_only
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, node.lineno, at_once
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, (
+                f"{path}:{node.lineno}: imports are absolute, so that they can be read from here"
+            )
+            for alias in node.names:
+                yield f"{node.module}.{alias.name}", node.lineno, at_once
+
+
+def files(layer: str) -> list[Path]:
+    found = sorted((ROOT / layer).rglob("*.py"))
+    assert found, f"{layer} has no files: this test would pass for nothing"
+    return found
+
+
+def name(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("layer", ALLOWED)
+def test_each_layer_imports_only_what_it_may(layer: str) -> None:
+    foreign = [
+        f"{name(path)}:{line} imports {module}"
+        for path in files(layer)
+        for module, line, _ in imports(path)
+        if module.split(".")[0] not in STANDARD | ALLOWED[layer]
+        and (name(path), module.split(".")[0]) not in EXCEPTIONS
+    ]
+    assert foreign == []
+
+
+# The reports are drawn by commands and by the plugin, which import them inside a function.
+EXCEPTIONS = {("harness/pytest_plugin.py", "reports")}
+
+
+def test_only_commands_and_the_plugin_draw_reports_and_only_when_they_are_called() -> None:
+    found = []
+    for path in files("harness"):
+        for module, line, at_once in imports(path):
+            if module.split(".")[0] == "reports":
+                drawn_here = path.parent.name == "cli" or name(path) == "harness/pytest_plugin.py"
+                assert drawn_here, f"{name(path)}:{line} imports {module}"
+                assert not at_once, f"{name(path)}:{line} imports {module} before it is called"
+                found.append(name(path))
+    assert "harness/cli/check.py" in found
+    assert "harness/pytest_plugin.py" in found
+
+
+def test_reports_know_nothing_of_the_harness_but_its_record() -> None:
+    allowed = ("harness.record", "harness.verdict")
+    foreign = [
+        f"{name(path)}:{line} imports {module}"
+        for path in files("reports")
+        for module, line, _ in imports(path)
+        if module.startswith("harness") and not module.startswith(allowed)
+    ]
+    assert foreign == []
+
+
+def test_nobody_imports_the_tests() -> None:
+    for layer in (*ALLOWED, "benchmarks", "examples"):
+        for path in sorted((ROOT / layer).rglob("*.py")):
+            for module, line, _ in imports(path):
+                assert module.split(".")[0] != "tests", f"{name(path)}:{line} imports {module}"
+
+
+def test_engines_are_imported_only_inside_the_function_that_needs_them() -> None:
+    """An installation without them must be able to import every module, and to say why something does not run."""
+    found = [
+        f"{name(path)}:{line} imports {module}"
+        for path in files("harness")
+        for module, line, at_once in imports(path)
+        if at_once and module.split(".")[0] in HEAVY - {"torch"} and name(path) not in GPU_ONLY
+    ]
+    assert found == []
+
+
+# Modules that are themselves imported inside a function, because what they define needs the package to be defined.
+GPU_ONLY = {"harness/probe_rcp.py", "harness/gsm8k/lm.py"}
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "harness/__init__.py", "harness/pytest_plugin.py", "harness/verdict.py", "harness/support.py",
+        "harness/problem.py", "harness/profiles.py", "harness/record.py", "harness/runner.py", "harness/session.py",
+        "harness/check.py", "harness/judging.py", "harness/worker.py", "harness/shapes.py", "harness/strategies.py",
+        "harness/known_failures.py", "harness/environment.py", "harness/rules/__init__.py",
+        "harness/candidates/__init__.py", "harness/candidates/eager.py", "harness/candidates/physical.py",
+    ],
+)  # fmt: skip
+def test_what_the_parent_process_imports_has_no_torch_at_its_top(path: str) -> None:
+    assert [
+        line for module, line, at_once in imports(ROOT / path) if at_once and module.startswith("torch")
+    ] == []
+
+
+def test_every_public_name_of_the_harness_is_there_and_is_no_module() -> None:
+    """A submodule of the same name would take the place of the object as soon as it is imported."""
+    import types
+
+    import harness
+
+    for public in harness.__all__:
+        assert not isinstance(getattr(harness, public), types.ModuleType), public
+        assert not (ROOT / "harness" / f"{public}.py").exists(), public
+    with pytest.raises(AttributeError, match="has no attribute 'confromance'"):
+        _ = harness.confromance
