@@ -50,6 +50,7 @@ def conformance(
     """
     import time
 
+    __tracebackhide__ = True  # pytest then shows the message under the caller's line, and none of this
     support: Support = support_of(candidate)
     if not support:
         raise UnknownVerdictError(f"UNKNOWN: the candidate cannot run here: {support.reason}")

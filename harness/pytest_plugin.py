@@ -131,7 +131,8 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     _state.used |= any(name == "candidate" for name, _ in report.user_properties)
     if report.failed:
         _state.failed += 1
-        _state.unknown += report.longreprtext.lstrip().startswith("UNKNOWN: ")
+        # not longreprtext, which begins with the worker's name under xdist
+        _state.unknown += str(report.longrepr).lstrip().startswith("UNKNOWN: ")
 
 
 _state: _State | None = None

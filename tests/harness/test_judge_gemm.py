@@ -184,6 +184,17 @@ def test_comparisons_without_power_say_so() -> None:
     assert found.accepted_altered == ["rolled rows"]
 
 
+def test_power_is_judged_on_every_row() -> None:
+    """POWER: twenty rows of zeros before one of numbers: zeros in its place would not pass."""
+    a, b, _, _ = operands()
+    a = a[:1, :1].repeat(1, 21, 1)
+    a[0, :20] = 0
+    out = torch.bmm(a, b[:1].transpose(1, 2)).bfloat16()
+    found = judge_gemm("gemm", out, a, b[:1], None, [21], MEASURED)
+    assert found.illegal == 0
+    assert found.accepted_altered == []
+
+
 def test_one_row_is_rolled_along_its_columns() -> None:
     """POWER: a problem of one row can still have power."""
     a, b, alpha, out = operands()

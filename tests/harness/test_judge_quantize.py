@@ -43,7 +43,9 @@ def judge(
 
 
 @pytest.mark.parametrize(
-    "arithmetic", [PROBED, Arithmetic("fast"), Arithmetic("exact"), Arithmetic("real")], ids=Arithmetic.describe
+    "arithmetic",
+    [PROBED, Arithmetic("fast"), Arithmetic("exact"), Arithmetic("real")],
+    ids=Arithmetic.describe,
 )
 def test_a_correct_quantizer_passes_with_power(arithmetic: Arithmetic) -> None:
     """QUANT-1, QUANT-2: every element counted, altered copies refused."""
@@ -239,6 +241,17 @@ def test_float32_activations_lie_in_the_interval(silu: object) -> None:
         given.high[outside][:4],
     )
     assert ((got.signbit() == given.negative) | (got == 0)).all()
+
+
+@pytest.mark.parametrize("units", [-4, 4])
+def test_an_error_of_four_units_stays_inside_on_both_sides(units: int) -> None:
+    """ACT-1: float32 operations alone may lose that much; next to a rounding boundary it shows."""
+    x = gate_up(30_000)
+    given = QuantizerInput.activated(x, "silu")
+    exact = silu_mul(x)
+    got = (exact * (1 + units * 2.0**-23)).bfloat16().float()
+    assert ((got.abs() >= given.low) & (got.abs() <= given.high)).all()
+    assert (got != exact.bfloat16().float()).sum() > 10  # the data has such places
 
 
 def test_the_interval_of_an_activation_is_at_most_two_neighbours_where_it_is_seen() -> None:

@@ -53,6 +53,30 @@ def test_the_bound_is_reached_within_a_factor_of_three(bits: int) -> None:
         )
 
 
+@pytest.mark.parametrize("alpha", [0.37, -0.37])
+def test_a_negative_alpha_turns_the_interval_around(alpha: float) -> None:
+    """GEMM-3: low stays below high, and a truncating accumulator stays inside."""
+    a, b = operand(20, 1024, 3, positive=True), operand(20, 1024, 4, positive=True)
+    factor = torch.tensor(alpha)
+    legal = legal_gemm(a, b, factor, torch.float32, Accumulator(24, 64, measured=True))
+    assert (legal.low < legal.high).all()
+    assert legal.accepts(blocked_gemm(a, b) * factor).all()
+
+
+def test_the_emulated_accumulator_truncates_toward_zero() -> None:
+    """GEMM-3: what tensor cores do, for both signs; or rounds to the nearest."""
+    a = torch.ones(2, 64)
+    a[:, 32:] = 0
+    b = torch.zeros(1, 64)
+    b[0, 0], b[0, 1] = 1, 1.5 * 2.0**-24
+    a[1] *= -1
+    assert blocked_gemm(a, b).flatten().tolist() == [1.0, -1.0]
+    b[0, 1] = 1.75 * 2.0**-23
+    assert blocked_gemm(a, b).flatten().tolist() == [1 + 2.0**-23, -1 - 2.0**-23]
+    assert blocked_gemm(a, b, rounding="nearest").flatten().tolist() == [1 + 2.0**-22, -1 - 2.0**-22]
+    assert blocked_gemm(a, b, bits=8).flatten().tolist() == [1.0, -1.0]
+
+
 def test_a_smaller_chunk_than_declared_is_seen() -> None:
     """GEMM-3: truncating at every product although 64 are declared leaves the interval on most elements."""
     a, b = operand(30, 4096, 3, positive=True), operand(30, 4096, 4, positive=True)
@@ -97,6 +121,9 @@ def test_the_epilogue_rounds_to_float32_first_and_to_the_output_once() -> None:
     value = torch.tensor([1 + 2.0**-24 + 2.0**-40], dtype=torch.float64)
     assert float(epilogue(value, None, torch.float32)) == 1 + 2.0**-23
     assert float(epilogue(value, torch.tensor(0.5), torch.bfloat16)) == 0.5
+    # just above the tie between 1 and 1 + 2^-7 in float64, the tie itself in float32
+    above_tie = torch.tensor([1 + 2.0**-8 + 2.0**-40], dtype=torch.float64)
+    assert float(epilogue(above_tie, None, torch.bfloat16)) == 1.0
     assert epilogue(value * 1e6, None, torch.float16).isinf()
 
 
