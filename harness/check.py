@@ -93,8 +93,10 @@ def run_check(request: CheckRequest, record: RunRecord, progress: Progress) -> R
     names = request.candidates or list(CANDIDATES)
     traps: Counter[str] = Counter()
     try:
-        for name in names:
-            deadline = started + request.max_seconds if request.max_seconds else float("inf")
+        for number, name in enumerate(names):
+            left = started + request.max_seconds - time.monotonic()
+            share = left / (len(names) - number) if request.max_seconds else float("inf")
+            deadline = time.monotonic() + share
             _run_candidate(name, request, record, progress, deadline, traps)
     except KeyboardInterrupt:
         record.interrupted = True
@@ -141,14 +143,16 @@ def _run_candidate(
         run.missing_stages = [s for s in STAGES if s not in described["stages"]]
         record.environment.device = described["traits"]["device"]
         progress.candidate(run)
-        for rule in request.rules:
+        for number, rule in enumerate(request.rules):
             missing = [stage for stage in rule.stages if stage in run.missing_stages]
             if missing:
                 record.skips.append(
                     Skip(f"{rule.id} on {name}", f"the candidate has no {', '.join(missing)}")
                 )
                 continue
-            settings = _settings(name, rule, request, deadline, progress)
+            # What is left of the time is shared evenly among the rules that are left of this candidate.
+            share = (deadline - time.monotonic()) / (len(request.rules) - number)
+            settings = _settings(name, rule, request, time.monotonic() + share, progress)
             if request.problem is None:
                 result, drawn = run_rule(rule, session, settings)
             else:

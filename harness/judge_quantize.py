@@ -27,12 +27,14 @@ class QuantizerInput:
         high: `(rows, k)` float32, largest magnitude (the same object where known).
         negative: `(rows, k)` bool, sign bit.
         is_nan: `(rows, k)` bool, or None where there is no NaN.
+        maybe_nan: `(rows, k)` bool, elements that float32 arithmetic may turn into NaN, or None.
     """
 
     low: Tensor
     high: Tensor
     negative: Tensor
     is_nan: Tensor | None
+    maybe_nan: Tensor | None = None
 
     @classmethod
     def known(cls, x: Tensor) -> QuantizerInput:
@@ -54,17 +56,23 @@ class QuantizerInput:
         value = silu_mul(gemm1)
         gate = gemm1.double().chunk(2, dim=-1)[0]
         # __expf errs by 2 + 1.173 |x| units; it weighs in with exp(-x) / (1 + exp(-x)); 4 units for +, / and *
-        freedom = ((2 + 1.173 * gate.abs()) * torch.sigmoid(-gate) + 4) * 2.0**-23
+        freedom = ((2 + 1.173 * gate.abs()) * torch.sigmoid(-gate)).nan_to_num(
+            0.0
+        )  # an infinite gate has no exp to err
+        freedom = (freedom + 4) * 2.0**-23
         magnitude = value.abs()
         low, high = (magnitude * (1 - freedom)).bfloat16(), (magnitude * (1 + freedom)).bfloat16()
         vanishes = (gate < -87) | (magnitude < 2.0**-126)  # exp overflows, or the product is subnormal
         low = low.float().masked_fill(vanishes, 0)
         is_nan = value.isnan()
+        # Where exp overflows silu may be -0, and -0 * infinity is NaN.
+        maybe_nan = (gate < -87) & value.isinf()
         return cls(
             low.nan_to_num(0.0, posinf=torch.inf),
             high.float().nan_to_num(0.0, posinf=torch.inf),
             value.signbit(),
             is_nan if bool(is_nan.any()) else None,
+            maybe_nan if bool(maybe_nan.any()) else None,
         )
 
     def amax(self) -> tuple[Tensor, Tensor]:
@@ -174,6 +182,8 @@ class _CodeJudge:
         ok = self.legal.accepts(magnitude, rows) & sign_ok
         if self.given.is_nan is not None:
             ok = torch.where(self.given.is_nan[rows], codes == e2m1.NAN_CODE, ok)
+        if self.given.maybe_nan is not None:
+            ok |= self.given.maybe_nan[rows] & (codes == e2m1.NAN_CODE)
         if self.free is not None:
             ok |= self.free[rows]
         return ok & (codes < 16)

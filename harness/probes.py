@@ -15,27 +15,79 @@ import torch
 from harness import physical
 from harness.candidates.protocol import stages_of, traits_of
 from harness.context import Known, device_is_lost
+from harness.problem import Problem
 from reference.bounds import Accumulator
 from reference.legal import Arithmetic, Reciprocal
 
-_K, _BLOCKS = 512, 32
+_K = 512
 _GAPS = range(10, 31)  # log2(L / s)
-_LARGE, _TOP = 10, 8  # a block of 2^10: code 4 with scale 2^8
-# (block of L, block of s, block of -L, number of L's). 64 products (one FP4 instruction) are four blocks.
-_ARRANGEMENTS = (
-    (0, 1, 2, 1),
-    (0, 4, 8, 1),
-    (4, 0, 8, 1),
-    (8, 4, 0, 1),
-    (0, 31, 16, 1),
-    (16, 0, 31, 1),
-    (0, 16, 31, 1),
-    (0, 1, 2, 15),
-    (0, 4, 8, 15),
-    (16, 31, 0, 15),
-)
+_WIDE = max(_GAPS) + 1  # significant bits, where nothing was lost over all gaps
+
 
 _PROBE_ENDED = "not measured: the probe of masked_grouped_gemm ended or stopped the candidate's process"
+
+
+@dataclass(frozen=True)
+class _Arrangement:
+    """Where the terms of one probe stand: blocks of L, s and -L. 64 products, one FP4 instruction, are four blocks.
+
+    `times` L's stand side by side. L has code 4 or, for units that align terms by their block scales before they look at
+    the codes, 0.5 under the same scale; `decoy` is a block of zeros under the largest scale, which such a unit counts too.
+    """
+
+    large: int
+    small: int
+    negative: int
+    times: int = 1
+    code: int = 6  # of 4.0; 1 is 0.5
+    decoy: int | None = None
+
+    @property
+    def scale(self) -> int:
+        """Exponent of L's block scales: 8, the largest, but for the decoy to be larger."""
+        return 0 if self.decoy is not None else 8
+
+    @property
+    def exponent(self) -> int:
+        """Exponent of the product L."""
+        return 2 * (self.scale + {6: 2, 1: -1}[self.code])
+
+    @property
+    def one_instruction(self) -> bool:
+        """Whether all terms stand in one instruction."""
+        return max(self.large, self.small, self.negative) < 4
+
+
+_ARRANGEMENTS = (
+    _Arrangement(0, 1, 2),
+    _Arrangement(0, 1, 2, code=1),
+    _Arrangement(0, 1, 2, decoy=3),
+    _Arrangement(0, 1, 2, times=15),
+    _Arrangement(0, 4, 8),
+    _Arrangement(4, 0, 8),
+    _Arrangement(8, 4, 0),
+    _Arrangement(0, 4, 8, code=1),
+    _Arrangement(0, 31, 16),
+    _Arrangement(16, 0, 31),
+    _Arrangement(0, 16, 31),
+    _Arrangement(0, 4, 8, times=15),
+    _Arrangement(16, 31, 0, times=15),
+)
+
+
+@dataclass(frozen=True)
+class AccumulatorProbe:
+    """What the probe of an accumulator found.
+
+    Attributes:
+        bits: significant bits of the running sum that every arrangement kept, at most 24; 0 for no clear answer.
+        window: significant bits that terms of one instruction keep when they are aligned, at most 31.
+        words: the finding, or why there is none.
+    """
+
+    bits: int
+    window: int
+    words: str
 
 
 @dataclass(frozen=True)
@@ -61,9 +113,12 @@ def measure(candidate: Any, *, probe: bool = True) -> Measured:
     notes = {}
     accumulator = known.accumulator
     if "masked_grouped_gemm" in stages_of(candidate):
-        bits, notes["accumulator"] = _probed_bits(candidate) if probe else (0, _PROBE_ENDED)
-        if bits:
-            accumulator = Accumulator(bits, traits.accumulator_chunk, measured=True)
+        found = _probed_accumulator(candidate) if probe else AccumulatorProbe(0, 0, _PROBE_ENDED)
+        notes["accumulator"] = found.words
+        if found.bits:
+            accumulator = Accumulator(
+                found.bits, traits.accumulator_chunk, measured=True, window=found.window
+            )
     else:
         notes["accumulator"] = (
             "not measured: the candidate has no masked_grouped_gemm; bit equality is not demanded"
@@ -71,40 +126,54 @@ def measure(candidate: Any, *, probe: bool = True) -> Measured:
     arithmetic = known.arithmetic
     if traits.arithmetic == "fast":
         reciprocal, notes["reciprocals"] = find_reciprocal(candidate)
+        if reciprocal is not None and probe and not _quantizes_with(candidate, reciprocal):
+            reciprocal = None
+            notes["reciprocals"] += (
+                ", but the candidate's quantizer uses another: next to a rounding boundary two codes are legal"
+            )
         arithmetic = Arithmetic("fast", reciprocal)
+    if warning := getattr(candidate, "warning", ""):
+        notes["warning"] = str(warning)
     return Measured(Known(arithmetic, accumulator), notes)
 
 
-def _probed_bits(candidate: Any) -> tuple[int, str]:
-    """Return `accumulator_bits`, or 0 and the reason where the candidate raises: the rules will say so of a problem."""
+def _probed_accumulator(candidate: Any) -> AccumulatorProbe:
+    """Return `probe_accumulator`, or the reason where the candidate raises: the rules will say so of a problem."""
     try:
-        return accumulator_bits(candidate)
+        return probe_accumulator(candidate)
     except (Exception, SystemExit) as error:
         if device_is_lost(error):
             raise
-        return 0, f"not measured: masked_grouped_gemm raised {type(error).__name__}: {error}"
+        return AccumulatorProbe(
+            0, 0, f"not measured: masked_grouped_gemm raised {type(error).__name__}: {error}"
+        )
 
 
-def accumulator_bits(candidate: Any) -> tuple[int, str]:
-    """Return the significant bits that every arrangement of the probe kept (at most 24), and the finding in words.
-
-    0 bits means that the probe did not give a clear answer; the words say why.
-    """
+def probe_accumulator(candidate: Any) -> AccumulatorProbe:
+    """Measure a candidate's accumulator through its masked_grouped_gemm."""
     traits = traits_of(candidate)
     rows = -(-len(_ARRANGEMENTS) * len(_GAPS) // traits.m_multiple) * traits.m_multiple
     columns = -(-max(len(_ARRANGEMENTS), 64) // traits.n_multiple) * traits.n_multiple
     k = -(-_K // traits.k_multiple) * traits.k_multiple
     a_codes, b_codes = (torch.zeros(1, r, k // 16, 16, dtype=torch.uint8) for r in (rows, columns))
     a_scale, b_scale = (torch.full((1, r, k // 16), _byte(0), dtype=torch.uint8) for r in (rows, columns))
-    for column, (large, small, negative, times) in enumerate(_ARRANGEMENTS):
-        for block, count in ((large, times), (small, 1), (negative, times)):
-            b_codes[0, column, block, :count] = 2 if block == small else 6  # 1 or 4
-            b_scale[0, column, block] = _byte(0 if block == small else _TOP)
-        for step, gap in enumerate(_GAPS):
+    for column, at in enumerate(_ARRANGEMENTS):
+        for block in (at.large, at.negative):
+            b_codes[0, column, block, : at.times], b_scale[0, column, block] = at.code, _byte(at.scale)
+        small = _small_exponent(at)
+        b_codes[0, column, at.small, 0], b_scale[0, column, at.small] = _power(small)
+        if at.decoy is not None:
+            b_scale[0, column, at.decoy] = _byte(8)
+        for step, gap in enumerate(_GAPS[: _gaps(at)]):
             row = column * len(_GAPS) + step
-            a_codes[0, row, large, :times], a_scale[0, row, large] = 6, _byte(_TOP)
-            a_codes[0, row, negative, :times], a_scale[0, row, negative] = 6 | 8, _byte(_TOP)
-            a_codes[0, row, small, 0], a_scale[0, row, small] = _power(2 * _LARGE - gap)
+            a_codes[0, row, at.large, : at.times], a_scale[0, row, at.large] = at.code, _byte(at.scale)
+            a_codes[0, row, at.negative, : at.times], a_scale[0, row, at.negative] = (
+                at.code | 8,
+                _byte(at.scale),
+            )
+            a_codes[0, row, at.small, 0], a_scale[0, row, at.small] = _power(at.exponent - gap - small)
+            if at.decoy is not None:
+                a_scale[0, row, at.decoy] = _byte(8)
     dtype = torch.float32 if "float32" in traits.out_dtypes else torch.bfloat16
     experts = traits.min_experts
     out = physical.empty_out(experts, rows, columns, dtype, traits.device, 0.0)
@@ -119,30 +188,42 @@ def accumulator_bits(candidate: Any) -> tuple[int, str]:
         torch.full((experts,), rows, dtype=torch.int32, device=traits.device),
         torch.ones(experts, device=traits.device),
     )
-    return _read_bits(out[:, :, 0].double().cpu())
+    return _read(out[:, :, 0].double().cpu())
 
 
-def _read_bits(out: torch.Tensor) -> tuple[int, str]:
-    bits = []
-    for column, (_, _, _, times) in enumerate(_ARRANGEMENTS):
+def _small_exponent(at: _Arrangement) -> int:
+    """Return the exponent of s in B, such that A can hold the rest for every gap."""
+    return max(at.exponent - 20, -10)
+
+
+def _gaps(at: _Arrangement) -> int:
+    """Return how many of the gaps the operands can express: s is at least 2^-20."""
+    return min(len(_GAPS), at.exponent + 20 - _GAPS[0] + 1)
+
+
+def _read(out: torch.Tensor) -> AccumulatorProbe:
+    bits, window = [], _WIDE
+    for column, at in enumerate(_ARRANGEMENTS):
         kept = 0
-        for step, gap in enumerate(_GAPS):
-            if float(out[column * len(_GAPS) + step, column]) != 2.0 ** (2 * _LARGE - gap):
+        for step, gap in enumerate(_GAPS[: _gaps(at)]):
+            if float(out[column * len(_GAPS) + step, column]) != 2.0 ** (at.exponent - gap):
                 break
             kept = gap
         if not kept:
-            return (
-                0,
-                f"not measured: the probe 2^20 + 2^10 - 2^20 did not return 2^10 in arrangement {column}",
-            )
-        bits.append(kept + (1 if times == 1 else 4))
+            words = f"not measured: the probe L + s - L did not return s at L/s = 2^{_GAPS[0]} in arrangement {column}"
+            return AccumulatorProbe(0, 0, words)
+        bits.append(kept + (1 if at.times == 1 else 4))  # 15 L's are four bits wide
+        if at.one_instruction and at.times == 1 and kept < _GAPS[_gaps(at) - 1]:
+            window = min(window, kept + 1)
     fewest = min(bits)
+    aligned = f"terms of one instruction keep {'at least ' * (window == _WIDE)}{window} bits"
     if fewest >= 24:
-        return (
-            24,
-            "24 bits or more, measured through masked_grouped_gemm: sums of 24 bits are exact in every order",
+        words = (
+            "24 bits or more, measured through masked_grouped_gemm: sums of 24 bits are exact in every order"
         )
-    return fewest, f"{fewest} bits, measured through masked_grouped_gemm (per arrangement: {bits})"
+        return AccumulatorProbe(24, window, f"{words}; {aligned}")
+    words = f"{fewest} bits, measured through masked_grouped_gemm (per arrangement: {bits}); {aligned}"
+    return AccumulatorProbe(fewest, window, words)
 
 
 def _byte(exponent: int) -> int:
@@ -155,6 +236,34 @@ def _power(exponent: int) -> tuple[int, int]:
     scale = min(max(exponent, -9), 8)
     code = {-1: 1, 0: 2, 1: 4, 2: 6}[exponent - scale]  # 0.5, 1, 2, 4
     return code, _byte(scale)
+
+
+def _quantizes_with(candidate: Any, reciprocal: Reciprocal) -> bool:
+    """Return whether the candidate's own quantizer agrees with a reciprocal, on tokens with many near-ties.
+
+    A correct kernel need not use the approximate instruction; one that does not must not be judged by its bits. A broken
+    quantizer disagrees with the tighter and with the looser arithmetic alike, so nothing is lost.
+    """
+    from harness.context import Context
+    from harness.rules.numbers import quantize
+
+    traits = traits_of(candidate)
+    if "quantize_grouped" not in stages_of(candidate):
+        return True
+    experts = max(traits.min_experts, 8)
+    rows = max(64, traits.m_multiple)
+    problem = Problem(
+        experts, rows, 4 * traits.width_multiple, traits.width_multiple, (rows,) * experts, seed=1
+    )
+    try:
+        for known in (Arithmetic("fast", reciprocal), Arithmetic("fast")):
+            found = quantize(Context(candidate, problem, Known(known, Accumulator())))
+            if not any(c.illegal for c in found):
+                return known.reciprocal is not None
+    except Exception as error:
+        if device_is_lost(error):
+            raise
+    return True
 
 
 def find_reciprocal(candidate: Any) -> tuple[Reciprocal | None, str]:

@@ -1,8 +1,9 @@
 """What a masked GEMM may return: the legal interval of every output element.
 
-The accumulator holds the exact dot product c up to E = units * sum |a||b|; then the epilogue multiplies by alpha in
-float32 and rounds once to the output type. Each of these steps is monotone, so the legal outputs are exactly those
-between the epilogue of c - E and the epilogue of c + E. Where the grid certificate holds E is 0 and both ends meet.
+The accumulator holds the exact dot product c up to an error E, which is a number of units of the largest partial sum; then
+the epilogue multiplies by alpha in float32 and rounds once to the output type. Each of these steps is monotone, so every
+legal output lies between the epilogue of c - E and the epilogue of c + E. Where the grid certificate holds E is 0 and both
+ends meet.
 
 Rules: GEMM-2 (bit equality), GEMM-3 (interval). Derivation: docs/bounds.md.
 """
@@ -26,24 +27,41 @@ class Accumulator:
         chunk: products that are added before the sum is rounded or truncated once (64: one FP4 instruction).
         measured: bits were measured through the candidate itself; otherwise they are assumed and bit equality is not
             demanded.
+        window: significant bits that each product keeps, below the largest term of its instruction, when the terms are
+            aligned (26: an H100 drops what lies 2^-26 below the largest).
     """
 
     bits: int = 24
     chunk: int = 64
     measured: bool = False
+    window: int = 26
 
-    def units(self, k: int) -> float:
-        """Return the largest relative error, in multiples of sum |a||b|, of a dot product of k terms.
+    def truncation(self, k: int) -> float:
+        """Return the error of the running sum, in multiples of the largest partial sum, for k products.
 
-        One truncation (a unit of 2^(1 - bits)) for each chunk, one for a final carry between partial sums and one for
-        the alignment within an instruction.
+        One truncation, a unit of 2^(1 - bits), for each chunk, and two more for carries between partial sums.
         """
         return (-(-k // self.chunk) + 2) * 2.0 ** (1 - self.bits)
+
+    def alignment(self, k: int) -> float:
+        """Return the error of aligning the terms within the instructions, in multiples of the largest partial sum.
+
+        Each of a chunk's products and the running sum may lose what lies below the window; a chunk of one product is
+        rounded as a whole, which `truncation` counts.
+        """
+        if self.chunk == 1:
+            return 0.0
+        return -(-k // self.chunk) * (self.chunk + 1) * 2.0 ** (1 - self.window)
+
+    def units(self, k: int) -> float:
+        """Return both errors together: what a dot product of k terms can be off by where nothing is certified."""
+        return self.truncation(k) + self.alignment(k)
 
     def describe(self) -> str:
         """Return the model in words, as the record shows it."""
         source = "measured" if self.measured else "assumed"
-        return f"{self.bits}-bit accumulator ({source}), one truncation per {self.chunk} products"
+        aligned = f", terms aligned to {self.window} bits" if self.chunk > 1 else ""
+        return f"{self.bits}-bit accumulator ({source}), one truncation per {self.chunk} products{aligned}"
 
 
 @dataclass(frozen=True)
@@ -109,6 +127,7 @@ def legal_gemm(
 
     Rules: GEMM-2, GEMM-3.
     """
+    k = a.shape[-1]
     sums = certificate.magnitude_sums(a, b)
     a_steps = certificate.step_exponents(a)
     b_steps = certificate.step_exponents(b) if b_steps is None else b_steps
@@ -117,13 +136,15 @@ def legal_gemm(
     oracle_exact = fits_float32 or bool(
         certificate.certified(sums, a_steps, b_steps, certificate.FLOAT64_BITS).all()
     )
-    error = sums * accumulator.units(a.shape[-1])
+    partial = certificate.largest_partial_sums(sums, exact, k)
+    # Terms that all fit the window of an instruction lose nothing when they are aligned.
+    aligned = certificate.certified(partial, a_steps, b_steps, accumulator.window)
+    error = partial * torch.where(aligned, accumulator.truncation(k), accumulator.units(k))
     if not oracle_exact:
-        error += sums * (a.shape[-1] * 2.0**-certificate.FLOAT64_BITS)
+        error += sums * (k * 2.0**-certificate.FLOAT64_BITS)
     if accumulator.measured:
-        bit_equal = certificate.certified(
-            sums, a_steps, b_steps, min(accumulator.bits, certificate.FLOAT32_BITS)
-        )
+        bits = min(accumulator.bits, certificate.FLOAT32_BITS)
+        bit_equal = certificate.certified(partial, a_steps, b_steps, bits)
         error = error.masked_fill_(bit_equal, 0.0)
     else:
         bit_equal = torch.zeros_like(sums, dtype=torch.bool)

@@ -1,9 +1,10 @@
 """When is a dot product exact in every order of accumulation? The grid certificate.
 
 Operands of an NVFP4 GEMM are multiples of a power of two: each row of A of some step 2^ga, each row of B of some 2^gb.
-Every partial sum of a dot product, in any order and any grouping, is then a multiple of 2^(ga + gb) and at most
-sum |a||b|. If that is at most 2^bits steps, an accumulator that keeps `bits` significant bits holds every partial sum
-exactly: nothing is ever rounded or truncated, and the result must be equal bit for bit.
+Every partial sum of a dot product c, in any order and any grouping, is then a multiple of 2^(ga + gb). It lies between the
+sum of the negative products and the sum of the positive ones, so its magnitude is at most (sum |a||b| + |c|) / 2. If that is
+less than 2^bits steps, an accumulator that keeps `bits` significant bits holds every partial sum exactly: nothing is ever
+rounded or truncated, and the result must be equal bit for bit.
 
 Rule: GEMM-2 (bit equality where the certificate holds). Derivation: docs/bounds.md.
 """
@@ -52,11 +53,27 @@ def magnitude_sums(a: Tensor, b: Tensor) -> Tensor:
     return torch.mm(a.abs().float(), b.abs().float().T).double() * (1 + a.shape[-1] * 2.0**-23)
 
 
-def certified(sums: Tensor, a_steps: Tensor, b_steps: Tensor, bits: int) -> Tensor:
-    """Return which dot products every accumulator of `bits` significant bits computes exactly.
+def largest_partial_sums(sums: Tensor, exact: Tensor, k: int) -> Tensor:
+    """Return a bound on the magnitude of every partial sum, in any order: (sum |a||b| + |c|) / 2.
 
     Args:
         sums: `(m, n)` float64, from `magnitude_sums`.
+        exact: `(m, n)` float64, the dot products c, which float64 itself may have rounded.
+        k: number of products.
+
+    Returns:
+        `(m, n)` float64, never below the true value.
+    """
+    return (sums * (1 + k * 2.0**-FLOAT64_BITS) + exact.abs()) / 2
+
+
+def certified(partial_sums: Tensor, a_steps: Tensor, b_steps: Tensor, bits: int) -> Tensor:
+    """Return which dot products every accumulator of `bits` significant bits computes exactly.
+
+    The bound is strict: a term of exactly 2^bits steps would need a window one bit wider to be added to a term of one step.
+
+    Args:
+        partial_sums: `(m, n)` float64, from `largest_partial_sums` or, larger, `magnitude_sums`.
         a_steps: `(m,)` from `step_exponents`.
         b_steps: `(n,)` likewise.
         bits: significant bits that the accumulator was measured to keep.
@@ -64,10 +81,10 @@ def certified(sums: Tensor, a_steps: Tensor, b_steps: Tensor, bits: int) -> Tens
     Returns:
         `(m, n)` bool; False where the sum is NaN.
     """
-    # sums <= 2^(ga + bits) * 2^gb, written as an outer product of exact powers of two
+    # partial_sums < 2^(ga + bits) * 2^gb, written as an outer product of exact powers of two
     limit_a = torch.ldexp(torch.ones_like(a_steps, dtype=torch.float64), a_steps + bits)
     limit_b = torch.ldexp(torch.ones_like(b_steps, dtype=torch.float64), b_steps)
-    return sums <= limit_a.unsqueeze(-1) * limit_b
+    return partial_sums < limit_a.unsqueeze(-1) * limit_b
 
 
 def dot_products(a: Tensor, b: Tensor, *, exact_in_float32: bool) -> Tensor:

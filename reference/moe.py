@@ -83,6 +83,8 @@ def relu2(x: Tensor) -> Tensor:
 def activate(gemm1: Tensor, activation: str) -> Tensor:
     """Return the activation rounded to bfloat16, the type in which kernels hand it to the second quantization.
 
+    The rounding passes through float32, the type that kernels compute it in.
+
     Args:
         gemm1: `(*, 2n)` for "silu" (gate first), `(*, n)` for "relu2"; bfloat16.
         activation: "silu" or "relu2".

@@ -91,7 +91,7 @@ def gemm(
     Args:
         a: `(m, k)`.
         b: `(n, k)` floating point, known exactly.
-        alpha: `()` float32 or None; not negative.
+        alpha: `()` float32 or None.
         dtype: output type.
         accumulator: how the candidate adds.
 
@@ -102,7 +102,10 @@ def gemm(
     center = a.center() @ weights.T
     magnitude = torch.maximum(a.low.abs(), a.high.abs()) @ weights.abs().T
     slack = a.radius() @ weights.abs().T + magnitude * (accumulator.units(b.shape[1]) + b.shape[1] * 2.0**-52)
-    return Interval(*(epilogue(end, alpha, dtype).double() for end in (center - slack, center + slack)))
+    ends = [epilogue(end, alpha, dtype).double() for end in (center - slack, center + slack)]
+    if alpha is not None and bool(alpha < 0):
+        ends.reverse()
+    return Interval(*ends)
 
 
 def silu_mul(gemm1: Interval) -> Interval:

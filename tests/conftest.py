@@ -1,4 +1,4 @@
-"""What every test session needs: one thread per worker, and no deadline on a machine that is shared.
+"""What every test run needs: one thread per worker, and no deadline, since workers share the processor.
 
 Imports no torch: the thread count is an environment variable, read when a test imports torch, and inherited by children.
 """

@@ -21,7 +21,8 @@ Stages
         w1 uint8 (l, 2n, k/2), [gate, up]; w2 uint8 (l, k, n/2); block scales float8_e4m3fn swizzled 128x4,
         (l, round_up(rows, 128), round_up(columns / 16, 4)).
 
-Everything else is optional: `name`, `support()`, `traits`, and `reciprocals` (see Traits).
+Everything else is optional: `name`, `support()`, `traits`, `reciprocal(x)` (the
+rcp.approx.ftz that its quantizers use, where it is known bit for bit) and `warning` (a sentence for the record).
 """
 
 from __future__ import annotations
@@ -51,6 +52,8 @@ class Traits:
         out_dtypes: output types of masked_grouped_gemm.
         activations: values of masked_moe's `activation`.
         deterministic: two runs on the same input are bit-identical.
+        place_invariant: a row's bits do not depend on its expert's number, its place among the rows or the capacity
+            (False for stream-k and the like, which split the reduction by place).
         reads_strides: honours the strides of its operands (False: reads raw memory in the canonical layout, so a
             tensor in another layout must be refused).
         keeps_sign_of_zero: stores -0.0 as code 0b1000, as the hardware's conversion does.
@@ -70,6 +73,7 @@ class Traits:
     out_dtypes: tuple[str, ...] = ("bfloat16", "float16", "float32")
     activations: tuple[str, ...] = ("silu", "relu2")
     deterministic: bool = True
+    place_invariant: bool = True
     reads_strides: bool = False
     keeps_sign_of_zero: bool = True
     cuda_graph: bool = True

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from harness import physical
-from harness.comparison import Comparison, Rows, compare, compare_equal
+from harness.comparison import Comparison, Rows, compare
 from harness.context import Context, device_is_lost
 from harness.judge_gemm import judge_gemm
+from harness.rules.agreement import agree
 from reference.nvfp4 import decode_blocks
 
 SENTINEL = 13.0
@@ -183,11 +184,8 @@ def output_layout(ctx: Context) -> list[Comparison]:
     except _REFUSALS as error:
         return [_refused("output, experts innermost", error)]
     got = rows.take(out.permute(2, 0, 1))
-    return [
-        compare_equal(
-            "output, experts innermost", got, wanted, rows, "the strides of the output were ignored"
-        )
-    ]
+    name = "output, experts innermost"
+    return agree(ctx, "gemm", got, wanted, "the strides of the output were ignored", name=name)
 
 
 def operand_layout(ctx: Context) -> list[Comparison]:
@@ -195,7 +193,7 @@ def operand_layout(ctx: Context) -> list[Comparison]:
     t = ctx.tensors
     rows, a = ctx.rows(), ctx.reference_operand()
     wanted = rows.take(ctx.gemm(a, t.w1, t.w1_alpha))
-    found = []
+    found: list[Comparison] = []
     for name, changed in (
         ("operand A, experts innermost", (a[0].contiguous(), a[1])),
         (
@@ -208,9 +206,7 @@ def operand_layout(ctx: Context) -> list[Comparison]:
         except _REFUSALS as error:
             found.append(_refused(name, error))
             continue
-        found.append(
-            compare_equal(name, got, wanted, rows, "the strides were ignored and memory was misread")
-        )
+        found += agree(ctx, "gemm", got, wanted, "the strides were ignored and memory was misread", name=name)
     return found
 
 

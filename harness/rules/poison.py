@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from harness import physical
-from harness.comparison import Comparison, compare_equal
+from harness.comparison import Comparison
 from harness.context import Context, poisoned_allocations
+from harness.rules.agreement import agree
 from reference.moe import valid_rows
 
 POISONS = (float("nan"), float("inf"), 6e4)
@@ -25,33 +26,29 @@ def _padded(ctx: Context, tensor: Tensor, fill: float) -> Tensor:
 def padding_rows(ctx: Context) -> list[Comparison]:
     """PAD-ROWS: each stage with zeros and with poison in the rows at or past masked_m."""
     t, rows = ctx.tensors, ctx.rows()
-    found = []
+    found: list[Comparison] = []
     poison = POISONS[ctx.problem.seed % len(POISONS)]
     what = f"the padding rows hold {poison} instead of zeros"
     if ctx.has("quantize_grouped"):
         clean, dirty = (
             ctx.quantize(_padded(ctx, t.x, f), t.input_scale).valid_bytes(rows) for f in (0.0, poison)
         )
-        found.append(compare_equal("quantize", dirty, clean, rows, what))
+        found += agree(ctx, "quantize", dirty, clean, what)
     if ctx.has("silu_mul_quantize_grouped"):
         clean, dirty = (
             ctx.silu_mul_quantize(_padded(ctx, t.gate_up, f), t.a2_scale).valid_bytes(rows)
             for f in (0.0, poison)
         )
-        found.append(compare_equal("activation", dirty, clean, rows, what))
+        found += agree(ctx, "activation", dirty, clean, what)
     if ctx.has("masked_grouped_gemm"):
         clean, dirty = (
             rows.take(ctx.gemm(_operand_with_padding(ctx, *f), t.w1, t.w1_alpha))
             for f in ((0, 0), (0xF, NAN_SCALE))
         )
-        found.append(
-            compare_equal(
-                "gemm", dirty, clean, rows, "the padding rows of A hold -6 and NaN scales, not zeros"
-            )
-        )
+        found += agree(ctx, "gemm", dirty, clean, "the padding rows of A hold -6 and NaN scales, not zeros")
     if ctx.has("masked_moe"):
         clean, dirty = (rows.take(ctx.moe((_padded(ctx, t.x, f), None))) for f in (0.0, poison))
-        found.append(compare_equal("layer", dirty, clean, rows, what))
+        found += agree(ctx, "layer", dirty, clean, what)
     return found
 
 
@@ -79,39 +76,31 @@ def padding_scales(ctx: Context) -> list[Comparison]:
         for fill in (0, NAN_SCALE, MAX_SCALE)
     ]
     return [
-        compare_equal(
-            "gemm", outputs[1], outputs[0], rows, "the scale padding holds NaN (0x7F) instead of zeros"
-        ),
-        compare_equal(
-            "gemm", outputs[2], outputs[0], rows, "the scale padding holds 448 (0x7E) instead of zeros"
-        ),
+        *agree(ctx, "gemm", outputs[1], outputs[0], "the scale padding holds NaN (0x7F) instead of zeros"),
+        *agree(ctx, "gemm", outputs[2], outputs[0], "the scale padding holds 448 (0x7E) instead of zeros"),
     ]
 
 
 def outputs(ctx: Context) -> list[Comparison]:
     """PAD-OUT: each stage with its buffers holding NaN patterns and holding something else."""
     t, rows = ctx.tensors, ctx.rows()
-    found = []
+    found: list[Comparison] = []
     if ctx.has("quantize_grouped"):
-        found.append(_twice(ctx, "quantize", lambda: ctx.quantize(t.x, t.input_scale).valid_bytes(rows)))
+        found += _twice(ctx, "quantize", lambda: ctx.quantize(t.x, t.input_scale).valid_bytes(rows))
     if ctx.has("silu_mul_quantize_grouped"):
-        found.append(
-            _twice(ctx, "activation", lambda: ctx.silu_mul_quantize(t.gate_up, t.a2_scale).valid_bytes(rows))
+        found += _twice(
+            ctx, "activation", lambda: ctx.silu_mul_quantize(t.gate_up, t.a2_scale).valid_bytes(rows)
         )
     if ctx.has("masked_grouped_gemm"):
         a = ctx.reference_operand()
         nan, other = (rows.take(ctx.gemm(a, t.w1, t.w1_alpha, fill=fill)) for fill in (float("nan"), 13.0))
-        found.append(
-            _named_unwritten(
-                compare_equal("gemm", nan, other, rows, "the output held NaN instead of 13"), nan
-            )
-        )
+        found += _named_unwritten(agree(ctx, "gemm", nan, other, "the output held NaN instead of 13"), nan)
     if ctx.has("masked_moe"):
-        found.append(_twice(ctx, "layer", lambda: rows.take(ctx.moe())))
+        found += _twice(ctx, "layer", lambda: rows.take(ctx.moe()))
     return found
 
 
-def _twice(ctx: Context, stage: str, run: Callable[[], Tensor]) -> Comparison:
+def _twice(ctx: Context, stage: str, run: Callable[[], Tensor]) -> list[Comparison]:
     """Run a stage whose buffers the candidate allocates, with clean and with poisoned allocations."""
     # Blocks of the same size that were just freed hold this, and allocators hand them out again.
     _leave_behind(ctx)
@@ -119,7 +108,7 @@ def _twice(ctx: Context, stage: str, run: Callable[[], Tensor]) -> Comparison:
     with poisoned_allocations(ctx.traits.device):
         poisoned = run()
     what = "fresh allocations hold NaN patterns instead of leftovers"
-    return _named_unwritten(compare_equal(stage, poisoned, clean, ctx.rows(), what), poisoned)
+    return _named_unwritten(agree(ctx, stage, poisoned, clean, what), poisoned)
 
 
 def _leave_behind(ctx: Context) -> None:
@@ -129,14 +118,14 @@ def _leave_behind(ctx: Context) -> None:
         torch.full((size,), 0x55, dtype=torch.uint8, device=ctx.traits.device)
 
 
-def _named_unwritten(result: Comparison, got: Tensor) -> Comparison:
+def _named_unwritten(found: list[Comparison], got: Tensor) -> list[Comparison]:
     """Say so where what differs is just the poison: the output was never written."""
-    if result.illegal and len(got):
-        poison = (
-            got.isnan() if got.dtype.is_floating_point else (got == 0xFF) | (got == 0xF) | (got == NAN_SCALE)
-        )
-        if bool(poison.all()):
-            result.message = (
-                f"{result.stage}: output never written: it still holds the poison\n{result.message}"
-            )
-    return result
+    floating = got.dtype.is_floating_point
+    poison = got.isnan() if floating else (got == 0xFF) | (got == 0xF) | (got == NAN_SCALE)
+    if len(got) and bool(poison.all()):
+        for result in found:
+            if result.illegal:
+                result.message = (
+                    f"{result.stage}: output never written: it still holds the poison\n{result.message}"
+                )
+    return found

@@ -49,6 +49,10 @@ def graph_replay(ctx: Context) -> list[Comparison]:
         raise NotApplicableError("CUDA graphs need a CUDA device")
     if not ctx.traits.cuda_graph:
         raise NotApplicableError("the candidate declares cuda_graph=False")
+    if not ctx.traits.deterministic:
+        raise NotApplicableError(
+            "the candidate declares deterministic=False: bits may differ between two calls"
+        )
     if not ctx.has("masked_moe"):
         raise NotApplicableError("the candidate has no masked_moe")
     t, p = ctx.tensors, ctx.problem

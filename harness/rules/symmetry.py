@@ -24,6 +24,14 @@ def _need_determinism(ctx: Context) -> None:
         )
 
 
+def _need_invariance(ctx: Context) -> None:
+    _need_determinism(ctx)
+    if not ctx.traits.place_invariant:
+        raise NotApplicableError(
+            "the candidate declares place_invariant=False: bits may depend on where a row stands"
+        )
+
+
 def _stages(ctx: Context) -> Iterator[tuple[str, Callable[[], Tensor]]]:
     """Yield every stage that the candidate has, as a call that returns its valid rows."""
     t, rows = ctx.tensors, ctx.rows()
@@ -72,7 +80,7 @@ def _permuted_weights(weights: Weights, order: Tensor) -> Weights:
 
 def expert_permutation(ctx: Context) -> list[Comparison]:
     """EXPERTS: with experts in another order, every expert's output moves with it, bit for bit."""
-    _need_determinism(ctx)
+    _need_invariance(ctx)
     t, p = ctx.tensors, ctx.problem
     generator = torch.Generator().manual_seed(p.seed)
     order = torch.randperm(p.experts, generator=generator).to(ctx.traits.device)
@@ -115,7 +123,7 @@ def expert_permutation(ctx: Context) -> list[Comparison]:
 
 def token_permutation(ctx: Context) -> list[Comparison]:
     """TOKENS: with an expert's valid rows in reverse order, every row's output moves with it, bit for bit."""
-    _need_determinism(ctx)
+    _need_invariance(ctx)
     t, rows = ctx.tensors, ctx.rows()
     count = t.masked_m.long()[rows.expert]
     mirrored = Rows(rows.expert, count - 1 - rows.row, rows.experts, rows.capacity)
@@ -176,7 +184,7 @@ def power_of_two(ctx: Context) -> list[Comparison]:
 
 def capacity(ctx: Context) -> list[Comparison]:
     """CAPACITY: 96 more rows of padding per expert leave every valid row as it is."""
-    _need_determinism(ctx)
+    _need_invariance(ctx)
     t, rows = ctx.tensors, ctx.rows()
     more = -(-96 // ctx.traits.m_multiple) * ctx.traits.m_multiple
     found = []

@@ -17,6 +17,7 @@ from harness.verdict import Verdict
 
 CANDIDATES = Path(__file__).parent.parent / "candidates"
 SMALL = "1x4x32x32:2:normal:1"
+EMPTY = "2x4x32x32:0,0:normal:1"
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +89,7 @@ def test_what_a_candidate_prints_stays_out_of_the_commands_own_output(mixed) -> 
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (("eager", "--rule", "QUANT", "--problem", "2x4x32x32:0,0:normal:1"), "nothing was compared"),
+        (("eager", "--rule", "QUANT", "--problem", EMPTY), "nothing was compared"),
         (("faulty:Unsupported", "--problem", SMALL), "cannot run here: needs a machine that does not exist"),
     ],
 )

@@ -124,6 +124,8 @@ def test_the_epilogue_rounds_to_float32_first_and_to_the_output_once() -> None:
     # just above the tie between 1 and 1 + 2^-7 in float64, the tie itself in float32
     above_tie = torch.tensor([1 + 2.0**-8 + 2.0**-40], dtype=torch.float64)
     assert float(epilogue(above_tie, None, torch.bfloat16)) == 1.0
+    # 3 (1 + 2^-23) ties upward in float32; 3 (1 + 2^-24 + 2^-40) would not
+    assert float(epilogue(value, torch.tensor(3.0), torch.float32)) == 3 + 2.0**-21
     assert epilogue(value * 1e6, None, torch.float16).isinf()
 
 
