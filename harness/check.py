@@ -219,7 +219,7 @@ def conclude(record: RunRecord, traps: Counter[str], floor: dict[str, int]) -> N
         verdict = Verdict.FAIL
     if could_not_run and verdict is Verdict.PASS:
         verdict = Verdict.UNKNOWN
-    if record.interrupted and verdict is Verdict.PASS:
+    if (record.interrupted or record.errors) and verdict is Verdict.PASS:
         verdict = Verdict.UNKNOWN
     record.verdict = verdict
     record.reason = _reason(record, judged, could_not_run)
@@ -239,6 +239,8 @@ def _reason(record: RunRecord, judged: list[RuleResult], could_not_run: list[Can
         return f"{could_not_run[0].name} cannot run here: {could_not_run[0].reason}"
     if record.interrupted:
         return "interrupted"
+    if record.errors:
+        return f"internal error: {record.errors[0].splitlines()[0]}"
     if unknown:
         return f"{unknown[0].rule} on {unknown[0].candidate}: {unknown[0].reason}"
     if not judged:

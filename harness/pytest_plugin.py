@@ -27,6 +27,7 @@ class _State:
         self.used = False
         self.failed = 0
         self.unknown = 0
+        self.internal = 0
         self.summary = ""
 
 
@@ -132,7 +133,9 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     if report.failed:
         _state.failed += 1
         # not longreprtext, which begins with the worker's name under xdist
-        _state.unknown += str(report.longrepr).lstrip().startswith("UNKNOWN: ")
+        message = str(report.longrepr).lstrip()
+        _state.unknown += message.startswith("UNKNOWN: ")
+        _state.internal += message.startswith("INTERNAL ERROR: ")
 
 
 _state: _State | None = None
@@ -188,8 +191,8 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     state.summary = f"{record.verdict.value}: {record.reason}"
     if exitstatus == pytest.ExitCode.OK:
         session.exitstatus = ExitCode[record.verdict.value]
-    elif exitstatus == pytest.ExitCode.TESTS_FAILED and state.failed == state.unknown:
-        session.exitstatus = ExitCode.UNKNOWN
+    elif exitstatus == pytest.ExitCode.TESTS_FAILED and state.failed == state.unknown + state.internal:
+        session.exitstatus = ExitCode.INTERNAL if state.internal else ExitCode.UNKNOWN
 
 
 def _concluded(state: _State, *, interrupted: bool, limited: bool) -> RunRecord:

@@ -18,11 +18,13 @@ from harness.known_failures import apply_known_failures, default_path, load_know
 from harness.profiles import find_profile
 from harness.record import CandidateRun, RuleResult, RunRecord, Skip
 from harness.rules import find_rules
-from harness.runner import RunSettings, run_rule
+from harness.runner import InternalError, RunSettings, run_rule
 from harness.session import CandidateStartError, Session
 from harness.verdict import Verdict
 
-UNKNOWN_MARK = "UNKNOWN: "  # how a failed test starts whose verdict is UNKNOWN; the plugin counts them
+# How a failed test starts that is no FAIL of the candidate; the plugin counts them.
+UNKNOWN_MARK = "UNKNOWN: "
+INTERNAL_MARK = "INTERNAL ERROR: "
 
 
 class SuiteRun:
@@ -65,7 +67,13 @@ class SuiteRun:
         deadline = time.monotonic() + seconds if seconds else float("inf")
         profile = find_profile(self._option("--profile"))
         settings = RunSettings(profile, self._option("--harness-seed"), deadline, None, self.name)
-        result, traps = run_rule(rule, self._session, settings)
+        try:
+            result, traps = run_rule(rule, self._session, settings)
+        except InternalError as error:
+            self.record.errors.append(str(error))
+            # without its context: the message has the trace of the process in which it showed
+            message = f"{INTERNAL_MARK}a defect of the harness, not of {self.name}: {error}"
+            raise pytest.fail.Exception(message, pytrace=False) from None
         self.record.known_failures += apply_known_failures([result], self._known)
         self.record.rules.append(result)
         for trap, count in traps.items():

@@ -143,7 +143,7 @@ def legal_gemm(
     if not oracle_exact:
         error += sums * (k * 2.0**-certificate.FLOAT64_BITS)
     if accumulator.measured:
-        bits = min(accumulator.bits, certificate.FLOAT32_BITS)
+        bits = min(accumulator.bits, accumulator.window, certificate.FLOAT32_BITS)
         bit_equal = certificate.certified(partial, a_steps, b_steps, bits)
         error = error.masked_fill_(bit_equal, 0.0)
     else:

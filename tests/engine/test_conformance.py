@@ -10,7 +10,7 @@ from harness.conform import UnknownVerdictError
 from harness.support import unsupported
 from harness.verdict import UsageError, Verdict
 
-RULES = ["QUANT", "GEMM", "MOE", "WRITES"]
+RULES = ["QUANT", "MOE"]
 
 
 def test_a_right_candidate_passes_and_its_results_come_back() -> None:

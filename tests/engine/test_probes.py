@@ -9,8 +9,8 @@ from harness import physical
 from harness.candidates.eager import Eager
 from harness.candidates.physical import Physical
 from harness.candidates.protocol import Traits
-from harness.emulation.accumulate import blocked_gemm
-from harness.probes import accumulator_bits, find_reciprocal, measure
+from harness.emulation.accumulate import aligned_gemm, blocked_gemm
+from harness.probes import find_reciprocal, measure, probe_accumulator
 from reference.bounds import Accumulator
 from reference.nvfp4 import decode_blocks
 
@@ -41,12 +41,12 @@ def blocked(**words):
 @pytest.mark.parametrize("bits", [14, 20, 23])
 def test_the_bits_of_a_truncating_accumulator_are_found(bits: int, chunk: int) -> None:
     """Whatever enters an instruction together is added exactly, so a chunk of all products hides the truncation."""
-    found, words = accumulator_bits(Adds(blocked(bits=bits, chunk=chunk)))
+    found = probe_accumulator(Adds(blocked(bits=bits, chunk=chunk)))
     if chunk == 512:
-        assert found == 24
+        assert found.bits == 24
     else:
-        assert found == bits
-        assert words.startswith(f"{bits} bits, measured")
+        assert found.bits == bits
+        assert found.words.startswith(f"{bits} bits, measured")
 
 
 def test_a_float32_accumulator_keeps_24_bits_however_it_adds() -> None:
@@ -56,14 +56,32 @@ def test_a_float32_accumulator_keeps_24_bits_however_it_adds() -> None:
         blocked(chunk=16, rounding="nearest"),
         lambda a, b: a @ b.T,
     ):
-        found, words = accumulator_bits(Adds(add))
-        assert found == 24
-        assert words.startswith("24 bits or more")
+        found = probe_accumulator(Adds(add))
+        assert found.bits == 24
+        assert found.words.startswith("24 bits or more")
 
 
 def test_an_accumulator_of_more_than_24_bits_counts_as_24() -> None:
     """Sums up to 24 bits are what bit equality needs; the float32 output cannot show more."""
-    assert accumulator_bits(Adds(lambda a, b: (a.double() @ b.double().T).float()))[0] == 24
+    assert probe_accumulator(Adds(lambda a, b: (a.double() @ b.double().T).float())).bits == 24
+
+
+@pytest.mark.parametrize("window", [24, 26])
+def test_the_window_that_an_instruction_aligns_its_terms_to_is_found(window: int) -> None:
+    def add(a, b):
+        return aligned_gemm(a, b, window=window)
+
+    found = probe_accumulator(Adds(add))
+    assert (found.bits, found.window) == (24, window)
+    assert f"terms of one instruction keep {window} bits" in found.words
+
+
+def test_a_probe_that_ended_the_process_before_is_left_out() -> None:
+    calls = []
+    measured = measure(Adds(lambda a, b: calls.append(1)), probe=False)
+    assert calls == []
+    assert not measured.known.accumulator.measured
+    assert "ended or stopped the candidate's process" in measured.notes["accumulator"]
 
 
 def test_one_arrangement_that_loses_bits_is_enough() -> None:
@@ -73,7 +91,7 @@ def test_one_arrangement_that_loses_bits_is_enough() -> None:
         half = a.shape[1] // 2
         return blocked_gemm(a[:, :half], b[:, :half]) + blocked_gemm(a[:, half:], b[:, half:], bits=14)
 
-    assert accumulator_bits(Adds(split))[0] == 14
+    assert probe_accumulator(Adds(split)).bits == 14
 
 
 @pytest.mark.parametrize(
@@ -87,9 +105,9 @@ def test_one_arrangement_that_loses_bits_is_enough() -> None:
 )
 def test_a_broken_gemm_is_not_measured_and_bit_equality_is_not_demanded_of_it(broken) -> None:
     candidate = Adds(broken)
-    bits, words = accumulator_bits(candidate)
-    assert bits == 0
-    assert words.startswith("not measured: the probe 2^20 + 2^10 - 2^20 did not return 2^10")
+    found = probe_accumulator(candidate)
+    assert found.bits == 0
+    assert found.words.startswith("not measured: the probe L + s - L did not return s")
     assert measure(candidate).known.accumulator == Accumulator(24, 1, measured=False)
 
 
@@ -116,14 +134,15 @@ def test_the_probe_keeps_to_the_declared_alignments_and_types() -> None:
     traits = Traits(
         device="cpu", m_multiple=96, n_multiple=80, k_multiple=96, min_experts=3, out_dtypes=("bfloat16",)
     )
-    assert accumulator_bits(Adds(note, traits))[0] == 24
+    assert probe_accumulator(Adds(note, traits)).bits == 24
     assert len(shapes) == 3
     assert all(m % 96 == n % 80 == k % 96 == 0 for m, n, k in shapes)
 
 
 def test_physical_and_eager_are_measured_as_what_they_are() -> None:
     for candidate, chunk in ((Physical(), 64), (Eager(), 1)):
-        assert measure(candidate).known.accumulator == Accumulator(24, chunk, measured=True)
+        found = measure(candidate).known.accumulator
+        assert (found.bits, found.chunk, found.measured) == (24, chunk, True)
 
 
 def test_a_candidate_that_gives_its_reciprocal_is_taken_at_its_word_and_others_keep_a_unit_of_freedom() -> (

@@ -219,6 +219,7 @@ def test_merging_nothing_is_an_error() -> None:
         ({}, Verdict.PASS, "1 results on some:Kernel: 30 elements compared, all of them legal"),
         ({"rules": []}, Verdict.UNKNOWN, "no rule was judged"),
         ({"interrupted": True}, Verdict.UNKNOWN, "interrupted"),
+        ({"errors": ["GEMM on 1x1:\ntrace"]}, Verdict.UNKNOWN, "internal error: GEMM on 1x1:"),
         (
             {"candidates": [CandidateRun("b200", requested=True, reason="needs sm_100")]},
             Verdict.UNKNOWN,

@@ -78,6 +78,7 @@ def test_a_reproduce_command_survives_the_shell(told) -> None:
     import shlex
 
     command = reproduce_command("GEMM", "my module:it's", "1x1x16x16:0*3:normal:0:nan+relu2")
+    assert "'1x1x16x16:0*3:normal:0:nan+relu2'" in command, "a shell would look for files of that name"
     assert shlex.split(command) == [
         "harness", "check", "--rule", "GEMM", "--candidate", "my module:it's",
         "--problem", "1x1x16x16:0*3:normal:0:nan+relu2",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -10,16 +11,18 @@ import pytest
 import torch
 from torch import Tensor
 
+from harness import physical
 from harness.candidates.eager import Eager
 from harness.candidates.physical import Physical
 from harness.comparison import Comparison
 from harness.context import Context, Known
+from harness.emulation.accumulate import aligned_gemm, blocked_gemm
 from harness.judge_gemm import judge_gemm
-from harness.probes import measure
+from harness.probes import measure, probe_accumulator
 from harness.problem import MAGNITUDE_TRAPS, PLANTED_TRAPS, parse_problem
 from harness.rules import find_rules
 from reference.bounds import Accumulator
-from reference.nvfp4 import quantize_nvfp4
+from reference.nvfp4 import decode_blocks, quantize_nvfp4
 
 CANDIDATES = {"physical": Physical, "eager": Eager}
 both_candidates = pytest.mark.parametrize("name", CANDIDATES)
@@ -94,8 +97,6 @@ def operands(k: int = 64) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(1)
     scale = torch.tensor(600.0)
     a, b = (quantize_nvfp4(torch.randn(3, rows, k, generator=generator).bfloat16(), scale) for rows in (5, 8))
-    from reference.nvfp4 import decode_blocks
-
     values, weights = (
         decode_blocks(a.codes, a.block_scale, torch.float32),
         decode_blocks(b.codes, b.block_scale, torch.float32),
@@ -213,21 +214,19 @@ def test_nothing_valid_is_nothing_compared() -> None:
 def test_the_record_says_how_elements_were_judged() -> None:
     """GEMM-2, GEMM-3: by which model, measured or assumed; and when the float64 oracle itself rounded."""
     a, b, alpha, out = operands()
-    assert list(judge_gemm("g", out, a, b, alpha, MASKED_M, MEASURED).judged) == [
-        "bit equality: 24-bit accumulator (measured), one truncation per 64 products"
-    ]
-    found = judge_gemm("g", out, a, b, alpha, MASKED_M, Accumulator(20, 16))
-    assert list(found.judged) == [
-        "derived bound: 20-bit accumulator (assumed), one truncation per 16 products"
-    ]
+    assert MEASURED.describe().startswith("24-bit accumulator (measured), one truncation per 64 products")
+    found = judge_gemm("g", out, a, b, alpha, MASKED_M, MEASURED)
+    assert list(found.judged) == [f"bit equality: {MEASURED.describe()}"]
+    assumed = Accumulator(20, 16)
+    assert assumed.describe().startswith("20-bit accumulator (assumed), one truncation per 16 products")
+    found = judge_gemm("g", out, a, b, alpha, MASKED_M, assumed)
+    assert list(found.judged) == [f"derived bound: {assumed.describe()}"]
     assert found.histogram is not None
     assert sum(found.histogram.counts) == 48
 
 
 def test_an_accumulator_of_fewer_bits_passes_when_measured_and_fails_when_24_are_claimed() -> None:
     """GEMM-2: why bits are measured and not assumed."""
-    from harness.emulation.accumulate import blocked_gemm
-
     a, b, alpha, out = operands(512)
     for expert in range(3):
         out[expert] = (blocked_gemm(a[expert], b[expert], chunk=32, bits=14) * alpha[expert]).bfloat16()
@@ -236,32 +235,38 @@ def test_an_accumulator_of_fewer_bits_passes_when_measured_and_fails_when_24_are
     assert judge_gemm("g", out, a, b, alpha, MASKED_M, Accumulator(24, 32, measured=True)).illegal > 0
 
 
+class Narrow(Physical):
+    """`physical` with another accumulator."""
+
+    def __init__(self, chunk: int, bits: int, window: int | None) -> None:
+        self.traits = replace(Physical.traits, accumulator_chunk=chunk)
+        self.bits, self.window = bits, window
+
+    def masked_grouped_gemm(
+        self, a: Tensor, sa: Tensor, b: Tensor, sb: Tensor, out: Tensor, m: Tensor, alpha: Any
+    ) -> None:
+        columns, chunk = a.shape[1] // 8, self.traits.accumulator_chunk
+        x = physical.codes_of(a), physical.block_scales_of(sa, a.shape[0], columns)
+        w = physical.codes_of(b), physical.block_scales_of(sb, b.shape[0], columns)
+        for expert in range(a.shape[2]):
+            pair = [decode_blocks(codes[expert], scale[expert], torch.float32) for codes, scale in (x, w)]
+            if self.window is None:
+                out[:, :, expert] = blocked_gemm(*pair, chunk=chunk, bits=self.bits)
+            else:
+                out[:, :, expert] = aligned_gemm(*pair, chunk=chunk, bits=self.bits, window=self.window)
+
+
 @pytest.mark.parametrize("bits", [14, 17, 20, 23, 24])
 @pytest.mark.parametrize("chunk", [16, 64])
 def test_probing_reads_the_bits_that_the_accumulator_keeps(bits: int, chunk: int) -> None:
     """ACC: through the candidate's own GEMM, for truncating accumulators of several widths."""
-    from dataclasses import replace
+    found = probe_accumulator(Narrow(chunk, bits, window=None))
+    assert found.bits == bits, found.words
 
-    from harness import physical
-    from harness.emulation.accumulate import blocked_gemm
-    from harness.probes import accumulator_bits
-    from reference.nvfp4 import decode_blocks
 
-    class Narrow(Physical):
-        traits = replace(Physical.traits, accumulator_chunk=chunk)
-
-        def masked_grouped_gemm(
-            self, a: Tensor, sa: Tensor, b: Tensor, sb: Tensor, out: Tensor, m: Tensor, alpha: Any
-        ) -> None:
-            columns = a.shape[1] // 8
-            x = decode_blocks(
-                physical.codes_of(a), physical.block_scales_of(sa, a.shape[0], columns), torch.float32
-            )
-            w = decode_blocks(
-                physical.codes_of(b), physical.block_scales_of(sb, b.shape[0], columns), torch.float32
-            )
-            for expert in range(x.shape[0]):
-                out[:, :, expert] = blocked_gemm(x[expert], w[expert], chunk=chunk, bits=bits)
-
-    found, words = accumulator_bits(Narrow())
-    assert found == bits, words
+@pytest.mark.parametrize("window", [14, 20, 24, 26, 28])
+def test_probing_reads_the_bits_that_aligned_terms_keep(window: int) -> None:
+    """ACC: what an instruction drops below its largest term; the running sum keeps no more than that."""
+    found = probe_accumulator(Narrow(64, 24, window))
+    assert found.window == window, found.words
+    assert found.bits == min(window, 24), found.words

@@ -126,6 +126,15 @@ def test_a_session_in_which_everything_is_skipped_is_2(run_pytest) -> None:
     assert "UNKNOWN: no rule was judged" in session.out
 
 
+def test_a_defect_of_the_harness_is_70_and_no_fail_of_the_candidate(recorded) -> None:
+    session = recorded("suites/test_numbers.py", "-k", "quantized", "--candidate", "faulty:BreaksARule")
+    assert session.code == 70, session.out
+    assert "INTERNAL ERROR: a defect of the harness, not of faulty:BreaksARule: QUANT on " in session.out
+    assert "ZeroDivisionError" in session.out
+    assert session.record.verdict is Verdict.UNKNOWN
+    assert session.record.errors[0].startswith("QUANT on ")
+
+
 def test_a_failing_test_of_the_users_own_beside_an_unknown_is_1(run_pytest, tmp_path: Path) -> None:
     (tmp_path / "test_mine.py").write_text("def test_mine():\n    assert 1 == 2\n")
     session = run_pytest(
@@ -139,12 +148,9 @@ def test_a_failing_test_of_the_users_own_beside_an_unknown_is_1(run_pytest, tmp_
     ("arguments", "words"),
     [
         (("--candidate", "eagre"), "unknown candidate 'eagre': did you mean 'eager'?"),
-        (("--candidate", "nowhere_at_all:Kernel"), "No module named 'nowhere_at_all'"),
         (("--profile", "quik"), "unknown profile 'quik': did you mean 'quick'?"),
-        (("--known-failures", "nowhere.toml"), "cannot be read as a list of known failures"),
         (("--record", "faulty.py/out"), "--record: faulty.py/out cannot be created"),
         (("--rule-seconds", "-1"), "--rule-seconds must not be negative, got -1.0"),
-        (("--harness-seed", "-1"), "--harness-seed must not be negative, got -1"),
         (("--candidate", "eagre", "-n", "2"), "did you mean 'eager'?"),
     ],
 )

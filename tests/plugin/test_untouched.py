@@ -19,7 +19,9 @@ def exits(pytester: pytest.Pytester):
 
     def run(text: str, *arguments: str) -> int:
         pytester.makepyfile(test_mine=text)
-        result = pytester.runpytest_subprocess("-p", "no:cacheprovider", *arguments)
+        own_process = "sys.modules" in text or "KeyboardInterrupt" in text or "-n" in arguments
+        run = pytester.runpytest_subprocess if own_process else pytester.runpytest_inprocess
+        result = run("-p", "no:cacheprovider", *arguments)
         result.stdout.no_fnmatch_line("*fp4 moe harness*")
         return int(result.ret)
 

@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness.emulation.accumulate import blocked_gemm
+from harness.emulation.accumulate import aligned_gemm, blocked_gemm
 from reference.bounds import Accumulator, epilogue, legal_gemm
 from reference.nvfp4 import decode_blocks
 
+WIDE = 60  # a window that loses nothing: the emulation adds a chunk exactly
 OUTPUTS = [torch.bfloat16, torch.float16, torch.float32]
 
 
@@ -42,15 +43,14 @@ def test_accumulators_of_the_declared_chunk_stay_inside(
 def test_the_bound_is_reached_within_a_factor_of_three(bits: int) -> None:
     """GEMM-3: sums of one sign, truncated once a chunk, use a good part of it; fewer bits are outside of 24."""
     a, b = operand(30, 4096, 3, positive=True), operand(30, 4096, 4, positive=True)
-    legal = legal_gemm(a, b, None, torch.float32, Accumulator(bits, 64, measured=True))
+    legal = legal_gemm(a, b, None, torch.float32, Accumulator(bits, 64, measured=True, window=WIDE))
     out = blocked_gemm(a, b, chunk=64, bits=bits)
     ratio = legal.ratio(out)
     assert legal.accepts(out).all()
     assert ratio.max() > 1 / 4
     if bits < 24:
-        assert (
-            not legal_gemm(a, b, None, torch.float32, Accumulator(24, 64, measured=True)).accepts(out).any()
-        )
+        claimed = Accumulator(24, 64, measured=True, window=WIDE)
+        assert not legal_gemm(a, b, None, torch.float32, claimed).accepts(out).any()
 
 
 @pytest.mark.parametrize("alpha", [0.37, -0.37])
@@ -80,7 +80,7 @@ def test_the_emulated_accumulator_truncates_toward_zero() -> None:
 def test_a_smaller_chunk_than_declared_is_seen() -> None:
     """GEMM-3: truncating at every product although 64 are declared leaves the interval on most elements."""
     a, b = operand(30, 4096, 3, positive=True), operand(30, 4096, 4, positive=True)
-    legal = legal_gemm(a, b, None, torch.float32, Accumulator(24, 64, measured=True))
+    legal = legal_gemm(a, b, None, torch.float32, Accumulator(24, 64, measured=True, window=WIDE))
     assert legal.accepts(blocked_gemm(a, b, chunk=1)).float().mean() < 0.05
 
 
@@ -143,11 +143,57 @@ def test_nan_is_legal_exactly_where_the_exact_result_is_nan() -> None:
     assert not legal.accepts(out)[0, 0]
 
 
-def test_units_count_one_truncation_per_chunk_and_two_more() -> None:
-    """GEMM-3: as docs/bounds.md derives it."""
-    assert Accumulator(24, 64).units(7168) == 114 * 2.0**-23
-    assert Accumulator(24, 64).units(65) == 4 * 2.0**-23
-    assert Accumulator(14, 32).units(32) == 3 * 2.0**-13
+def one_large_and_many_small(k: int = 64) -> tuple[Tensor, Tensor]:
+    """Return operands whose first product is the largest there is, the others being just too small to be kept beside it."""
+    a, b = torch.full((1, k), 1.5 * 2.0**-2), torch.full((1, k), 2.0**-3)
+    a[0, :16] = b[0, :16] = 0
+    a[0, 0] = b[0, 0] = 6 * 256
+    return a, b
+
+
+@pytest.mark.parametrize("chunk", [16, 64])
+@pytest.mark.parametrize("window", [14, 20, 24, 26])
+@pytest.mark.parametrize("positive", [False, True], ids=["signed", "positive"])
+def test_aligning_accumulators_stay_inside_the_bound_of_their_window(
+    chunk: int, window: int, positive: bool
+) -> None:
+    """GEMM-3: terms that lose their low bits one by one, on data over 12 and over 2 binades and on the worst case."""
+    accumulator = Accumulator(min(window, 24), chunk, measured=True, window=window)
+    pairs = [one_large_and_many_small(), one_large_and_many_small(256)]
+    for spread in (2, 12):
+        operands = (operand(10, 512, seed, positive=positive, spread=spread) for seed in (1, 2))
+        pairs.append(tuple(operands))
+    for a, b in pairs:
+        legal = legal_gemm(a, b, None, torch.float32, accumulator)
+        out = aligned_gemm(a, b, chunk=chunk, bits=min(window, 24), window=window)
+        assert legal.accepts(out).all()
+
+
+def test_aligned_terms_leave_the_bound_of_a_wider_window() -> None:
+    """GEMM-3: one product and 48 that it hides: nine units are lost at once, which no count of truncations covers."""
+    a, b = one_large_and_many_small()
+    out = aligned_gemm(a, b, window=24)
+    for window, inside in ((WIDE, False), (24, True)):
+        accumulator = Accumulator(24, 64, measured=True, window=window)
+        assert bool(legal_gemm(a, b, None, torch.float32, accumulator).accepts(out)) == inside
+
+
+def test_bit_equality_is_not_demanded_beyond_the_window() -> None:
+    """GEMM-2: 24 bits of running sum are worth nothing where an instruction keeps 8 of its terms."""
+    a, b = operand(8, 64, 5, spread=1), operand(8, 64, 6, spread=1)
+    legal = legal_gemm(a, b, None, torch.float32, Accumulator(24, 64, measured=True, window=8))
+    assert not legal.bit_equal.any()
+
+
+def test_units_count_truncations_and_alignment() -> None:
+    """GEMM-3: one truncation per chunk and two more; each of a chunk's terms and the running sum aligned once."""
+    assert Accumulator(24, 64).truncation(7168) == 114 * 2.0**-23
+    assert Accumulator(24, 64).truncation(65) == 4 * 2.0**-23
+    assert Accumulator(14, 32).truncation(32) == 3 * 2.0**-13
+    assert Accumulator(24, 64, window=26).alignment(128) == 2 * 65 * 2.0**-25
+    assert Accumulator(24, 1).alignment(128) == 0
+    both = Accumulator(24, 64).truncation(640) + Accumulator(24, 64).alignment(640)
+    assert Accumulator(24, 64).units(640) == both
 
 
 def test_no_rows_and_no_columns_are_fine() -> None:

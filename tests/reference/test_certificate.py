@@ -59,15 +59,29 @@ def test_where_the_certificate_ends_orders_differ() -> None:
     assert (got != exact).any()
 
 
-def test_the_limit_is_two_to_the_bits_steps_and_not_one_more() -> None:
+def test_the_limit_is_less_than_two_to_the_bits_steps() -> None:
     """GEMM-2: sums, steps and bits at the edge."""
     steps = torch.tensor([-10, 0], dtype=torch.int32)
     edge = torch.ldexp(torch.ones(2, 1, dtype=torch.float64), steps.unsqueeze(-1) + 3 + 24)
     other = torch.tensor([3], dtype=torch.int32)
-    assert certificate.certified(edge, steps, other, 24).all()
-    assert not certificate.certified(edge * (1 + 2.0**-50), steps, other, 24).any()
-    assert not certificate.certified(edge, steps, other, 23).any()
+    assert certificate.certified(edge * (1 - 2.0**-24), steps, other, 24).all()
+    assert not certificate.certified(edge, steps, other, 24).any()
+    assert certificate.certified(edge, steps, other, 25).all()
     assert not certificate.certified(edge * torch.nan, steps, other, 24).any()
+
+
+def test_no_partial_sum_of_any_order_exceeds_the_bound_on_them() -> None:
+    """GEMM-2, GEMM-3: the positive products first reach it, or the negative ones; random orders stay below."""
+    a, b = operand(6, 256, 1, spread=14), operand(5, 256, 2, spread=14)
+    exact = a.double() @ b.double().T
+    bound = certificate.largest_partial_sums(certificate.magnitude_sums(a, b), exact, 256)
+    products = a.double().unsqueeze(1) * b.double().unsqueeze(0)
+    worst = torch.maximum(products.clamp(min=0).sum(-1), -products.clamp(max=0).sum(-1))
+    assert (bound >= worst).all()
+    assert (bound <= worst * 1.001).all()
+    for seed in range(5):
+        order = torch.randperm(256, generator=torch.Generator().manual_seed(seed))
+        assert (products[..., order].cumsum(-1).abs().amax(-1) <= bound).all()
 
 
 def test_step_exponents_are_the_largest_common_power_of_two() -> None:
