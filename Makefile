@@ -1,6 +1,6 @@
 # make demo    validate this machine's candidates and write an HTML report
 # make test    lint, types, tests: no GPU, no flashinfer, no network beyond package installation
-# make test-flashinfer    the same adapters against the real flashinfer-python (about 1 GB to install)
+# make test-flashinfer    the adapters against the real flashinfer-python, sglang and vllm (about 2 GB to install)
 # make test-all    the long sweeps, at most an hour
 
 PYTHON ?= python3
@@ -36,6 +36,8 @@ $(FLASHINFER_VENV)/bin/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(FLASHINFER_VENV)
 	$(FLASHINFER_VENV)/bin/python $(PIP) torch
 	$(FLASHINFER_VENV)/bin/python $(PIP) -e '.[dev,cutedsl]'
+	# Only the modules that the adapters call are read; the engines' own dependencies would be several GB.
+	$(FLASHINFER_VENV)/bin/python $(PIP) --no-deps sglang vllm
 	touch $@
 
 test-flashinfer: $(FLASHINFER_VENV)/bin/.installed

@@ -20,7 +20,7 @@ from reference.bounds import Accumulator
 from reference.legal import Arithmetic, Reciprocal
 
 _K = 512
-_GAPS = range(10, 31)  # log2(L / s)
+_GAPS = range(6, 27)  # log2(L / s): all that one operand's range of 2^-10 to 2^10 can express
 _WIDE = max(_GAPS) + 1  # significant bits, where nothing was lost over all gaps
 
 
@@ -81,7 +81,7 @@ class AccumulatorProbe:
 
     Attributes:
         bits: significant bits of the running sum that every arrangement kept, at most 24; 0 for no clear answer.
-        window: significant bits that terms of one instruction keep when they are aligned, at most 31.
+        window: significant bits that terms of one instruction keep when they are aligned, at most 27.
         words: the finding, or why there is none.
     """
 
@@ -193,7 +193,7 @@ def probe_accumulator(candidate: Any) -> AccumulatorProbe:
 
 def _small_exponent(at: _Arrangement) -> int:
     """Return the exponent of s in B, such that A can hold the rest for every gap."""
-    return max(at.exponent - 20, -10)
+    return max(at.exponent - 16, -10)
 
 
 def _gaps(at: _Arrangement) -> int:

@@ -98,6 +98,8 @@ def dot_products(a: Tensor, b: Tensor, *, exact_in_float32: bool) -> Tensor:
     Returns:
         `(m, n)` float64.
     """
-    if exact_in_float32:
+    if (
+        exact_in_float32 and a.device.type == "cpu"
+    ):  # elsewhere float32 may stand for TF32, as someone's switch says
         return torch.mm(a.float(), b.float().T).double()
     return torch.mm(a.double(), b.double().T)
