@@ -1,6 +1,6 @@
 """Side by side: reference quantize against torchao, and the masked MoE reference against its own floor.
 
-    python benchmarks/bench_reference.py
+python benchmarks/bench_reference.py
 """
 
 from __future__ import annotations
@@ -52,8 +52,13 @@ def moe() -> None:
     hidden = quantize_nvfp4(torch.randn(8, 128, 1024).bfloat16(), t.a2_scale)
 
     def floor() -> None:
-        torch.bmm(decode_blocks(quantized.codes, quantized.block_scale), decode_blocks(t.w1.codes, t.w1.block_scale).mT)
-        torch.bmm(decode_blocks(hidden.codes, hidden.block_scale), decode_blocks(t.w2.codes, t.w2.block_scale).mT)
+        torch.bmm(
+            decode_blocks(quantized.codes, quantized.block_scale),
+            decode_blocks(t.w1.codes, t.w1.block_scale).mT,
+        )
+        torch.bmm(
+            decode_blocks(hidden.codes, hidden.block_scale), decode_blocks(t.w2.codes, t.w2.block_scale).mT
+        )
 
     ours, least = best_and_median(lambda: masked_moe(*arguments), 5), best_and_median(floor, 5)
     print(f"masked MoE 8x128x2048x1024: reference {ours[1]:.3f} s, dequantize + float64 bmm {least[1]:.3f} s, "

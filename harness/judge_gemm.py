@@ -40,9 +40,9 @@ def judge_gemm(
         return Comparison(stage)
     got = rows.take(out)
     # float32 holds every value of the narrower types, and compares several times faster than they do
-    wide = LegalOutput(
-        legal.low.float(), legal.high.float(), legal.exact, legal.bit_equal, legal.oracle_exact
-    )
+    low = legal.low.float()
+    high = low if legal.high is legal.low else legal.high.float()
+    wide = LegalOutput(low, high, legal.exact, legal.bit_equal, legal.oracle_exact)
     accepts = _acceptor(wide)
     bit_equal = int(legal.bit_equal.sum())
     by_bound = ~legal.bit_equal
@@ -104,9 +104,10 @@ def legal_rows(
     ]
     if not parts:
         return None
-    low, high, exact, bit_equal = (
-        torch.cat([getattr(part, name) for part in parts]) for name in ("low", "high", "exact", "bit_equal")
+    low, exact, bit_equal = (
+        torch.cat([getattr(part, name) for part in parts]) for name in ("low", "exact", "bit_equal")
     )
+    high = low if all(part.high is part.low for part in parts) else torch.cat([part.high for part in parts])
     return LegalOutput(low, high, exact, bit_equal, all(part.oracle_exact for part in parts))
 
 
@@ -115,7 +116,10 @@ def _acceptor(legal: LegalOutput) -> Callable[[Tensor, slice], Tensor]:
     expect_nan = legal.exact.isnan() if bool(legal.exact.isnan().any()) else None
 
     def accepts(out: Tensor, rows: slice) -> Tensor:
-        inside = (out >= legal.low[rows]) & (out <= legal.high[rows])
+        if legal.low is legal.high:
+            inside = out == legal.low[rows]
+        else:
+            inside = (out >= legal.low[rows]) & (out <= legal.high[rows])
         return inside if expect_nan is None else torch.where(expect_nan[rows], out.isnan(), inside)
 
     return accepts

@@ -70,7 +70,7 @@ class LegalOutput:
 
     Attributes:
         low: `(m, n)`, smallest legal value.
-        high: `(m, n)`, largest legal value.
+        high: `(m, n)`, largest legal value; the same object where every element has one legal value.
         exact: `(m, n)` float64, alpha times the exact dot product.
         bit_equal: `(m, n)` bool, the certificate holds: one legal value (zeros of either sign).
         oracle_exact: whether every float64 dot product was itself exact.
@@ -137,21 +137,23 @@ def legal_gemm(
         certificate.certified(sums, a_steps, b_steps, certificate.FLOAT64_BITS).all()
     )
     partial = certificate.largest_partial_sums(sums, exact, k)
+    scaled = exact if alpha is None else exact * alpha.double()
+    bit_equal = torch.zeros_like(sums, dtype=torch.bool)
+    if accumulator.measured:
+        bits = min(accumulator.bits, accumulator.window, certificate.FLOAT32_BITS)
+        bit_equal = certificate.certified(partial, a_steps, b_steps, bits)
+        if bool(bit_equal.all()):
+            only = epilogue(exact, alpha, dtype)
+            return LegalOutput(only, only, scaled, bit_equal, oracle_exact)
     # Terms that all fit the window of an instruction lose nothing when they are aligned.
     aligned = certificate.certified(partial, a_steps, b_steps, accumulator.window)
     error = partial * torch.where(aligned, accumulator.truncation(k), accumulator.units(k))
     if not oracle_exact:
         error += sums * (k * 2.0**-certificate.FLOAT64_BITS)
-    if accumulator.measured:
-        bits = min(accumulator.bits, accumulator.window, certificate.FLOAT32_BITS)
-        bit_equal = certificate.certified(partial, a_steps, b_steps, bits)
-        error = error.masked_fill_(bit_equal, 0.0)
-    else:
-        bit_equal = torch.zeros_like(sums, dtype=torch.bool)
+    error = error.masked_fill_(bit_equal, 0.0)
     ends = [epilogue(exact - error, alpha, dtype), epilogue(exact + error, alpha, dtype)]
     if alpha is not None and bool(alpha < 0):
         ends.reverse()
-    scaled = exact if alpha is None else exact * alpha.double()
     return LegalOutput(ends[0], ends[1], scaled, bit_equal, oracle_exact)
 
 
