@@ -186,7 +186,7 @@ def open_session(name: str, request: CheckRequest) -> Session:
         UsageError: there is no such candidate.
     """
     # The names of built-in candidates are checked here, before a process is started for them.
-    if name not in CANDIDATES and ":" not in name:
+    if name.partition("+")[0] not in CANDIDATES and ":" not in name:
         load_candidate(name)
     if request.isolate:
         return Child(name, threads=request.threads, memory_gib=request.memory_gib)

@@ -39,11 +39,17 @@ def load_candidate(name: str) -> Any:
 
     Args:
         name: a built-in name, or `package.module:attribute` for a class, a function that returns a candidate, or an
-            object. Modules are looked up from the current directory too.
+            object. Modules are looked up from the current directory too. `NAME+FAULT` is that candidate with a fault
+            planted in it (harness.faults), `NAME+FAULT@7` with parameters drawn from seed 7.
 
     Raises:
         UsageError: no such candidate; the message says what is there.
     """
+    name, plus, faults = name.partition("+")
+    if plus:
+        from harness.faults import plant
+
+        return plant(load_candidate(name), *faults.split("+"))
     target = CANDIDATES.get(name, name)
     module_name, colon, attribute = target.partition(":")
     if not colon or not module_name or not attribute:

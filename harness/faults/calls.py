@@ -1,0 +1,217 @@
+"""One call of a stage, as a fault sees it: arguments to change, `run()`, and what came out to change.
+
+Arguments are attributes with the names of harness.candidates.protocol. Decoded views (codes and linear block scales) can
+be read and assigned; assigning packs and swizzles again. A fault never changes a tensor of the caller in place unless
+that is the mistake: it assigns new ones. A fault that does not call `run()` leaves the outputs unwritten.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harness import physical
+from harness.emulation.memory import unwritten
+
+
+class Call:
+    """Base of all calls.
+
+    Attributes:
+        stage: name of the stage.
+        function: the stage below: the candidate's, or another fault's.
+        candidate: the candidate without any fault.
+    """
+
+    names: tuple[str, ...] = ()
+
+    def __init__(
+        self, stage: str, function: Callable[..., Any], candidate: Any, arguments: dict[str, Any]
+    ) -> None:
+        self.stage, self.function, self.candidate = stage, function, candidate
+        self.extra = {name: value for name, value in arguments.items() if name not in self.names}
+        for name in self.names:
+            if name in arguments:
+                setattr(self, name, arguments[name])
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the arguments as they are now, hints included."""
+        return {name: getattr(self, name) for name in self.names if hasattr(self, name)} | self.extra
+
+    def run(self) -> None:
+        """Run the stage below with the arguments as they are now."""
+        raise NotImplementedError
+
+    def result(self) -> Any:
+        """Return what the caller gets."""
+        raise NotImplementedError
+
+
+class QuantizeCall(Call):
+    """quantize_grouped or silu_mul_quantize_grouped.
+
+    Attributes:
+        x: `(l, m, k)` bfloat16, or gate_up `(l, m, 2k)` of silu_mul_quantize_grouped under the same name.
+        masked_m: `(l,)` int32.
+        global_scale_enc: `(l,)` float32.
+        packed: logical `(m, k/2, l)` uint8, after run().
+        scales: logical 6-D float8_e4m3fn, after run().
+    """
+
+    names = ("x", "masked_m", "global_scale_enc")
+    x: Tensor
+    masked_m: Tensor
+    global_scale_enc: Tensor
+
+    def __init__(
+        self, stage: str, function: Callable[..., Any], candidate: Any, arguments: dict[str, Any]
+    ) -> None:
+        super().__init__(stage, function, candidate, arguments)
+        experts, rows, width = self.x.shape
+        k = width // 2 if stage == "silu_mul_quantize_grouped" else width
+        self.shape = (experts, rows, k)
+        self.packed = physical.operand(unwritten((experts, rows, k), torch.uint8).to(self.x.device) & 15)
+        block_scale = unwritten((experts, rows, k // 16), torch.uint8).to(self.x.device)
+        self.scales = physical.scales(block_scale, 0x7F)
+
+    def run(self) -> None:
+        """Quantize; packed and scales are there afterwards."""
+        self.packed, self.scales = self.function(self.x, self.masked_m, self.global_scale_enc, **self.extra)
+
+    def result(self) -> tuple[Tensor, Tensor]:
+        """Return (packed, scales)."""
+        return self.packed, self.scales
+
+    @property
+    def codes(self) -> Tensor:
+        """`(l, m, k)` uint8; assign to change."""
+        return physical.codes_of(self.packed)
+
+    @codes.setter
+    def codes(self, codes: Tensor) -> None:
+        self.packed = physical.operand(codes)
+
+    @property
+    def block_scale(self) -> Tensor:
+        """`(l, m, k/16)` uint8, linear; assign to change (padding bytes stay as they are)."""
+        _, rows, k = self.shape
+        return physical.block_scales_of(self.scales, rows, k // 16)
+
+    @block_scale.setter
+    def block_scale(self, block_scale: Tensor) -> None:
+        self.scales = with_block_scale(self.scales, block_scale)
+
+
+class GemmCall(Call):
+    """masked_grouped_gemm.
+
+    Attributes:
+        a: logical `(m, k/2, l)` uint8; b: `(n, k/2, l)`; a_scale, b_scale: logical 6-D float8_e4m3fn.
+        out: logical `(m, n, l)`, written in place by run().
+        masked_m: `(l,)` int32.
+        alpha: `(l,)` float32 or None.
+    """
+
+    names = ("a", "a_scale", "b", "b_scale", "out", "masked_m", "alpha")
+    a: Tensor
+    a_scale: Tensor
+    b: Tensor
+    b_scale: Tensor
+    out: Tensor
+    masked_m: Tensor
+    alpha: Tensor | None
+
+    def run(self) -> None:
+        """Multiply into out."""
+        self.function(
+            self.a, self.a_scale, self.b, self.b_scale, self.out, self.masked_m, self.alpha, **self.extra
+        )
+
+    def result(self) -> None:
+        """Return nothing: out was written in place."""
+
+    @property
+    def product(self) -> Tensor:
+        """Out as `(l, m, n)`; assign to write into the caller's buffer."""
+        return self.out.permute(2, 0, 1)
+
+    @product.setter
+    def product(self, product: Tensor) -> None:
+        self.out.copy_(product.permute(1, 2, 0))
+
+    @property
+    def a_codes(self) -> Tensor:
+        """`(l, m, k)` uint8; assign to change."""
+        return physical.codes_of(self.a)
+
+    @a_codes.setter
+    def a_codes(self, codes: Tensor) -> None:
+        self.a = physical.operand(codes)
+
+    @property
+    def b_codes(self) -> Tensor:
+        """`(l, n, k)` uint8; assign to change."""
+        return physical.codes_of(self.b)
+
+    @b_codes.setter
+    def b_codes(self, codes: Tensor) -> None:
+        self.b = physical.operand(codes)
+
+    @property
+    def a_block_scale(self) -> Tensor:
+        """`(l, m, k/16)` uint8; assign to change."""
+        return physical.block_scales_of(self.a_scale, self.a.shape[0], self.a.shape[1] // 8)
+
+    @a_block_scale.setter
+    def a_block_scale(self, block_scale: Tensor) -> None:
+        self.a_scale = with_block_scale(self.a_scale, block_scale)
+
+    @property
+    def b_block_scale(self) -> Tensor:
+        """`(l, n, k/16)` uint8; assign to change."""
+        return physical.block_scales_of(self.b_scale, self.b.shape[0], self.b.shape[1] // 8)
+
+    @b_block_scale.setter
+    def b_block_scale(self, block_scale: Tensor) -> None:
+        self.b_scale = with_block_scale(self.b_scale, block_scale)
+
+
+class MoeCall(Call):
+    """masked_moe: arguments under their names (harness.candidates.protocol), `output` `(l, m, k)` bfloat16 after run()."""
+
+    names = (
+        "hidden_states", "input_global_scale", "w1", "w1_blockscale", "w1_alpha", "w2", "a2_global_scale",
+        "w2_blockscale", "w2_alpha", "masked_m", "activation",
+    )  # fmt: skip
+    hidden_states: tuple[Tensor, Tensor | None]
+    input_global_scale: Tensor | None
+    w1: Tensor
+    w1_blockscale: Tensor
+    w1_alpha: Tensor
+    w2: Tensor
+    a2_global_scale: Tensor
+    w2_blockscale: Tensor
+    w2_alpha: Tensor
+    masked_m: Tensor
+    activation: str
+    output: Tensor
+
+    def run(self) -> None:
+        """Run the layer below."""
+        self.output = self.function(**self.arguments())
+
+    def result(self) -> Tensor:
+        """Return the layer's output."""
+        return self.output
+
+
+def with_block_scale(scales: Tensor, block_scale: Tensor) -> Tensor:
+    """Return a copy of a logical 6-D scale tensor that holds these linear scales `(l, rows, columns)`; padding kept."""
+    from reference.layout import swizzle_128x4
+
+    inside = swizzle_128x4(torch.ones_like(block_scale), 0).bool()
+    old = physical.swizzled_bytes(scales)
+    return physical.as_mma(torch.where(inside, swizzle_128x4(block_scale, 0), old))

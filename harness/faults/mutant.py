@@ -1,0 +1,192 @@
+"""A candidate with planted faults: every stage call goes through the faults that are planted in that stage."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harness import physical
+from harness.candidates.composition import compose_masked_moe
+from harness.candidates.protocol import STAGES, stages_of, traits_of
+from harness.faults.calls import Call, GemmCall, MoeCall, QuantizeCall
+from harness.faults.fault import Parameters, Planting, parse_planting
+from harness.faults.scope import chosen_blocks, chosen_rows
+from harness.verdict import UsageError
+
+CALLS: dict[str, type[Call]] = {
+    "quantize_grouped": QuantizeCall,
+    "silu_mul_quantize_grouped": QuantizeCall,
+    "masked_grouped_gemm": GemmCall,
+    "masked_moe": MoeCall,
+}
+_INNER = ("quantize_grouped", "silu_mul_quantize_grouped", "masked_grouped_gemm")
+Function = Callable[..., Any]
+
+
+class Mutant:
+    """A candidate around another one, with faults in some of its stages.
+
+    Args:
+        base: the candidate that is right.
+        plantings: the faults, outermost last.
+
+    Raises:
+        UsageError: a fault belongs to a stage that the candidate does not have.
+    """
+
+    def __init__(self, base: Any, plantings: Sequence[Planting]) -> None:
+        self.base = base
+        self.plantings = tuple(plantings)
+        self.traits = traits_of(base)
+        self.name = "+".join([getattr(base, "name", type(base).__name__), *map(str, plantings)])
+        self.parameters = [planting.parameters() for planting in plantings]
+        stages = stages_of(base)
+        for planting in plantings:
+            if not set(planting.fault.stages) & set(stages):
+                raise UsageError(
+                    f"fault {planting.fault.name} is planted in {' or '.join(planting.fault.stages)}, "
+                    f"which {self.name} does not have"
+                )
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self.base, name)  # AttributeError where the base has no such stage
+        if name not in STAGES:
+            return value
+        return self._stage(name, value)
+
+    def _stage(self, stage: str, function: Function) -> Function:
+        """Return the stage with every fault that is planted in it around it."""
+        inner = any(set(p.fault.stages) & set(_INNER) for p in self.plantings)
+        if stage == "masked_moe" and inner and set(_INNER) <= set(stages_of(self.base)):
+            function = self._composed
+        names = [name for name in inspect.signature(function).parameters if name != "hints"]
+        for planting, parameters in zip(self.plantings, self.parameters, strict=True):
+            if stage in planting.fault.stages and not (stage == "masked_moe" and function == self._composed):
+                function = _around(stage, function, self.base, planting, parameters, names)
+        return function
+
+    def _composed(
+        self,
+        hidden_states: tuple[Tensor, Tensor | None],
+        input_global_scale: Tensor | None,
+        w1: Tensor,
+        w1_blockscale: Tensor,
+        w1_alpha: Tensor,
+        w2: Tensor,
+        a2_global_scale: Tensor,
+        w2_blockscale: Tensor,
+        w2_alpha: Tensor,
+        masked_m: Tensor,
+        activation: str = "silu",
+    ) -> Tensor:
+        return compose_masked_moe(
+            self, hidden_states, input_global_scale, w1, w1_blockscale, w1_alpha, w2, a2_global_scale, w2_blockscale,
+            w2_alpha, masked_m, activation,
+        )  # fmt: skip
+
+
+def _around(
+    stage: str,
+    function: Function,
+    candidate: Any,
+    planting: Planting,
+    parameters: Parameters,
+    names: list[str],
+) -> Function:
+    """Return a stage's function with one fault around it."""
+    kind = CALLS[stage]
+
+    def call(*positional: Any, **named: Any) -> Any:
+        arguments = dict(zip(names, positional, strict=False)) | named
+        if stage == "silu_mul_quantize_grouped" and "gate_up" in arguments:
+            arguments["x"] = arguments.pop("gate_up")
+        faulty = kind(stage, function, candidate, arguments)
+        if planting.everywhere:
+            planting.fault.apply(faulty, parameters)
+            return faulty.result()
+        healthy = kind(stage, function, candidate, arguments)
+        if isinstance(faulty, GemmCall):
+            faulty.out = _copy(faulty.out)
+        healthy.run()
+        planting.fault.apply(faulty, parameters)
+        _MERGE[kind](healthy, faulty, planting.fault.unit, parameters)
+        return healthy.result()
+
+    return call
+
+
+def _copy(out: Tensor) -> Tensor:
+    """Return a copy of an output in the same physical layout."""
+    return out.permute(2, 0, 1).clone().permute(1, 2, 0)
+
+
+def _valid(masked_m: Tensor, rows: int) -> Tensor:
+    return torch.arange(rows, device=masked_m.device) < masked_m.unsqueeze(-1)
+
+
+def _differs(a: Tensor, b: Tensor) -> Tensor:
+    return (a != b) & ~((a != a) & (b != b))  # noqa: PLR0124 - NaN differs from itself
+
+
+def _chosen(changed: Tensor, unit: str, parameters: Parameters) -> Tensor:
+    """Return the rows `(experts, rows)` that a fault is kept to; whole experts where it knows nothing smaller."""
+    rows = chosen_rows(changed, parameters)
+    if unit == "expert" and not parameters.weakest:
+        return changed & rows.any(-1, keepdim=True)
+    return rows
+
+
+def _merge_quantized(healthy: QuantizeCall, faulty: QuantizeCall, unit: str, parameters: Parameters) -> None:
+    experts, rows, k = healthy.shape
+    codes, wrong = healthy.codes, faulty.codes
+    scale, wrong_scale = healthy.block_scale, faulty.block_scale
+    by_block = _differs(codes, wrong).view(experts, rows, k // 16, 16).any(-1) | (scale != wrong_scale)
+    by_block &= _valid(healthy.masked_m, rows).unsqueeze(-1)
+    chosen = _chosen(by_block.any(-1), unit, parameters)
+    blocks = (
+        chosen_blocks(by_block, chosen, parameters) if unit == "block" else chosen.unsqueeze(-1) & by_block
+    )
+    healthy.packed = physical.operand(torch.where(blocks.repeat_interleave(16, -1), wrong, codes))
+    healthy.block_scale = torch.where(blocks, wrong_scale, scale)
+
+
+def _merge_gemm(healthy: GemmCall, faulty: GemmCall, unit: str, parameters: Parameters) -> None:
+    right, wrong = healthy.product, faulty.product
+    changed = _differs(right, wrong).any(-1) & _valid(healthy.masked_m, right.shape[1])
+    chosen = _chosen(changed, unit, parameters)
+    healthy.product = torch.where(chosen.unsqueeze(-1), wrong, right)
+
+
+def _merge_moe(healthy: MoeCall, faulty: MoeCall, unit: str, parameters: Parameters) -> None:
+    right, wrong = healthy.output, faulty.output
+    changed = _differs(right, wrong).any(-1) & _valid(healthy.masked_m, right.shape[1])
+    chosen = _chosen(changed, unit, parameters)
+    healthy.output = torch.where(chosen.unsqueeze(-1), wrong, right)
+
+
+_MERGE: dict[type[Call], Callable[[Any, Any, str, Parameters], None]] = {
+    QuantizeCall: _merge_quantized,
+    GemmCall: _merge_gemm,
+    MoeCall: _merge_moe,
+}
+
+
+def plant(candidate: Any, *plantings: str | Planting) -> Mutant:
+    """Return a candidate with faults planted in it.
+
+    Args:
+        candidate: a candidate, or the name of one.
+        plantings: as `harness.faults.parse_planting` takes them, for example "alpha_of_neighbour@7".
+
+    Raises:
+        UsageError: an unknown fault or candidate, or a fault in a stage that the candidate does not have.
+    """
+    if isinstance(candidate, str):
+        from harness.candidates import load_candidate
+
+        candidate = load_candidate(candidate)
+    return Mutant(candidate, [parse_planting(p) if isinstance(p, str) else p for p in plantings])
