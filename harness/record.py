@@ -141,7 +141,10 @@ class Skip:
 
 @dataclass
 class RunRecord:
-    """One run. `gsm8k` and further stages hold their own documented structures; absent stages are None."""
+    """One run. Each stage beside the rules holds its own documented structure; absent stages are None.
+
+    `gsm8k`: harness/gsm8k/README.md; `canary`: harness/canary/README.md; `mutants`: harness/mutants/README.md.
+    """
 
     run_id: str
     created: str
@@ -163,6 +166,8 @@ class RunRecord:
     known_failures: list[dict[str, Any]] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
     gsm8k: dict[str, Any] | None = None
+    canary: dict[str, Any] | None = None
+    mutants: dict[str, Any] | None = None
 
     def to_json(self) -> str:
         """Return the record as JSON text, one field a line in field order; NaN and infinity are refused.

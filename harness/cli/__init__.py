@@ -14,6 +14,9 @@ from harness.verdict import ExitCode, UsageError
 COMMANDS = {
     "check": "run the rules on candidates and write a report",
     "gsm8k": "the end-to-end gate on a served model",
+    "canary": "a small MoE model that solves word problems through a candidate",
+    "mutants": "plant every known fault and see which rule kills it",
+    "diagnose": "name the known fault that explains a failure",
     "list": "list candidates, rules, profiles, traps and shapes",
     "doctor": "say what can run on this machine, and why the rest cannot",
     "report": "draw the HTML report of a record again",
