@@ -5,11 +5,15 @@ from __future__ import annotations
 import datetime as dt
 import secrets
 import sys
+import tempfile
 import time
 from collections import Counter
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 from harness import __version__
+from harness.canary.verdict import judge_stage
 from harness.candidates import CANDIDATES, STAGES, load_candidate, support_of
 from harness.environment import describe_environment
 from harness.known_failures import KnownFailure, apply_known_failures
@@ -40,6 +44,8 @@ class CheckRequest:
         isolate: run candidates in child processes.
         known: list of known failures.
         all_rules: no rule was selected, so the drawn traps can be counted against their floor.
+        canary: questions of the canary stage, 0 for none.
+        canary_control: fault that is planted in the first candidate to show that the stage sees it, "" for none.
     """
 
     candidates: list[str]
@@ -54,6 +60,8 @@ class CheckRequest:
     isolate: bool = True
     known: list[KnownFailure] = field(default_factory=list)
     all_rules: bool = True
+    canary: int = 0
+    canary_control: str = ""
 
 
 class Progress:
@@ -67,6 +75,9 @@ class Progress:
 
     def finished(self, result: RuleResult) -> None:
         """A rule is through."""
+
+    def canary(self, run: dict[str, Any]) -> None:
+        """The canary ran through a candidate: an entry of `record.canary["runs"]` or `["controls"]`."""
 
 
 def new_record(request_profile: str, seed: int) -> RunRecord:
@@ -98,6 +109,8 @@ def run_check(request: CheckRequest, record: RunRecord, progress: Progress) -> R
             share = left / (len(names) - number) if request.max_seconds else float("inf")
             deadline = time.monotonic() + share
             _run_candidate(name, request, record, progress, deadline, traps)
+        if request.canary:
+            _run_canary(request, record, progress)
     except KeyboardInterrupt:
         record.interrupted = True
         raise
@@ -169,6 +182,31 @@ def _run_candidate(
         session.close()
 
 
+def _run_canary(request: CheckRequest, record: RunRecord, progress: Progress) -> None:
+    """Ask the canary its questions through every candidate that ran, then through one with a planted fault."""
+    from harness.canary.stage import run_stage
+
+    able = [c.name for c in record.candidates if c.ran and "masked_moe" not in c.missing_stages]
+    record.skips += [
+        Skip(f"canary on {c.name}", "the candidate has no masked_moe")
+        for c in record.candidates
+        if c.ran and c.name not in able
+    ]
+    if not able:
+        return
+    record.canary = {"questions": request.canary, "runs": [], "controls": []}
+    plans = [(name, "runs") for name in able]
+    if request.canary_control:
+        plans.append((f"{able[0]}+{request.canary_control}", "controls"))
+    with tempfile.TemporaryDirectory(prefix="harness-canary-") as folder:
+        for number, (name, kind) in enumerate(plans):
+            run = run_stage(
+                name, questions=request.canary, folder=Path(folder) / str(number), seed=request.seed
+            )
+            record.canary[kind].append(run)
+            progress.canary(run)
+
+
 def _settings(
     name: str, rule: Rule, request: CheckRequest, deadline: float, progress: Progress
 ) -> RunSettings:
@@ -214,6 +252,9 @@ def conclude(record: RunRecord, traps: Counter[str], floor: dict[str, int]) -> N
     record.missing_traps = [trap for trap, least in floor.items() if traps[trap] < least]
     judged = [r for r in record.rules if not r.skipped]
     verdict = worst(r.verdict for r in judged)
+    canary = judge_stage(record.canary)
+    if canary is not None:
+        verdict = worst([verdict, canary[0]])
     could_not_run = [c for c in record.candidates if c.requested and not c.ran]
     if record.missing_traps and verdict is not Verdict.FAIL and not record.interrupted:
         verdict = Verdict.FAIL
@@ -233,6 +274,9 @@ def _reason(record: RunRecord, judged: list[RuleResult], could_not_run: list[Can
         return (
             f"{len(failed)} of {len(judged)} rules failed; first: {failed[0].rule} on {failed[0].candidate}"
         )
+    canary = judge_stage(record.canary)
+    if canary is not None and canary[0] is Verdict.FAIL:
+        return canary[1]
     if record.verdict is Verdict.FAIL:
         return f"traps drawn too seldom to count as tested: {', '.join(record.missing_traps)}"
     if could_not_run:
@@ -243,10 +287,13 @@ def _reason(record: RunRecord, judged: list[RuleResult], could_not_run: list[Can
         return f"internal error: {record.errors[0].splitlines()[0]}"
     if unknown:
         return f"{unknown[0].rule} on {unknown[0].candidate}: {unknown[0].reason}"
+    if canary is not None and canary[0] is Verdict.UNKNOWN:
+        return canary[1]
     if not judged:
         return "no rule was judged"
     ran = ", ".join(c.name for c in record.candidates if c.ran)
     compared = sum(r.compared for r in judged)
     words = f"{len(judged)} results on {ran}: {compared:,} elements compared, all of them legal"
     known = sum(k["matched"] for k in record.known_failures)
-    return f"{words} but for {known} known failure{'s' * (known != 1)}" if known else words
+    words += f" but for {known} known failure{'s' * (known != 1)}" if known else ""
+    return f"{words}; {canary[1]}" if canary else words

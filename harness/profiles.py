@@ -23,6 +23,7 @@ class Profile:
         work: most multiply-adds of one GEMM, in units of 2^20: keeps the extremes from meeting.
         trap_floor: every trap must be drawn this often, else the run fails (0: not checked).
         problem_seconds: time limit of one problem.
+        canary: questions of the canary stage.
     """
 
     name: str
@@ -35,12 +36,13 @@ class Profile:
     work: int
     trap_floor: int
     problem_seconds: float
+    canary: int = 64
 
 
 PROFILES = {
     "quick": Profile("quick", 40, 10, 8, 200, 512, 384, 256, 0, 60),
-    "standard": Profile("standard", 150, 30, 32, 400, 2048, 1024, 512, 5, 120),
-    "deep": Profile("deep", 1000, 200, 128, 1024, 7168, 4096, 4096, 5, 300),
+    "standard": Profile("standard", 150, 30, 32, 400, 2048, 1024, 512, 5, 120, 200),
+    "deep": Profile("deep", 1000, 200, 128, 1024, 7168, 4096, 4096, 5, 300, 500),
 }
 
 

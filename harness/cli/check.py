@@ -54,6 +54,20 @@ from harness.verdict import ExitCode, UsageError, exit_code
     help="Run each candidate in a process of its own, so that a crash costs one problem.",
 )
 @click.option(
+    "--canary/--no-canary",
+    default=None,
+    help="Ask the canary its questions through each candidate. Default: yes, unless --rule, --problem, --shapes or "
+    "--max-seconds asks for a part.",
+)
+@click.option("--canary-questions", type=int, help="How many of its 500. Default: the profile's.")
+@click.option(
+    "--canary-control",
+    default="input_scale_inverted",
+    show_default=True,
+    metavar="FAULT",
+    help="Fault planted in the first candidate, on which the canary must fail; '' for none.",
+)
+@click.option(
     "--known-failures",
     type=click.Path(path_type=Path),
     help="List of known failures. Default: the one of the suites.",
@@ -77,6 +91,9 @@ def check_command(
     max_memory: float,
     threads: int,
     isolate: bool,
+    canary: bool | None,
+    canary_questions: int | None,
+    canary_control: str,
     known_failures: Path | None,
     out: Path,
 ) -> int:
@@ -98,10 +115,15 @@ def check_command(
     ):
         if not value >= 0:  # NaN too
             raise UsageError(f"{name} must not be negative, got {value}")
+    if canary_questions is not None and not 1 <= canary_questions <= 500:
+        raise UsageError(f"--canary-questions must lie between 1 and 500, got {canary_questions}")
+    if canary is None:
+        canary = canary_questions is not None or not (rules or problem or shapes or max_seconds)
+    size = find_profile(profile)
     request = CheckRequest(
         candidates=list(candidates),
         rules=find_rules(list(rules)),
-        profile=find_profile(profile),
+        profile=size,
         seed=seed,
         problem=parse_problem(problem) if problem else None,
         shape=find_shape(shapes, ep) if shapes else None,
@@ -111,6 +133,8 @@ def check_command(
         isolate=isolate,
         known=load_known_failures(known_failures or default_path()),
         all_rules=not rules,
+        canary=(canary_questions or size.canary) if canary else 0,
+        canary_control=canary_control,
     )
     folder = prepare_folder(out)
     record = new_record(profile, seed)

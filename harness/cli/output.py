@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -69,6 +70,12 @@ class TerminalProgress(Progress):
                 click.echo("    " + failure.message.replace("\n", "\n    "), err=True)
             if not result.failures or result.verdict is not Verdict.FAIL:
                 click.echo(f"    {result.reason}", err=True)
+
+    def canary(self, run: dict[str, Any]) -> None:
+        """Print the canary's verdict through one candidate."""
+        label = run["verdict"] + (f" ({run['qualifier']})" if run.get("qualifier") else "")
+        colour = _COLOURS.get(Verdict(run["verdict"])) if run["verdict"] in set(Verdict) else None
+        click.echo(f"canary on {run['candidate']}: {click.style(label, fg=colour)} {run['reason']}", err=True)
 
 
 def print_summary(record: RunRecord, paths: dict[str, Path]) -> None:

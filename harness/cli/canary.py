@@ -1,0 +1,172 @@
+"""`harness canary`: serve, run, export, table. Parsing and printing only."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from harness.verdict import ExitCode, UsageError, exit_code
+
+_FOLDER = click.Path(path_type=Path)
+
+
+def _engine_options(command: click.Command) -> click.Command:
+    """Add the options that say what the MoE layers run through."""
+    for option in (
+        click.option(
+            "--candidate",
+            default="bf16",
+            show_default=True,
+            metavar="NAME",
+            help="What the experts run through: bf16, a built-in name, or package.module:attribute.",
+        ),
+        click.option(
+            "--fault", "faults", multiple=True, metavar="NAME", help="Plant this fault; may be repeated."
+        ),
+        click.option("--ranks", default=1, show_default=True, help="Simulated ranks."),
+        click.option(
+            "--shard",
+            type=click.Choice(["experts", "width"]),
+            default="experts",
+            show_default=True,
+            help="How ranks share the layer: whole experts, or a slice of every expert.",
+        ),
+        click.option(
+            "--transport",
+            type=click.Choice(["bf16", "fp8", "nvfp4"]),
+            default="bf16",
+            show_default=True,
+            help="What dispatch carries.",
+        ),
+        click.option("--model", type=_FOLDER, help="Folder of the model. Default: the one that is shipped."),
+        click.option(
+            "--threads", default=0, show_default=True, help="Threads of torch; 0 for its own choice."
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+@click.group("canary")
+def canary_command() -> None:
+    """A small MoE model that solves grade-school word problems through a candidate."""
+
+
+@canary_command.command("serve")
+@_engine_options
+@click.option("--host", default="127.0.0.1", show_default=True)
+@click.option("--port", default=8000, show_default=True, help="0 for any free one.")
+def serve(
+    candidate: str,
+    faults: tuple[str, ...],
+    ranks: int,
+    shard: str,
+    transport: str,
+    model: Path | None,
+    threads: int,
+    host: str,
+    port: int,
+) -> int:
+    """Serve the canary over the OpenAI API until interrupted; print "listening on URL" once it answers."""
+    import asyncio
+
+    from aiohttp import web
+
+    from harness.canary.server import make_app
+
+    canary = _load(candidate, faults, ranks, shard, transport, model, threads)
+    name = "+".join([candidate, *faults])
+
+    async def main() -> None:
+        runner = web.AppRunner(make_app(canary.engine(), f"canary-256/{name}"), access_log=None)
+        await runner.setup()
+        site = web.TCPSite(runner, host, port)
+        try:
+            await site.start()
+        except OSError as error:
+            raise UsageError(f"--port {port}: cannot listen on {host} ({error.strerror})") from error
+        address = runner.addresses[0]
+        click.echo(f"listening on http://{host}:{address[1]}/v1")
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await runner.cleanup()
+
+    asyncio.run(main())
+    return ExitCode.PASS
+
+
+@canary_command.command("run")
+@_engine_options
+@click.option("--questions", default=200, show_default=True, help="How many of the test set.")
+@click.option("--unseen", is_flag=True, help="The problems of families that were never trained on.")
+@click.option(
+    "--out",
+    type=_FOLDER,
+    default=Path("canary-run"),
+    show_default=True,
+    help="Folder of record.json and report.html.",
+)
+def run(
+    candidate: str,
+    faults: tuple[str, ...],
+    ranks: int,
+    shard: str,
+    transport: str,
+    model: Path | None,
+    threads: int,
+    questions: int,
+    unseen: bool,
+    out: Path,
+) -> int:
+    """Answer the canary's questions in this process, judge and report: what serve and gsm8k do, without HTTP."""
+    from harness.canary.run import run_in_process
+    from harness.cli.output import prepare_folder, print_summary
+    from reports.html import write_report
+
+    if questions < 1:
+        raise UsageError(f"--questions must be at least 1, got {questions}")
+    folder = prepare_folder(out)
+    canary = _load(candidate, faults, ranks, shard, transport, model, threads)
+    record = run_in_process(canary, "+".join([candidate, *faults]), questions=questions, unseen=unseen)
+    record.write(folder / "record.json")
+    report = write_report(record, folder)
+    print_summary(record, {"record": folder / "record.json", "report": report})
+    return exit_code(record.verdict)
+
+
+@canary_command.command("export")
+@click.argument("folder", type=_FOLDER)
+@click.option("--model", type=_FOLDER, help="Folder of the model. Default: the one that is shipped.")
+def export(folder: Path, model: Path | None) -> int:
+    """Write the canary as an NVFP4 checkpoint in ModelOpt's layout; the same bytes every time."""
+    from harness.canary.export import export_modelopt
+    from harness.cli.output import prepare_folder
+
+    export_modelopt(prepare_folder(folder, "FOLDER"), model)
+    click.echo(f"checkpoint: {folder}")
+    return ExitCode.PASS
+
+
+def _load(
+    candidate: str,
+    faults: tuple[str, ...],
+    ranks: int,
+    shard: str,
+    transport: str,
+    model: Path | None,
+    threads: int,
+):  # type: ignore[no-untyped-def]  # a Canary: torch is imported with it
+    import torch
+
+    from harness.canary import load_canary
+
+    if ranks < 1:
+        raise UsageError(f"--ranks must be at least 1, got {ranks}")
+    if threads:
+        torch.set_num_threads(threads)
+    if candidate == "bf16" and faults:
+        raise UsageError("--fault is planted in a candidate: give --candidate (eager, physical, ...) too")
+    name = "+".join([candidate, *faults])
+    return load_canary(model, candidate=name, ranks=ranks, shard=shard, transport=transport)
