@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from reports import candidates, environment, errors, failures, gsm8k, known, margins, rules, skips, traps
+from reports import canary, candidates, environment, errors, failures, gsm8k, known, margins, rules, skips, traps
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,6 +35,7 @@ SECTIONS: tuple[Section, ...] = (
     Section("gsm8k", "GSM8K", gsm8k.section),
     Section("failures", "Failures", failures.section),
     Section("rules", "Rules", rules.section),
+    Section("canary", "Canary", canary.section),
     Section("margins", "Error against bound", margins.section),
     Section("candidates", "Candidates", candidates.section),
     Section("traps", "Traps", traps.section),

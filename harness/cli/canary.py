@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -134,6 +135,66 @@ def run(
     report = write_report(record, folder)
     print_summary(record, {"record": folder / "record.json", "report": report})
     return exit_code(record.verdict)
+
+
+@canary_command.command("table")
+@click.option(
+    "--candidate", default="eager", show_default=True, metavar="NAME", help="What the faults are planted in."
+)
+@click.option("--fault", "faults", multiple=True, metavar="NAME", help="Only this fault; may be repeated.")
+@click.option(
+    "--questions", default=64, show_default=True, help="Questions a line; a dead first wave ends it."
+)
+@click.option("--jobs", default=1, show_default=True, help="Processes, of one thread each.")
+@click.option(
+    "--out",
+    type=_FOLDER,
+    default=Path("canary-table"),
+    show_default=True,
+    help="Folder of record.json and report.html.",
+)
+def table(candidate: str, faults: tuple[str, ...], questions: int, jobs: int, out: Path) -> int:
+    """Measure every fault against the canary's accuracy, beside the rule that kills it; dispatch variants too."""
+    from harness.canary.table import run_table
+    from harness.check import new_record
+    from harness.cli.output import prepare_folder, print_summary
+    from harness.verdict import Verdict
+    from reports.html import write_report
+
+    for name, value in (("--questions", questions), ("--jobs", jobs)):
+        if value < 1:
+            raise UsageError(f"{name} must be at least 1, got {value}")
+    folder = prepare_folder(out)
+    record = new_record("", 0)
+    lines = run_table(candidate, questions=questions, faults=list(faults), jobs=jobs, progress=_say)
+    record.canary = {"questions": questions, "runs": [], "controls": [], "table": lines}
+    wrong = [line["name"] for line in lines if line["kind"] == "variant" and line.get("verdict") != "PASS"]
+    missed = [
+        line["name"]
+        for line in lines
+        if line["kind"] == "fault" and line["facts"]["effect"] == "collapse" and line.get("verdict") == "PASS"
+    ]
+    record.verdict = Verdict.FAIL if wrong or missed else Verdict.PASS
+    record.reason = (
+        f"right variants that do not pass: {', '.join(wrong) or 'none'}; "
+        f"faults that collapse real models and pass: {', '.join(missed) or 'none'}"
+    )
+    record.write(folder / "record.json")
+    report = write_report(record, folder)
+    print_summary(record, {"record": folder / "record.json", "report": report})
+    return exit_code(record.verdict)
+
+
+def _say(line: dict[str, Any]) -> None:
+    if line["error"]:
+        click.echo(f"  {line['name']:<44} {line['error']}", err=True)
+        return
+    killed = f", killed by {line['facts']['killed_by']}" if line["facts"] else ""
+    click.echo(
+        f"  {line['name']:<44} {line['accuracy']:.3f} of {line['asked']}, {line['verdict']}{killed}, "
+        f"{line['seconds']:.0f} s",
+        err=True,
+    )
 
 
 @canary_command.command("export")

@@ -1,0 +1,174 @@
+"""The experiment that the canary exists for: every fault against its accuracy, beside the rule that kills it.
+
+One command regenerates it (`harness canary table`); the record holds it under `canary["table"]`, the report draws it.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import multiprocessing
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+VARIANTS = (
+    ("bf16", 1, "experts", "bf16"),
+    ("", 1, "experts", "bf16"),
+    ("", 4, "experts", "bf16"),
+    ("", 4, "experts", "fp8"),
+    ("", 4, "experts", "nvfp4"),
+    ("", 2, "width", "bf16"),
+    ("", 2, "width", "fp8"),
+    ("", 2, "width", "nvfp4"),
+)
+"""Right ways to run the layer: candidate ("" for the one under test), ranks, how they share it, what dispatch carries."""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One line of the table: what runs, and how.
+
+    Attributes:
+        name: fault, or words for a variant.
+        kind: "fault" or "variant".
+        candidate: full name, fault included.
+        ranks, shard, transport: as `harness canary serve` takes them.
+        facts: category, title, effect, killed_by and bugs of the fault.
+    """
+
+    name: str
+    kind: str
+    candidate: str
+    ranks: int = 1
+    shard: str = "experts"
+    transport: str = "bf16"
+    facts: dict[str, Any] | None = None
+
+
+def experiments(candidate: str, faults: list[str]) -> list[Experiment]:
+    """Return every line of the table: the variants, then the faults (all of the catalog for an empty list).
+
+    Raises:
+        UsageError: an unknown fault.
+    """
+    from harness.faults import all_faults, find_fault
+
+    found = [find_fault(name) for name in faults] or list(all_faults().values())
+    lines = [
+        Experiment(
+            _words(name or candidate, ranks, shard, transport),
+            "variant",
+            name or candidate,
+            ranks,
+            shard,
+            transport,
+        )
+        for name, ranks, shard, transport in VARIANTS
+    ]
+    for fault in found:
+        facts = {
+            "category": fault.category,
+            "title": fault.title,
+            "effect": fault.effect,
+            "killed_by": fault.killed_by,
+            "bugs": list(fault.bugs),
+        }
+        # A fault of dispatch is in its transport; the others are shown on the plain one.
+        fp8 = fault.category == "dispatch" and "fp8" in fault.name
+        nvfp4 = fault.category == "dispatch" and "nvfp4" in fault.name
+        transport = "fp8" if fp8 else "nvfp4" if nvfp4 else "bf16"
+        ranks = 4 if fault.category in {"dispatch", "combine", "routing"} else 1
+        lines.append(
+            Experiment(fault.name, "fault", f"{candidate}+{fault.name}", ranks, "experts", transport, facts)
+        )
+    return lines
+
+
+def _words(candidate: str, ranks: int, shard: str, transport: str) -> str:
+    if ranks == 1:
+        return candidate
+    how = "whole experts" if shard == "experts" else "slices of every expert"
+    return f"{candidate}, {ranks} ranks with {how}, {transport} dispatch"
+
+
+def run_experiment(experiment: Experiment, questions: int) -> dict[str, Any]:
+    """Run one line.
+
+    Returns:
+        The experiment's fields with `accuracy`, `interval`, `asked`, `verdict`, `qualifier` and `seconds`; or `error` where
+        the candidate cannot run it or raised, which is an answer too: real engines fail loudly on some faults.
+    """
+    from harness.canary import load_canary
+    from harness.canary.run import run_questions
+    from harness.verdict import UsageError
+
+    started = time.monotonic()
+    line: dict[str, Any] = {**asdict(experiment), "error": ""}
+    try:
+        canary = load_canary(
+            candidate=experiment.candidate,
+            ranks=experiment.ranks,
+            shard=experiment.shard,
+            transport=experiment.transport,
+        )
+        found = run_questions(canary, experiment.candidate, questions=questions)
+    except UsageError as error:
+        return {**line, "error": f"not planted: {error}"}
+    except Exception as error:  # noqa: BLE001 - a broken candidate may raise anything
+        return {**line, "error": f"raised {type(error).__name__}: {error}"}
+    return {
+        **line,
+        "accuracy": found["accuracy_strict"],
+        "interval": found["interval"],
+        "asked": found["answered"],
+        "verdict": found["verdict"],
+        "qualifier": found["qualifier"],
+        "seconds": time.monotonic() - started,
+    }
+
+
+def _start(threads: int) -> None:
+    import torch
+
+    torch.set_num_threads(threads)
+
+
+def run_table(
+    candidate: str,
+    *,
+    questions: int,
+    faults: list[str],
+    jobs: int = 1,
+    progress: Callable[[dict[str, Any]], None] = lambda _line: None,
+) -> list[dict[str, Any]]:
+    """Run every experiment.
+
+    Args:
+        candidate: what the faults are planted in.
+        questions: of the test set; a line whose first wave is dead ends there.
+        faults: names, empty for all.
+        jobs: processes, with one thread of torch each.
+        progress: called with each line as it is done.
+
+    Returns:
+        The lines in order of `experiments`.
+    """
+    todo = experiments(candidate, faults)
+    lines: dict[str, dict[str, Any]] = {}
+    for line in _results(todo, questions, jobs):
+        lines[line["name"]] = line
+        progress(line)
+    return [lines[experiment.name] for experiment in todo]
+
+
+def _results(todo: list[Experiment], questions: int, jobs: int) -> Iterator[dict[str, Any]]:
+    if jobs == 1:
+        for experiment in todo:
+            yield run_experiment(experiment, questions)
+        return
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(jobs, context, _start, (1,)) as pool:
+        running = [pool.submit(run_experiment, experiment, questions) for experiment in todo]
+        for done in concurrent.futures.as_completed(running):
+            yield done.result()
