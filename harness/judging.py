@@ -11,11 +11,14 @@ import json
 import traceback
 from collections.abc import Callable
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from harness.candidates.protocol import stages_of, traits_of
 from harness.problem import parse_problem
 from harness.rules import NotApplicableError, Rule, find_rules
+
+if TYPE_CHECKING:
+    from harness.context import Context
 
 
 class Watched:
@@ -89,27 +92,32 @@ class Judge:
             `{"status": "judged", "comparisons": [...]}` or `{"status": "not applicable" | "contract" | "raised",
             "error": ...}`. A candidate that raises is an answer; errors of the harness itself are raised.
         """
-        rule = find_rules([rule_id])[0]
-        return self._judge(rule, problem)
-
-    def _judge(self, rule: Rule, text: str) -> dict[str, Any]:
-        from harness.context import Context, ContractError, device_is_lost
+        from harness.context import Context
 
         self.candidate.forget()
-        problem = parse_problem(text)
-        context = Context(self.candidate, problem, self._measured.known)
-        try:
-            comparisons = rule.function()(context)
-        except NotApplicableError as reason:
-            return {"status": "not applicable", "error": str(reason)}
-        except ContractError as error:
-            return {"status": "contract", "error": str(error)}
-        except (Exception, SystemExit) as error:
-            if device_is_lost(error):
-                return {"status": "crashed", "error": f"{type(error).__name__}: {error}"}
-            if not self.candidate.raised(error):
-                raise
-            last = traceback.extract_tb(error.__traceback__)[-1]
-            where = f"{last.filename.rsplit('/', 1)[-1]}:{last.lineno} in {last.name}"
-            return {"status": "raised", "error": f"{type(error).__name__}: {error} ({where})"}
-        return {"status": "judged", "comparisons": [c.to_dict() for c in comparisons]}
+        context = Context(self.candidate, parse_problem(problem), self._measured.known)
+        return judge_context(find_rules([rule_id])[0], context)
+
+
+def judge_context(rule: Rule, context: Context) -> dict[str, Any]:
+    """Judge one rule on a problem whose tensors may be there already; the context's candidate must be `Watched`.
+
+    Returns and raises what `Judge.judge` does.
+    """
+    from harness.context import ContractError, device_is_lost
+
+    try:
+        comparisons = rule.function()(context)
+    except NotApplicableError as reason:
+        return {"status": "not applicable", "error": str(reason)}
+    except ContractError as error:
+        return {"status": "contract", "error": str(error)}
+    except (Exception, SystemExit) as error:
+        if device_is_lost(error):
+            return {"status": "crashed", "error": f"{type(error).__name__}: {error}"}
+        if not context.candidate.raised(error):
+            raise
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{last.filename.rsplit('/', 1)[-1]}:{last.lineno} in {last.name}"
+        return {"status": "raised", "error": f"{type(error).__name__}: {error} ({where})"}
+    return {"status": "judged", "comparisons": [c.to_dict() for c in comparisons]}
