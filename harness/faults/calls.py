@@ -15,6 +15,10 @@ from torch import Tensor
 
 from harness import physical
 from harness.emulation.memory import unwritten
+from reference.e2m1 import encode_e2m1
+from reference.e4m3 import decode_e4m3
+from reference.moe import activate
+from reference.nvfp4 import BLOCK, decode_blocks, quantize_nvfp4
 
 
 class Call:
@@ -104,6 +108,49 @@ class QuantizeCall(Call):
     def block_scale(self, block_scale: Tensor) -> None:
         self.scales = with_block_scale(self.scales, block_scale)
 
+    @property
+    def values(self) -> Tensor:
+        """`(l, m, k)` bfloat16: what is quantized, the input itself or the activation of it."""
+        return activate(self.x, "silu") if self.stage == "silu_mul_quantize_grouped" else self.x
+
+    def amax(self) -> Tensor:
+        """Return the largest magnitude of each block `(l, m, k/16)` float64; NaN only where every element is."""
+        magnitude = self.values.double().abs().unflatten(-1, (-1, BLOCK))
+        is_nan = magnitude.isnan()
+        return magnitude.masked_fill(is_nan, 0).amax(-1).masked_fill(is_nan.all(-1), torch.nan)
+
+    def real_scale(self) -> Tensor:
+        """Return the block scale before it is rounded, gs * amax / 6, `(l, m, k/16)` float64."""
+        return self.amax() * self.global_scale_enc.double().view(-1, 1, 1) / 6
+
+    def real_codes(self, block_scale: Tensor) -> Tensor:
+        """Return x * gs / scale before it is rounded, `(l, m, k)` float64, for scale bytes or for scales in float64."""
+        scale = decode_e4m3(block_scale).double() if block_scale.dtype == torch.uint8 else block_scale
+        scaled = self.values.double() * self.global_scale_enc.double().view(-1, 1, 1)
+        return scaled / scale.repeat_interleave(BLOCK, -1)
+
+    def rescale(self, block_scale: Tensor) -> None:
+        """Assign scale bytes, and codes that were computed with them wherever they changed: one wrong scale, used
+        consistently.
+        """  # noqa: D205 - one sentence
+        changed = block_scale != self.block_scale
+        codes = encode_e2m1(self.real_codes(block_scale), nan="as_max")
+        self.codes = torch.where(changed.repeat_interleave(BLOCK, -1), codes, self.codes)
+        self.block_scale = block_scale
+
+    def run_on(self, hidden: Tensor) -> None:
+        """Quantize another activation than the right one, `(l, m, k)` bfloat16, with the candidate's own quantizer.
+
+        A float32 activation, or a candidate without that stage, is quantized as the reference does it.
+        """
+        own = getattr(self.candidate, "quantize_grouped", None)
+        if own is not None and hidden.dtype == torch.bfloat16:
+            self.packed, self.scales = own(hidden.contiguous(), self.masked_m, self.global_scale_enc)
+            return
+        quantized = quantize_nvfp4(hidden, self.global_scale_enc)
+        self.packed = physical.operand(quantized.codes)
+        self.scales = physical.scales(quantized.block_scale, 0x7F)
+
 
 class GemmCall(Call):
     """masked_grouped_gemm.
@@ -177,6 +224,33 @@ class GemmCall(Call):
     @b_block_scale.setter
     def b_block_scale(self, block_scale: Tensor) -> None:
         self.b_scale = with_block_scale(self.b_scale, block_scale)
+
+    @property
+    def a_values(self) -> Tensor:
+        """Code x block scale of A, `(l, m, k)` float32, exact; padding rows may hold NaN."""
+        return decode_blocks(self.a_codes, self.a_block_scale, torch.float32)
+
+    @property
+    def b_values(self) -> Tensor:
+        """Code x block scale of B, `(l, n, k)` float32, exact."""
+        return decode_blocks(self.b_codes, self.b_block_scale, torch.float32)
+
+    def valid(self) -> Tensor:
+        """Return which rows count, `(l, m, 1)` bool."""
+        rows = torch.arange(self.a.shape[0], device=self.a.device)
+        return (rows < self.masked_m.unsqueeze(-1)).unsqueeze(-1)
+
+    def accumulate(self, a: Tensor, b: Tensor) -> Tensor:
+        """Return a @ b.T, `(l, m, n)` float64: what the accumulator would hold if it never rounded."""
+        return torch.bmm(a.double(), b.double().transpose(1, 2))
+
+    def scaled(self, total: Tensor) -> Tensor:
+        """Return an accumulator times alpha, not yet rounded to the output's type."""
+        return total if self.alpha is None else total * self.alpha.view(-1, 1, 1).to(total.dtype)
+
+    def store(self, product: Tensor) -> None:
+        """Write `(l, m, n)` into the valid rows of out, rounded to its type; other rows stay as they are."""
+        self.product = torch.where(self.valid(), product.to(self.out.dtype), self.product)
 
 
 class MoeCall(Call):
