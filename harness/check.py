@@ -14,7 +14,7 @@ from typing import Any
 
 from harness import __version__
 from harness.canary.verdict import judge_stage
-from harness.candidates import CANDIDATES, STAGES, load_candidate, support_of
+from harness.candidates import ALL_STAGES, CANDIDATES, load_candidate, support_of
 from harness.environment import describe_environment
 from harness.known_failures import KnownFailure, apply_known_failures
 from harness.problem import Problem
@@ -153,7 +153,7 @@ def _run_candidate(
     try:
         described = session.describe()
         run.ran, run.declared, run.measured = True, described["traits"], described["measured"]
-        run.missing_stages = [s for s in STAGES if s not in described["stages"]]
+        run.missing_stages = [s for s in ALL_STAGES if s not in described["stages"]]
         record.environment.device = described["traits"]["device"]
         progress.candidate(run)
         for number, rule in enumerate(request.rules):

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from harness.candidates import STAGES
+from harness.candidates import ALL_STAGES
 from harness.check import CheckRequest, new_record, open_session
 from harness.known_failures import apply_known_failures, default_path, load_known_failures
 from harness.profiles import find_profile
@@ -52,7 +52,7 @@ class SuiteRun:
             return
         described = self._session.describe()
         run.ran, run.declared, run.measured = True, described["traits"], described["measured"]
-        run.missing_stages = [s for s in STAGES if s not in described["stages"]]
+        run.missing_stages = [s for s in ALL_STAGES if s not in described["stages"]]
         self.record.environment.device = described["traits"]["device"]
 
     def judge(self, rule_id: str) -> None:

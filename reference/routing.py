@@ -1,12 +1,15 @@
 """Expert-parallel routing over simulated ranks, in one process: dispatch, combine, and the top-k that feeds them.
 
 Dispatch copies tokens to the ranks that own their experts: a permutation, compared bit for bit. Rows of one source rank
-are contiguous within an expert; their order is free, which `source` makes comparable. Combine is a float32 sum over the
-top-k slots in order, then one rounding, as DeepEP's low-latency combine does it.
+are contiguous within an expert; their order is free, which `source` makes comparable. Tokens travel as they are, or
+quantized by the sender: to FP8 (reference.fp8_tokens), or to NVFP4 with linear block scales (reference.nvfp4). Combine is
+a float32 sum over the top-k slots in order, then one rounding, as DeepEP's low-latency combine does it.
 
 Rules: ROUTE-1 (top-k), DISPATCH-1 (every token once at each of its experts), DISPATCH-2 (contiguous by source rank),
-COMBINE-1 (order of the sum, one rounding), COMBINE-2 (slots without an expert count for nothing).
-Source: DeepEP deep_ep/buffers/legacy.py, low_latency_dispatch and low_latency_combine.
+DISPATCH-3 (what a quantizing transport carries), COMBINE-1 (order of the sum, one rounding), COMBINE-2 (slots without an
+expert count for nothing).
+Source: DeepEP deep_ep/buffers/legacy.py, low_latency_dispatch and low_latency_combine; SGLang token_dispatcher/deepep.py
+for the NVFP4 transport.
 """
 
 from __future__ import annotations
@@ -16,7 +19,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from reference.e2m1 import pack_e2m1
+from reference.fp8_tokens import quantize_fp8_tokens
+from reference.nvfp4 import quantize_nvfp4
+
 NO_EXPERT = -1  # a top-k slot that routes nowhere
+TRANSPORTS = ("bf16", "fp8", "nvfp4")
 
 
 @dataclass(frozen=True)
@@ -24,14 +32,19 @@ class Dispatched:
     """What the experts of one rank receive.
 
     Attributes:
-        x: `(local experts, capacity, hidden)`, rows at or past `masked_m[e]` undefined (NaN here).
+        x: `(local experts, capacity, hidden)`, rows at or past `masked_m[e]` undefined (NaN here). As it was sent, for
+            transport "bf16"; float8_e4m3fn for "fp8"; packed codes `(local experts, capacity, hidden / 2)` uint8 for
+            "nvfp4".
         masked_m: `(local experts,)` int32, rows received.
         source: `(local experts, capacity, 2)` int64: source rank and token of each row; -1 in padding.
+        scales: None for "bf16"; `(local experts, capacity, hidden / 128)` float32 to multiply with for "fp8"; linear E4M3
+            bytes `(local experts, capacity, hidden / 16)` uint8 for "nvfp4". Undefined in padding rows as well.
     """
 
     x: Tensor
     masked_m: Tensor
     source: Tensor
+    scales: Tensor | None = None
 
 
 def route_topk(logits: Tensor, topk: int, *, normalize: bool = True) -> tuple[Tensor, Tensor]:
@@ -58,24 +71,49 @@ def route_topk(logits: Tensor, topk: int, *, normalize: bool = True) -> tuple[Te
     return experts, weights.float()
 
 
-def dispatch(x: list[Tensor], topk_idx: list[Tensor], experts: int, max_tokens: int) -> list[Dispatched]:
+def dispatch(
+    x: list[Tensor],
+    topk_idx: list[Tensor],
+    experts: int,
+    max_tokens: int,
+    *,
+    transport: str = "bf16",
+    global_scale_enc: Tensor | None = None,
+) -> list[Dispatched]:
     """Send every token to the experts it is routed to.
 
     Args:
-        x: per rank `(tokens, hidden)`, any dtype; bytes are moved as they are.
+        x: per rank `(tokens, hidden)`; with "bf16" of any dtype, bytes are moved as they are; else bfloat16.
         topk_idx: per rank `(tokens, topk)` int64 global expert ids, -1 for none.
         experts: number of experts over all ranks, a multiple of the number of ranks; rank r owns
             `[r * experts / ranks, (r + 1) * experts / ranks)`.
         max_tokens: most tokens a rank may send; the capacity of an expert is ranks * max_tokens.
+        transport: "bf16", "fp8" (the sender quantizes, hidden a multiple of 128) or "nvfp4" (multiple of 16).
+        global_scale_enc: one float32 encode scale, the same on every rank, for "nvfp4": the sender does not know whose
+            experts will decode.
 
     Returns:
         One `Dispatched` per rank.
 
     Raises:
-        ValueError: extents, ids or counts outside these limits.
+        ValueError: extents, ids, counts, transport or scale outside these limits.
 
-    Rules: DISPATCH-1, DISPATCH-2.
+    Rules: DISPATCH-1, DISPATCH-2, DISPATCH-3.
     """
+    _check_dispatch(x, topk_idx, experts, max_tokens)
+    sent = encode_tokens(x, transport, global_scale_enc)
+    ranks = len(x)
+    local, capacity = experts // ranks, ranks * max_tokens
+    received = []
+    for rank in range(ranks):
+        source, masked_m = _sources(topk_idx, range(rank * local, (rank + 1) * local), capacity)
+        rows = _gather([values for values, _ in sent], source)
+        scales = None if transport == "bf16" else _gather([s for _, s in sent if s is not None], source)
+        received.append(Dispatched(rows, masked_m, source, scales))
+    return received
+
+
+def _check_dispatch(x: list[Tensor], topk_idx: list[Tensor], experts: int, max_tokens: int) -> None:
     ranks = len(x)
     if ranks == 0 or experts % ranks:
         raise ValueError(
@@ -92,32 +130,74 @@ def dispatch(x: list[Tensor], topk_idx: list[Tensor], experts: int, max_tokens: 
             raise ValueError(
                 f"dispatch: topk_idx must lie in [-1, {experts}), got rank {rank}: {ids.min()}..{ids.max()}"
             )
-    local = experts // ranks
-    return [
-        _receive(x, topk_idx, range(r * local, (r + 1) * local), ranks * max_tokens) for r in range(ranks)
-    ]
 
 
-def _receive(x: list[Tensor], topk_idx: list[Tensor], owned: range, capacity: int) -> Dispatched:
-    hidden = x[0].shape[1]
-    poison = torch.nan if x[0].dtype.is_floating_point else 0xFF
-    rows = torch.full((len(owned), capacity, hidden), poison, device=x[0].device).to(x[0].dtype)
-    source = torch.full((len(owned), capacity, 2), -1, dtype=torch.int64, device=x[0].device)
-    masked_m = torch.zeros(len(owned), dtype=torch.int32, device=x[0].device)
+def encode_tokens(
+    x: list[Tensor], transport: str, global_scale_enc: Tensor | None = None
+) -> list[tuple[Tensor, Tensor | None]]:
+    """Return what each rank puts on the wire: tokens and, for a quantizing transport, their scales.
+
+    Args:
+        x: per rank `(tokens, hidden)`.
+        transport: "bf16", "fp8" or "nvfp4".
+        global_scale_enc: as for `dispatch`.
+
+    Raises:
+        ValueError: an unknown transport; no single positive scale for "nvfp4", or one for another transport.
+    """
+    if transport not in TRANSPORTS:
+        raise ValueError(f"dispatch: transport must be one of {', '.join(TRANSPORTS)}, got {transport!r}")
+    if (transport == "nvfp4") != (global_scale_enc is not None):
+        raise ValueError(
+            f"dispatch: global_scale_enc belongs to transport 'nvfp4' and is needed there, got {transport!r} "
+            f"{'without' if global_scale_enc is None else 'with'} it"
+        )
+    if transport == "bf16":
+        return [(tokens, None) for tokens in x]
+    if transport == "fp8":
+        return [quantize_fp8_tokens(tokens) for tokens in x]
+    if global_scale_enc is None or global_scale_enc.numel() != 1:
+        raise ValueError("dispatch: global_scale_enc must hold one value: senders quantize for every rank")
+    quantized = [quantize_nvfp4(tokens, global_scale_enc) for tokens in x]
+    return [(pack_e2m1(q.codes), q.block_scale) for q in quantized]
+
+
+def _sources(topk_idx: list[Tensor], owned: range, capacity: int) -> tuple[Tensor, Tensor]:
+    """Return which (rank, token) fills each row of the owned experts, and how many rows are filled."""
+    device = topk_idx[0].device
+    source = torch.full((len(owned), capacity, 2), -1, dtype=torch.int64, device=device)
+    masked_m = torch.zeros(len(owned), dtype=torch.int32, device=device)
     for slot, expert in enumerate(owned):
         filled = 0
-        for rank, (tokens, ids) in enumerate(zip(x, topk_idx, strict=True)):
+        for rank, ids in enumerate(topk_idx):
             mine = (ids == expert).any(-1).nonzero().flatten()
-            rows[slot, filled : filled + len(mine)] = tokens[mine]
             source[slot, filled : filled + len(mine), 0] = rank
             source[slot, filled : filled + len(mine), 1] = mine
             filled += len(mine)
         masked_m[slot] = filled
-    return Dispatched(rows, masked_m, source)
+    return source, masked_m
+
+
+def _gather(sent: list[Tensor], source: Tensor) -> Tensor:
+    """Return the rows that `source` names, `(local experts, capacity, width)`; the others hold NaN or 0xFF."""
+    dtype, device = sent[0].dtype, sent[0].device
+    poison = torch.nan if dtype.is_floating_point else 0xFF
+    rows = torch.full((*source.shape[:2], sent[0].shape[1]), poison, device=device).to(dtype)
+    as_bytes = torch.uint8 if dtype.itemsize == 1 else dtype  # float8 tensors lack indexing on some devices
+    target = rows.view(as_bytes)
+    for rank, values in enumerate(sent):
+        here = source[..., 0] == rank
+        target[here] = values.view(as_bytes)[source[..., 1][here]]
+    return rows
 
 
 def combine(
-    y: list[Tensor], dispatched: list[Dispatched], topk_idx: list[Tensor], topk_weights: list[Tensor]
+    y: list[Tensor],
+    dispatched: list[Dispatched],
+    topk_idx: list[Tensor],
+    topk_weights: list[Tensor],
+    *,
+    fused: bool = False,
 ) -> list[Tensor]:
     """Bring the experts' rows back and sum them with the routing weights.
 
@@ -126,6 +206,7 @@ def combine(
         dispatched: what `dispatch` returned: it knows where each row came from.
         topk_idx: per rank `(tokens, topk)` int64.
         topk_weights: per rank `(tokens, topk)` float32.
+        fused: multiply and add with one rounding, as compilers contract it to FMA; else the product is rounded as well.
 
     Returns:
         Per rank `(tokens, hidden)` of y's dtype: the float32 sum over slots 0, 1, ... of weight * row, rounded once. A
@@ -147,6 +228,11 @@ def combine(
                 row_of_token = torch.full((len(ids),), -1, device=ids.device)
                 row_of_token[came_from[rows, 1]] = rows
                 tokens = (ids[:, slot] == expert).nonzero().flatten()
-                total[tokens] += weights[tokens, slot, None] * y[owner][place, row_of_token[tokens]].float()
+                weight, row = weights[tokens, slot, None], y[owner][place, row_of_token[tokens]]
+                if fused:
+                    # The product is exact in float64, and its sum is rounded there 2^29 times finer than in float32.
+                    total[tokens] = (total[tokens].double() + weight.double() * row.double()).float()
+                else:
+                    total[tokens] += weight * row.float()
         out.append(total.to(y[0].dtype))
     return out

@@ -8,7 +8,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from harness.candidates.protocol import STAGES, Candidate, Traits, stages_of, traits_of
+from harness.candidates.protocol import (
+    ALL_STAGES,
+    LAYER_STAGES,
+    STAGES,
+    Candidate,
+    Traits,
+    stages_of,
+    traits_of,
+)
 from harness.support import Support, unsupported
 from harness.verdict import UsageError
 
@@ -22,7 +30,9 @@ CANDIDATES = {
 }
 
 __all__ = [
+    "ALL_STAGES",
     "CANDIDATES",
+    "LAYER_STAGES",
     "STAGES",
     "Candidate",
     "Support",
@@ -40,7 +50,8 @@ def load_candidate(name: str) -> Any:
     Args:
         name: a built-in name, or `package.module:attribute` for a class, a function that returns a candidate, or an
             object. Modules are looked up from the current directory too. `NAME+FAULT` is that candidate with a fault
-            planted in it (harness.faults), `NAME+FAULT@7` with parameters drawn from seed 7.
+            planted in it (harness.faults), `NAME+FAULT@7` with parameters drawn from seed 7. `control:NAME` is one of
+            the right variants that every rule must pass (harness.mutants.controls).
 
     Raises:
         UsageError: no such candidate; the message says what is there.
@@ -50,6 +61,10 @@ def load_candidate(name: str) -> Any:
         from harness.faults import plant
 
         return plant(load_candidate(name), *faults.split("+"))
+    if name.startswith("control:"):
+        from harness.mutants.controls import load_control
+
+        return load_control(name.removeprefix("control:"))
     target = CANDIDATES.get(name, name)
     module_name, colon, attribute = target.partition(":")
     if not colon or not module_name or not attribute:
@@ -70,7 +85,7 @@ def load_candidate(name: str) -> Any:
     candidate = found() if isinstance(found, type) or (callable(found) and not stages_of(found)) else found
     if not stages_of(candidate):
         raise UsageError(
-            f"candidate {name!r} has none of the stages {', '.join(STAGES)}: see harness/candidates/protocol.py"
+            f"candidate {name!r} has none of the stages {', '.join(ALL_STAGES)}: see harness/candidates/protocol.py"
         )
     return candidate
 

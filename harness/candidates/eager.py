@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from harness.candidates.layer_stages import LayerStages
 from harness.candidates.protocol import Traits
 from harness.support import Support, supported, unsupported
 
@@ -11,7 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class Eager:
+class Eager(LayerStages):
     """Quantizes as the reference defines it, multiplies in float32, honours strides, writes valid rows only.
 
     Args:

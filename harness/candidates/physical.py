@@ -11,6 +11,7 @@ import math
 from typing import TYPE_CHECKING
 
 from harness.candidates.composition import compose_masked_moe
+from harness.candidates.layer_stages import PhysicalLayerStages
 from harness.candidates.protocol import Traits
 from harness.support import Support, supported
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 TILE = 128
 
 
-class Physical:
+class Physical(PhysicalLayerStages):
     """The modelled kernels. See the module's docstring; shapes in harness.candidates.protocol."""
 
     name = "physical"

@@ -21,6 +21,22 @@ Stages
         w1 uint8 (l, 2n, k/2), [gate, up]; w2 uint8 (l, k, n/2); block scales float8_e4m3fn swizzled 128x4,
         (l, round_up(rows, 128), round_up(columns / 16, 4)).
 
+Stages of the layer around them, all ranks simulated in one process (lists have one entry a rank; definitions in
+reference.routing and reference.loading)
+    route_topk(logits, topk, *, normalize=True) -> (topk_idx, topk_weights)
+        logits (tokens, experts) float32; topk_idx (tokens, topk) int64, distinct; topk_weights (tokens, topk) float32:
+        softmax over all experts, then top-k, divided by their sum if `normalize`. Slots may come in any order.
+    dispatch(x, topk_idx, experts, max_tokens, *, transport="bf16", global_scale_enc=None) -> list[Dispatched]
+        x: per rank (tokens, hidden) bfloat16; topk_idx: per rank (tokens, topk) int64, -1 for none. Rank r owns experts
+        [r * experts / ranks, (r + 1) * experts / ranks) with ranks * max_tokens rows each. Transport "bf16", "fp8" (e4m3
+        and float32 scales per 128 channels) or "nvfp4" (packed codes and linear block scales, one encode scale for all).
+        Rows of one source rank are contiguous within an expert; order of ranks and order within a rank are free.
+    combine(y, dispatched, topk_idx, topk_weights) -> list of (tokens, hidden) bfloat16
+        y: per rank (local experts, capacity, hidden) bfloat16; float32 sum over slots in order, one rounding.
+    load_experts(checkpoint, experts) -> dict of masked_moe's arguments input_global_scale, w1, w1_blockscale, w1_alpha,
+               w2, a2_global_scale, w2_blockscale, w2_alpha
+        checkpoint: one layer's ModelOpt tensors, all experts; experts: range of those on this rank.
+
 Everything else is optional: `name`, `support()`, `traits`, `reciprocal(x)` (the
 rcp.approx.ftz that its quantizers use, where it is known bit for bit) and `warning` (a sentence for the record).
 """
@@ -35,6 +51,8 @@ if TYPE_CHECKING:
     from harness.support import Support
 
 STAGES = ("quantize_grouped", "silu_mul_quantize_grouped", "masked_grouped_gemm", "masked_moe")
+LAYER_STAGES = ("route_topk", "dispatch", "combine", "load_experts")
+ALL_STAGES = STAGES + LAYER_STAGES
 
 
 @dataclass(frozen=True)
@@ -95,8 +113,8 @@ class Candidate(Protocol):
 
 
 def stages_of(candidate: Any) -> list[str]:
-    """Return the names of the stages that the candidate implements, in pipeline order."""
-    return [stage for stage in STAGES if callable(getattr(candidate, stage, None))]
+    """Return the names of the stages that the candidate implements: the kernels', then those around them."""
+    return [stage for stage in ALL_STAGES if callable(getattr(candidate, stage, None))]
 
 
 def traits_of(candidate: Any) -> Traits:

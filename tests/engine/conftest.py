@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from harness.candidates.protocol import STAGES, Traits
+from harness.candidates.protocol import ALL_STAGES, Traits
 from harness.problem import Problem, parse_problem
 
 CANDIDATES = Path(__file__).parent.parent / "candidates"
@@ -47,7 +47,7 @@ class ToldSession:
         self.problems: list[Problem] = []
 
     def describe(self) -> dict[str, Any]:
-        return {"traits": asdict(self.traits), "measured": {}, "stages": list(STAGES)}
+        return {"traits": asdict(self.traits), "measured": {}, "stages": list(ALL_STAGES)}
 
     def judge(self, rule_id: str, problem: str, seconds: float) -> dict[str, Any]:
         self.problems.append(parse_problem(problem))
