@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from reference.e2m1 import encode_e2m1
+from reference.e2m1 import MIDPOINTS, encode_e2m1
 from reference.e4m3 import decode_e4m3, encode_e4m3
 
 Reciprocal = Callable[[Tensor], Tensor]
@@ -104,3 +104,94 @@ def quantize_kernel_order(
     factor = exact_factor(scale, per_row, amax) if exact else fast_factor(scale, per_row, amax, rcp)
     codes = encode_e2m1(blocks.float() * factor.unsqueeze(-1), nan="as_max")
     return codes.view(x.shape), byte
+
+
+def reciprocal_table(seed: int, below: int, above: int) -> Reciprocal:
+    """Return another approximate reciprocal: one unit below or above the correctly rounded one for a share of the mantissas.
+
+    Args:
+        seed: of the hash that says which mantissas.
+        below: of 1000 mantissas, those that lie one unit below.
+        above: those that lie one unit above.
+
+    Returns:
+        float32 to float32, as `simulated_rcp`. The next float on the side where the real reciprocal lies is always within
+        one unit of it; a step to the other side is taken only where that is within one unit too, as PTX documents it.
+    """
+
+    def reciprocal(x: Tensor) -> Tensor:
+        rounded = x.reciprocal()
+        mantissa = x.abs().view(torch.int32) & 0x7FFFFF
+        draw = ((mantissa + seed * 7919) * 0x9E3779B1 >> 11) % 1000
+        up = torch.nextafter(rounded, rounded * 2)
+        down = torch.nextafter(rounded, torch.zeros_like(rounded))
+        wanted = torch.where(draw < below, down, torch.where(draw >= 1000 - above, up, rounded))
+        real = x.double().reciprocal()
+        unit = (up.double() - rounded.double()).abs()
+        result = torch.where((wanted.double() - real).abs() <= unit, wanted, rounded)
+        result = torch.where(x.abs() < 2.0**-126, torch.copysign(torch.full_like(x, torch.inf), x), result)
+        return torch.where(result.abs() < 2.0**-126, torch.zeros_like(x), result)
+
+    return reciprocal
+
+
+def quantize_fused(x: Tensor, gs: Tensor) -> tuple[Tensor, Tensor]:
+    """Quantize in the fast order with correctly rounded reciprocals and products that FMA leaves unrounded.
+
+    A kernel that rounds to E2M1 by adding a constant, fma(x, factor, constant), rounds x * factor once instead of twice.
+    This lies inside fast arithmetic with free reciprocals: docs/bounds.md, "Fused products".
+
+    Args:
+        x: `(rows, k)` bfloat16 or float16.
+        gs: `(rows,)` float32.
+
+    Returns:
+        codes `(rows, k)` uint8 and block_scale `(rows, k / 16)` uint8.
+    """
+    blocks = x.reshape(x.shape[0], x.shape[1] // 16, 16)
+    amax, per_row = block_amax(blocks), gs.unsqueeze(-1)
+    byte = encode_e4m3(fast_scale(amax, per_row, correctly_rounded_rcp))
+    factor = fast_factor(decode_e4m3(byte), per_row, amax, correctly_rounded_rcp)
+    # 8 bits of bfloat16 times 24: exact in float64
+    product = blocks.double() * factor.double().unsqueeze(-1)
+    return encode_e2m1(product, nan="as_max").view(x.shape), byte
+
+
+def quantize_real_with_fma(x: Tensor, gs: Tensor) -> tuple[Tensor, Tensor]:
+    """Quantize as the real numbers are rounded, in float32 alone: each midpoint is compared with the help of FMA.
+
+    x * gs > m * scale is decided exactly: p = fl(x * gs) is compared with q = m * scale, which float32 holds; where they
+    are equal the sign of fma(x, gs, -p) decides. Declares `real` arithmetic.
+
+    Args:
+        x: `(rows, k)` bfloat16 or float16.
+        gs: `(rows,)` float32.
+
+    Returns:
+        codes `(rows, k)` uint8 and block_scale `(rows, k / 16)` uint8.
+    """
+    blocks = x.reshape(x.shape[0], x.shape[1] // 16, 16)
+    amax, per_row = block_amax(blocks), gs.unsqueeze(-1)
+    values = decode_e4m3(torch.arange(127, dtype=torch.uint8, device=x.device))
+    halves = (values[:-1].double() + values[1:].double()).float() / 2
+    byte = _above(amax, per_row, halves * 6)
+    byte = byte.masked_fill(amax.isnan(), 0x7F)
+    scale = decode_e4m3(byte).nan_to_num(0.0).unsqueeze(-1)
+    middles = torch.tensor(MIDPOINTS, device=x.device)
+    magnitude = blocks.float().abs().nan_to_num(0.0, posinf=torch.inf)
+    code = _above(magnitude, per_row.unsqueeze(-1).expand_as(magnitude), scale.unsqueeze(-1) * middles)
+    code = code | (blocks.signbit().to(torch.uint8) << 3)
+    code = code.masked_fill(blocks.isnan(), 7)
+    return code.view(x.shape), byte
+
+
+def _above(x: Tensor, factor: Tensor, limits: Tensor) -> Tensor:
+    """Return how many of the limits lie below x * factor, ties going to the even count; limits along the last axis."""
+    product = x.nan_to_num(0.0, posinf=torch.inf) * factor
+    # FMA's remainder is exact: a product of two float32 has at most 48 bits
+    rest = (x.double() * factor.double() - product.double()).nan_to_num(0.0).float().unsqueeze(-1)
+    product = product.unsqueeze(-1)
+    equal = product == limits
+    odd = torch.arange(limits.shape[-1], device=x.device) % 2 == 1
+    over = (product > limits) | (equal & (rest > 0)) | (equal & (rest == 0) & odd)
+    return over.sum(-1).to(torch.uint8)
