@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from harness.comparison import Comparison, Rows, accepted, compare, roll_rows
+from harness.comparison import Comparison, Rows, altered_copies, compare
 from reference.bounds import Accumulator, LegalOutput, legal_gemm
 
 
@@ -69,11 +69,7 @@ def judge_gemm(
         mask,
         rows,
         judged=judged,
-        altered={
-            "zeros": lambda: accepted(accepts, torch.zeros_like(values)),
-            "x0.5": lambda: accepted(accepts, values * 0.5),
-            "rolled rows": lambda: accepted(accepts, roll_rows(values)),
-        },
+        altered=altered_copies(values, accepts),
         show=show,
         ratio=ratio,
     )

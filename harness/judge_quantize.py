@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from harness.comparison import Comparison, Rows, accepted, compare, roll_rows
+from harness.comparison import Comparison, Rows, altered_copies, compare
 from reference import e2m1, e4m3
 from reference.legal import Arithmetic, Range, legal_codes, legal_scales
 from reference.moe import relu2, silu_mul
@@ -148,11 +148,7 @@ def _judge_scales(
             f"one legal scale: {arithmetic.describe()}": stored.numel() - ambiguous,
             f"two legal scales: {arithmetic.describe()}": ambiguous,
         },
-        altered={
-            "zeros": lambda: accepted(legal.accepts, torch.zeros_like(stored)),
-            "x0.5": lambda: accepted(legal.accepts, _halved_scales(stored)),
-            "rolled rows": lambda: accepted(legal.accepts, roll_rows(stored)),
-        },
+        altered=altered_copies(stored, legal.accepts, halved=lambda: _halved_scales(stored)),
         show=show,
     )
 
@@ -234,11 +230,7 @@ def _judge_codes(
             f"two legal codes, tie rule not observable here: {arithmetic.describe()}": ambiguous,
             "any code: the stored scale is zero or NaN": free,
         },
-        altered={
-            "zeros": lambda: accepted(judge.accepts, torch.zeros_like(codes)),
-            "x0.5": lambda: accepted(judge.accepts, table[codes.int() & 15]),
-            "rolled rows": lambda: accepted(judge.accepts, roll_rows(codes)),
-        },
+        altered=altered_copies(codes, judge.accepts, halved=lambda: table[codes.int() & 15]),
         show=show,
         ratio=ratio,
     )

@@ -108,7 +108,8 @@ class RuleResult:
     """What one rule found on one candidate, over all problems.
 
     `judged` counts elements by how they were judged ("bit equality, accumulator of 24 bits measured": 51200).
-    `powerless` counts examples on which zeros, x0.5 or a rolled copy would have been accepted as well. A rule that says
+    `powerless` counts examples on which zeros, x0.5, a rolled copy or one wrong element would have
+    been accepted as well. A rule that says
     nothing about the candidate has its reason in `skipped`, no examples, and a verdict that does not count.
     """
 

@@ -38,6 +38,8 @@ class Rule:
         share: examples relative to the profile's number; rules that run a stage many times get fewer.
         power: fraction of the problems on which the comparison must have power, else the rule is UNKNOWN.
         traps: "all", or "finite" for rules that compare outputs bit for bit where NaN inputs say nothing.
+        every_row: its comparisons look at every valid row of the problem; one that does not is blind there: UNKNOWN.
+        may_refuse: a candidate may raise an error instead of answering; elsewhere a rule that goes on after one hides it.
     """
 
     id: str
@@ -47,6 +49,8 @@ class Rule:
     share: float = 1.0
     traps: str = "all"
     power: float = 0.5
+    every_row: bool = True
+    may_refuse: bool = False
 
     def function(self) -> RuleFunction:
         """Import and return the rule's code."""
@@ -73,17 +77,17 @@ RULES = (
     Rule("PAD-OUT", "every valid element is written, whatever the buffers held before", "poison:outputs", (), 0.4),
     Rule("WRITES", "nothing is written outside whole tiles of valid rows", "memory:writes", (_GEMM,), 0.4),
     Rule("INPUTS", "no input is changed", "memory:inputs", (), 0.3),
-    Rule("LAYOUT-OUT", "an output in another layout is refused or written right", "memory:output_layout", (_GEMM,), 0.2),
-    Rule("LAYOUT-IN", "an operand in another layout is refused or read right", "memory:operand_layout", (_GEMM,), 0.2),
+    Rule("LAYOUT-OUT", "an output in another layout is refused or written right", "memory:output_layout", (_GEMM,), 0.2, may_refuse=True),
+    Rule("LAYOUT-IN", "an operand in another layout is refused or read right", "memory:operand_layout", (_GEMM,), 0.2, may_refuse=True),
     Rule("REPEAT", "the same call gives the same bits", "symmetry:repeat", (), 0.3, "finite"),
-    Rule("ISOLATION", "an expert's data never changes another expert's output", "symmetry:isolation", (_GEMM,), 0.3, "finite"),
+    Rule("ISOLATION", "an expert's data never changes another expert's output", "symmetry:isolation", (_GEMM,), 0.3, "finite", every_row=False),
     Rule("EXPERTS", "permuting experts permutes outputs", "symmetry:expert_permutation", (), 0.3, "finite"),
     Rule("TOKENS", "permuting an expert's rows permutes outputs", "symmetry:token_permutation", (), 0.3, "finite"),
     Rule("POW2", "a power of two moves from data to scale without changing a bit", "symmetry:power_of_two", (_QUANT,), 0.3, "finite"),
     Rule("CAPACITY", "a larger capacity changes no valid row", "symmetry:capacity", (), 0.3, "finite"),
     Rule("HINTS", "performance hints change no value", "symmetry:hints", (_GEMM,), 0.3, "finite"),
-    Rule("SHAPES", "shapes that follow each other in one process do not disturb each other", "sessions:shapes", (_GEMM,), 0.2, "finite"),
-    Rule("GRAPH", "a replayed CUDA graph reads the new data and the new masked_m", "sessions:graph_replay", (), 0.2, "finite"),
+    Rule("SHAPES", "shapes that follow each other in one process do not disturb each other", "sessions:shapes", (_GEMM,), 0.2, "finite", every_row=False),
+    Rule("GRAPH", "a replayed CUDA graph reads the new data and the new masked_m", "sessions:graph_replay", (), 0.2, "finite", every_row=False),
 )  # fmt: skip
 RULE_IDS = tuple(rule.id for rule in RULES)
 
