@@ -53,6 +53,11 @@ def plant(
         expert, row = rows.pop(_draw(len(rows), generator))
         x[expert, row] = 0
         planted[expert, row] = True
+    if "subnormal_scales" in traps and rows:
+        expert, row = rows.pop(_draw(len(rows), generator))
+        values = torch.stack([_small_block(generator) for _ in range(k // BLOCK)])
+        blocks[expert, row] = (values / scale[expert].double()).bfloat16()
+        planted[expert, row] = True
     for trap in BLOCK_TRAPS:
         if trap not in traps:
             continue
@@ -64,6 +69,12 @@ def plant(
             blocks[place] = (values / scale[place[0]].double() if trap != "subnormal" else values).bfloat16()
             planted[place] = True
     return planted
+
+
+def _small_block(generator: torch.Generator) -> Tensor:
+    """Return one block whose scale is one of the seven E4M3 subnormals, in units of 1 / global_scale_enc."""
+    values = torch.rand(BLOCK, generator=generator, dtype=torch.float64) * 2 - 1
+    return values / values.abs().amax() * 6 * (1 + _draw(7, generator)) * 2.0**-9
 
 
 def _free_place(

@@ -22,6 +22,9 @@ from reference.legal import Arithmetic, Reciprocal
 _K = 512
 _GAPS = range(6, 27)  # log2(L / s): all that one operand's range of 2^-10 to 2^10 can express
 _WIDE = max(_GAPS) + 1  # significant bits, where nothing was lost over all gaps
+# No tensor core is known to keep less (Hopper's FP8 path: about 13 bits). A candidate that shows fewer has a fault, say an
+# accumulator in bfloat16 or small scales read as zero, and must not be judged by a bound as wide as its fault.
+_FEWEST = 13
 
 
 _PROBE_ENDED = "not measured: the probe of masked_grouped_gemm ended or stopped the candidate's process"
@@ -216,6 +219,12 @@ def _read(out: torch.Tensor) -> AccumulatorProbe:
         if at.one_instruction and at.times == 1 and kept < _GAPS[_gaps(at) - 1]:
             window = min(window, kept + 1)
     fewest = min(bits)
+    if min(fewest, window) < _FEWEST:
+        words = (
+            f"not measured: {min(fewest, window)} bits came back, and no known accumulator keeps fewer than {_FEWEST}: "
+            f"taken for a fault (per arrangement: {bits})"
+        )
+        return AccumulatorProbe(0, 0, words)
     aligned = f"terms of one instruction keep {'at least ' * (window == _WIDE)}{window} bits"
     if fewest >= 24:
         words = (

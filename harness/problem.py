@@ -27,6 +27,7 @@ PLANTED_TRAPS = {
     "zero_block": "blocks of zeros",
     "zero_row": "rows of zeros",
     "zero_expert": "an expert whose rows are all zero",
+    "subnormal_scales": "a row of tokens, and rows of the weights, whose block scales are all E4M3 subnormals",
     "subnormal": "bfloat16 subnormals",
     "negative_zero": "elements of -0.0",
     "nan": "single NaN elements and a block of nothing but NaN",
@@ -154,7 +155,7 @@ class Problem:
     def _free_blocks(self) -> int:
         """Return how many blocks are left for block traps, at least, in tokens and intermediate alike."""
         zeroed = max(self.masked_m) if "zero_expert" in self.extras else 0
-        rows = self.tokens - zeroed - ("zero_row" in self.extras)
+        rows = self.tokens - zeroed - ("zero_row" in self.extras) - ("subnormal_scales" in self.extras)
         taken = sum(count > 0 for count in self.masked_m) if "outlier_block" in self.extras else 0
         return rows * (min(self.hidden, self.inter) // 16) - taken
 

@@ -18,6 +18,9 @@ from reference.certificate import step_exponents
 from reference.nvfp4 import BLOCK, SCALE_RANGE, decode_blocks, quantize_nvfp4
 
 WEIGHT_SEEDS = 8  # different weights per shape; a problem's seed picks one
+SMALL_ROWS = (
+    8  # with the trap subnormal_scales, one row of the weights in so many has nothing but small scales
+)
 _GRID_ODD = (1, 3, 5, 7, 9, 11, 13)
 
 
@@ -50,9 +53,28 @@ class Weights:
 
 
 @lru_cache(maxsize=32)
-def make_weights(experts: int, n: int, k: int, data: str, seed: int, device: str) -> Weights:
-    """Return weights for one GEMM. Cached: treat them as read-only (rules check that candidates do)."""
+def make_weights(
+    experts: int, n: int, k: int, data: str, seed: int, device: str, *, small_rows: bool = False
+) -> Weights:
+    """Return weights for one GEMM. Cached: treat them as read-only (rules check that candidates do).
+
+    Args:
+        experts: experts on this rank.
+        n: rows of each expert's weights.
+        k: their width.
+        data: "normal" or "grid".
+        seed: of the numbers.
+        device: torch device type.
+        small_rows: give every eighth row block scales that are E4M3 subnormals (bytes 1 to 7), as a checkpoint has them
+            whose per-tensor scale was folded into its block scales (flashinfer#3932).
+    """
     generator = torch.Generator().manual_seed(seed * 1_000_003 + n * 1009 + k)
+    if small_rows:
+        plain = make_weights(experts, n, k, data, seed, device)
+        scale = plain.block_scale.clone()
+        small = torch.randint(1, 8, scale[:, ::SMALL_ROWS].shape, generator=generator, dtype=torch.uint8)
+        scale[:, ::SMALL_ROWS] = small.to(device)
+        return Weights(plain.codes, scale)
     if data == "grid":
         codes = _grid_codes((experts, n, k // BLOCK), generator).view(experts, n, k)
         scale = torch.randint(6, 8, (experts, n, k // BLOCK), generator=generator, dtype=torch.uint8) * 8
@@ -148,15 +170,17 @@ class ProblemTensors:
         """Weights of the first GEMM: `n = 2 * inter`, gate rows first (`inter` for relu2)."""
         p = self.problem
         n = p.inter if p.activation == "relu2" else 2 * p.inter
-        return make_weights(p.experts, n, p.hidden, p.data, p.seed % WEIGHT_SEEDS, self.device)
+        return self._weights(n, p.hidden, p.seed % WEIGHT_SEEDS)
 
     @cached_property
     def w2(self) -> Weights:
         """Weights of the second GEMM: `n = hidden`, `k = inter`."""
         p = self.problem
-        return make_weights(
-            p.experts, p.hidden, p.inter, p.data, p.seed % WEIGHT_SEEDS + WEIGHT_SEEDS, self.device
-        )
+        return self._weights(p.hidden, p.inter, p.seed % WEIGHT_SEEDS + WEIGHT_SEEDS)
+
+    def _weights(self, n: int, k: int, seed: int) -> Weights:
+        p, small_rows = self.problem, "subnormal_scales" in self.problem.extras
+        return make_weights(p.experts, n, k, p.data, seed, self.device, small_rows=small_rows)
 
     @cached_property
     def w1_alpha(self) -> Tensor:

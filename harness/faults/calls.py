@@ -108,6 +108,10 @@ class QuantizeCall(Call):
     def block_scale(self, block_scale: Tensor) -> None:
         self.scales = with_block_scale(self.scales, block_scale)
 
+    def valid(self) -> Tensor:
+        """Return which rows count, `(l, m, 1)` bool."""
+        return _valid(self.masked_m, self.shape[1])
+
     @property
     def values(self) -> Tensor:
         """`(l, m, k)` bfloat16: what is quantized, the input itself or the activation of it."""
@@ -237,8 +241,7 @@ class GemmCall(Call):
 
     def valid(self) -> Tensor:
         """Return which rows count, `(l, m, 1)` bool."""
-        rows = torch.arange(self.a.shape[0], device=self.a.device)
-        return (rows < self.masked_m.unsqueeze(-1)).unsqueeze(-1)
+        return _valid(self.masked_m, self.a.shape[0])
 
     def accumulate(self, a: Tensor, b: Tensor) -> Tensor:
         """Return a @ b.T, `(l, m, n)` float64: what the accumulator would hold if it never rounded."""
@@ -280,6 +283,10 @@ class MoeCall(Call):
     def result(self) -> Tensor:
         """Return the layer's output."""
         return self.output
+
+
+def _valid(masked_m: Tensor, rows: int) -> Tensor:
+    return (torch.arange(rows, device=masked_m.device) < masked_m.unsqueeze(-1)).unsqueeze(-1)
 
 
 def with_block_scale(scales: Tensor, block_scale: Tensor) -> Tensor:

@@ -95,6 +95,18 @@ def test_one_arrangement_that_loses_bits_is_enough() -> None:
 
 
 @pytest.mark.parametrize(
+    "fault", ["accumulator_bf16@weakest", "small_scales_lost_by_gemm@1", "accumulator_fp16@1"]
+)
+def test_a_fault_that_looks_like_a_narrow_accumulator_does_not_widen_its_own_bound(fault: str) -> None:
+    """No tensor core keeps under 13 bits: fewer are a fault, and outputs are judged as a float32 accumulator's."""
+    from harness.faults import plant
+
+    measured = measure(plant("physical", fault))
+    accumulator = measured.known.accumulator
+    assert (accumulator.bits, accumulator.measured) == (24, False), measured.notes
+
+
+@pytest.mark.parametrize(
     "broken",
     [
         lambda a, b: torch.zeros(a.shape[0], b.shape[0]),

@@ -238,6 +238,30 @@ def test_scales_saturate_just_and_by_far(where: str, data: str) -> None:
 
 @all_data
 @both_inputs
+def test_subnormal_scales_fill_a_row_of_tokens_and_rows_of_the_weights(where: str, data: str) -> None:
+    """TRAP subnormal_scales: every scale of those rows is one of the bytes 1 to 7, and all seven occur."""
+    seen = set()
+    for seed in SEEDS:
+        text = BIG.format(data=data, seed=seed, trap="subnormal_scales")
+        blocks, gs, _ = planted_in(text, where)
+        stored = torch.cat(
+            [quantize_nvfp4(b.bfloat16(), g.float()).block_scale for b, g in zip(blocks, gs, strict=True)]
+        ).view(27, -1)
+        small = (stored > 0) & (stored < 8)
+        assert small.all(-1).sum() == 1
+        assert small.sum() == small.shape[1]
+        t = ProblemTensors(parse_problem(text))
+        for weights in (t.w1, t.w2):
+            tiny = weights.block_scale < 8
+            assert tiny.all(-1).sum() == tiny.shape[0] * tiny.shape[1] // 8
+            assert (weights.block_scale > 0).all()
+            seen |= set(weights.block_scale[tiny].tolist())
+        seen |= set(stored[small].tolist())
+    assert seen == set(range(1, 8))
+
+
+@all_data
+@both_inputs
 def test_zeros_are_planted_as_block_row_and_expert(where: str, data: str) -> None:
     """TRAP zero_block, zero_row, zero_expert."""
     for seed in SEEDS:
