@@ -98,6 +98,22 @@ class Judge:
         context = Context(self.candidate, parse_problem(problem), self._measured.known)
         return judge_context(find_rules([rule_id])[0], context)
 
+    def diagnose(self, rule_id: str, problem: str, command: str) -> list[dict[str, Any]]:
+        """Return which known faults explain the failure of a rule on a problem (harness.diagnosis), JSON-ready.
+
+        Args:
+            rule_id: the rule that failed.
+            problem: on which problem.
+            command: repeats the diagnosis.
+        """
+        from harness.diagnosis.diagnose import diagnose_problem
+
+        try:
+            return diagnose_problem(self.candidate, self._measured.known, rule_id, problem, command=command)
+        except Exception:  # noqa: BLE001 - a failure stays a failure, whatever becomes of its explanation
+            trace = traceback.format_exc()
+            return [{"fault": "", "title": "the diagnosis itself failed", "trace": trace, "command": command}]
+
 
 def judge_context(rule: Rule, context: Context) -> dict[str, Any]:
     """Judge one rule on a problem whose tensors may be there already; the context's candidate must be `Watched`.

@@ -20,6 +20,8 @@ from harness.shapes import ModelShape
 from harness.verdict import Verdict
 
 SHRINK_SECONDS = 20.0
+DIAGNOSIS_SECONDS = 60.0  # a diagnosis takes about 3; a candidate that hangs is ended
+DIAGNOSED_SIZE = 1 << 20  # experts x capacity x hidden of a problem that a diagnosis is made on
 MOST_CRASHES = 3  # of one rule, after which it ends: each costs a fresh process
 
 
@@ -118,7 +120,9 @@ def run_rule(rule: Rule, session: Session, settings: RunSettings) -> tuple[RuleR
         draw()
     except _IllegalError:
         smallest = list(tally.failed)[-1]
-        tally.result.failures.append(_failure(rule, settings.candidate, smallest, tally.failed[smallest]))
+        failure = _failure(rule, settings.candidate, smallest, tally.failed[smallest])
+        _diagnose(failure, session, _most_telling(list(tally.failed)))
+        tally.result.failures.append(failure)
     tally.result.seconds = time.monotonic() - started
     _conclude(tally, wanted, rule.power)
     return tally.result, tally.traps
@@ -133,7 +137,9 @@ def run_problem(
     tally.misfit = misfit(problem, rule, traits_from(session.describe()["traits"]))
     if not tally.misfit and _judge_one(rule, problem, session, settings, tally):
         text = str(problem)
-        tally.result.failures.append(_failure(rule, settings.candidate, text, tally.failed[text]))
+        failure = _failure(rule, settings.candidate, text, tally.failed[text])
+        _diagnose(failure, session, text)
+        tally.result.failures.append(failure)
     tally.result.seconds = time.monotonic() - started
     _conclude(tally, 1, rule.power)
     return tally.result, tally.traps
@@ -282,6 +288,26 @@ def _failure(rule: Rule, candidate: str, problem: str, outcome: dict[str, Any]) 
         extent=bad["extent"] if bad else {},
         heatmap=Heatmap(**bad["heatmap"]) if bad and bad["heatmap"] else None,
     )
+
+
+def _most_telling(problems: list[str]) -> str:
+    """Return the failing problem on which a diagnosis has most to go by: a shrunk one makes all faults look alike."""
+
+    def size(text: str) -> int:
+        problem = parse_problem(text)
+        return problem.experts * problem.capacity * problem.hidden
+
+    return max((p for p in problems if size(p) <= DIAGNOSED_SIZE), key=size, default=problems[-1])
+
+
+def _diagnose(failure: Failure, session: Session, problem: str) -> None:
+    """Add which known faults explain a failure to it and to its message."""
+    from harness.diagnosis.words import diagnose_command, message_lines
+
+    command = diagnose_command(failure.candidate, failure.rule, problem)
+    failure.diagnosis = session.diagnose(failure.rule, problem, command, DIAGNOSIS_SECONDS)
+    if failure.diagnosis:
+        failure.message = "\n".join([failure.message, *message_lines(failure.diagnosis)])
 
 
 def reproduce_command(rule: str, candidate: str, problem: str) -> str:

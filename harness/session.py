@@ -35,6 +35,9 @@ class Session(Protocol):
     def judge(self, rule_id: str, problem: str, seconds: float) -> dict[str, Any]:
         """Judge one problem within a time limit."""
 
+    def diagnose(self, rule_id: str, problem: str, command: str, seconds: float) -> list[dict[str, Any]]:
+        """Return which known faults explain a failure, within a time limit."""
+
     def close(self) -> None:
         """End it."""
 
@@ -54,6 +57,10 @@ class InProcess:
     def judge(self, rule_id: str, problem: str, seconds: float) -> dict[str, Any]:  # noqa: ARG002 - no way to enforce it here
         """Judge one problem; the time limit cannot be kept in this process."""
         return self._judge.judge(rule_id, problem)
+
+    def diagnose(self, rule_id: str, problem: str, command: str, seconds: float) -> list[dict[str, Any]]:  # noqa: ARG002 - as above
+        """Return which known faults explain a failure; `command` repeats the diagnosis."""
+        return self._judge.diagnose(rule_id, problem, command)
 
     def close(self) -> None:
         """Do nothing: the candidate goes with the process."""
@@ -97,6 +104,16 @@ class Child:
         if answer["status"] in {"crashed", "timeout"}:
             self.close()
         return answer
+
+    def diagnose(self, rule_id: str, problem: str, command: str, seconds: float) -> list[dict[str, Any]]:
+        """Return which known faults explain a failure; nothing where the child dies of it or takes too long."""
+        if self._process is None:
+            return []
+        answer = self._ask({"rule": rule_id, "problem": problem, "diagnose": command}, seconds)
+        if answer["status"] in {"crashed", "timeout"}:
+            self.close()
+        found: list[dict[str, Any]] = answer.get("diagnosis", [])
+        return found
 
     def close(self) -> None:
         """Kill the child with everything that it started."""

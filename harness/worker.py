@@ -54,7 +54,11 @@ def main(argument: str) -> None:
         for line in commands:
             command = json.loads(line)
             try:
-                result = judge.judge(command["rule"], command["problem"])
+                if "diagnose" in command:
+                    found = judge.diagnose(command["rule"], command["problem"], command["diagnose"])
+                    result = {"status": "diagnosed", "diagnosis": found}
+                else:
+                    result = judge.judge(command["rule"], command["problem"])
             except Exception:  # noqa: BLE001 - a defect of the harness: reported as such, with its trace
                 result = {"status": "internal", "error": traceback.format_exc()}
             answer(result)

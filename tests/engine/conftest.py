@@ -45,6 +45,8 @@ class ToldSession:
         self.answer = answer
         self.traits = traits or Traits(device="cpu", k_multiple=16, n_multiple=1)
         self.problems: list[Problem] = []
+        self.diagnosed: list[tuple[str, str, str]] = []
+        self.diagnosis: list[dict[str, Any]] = []
 
     def describe(self) -> dict[str, Any]:
         return {"traits": asdict(self.traits), "measured": {}, "stages": list(ALL_STAGES)}
@@ -52,6 +54,10 @@ class ToldSession:
     def judge(self, rule_id: str, problem: str, seconds: float) -> dict[str, Any]:
         self.problems.append(parse_problem(problem))
         return self.answer(self.problems[-1])
+
+    def diagnose(self, rule_id: str, problem: str, command: str, seconds: float) -> list[dict[str, Any]]:
+        self.diagnosed.append((rule_id, problem, command))
+        return self.diagnosis
 
     def close(self) -> None:
         pass

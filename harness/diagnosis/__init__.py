@@ -1,0 +1,1 @@
+"""From a failure to the known fault that explains it. See README.md here."""

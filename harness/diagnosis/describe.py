@@ -1,0 +1,109 @@
+"""A diagnosis in words and as plain JSON: what stands in the record, the report and the failure's message."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import Any
+
+from harness.diagnosis.explain import Case
+from harness.diagnosis.pattern import describe_pattern, total
+from harness.diagnosis.place import place
+from harness.diagnosis.rank import Explanation, unexplained
+from harness.faults.fault import Fault
+
+NOTHING = "no known fault explains it"
+
+
+def strength_words(strength: Any) -> str:
+    """Return a strength as people write it: "x0.0625 = 1/16", "x1.01", "8"; "" for none."""
+    if strength is None:
+        return ""
+    if not isinstance(strength, float):
+        return str(strength)
+    words = f"x{strength:.6g}"
+    fraction = Fraction(strength).limit_denominator(64)
+    if fraction and fraction.denominator > 1 and math.isclose(float(fraction), strength, rel_tol=1e-4):
+        return f"{words} = {fraction}"
+    return words
+
+
+def threads(fault: Fault) -> list[str]:
+    """Return the real threads that had the same cause, as addresses or ids."""
+    try:
+        from harness.faults.bugs import all_bugs
+    except ImportError:
+        return list(fault.bugs)
+    known = all_bugs()
+    return [known[name].thread if name in known else name for name in fault.bugs]
+
+
+def findings(found: Sequence[Explanation], cases: Sequence[Case], command: str) -> list[dict[str, Any]]:
+    """Return the diagnosis, JSON-ready; the first entry is the best explanation.
+
+    Args:
+        found: from harness.diagnosis.rank.explain.
+        cases: what was to be explained.
+        command: repeats the diagnosis.
+    """
+    illegal = total([case.illegal for case in cases])
+    result = [_explained(e, cases, command) for e in found]
+    left = unexplained(list(found), list(cases))
+    if total(left) or not found:
+        result.append(_unexplained(left, cases, illegal, command, rest=bool(found)))
+    return result
+
+
+def _explained(e: Explanation, cases: Sequence[Case], command: str) -> dict[str, Any]:
+    fault = e.score.hypothesis.fault
+    illegal = sum(e.score.of.values())
+    share = e.elements / illegal if illegal else 0.0
+    places = {cases[n].call.name: place(mask, cases[n].valid) for n, mask in sorted(e.masks.items())}
+    words = "; ".join(f"{name}: {p['words']}" for name, p in places.items())
+    if len({p["words"] for p in places.values()}) == 1:
+        words = next(iter(places.values()))["words"] + f" ({', '.join(places)})"
+    same = sorted({s.hypothesis.fault.name for s in e.same} | set(fault.same_as))
+    evidence = f"reproduces {percent(share)} of {illegal:,} illegal elements"
+    if not e.score.exact:
+        evidence += ", each within what the order of addition and rounding leave free"
+    strength = strength_words(e.score.hypothesis.strength)
+    return {
+        "fault": fault.name,
+        "title": fault.title,
+        "category": fault.category,
+        **({"strength": strength + (" (measured)" if e.score.hypothesis.fitted else "")} if strength else {}),
+        "place": words,
+        "evidence": evidence,
+        "explained": round(share, 6),
+        "elements": e.elements,
+        **({"alternative": "explains elements that a better explanation covers"} if e.alternative else {}),
+        **({"same_as": same} if same else {}),
+        "bugs": threads(fault),
+        **({"simulated": fault.simulated} if fault.simulated else {}),
+        "where": {name: {k: v for k, v in p.items() if k != "words"} for name, p in places.items()},
+        "command": command,
+    }
+
+
+def _unexplained(
+    left: Sequence[Any], cases: Sequence[Case], illegal: int, command: str, *, rest: bool
+) -> dict[str, Any]:
+    count = total(left)
+    pattern = [w for case, mask in zip(cases, left, strict=True) if bool(mask.any()) for w in describe_pattern(case, mask)]
+    return {
+        "fault": "",
+        "title": f"no known fault explains the other {count:,} illegal elements" if rest else NOTHING,
+        "explained": 0.0,
+        "elements": count,
+        "evidence": f"{count:,} of {illegal:,} illegal elements",
+        "pattern": pattern,
+        "command": command,
+    }
+
+
+def percent(share: float) -> str:
+    """Return a share in percent that says 100 only where it is all."""
+    if share == 1:
+        return "100 %"
+    return "under 0.1 %" if share < 0.001 else f"{min(share * 100, 99.9):.3g} %"

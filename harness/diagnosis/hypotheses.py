@@ -1,0 +1,100 @@
+"""What may have gone wrong: every fault of the catalog in each of its strengths, planted everywhere in a right model.
+
+A hypothesis predicts the output of a recorded call: the fault is applied to the same arguments. Nothing here knows a
+fault by its name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harness.diagnosis.observation import MASKED_GEMM, Observed
+from harness.diagnosis.views import elements
+from harness.faults.fault import Fault, Parameters, all_faults
+from harness.faults.mutant import CALLS
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """One fault in one strength.
+
+    Attributes:
+        fault: which.
+        strength: one of its strengths, or a measured one.
+        fitted: whether the strength was measured on the output itself and is none of the catalog's.
+    """
+
+    fault: Fault
+    strength: Any = None
+    fitted: bool = False
+
+    @property
+    def name(self) -> str:
+        """Name for reports, with the strength where there is one."""
+        return self.fault.name if self.strength is None else f"{self.fault.name}({self.strength})"
+
+    def parameters(self) -> Parameters:
+        """Return fresh parameters: everywhere, random choices from a seed of their own."""
+        return Parameters(self.strength, Random(self.fault.name), f"{self.fault.name} diagnosis")
+
+
+def hypotheses(stages: Iterable[str], units: tuple[str, ...] = ("block", "row", "expert")) -> list[Hypothesis]:
+    """Return every fault that is planted in one of the stages, in each of its strengths."""
+    wanted = set(stages)
+    return [
+        Hypothesis(fault, strength)
+        for fault in all_faults().values()
+        if fault.unit in units and wanted & set(fault.stages)
+        for strength in fault.strengths
+    ]
+
+
+class Failed(Exception):  # noqa: N818 - not an error: the fault cannot be planted in this call
+    """A hypothesis says nothing about a call: planting it there raised."""
+
+
+def predict(
+    model: Any, call: Observed, hypothesis: Hypothesis | None, parameters: Parameters | None = None
+) -> Tensor:
+    """Return the output that a call has under a hypothesis, as elements; of the right model for None.
+
+    Args:
+        model: what is right apart from the fault.
+        call: with the arguments.
+        hypothesis: the fault, everywhere.
+        parameters: kept from call to call for faults about earlier calls; fresh ones otherwise.
+
+    Raises:
+        Failed: the fault raises on this call.
+    """
+    call.keep()
+    arguments = dict(call.arguments)
+    if call.stage == MASKED_GEMM:
+        arguments["out"] = arguments["out"].clone(memory_format=torch.preserve_format)
+    function = getattr(model, call.stage)
+    planted = CALLS[call.stage](call.stage, function, model, arguments)
+    before = {name: _version(value) for name, value in call.arguments.items()}
+    try:
+        if hypothesis is None:
+            planted.run()
+        else:
+            hypothesis.fault.apply(planted, parameters or hypothesis.parameters())
+        result = arguments["out"] if call.stage == MASKED_GEMM else planted.result()
+        return elements(call.stage, arguments, result)
+    except Exception as error:
+        raise Failed(f"{type(error).__name__}: {error}") from error
+    finally:
+        # A fault may write into its inputs; the next hypothesis needs them as they were.
+        call.restore([n for n, v in call.arguments.items() if n != "out" and _version(v) != before[n]])
+
+
+def _version(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value._version  # noqa: SLF001 - no public name for it
+    return tuple(_version(v) for v in value) if isinstance(value, tuple) else None

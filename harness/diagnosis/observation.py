@@ -1,0 +1,127 @@
+"""What was seen: one call of a stage with its arguments and its output, recorded while a rule runs or read from a file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harness.candidates.protocol import STAGES
+
+MASKED_GEMM, MASKED_MOE = "masked_grouped_gemm", "masked_moe"
+QUANTIZERS = ("quantize_grouped", "silu_mul_quantize_grouped")
+
+
+@dataclass
+class Observed:
+    """One call of a stage.
+
+    Attributes:
+        stage: name of the stage.
+        arguments: by the names of harness.candidates.protocol (gate_up is `x`), on the CPU, as they were before the call;
+            the GEMM's `out` with what it held.
+        output: what the stage returned, or the GEMM's `out` after the call; None where the call raised.
+        name: for words: the stage, numbered where it was called more than once ("masked_grouped_gemm, call 2").
+        pristine: a second copy of the arguments, from `keep`.
+    """
+
+    stage: str
+    arguments: dict[str, Any]
+    output: Any
+    name: str = ""
+    pristine: dict[str, Any] = field(default_factory=dict)
+
+    def keep(self) -> None:
+        """Copy the arguments once, so that `restore` can undo what a planted fault writes into them."""
+        if not self.pristine:
+            self.pristine = copied(self.arguments)
+
+    def restore(self, names: list[str]) -> None:
+        """Put some arguments back as they were."""
+        for name in names:
+            self.arguments[name] = copied(self.pristine[name])
+
+
+@dataclass
+class Recorder:
+    """A candidate whose stage calls are recorded. Everything else passes through.
+
+    Attributes:
+        candidate: the candidate.
+        calls: what was recorded, in the order in which the calls ended.
+    """
+
+    candidate: Any
+    calls: list[Observed] = field(default_factory=list)
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self.candidate, name)
+        if name == "masked_moe_tapped":
+            return self._tapped(value)
+        return self._recording(name, value) if name in STAGES and callable(value) else value
+
+    def _recording(self, stage: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        from harness.faults.mutant import CALLS
+
+        names = CALLS[stage].names  # in the protocol's order
+
+        def call(*positional: Any, **named: Any) -> Any:
+            given = dict(zip(names, positional, strict=False)) | named
+            if stage == "silu_mul_quantize_grouped" and "gate_up" in given:
+                given["x"] = given.pop("gate_up")
+            observed = Observed(stage, copied(given), None)
+            result = function(*positional, **named)
+            observed.output = copied(given["out"] if stage == MASKED_GEMM else result)
+            self.calls.append(observed)
+            return result
+
+        return call
+
+    def _tapped(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(**named: Any) -> Any:
+            out, calls = function(**named)
+            self.calls += [from_tap(tap) for tap in calls]
+            return out, calls
+
+        return call
+
+    def named(self) -> list[Observed]:
+        """Return the calls, each with a name that tells it from the others of its stage."""
+        return name_calls(self.calls)
+
+
+def name_calls(calls: list[Observed]) -> list[Observed]:
+    """Number the calls of stages that were called more than once, and return them."""
+    for stage in {call.stage for call in calls}:
+        same = [call for call in calls if call.stage == stage]
+        for number, call in enumerate(same, start=1):
+            call.name = stage if len(same) == 1 else f"{stage}, call {number}"
+    return calls
+
+
+def from_tap(tap: Any) -> Observed:
+    """Return a call that harness.candidates.taps recorded inside an engine."""
+    arguments = copied(tap.inputs)
+    if tap.stage == MASKED_GEMM:
+        out = copied(tap.outputs["out"])
+        before = torch.full_like(out, torch.nan)  # what it held before is not known
+        return Observed(tap.stage, {"alpha": None, **arguments, "out": before}, out)
+    if "gate_up" in arguments:
+        arguments["x"] = arguments.pop("gate_up")
+    return Observed(
+        tap.stage, arguments, (copied(tap.outputs["packed"]), copied(tap.outputs["block_scale"]))
+    )
+
+
+def copied(value: Any) -> Any:
+    """Return a deep copy of tensors in any containers, on the CPU, strides kept."""
+    if isinstance(value, Tensor):
+        return value.detach().clone(memory_format=torch.preserve_format).cpu()
+    if isinstance(value, (tuple, list)):
+        return type(value)(copied(v) for v in value)
+    if isinstance(value, dict):
+        return {name: copied(v) for name, v in value.items()}
+    return value

@@ -1,0 +1,156 @@
+"""From scores to an ordered list: the best explanation, what explains the rest, and what else would explain it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from harness.diagnosis.explain import Case, Score, same, score
+from harness.diagnosis.fingerprints import fitted, order
+from harness.diagnosis.hypotheses import Hypothesis, hypotheses
+from harness.diagnosis.observation import Observed
+
+MOST_FINDINGS = 4
+LEAST_SHARE = 0.02  # of the illegal elements, for an explanation to be worth a line
+_CONFIRMED = 8
+
+
+@dataclass
+class Explanation:
+    """One fault that explains some of what was seen.
+
+    Attributes:
+        score: of the best hypothesis.
+        masks: by case, the illegal elements that it explains and no better explanation did.
+        same: other hypotheses that predict the same output on these inputs.
+        alternative: it explains what a better one has explained already.
+    """
+
+    score: Score
+    masks: dict[int, Tensor]
+    same: list[Score] = field(default_factory=list)
+    alternative: bool = False
+
+    @property
+    def elements(self) -> int:
+        """Illegal elements in `masks`."""
+        return sum(int(mask.sum()) for mask in self.masks.values())
+
+
+def explain(
+    cases: list[Case], calls: list[Observed], seconds: float, units: tuple[str, ...] = ("block", "row", "expert", "call")
+) -> list[Explanation]:
+    """Return what explains the illegal elements of the cases, the best explanation first.
+
+    Args:
+        cases: calls with illegal elements.
+        calls: all recorded calls, in order.
+        seconds: after which no further hypothesis is tested.
+        units: of the faults to try.
+    """
+    end = time.monotonic() + seconds
+    tried = order(hypotheses({case.call.stage for case in cases}, units), cases)
+    scores = _tested(tried, cases, calls, end)
+    if not _covered(scores, cases):
+        scores += _tested(fitted(tried, cases), cases, calls, end)
+    return ranked(scores, cases)
+
+
+def _tested(tried: list[Hypothesis], cases: list[Case], calls: list[Observed], end: float) -> list[Score]:
+    """Screen on a few rows, then test in full: the likely ones, or all where none of them explains everything."""
+    few = [case.screened() for case in cases]
+    if all(part is case for part, case in zip(few, cases, strict=True)):
+        return [s for h in tried if time.monotonic() < end and (s := score(cases, calls, h))]
+    screened = []
+    for hypothesis in tried:
+        if time.monotonic() > end:
+            break
+        if found := score(few, calls, hypothesis):
+            screened.append(found)
+    screened.sort(key=Score.key, reverse=True)
+    likely = [s.hypothesis for s in screened][:_CONFIRMED]
+    scores = [s for h in likely if (s := score(cases, calls, h))]
+    if not _covered(scores, cases):
+        rest = [h for h in tried if h not in likely]
+        scores += [s for h in rest if time.monotonic() < end and (s := score(cases, calls, h))]
+    return scores
+
+
+def _covered(scores: list[Score], cases: list[Case]) -> bool:
+    """Return whether every case is explained whole by one of the scores."""
+    return all(any(int(s.explained[n].sum()) == s.of[n] for s in scores if n in s.explained) for n in range(len(cases)))
+
+
+def ranked(scores: list[Score], cases: list[Case]) -> list[Explanation]:
+    """Order scores: greedily by what they explain of what is left, then the alternatives."""
+    left = [case.illegal for case in cases]
+    by_key = sorted(scores, key=Score.key, reverse=True)
+    found: list[Explanation] = []
+    while by_key and len(found) < MOST_FINDINGS:
+        best = max(by_key, key=lambda s: (round(s.part(_of(s, left)), 4), *s.key()))
+        masks = _of(best, left)
+        if best.part(masks) < LEAST_SHARE:
+            break
+        explanation = Explanation(best, masks)
+        by_key = _without_same(by_key, explanation, cases)
+        found.append(explanation)
+        for n, m in masks.items():
+            left[n] = left[n] & ~m
+    for other in by_key:
+        if len(found) >= MOST_FINDINGS or other.share < LEAST_SHARE:
+            break
+        if other in [s for f in found for s in f.same]:
+            continue
+        alternative = Explanation(other, other.explained, alternative=True)
+        _without_same(by_key, alternative, cases)
+        found.append(alternative)
+    return found
+
+
+def _of(found: Score, left: list[Tensor]) -> dict[int, Tensor]:
+    """Return what a score explains of what is left, by case."""
+    masks = {n: mask & left[n] for n, mask in found.explained.items()}
+    return {n: mask for n, mask in masks.items() if bool(mask.any())}
+
+
+def _without_same(scores: list[Score], explanation: Explanation, cases: list[Case]) -> list[Score]:
+    """Move what predicts the same output into the explanation, and return what is left."""
+    best, left = explanation.score, []
+    for other in scores:
+        if other is best:
+            continue
+        if other.hypothesis.fault.name == best.hypothesis.fault.name:
+            # The same fault in another strength, or in other calls: one line is enough.
+            if other.explained.keys() == best.explained.keys() and other.share <= best.share:
+                continue
+            left.append(other)
+        elif _is_same(best, other, cases):
+            explanation.same.append(other)
+        else:
+            left.append(other)
+    return left
+
+
+def _is_same(one: Score, other: Score, cases: list[Case]) -> bool:
+    a, b = one.hypothesis.fault, other.hypothesis.fault
+    if a.name in b.same_as or b.name in a.same_as:
+        return True
+    if one.explained.keys() != other.explained.keys() or one.prediction.keys() != other.prediction.keys():
+        return False
+    return all(
+        bool((same(one.prediction[n], other.prediction[n]) | ~cases[n].valid[..., None, None]).all())
+        for n in one.prediction
+    )
+
+
+def unexplained(found: list[Explanation], cases: list[Case]) -> list[Tensor]:
+    """Return the illegal elements of each case that nothing explains."""
+    left = [case.illegal for case in cases]
+    for explanation in found:
+        if not explanation.alternative:
+            for n, m in explanation.masks.items():
+                left[n] = left[n] & ~m
+    return [torch.as_tensor(mask) for mask in left]

@@ -1,0 +1,115 @@
+"""An output as comparable elements, the same for every stage: groups x rows x cells x elements of a cell.
+
+A group is an expert (or a rank), a row a token of it. A cell of a quantizer's output is a block: 16 codes and their
+scale byte; other outputs have one cell a row.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harness import physical
+from harness.diagnosis.observation import MASKED_GEMM, MASKED_MOE, QUANTIZERS, Observed
+from harness.judge_gemm import legal_rows
+from harness.judge_quantize import QuantizerInput, _CodeJudge, _free
+from reference.bounds import Accumulator
+from reference.legal import Arithmetic, Range, legal_codes, legal_scales
+from reference.moe import valid_rows
+from reference.nvfp4 import BLOCK, decode_blocks
+
+SCALE = BLOCK  # element 16 of a quantizer's cell is the scale byte
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """How a call is judged: the candidate's declared and measured arithmetic."""
+
+    arithmetic: Arithmetic
+    accumulator: Accumulator
+    keeps_sign_of_zero: bool = True
+
+
+def elements(stage: str, arguments: dict[str, Any], output: Any) -> Tensor:
+    """Return the output of a stage as `(groups, rows, cells, elements)`."""
+    if stage in QUANTIZERS:
+        x = arguments["x"]
+        rows = x.shape[1]
+        k = x.shape[2] // 2 if stage == "silu_mul_quantize_grouped" else x.shape[2]
+        codes = physical.codes_of(output[0]).view(-1, rows, k // BLOCK, BLOCK)
+        scale = physical.block_scales_of(output[1], rows, k // BLOCK)
+        return torch.cat((codes, scale.unsqueeze(-1)), dim=-1)
+    if stage == MASKED_GEMM:
+        return output.permute(2, 0, 1).unsqueeze(2)
+    if stage == MASKED_MOE:
+        return output.unsqueeze(2)
+    raise ValueError(f"elements: no view of the output of stage {stage!r}")
+
+
+def seen(call: Observed) -> Tensor:
+    """Return what was observed, as elements."""
+    return elements(call.stage, call.arguments, call.output)
+
+
+def valid(call: Observed) -> Tensor:
+    """Return `(groups, rows)` bool: rows that count."""
+    if call.stage in QUANTIZERS:
+        rows = call.arguments["x"].shape[1]
+    elif call.stage == MASKED_GEMM:
+        rows = call.arguments["out"].shape[0]
+    else:
+        rows = call.output.shape[1]
+    return valid_rows(call.arguments["masked_m"], rows)
+
+
+def legal(call: Observed, bounds: Bounds) -> Tensor:
+    """Return which elements of an observed call are legal, `(groups, rows, cells, elements)`; padding rows are.
+
+    Not for masked_moe: what an opaque layer may return is judged by harness.rules.layer.
+    """
+    got, counted = seen(call), valid(call)
+    result = torch.ones(got.shape, dtype=torch.bool)
+    if not bool(counted.any()):
+        return result
+    if call.stage in QUANTIZERS:
+        result[counted] = _legal_quantized(call, got[counted], counted, bounds)
+    elif call.stage == MASKED_GEMM:
+        result[counted] = _legal_product(call, got[counted], bounds)
+    return result
+
+
+def _legal_quantized(call: Observed, got: Tensor, counted: Tensor, bounds: Bounds) -> Tensor:
+    x = call.arguments["x"][counted]
+    expert = counted.nonzero()[:, 0]
+    gs = call.arguments["global_scale_enc"].reshape(-1)[expert].unsqueeze(-1)
+    silu = call.stage == "silu_mul_quantize_grouped"
+    given = QuantizerInput.activated(x, "silu") if silu else QuantizerInput.known(x)
+    codes, scale = got[..., :SCALE].flatten(-2), got[..., SCALE]
+    amax_low, amax_high = given.amax()
+    scale_ok = legal_scales(amax_low, amax_high, gs, bounds.arithmetic).accepts(scale)
+    low = given.low.view(*scale.shape, BLOCK)
+    high = low if given.high is given.low else given.high.view(*scale.shape, BLOCK)
+    allowed = legal_codes(low, high, scale, gs, bounds.arithmetic)
+    flat = Range(allowed.low.view(codes.shape), allowed.high.view(codes.shape))
+    code_ok = _CodeJudge(flat, given, _free(scale), bounds.keeps_sign_of_zero).accepts(codes)
+    return torch.cat((code_ok.view(*scale.shape, BLOCK), scale_ok.unsqueeze(-1)), dim=-1)
+
+
+def decoded(packed: Tensor, scales: Tensor) -> Tensor:
+    """Return an operand's code x block scale, `(l, rows, k)` float32."""
+    codes = physical.codes_of(packed)
+    return decode_blocks(
+        codes, physical.block_scales_of(scales, codes.shape[1], codes.shape[2] // BLOCK), torch.float32
+    )
+
+
+def _legal_product(call: Observed, got: Tensor, bounds: Bounds) -> Tensor:
+    a = call.arguments
+    operands = decoded(a["a"], a["a_scale"]), decoded(a["b"], a["b_scale"])
+    dtype = a["out"].dtype
+    allowed = legal_rows(*operands, a.get("alpha"), a["masked_m"].tolist(), dtype, bounds.accumulator)
+    assert allowed is not None  # noqa: S101 - there is a valid row
+    return allowed.accepts(got.squeeze(1)).unsqueeze(1)
