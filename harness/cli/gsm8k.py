@@ -54,7 +54,7 @@ _PATH = click.Path(path_type=Path)
 @click.option("--repeat", type=int, default=1, show_default=True, help="Ask everything this many times.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the order, the wave and the subset.")
 @click.option("--concurrency", type=int, default=32, show_default=True, help="Requests in flight.")
-@click.option("--max-tokens", type=int, default=1024, show_default=True, help="Limit of an answer.")
+@click.option("--max-tokens", type=int, help="Limit of an answer; the task's own by default, else 1024.")
 @click.option("--timeout", type=float, default=300.0, show_default=True, help="Seconds for one attempt.")
 @click.option(
     "--retry-seconds",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from harness.gsm8k.classify import classify
 from harness.gsm8k.decision import smallest_wave
 from harness.gsm8k.payload import Reply, request_body
-from harness.gsm8k.settings import WAVE, Settings
+from harness.gsm8k.settings import MAX_TOKENS, WAVE, Settings
 from harness.verdict import UsageError
 
 if TYPE_CHECKING:
@@ -57,6 +57,13 @@ def plan(task: Task, settings: Settings) -> list[Planned]:
     ]
 
 
+def answer_limit(task: Task, settings: Settings) -> int:
+    """Return how many tokens an answer may have: what the user asked for, else the task's `max_gen_toks`, else 1,024."""
+    if settings.max_tokens is not None:
+        return settings.max_tokens
+    return int(task.generation.get("max_gen_toks", MAX_TOKENS))
+
+
 class Asker:
     """Asks questions of one task of one model."""
 
@@ -79,7 +86,7 @@ class Asker:
         return request_body(
             prompt,
             model=self._model,
-            max_tokens=max_tokens or self._settings.max_tokens,
+            max_tokens=max_tokens or answer_limit(self.task, self._settings),
             stop=self.task.stop,
             generation=self.task.generation,
             stream=self._settings.stream,

@@ -26,7 +26,7 @@ from harness.gsm8k.payload import MAX_STOP
 from harness.gsm8k.pool import Pool, Step
 from harness.gsm8k.preflight import NotReadyError, Server, find_server
 from harness.gsm8k.progress import Progress
-from harness.gsm8k.questions import Asker, Planned, Sample, plan, sample_of
+from harness.gsm8k.questions import Asker, Planned, Sample, answer_limit, plan, sample_of
 from harness.gsm8k.settings import Settings, allow_files, check_output
 from harness.gsm8k.task import Task, load_task
 from harness.record import RecordError, RunRecord, load_record
@@ -284,7 +284,7 @@ class Stage:
                 "model": self.server.model if self.server else self.settings.model or "",
                 "version": self.server.version if self.server else "",
             },
-            "settings": self.settings.as_json(),
+            "settings": {**self.settings.as_json(), "max_tokens": answer_limit(self.task, self.settings)},
             "resumed": {"flag": self.settings.resume, "samples": self.resumed},
             "decisions": {
                 "smoke": decision_json(self.smoke),
@@ -306,7 +306,7 @@ class Stage:
             "generation": {
                 **self.task.generation,
                 "stop": list(self.task.stop[:MAX_STOP]),
-                "max_tokens": s.max_tokens,
+                "max_tokens": answer_limit(self.task, s),
                 "chat": s.chat,
                 "stream": s.stream,
             },

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 MAX_CONCURRENCY = 4096
 WAVE = 32
+MAX_TOKENS = 1024
+"""Limit of an answer where neither the user nor the task (`max_gen_toks`) states one."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class Settings:
     repeat: int = 1
     seed: int = 0
     concurrency: int = 32
-    max_tokens: int = 1024
+    max_tokens: int | None = None
     timeout: float = 300.0
     retry_seconds: float = 120.0
     wait_ready: float = 0.0

@@ -7,12 +7,15 @@ import re
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from harness.canary.problems.vocabulary import PEOPLE, STREETS, Noun, Person
+from harness.canary.problems.vocabulary import DAYS, PEOPLE, STREETS, TOWNS, Noun, Person
 
 T = TypeVar("T")
 
 ASIDE_SHARE = 0.25
 """Share of problems with a sentence whose number is not needed."""
+
+OPENING_SHARE = 0.3
+"""Share of problems with a sentence before the story that says nothing of use."""
 
 _SENTENCE_START = re.compile(r"(?:^|(?<=[.?!] ))[a-z]")
 _BEFORE_VOWEL = re.compile(r"\b([Aa])(?= (?:[aeio]|\$?8|\$?1[18]\b))")
@@ -63,7 +66,9 @@ class Story:
 
     def payment(self, cost: int) -> int:
         """Draw a round sum of money that covers a cost."""
-        enough = [sum_ for sum_ in (10, 20, 30, 40, 50, 60, 80, 100, 150, 200, 300, 400, 500, 800) if sum_ > cost]
+        enough = [
+            sum_ for sum_ in (10, 20, 30, 40, 50, 60, 80, 100, 150, 200, 300, 400, 500, 800) if sum_ > cost
+        ]
         if not enough:
             raise RedrawError
         return self.one_of(*enough[:2])
@@ -96,6 +101,8 @@ class Story:
         the first person of the story, None for never, or the sentence itself.
         """
         text = self.pick(phrasings)
+        if self._people and self._random() < OPENING_SHARE:
+            text = f"{self._opening(self._people[0])} {text}"
         if aside is not None and self._random() < ASIDE_SHARE:
             last = text.rfind(". ")
             sentence = aside or self._aside()
@@ -106,6 +113,19 @@ class Story:
     def unused(self, low: int, high: int) -> int:
         """Draw the number of a distractor sentence. It does not count as a number of the problem."""
         return low + int(self._random() * (high - low + 1))
+
+    def _opening(self, p: Person) -> str:
+        return self.pick(
+            (
+                f"it is a sunny {self.pick(DAYS)} in {self.pick(TOWNS)}.",
+                f"{p} lives in {self.pick(TOWNS)} with {p.his} family.",
+                f"{p} is busy this week.",
+                f"{p} likes to plan everything carefully.",
+                f"{p} tells {p.his} friends about {p.his} week.",
+                f"{p}'s teacher asks {p.him} a question.",
+                f"{p} writes in {p.his} diary.",
+            )
+        )
 
     def _aside(self) -> str:
         n = self.unused(2, 19)

@@ -57,17 +57,25 @@ STATIONERY = _nouns("pencil, notebook, pen, eraser, marker, folder, crayon, rule
 TOYS = _nouns("toy car, puzzle, doll, kite, ball, yo-yo, board game, robot, puppet, model plane")
 COLLECTIBLES = _nouns("stamp, coin, marble, shell, sticker, card, postcard, badge, bead, button")
 CLOTHES = _nouns("shirt, hat, scarf/scarves, sweater, jacket, belt, tie, dress/dresses, cap, vest")
-CONTAINERS = _nouns("box/boxes, bag, basket, crate, jar, tray, bin, carton")
+CONTAINERS = _nouns("box/boxes, bag, basket, crate, carton, sack, bucket")
 FLOWERS = _nouns("rose, tulip, daisy/daisies, lily/lilies, sunflower, violet, orchid, poppy/poppies")
 TREES = _nouns("oak tree, apple tree, pine tree, cherry tree, maple tree, olive tree, palm tree, pear tree")
 ANIMALS = _nouns("cow, goat, horse, sheep/sheep, pig, rabbit, donkey, llama")
 BIRDS = _nouns("hen, duck, goose/geese, turkey, quail/quails, swan")
 DRINKS = _nouns("juice, tea, coffee, lemonade, milkshake, soda, smoothie, water/waters")
-READING = _nouns("book, comic, magazine, novel, story/stories, atlas/atlases")
+READING = _nouns("book, comic, magazine, novel, guidebook, picture book")
 FOOD = (*FRUIT, *BAKED)
 GOODS = (*STATIONERY, *TOYS, *CLOTHES, *BAKED)
 
-SHOPS = ("the market", "the corner shop", "the store", "the mall", "the fair", "a stall in town", "the village shop")
+SHOPS = (
+    "the market",
+    "the corner shop",
+    "the store",
+    "the mall",
+    "the fair",
+    "a stall in town",
+    "the village shop",
+)
 TOWNS = ("Riverton", "Oakville", "Milford", "Ashland", "Greenfield", "Brookside", "Lakewood", "Hillcrest")
 STREETS = ("Maple Street", "Oak Lane", "Mill Road", "Park Avenue", "River Street", "Church Lane")
 DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday")
