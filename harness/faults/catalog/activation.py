@@ -57,7 +57,7 @@ def silu_by_bf16_tanh(call: QuantizeCall, _: Parameters) -> None:
     call.run_on((gate * sigmoid.float() * up).bfloat16())
 
 
-@fault(category="activation", stages=_ACT, bugs=("A21", "A22"), killed_by="ACT", effect="none")
+@fault(category="activation", stages=_ACT, bugs=("A22",), killed_by="ACT", effect="none")
 def silu_rounded_before_up(call: QuantizeCall, _: Parameters) -> None:
     """Silu(gate) is rounded to bfloat16 before it is multiplied with up."""
     gate, up = _halves(call)

@@ -87,9 +87,7 @@ def codes_rounded_through_bf16(call: QuantizeCall, _: Parameters) -> None:
     call.codes = torch.where(scaled.isfinite(), codes, call.codes)
 
 
-@fault(
-    category="codes", stages=_QUANTIZERS, bugs=("F13", "A24"), killed_by="QUANT", effect="none", unit="block"
-)
+@fault(category="codes", stages=_QUANTIZERS, bugs=("F13",), killed_by="QUANT", effect="none", unit="block")
 def codes_of_unrounded_scale(call: QuantizeCall, _: Parameters) -> None:
     """Codes are computed with the scale before it was rounded to E4M3, not with the one that is stored."""
     call.run()

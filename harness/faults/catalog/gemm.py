@@ -12,7 +12,7 @@ from reference.nvfp4 import BLOCK
 _GEMM = "masked_grouped_gemm"
 
 
-@fault(category="gemm", stages=_GEMM, bugs=("B04", "B06"), killed_by="GEMM", effect="shift", unit="expert")
+@fault(category="gemm", stages=_GEMM, bugs=("B04",), killed_by="GEMM", effect="shift", unit="expert")
 def alpha_of_neighbour(call: GemmCall, _: Parameters) -> None:
     """Each expert's product is multiplied by the next expert's alpha."""
     if call.alpha is not None:
@@ -20,9 +20,7 @@ def alpha_of_neighbour(call: GemmCall, _: Parameters) -> None:
     call.run()
 
 
-@fault(
-    category="gemm", stages=_GEMM, bugs=("B19", "B13", "B08"), killed_by="GEMM", effect="shift", unit="expert"
-)
+@fault(category="gemm", stages=_GEMM, bugs=("B19", "B13"), killed_by="GEMM", effect="shift", unit="expert")
 def alpha_of_expert_0(call: GemmCall, _: Parameters) -> None:
     """Every expert's product is multiplied by expert 0's alpha."""
     if call.alpha is not None:
@@ -63,13 +61,25 @@ def alpha_rounded_to_bf16(call: GemmCall, _: Parameters) -> None:
 
 
 @fault(
-    category="gemm", stages=_GEMM, bugs=("D01", "D03", "D17"), killed_by="GEMM", effect="shift",
+    category="gemm", stages=_GEMM, bugs=("A20", "A25"), killed_by="GEMM", effect="shift",
     strengths=(2.0, 0.5, 1.1, 1.01),
 )  # fmt: skip
 def output_scaled(call: GemmCall, p: Parameters) -> None:
     """The product is off by a constant factor."""
     call.run()
     call.product = (call.product.float() * p.strength).to(call.out.dtype)
+
+
+@fault(
+    category="gemm", stages=_GEMM, bugs=("B08", "B09"), killed_by="GEMM", effect="shift",
+    strengths=(1.35, 0.5, 1.05, 1.01),
+)  # fmt: skip
+def up_half_with_scale_of_gate(call: GemmCall, p: Parameters) -> None:
+    """The second half of the columns (up) is scaled with the first half's weight scale: off by their ratio."""
+    call.run()
+    product = call.product.float()
+    product[..., product.shape[-1] // 2 :] *= p.strength
+    call.product = product.to(call.out.dtype)
 
 
 @fault(category="gemm", stages=_GEMM, bugs=("E11", "G12"), killed_by="PAD-OUT", effect="collapse")
@@ -114,14 +124,14 @@ def _narrow(call: GemmCall, dtype: torch.dtype, chunk: int) -> Tensor:
     return total
 
 
-@fault(category="gemm", stages=_GEMM, bugs=("I01",), killed_by="GEMM", effect="none", strengths=(64, 128))
+@fault(category="gemm", stages=_GEMM, bugs=("G15",), killed_by="GEMM", effect="none", strengths=(64, 128))
 def accumulator_bf16(call: GemmCall, p: Parameters) -> None:
     """The running sum over k is kept in bfloat16 between chunks of 64 (128) products."""
     call.run()
     call.store(call.scaled(_narrow(call, torch.bfloat16, p.strength)))
 
 
-@fault(category="gemm", stages=_GEMM, bugs=("I06",), killed_by="GEMM", effect="collapse", strengths=(64, 128))
+@fault(category="gemm", stages=_GEMM, bugs=("G15",), killed_by="GEMM", effect="collapse", strengths=(64, 128))
 def accumulator_fp16(call: GemmCall, p: Parameters) -> None:
     """The running sum over k is kept in float16, which ends at 65504."""
     call.run()
@@ -175,9 +185,7 @@ def split_k_part_lost(call: GemmCall, p: Parameters) -> None:
     call.run()
 
 
-@fault(
-    category="gemm", stages=_GEMM, bugs=("A02", "G10"), killed_by="GEMM", effect="collapse", strengths=(32, 8)
-)
+@fault(category="gemm", stages=_GEMM, bugs=("G10",), killed_by="GEMM", effect="collapse", strengths=(32, 8))
 def output_tiles_transposed(call: GemmCall, p: Parameters) -> None:
     """Each square tile (32 x 32, 8 x 8) of the output is stored transposed."""
     call.run()

@@ -32,7 +32,7 @@ def global_scale_without_six(call: QuantizeCall, _: Parameters) -> None:
 
 
 @fault(
-    category="scales", stages=_QUANTIZERS, bugs=("A20", "B14"), killed_by="QUANT", effect="shift",
+    category="scales", stages=_QUANTIZERS, bugs=("A20", "A25"), killed_by="QUANT", effect="shift",
     strengths=(2.0, 0.5, 1.25, 1.0625),
 )  # fmt: skip
 def global_scale_off(call: QuantizeCall, p: Parameters) -> None:
@@ -42,7 +42,7 @@ def global_scale_off(call: QuantizeCall, p: Parameters) -> None:
 
 
 @fault(
-    category="scales", stages=_QUANTIZERS, bugs=("A10", "B13", "A11", "A17"), killed_by="QUANT", effect="shift",
+    category="scales", stages=_QUANTIZERS, bugs=("A10", "B13", "A17"), killed_by="QUANT", effect="shift",
     unit="expert",
 )  # fmt: skip
 def global_scale_of_expert_0(call: QuantizeCall, _: Parameters) -> None:

@@ -23,7 +23,7 @@ def scales_linear(call: QuantizeCall, _: Parameters) -> None:
     call.scales = physical.as_mma(pad_scales(call.block_scale, "128x4", 0x7F))
 
 
-@fault(category="layout", stages=_QUANTIZERS, bugs=("A13", "A14"), killed_by="QUANT", effect="collapse")
+@fault(category="layout", stages=_QUANTIZERS, bugs=("A13",), killed_by="QUANT", effect="collapse")
 def scales_8x4(call: QuantizeCall, _: Parameters) -> None:
     """Block scales are published in tiles of 8x4 to a reader of 128x4 tiles."""
     call.run()
@@ -33,7 +33,7 @@ def scales_8x4(call: QuantizeCall, _: Parameters) -> None:
     call.scales = physical.as_mma(tiles.reshape(experts, rows, columns))
 
 
-@fault(category="layout", stages=_QUANTIZERS, bugs=("C02", "C05"), killed_by="QUANT", effect="collapse")
+@fault(category="layout", stages=_QUANTIZERS, bugs=("B17", "C16"), killed_by="QUANT", effect="collapse")
 def scales_swizzled_twice(call: QuantizeCall, _: Parameters) -> None:
     """Block scales that are in 128x4 order already are put into it once more."""
     from reference.layout import swizzle_128x4
@@ -42,7 +42,7 @@ def scales_swizzled_twice(call: QuantizeCall, _: Parameters) -> None:
     call.scales = physical.as_mma(swizzle_128x4(physical.swizzled_bytes(call.scales)))
 
 
-@fault(category="layout", stages=_QUANTIZERS, bugs=("A19", "C04"), killed_by="QUANT", effect="collapse")
+@fault(category="layout", stages=_QUANTIZERS, bugs=("A19", "C02"), killed_by="QUANT", effect="collapse")
 def scale_row_pitch_unpadded(call: QuantizeCall, _: Parameters) -> None:
     """Tiles of 128x4 scales follow each other as if k/16 were not rounded up to 4: they overwrite each other."""
     call.run()
@@ -71,7 +71,7 @@ def _read(call: GemmCall, index: Tensor) -> Tensor:
     return memory.gather(1, index).view(-1, rows, columns)
 
 
-@fault(category="layout", stages=_GEMM, bugs=("C02", "B17"), killed_by="GEMM", effect="collapse")
+@fault(category="layout", stages=_GEMM, bugs=("B17", "C16"), killed_by="GEMM", effect="collapse")
 def weight_scales_read_linear(call: GemmCall, _: Parameters) -> None:
     """The GEMM reads B's block scales row by row though they lie in 128x4 tiles."""
     _, rows, columns = call.b_block_scale.shape
@@ -80,7 +80,7 @@ def weight_scales_read_linear(call: GemmCall, _: Parameters) -> None:
     call.run()
 
 
-@fault(category="layout", stages=_GEMM, bugs=("C03", "A13"), killed_by="GEMM", effect="collapse")
+@fault(category="layout", stages=_GEMM, bugs=("C03",), killed_by="GEMM", effect="collapse")
 def weight_scale_rows_in_order(call: GemmCall, _: Parameters) -> None:
     """Within a 128x4 tile of B's scales, row r is looked for at 4 r: the order of 32 x 4 rows is forgotten."""
     _, rows, columns = call.b_block_scale.shape
@@ -101,7 +101,7 @@ def weight_scale_tiles_transposed(call: GemmCall, _: Parameters) -> None:
     call.run()
 
 
-@fault(category="layout", stages=_GEMM, bugs=("C20", "C04"), killed_by="GEMM", effect="collapse")
+@fault(category="layout", stages=_GEMM, bugs=("C05", "C02"), killed_by="GEMM", effect="collapse")
 def weight_scale_pitch_unpadded(call: GemmCall, _: Parameters) -> None:
     """The GEMM steps through B's scale tiles as if k/16 were not rounded up to 4; rows past 127 get others' scales."""
     _, rows, columns = call.b_block_scale.shape
@@ -131,7 +131,7 @@ def expert_scale_stride_unpadded(call: GemmCall, _: Parameters) -> None:
     call.run()
 
 
-@fault(category="layout", stages=_GEMM, bugs=("A33", "A27"), killed_by="GEMM", effect="collapse")
+@fault(category="layout", stages=_GEMM, bugs=("A33",), killed_by="GEMM", effect="collapse")
 def scale_covers_32(call: GemmCall, _: Parameters) -> None:
     """The GEMM applies each block scale of B to 32 elements instead of 16."""
     scale = call.b_block_scale
@@ -146,7 +146,7 @@ def weight_scale_of_neighbour_block(call: GemmCall, _: Parameters) -> None:
     call.run()
 
 
-@fault(category="layout", stages=_GEMM, bugs=("A14", "A17"), killed_by="GEMM", effect="collapse")
+@fault(category="layout", stages=_GEMM, bugs=("C05",), killed_by="GEMM", effect="collapse")
 def weight_scale_of_neighbour_row(call: GemmCall, _: Parameters) -> None:
     """Each row of B is decoded with the scales of the next row."""
     call.b_block_scale = call.b_block_scale.roll(-1, 1)

@@ -27,7 +27,7 @@ def masked_m_minus_1(call: QuantizeCall, _: Parameters) -> None:
 @fault(
     category="masking",
     stages=_QUANTIZERS,
-    bugs=("D16", "D14"),
+    bugs=("D16",),
     killed_by="QUANT",
     effect="collapse",
     unit="expert",
@@ -39,7 +39,7 @@ def masked_m_of_neighbour(call: QuantizeCall, _: Parameters) -> None:
 
 
 @fault(
-    category="masking", stages=(*_QUANTIZERS, _GEMM), bugs=("F08", "B16"), killed_by="EXPERTS",
+    category="masking", stages=(*_QUANTIZERS, _GEMM), bugs=("F08",), killed_by="EXPERTS",
     effect="collapse", unit="call",
 )  # fmt: skip
 def masked_m_of_previous_call(call: QuantizeCall | GemmCall, p: Parameters) -> None:
@@ -53,7 +53,7 @@ def masked_m_of_previous_call(call: QuantizeCall | GemmCall, p: Parameters) -> N
 
 
 @fault(
-    category="masking", stages=_GEMM, bugs=("A05", "F19"), killed_by="WRITES", effect="none", unit="call",
+    category="masking", stages=_GEMM, bugs=("A05",), killed_by="WRITES", effect="none", unit="call",
     strengths=(128, 1),
 )  # fmt: skip
 def stores_past_the_last_tile(call: GemmCall, p: Parameters) -> None:
@@ -65,7 +65,7 @@ def stores_past_the_last_tile(call: GemmCall, p: Parameters) -> None:
     call.masked_m = counts
 
 
-@fault(category="masking", stages=_GEMM, bugs=("A05", "A03"), killed_by="WRITES", effect="none", unit="call")
+@fault(category="masking", stages=_GEMM, bugs=("A05",), killed_by="WRITES", effect="none", unit="call")
 def empty_expert_written(call: GemmCall, _: Parameters) -> None:
     """An expert without tokens gets a tile of the expert before it."""
     call.run()
@@ -186,7 +186,7 @@ def nan_crosses_experts(call: GemmCall, _: Parameters) -> None:
 @fault(
     category="masking",
     stages=_QUANTIZERS,
-    bugs=("A17", "C17"),
+    bugs=("A17",),
     killed_by="QUANT",
     effect="collapse",
     unit="expert",
@@ -204,7 +204,7 @@ def expert_pitch_without_padding(call: QuantizeCall, _: Parameters) -> None:
 @fault(
     category="masking",
     stages=_QUANTIZERS,
-    bugs=("A12", "A01"),
+    bugs=("A12",),
     killed_by="INPUTS",
     effect="none",
     unit="call",

@@ -16,21 +16,21 @@ from reference.nvfp4 import BLOCK
 _GEMM = "masked_grouped_gemm"
 
 
-@fault(category="gemm", stages=_GEMM, bugs=("B05", "C11"), killed_by="GEMM", effect="collapse", unit="expert")
+@fault(category="gemm", stages=_GEMM, bugs=("B05",), killed_by="GEMM", effect="collapse", unit="expert")
 def weights_of_neighbour_expert(call: GemmCall, _: Parameters) -> None:
     """Each expert's tokens are multiplied with the next expert's weights, scales included."""
     call.b_codes, call.b_block_scale = call.b_codes.roll(-1, 0), call.b_block_scale.roll(-1, 0)
     call.run()
 
 
-@fault(category="gemm", stages=_GEMM, bugs=("B06", "B05"), killed_by="GEMM", effect="collapse", unit="expert")
+@fault(category="gemm", stages=_GEMM, bugs=("B06",), killed_by="GEMM", effect="collapse", unit="expert")
 def weight_scales_of_neighbour_expert(call: GemmCall, _: Parameters) -> None:
     """The weights moved with their expert, their block scales stayed: they are the next expert's."""
     call.b_block_scale = call.b_block_scale.roll(-1, 0)
     call.run()
 
 
-@fault(category="gemm", stages=_GEMM, bugs=("A17", "D15"), killed_by="GEMM", effect="collapse", unit="expert")
+@fault(category="gemm", stages=_GEMM, bugs=("A17",), killed_by="GEMM", effect="collapse", unit="expert")
 def weights_of_expert_0(call: GemmCall, _: Parameters) -> None:
     """Every expert's tokens are multiplied with expert 0's weights."""
     call.b_codes = call.b_codes[:1].expand_as(call.b_codes)
@@ -38,7 +38,7 @@ def weights_of_expert_0(call: GemmCall, _: Parameters) -> None:
     call.run()
 
 
-@fault(category="gemm", stages=_GEMM, bugs=("A04", "D12"), killed_by="GEMM", effect="collapse", unit="expert")
+@fault(category="gemm", stages=_GEMM, bugs=("A04",), killed_by="GEMM", effect="collapse", unit="expert")
 def weights_by_place_among_active_experts(call: GemmCall, _: Parameters) -> None:
     """Weights are looked up by an expert's place among those with tokens: wrong past an expert without any."""
     active = [expert for expert, count in enumerate(call.masked_m.tolist()) if count]
@@ -61,7 +61,7 @@ def scales_of_operands_exchanged(call: GemmCall, _: Parameters) -> None:
     call.run()
 
 
-@fault(category="gemm", stages=_GEMM, bugs=("B17", "C16"), killed_by="GEMM", effect="collapse")
+@fault(category="gemm", stages=_GEMM, bugs=("B14",), killed_by="GEMM", effect="collapse")
 def activation_scales_all_one(call: GemmCall, _: Parameters) -> None:
     """The block scales of A are not applied: each is 1."""
     scale = call.a_block_scale
@@ -120,7 +120,7 @@ def weights_read_interleaved(call: GemmCall, _: Parameters) -> None:
     call.run()
 
 
-@fault(category="gemm", stages=_GEMM, bugs=("C14", "C01"), killed_by="GEMM", effect="collapse")
+@fault(category="gemm", stages=_GEMM, bugs=("C13",), killed_by="GEMM", effect="collapse")
 def weight_scale_halves_swapped(call: GemmCall, _: Parameters) -> None:
     """The two halves of B's rows (gate and up) are paired with each other's block scales."""
     scale = call.b_block_scale

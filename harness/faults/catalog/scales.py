@@ -22,7 +22,7 @@ def _store(call: QuantizeCall, scale: Tensor) -> None:
 
 
 @fault(
-    category="scales", stages=_QUANTIZERS, bugs=("F13", "E06"), killed_by="QUANT", effect="shift", unit="block",
+    category="scales", stages=_QUANTIZERS, bugs=("F13",), killed_by="QUANT", effect="shift", unit="block",
     strengths=(8, 4, 2, 1),
 )  # fmt: skip
 def block_scale_too_high(call: QuantizeCall, p: Parameters) -> None:
@@ -77,7 +77,7 @@ def block_scale_power_of_two_up(call: QuantizeCall, _: Parameters) -> None:
 @fault(
     category="scales",
     stages=_QUANTIZERS,
-    bugs=("E03", "C07"),
+    bugs=("E03",),
     killed_by="QUANT",
     effect="shift",
     unit="block",
@@ -88,9 +88,7 @@ def block_scale_power_of_two_down(call: QuantizeCall, _: Parameters) -> None:
     _store(call, torch.where(mantissa == 0, mantissa, torch.ldexp(torch.ones_like(mantissa), exponent - 1)))
 
 
-@fault(
-    category="scales", stages=_QUANTIZERS, bugs=("A33", "A27"), killed_by="QUANT", effect="none", unit="block"
-)
+@fault(category="scales", stages=_QUANTIZERS, bugs=("A33",), killed_by="QUANT", effect="none", unit="block")
 def block_scale_of_32(call: QuantizeCall, _: Parameters) -> None:
     """One scale is computed for 32 elements and stored for both blocks of 16, as MXFP4 has it."""
     scale = call.real_scale()
@@ -171,3 +169,15 @@ def nan_block_scale_zero(call: QuantizeCall, _: Parameters) -> None:
     call.run()
     stored = call.block_scale
     call.block_scale = torch.where(call.amax().isnan(), torch.zeros_like(stored), stored)
+
+
+@fault(
+    category="scales", stages=_QUANTIZERS, bugs=("C07",), killed_by="QUANT", effect="collapse", unit="block"
+)
+def scale_bytes_bleed(call: QuantizeCall, _: Parameters) -> None:
+    """Four scales are packed into a word by shifts without a mask: the next scale's mantissa gets into each byte."""
+    call.run()
+    stored = call.block_scale
+    in_word = torch.arange(stored.shape[-1], device=stored.device) % 4 < 3
+    bled = torch.where(in_word, stored | (stored.roll(-1, -1) & 7), stored)
+    call.block_scale = torch.where((stored > 0) & (bled < NAN_BYTE), bled, stored)
