@@ -1,0 +1,238 @@
+"""One candidate, loaded and measured once, and its mutants judged by one rule: problems outside, mutants inside."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harness.candidates import load_candidate, stages_of, support_of, traits_of
+from harness.context import Context, Known
+from harness.faults import Mutant, Planting, all_faults, parse_planting
+from harness.judging import Watched, judge_context
+from harness.mutants.problems import drawn_problems, quick_first
+from harness.probes import measure
+from harness.problem import Problem
+from harness.problem_tensors import ProblemTensors, make_weights
+from harness.profiles import find_profile
+from harness.rules import RULES, Rule, find_rules
+from harness.session import CandidateStartError
+
+KILLED, SURVIVED, NOT_JUDGED, NOT_PLANTED = "killed", "survived", "not judged", "not planted"
+
+
+@dataclass
+class Result:
+    """One planting under one rule.
+
+    Attributes:
+        planting: for example "alpha_of_neighbour@3".
+        rule: id of the rule that judged it.
+        status: "killed", "survived", "not judged" or "not planted".
+        examples: problems judged, up to and with the one that killed it.
+        seconds: spent on judging them.
+        problem: the one that killed it.
+        how: "illegal", "contract", "raised" or "crashed".
+        message: what the rule said, one line; for the last two statuses the reason.
+    """
+
+    planting: str
+    rule: str
+    status: str = NOT_JUDGED
+    examples: int = 0
+    seconds: float = 0.0
+    problem: str = ""
+    how: str = ""
+    message: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as JSON-ready values."""
+        return asdict(self)
+
+
+@dataclass
+class Batch:
+    """What came out of one batch: results in the order of the plantings, and problems on which the candidate itself fails."""
+
+    results: list[Result]
+    candidate_failures: list[dict[str, str]]
+
+
+class SharedProblem:
+    """One problem whose numbers are made once for a candidate and all of its mutants.
+
+    Every rule reads the same tensors in the same order whatever the candidate does, so that sharing them changes no
+    number. A mutant that writes into them (that is a fault of its own) gets noticed, and they are made again.
+    """
+
+    def __init__(self, base: Any, problem: Problem, known: Known, rule: Rule) -> None:
+        self._rule = rule
+        self._context = Context(Watched(base), problem, known)
+        self.calls = _Calls(base)
+        self._context.candidate = Watched(self.calls)
+        self.base = judge_context(rule, self._context)
+        self._versions = _versions(self._context.tensors)
+
+    def judge(self, candidate: Any) -> dict[str, Any]:
+        """Judge a candidate on this problem; what harness.judging.Judge.judge returns."""
+        context = copy.copy(self._context)
+        context.candidate = Watched(candidate)
+        outcome = judge_context(self._rule, context)
+        if _versions(self._context.tensors) != self._versions:
+            make_weights.cache_clear()
+            self._context.tensors = ProblemTensors(self._context.problem, self._context.traits.device)
+            self._context.candidate = Watched(self.calls.base)
+            judge_context(self._rule, self._context)  # makes every tensor that the rule reads
+            self._versions = _versions(self._context.tensors)
+        return outcome
+
+
+class _Calls:
+    """A candidate that remembers which of its stages were called."""
+
+    def __init__(self, base: Any) -> None:
+        self.base = base
+        self.stages: set[str] = set()
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self.base, name)
+        if not callable(value):
+            return value
+
+        @functools.wraps(value, updated=())
+        def call(*arguments: Any, **named: Any) -> Any:
+            self.stages.add(name)
+            return value(*arguments, **named)
+
+        return call
+
+
+class Bench:
+    """A candidate and what is known about it.
+
+    Args:
+        candidate: its name.
+        profile: name of the profile that problems are drawn with.
+        seed: of the problems.
+        threads: of torch.
+
+    Raises:
+        UsageError: there is no such candidate.
+        CandidateStartError: it cannot run here, with the reason.
+    """
+
+    def __init__(self, candidate: str, profile: str, seed: int = 0, threads: int = 0) -> None:
+        if threads:
+            torch.set_num_threads(threads)
+        self.name = candidate
+        self.base = load_candidate(candidate)
+        support = support_of(self.base)
+        if not support:
+            raise CandidateStartError(support.reason)
+        # Hypothesis draws constants that it finds in the modules that are loaded: load the same ones in every process.
+        all_faults()
+        for rule in RULES:
+            rule.function()
+        self.profile, self.seed = find_profile(profile), seed
+        self.measured = measure(self.base)
+        self.problems = functools.cache(self._problems)
+
+    def _problems(self, rule_id: str) -> list[Problem]:
+        rule = find_rules([rule_id])[0]
+        return quick_first(drawn_problems(rule, traits_of(self.base), self.profile, self.seed))
+
+    def judge(self, rule_id: str, plantings: list[str], *, most: int = 0, deadline: float = 0) -> Batch:
+        """Judge plantings by one rule until each is killed or the problems are used up.
+
+        Args:
+            rule_id: the rule.
+            plantings: what is planted, each in a mutant of its own, made anew for each problem.
+            most: most problems; 0 for all that the profile draws.
+            deadline: `time.time()` after which no problem is judged; 0 for none.
+        """
+        rule = find_rules([rule_id])[0]
+        parsed = [parse_planting(text) for text in plantings]
+        results = [Result(text, rule_id) for text in plantings]
+        failures: list[dict[str, str]] = []
+        if missing := [s for s in rule.stages if s not in stages_of(self.base)]:
+            return Batch(_all(results, NOT_PLANTED, f"{rule_id} needs {', '.join(missing)}"), failures)
+        alive = list(zip(parsed, results, strict=True))
+        clean = 0
+        problems = self.problems(rule_id)
+        for problem in problems[:most] if most else problems:
+            if not alive:
+                break
+            if deadline and time.time() > deadline:
+                _all([r for _, r in alive], NOT_JUDGED, "the time was over")
+                return Batch(results, failures)
+            shared = SharedProblem(self.base, problem, self.measured.known, rule)
+            if shared.base["status"] == "not applicable":
+                return Batch(_all(results, NOT_PLANTED, f"{rule_id}: {shared.base['error']}"), failures)
+            if how := _kill(shared.base):
+                failures.append({"rule": rule_id, "problem": str(problem), "message": how[1]})
+                continue
+            clean += 1
+            alive = [
+                (planting, result)
+                for planting, result in alive
+                if not self._killed(shared, problem, planting, result)
+            ]
+        for _, result in alive:
+            result.status = SURVIVED if clean else NOT_JUDGED
+            if not clean:
+                result.message = (
+                    f"the candidate itself fails {rule_id} on every problem"
+                    if failures
+                    else "no problem was drawn"
+                )
+        return Batch(results, failures)
+
+    def _killed(self, shared: SharedProblem, problem: Problem, planting: Planting, result: Result) -> bool:
+        """Judge a mutant on one problem and note it; return whether it was killed."""
+        started = time.perf_counter()
+        if not self._reaches(planting, shared.calls.stages):
+            result.examples += 1
+            return False  # no stage with the fault is called: its outcome is the candidate's own
+        outcome = shared.judge(Mutant(self.base, [planting]))
+        result.examples += 1
+        result.seconds += time.perf_counter() - started
+        if how := _kill(outcome):
+            result.status, result.problem, (result.how, result.message) = KILLED, str(problem), how
+            return True
+        return False
+
+    def _reaches(self, planting: Planting, called: set[str]) -> bool:
+        """Return whether the fault is in a stage that was called; the whole layer calls every stage."""
+        return bool(called & {*planting.fault.stages, "masked_moe", "masked_moe_tapped"})
+
+
+def _kill(outcome: dict[str, Any]) -> tuple[str, str] | None:
+    """Return how an outcome condemns a candidate, and the first line of why; None where it does not."""
+    if outcome["status"] != "judged":
+        return (outcome["status"], outcome["error"].splitlines()[0][:300])
+    bad = next((c for c in outcome["comparisons"] if c["illegal"]), None)
+    return ("illegal", bad["message"].splitlines()[0][:300]) if bad else None
+
+
+def _all(results: list[Result], status: str, message: str) -> list[Result]:
+    for result in results:
+        result.status, result.message = status, message
+    return results
+
+
+def _versions(tensors: Any) -> dict[str, int]:
+    """Return how often each tensor of an object was written in place, those of its dataclasses included."""
+    found: dict[str, int] = {}
+    for name, value in vars(tensors).items():
+        if isinstance(value, Tensor):
+            found[name] = value._version  # noqa: SLF001 - torch offers no other way to see a write
+        elif isinstance(value, (tuple, list)):
+            found.update({f"{name}[{i}]": v._version for i, v in enumerate(value) if isinstance(v, Tensor)})  # noqa: SLF001
+        elif hasattr(value, "__dataclass_fields__") and not isinstance(value, Problem):
+            found.update({f"{name}.{inner}": count for inner, count in _versions(value).items()})
+    return found

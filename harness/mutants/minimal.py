@@ -1,0 +1,45 @@
+"""The smallest problem that shows a fault: drawn and shrunk as `harness check` does it, then repeated afresh."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from harness.candidates import load_candidate
+from harness.judging import Judge
+from harness.mutants.bench import Bench
+from harness.mutants.pool import Job
+from harness.rules import find_rules
+from harness.runner import RunSettings, reproduce_command, run_rule
+from harness.session import InProcess
+
+
+def minimal_jobs(killed: dict[str, str]) -> list[Job]:
+    """Return one job a fault; `killed` maps its name to the rule that kills it."""
+    return [
+        Job("minimal:minimal_problem", {"fault": fault, "rule_id": rule}, f"the smallest problem of {fault}")
+        for fault, rule in killed.items()
+    ]
+
+
+def minimal_problem(bench: Bench, fault: str, rule_id: str) -> dict[str, Any] | None:
+    """Return the smallest problem on which a rule sees the fault everywhere; None where it is not found again.
+
+    The mutant is probed here as `harness check` probes it, so that the command finds the same: a fault in the GEMM may
+    keep its accumulator from being measured, and then a bound judges where bit equality did.
+    """
+    name = f"{bench.name}+{fault}"
+    rule = find_rules([rule_id])[0]
+    settings = RunSettings(bench.profile, bench.seed, candidate=name)
+    result, _ = run_rule(rule, InProcess(load_candidate(name)), settings)
+    if not result.failures:
+        return None
+    problem = result.failures[0].problem
+    again = Judge(load_candidate(name)).judge(rule_id, problem)
+    bad = again["status"] != "judged" or any(c["illegal"] for c in again["comparisons"])
+    return {
+        "rule": rule_id,
+        "problem": problem,
+        "command": reproduce_command(rule_id, name, problem),
+        "message": result.failures[0].message.splitlines()[0],
+        "reproduced": bad,
+    }

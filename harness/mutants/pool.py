@@ -1,0 +1,129 @@
+"""Batches of work over processes: each has loaded and measured the candidate once. Imports no torch."""
+
+from __future__ import annotations
+
+import functools
+import multiprocessing
+import os
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from harness.mutants.bench import Bench
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a bench is made of: see harness.mutants.bench.Bench."""
+
+    candidate: str
+    profile: str = "standard"
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Job:
+    """One batch.
+
+    Attributes:
+        work: "module:function" in harness.mutants; called with a bench and the arguments.
+        arguments: JSON-ready keyword arguments.
+        label: what it does, for the message where its process dies.
+    """
+
+    work: str
+    arguments: dict[str, Any] = field(default_factory=dict)
+    label: str = ""
+
+
+@dataclass(frozen=True)
+class Died:
+    """The answer to a job whose process died twice."""
+
+    message: str
+
+
+def run_jobs(settings: Settings, jobs: list[Job], processes: int) -> Iterator[tuple[Job, Any]]:
+    """Run jobs and yield each with its answer, in the order in which they are ready.
+
+    Args:
+        settings: the candidate, loaded once in each process.
+        jobs: what to do.
+        processes: how many at once, each with one thread; 1 runs everything in this process.
+
+    Yields:
+        (job, what its function returned, or `Died`). A job whose process dies is tried once more, alone.
+
+    Raises:
+        UsageError, CandidateStartError: the candidate does not exist or cannot run here.
+    """
+    if processes <= 1:
+        bench = _load(settings, threads=0)
+        for job in jobs:
+            yield job, _call(bench, job)
+        return
+    left = list(jobs)
+    try:
+        for job, answer in _together(settings, jobs, processes):
+            left.remove(job)
+            yield job, answer
+    except BrokenProcessPool:
+        for job in left:
+            try:
+                yield from _together(settings, [job], 1)
+            except BrokenProcessPool:
+                yield job, Died(f"the process died while it worked on {job.label}")
+
+
+def _together(settings: Settings, jobs: list[Job], processes: int) -> Iterator[tuple[Job, Any]]:
+    # A forked child of a process with threads may hang, and CUDA refuses to run in one.
+    context = multiprocessing.get_context("spawn")
+    before = {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY")}
+    os.environ.update({"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"})  # read when a child loads torch
+    pool = ProcessPoolExecutor(processes, context, initializer=_start)
+    try:
+        waiting: dict[Future[Any], Job] = {pool.submit(_work, settings, job): job for job in jobs}
+        while waiting:
+            done, _ = wait(waiting, return_when=FIRST_COMPLETED)
+            for future in done:
+                yield waiting.pop(future), future.result()
+    except BaseException:  # an interrupt: the children would finish their batches first
+        for process in list(pool._processes.values()):  # noqa: SLF001 - public as kill_workers() from Python 3.14 on
+            process.terminate()
+        raise
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _start() -> None:
+    """Leave an interrupt to the parent, which ends its children."""
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _work(settings: Settings, job: Job) -> Any:
+    return _call(_load(settings, threads=1), job)
+
+
+@functools.cache
+def _load(settings: Settings, threads: int) -> Bench:
+    from harness.mutants.bench import Bench
+
+    return Bench(settings.candidate, settings.profile, settings.seed, threads)
+
+
+def _call(bench: Bench, job: Job) -> Any:
+    import importlib
+
+    module, _, name = job.work.partition(":")
+    function = getattr(importlib.import_module(f"harness.mutants.{module}"), name)
+    return function(bench, **job.arguments)
