@@ -18,6 +18,7 @@ from harness.problem import parse_problem
 from harness.rules import NotApplicableError, Rule, find_rules
 
 if TYPE_CHECKING:
+    from harness.comparison import Comparison
     from harness.context import Context
 
 
@@ -50,6 +51,10 @@ class Watched:
     def raised(self, error: BaseException) -> bool:
         """Return whether the error came out of one of the candidate's calls."""
         return error is self._raised
+
+    def last_error(self) -> BaseException | None:
+        """Return what the candidate raised last, or None."""
+        return self._raised
 
     def forget(self) -> None:
         """Let go of the last error: its trace keeps tensors alive."""
@@ -136,4 +141,35 @@ def judge_context(rule: Rule, context: Context) -> dict[str, Any]:
         last = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{last.filename.rsplit('/', 1)[-1]}:{last.lineno} in {last.name}"
         return {"status": "raised", "error": f"{type(error).__name__}: {error} ({where})"}
-    return {"status": "judged", "comparisons": [c.to_dict() for c in comparisons]}
+    hidden = context.candidate.last_error()
+    if hidden is not None and not rule.may_refuse:
+        what = "the rule went on as if the candidate had not raised it"
+        return {"status": "raised", "error": f"{type(hidden).__name__}: {hidden} ({what})", "hidden": True}
+    return {
+        "status": "judged",
+        "comparisons": [c.to_dict() for c in comparisons],
+        "unseen": unseen_rows(rule, comparisons, context.masked_m, context.problem.capacity),
+    }
+
+
+def unseen_rows(
+    rule: Rule, comparisons: list[Comparison], masked_m: list[int], capacity: int
+) -> dict[str, int]:
+    """Return how many valid rows of each expert no comparison of a rule looked at, by expert number as a string.
+
+    Comparisons of something else than an expert's rows (inputs, memory around an output) do not count, and where there
+    are only such, or none that compared anything, nothing is said.
+    """
+    import torch
+
+    seen = torch.zeros(len(masked_m), capacity, dtype=torch.bool)
+    about_rows = False
+    for comparison in comparisons:
+        rows = comparison.rows
+        if rows is not None and (rows.experts, rows.capacity) == tuple(seen.shape):
+            seen[rows.expert.cpu(), rows.row.cpu()] = True
+            about_rows = True
+    if not rule.every_row or not about_rows:
+        return {}
+    missed = [count - int(seen[expert, :count].sum()) for expert, count in enumerate(masked_m)]
+    return {str(expert): rows for expert, rows in enumerate(missed) if rows}

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from harness.candidates.protocol import Traits
-from harness.problem import Problem
+from harness.problem import Problem, parse_problem
 from harness.profiles import Profile
 from harness.record import Failure, Heatmap, Histogram, RuleResult
 from harness.rules import Rule
@@ -62,6 +62,7 @@ class _Tally:
     traps: Counter[str] = field(default_factory=Counter)
     crashes: int = 0
     misfit: str = ""
+    unseen: str = ""
     failed: dict[str, dict[str, Any]] = field(default_factory=dict)  # problem -> outcome, while shrinking
     first_failure: float | None = None
 
@@ -189,6 +190,7 @@ def _judge_one(rule: Rule, problem: Problem, session: Session, settings: RunSett
     elif status == "judged":
         if counting:
             _add(tally.result, outcome["comparisons"], text)
+            _note_unseen(tally, outcome, problem)
         if any(c["illegal"] for c in outcome["comparisons"]):
             return _found(tally, text, outcome)
     else:
@@ -201,6 +203,14 @@ def _found(tally: _Tally, text: str, outcome: dict[str, Any]) -> bool:
     if tally.first_failure is None:
         tally.first_failure = time.monotonic()
     return True
+
+
+def _note_unseen(tally: _Tally, outcome: dict[str, Any], problem: Problem) -> None:
+    """Remember the first problem of which a rule left valid rows out."""
+    missed = outcome.get("unseen")
+    if missed and not tally.unseen:
+        rows = sum(missed.values())
+        tally.unseen = f"{rows} of {problem.tokens} valid rows (experts {', '.join(missed)}) of {problem}"
 
 
 def _add(result: RuleResult, comparisons: list[dict[str, Any]], problem: str) -> None:
@@ -240,11 +250,13 @@ def _conclude(tally: _Tally, wanted: int, power: float) -> None:
         result.reason = "no problem was judged: the time was over"
     elif result.compared == 0:
         result.reason = f"nothing was compared: no valid row in any of {result.examples} problems"
+    elif tally.unseen:
+        result.reason = f"the rule is blind: no comparison looked at {tally.unseen}"
     elif with_power < power * (result.examples - result.empty):
         # A problem here and there is degenerate (all zeros, one row); many being so means that the check is blind.
         result.reason = (
-            f"no power: on {result.powerless} of {result.examples - result.empty} problems zeros, x0.5 or a rolled copy "
-            "of the same output would have passed as well"
+            f"no power: on {result.powerless} of {result.examples - result.empty} problems zeros, x0.5, a rolled copy "
+            "or one wrong element of the same output would have passed as well"
         )
     else:
         result.verdict = Verdict.PASS
