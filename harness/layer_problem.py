@@ -7,12 +7,14 @@ are kept small, since these stages move data and compute little.
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from harness.candidates.protocol import Traits
+from harness.comparison import Rows
 from harness.problem import Problem
 from harness.problem_tensors import WEIGHT_SEEDS, make_weights
 from reference.e2m1 import pack_e2m1
@@ -47,13 +49,16 @@ class LayerProblem:
         rng = random.Random(f"layer {problem}")
         most = max(1, problem.experts // traits.min_experts)
         divisors = [r for r in range(1, min(MOST_RANKS, most) + 1) if problem.experts % r == 0]
-        self.ranks = rng.choice(divisors[-3:])
+        self.ranks = (
+            rng.choice(divisors[-3:]) if rng.random() < 0.2 else rng.choice(divisors[1:][-3:] or divisors)
+        )
         step = traits.m_multiple
         self.max_tokens = -(-max(1, min(problem.capacity, MOST_TOKENS)) // step) * step
         self.counts = [
             rng.choice((self.max_tokens, rng.randint(0, self.max_tokens))) for _ in range(self.ranks)
         ]
-        self.topk = rng.randint(1, min(problem.experts, MOST_TOPK))
+        fewer = max(1, problem.experts - (rng.random() > 0.1))  # now and then every expert gets every token
+        self.topk = rng.randint(1, min(fewer, MOST_TOPK))
         self.normalize = rng.random() < 0.5
         width = traits.width_multiple
         self.hidden, self.inter = (
@@ -64,6 +69,11 @@ class LayerProblem:
         self._skew = rng.choice((0.0, 0.0, 3.0))
         self._generator = torch.Generator().manual_seed(rng.getrandbits(48))
 
+    def token_rows(self) -> Rows:
+        """Return where the rows of all ranks' tokens, one rank after the other, come from."""
+        rows = Rows.valid(self.counts, self.max_tokens, self.device)
+        return replace(rows, expert_name="rank", row_name="token")
+
     @property
     def experts(self) -> int:
         """Experts of the layer."""
@@ -71,10 +81,14 @@ class LayerProblem:
 
     @cached_property
     def logits(self) -> list[Tensor]:
-        """Per rank `(tokens, experts)` float32: shifted (all negative, far above zero), sometimes skewed to few experts."""
+        """Per rank `(tokens, experts)` float32: shifted (all negative, far above zero), sometimes skewed; with ties."""
         skew = self._skew * torch.randn(self.experts, generator=self._generator)
-        drawn = [2 * torch.randn(n, self.experts, generator=self._generator) for n in self.counts]
-        return [(logits + skew + self._shift).to(self.device) for logits in drawn]
+        found = []
+        for count in self.counts:
+            logits = 2 * torch.randn(count, self.experts, generator=self._generator) + skew
+            logits[::4] = (logits[::4] * 2).round() / 2
+            found.append((logits + self._shift).to(self.device))
+        return found
 
     @cached_property
     def topk_idx(self) -> list[Tensor]:

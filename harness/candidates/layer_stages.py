@@ -112,6 +112,18 @@ class PhysicalLayerStages(LayerStages):
             )
         return received
 
+    def combine(
+        self,
+        y: list[Tensor],
+        dispatched: list[Dispatched],
+        topk_idx: list[Tensor],
+        topk_weights: list[Tensor],
+    ) -> list[Tensor]:
+        """Bring the rows back and sum them with fused multiply-adds, as compiled kernels do."""
+        from reference.routing import combine
+
+        return combine(y, dispatched, topk_idx, topk_weights, fused=True)
+
     def _encode(
         self, tokens: Tensor, transport: str, global_scale_enc: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:

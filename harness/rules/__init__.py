@@ -2,7 +2,7 @@
 
 A rule is a numbered sentence about a candidate (docs/rules.md) and a function that judges it on one problem. This module
 is the list; it imports no torch. The functions are in numbers.py, layer.py, poison.py, memory.py, symmetry.py and
-sessions.py.
+sessions.py; about what stands around the kernels in routing.py, dispatch.py, loading.py and parallel.py.
 """
 
 from __future__ import annotations
@@ -88,6 +88,11 @@ RULES = (
     Rule("HINTS", "performance hints change no value", "symmetry:hints", (_GEMM,), 0.3, "finite"),
     Rule("SHAPES", "shapes that follow each other in one process do not disturb each other", "sessions:shapes", (_GEMM,), 0.2, "finite", every_row=False),
     Rule("GRAPH", "a replayed CUDA graph reads the new data and the new masked_m", "sessions:graph_replay", (), 0.2, "finite", every_row=False),
+    Rule("ROUTE", "tokens go to the experts with the largest logits, with softmax weights", "routing:route", ("route_topk",), 0.4, every_row=False),
+    Rule("DISPATCH", "every token arrives once at each of its experts, bytes or legal codes", "dispatch:dispatch", ("dispatch",), 0.3, every_row=False),
+    Rule("COMBINE", "outputs are the float32 sum of weighted rows in slot order, rounded once", "routing:combine", ("combine",), 0.4, every_row=False),
+    Rule("LOAD", "loaded weights and scales mean what the checkpoint means, on every rank", "loading:load", ("load_experts",), 0.3, every_row=False, may_refuse=True),
+    Rule("EP", "the layer over several ranks gives the bits of one rank", "parallel:expert_parallel", ("masked_moe", "dispatch", "combine", "load_experts"), 0.3, every_row=False),
 )  # fmt: skip
 RULE_IDS = tuple(rule.id for rule in RULES)
 

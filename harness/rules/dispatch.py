@@ -1,0 +1,238 @@
+"""DISPATCH: every token at each of its experts, once, with the bytes or the legal quantization that were sent."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from harness.comparison import Comparison, Rows, altered_copies, compare, half
+from harness.context import Context, ContractError
+from harness.judge_quantize import QuantizerInput, judge_quantized
+from harness.layer_problem import LayerProblem
+from reference import fp8_tokens
+from reference.e2m1 import unpack_e2m1
+from reference.e4m3 import decode_e4m3
+from reference.routing import TRANSPORTS, Dispatched
+
+_ALL = slice(None)
+
+
+def dispatch(ctx: Context) -> list[Comparison]:
+    """DISPATCH: drawn tokens over simulated ranks, by every transport."""
+    layer = LayerProblem(ctx.problem, ctx.traits)
+    x = layer.tokens(layer.dispatch_hidden)
+    found = []
+    for transport in TRANSPORTS:
+        scale = layer.token_scale(x) if transport == "nvfp4" else None
+        received = ctx.candidate.dispatch(
+            x, layer.topk_idx, layer.experts, layer.max_tokens, transport=transport, global_scale_enc=scale
+        )
+        _check_buffers(received, layer, transport)
+        counts, places, arrived = _judge_places(f"dispatch.{transport}", layer, received)
+        found += [counts, places]
+        if not len(arrived):
+            found.append(Comparison(f"dispatch.{transport}.x"))
+            continue
+        sent = _sent_rows(x, received, arrived)
+        got = torch.cat([r.x for r in received])[arrived.expert, arrived.row]
+        if transport == "bf16":
+            found.append(_judge_bytes(sent, got, arrived))
+            continue
+        scales = torch.cat([r.scales for r in received if r.scales is not None])[arrived.expert, arrived.row]
+        if transport == "fp8":
+            found += _judge_fp8(sent, got, scales, arrived)
+        elif scale is not None:
+            found += judge_quantized(
+                "dispatch.nvfp4",
+                QuantizerInput.known(sent),
+                unpack_e2m1(got),
+                scales.view(torch.uint8),
+                scale.expand(layer.experts),
+                arrived,
+                ctx.known.arithmetic,
+                keeps_sign_of_zero=ctx.traits.keeps_sign_of_zero,
+            )
+    return found
+
+
+def _check_buffers(received: list[Dispatched], layer: LayerProblem, transport: str) -> None:
+    """Raise ContractError unless there is one buffer set per rank, of the transport's shapes and dtypes."""
+    local, capacity, hidden = (
+        layer.experts // layer.ranks,
+        layer.ranks * layer.max_tokens,
+        layer.dispatch_hidden,
+    )
+    width, dtype, scale_width, scale_dtype = {
+        "bf16": (hidden, torch.bfloat16, 0, None),
+        "fp8": (hidden, torch.float8_e4m3fn, hidden // fp8_tokens.CHANNELS, torch.float32),
+        "nvfp4": (hidden // 2, torch.uint8, hidden // 16, torch.uint8),
+    }[transport]
+    wanted = {
+        "x": ((local, capacity, width), dtype),
+        "masked_m": ((local,), torch.int32),
+        "source": ((local, capacity, 2), torch.int64),
+        "scales": ((local, capacity, scale_width), scale_dtype) if scale_dtype else None,
+    }
+    if len(received) != layer.ranks:
+        raise ContractError(
+            f"dispatch must return one Dispatched per rank ({layer.ranks}), got {len(received)}"
+        )
+    for rank, got in enumerate(received):
+        for name, expected in wanted.items():
+            value = getattr(got, name)
+            found = None if value is None else (tuple(value.shape), value.dtype)
+            if found != expected:
+                raise ContractError(
+                    f"dispatch ({transport}), rank {rank}: {name} must be {expected}, got {found}"
+                )
+        if bool((got.masked_m < 0).any() | (got.masked_m > capacity).any()):
+            raise ContractError(
+                f"dispatch ({transport}), rank {rank}: masked_m must lie in [0, {capacity}], got {got.masked_m.tolist()}"
+            )
+
+
+def _judge_places(
+    stage: str, layer: LayerProblem, received: list[Dispatched]
+) -> tuple[Comparison, Comparison, Rows]:
+    """Judge the counts and which token each row holds; return the rows whose token exists."""
+    device, capacity = layer.device, layer.ranks * layer.max_tokens
+    shape = (layer.experts, layer.ranks, layer.max_tokens)
+    wanted = torch.zeros(shape, dtype=torch.bool, device=device)
+    for rank, ids in enumerate(layer.topk_idx):
+        token, slot = (ids >= 0).nonzero(as_tuple=True)
+        wanted[ids[token, slot], rank, token] = True
+    count = torch.cat([r.masked_m for r in received]).long().unsqueeze(-1)
+    expected = wanted.sum((1, 2)).unsqueeze(-1)
+    everyone = torch.arange(layer.experts, device=device)
+    counts = compare(
+        f"{stage}.count",
+        count == expected,
+        Rows(everyone, torch.zeros_like(everyone), layer.experts, 1),
+        judged={"equal": count.numel()},
+        altered={
+            "zeros": lambda: bool((expected == 0).all()),
+            "x0.5": lambda: bool((half(count) == expected).all()),
+            **(
+                {"rolled rows": lambda: bool((count.roll(1, 0) == expected).all())}
+                if layer.experts > 1
+                else {}
+            ),
+        },
+        show=lambda r, c: (
+            f"= {int(count[r, c])} rows, but {int(expected[r, c])} tokens were sent to this expert"
+        ),
+    )
+    rows = Rows.valid(count.flatten().tolist(), capacity, device)
+    source = rows.take(torch.cat([r.source for r in received]))
+
+    def accepts(source: Tensor) -> Tensor:
+        return _legal_places(source, rows, wanted).unsqueeze(-1)
+
+    places = compare(
+        f"{stage}.source",
+        accepts(source),
+        rows,
+        judged={"each token once, ranks contiguous": len(rows)},
+        # Rolled rows of `source` alone may be legal: the order within a rank is free. They are rolled against x below.
+        altered={
+            "zeros": lambda: bool(accepts(torch.zeros_like(source)).all()),
+            "x0.5": lambda: bool(accepts(half(source)).all()),
+        },
+        show=lambda r, _: (
+            f"= token {int(source[r, 1])} of rank {int(source[r, 0])}, which was not sent to this expert, "
+            "is there already, or does not lie with its rank's other rows"
+        ),
+    )
+    inside = (source >= 0).all(-1) & (source[:, 0] < layer.ranks) & (source[:, 1] < layer.max_tokens)
+    limits = torch.tensor(layer.counts, device=device)[source[:, 0].clamp(0, layer.ranks - 1)]
+    exists = inside & (source[:, 1] < limits)
+    return counts, places, Rows(rows.expert[exists], rows.row[exists], layer.experts, capacity)
+
+
+def _legal_places(source: Tensor, rows: Rows, wanted: Tensor) -> Tensor:
+    """Return which rows hold a token that belongs there, for the first time, next to its rank's other rows; `(rows,)`."""
+    _, ranks, tokens = wanted.shape
+    rank, token = source[:, 0].clamp(0, ranks - 1), source[:, 1].clamp(0, tokens - 1)
+    legal = (source[:, 0] == rank) & (source[:, 1] == token) & wanted[rows.expert, rank, token]
+    key = (rows.expert * ranks + rank) * tokens + token
+    legal &= _first_of_its_kind(key)
+    # A rank's run starts where the rank or the expert changes; a second run of the same rank is not contiguous.
+    group = rows.expert * ranks + rank
+    starts = torch.ones_like(legal)
+    starts[1:] = group[1:] != group[:-1]
+    run = torch.cumsum(starts, 0) - 1
+    first_run = torch.full((int(group.max()) + 1 if len(group) else 1,), len(group), device=group.device)
+    first_run.scatter_reduce_(0, group, run, reduce="amin")
+    return legal & (run == first_run[group])
+
+
+def _first_of_its_kind(key: Tensor) -> Tensor:
+    order = torch.sort(key, stable=True).indices
+    ordered = key[order]
+    first = torch.ones_like(key, dtype=torch.bool)
+    first[order[1:]] = ordered[1:] != ordered[:-1]
+    return first
+
+
+def _sent_rows(x: list[Tensor], received: list[Dispatched], rows: Rows) -> Tensor:
+    """Return the token that each row says it holds, `(rows, hidden)` bfloat16."""
+    source = rows.take(torch.cat([r.source for r in received]))
+    first = torch.tensor([0, *(len(tokens) for tokens in x)], device=source.device).cumsum(0)
+    return torch.cat(x)[first[source[:, 0]] + source[:, 1]]
+
+
+def _judge_bytes(sent: Tensor, got: Tensor, rows: Rows) -> Comparison:
+    wanted = sent.view(torch.int16)
+
+    def accepts(values: Tensor, part: slice = _ALL) -> Tensor:
+        return values.view(torch.int16) == wanted[part]
+
+    return compare(
+        "dispatch.bf16.x",
+        accepts(got),
+        rows,
+        judged={"equal bit for bit": got.numel()},
+        altered=altered_copies(got, accepts),
+        show=lambda r, c: f"= {float(got[r, c]):.9g}, but {float(sent[r, c]):.9g} was sent",
+    )
+
+
+def _judge_fp8(sent: Tensor, got: Tensor, scales: Tensor, rows: Rows) -> list[Comparison]:
+    """Judge the scale of every 128 channels, then the values given the scale that was stored."""
+    wanted = fp8_tokens.amax_of_channels(sent) / 448
+
+    def scale_accepts(values: Tensor, part: slice = _ALL) -> Tensor:
+        return (values.double() - wanted[part]).abs() <= wanted[part] * fp8_tokens.SCALE_FREEDOM
+
+    legal_scale = scale_accepts(scales)
+    # Values under a scale that no arithmetic can make are judged under the right one: the scale has failed already.
+    usable = torch.where((scales > 0) & scales.isfinite(), scales, wanted.float())
+    low, high = fp8_tokens.legal_fp8_values(sent, usable)
+    values = decode_e4m3(got).double()
+
+    def accepts(values: Tensor, part: slice = _ALL) -> Tensor:
+        return (values >= low[part]) & (values <= high[part])
+
+    two = int((low != high).sum())
+    return [
+        compare(
+            "dispatch.fp8.scale",
+            legal_scale,
+            Rows(rows.expert, rows.row, rows.experts, rows.capacity, "channels / 128"),
+            judged={"amax / 448 within float32's rounding": scales.numel()},
+            altered=altered_copies(scales, scale_accepts),
+            show=lambda r, c: f"= {float(scales[r, c]):.9g}, legal is amax / 448 = {float(wanted[r, c]):.9g}",
+            ratio=(scales.double() - wanted).abs() / (wanted * fp8_tokens.SCALE_FREEDOM),
+        ),
+        compare(
+            "dispatch.fp8.x",
+            accepts(values),
+            rows,
+            judged={"one legal value": values.numel() - two, "two legal values": two},
+            altered=altered_copies(values, accepts),
+            show=lambda r, c: (
+                f"= {float(values[r, c]):g}, legal is {float(low[r, c]):g} to {float(high[r, c]):g} "
+                f"(x {float(sent[r, c]):.6g} / stored scale {float(usable[r, c // fp8_tokens.CHANNELS]):.6g})"
+            ),
+        ),
+    ]

@@ -1,0 +1,171 @@
+"""ROUTE, COMBINE: which experts a token goes to and with which weight, and the weighted sum of what comes back."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from harness.comparison import Comparison, Rows, altered_copies, compare
+from harness.context import Context, ContractError
+from harness.layer_problem import LayerProblem
+from reference import routing
+from reference.routing import Dispatched
+
+_ALL = slice(None)
+
+
+def route(ctx: Context) -> list[Comparison]:
+    """ROUTE: route_topk on drawn logits, with weights normalized and not."""
+    layer = LayerProblem(ctx.problem, ctx.traits)
+    logits, rows = torch.cat(layer.logits), layer.token_rows()
+    found = []
+    for normalize in (True, False):
+        ids, weights = _checked_routes(
+            ctx.candidate.route_topk(logits, layer.topk, normalize=normalize), (len(logits), layer.topk)
+        )
+        found.append(_judge_ids("route.ids", logits, ids, rows))
+        name = "route.weights" if normalize else "route.weights (not normalized)"
+        found.append(_judge_weights(name, logits, ids, weights, rows, normalize=normalize))
+    return found
+
+
+def _checked_routes(result: object, shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    wanted = f"(topk_idx {shape} int64, topk_weights {shape} float32)"
+    if not isinstance(result, tuple) or len(result) != 2 or not all(isinstance(t, Tensor) for t in result):
+        raise ContractError(f"route_topk must return {wanted}")
+    ids, weights = result
+    if (tuple(ids.shape), ids.dtype, tuple(weights.shape), weights.dtype) != (
+        shape, torch.int64, shape, torch.float32,
+    ):  # fmt: skip
+        raise ContractError(
+            f"route_topk must return {wanted}, "
+            f"got {tuple(ids.shape)} {ids.dtype} and {tuple(weights.shape)} {weights.dtype}"
+        )
+    return ids, weights
+
+
+def _logit_freedom(logits: Tensor) -> Tensor:
+    """Return how far the softmax numerator of each logit may be off, relative, in float32: docs/bounds.md, "Routing"."""
+    below = logits.double().amax(-1, keepdim=True) - logits.double()
+    return (3 + 1.7 * below) * 2.0**-23
+
+
+def _judge_ids(stage: str, logits: Tensor, ids: Tensor, rows: Rows) -> Comparison:
+    """Legal are distinct experts such that no expert that was left out has a larger logit, ties either way."""
+    freedom, exact = _logit_freedom(logits), logits.double()
+    experts = logits.shape[1]
+
+    def accepts(ids: Tensor, part: slice = _ALL) -> Tensor:
+        inside = (ids >= 0) & (ids < experts)
+        safe = ids.clamp(0, experts - 1)
+        chosen = torch.zeros_like(exact[part], dtype=torch.bool).scatter_(1, safe, value=True)
+        reach = (exact - freedom)[part].masked_fill(chosen, -torch.inf).amax(-1, keepdim=True)
+        largest = (exact + freedom)[part].gather(1, safe) >= reach
+        repeated = (ids.unsqueeze(-1) == ids.unsqueeze(-2)).tril(-1).any(-1)
+        return inside & largest & ~repeated
+
+    def show(r: int, c: int) -> str:
+        best = exact[r].sort(descending=True).values[: ids.shape[1]].tolist()
+        value = int(ids[r, c])
+        logit = f"logit {float(exact[r, value]):.6g}" if 0 <= value < experts else "no such expert"
+        return f"= {value} ({logit}) among {ids[r].tolist()}; the largest logits are {[round(b, 4) for b in best]}"
+
+    # Numbered from one for the altered copies: expert 0 is no zero.
+    altered = altered_copies(ids + 1, lambda numbers, part: accepts(numbers - 1, part))
+    if ids.shape[1] == experts:
+        del altered["rolled rows"]  # every token goes to every expert: its slots suit every other token
+    return compare(
+        stage,
+        accepts(ids),
+        rows,
+        judged={"among the largest logits, ties either way": ids.numel()},
+        altered=altered,
+        show=show,
+    )
+
+
+def _judge_weights(
+    stage: str, logits: Tensor, ids: Tensor, weights: Tensor, rows: Rows, *, normalize: bool
+) -> Comparison:
+    """Legal are the softmax weights of the chosen experts, within float32's rounding of the sum and the quotients."""
+    softmax = torch.softmax(logits.double(), dim=-1)
+    freedom = _logit_freedom(logits)
+    safe = ids.clamp(0, logits.shape[1] - 1)
+    wanted = softmax.gather(1, safe)
+    if normalize:
+        wanted = wanted / wanted.sum(-1, keepdim=True)
+    terms = logits.shape[1] + ids.shape[1] + 4
+    of_sum = (softmax * freedom).sum(-1, keepdim=True)
+    if normalize:
+        of_sum = of_sum + (wanted * freedom.gather(1, safe)).sum(-1, keepdim=True)
+    bound = wanted * (freedom.gather(1, safe) + of_sum + terms * 2.0**-24)
+
+    def accepts(values: Tensor, part: slice = _ALL) -> Tensor:
+        return (values.double() - wanted[part]).abs() <= bound[part]
+
+    altered = altered_copies(weights, accepts)
+    if logits.shape[1] == 1 or (normalize and ids.shape[1] == 1):
+        del altered["rolled rows"]  # every weight is 1
+    return compare(
+        stage,
+        accepts(weights),
+        rows,
+        judged={"softmax within float32's rounding": weights.numel()},
+        altered=altered,
+        show=lambda r, c: (
+            f"= {float(weights[r, c]):.9g}, legal is {float(wanted[r, c]):.9g} +- {float(bound[r, c]):.2g} "
+            f"(expert {int(ids[r, c])}, {'normalized over the chosen' if normalize else 'softmax over all'})"
+        ),
+        ratio=(weights.double() - wanted).abs() / bound,
+    )
+
+
+def combine(ctx: Context) -> list[Comparison]:
+    """COMBINE: rows of drawn numbers, dispatched by the candidate where it can, brought back and summed."""
+    layer = LayerProblem(ctx.problem, ctx.traits)
+    ids, weights, rows = layer.topk_idx, layer.topk_weights, layer.token_rows()
+    sender = ctx.candidate.dispatch if ctx.has("dispatch") else routing.dispatch
+    dispatched = sender(layer.tokens(layer.dispatch_hidden), ids, layer.experts, layer.max_tokens)
+    y = _drawn_outputs(layer, dispatched)
+    got = ctx.candidate.combine(y, dispatched, ids, weights)
+    shapes = [(len(i), layer.dispatch_hidden) for i in ids]
+    if [tuple(g.shape) for g in got] != shapes or any(g.dtype != torch.bfloat16 for g in got):
+        raise ContractError(
+            f"combine must return bfloat16 {shapes}, got {[(tuple(g.shape), g.dtype) for g in got]}"
+        )
+    values = torch.cat(list(got))
+    wanted = [torch.cat(routing.combine(y, dispatched, ids, weights, fused=fused)) for fused in (False, True)]
+
+    def accepts(values: Tensor, part: slice = _ALL) -> Tensor:
+        equal = [(values == w[part]) | (values.isnan() & w[part].isnan()) for w in wanted]
+        return equal[0] | equal[1]
+
+    two = int((wanted[0] != wanted[1]).sum())
+    return [
+        compare(
+            "combine",
+            accepts(values),
+            rows,
+            judged={"equal bit for bit": values.numel() - two, "with or without fused multiply-add": two},
+            altered=altered_copies(values, accepts),
+            show=lambda r, c: (
+                f"= {float(values[r, c]):.9g}, legal is {float(wanted[0][r, c]):.9g}: the float32 sum over slots, "
+                "rounded once"
+            ),
+        )
+    ]
+
+
+def _drawn_outputs(layer: LayerProblem, dispatched: list[Dispatched]) -> list[Tensor]:
+    """Return the experts' outputs: each expert has its own magnitude, padding rows are NaN."""
+    generator = torch.Generator().manual_seed(layer.problem.seed)
+    found = []
+    for rank, got in enumerate(dispatched):
+        y = torch.randn(*got.x.shape[:2], layer.dispatch_hidden, generator=generator)
+        local = got.x.shape[0]
+        expert = torch.arange(rank * local, (rank + 1) * local)
+        y = y * (1 + expert % 5).view(-1, 1, 1)
+        padding = torch.arange(got.x.shape[1]) >= got.masked_m.cpu().unsqueeze(-1)
+        y[padding] = torch.nan
+        found.append(y.bfloat16().to(layer.device))
+    return found
