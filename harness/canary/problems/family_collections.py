@@ -86,7 +86,7 @@ def three_colors(s: Story) -> None:
         f"Of {p}'s {item(total)}, {a} are {one}. {TIMES[k]} as many as that are {two}, and all the others are {three}. How many {three} {item.many} does {p} have?",
     )
     b = s.mul(k, a, f"There are @ {two} {item.many}.")
-    both = s.add(a, b, f"Not {three} are @ {item.many}.")
+    both = s.add(a, b, f"The {one} and {two} ones are @.")
     s.sub(total, both, f"There are @ {three} {item.many}.")
 
 

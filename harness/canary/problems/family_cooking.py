@@ -92,7 +92,7 @@ def flour_left(s: Story) -> None:
         f"Each batch of {first.many} takes {x} {what}. {p} starts with {have} {what}, makes {a} batches, and uses {b} more for {second.many}. How many {what} does {p.he} have left?",
     )
     used = s.mul(a, x, f"The {first.many} take @ {what}.")
-    rest = s.sub(have, used, f"There are @ {what}.")
+    rest = s.sub(have, used, f"Then there are @ {what}.")
     s.sub(rest, b, f"There are @ {what} left.")
 
 

@@ -51,8 +51,8 @@ def growing_tree(s: Story) -> None:
     p, tree = s.person(), s.noun(TREES)
     start, each, years = s.number(3, 60), s.number(2, 15), s.number(2, 9)
     s.ask(
-        f"{p} plants a {tree.one} that is {start} inches tall. It grows {each} inches every year. How many inches tall is it after {years} years?",
-        f"a {tree.one} in {p}'s garden was {start} inches tall and has grown {each} inches a year since then. What is its height after {years} years, in inches?",
+        f"{p} plants a {tree.one} that is {start} inches tall. It grows {each} inches every year. How many inches tall is the tree after {years} years?",
+        f"a {tree.one} in {p}'s garden was {start} inches tall and has grown {each} inches a year since then. What is the height of the tree after {years} years, in inches?",
     )
     grown = s.mul(years, each, "The tree grows @ inches.")
     s.add(start, grown, "Then it is @ inches tall.")

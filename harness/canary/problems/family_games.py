@@ -10,7 +10,7 @@ def wins_and_draws(s: Story) -> None:
     p = s.person()
     wins, draws, win, draw = s.number(3, 15), s.number(2, 9), s.number(4, 9), s.number(2, 3)
     s.ask(
-        f"{p}'s team gets {win} points for a win and {draw} points for a draw. The team has {wins} wins and {draws} draws. How many points does it have?",
+        f"{p}'s team gets {win} points for a win and {draw} points for a draw. The team has {wins} wins and {draws} draws. How many points does the team have?",
         f"With {wins} wins and {draws} draws, how many points does {p}'s team have if a win gives {win} points and a draw gives {draw}?",
     )
     x = s.mul(wins, win, "The wins give @ points.")
@@ -51,7 +51,7 @@ def goals_per_game(s: Story) -> None:
     p = s.person()
     a, b, games = s.number(2, 9), s.number(2, 9), s.number(3, 12)
     s.ask(
-        f"In every game {p}'s team scores {a} goals in the first half and {b} goals in the second half. How many goals does it score in {games} games?",
+        f"In every game {p}'s team scores {a} goals in the first half and {b} goals in the second half. How many goals does the team score in {games} games?",
         f"{p}'s team plays {games} games. In each of them it scores {a} goals before the break and {b} after it. How many goals is that in all?",
     )
     game = s.add(a, b, "One game has @ goals.")

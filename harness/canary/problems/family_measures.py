@@ -9,7 +9,7 @@ def fence(s: Story) -> None:
     """The perimeter of a rectangle at a price for a meter."""
     p = s.person()
     a, b, price = s.number(3, 40), s.number(3, 40), s.number(2, 9)
-    s.need(a != b)
+    s.need(a > b)
     place = s.pick(("garden", "field", "yard", "pen"))
     s.ask(
         f"{p} puts a fence around a {place} that is {a} meters long and {b} meters wide. One meter of fence costs ${price}. How much does the fence cost?",
@@ -24,7 +24,7 @@ def fence(s: Story) -> None:
 def floor_tiles(s: Story) -> None:
     """The area of a floor at a price for a square meter."""
     p = s.person()
-    a, b, price = s.number(2, 12), s.number(3, 12), s.number(2, 9)
+    a, b, price = s.number(3, 12), s.number(3, 12), s.number(2, 9)
     room = s.pick(("kitchen", "bedroom", "hall", "workshop", "classroom"))
     s.ask(
         f"The floor of {p}'s {room} is {a} meters wide and {b} meters long. New tiles cost ${price} per square meter. How much do the tiles for the floor cost?",
@@ -97,7 +97,7 @@ def stack(s: Story) -> None:
     p, first, second = s.person(), s.noun(STATIONERY), s.noun(STATIONERY)
     a, x, b, y = s.number(2, 12), s.number(2, 9), s.number(2, 12), s.number(2, 9)
     s.ask(
-        f"A {first.one} weighs {x} ounces and a {second.one} weighs {y} ounces. {p} puts {first(a)} and {second(b)} into {p.his} bag. How many ounces do they weigh together?",
+        f"A {first.one} weighs {x} ounces and a {second.one} weighs {y} ounces. {p} puts {first(a)} and {second(b)} into {p.his} bag. How many ounces do these things weigh together?",
         f"{p} mails {first(a)} and {second(b)}. Each {first.one} weighs {x} ounces, and each {second.one} weighs {y} ounces. What is the total weight in ounces?",
     )
     u = s.mul(a, x, f"The {first.many} weigh @ ounces.")

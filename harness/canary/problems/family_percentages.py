@@ -14,7 +14,7 @@ def percent_off(s: Story) -> None:
     s.ask(
         f"A {item.one} costs ${price}. Today it is on sale with {percent}% off. How much does {p} pay for the {item.one}?",
         f"{p} wants a {item.one} with a price of ${price}. The shop takes {percent}% off. How many dollars does {p.he} pay?",
-        f"The price of a {item.one} was ${price}. It went down by {percent}% before {p} bought it. What did {p} pay for it in dollars?",
+        f"The price of a {item.one} was ${price}. It went down by {percent}% before {p} bought it. How many dollars did {p} pay?",
     )
     off = s.percent(percent, price, "The discount is $@.")
     s.sub(price, off, f"{p} pays $@.")

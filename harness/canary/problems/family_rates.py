@@ -13,7 +13,7 @@ def two_legs(s: Story) -> None:
     v, t, w, u = s.number(20, 80, 5), s.number(2, 6), s.number(20, 80, 5), s.number(2, 6)
     s.ask(
         f"{p} travels to {town} by {vehicle}. For {t} hours the {vehicle} goes {v} miles per hour, and then it goes {w} miles per hour for {u} hours. How many miles is the trip?",
-        f"A {vehicle} to {town} drives {t} hours at {v} miles per hour and {u} hours at {w} miles per hour. How far does it travel in all, in miles?",
+        f"A {vehicle} to {town} drives {t} hours at {v} miles per hour and {u} hours at {w} miles per hour. How far does the {vehicle} travel in all, in miles?",
     )
     x = s.mul(t, v, "The first part is @ miles.")
     y = s.mul(u, w, "The second part is @ miles.")
@@ -26,7 +26,7 @@ def machine_with_faults(s: Story) -> None:
     p, item = s.person(), s.noun(TOYS)
     rate, hours, broken = s.number(6, 60), s.number(2, 9), s.number(2, 12)
     s.ask(
-        f"A machine in {p}'s factory makes {item(rate)} every hour. It runs for {hours} hours, and {broken} of the {item.many} are broken. How many good {item.many} does it make?",
+        f"A machine in {p}'s factory makes {item(rate)} every hour. It runs for {hours} hours, and {broken} of the {item.many} are broken. How many good {item.many} does the machine make?",
         f"In {hours} hours, a machine makes {rate} {item.many} per hour. {p} checks them and throws {broken} away. How many {item.many} are good?",
     )
     made = s.mul(hours, rate, f"The machine makes @ {item.many}.")
@@ -99,7 +99,7 @@ def rate_from_total(s: Story) -> None:
     s.need(t != u)
     s.ask(
         f"A {vehicle} travels {rate * t} miles in {t} hours. At the same speed, how many miles will {p} travel in the {vehicle} in {u} hours?",
-        f"{p}'s {vehicle} went {rate * t} miles in {t} hours. How far does it go in {u} hours at the same speed, in miles?",
+        f"{p}'s {vehicle} went {rate * t} miles in {t} hours. How far does the {vehicle} go in {u} hours at the same speed, in miles?",
     )
     speed = s.div(rate * t, t, "The speed is @ miles per hour.")
     s.mul(u, speed, "The answer is @ miles.")

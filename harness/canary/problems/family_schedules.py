@@ -115,7 +115,7 @@ def more_hours(s: Story) -> None:
     )
     s.ask(
         f"{p} {does} {a} hours a week. {q} {does} {b} hours a week. How many more hours does {q} spend on this than {p} in {weeks} weeks?",
-        f"Every week, {p} {does} for {a} hours and {q} {does} for {b} hours. In {weeks} weeks, how many hours more is it for {q}?",
+        f"Every week, {p} {does} for {a} hours and {q} {does} for {b} hours. In {weeks} weeks, how many hours more does {q} spend on this?",
     )
     x = s.mul(weeks, b, f"{q} spends @ hours.")
     y = s.mul(weeks, a, f"{p} spends @ hours.")

@@ -12,7 +12,7 @@ def fill_and_leak(s: Story) -> None:
     into, out, minutes = s.number(6, 30), s.number(2, 5), s.number(3, 9)
     s.ask(
         f"Water runs into {p}'s {tank} at {into} gallons a minute, but {out} gallons a minute leak out. How many gallons are in the {tank} after {minutes} minutes if it was empty at first?",
-        f"{p} fills an empty {tank} with {into} gallons of water per minute. Each minute it loses {out} gallons through a hole. How many gallons does it hold after {minutes} minutes?",
+        f"{p} fills an empty {tank} with {into} gallons of water per minute. Each minute it loses {out} gallons through a hole. How many gallons does the {tank} hold after {minutes} minutes?",
     )
     net = s.sub(into, out, f"The {tank} gains @ gallons a minute.")
     s.mul(minutes, net, "It holds @ gallons.")
@@ -25,7 +25,7 @@ def time_to_fill(s: Story) -> None:
     has, rate, minutes = s.number(5, 60), s.number(3, 12), s.number(3, 15)
     s.ask(
         f"{p}'s {tank} holds {has + rate * minutes} gallons and has {has} gallons in it. A hose adds {rate} gallons every minute. How many minutes does it take to fill the {tank}?",
-        f"There are {has} gallons in a {tank} that holds {has + rate * minutes} gallons. {p} adds {rate} gallons a minute. After how many minutes is it full?",
+        f"There are {has} gallons in a {tank} that holds {has + rate * minutes} gallons. {p} adds {rate} gallons a minute. After how many minutes is the {tank} full?",
     )
     rest = s.sub(has + rate * minutes, has, "There is space for @ gallons.")
     s.div(rest, rate, "It takes @ minutes.")
@@ -65,7 +65,7 @@ def part_full(s: Story) -> None:
     word = {2: "half", 3: "a third", 4: "a quarter", 5: "a fifth"}[k]
     s.ask(
         f"{p}'s {tank} holds {k * part} gallons, and {word} of it is full. Then {p} adds {more} gallons. How many gallons are in the {tank} now?",
-        f"A {tank} that holds {k * part} gallons is filled to {word}. {p} pours in {more} gallons more. How many gallons does it have now?",
+        f"A {tank} that holds {k * part} gallons is filled to {word}. {p} pours in {more} gallons more. How many gallons does the {tank} have now?",
     )
     s.need(more <= (k - 1) * part)
     has = s.div(k * part, k, "At first it has @ gallons.")

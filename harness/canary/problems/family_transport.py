@@ -26,7 +26,7 @@ def vans(s: Story) -> None:
     seats, count, price = s.number(4, 12), s.number(2, 12), s.number(20, 60, 5)
     s.ask(
         f"{p} plans a trip to {town} for {seats * count} people. A van has {seats} seats for passengers and costs ${price}. How much do the vans for all of them cost?",
-        f"{seats * count} people travel to {town} in vans that hold {seats} people each. {p} pays ${price} for each van. How many dollars is that?",
+        f"{seats * count} people travel to {town} in vans that hold {seats} people each. {p} pays ${price} for each van. How many dollars does {p.he} pay in all?",
     )
     need = s.div(seats * count, seats, "They need @ vans.")
     s.mul(need, price, "The vans cost $@.")

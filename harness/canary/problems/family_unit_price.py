@@ -1,7 +1,7 @@
 """Unit prices: packs, dozens, kilograms, what one costs."""
 
 from harness.canary.problems.story import Story, template
-from harness.canary.problems.vocabulary import BAKED, COLLECTIBLES, CONTAINERS, FRUIT, STATIONERY, VEGETABLES
+from harness.canary.problems.vocabulary import BAKED, COLLECTIBLES, FRUIT, PACKS, STATIONERY, VEGETABLES
 
 
 @template
@@ -36,7 +36,7 @@ def dozens(s: Story) -> None:
 @template
 def pack_or_single(s: Story) -> None:
     """What a box saves against buying one by one."""
-    p, item, box = s.person(), s.noun(STATIONERY), s.noun(CONTAINERS)
+    p, item, box = s.person(), s.noun(STATIONERY), s.noun(PACKS)
     size, price, saved, boxes = s.number(4, 12), s.number(2, 6), s.number(2, 9), s.number(2, 6)
     pack = size * price - saved
     s.need(pack > size)
@@ -96,7 +96,7 @@ def bulk_discount(s: Story) -> None:
 @template
 def packs_needed(s: Story) -> None:
     """How many packs are needed, and what they cost."""
-    p, item, box = s.person(), s.noun(COLLECTIBLES), s.noun(CONTAINERS)
+    p, item, box = s.person(), s.noun(COLLECTIBLES), s.noun(PACKS)
     size, packs, price = s.number(3, 12), s.number(2, 12), s.number(2, 9)
     need = size * packs
     s.ask(

@@ -135,7 +135,7 @@ class Story:
         return self.pick(
             (
                 f"{p} lives at number {n} on {self.pick(STREETS)}.",
-                f"{p} has {n} cousins.",
+                f"{p}'s backpack has {n} pockets.",
                 f"{p} takes bus number {n} home.",
                 f"{p}'s favorite number is {n}.",
                 f"it is {n} degrees outside.",

@@ -58,6 +58,7 @@ TOYS = _nouns("toy car, puzzle, doll, kite, ball, yo-yo, board game, robot, pupp
 COLLECTIBLES = _nouns("stamp, coin, marble, shell, sticker, card, postcard, badge, bead, button")
 CLOTHES = _nouns("shirt, hat, scarf/scarves, sweater, jacket, belt, tie, dress/dresses, cap, vest")
 CONTAINERS = _nouns("box/boxes, bag, basket, crate, carton, sack, bucket")
+PACKS = _nouns("pack, box/boxes, bag, set, packet")
 FLOWERS = _nouns("rose, tulip, daisy/daisies, lily/lilies, sunflower, violet, orchid, poppy/poppies")
 TREES = _nouns("oak tree, apple tree, pine tree, cherry tree, maple tree, olive tree, palm tree, pear tree")
 ANIMALS = _nouns("cow, goat, horse, sheep/sheep, pig, rabbit, donkey, llama")
