@@ -1,0 +1,66 @@
+"""The canary's tokenizer: byte-level BPE in Hugging Face's tokenizer.json, digits one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+END = "<|endoftext|>"
+
+# Words with the space before them, one digit at a time, marks, runs of spaces: as Qwen splits, without contractions.
+_SPLIT = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+"
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    """Return a tokenizer with exactly `vocab_size` entries, learned from texts; token 0 is END.
+
+    Raises:
+        ValueError: the texts do not hold enough different words for so many entries.
+    """
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_SPLIT), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    if tokenizer.get_vocab_size() != vocab_size:
+        raise ValueError(
+            f"train_tokenizer: vocab_size must be {vocab_size}, the texts gave {tokenizer.get_vocab_size()}: give more texts"
+        )
+    return tokenizer
+
+
+def tokenizer_config(max_length: int) -> dict[str, Any]:
+    """Return the contents of tokenizer_config.json."""
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "add_bos_token": False,
+        "bos_token": None,
+        "eos_token": END,
+        "pad_token": END,
+        "unk_token": None,
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": max_length,
+    }
+
+
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """Return the tokenizer of a model folder."""
+    from tokenizers import Tokenizer
+
+    return Tokenizer.from_file(str(folder / "tokenizer.json"))
