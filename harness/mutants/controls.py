@@ -1,7 +1,7 @@
 """The controls: candidates that differ from each other in everything a right kernel may differ in. No rule may fail one.
 
-`control:NAME` on any command line, `CONTROLS[NAME]()` in Python. Adding one is one line in `_HABITS` below, or one class
-and a line in CONTROLS.
+`control:NAME` on any command line, `CONTROLS[NAME]()` in Python. Adding one is one line in `_HABITS` below or in
+layer_variants.LAYER_HABITS, or one class and a line in CONTROLS.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from harness.candidates.physical import Physical
 from harness.candidates.protocol import Traits
 from harness.emulation.orders import Order
 from harness.emulation.quantize import correctly_rounded_rcp, reciprocal_table
+from harness.mutants.layer_variants import LAYER_HABITS, LayerVariant
 from harness.mutants.variant import Habit, Variant
 from harness.support import Support, supported
 from harness.verdict import UsageError
@@ -121,23 +122,37 @@ class StrictPhysical(Physical):
 
     name = "physical_strict"
 
-    def masked_grouped_gemm(self, a: Tensor, a_scale: Tensor, *arguments: Any, **named: Any) -> None:
+    def masked_grouped_gemm(
+        self,
+        a: Tensor,
+        a_scale: Tensor,
+        b: Tensor,
+        b_scale: Tensor,
+        out: Tensor,
+        masked_m: Tensor,
+        alpha: Tensor | None,
+    ) -> None:
         """Multiply, or raise ValueError on operands whose strides are not canonical."""
         from harness import physical
 
         if not physical.canonical(a, "rows") or not physical.canonical(a_scale, "scales"):
             raise ValueError("a and a_scale must lie in memory experts outermost")
-        super().masked_grouped_gemm(a, a_scale, *arguments, **named)
+        super().masked_grouped_gemm(a, a_scale, b, b_scale, out, masked_m, alpha)
 
 
 def _variant(name: str) -> Callable[[], Any]:
     return lambda: Variant(name, _HABITS[name])
 
 
+def _layer_variant(name: str) -> Callable[[], Any]:
+    return lambda: LayerVariant(name, LAYER_HABITS[name])
+
+
 CONTROLS: dict[str, Callable[[], Any]] = {
     "eager": Eager,
     "physical": StrictPhysical,
     **{name: _variant(name) for name in _HABITS},
+    **{name: _layer_variant(name) for name in LAYER_HABITS},
     "opaque_eager": lambda: OpaqueLayer("opaque_eager", Eager()),
     "opaque_shuffled": lambda: OpaqueLayer(
         "opaque_shuffled", Variant("shuffled_accumulation", _HABITS["shuffled_accumulation"])

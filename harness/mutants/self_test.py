@@ -1,0 +1,271 @@
+"""The harness's test of its own checks: has each the power that it claims? Broken checks must be found out, rules must not.
+
+Each check goes three ways, all of them the machinery of an ordinary run:
+
+1. It judges right candidates on drawn problems (`harness.runner`). A verdict other than PASS gives it away: nothing
+   compared, no power, valid rows that nobody looked at, or a false alarm.
+2. It judges probes (`harness.mutants.probing`): one wrong element in one call. Every one of them must be noticed.
+3. It judges faults of the catalog that its rule must kill. None killed is an empty row of the kill matrix: powerless.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from typing import Any
+
+from harness.problem import Problem, parse_problem
+from harness.profiles import Profile
+from harness.rules import RULES, Rule
+from harness.verdict import Verdict
+
+# Small, and still with several experts, capacities and widths that are no multiples of tiles, and padding rows.
+PROFILE = Profile("self-test", 24, 24, 4, 40, 128, 96, 1, 0, 60)
+PROBING = ("3x9x64x32:9,4,7:normal:3", "2x5x48x48:4,4:normal:11")
+MOST_FAULTS = 4
+CANDIDATES = ("eager", "control:physical")
+WITH_HINTS = "control:hints_change_tiles"
+# Calls that a rule makes without judging what comes back.
+NOT_JUDGED = {("COMBINE", "dispatch"): "it says where rows come from; the numbers that are summed are drawn"}
+# Rules that compare with the right value: the same mistake in every call must be noticed too. The others compare calls.
+KNOWS_VALUES = frozenset(
+    {
+        "QUANT",
+        "ACT",
+        "GEMM",
+        "PIPELINE",
+        "MOE",
+        "WRITES",
+        "HINTS",
+        "SHAPES",
+        "ROUTE",
+        "DISPATCH",
+        "COMBINE",
+        "LOAD",
+    }
+)
+
+
+@dataclass
+class Finding:
+    """What the self-test found out about one check.
+
+    Attributes:
+        name: of the check.
+        what: its sentence.
+        rule: id of the rule that it is, or stands for.
+        detected: whether it was found to be without power, blind or wrong.
+        how: by what; "" for a check with power.
+        verdict: of an ordinary run on right candidates, the worst.
+        reason: of that verdict.
+        planted, noticed: probes.
+        unnoticed: up to eight of those that it let pass.
+        unseen: kinds of probes, with their stage, of which it noticed none.
+        faults, killed: of the catalog, that its rule must kill.
+    """
+
+    name: str
+    what: str
+    rule: str
+    detected: bool = False
+    how: str = ""
+    verdict: str = ""
+    reason: str = ""
+    planted: int = 0
+    noticed: int = 0
+    unnoticed: list[str] = field(default_factory=list)
+    unseen: list[str] = field(default_factory=list)
+    faults: int = 0
+    killed: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as JSON-ready values."""
+        return asdict(self)
+
+
+class _RuleSession:
+    """A candidate that is judged by one rule object, which need not be among harness.rules.RULES."""
+
+    def __init__(self, candidate: str, rule: Rule) -> None:
+        self._candidate, self._known = _prepared(candidate)
+        self._rule = rule
+
+    def describe(self) -> dict[str, Any]:
+        from harness.candidates.protocol import stages_of, traits_of
+
+        return {
+            "traits": asdict(traits_of(self._candidate)),
+            "measured": {},
+            "stages": stages_of(self._candidate),
+        }
+
+    def judge(self, _rule_id: str, problem: str, _seconds: float) -> dict[str, Any]:
+        return _judged(self._rule, self._candidate, parse_problem(problem), self._known)
+
+    def diagnose(self, *_arguments: Any) -> list[dict[str, Any]]:
+        return []  # a failure of a right candidate is the check's, there is no fault to name
+
+    def close(self) -> None:
+        pass
+
+
+@cache
+def _prepared(candidate: str) -> tuple[Any, Any]:
+    """Return a candidate and what is known about it, measured once."""
+    from harness.candidates import load_candidate
+    from harness.probes import measure
+
+    loaded = load_candidate(candidate)
+    return loaded, measure(loaded).known
+
+
+def _judged(rule: Rule, candidate: Any, problem: Problem, known: Any) -> dict[str, Any]:
+    from harness.context import Context
+    from harness.judging import Watched, judge_context
+
+    return judge_context(rule, Context(Watched(candidate), problem, known))
+
+
+def examine(name: str, rule: Rule) -> Finding:
+    """Return what is wrong with a check, if anything is.
+
+    Args:
+        name: of the check.
+        rule: the check; its `function()` is what is examined.
+    """
+    finding = Finding(name, rule.title, rule.id)
+    _run(finding, rule)
+    _probe(finding, rule)
+    _kill(finding, rule)
+    finding.how = _conclusion(finding, rule)
+    finding.detected = bool(finding.how)
+    return finding
+
+
+def _run(finding: Finding, rule: Rule) -> None:
+    """Run the check as `harness check` runs a rule, on right candidates."""
+    from harness.runner import RunSettings, run_rule
+
+    finding.verdict = Verdict.PASS.value
+    for candidate in (WITH_HINTS,) if rule.id == "HINTS" else CANDIDATES:
+        result, _ = run_rule(rule, _RuleSession(candidate, rule), RunSettings(PROFILE, candidate=candidate))
+        if result.verdict is not Verdict.PASS:
+            finding.verdict, finding.reason = result.verdict.value, f"{candidate}: {result.reason}"
+            return
+        finding.reason = finding.reason or (result.skipped and f"not applicable: {result.skipped}")
+
+
+def _probe(finding: Finding, rule: Rule) -> None:
+    """Plant every probe that the check's own calls allow, one at a time."""
+    from harness.mutants.probing import Probe, Probed, probes, stages_with_calls
+
+    base, known = _prepared(WITH_HINTS if rule.id == "HINTS" else CANDIDATES[0])
+    seen: dict[str, bool] = {}
+    for text in PROBING:
+        problem = parse_problem(text)
+        counted = Probed(base)
+        if _judged(rule, counted, problem, known)["status"] == "not applicable":
+            return
+        stages = stages_with_calls(base, counted.calls)
+        planned = list(probes(counted.calls, stages, every_call=rule.id in KNOWS_VALUES))
+        if rule.id == "INPUTS":  # this rule is about what went in
+            planned = [
+                Probe(stage, call, "input changed")
+                for stage in stages
+                for call in range(counted.calls[stage])
+            ]
+        for probe in planned:
+            candidate = Probed(base, probe)
+            outcome = _judged(rule, candidate, problem, known)
+            if not candidate.applied or (rule.id, probe.stage) in NOT_JUDGED:
+                continue
+            finding.planted += 1
+            noticed = _failed(outcome) or (probe.kind == "raises" and _refused(outcome, rule))
+            what = f"{probe.kind} of {probe.stage}"
+            seen[what] = seen.get(what, False) or noticed
+            if noticed:
+                finding.noticed += 1
+            elif len(finding.unnoticed) < 8:
+                hidden = " (the check went on after an error)" if outcome.get("hidden") else ""
+                finding.unnoticed.append(f"{probe}{hidden}")
+    finding.unseen = [what for what, noticed in seen.items() if not noticed]
+
+
+def _failed(outcome: dict[str, Any]) -> bool:
+    """Return whether the check itself, and not the harness around it, found a mistake."""
+    if outcome["status"] == "judged":
+        return any(c["illegal"] for c in outcome["comparisons"])
+    return not outcome.get("hidden")
+
+
+def _refused(outcome: dict[str, Any], rule: Rule) -> bool:
+    """Return whether the check took an error for a refusal, which it may."""
+    comparisons = outcome.get("comparisons", [])
+    return rule.may_refuse and any("refused with an error" in c["judged"] for c in comparisons)
+
+
+def _kill(finding: Finding, rule: Rule) -> None:
+    """Judge a few faults of the catalog that the rule must kill, everywhere at full strength."""
+    from harness.faults import Planting, all_faults
+    from harness.faults.mutant import Mutant
+
+    base, known = _prepared(CANDIDATES[1])
+    # a check that fails the right candidate kills nothing with that
+    clean = [p for p in map(parse_problem, PROBING) if not _failed(_judged(rule, base, p, known))]
+    named = [f for f in all_faults().values() if f.killed_by == rule.id and f.random_data]
+    for fault in named[:: max(1, len(named) // MOST_FAULTS)][:MOST_FAULTS]:
+        outcomes = (_judged(rule, Mutant(base, [Planting(fault)]), problem, known) for problem in clean)
+        finding.faults += 1
+        finding.killed += any(_failed(outcome) for outcome in outcomes)
+
+
+def _conclusion(finding: Finding, rule: Rule) -> str:
+    """Return why a check cannot be trusted, or ""."""
+    if finding.verdict == Verdict.UNKNOWN.value:
+        return f"UNKNOWN on a right candidate, {finding.reason}"
+    if finding.verdict == Verdict.FAIL.value:
+        return f"FAIL on a right candidate, {finding.reason}"
+    if finding.planted and not finding.noticed:
+        return f"powerless: it noticed none of {finding.planted} probes"
+    if finding.faults and not finding.killed:
+        return f"powerless: it kills none of {finding.faults} faults that {rule.id} must kill"
+    missed = finding.planted - finding.noticed
+    if missed and (rule.every_row or finding.unseen):
+        return f"blind: {missed} of {finding.planted} probes went unnoticed, first: {finding.unnoticed[0]}"
+    # A rule about some of the rows lets pass what lies in the others, but no kind of mistake altogether.
+    return ""
+
+
+def self_test(progress: Callable[[str], None] = lambda _name: None) -> list[dict[str, Any]]:
+    """Examine every broken check.
+
+    Args:
+        progress: called with the name of each check before it is examined.
+
+    Returns:
+        One JSON-ready `Finding` a check; `detected` must be true in all of them.
+    """
+    from harness.mutants.broken_checks import BROKEN_CHECKS
+
+    findings = []
+    for name, rule in BROKEN_CHECKS.items():
+        progress(name)
+        findings.append(examine(name, rule).to_dict())
+    return findings
+
+
+def rules_test(progress: Callable[[str], None] = lambda _name: None) -> list[dict[str, Any]]:
+    """Examine every rule of the harness; `detected` must be false in all of them."""
+    findings = []
+    for rule in RULES:
+        progress(rule.id)
+        findings.append(examine(rule.id, rule).to_dict())
+    return findings
+
+
+def run_self_test(progress: Callable[[str], None] = lambda _name: None) -> dict[str, Any]:
+    """Return the record's `mutants["self_test"]`: `broken`, `rules`, and whether all is as it must be (`passed`)."""
+    broken, rules = self_test(progress), rules_test(progress)
+    passed = all(f["detected"] for f in broken) and not any(f["detected"] for f in rules)
+    return {"passed": passed, "broken": broken, "rules": rules}
