@@ -91,7 +91,7 @@ def rows_never_written(call: GemmCall, _: Parameters) -> None:
 
 
 @fault(
-    category="gemm", stages=_GEMM, bugs=("G04",), killed_by="GEMM", effect="collapse",
+    category="gemm", stages=_GEMM, bugs=("G04",), same_as=("k_tail_missing", "split_k_part_lost", "k_of_first_shape"), killed_by="GEMM", effect="collapse",
     strengths=(256, 128, 64, 16),
 )  # fmt: skip
 def last_k_tile_missing(call: GemmCall, p: Parameters) -> None:
@@ -103,7 +103,7 @@ def last_k_tile_missing(call: GemmCall, p: Parameters) -> None:
 
 
 @fault(
-    category="gemm", stages=_GEMM, bugs=("F19", "C19"), killed_by="GEMM", effect="shift",
+    category="gemm", stages=_GEMM, bugs=("F19", "C19"), same_as=("last_k_tile_missing", "split_k_part_lost", "k_of_first_shape"), killed_by="GEMM", effect="shift",
     strengths=(256, 128, 64),
 )  # fmt: skip
 def k_tail_missing(call: GemmCall, p: Parameters) -> None:
@@ -175,7 +175,15 @@ def accumulates_into_output(call: GemmCall, _: Parameters) -> None:
     call.store(call.product.float() + before.float())
 
 
-@fault(category="gemm", stages=_GEMM, bugs=("G03",), killed_by="GEMM", effect="collapse", strengths=(2, 4, 8))
+@fault(
+    category="gemm",
+    stages=_GEMM,
+    bugs=("G03",),
+    same_as=("last_k_tile_missing", "k_tail_missing", "k_of_first_shape"),
+    killed_by="GEMM",
+    effect="collapse",
+    strengths=(2, 4, 8),
+)
 def split_k_part_lost(call: GemmCall, p: Parameters) -> None:
     """Of k split into 2 (4, 8) parts the last part's partial sum is lost, instead of added."""
     codes = call.a_codes.clone()

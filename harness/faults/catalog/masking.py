@@ -39,7 +39,7 @@ def masked_m_of_neighbour(call: QuantizeCall, _: Parameters) -> None:
 
 
 @fault(
-    category="masking", stages=(*_QUANTIZERS, _GEMM), bugs=("F08",), killed_by="EXPERTS",
+    category="masking", stages=(*_QUANTIZERS, _GEMM), bugs=("F08",), same_as=("masked_m_captured",), killed_by="EXPERTS",
     effect="collapse", unit="call",
 )  # fmt: skip
 def masked_m_of_previous_call(call: QuantizeCall | GemmCall, p: Parameters) -> None:

@@ -101,7 +101,7 @@ def parts_added_as_they_arrive(call: GemmCall, p: Parameters) -> None:
 
 
 @fault(
-    category="races", stages=_GEMM, bugs=("A04", "F08", "F09"), killed_by="SHAPES", effect="shift", unit="call",
+    category="races", stages=_GEMM, bugs=("A04", "F08", "F09"), same_as=("last_k_tile_missing", "k_tail_missing", "split_k_part_lost"), killed_by="SHAPES", effect="shift", unit="call",
     simulated="the compiled kernel's cache is a dictionary",
 )  # fmt: skip
 def k_of_first_shape(call: GemmCall, p: Parameters) -> None:
@@ -115,7 +115,7 @@ def k_of_first_shape(call: GemmCall, p: Parameters) -> None:
 
 
 @fault(
-    category="races", stages=(*_QUANTIZERS, _GEMM), bugs=("A12", "F09", "G08"), killed_by="EXPERTS",
+    category="races", stages=(*_QUANTIZERS, _GEMM), bugs=("A12", "F09", "G08"), same_as=("masked_m_of_previous_call",), killed_by="EXPERTS",
     effect="collapse", unit="call", simulated="capturing a CUDA graph is the first call, replaying it every later one",
 )  # fmt: skip
 def masked_m_captured(call: QuantizeCall | GemmCall, p: Parameters) -> None:

@@ -22,7 +22,7 @@ def _store(call: QuantizeCall, scale: Tensor) -> None:
 
 
 @fault(
-    category="scales", stages=_QUANTIZERS, bugs=("F13",), killed_by="QUANT", effect="shift", unit="block",
+    category="scales", stages=_QUANTIZERS, bugs=("F13",), same_as=("block_scale_rounded_up",), killed_by="QUANT", effect="shift", unit="block",
     strengths=(8, 4, 2, 1),
 )  # fmt: skip
 def block_scale_too_high(call: QuantizeCall, p: Parameters) -> None:
@@ -34,7 +34,7 @@ def block_scale_too_high(call: QuantizeCall, p: Parameters) -> None:
 
 
 @fault(
-    category="scales", stages=_QUANTIZERS, bugs=("F13", "E03"), killed_by="QUANT", effect="shift", unit="block",
+    category="scales", stages=_QUANTIZERS, bugs=("F13", "E03"), same_as=("block_scale_truncated",), killed_by="QUANT", effect="shift", unit="block",
     strengths=(8, 4, 2, 1),
 )  # fmt: skip
 def block_scale_too_low(call: QuantizeCall, p: Parameters) -> None:
@@ -45,7 +45,15 @@ def block_scale_too_low(call: QuantizeCall, p: Parameters) -> None:
     call.rescale(torch.where(stored < NAN_BYTE, lower, stored))
 
 
-@fault(category="scales", stages=_QUANTIZERS, bugs=("F06",), killed_by="QUANT", effect="none", unit="block")
+@fault(
+    category="scales",
+    stages=_QUANTIZERS,
+    bugs=("F06",),
+    same_as=("block_scale_too_high",),
+    killed_by="QUANT",
+    effect="none",
+    unit="block",
+)
 def block_scale_rounded_up(call: QuantizeCall, _: Parameters) -> None:
     """The block scale is rounded up instead of to the nearest E4M3 value."""
     call.run()
@@ -54,7 +62,15 @@ def block_scale_rounded_up(call: QuantizeCall, _: Parameters) -> None:
     call.rescale(torch.where(below & (stored < MAX_BYTE), stored + 1, stored))
 
 
-@fault(category="scales", stages=_QUANTIZERS, bugs=("F13",), killed_by="QUANT", effect="none", unit="block")
+@fault(
+    category="scales",
+    stages=_QUANTIZERS,
+    bugs=("F13",),
+    same_as=("block_scale_too_low",),
+    killed_by="QUANT",
+    effect="none",
+    unit="block",
+)
 def block_scale_truncated(call: QuantizeCall, _: Parameters) -> None:
     """The block scale is cut off instead of rounded to the nearest E4M3 value."""
     call.run()

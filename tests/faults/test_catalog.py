@@ -1,0 +1,136 @@
+"""The catalog: all 160 bugs are accounted for, and every fault is killed by the rule that it names, at its weakest too."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from typing import Any
+
+import pytest
+
+from harness.candidates import load_candidate
+from harness.cli import run
+from harness.faults import Fault, all_faults, plant
+from harness.faults.bugs import all_bugs, bug_classes
+from harness.judging import Judge
+from harness.rules import RULE_IDS
+
+FEWEST_FAULTS = 75
+FAULTS = all_faults()
+
+# Without traps: what normal random data shows.
+PLAIN = (
+    "3x40x64x64:40,0,17:normal:1",
+    "2x160x128x96:160,129:normal:2",
+    "3x24x272x80:9,24,3:normal:4",
+    "3x200x160x32:200,130,64:normal:8",
+    "4x16x64x48:16,3,0,5:normal:11",
+)
+_BLOCKS = "e2m1_ties+e4m3_ties+scale_underflow+scale_saturation+zero_block+subnormal+negative_zero"
+PROBLEMS = (
+    *PLAIN,
+    f"3x24x272x80:9,24,3:normal:4:{_BLOCKS}",
+    "2x33x48x128:33,20:normal:5:nan+inf+zero_row+magnitude_spread",
+    "3x200x160x32:200,130,64:normal:8:subnormal_scales",
+    "4x48x320x64:0,48,5,30:grid:7:e2m1_ties",
+    "5x12x96x32:12,0,3,1,7:normal:9:outlier_block+negative_zero",
+)
+
+
+@cache
+def base_of(fault: Fault) -> str:
+    """`physical` misreads operands in another layout, as FlashInfer does: there the mistake is no fault."""
+    return "eager" if fault.killed_by == "LAYOUT-IN" else "physical"
+
+
+def illegal(outcome: dict[str, Any]) -> bool:
+    if outcome["status"] == "not applicable":
+        return False
+    return outcome["status"] != "judged" or any(c["illegal"] for c in outcome["comparisons"])
+
+
+def killer(fault: Fault, planting: str, problems: tuple[str, ...] = PROBLEMS) -> str:
+    """Return the first problem on which the fault's rule finds something illegal, or ""."""
+    judge = Judge(plant(base_of(fault), planting), threads=1)
+    return next((p for p in problems if illegal(judge.judge(fault.killed_by, p))), "")
+
+
+def test_there_are_enough_faults_in_every_category() -> None:
+    assert len(FAULTS) >= FEWEST_FAULTS
+    counts = dict.fromkeys((f.category for f in FAULTS.values()), 0)
+    for fault in FAULTS.values():
+        counts[fault.category] += 1
+    assert min(counts.values()) >= 5, counts
+
+
+def test_every_bug_has_faults_or_a_reason() -> None:
+    bugs = all_bugs()
+    assert len(bugs) == 160
+    assert len(bug_classes()) == 25
+    for bug in bugs.values():
+        assert re.fullmatch(r"[A-I]\d\d", bug.id)
+        assert re.fullmatch(r"[\w-]+#\d+|[\w-]+@[0-9a-f]{7,}", bug.thread), bug
+        assert bug.kind in bug_classes(), bug
+        assert len(bug.title) > 15, bug
+        assert bug.faults or len(bug.reason) > 40, f"{bug.id} has neither a fault nor a reason of any length"
+
+
+def test_bugs_and_faults_name_each_other() -> None:
+    of_bugs = {(bug.id, name) for bug in all_bugs().values() for name in bug.faults}
+    of_faults = {(bug, fault.name) for fault in FAULTS.values() for bug in fault.bugs}
+    assert of_bugs - of_faults == set(), "bugs.toml names a fault that does not name the bug"
+    assert of_faults - of_bugs == set(), "a fault names a bug that bugs.toml does not give it"
+
+
+def test_the_test_defects_have_no_faults_but_a_self_test() -> None:
+    """K24: what is wrong there is the check, which no fault of a kernel can model."""
+    defects = [bug for bug in all_bugs().values() if bug.kind == "K24" and bug.reason]
+    assert len(defects) >= 8
+    assert all("covered by" in bug.reason for bug in defects if bug.id[0] == "I")
+
+
+@pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
+def test_a_fault_says_what_it_is(fault: Fault) -> None:
+    assert fault.bugs, "a fault is modelled on a real bug"
+    assert fault.killed_by in RULE_IDS
+    assert fault.title[0].isupper()
+    assert len(fault.title) > 25
+    assert fault.strengths
+    assert set(fault.same_as) <= set(FAULTS)
+    for other in fault.same_as:
+        assert fault.name in FAULTS[other].same_as, f"{other} does not name {fault.name} as the same"
+    if fault.category == "races":
+        assert fault.simulated, "says what of a race a CPU cannot have"
+
+
+@pytest.mark.parametrize("rule", sorted({f.killed_by for f in FAULTS.values()}))
+def test_without_a_fault_the_rules_find_nothing(rule: str) -> None:
+    """Otherwise every fault would seem to be killed."""
+    for name in ("eager",) if rule == "LAYOUT-IN" else ("eager", "physical"):
+        judge = Judge(load_candidate(name), threads=1)
+        assert [p for p in PROBLEMS if illegal(judge.judge(rule, p))] == []
+
+
+@pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
+def test_its_rule_kills_a_fault_everywhere_and_at_its_weakest(fault: Fault) -> None:
+    assert killer(fault, fault.name), f"{fault.killed_by} lets {fault.name} live"
+    weakest = f"{fault.name}@weakest"
+    assert killer(fault, weakest), f"{fault.killed_by} lets {weakest} live"
+
+
+@pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
+def test_random_data_shows_a_fault_where_it_says_so(fault: Fault) -> None:
+    shown = bool(killer(fault, fault.name, PLAIN))
+    if fault.random_data:
+        assert shown, "only traps show it: say random_data=False"
+    elif fault.killed_by in {"QUANT", "ACT", "GEMM"}:
+        assert not shown, "random data shows it as well: leave random_data out"
+
+
+def test_the_list_shows_every_fault_and_every_bug(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["list", "faults"]) == 0
+    shown = {line.split()[0] for line in capsys.readouterr().out.splitlines() if line.startswith("  ")}
+    assert shown == set(FAULTS)
+    assert run(["list", "bugs"]) == 0
+    shown = {line.split()[0] for line in capsys.readouterr().out.splitlines() if line.startswith("  ")}
+    assert shown == set(all_bugs())
