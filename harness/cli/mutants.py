@@ -21,6 +21,8 @@ Examples:
   harness mutants --category gemm --seeds 20          one category, more random parameterisations
   harness mutants --fault alpha_of_neighbour          one fault
   harness mutants --matrix --out out/matrix           every fault x every rule, smallest problems
+  harness mutants --controls --examples 10000         false alarms: every rule on candidates that are right
+  harness mutants --self-test                         checks without power must be found out
 """
 
 
@@ -71,6 +73,14 @@ Examples:
 @click.option(
     "--jobs", default=2, show_default=True, help="Processes, each with one thread; 1 judges in this one."
 )
+@click.option("--controls", is_flag=True, help="Count false alarms over candidates that are right instead.")
+@click.option(
+    "--examples",
+    default=10_000,
+    show_default=True,
+    help="Of --controls: one rule on one problem for one control.",
+)
+@click.option("--self-test", is_flag=True, help="See whether broken checks are found out instead.")
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
@@ -89,6 +99,9 @@ def mutants_command(
     upstream: bool,
     max_seconds: float,
     jobs: int,
+    controls: bool,
+    examples: int,
+    self_test: bool,
     out: Path,
 ) -> int:
     """Plant every known fault and see whether the rule it names kills it.
@@ -105,6 +118,18 @@ def mutants_command(
         if not value >= least:  # NaN too
             raise UsageError(f"{name} must be at least {least}, got {value}")
     find_profile(profile)
+    if controls or self_test:
+        from harness.cli.mutants_checks import run_checks
+
+        return run_checks(
+            controls=controls,
+            self_test=self_test,
+            examples=examples,
+            seed=seed,
+            jobs=jobs,
+            max_seconds=max_seconds,
+            out=out,
+        )
     folder = prepare_folder(out)
     from harness.mutants.run import MutantsRequest, run_mutants
     from harness.session import CandidateStartError

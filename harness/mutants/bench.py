@@ -71,7 +71,7 @@ class SharedProblem:
     """
 
     def __init__(self, base: Any, problem: Problem, known: Known, rule: Rule) -> None:
-        self._rule = rule
+        self._rule, self.problem = rule, problem
         self._context = Context(Watched(base), problem, known)
         self.calls = _Calls(base)
         self._context.candidate = Watched(self.calls)
@@ -151,17 +151,17 @@ class Bench:
 
         Args:
             rule_id: the rule.
-            plantings: what is planted, each in a mutant of its own, made anew for each problem.
+            plantings: what is planted, each in a mutant of its own that meets all problems, as in `harness check`: a race
+                that shows now and then, or a state left by an earlier call, goes on from problem to problem.
             most: most problems; 0 for all that the profile draws.
             deadline: `time.time()` after which no problem is judged; 0 for none.
         """
         rule = find_rules([rule_id])[0]
-        parsed = [parse_planting(text) for text in plantings]
         results = [Result(text, rule_id) for text in plantings]
         failures: list[dict[str, str]] = []
         if missing := [s for s in rule.stages if s not in stages_of(self.base)]:
             return Batch(_all(results, NOT_PLANTED, f"{rule_id} needs {', '.join(missing)}"), failures)
-        alive = list(zip(parsed, results, strict=True))
+        alive = [(Mutant(self.base, [parse_planting(r.planting)]), r) for r in results]
         clean = 0
         problems = self.problems(rule_id)
         for problem in problems[:most] if most else problems:
@@ -177,34 +177,25 @@ class Bench:
                 failures.append({"rule": rule_id, "problem": str(problem), "message": how[1]})
                 continue
             clean += 1
-            alive = [
-                (planting, result)
-                for planting, result in alive
-                if not self._killed(shared, problem, planting, result)
-            ]
+            alive = [(mutant, r) for mutant, r in alive if not self._killed(shared, mutant, r)]
         for _, result in alive:
-            result.status = SURVIVED if clean else NOT_JUDGED
-            if not clean:
-                result.message = (
-                    f"the candidate itself fails {rule_id} on every problem"
-                    if failures
-                    else "no problem was drawn"
-                )
+            result.status, result.message = SURVIVED, ""
+            if clean <= len(failures):
+                result.status = NOT_JUDGED
+                result.message = f"the candidate itself fails {rule_id} on {len(failures)} of {clean + len(failures)} problems"
         return Batch(results, failures)
 
-    def _killed(self, shared: SharedProblem, problem: Problem, planting: Planting, result: Result) -> bool:
+    def _killed(self, shared: SharedProblem, mutant: Mutant, result: Result) -> bool:
         """Judge a mutant on one problem and note it; return whether it was killed."""
-        started = time.perf_counter()
-        if not self._reaches(planting, shared.calls.stages):
-            result.examples += 1
-            return False  # no stage with the fault is called: its outcome is the candidate's own
-        outcome = shared.judge(Mutant(self.base, [planting]))
         result.examples += 1
+        if not self._reaches(mutant.plantings[0], shared.calls.stages):
+            return False  # no stage with the fault is called: its outcome is the candidate's own
+        started = time.perf_counter()
+        how = _kill(shared.judge(mutant))
         result.seconds += time.perf_counter() - started
-        if how := _kill(outcome):
-            result.status, result.problem, (result.how, result.message) = KILLED, str(problem), how
-            return True
-        return False
+        if how:
+            result.status, result.problem, (result.how, result.message) = KILLED, str(shared.problem), how
+        return bool(how)
 
     def _reaches(self, planting: Planting, called: set[str]) -> bool:
         """Return whether the fault is in a stage that was called; the whole layer calls every stage."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from harness.mutants.bench import KILLED, NOT_PLANTED, SURVIVED, Batch, Result
-from harness.mutants.pool import Job
+from harness.mutants.pool import Job, Settings
 from harness.rules import RULE_IDS
 
 EXAMPLES = (
@@ -15,7 +15,7 @@ FAULTS_PER_JOB = 8
 FORMS = ("", "@weakest", "@0")
 
 
-def matrix_jobs(faults: list[str], deadline: float) -> list[Job]:
+def matrix_jobs(settings: Settings, faults: list[str], deadline: float) -> list[Job]:
     """Return the batches that fill the matrix: for each rule, each fault everywhere, at its weakest and with seed 0."""
     jobs = []
     for rule in RULE_IDS:
@@ -23,13 +23,11 @@ def matrix_jobs(faults: list[str], deadline: float) -> list[Job]:
             some = faults[start : start + FAULTS_PER_JOB]
             texts = [name + form for name in some for form in FORMS]
             arguments = {"rule_id": rule, "plantings": texts, "most": EXAMPLES, "deadline": deadline}
-            jobs.append(Job("run:judge", arguments, f"{', '.join(some)} under {rule}"))
+            jobs.append(Job(settings, "run:judge", arguments, f"{', '.join(some)} under {rule}"))
     return jobs
 
 
-def kill_matrix(
-    faults: list[str], scored: dict[str, list[Result]], batches: list[tuple[Job, Batch]]
-) -> dict[str, Any]:
+def kill_matrix(faults: list[str], scored: dict[str, list[Result]], batches: list[Batch]) -> dict[str, Any]:
     """Return the record's `matrix`.
 
     Args:
@@ -41,7 +39,7 @@ def kill_matrix(
     judged: set[tuple[str, str]] = set()
     reasons: dict[str, str] = {}
     forms = {name + form for name in faults for form in FORMS}
-    results = [r for _, batch in batches for r in batch.results]
+    results = [r for batch in batches for r in batch.results]
     results += [r for name in faults for r in scored[name] if r.planting in forms]
     for result in results:
         key = (result.planting.partition("@")[0], result.rule)

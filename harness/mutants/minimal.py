@@ -7,16 +7,21 @@ from typing import Any
 from harness.candidates import load_candidate
 from harness.judging import Judge
 from harness.mutants.bench import Bench
-from harness.mutants.pool import Job
+from harness.mutants.pool import Job, Settings
 from harness.rules import find_rules
 from harness.runner import RunSettings, reproduce_command, run_rule
 from harness.session import InProcess
 
 
-def minimal_jobs(killed: dict[str, str]) -> list[Job]:
+def minimal_jobs(settings: Settings, killed: dict[str, str]) -> list[Job]:
     """Return one job a fault; `killed` maps its name to the rule that kills it."""
     return [
-        Job("minimal:minimal_problem", {"fault": fault, "rule_id": rule}, f"the smallest problem of {fault}")
+        Job(
+            settings,
+            "minimal:minimal_problem",
+            {"fault": fault, "rule_id": rule},
+            f"the smallest problem of {fault}",
+        )
         for fault, rule in killed.items()
     ]
 

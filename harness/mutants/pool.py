@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import multiprocessing
 import os
 from collections.abc import Iterator
@@ -29,11 +30,13 @@ class Job:
     """One batch.
 
     Attributes:
-        work: "module:function" in harness.mutants; called with a bench and the arguments.
+        settings: of the bench that it needs; a process makes each bench once.
+        work: "module:function" in harness.mutants; called with the bench and the arguments.
         arguments: JSON-ready keyword arguments.
         label: what it does, for the message where its process dies.
     """
 
+    settings: Settings
     work: str
     arguments: dict[str, Any] = field(default_factory=dict)
     label: str = ""
@@ -46,11 +49,10 @@ class Died:
     message: str
 
 
-def run_jobs(settings: Settings, jobs: list[Job], processes: int) -> Iterator[tuple[Job, Any]]:
+def run_jobs(jobs: list[Job], processes: int) -> Iterator[tuple[Job, Any]]:
     """Run jobs and yield each with its answer, in the order in which they are ready.
 
     Args:
-        settings: the candidate, loaded once in each process.
         jobs: what to do.
         processes: how many at once, each with one thread; 1 runs everything in this process.
 
@@ -61,31 +63,30 @@ def run_jobs(settings: Settings, jobs: list[Job], processes: int) -> Iterator[tu
         UsageError, CandidateStartError: the candidate does not exist or cannot run here.
     """
     if processes <= 1:
-        bench = _load(settings, threads=0)
         for job in jobs:
-            yield job, _call(bench, job)
+            yield job, _work(job, threads=0)
         return
     left = list(jobs)
     try:
-        for job, answer in _together(settings, jobs, processes):
+        for job, answer in _together(jobs, processes):
             left.remove(job)
             yield job, answer
     except BrokenProcessPool:
         for job in left:
             try:
-                yield from _together(settings, [job], 1)
+                yield from _together([job], 1)
             except BrokenProcessPool:
                 yield job, Died(f"the process died while it worked on {job.label}")
 
 
-def _together(settings: Settings, jobs: list[Job], processes: int) -> Iterator[tuple[Job, Any]]:
+def _together(jobs: list[Job], processes: int) -> Iterator[tuple[Job, Any]]:
     # A forked child of a process with threads may hang, and CUDA refuses to run in one.
     context = multiprocessing.get_context("spawn")
     before = {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY")}
     os.environ.update({"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"})  # read when a child loads torch
     pool = ProcessPoolExecutor(processes, context, initializer=_start)
     try:
-        waiting: dict[Future[Any], Job] = {pool.submit(_work, settings, job): job for job in jobs}
+        waiting: dict[Future[Any], Job] = {pool.submit(_work, job): job for job in jobs}
         while waiting:
             done, _ = wait(waiting, return_when=FIRST_COMPLETED)
             for future in done:
@@ -110,8 +111,10 @@ def _start() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _work(settings: Settings, job: Job) -> Any:
-    return _call(_load(settings, threads=1), job)
+def _work(job: Job, threads: int = 1) -> Any:
+    module, _, name = job.work.partition(":")
+    function = getattr(importlib.import_module(f"harness.mutants.{module}"), name)
+    return function(_load(job.settings, threads), **job.arguments)
 
 
 @functools.cache
@@ -119,11 +122,3 @@ def _load(settings: Settings, threads: int) -> Bench:
     from harness.mutants.bench import Bench
 
     return Bench(settings.candidate, settings.profile, settings.seed, threads)
-
-
-def _call(bench: Bench, job: Job) -> Any:
-    import importlib
-
-    module, _, name = job.work.partition(":")
-    function = getattr(importlib.import_module(f"harness.mutants.{module}"), name)
-    return function(bench, **job.arguments)

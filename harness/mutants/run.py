@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from harness.candidates import load_candidate, stages_of
 from harness.faults import Fault, all_faults, find_fault
 from harness.faults.fault import CATEGORIES
 from harness.mutants.bench import KILLED, NOT_JUDGED, NOT_PLANTED, SURVIVED, Batch, Bench, Result
 from harness.mutants.matrix import kill_matrix, matrix_jobs
 from harness.mutants.minimal import minimal_jobs
+from harness.mutants.places import Place, place_of
 from harness.mutants.pool import Died, Job, Settings, run_jobs
 from harness.mutants.score import summarize
 from harness.mutants.upstream_run import upstream_jobs, upstream_table
@@ -126,77 +126,88 @@ class _Run:
     found: dict[str, Any]
     progress: Progress
     deadline: float
+    faults: list[Fault] = field(default_factory=list)
+    places: dict[str, Place] = field(default_factory=dict)
     results: dict[str, list[Result]] = field(default_factory=dict)
 
     def score(self, faults: list[Fault]) -> None:
         """Judge every planting by the rule that its fault names."""
-        stages = stages_of(load_candidate(self.request.candidate))
-        planted = [fault for fault in faults if set(fault.stages) & set(stages)]
+        self.faults = faults
+        self.places = {fault.name: place_of(fault, self.request.candidate) for fault in faults}
         for fault in faults:
-            texts = plantings(fault, self.request.seeds)
-            missing = f"the candidate has no {' or '.join(fault.stages)}"
+            place = self.places[fault.name]
+            status, message = (
+                (NOT_JUDGED, "the time was over") if place.candidate else (NOT_PLANTED, place.reason)
+            )
             self.results[fault.name] = [
-                Result(text, fault.killed_by, NOT_JUDGED if fault in planted else NOT_PLANTED,
-                       message="the time was over" if fault in planted else missing)
-                for text in texts
-            ]  # fmt: skip
-        by_name = {fault.name: fault for fault in faults}
-        jobs = list(_score_jobs(planted, self.request.seeds, self.deadline))
+                Result(text, fault.killed_by, status, message=message)
+                for text in plantings(fault, self.request.seeds)
+            ]
+        jobs = [
+            job
+            for settings, some in self._by_place(faults)
+            for job in _score_jobs(settings, some, self.request.seeds, self.deadline)
+        ]
         try:
             for job, batch in self._run(jobs, "plantings judged"):
-                if isinstance(batch, Died):
-                    for text in job.arguments["plantings"]:
-                        self._note(Result(text, job.arguments["rule_id"], NOT_JUDGED, message=batch.message))
-                    continue
-                for result in batch.results:
-                    self._note(result)
-                self.found["candidate_failures"] += [
-                    f for f in batch.candidate_failures if f not in self.found["candidate_failures"]
-                ]
+                self._note(job, batch)
         finally:
-            self.found.update(summarize(by_name, self.results))
+            self.found.update(summarize(faults, self.places, self.results))
 
     def upstream(self) -> None:
         """Judge the layer's final output by the criteria of other projects."""
-        jobs = upstream_jobs(self._planted())
-        if jobs:
-            parts = [answer for _, answer in self._run(jobs, "faults seen by upstream criteria")]
-            self.found["upstream"] = upstream_table([p for p in parts if not isinstance(p, Died)])
+        jobs = []
+        for settings, some in self._by_place(self.faults):
+            names = [fault.name for fault in some]
+            healthy = [""] if settings.candidate == self.request.candidate else []
+            jobs += upstream_jobs(settings, healthy + names)
+        parts = [answer for _, answer in self._run(jobs, "faults under upstream criteria")]
+        self.found["upstream"] = upstream_table([p for p in parts if not isinstance(p, Died)])
 
     def matrix(self) -> None:
         """Judge every fault by every rule, and shrink one problem a fault."""
-        names = self._planted()
-        answers = self._run(matrix_jobs(names, self.deadline), "cells of the kill matrix")
-        batches = [(job, batch) for job, batch in answers if isinstance(batch, Batch)]
-        self.found["matrix"] = kill_matrix(names, self.results, batches)
-        killed = {f["name"]: f["killed_by"] for f in self.found["faults"] if f["status"] == KILLED}
-        for job, answer in self._run(minimal_jobs(killed), "problems shrunk"):
-            for fault in self.found["faults"]:
-                if fault["name"] == job.arguments["fault"] and not isinstance(answer, Died):
-                    fault["minimal"] = answer
+        rows = {fault["name"]: fault for fault in self.found["faults"] if fault["planted_in"]}
+        jobs, shrinking = [], []
+        for settings, some in self._by_place(self.faults):
+            jobs += matrix_jobs(settings, [fault.name for fault in some], self.deadline)
+            killed = {f.name: f.killed_by for f in some if rows[f.name]["status"] == KILLED}
+            shrinking += minimal_jobs(settings, killed)
+        answers = list(self._run(jobs, "cells of the kill matrix"))
+        batches = [batch for _, batch in answers if isinstance(batch, Batch)]
+        self.found["matrix"] = kill_matrix(list(rows), self.results, batches)
+        for job, answer in self._run(shrinking, "problems shrunk"):
+            if not isinstance(answer, Died):
+                rows[job.arguments["fault"]]["minimal"] = answer
 
-    def _planted(self) -> list[str]:
-        return [f["name"] for f in self.found["faults"] if f["status"] != NOT_PLANTED]
+    def _by_place(self, faults: list[Fault]) -> Iterator[tuple[Settings, list[Fault]]]:
+        """Yield the faults that are planted in the same candidate, with the settings of its bench."""
+        for candidate in dict.fromkeys(self.places[fault.name].candidate for fault in faults):
+            if candidate:
+                some = [fault for fault in faults if self.places[fault.name].candidate == candidate]
+                yield Settings(candidate, self.request.profile, self.request.seed), some
 
-    def _note(self, result: Result) -> None:
-        name = result.planting.partition("@")[0]
-        mine = self.results[name]
-        mine[[r.planting for r in mine].index(result.planting)] = result
+    def _note(self, job: Job, batch: Batch | Died) -> None:
+        if isinstance(batch, Died):
+            rule = job.arguments["rule_id"]
+            texts = job.arguments["plantings"]
+            batch = Batch([Result(t, rule, NOT_JUDGED, message=batch.message) for t in texts], [])
+        for result in batch.results:
+            mine = self.results[result.planting.partition("@")[0]]
+            mine[[r.planting for r in mine].index(result.planting)] = result
+        known = self.found["candidate_failures"]
+        known += [f for f in batch.candidate_failures if f not in known]
 
     def _run(self, jobs: list[Job], what: str) -> Iterator[tuple[Job, Any]]:
-        r = self.request
         total = sum(len(job.arguments.get("plantings", [0])) for job in jobs)
         done = 0
         self.progress(what, 0, total)
-        for job, answer in run_jobs(
-            Settings(r.candidate, r.profile, r.seed), jobs, min(r.processes, len(jobs))
-        ):
+        for job, answer in run_jobs(jobs, min(self.request.processes, len(jobs))):
             done += len(job.arguments.get("plantings", [0]))
             self.progress(what, done, total)
             yield job, answer
 
 
-def _score_jobs(faults: list[Fault], seeds: int, deadline: float) -> Iterator[Job]:
+def _score_jobs(settings: Settings, faults: list[Fault], seeds: int, deadline: float) -> Iterator[Job]:
     by_rule: dict[str, list[Fault]] = {}
     for fault in faults:
         by_rule.setdefault(fault.killed_by, []).append(fault)
@@ -206,7 +217,7 @@ def _score_jobs(faults: list[Fault], seeds: int, deadline: float) -> Iterator[Jo
             texts = [text for fault in some for text in plantings(fault, seeds)]
             names = ", ".join(fault.name for fault in some)
             arguments = {"rule_id": rule, "plantings": texts, "deadline": deadline}
-            yield Job("run:judge", arguments, f"{names} under {rule}")
+            yield Job(settings, "run:judge", arguments, f"{names} under {rule}")
 
 
 def judge(bench: Bench, **arguments: Any) -> Batch:

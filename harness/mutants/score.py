@@ -7,11 +7,14 @@ from typing import Any
 
 from harness.faults import Fault
 from harness.mutants.bench import KILLED, NOT_JUDGED, NOT_PLANTED, SURVIVED, Result
+from harness.mutants.places import Place
 
 
-def summarize(faults: dict[str, Fault], results: dict[str, list[Result]]) -> dict[str, Any]:
+def summarize(
+    faults: list[Fault], places: dict[str, Place], results: dict[str, list[Result]]
+) -> dict[str, Any]:
     """Return the record's `score`, `survivors` and `faults`; survivors first in the latter."""
-    rows = [_row(faults[name], results[name]) for name in results]
+    rows = [_row(fault, places[fault.name], results[fault.name]) for fault in faults]
     order = (SURVIVED, NOT_JUDGED, KILLED, NOT_PLANTED)
     rows.sort(key=lambda row: order.index(row["status"]))
     judged = [r for mine in results.values() for r in mine if r.status in {KILLED, SURVIVED}]
@@ -37,7 +40,7 @@ def summarize(faults: dict[str, Fault], results: dict[str, list[Result]]) -> dic
     }
 
 
-def _row(fault: Fault, results: list[Result]) -> dict[str, Any]:
+def _row(fault: Fault, place: Place, results: list[Result]) -> dict[str, Any]:
     """Return one fault with its plantings; its status is the worst of theirs."""
     statuses = {r.status for r in results}
     status = next(s for s in (SURVIVED, NOT_JUDGED, NOT_PLANTED, KILLED) if s in statuses)
@@ -53,6 +56,7 @@ def _row(fault: Fault, results: list[Result]) -> dict[str, Any]:
         "random_data": fault.random_data,
         "simulated": fault.simulated,
         "same_as": list(fault.same_as),
+        "planted_in": place.candidate,
         "status": status,
         "reason": next((r.message for r in results if r.status == status), "") if status != KILLED else "",
         "examples": median(r.examples for r in killed) if killed else None,

@@ -10,7 +10,7 @@ from harness.candidates import stages_of, traits_of
 from harness.candidates.eager import Eager
 from harness.faults import Mutant, parse_planting
 from harness.mutants.bench import Bench
-from harness.mutants.pool import Job
+from harness.mutants.pool import Job, Settings
 from harness.mutants.upstream import CRITERIA
 from harness.mutants.upstream_data import DATA, outputs
 
@@ -20,13 +20,13 @@ FAULTS_PER_JOB = 8
 _TRANSPORTS = ("bf16", "fp8", "nvfp4")
 
 
-def upstream_jobs(faults: list[str]) -> list[Job]:
-    """Return the batches: the healthy candidate, then the faults."""
-    parts = [faults[i : i + FAULTS_PER_JOB] for i in range(0, len(faults), FAULTS_PER_JOB)]
+def upstream_jobs(settings: Settings, plantings: list[str]) -> list[Job]:
+    """Return the batches for some faults, "" being the healthy candidate."""
+    parts = [plantings[i : i + FAULTS_PER_JOB] for i in range(0, len(plantings), FAULTS_PER_JOB)]
     return [
-        Job("upstream_run:judge_upstream", {"plantings": some}, f"upstream criteria on {', '.join(some)}")
-        for some in (["", *parts[0]], *parts[1:])
-    ] if parts else []  # fmt: skip
+        Job(settings, "upstream_run:judge_upstream", {"plantings": some}, f"{', '.join(some)} upstream")
+        for some in parts
+    ]
 
 
 def judge_upstream(bench: Bench, plantings: list[str]) -> dict[str, dict[str, list[bool]]]:
