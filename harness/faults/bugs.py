@@ -6,6 +6,7 @@ import tomllib
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 _FILE = Path(__file__).with_name("bugs.toml")
 
@@ -66,5 +67,5 @@ def bug_classes() -> dict[str, str]:
 
 
 @cache
-def _read() -> dict[str, dict[str, str] | list[dict[str, object]]]:
+def _read() -> dict[str, Any]:
     return tomllib.loads(_FILE.read_text(encoding="utf-8"))

@@ -119,7 +119,7 @@ class QuantizeCall(Call):
 
     def amax(self) -> Tensor:
         """Return the largest magnitude of each block `(l, m, k/16)` float64; NaN only where every element is."""
-        magnitude = self.values.double().abs().unflatten(-1, (-1, BLOCK))
+        magnitude = split(self.values.double().abs(), BLOCK)
         is_nan = magnitude.isnan()
         return magnitude.masked_fill(is_nan, 0).amax(-1).masked_fill(is_nan.all(-1), torch.nan)
 
@@ -283,6 +283,11 @@ class MoeCall(Call):
     def result(self) -> Tensor:
         """Return the layer's output."""
         return self.output
+
+
+def split(tensor: Tensor, size: int) -> Tensor:
+    """Return `(..., n)` as `(..., n / size, size)`."""
+    return tensor.reshape(*tensor.shape[:-1], -1, size)
 
 
 def _valid(masked_m: Tensor, rows: int) -> Tensor:

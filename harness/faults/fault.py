@@ -83,7 +83,7 @@ class Parameters:
     random: random.Random
     place_seed: str = ""
     weakest: bool = False
-    state: dict[str, Any] = field(default_factory=dict)
+    state: dict[Any, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from harness.faults.calls import QuantizeCall
+from harness.faults.calls import QuantizeCall, split
 from harness.faults.fault import Parameters, fault
 
 _ACT = "silu_mul_quantize_grouped"
@@ -44,8 +44,8 @@ def gate_and_up_in_groups(call: QuantizeCall, p: Parameters) -> None:
     """Columns are read in groups (64, 16 or 8 of gate, then as many of up), but the halves follow each other."""
     k = call.shape[2]
     size = p.strength if k % p.strength == 0 else 8
-    groups = call.x.unflatten(-1, (-1, 2, size))
-    call.x = torch.cat((groups[..., 0, :].flatten(-2), groups[..., 1, :].flatten(-2)), dim=-1)
+    groups = split(call.x, size)
+    call.x = torch.cat((groups[..., 0::2, :].flatten(-2), groups[..., 1::2, :].flatten(-2)), dim=-1)
     call.run()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from harness.faults.calls import GemmCall, QuantizeCall
+from harness.faults.calls import GemmCall, QuantizeCall, split
 from harness.faults.fault import Parameters, fault
 from reference.e2m1 import MAGNITUDES, MIDPOINTS, encode_e2m1
 from reference.nvfp4 import BLOCK
@@ -15,7 +15,7 @@ _GEMM = "masked_grouped_gemm"
 
 
 def _swapped(codes: Tensor) -> Tensor:
-    return codes.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
+    return split(codes, 2).flip(-1).flatten(-2)
 
 
 def _magnitude(call: QuantizeCall) -> Tensor:

@@ -199,7 +199,7 @@ def output_tiles_transposed(call: GemmCall, p: Parameters) -> None:
     call.run()
     size, product = p.strength, call.product
     rows, columns = (extent // size * size for extent in product.shape[1:])
-    tiles = product[:, :rows, :columns].unflatten(1, (-1, size)).unflatten(3, (-1, size))
+    tiles = product[:, :rows, :columns].reshape(len(product), -1, size, columns // size, size)
     turned = product.clone()
     turned[:, :rows, :columns] = tiles.transpose(2, 4).flatten(3, 4).flatten(1, 2)
     call.store(turned)

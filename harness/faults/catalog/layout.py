@@ -74,7 +74,7 @@ def _read(call: GemmCall, index: Tensor) -> Tensor:
 @fault(category="layout", stages=_GEMM, bugs=("B17", "C16"), killed_by="GEMM", effect="collapse")
 def weight_scales_read_linear(call: GemmCall, _: Parameters) -> None:
     """The GEMM reads B's block scales row by row though they lie in 128x4 tiles."""
-    _, rows, columns = call.b_block_scale.shape
+    rows, columns = call.b_block_scale.shape[1:]
     pitch = math.ceil(columns / 4) * 4
     call.b_block_scale = _read(call, torch.arange(rows).unsqueeze(-1) * pitch + torch.arange(columns))
     call.run()
@@ -83,7 +83,7 @@ def weight_scales_read_linear(call: GemmCall, _: Parameters) -> None:
 @fault(category="layout", stages=_GEMM, bugs=("C03",), killed_by="GEMM", effect="collapse")
 def weight_scale_rows_in_order(call: GemmCall, _: Parameters) -> None:
     """Within a 128x4 tile of B's scales, row r is looked for at 4 r: the order of 32 x 4 rows is forgotten."""
-    _, rows, columns = call.b_block_scale.shape
+    rows, columns = call.b_block_scale.shape[1:]
     row, column = torch.arange(rows).unsqueeze(-1), torch.arange(columns)
     tile = row // 128 * math.ceil(columns / 4) + column // 4
     call.b_block_scale = _read(call, tile * 512 + row % 128 * 4 + column % 4)
@@ -93,7 +93,7 @@ def weight_scale_rows_in_order(call: GemmCall, _: Parameters) -> None:
 @fault(category="layout", stages=_GEMM, bugs=("C08",), killed_by="GEMM", effect="collapse")
 def weight_scale_tiles_transposed(call: GemmCall, _: Parameters) -> None:
     """Tiles of B's scales are taken column by column instead of row by row."""
-    _, rows, columns = call.b_block_scale.shape
+    rows, columns = call.b_block_scale.shape[1:]
     row, column = torch.arange(rows).unsqueeze(-1), torch.arange(columns)
     tile = column // 4 * math.ceil(rows / 128) + row // 128
     inside = row % 32 * 16 + row % 128 // 32 * 4 + column % 4
@@ -104,7 +104,7 @@ def weight_scale_tiles_transposed(call: GemmCall, _: Parameters) -> None:
 @fault(category="layout", stages=_GEMM, bugs=("C05", "C02"), killed_by="GEMM", effect="collapse")
 def weight_scale_pitch_unpadded(call: GemmCall, _: Parameters) -> None:
     """The GEMM steps through B's scale tiles as if k/16 were not rounded up to 4; rows past 127 get others' scales."""
-    _, rows, columns = call.b_block_scale.shape
+    rows, columns = call.b_block_scale.shape[1:]
     call.b_block_scale = _read(call, _offsets(rows, columns, tiles_in_row=max(columns // 4, 1)))
     call.run()
 
@@ -112,7 +112,7 @@ def weight_scale_pitch_unpadded(call: GemmCall, _: Parameters) -> None:
 @fault(category="layout", stages=_GEMM, bugs=("A17",), killed_by="GEMM", effect="collapse")
 def weight_scales_one_tile_off(call: GemmCall, _: Parameters) -> None:
     """B's block scales are read one 128x4 tile too far."""
-    _, rows, columns = call.b_block_scale.shape
+    rows, columns = call.b_block_scale.shape[1:]
     offsets = _offsets(rows, columns, tiles_in_row=math.ceil(columns / 4))
     call.b_block_scale = _read(call, offsets + 512)
     call.run()

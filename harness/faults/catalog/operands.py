@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from harness.faults.calls import GemmCall
+from harness.faults.calls import GemmCall, split
 from harness.faults.fault import Parameters, fault
 from reference.e2m1 import decode_e2m1
 from reference.e4m3 import decode_e4m3
@@ -111,7 +111,7 @@ def _run_with_small_scales(call: GemmCall, decode: Callable[[Tensor], Tensor]) -
 @fault(category="gemm", stages=_GEMM, bugs=("C03", "C15"), killed_by="GEMM", effect="collapse")
 def weights_read_interleaved(call: GemmCall, _: Parameters) -> None:
     """B is read as if its blocks were interleaved in pairs along k, its scales are not."""
-    codes = call.b_codes.unflatten(-1, (-1, BLOCK))
+    codes = split(call.b_codes, BLOCK)
     blocks = codes.shape[2]
     even = blocks // 2 * 2
     half = even // 2

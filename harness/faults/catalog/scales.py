@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from harness.faults.calls import QuantizeCall
+from harness.faults.calls import QuantizeCall, split
 from harness.faults.fault import Parameters, fault
 from reference.e4m3 import MAX_BYTE, NAN_BYTE, decode_e4m3, round_to_byte
 
@@ -109,7 +109,7 @@ def block_scale_of_32(call: QuantizeCall, _: Parameters) -> None:
     """One scale is computed for 32 elements and stored for both blocks of 16, as MXFP4 has it."""
     scale = call.real_scale()
     pairs = torch.cat((scale, scale[..., -1:]), -1)[..., : scale.shape[-1] // 2 * 2 + scale.shape[-1] % 2 * 2]
-    larger = pairs.unflatten(-1, (-1, 2)).amax(-1).repeat_interleave(2, -1)
+    larger = split(pairs, 2).amax(-1).repeat_interleave(2, -1)
     _store(call, larger[..., : scale.shape[-1]])
 
 
@@ -166,7 +166,7 @@ def block_scale_not_saturated(call: QuantizeCall, _: Parameters) -> None:
 @fault(category="scales", stages=_QUANTIZERS, bugs=("E10",), killed_by="QUANT", effect="shift", unit="block")
 def amax_of_half_block(call: QuantizeCall, _: Parameters) -> None:
     """The maximum is taken over the first 8 of 16 elements: the shuffle with the other lane is missing."""
-    half = call.values.double().abs().nan_to_num(0.0).unflatten(-1, (-1, 16))[..., :8].amax(-1)
+    half = split(call.values.double().abs().nan_to_num(0.0), 16)[..., :8].amax(-1)
     _store(call, half * call.global_scale_enc.double().view(-1, 1, 1) / 6)
 
 
