@@ -63,6 +63,7 @@ class _Tally:
     crashes: int = 0
     misfit: str = ""
     unseen: str = ""
+    accepted: Counter[str] = field(default_factory=Counter)
     failed: dict[str, dict[str, Any]] = field(default_factory=dict)  # problem -> outcome, while shrinking
     first_failure: float | None = None
 
@@ -190,7 +191,7 @@ def _judge_one(rule: Rule, problem: Problem, session: Session, settings: RunSett
     elif status == "judged":
         if counting:
             _add(tally.result, outcome["comparisons"], text)
-            _note_unseen(tally, outcome, problem)
+            _note_power(tally, outcome, problem)
         if any(c["illegal"] for c in outcome["comparisons"]):
             return _found(tally, text, outcome)
     else:
@@ -205,8 +206,10 @@ def _found(tally: _Tally, text: str, outcome: dict[str, Any]) -> bool:
     return True
 
 
-def _note_unseen(tally: _Tally, outcome: dict[str, Any], problem: Problem) -> None:
-    """Remember the first problem of which a rule left valid rows out."""
+def _note_power(tally: _Tally, outcome: dict[str, Any], problem: Problem) -> None:
+    """Count the altered copies that would have passed, and remember the first problem of which valid rows were left out."""
+    accepted = {name for c in outcome["comparisons"] if c["compared"] for name in c["accepted_altered"]}
+    tally.accepted.update(sorted(accepted))
     missed = outcome.get("unseen")
     if missed and not tally.unseen:
         rows = sum(missed.values())
@@ -255,8 +258,8 @@ def _conclude(tally: _Tally, wanted: int, power: float) -> None:
     elif with_power < power * (result.examples - result.empty):
         # A problem here and there is degenerate (all zeros, one row); many being so means that the check is blind.
         result.reason = (
-            f"no power: on {result.powerless} of {result.examples - result.empty} problems zeros, x0.5, a rolled copy "
-            "or one wrong element of the same output would have passed as well"
+            f"no power: on {result.powerless} of {result.examples - result.empty} problems an altered copy of the same "
+            f"output would have passed as well: {', '.join(f'{name} ({n})' for name, n in tally.accepted.most_common())}"
         )
     else:
         result.verdict = Verdict.PASS

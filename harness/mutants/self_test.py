@@ -10,6 +10,7 @@ Each check goes three ways, all of them the machinery of an ordinary run:
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import cache
@@ -265,7 +266,9 @@ def rules_test(progress: Callable[[str], None] = lambda _name: None) -> list[dic
 
 
 def run_self_test(progress: Callable[[str], None] = lambda _name: None) -> dict[str, Any]:
-    """Return the record's `mutants["self_test"]`: `broken`, `rules`, and whether all is as it must be (`passed`)."""
+    """Return the record's `mutants["self_test"]`: `passed` (all is as it must be), `seconds`, `broken`, `rules`."""
+    started = time.perf_counter()
     broken, rules = self_test(progress), rules_test(progress)
     passed = all(f["detected"] for f in broken) and not any(f["detected"] for f in rules)
-    return {"passed": passed, "broken": broken, "rules": rules}
+    seconds = time.perf_counter() - started
+    return {"passed": passed, "seconds": seconds, "broken": broken, "rules": rules}

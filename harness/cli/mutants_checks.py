@@ -1,0 +1,129 @@
+"""`harness mutants --controls` and `--self-test`: whether the rules leave right candidates alone, and broken checks are found."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from harness.cli.output import prepare_folder, print_summary
+from harness.record import RunRecord
+from harness.verdict import ExitCode, UsageError, Verdict, exit_code
+
+
+def run_checks(
+    *, controls: bool, self_test: bool, examples: int, seed: int, jobs: int, max_seconds: float, out: Path
+) -> int:
+    """Judge the controls, the broken checks, or both, and write record and report.
+
+    Returns:
+        0 no false alarm and every broken check detected; 1 otherwise; 2 nothing, or not everything, was judged in time.
+
+    Raises:
+        UsageError: `examples` below 1.
+    """
+    if examples < 1:
+        raise UsageError(f"--examples must be at least 1, got {examples}")
+    from harness.check import new_record
+
+    folder = prepare_folder(out)
+    record = new_record("", seed)
+    found: dict[str, Any] = {}
+    record.mutants = found
+    try:
+        if controls:
+            found["controls"] = _count(examples, seed, jobs, max_seconds)
+            record.seconds += found["controls"]["seconds"]
+        if self_test:
+            found["self_test"] = _examine()
+            record.seconds += found["self_test"]["seconds"]
+    except KeyboardInterrupt:
+        record.interrupted, record.reason = True, "interrupted"
+        _finish(record, folder)
+        return ExitCode.INTERRUPTED
+    record.verdict, record.reason = _verdict(found)
+    _finish(record, folder)
+    return exit_code(record.verdict)
+
+
+def _count(examples: int, seed: int, jobs: int, max_seconds: float) -> dict[str, Any]:
+    from harness.mutants.false_alarms import count_false_alarms
+
+    def progress(done: int, wanted: int) -> None:
+        _line(f"controls: {done:,} of {wanted:,} examples", end=done >= wanted)
+
+    found = count_false_alarms(examples, seed, jobs, max_seconds, progress)
+    for alarm in found["false_alarms"][:10]:
+        click.secho(f"false alarm: {alarm['rule']} on {alarm['control']}: {alarm['message']}", fg="red")
+        click.echo(f"  {alarm['reproduce']}")
+    click.echo(
+        f"controls: {len(found['false_alarms'])} false alarms in {found['examples']:,} examples over "
+        f"{len(found['controls'])} right candidates, {found['compared']:,} elements compared"
+    )
+    return found
+
+
+def _examine() -> dict[str, Any]:
+    from harness.mutants.self_test import run_self_test
+
+    found = run_self_test(lambda name: _line(f"self-test: {name}"))
+    _line("", end=True)
+    for check in found["broken"]:
+        if check["detected"]:
+            click.echo(f"  {check['name']:<30} {check['how']}")
+        else:
+            click.secho(f"  {check['name']:<30} NOT DETECTED: it looks like a check with power", fg="red")
+    for rule in found["rules"]:
+        if rule["detected"]:
+            click.secho(f"rule {rule['name']}: {rule['how']}", fg="red")
+    planted = sum(rule["planted"] for rule in found["rules"])
+    click.echo(
+        f"self-test: {sum(c['detected'] for c in found['broken'])} of {len(found['broken'])} broken checks detected; "
+        f"{sum(not r['detected'] for r in found['rules'])} of {len(found['rules'])} rules have the power that they claim "
+        f"({planted:,} probes)"
+    )
+    return found
+
+
+def _verdict(found: dict[str, Any]) -> tuple[Verdict, str]:
+    controls, self_test = found.get("controls"), found.get("self_test")
+    if controls and controls["false_alarms"]:
+        first = controls["false_alarms"][0]
+        return (
+            Verdict.FAIL,
+            f"{len(controls['false_alarms'])} false alarms; first: {first['rule']} on {first['control']}",
+        )
+    if self_test and not self_test["passed"]:
+        missed = [c["name"] for c in self_test["broken"] if not c["detected"]]
+        blind = [r["name"] for r in self_test["rules"] if r["detected"]]
+        words = [
+            f"broken checks not detected: {', '.join(missed)}" if missed else "",
+            f"rules without the power that they claim: {', '.join(blind)}" if blind else "",
+        ]
+        return Verdict.FAIL, "; ".join(word for word in words if word)
+    if controls and controls["examples"] < controls["wanted"]:
+        return (
+            Verdict.UNKNOWN,
+            f"{controls['examples']:,} of {controls['wanted']:,} examples before the time was over",
+        )
+    parts = []
+    if controls:
+        parts.append(f"no false alarm in {controls['examples']:,} examples")
+    if self_test:
+        parts.append(f"all {len(self_test['broken'])} broken checks detected")
+    return Verdict.PASS, ", ".join(parts)
+
+
+def _line(text: str, *, end: bool = False) -> None:
+    if sys.stderr.isatty():
+        click.echo(f"\r{text}\x1b[K", err=True, nl=end)
+
+
+def _finish(record: RunRecord, folder: Path) -> None:
+    from reports.html import write_report
+
+    record.write(folder / "record.json")
+    report = write_report(record, folder)
+    print_summary(record, {"record": folder / "record.json", "report": report})
