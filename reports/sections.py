@@ -10,7 +10,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from reports import canary, candidates, environment, errors, failures, gsm8k, known, margins, rules, skips, traps
+from reports import (
+    canary,
+    candidates,
+    environment,
+    errors,
+    failures,
+    gsm8k,
+    known,
+    margins,
+    mutants,
+    rules,
+    skips,
+    traps,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,6 +49,7 @@ SECTIONS: tuple[Section, ...] = (
     Section("failures", "Failures", failures.section),
     Section("rules", "Rules", rules.section),
     Section("canary", "Canary", canary.section),
+    Section("mutants", "Planted faults", mutants.section),
     Section("margins", "Error against bound", margins.section),
     Section("candidates", "Candidates", candidates.section),
     Section("traps", "Traps", traps.section),

@@ -13,6 +13,14 @@ from harness.runner import RunSettings, reproduce_command, run_rule
 from harness.session import InProcess
 
 
+class _Undiagnosed(InProcess):
+    """The mutant in this process; nobody needs to be told which fault it is."""
+
+    def diagnose(self, *_arguments: Any, **_named: Any) -> list[dict[str, Any]]:
+        """Return nothing."""
+        return []
+
+
 def minimal_jobs(settings: Settings, killed: dict[str, str]) -> list[Job]:
     """Return one job a fault; `killed` maps its name to the rule that kills it."""
     return [
@@ -35,7 +43,7 @@ def minimal_problem(bench: Bench, fault: str, rule_id: str) -> dict[str, Any] | 
     name = f"{bench.name}+{fault}"
     rule = find_rules([rule_id])[0]
     settings = RunSettings(bench.profile, bench.seed, candidate=name)
-    result, _ = run_rule(rule, InProcess(load_candidate(name)), settings)
+    result, _ = run_rule(rule, _Undiagnosed(load_candidate(name)), settings)
     if not result.failures:
         return None
     problem = result.failures[0].problem
