@@ -66,6 +66,7 @@ class LayerProblem:
             for extent, most in ((problem.hidden, _MOST_HIDDEN), (problem.inter, _MOST_INTER))
         )
         self._shift = rng.choice((0.0, -20.0, 12.0))
+        self._lonely = rng.random() < 0.5
         self._skew = rng.choice((0.0, 0.0, 3.0))
         self._generator = torch.Generator().manual_seed(rng.getrandbits(48))
 
@@ -92,11 +93,12 @@ class LayerProblem:
 
     @cached_property
     def topk_idx(self) -> list[Tensor]:
-        """Per rank `(tokens, topk)` int64, distinct, a sixth of the slots -1."""
+        """Per rank `(tokens, topk)` int64, distinct, a sixth of the slots -1; now and then a token has no expert."""
         found = []
         for logits in self.logits:
             ids = logits.cpu().topk(self.topk, dim=-1).indices
             empty = torch.rand(ids.shape, generator=self._generator) < 1 / 6
+            empty[1:2] |= self._lonely
             found.append(ids.masked_fill(empty, NO_EXPERT).to(self.device))
         return found
 

@@ -11,9 +11,20 @@ from torch import Tensor
 
 from harness import physical
 from harness.candidates.composition import compose_masked_moe
-from harness.candidates.protocol import STAGES, stages_of, traits_of
+from harness.candidates.protocol import ALL_STAGES, stages_of, traits_of
 from harness.faults.calls import Call, GemmCall, MoeCall, QuantizeCall
-from harness.faults.fault import Parameters, Planting, parse_planting
+from harness.faults.fault import Fault, Parameters, Planting, parse_planting
+from harness.faults.layer_calls import (
+    CombineCall,
+    DispatchCall,
+    LoadCall,
+    LoadedMoeCall,
+    RouteCall,
+    merge_combined,
+    merge_dispatched,
+    merge_loaded,
+    merge_routes,
+)
 from harness.faults.scope import chosen_blocks, chosen_rows
 from harness.verdict import UsageError
 
@@ -22,6 +33,10 @@ CALLS: dict[str, type[Call]] = {
     "silu_mul_quantize_grouped": QuantizeCall,
     "masked_grouped_gemm": GemmCall,
     "masked_moe": MoeCall,
+    "route_topk": RouteCall,
+    "dispatch": DispatchCall,
+    "combine": CombineCall,
+    "load_experts": LoadCall,
 }
 _INNER = ("quantize_grouped", "silu_mul_quantize_grouped", "masked_grouped_gemm")
 Function = Callable[..., Any]
@@ -54,7 +69,7 @@ class Mutant:
 
     def __getattr__(self, name: str) -> Any:
         value = getattr(self.base, name)  # AttributeError where the base has no such stage
-        if name not in STAGES:
+        if name not in ALL_STAGES:
             return value
         return self._stage(name, value)
 
@@ -65,9 +80,19 @@ class Mutant:
             function = self._composed
         names = [name for name in inspect.signature(function).parameters if name != "hints"]
         for planting, parameters in zip(self.plantings, self.parameters, strict=True):
-            if stage in planting.fault.stages and not (stage == "masked_moe" and function == self._composed):
+            if self._belongs(planting.fault, stage):
                 function = _around(stage, function, self.base, planting, parameters, names)
         return function
+
+    def _belongs(self, fault: Fault, stage: str) -> bool:
+        """Return whether a fault is planted in a stage of this candidate: in one place only, the innermost that it has."""
+        if stage not in fault.stages:
+            return False
+        if stage != "masked_moe":
+            return True
+        stages = set(stages_of(self.base))
+        inner = bool(set(fault.stages) & set(_INNER)) and set(_INNER) <= stages
+        return not inner and not ("load_experts" in fault.stages and "load_experts" in stages)
 
     def _composed(
         self,
@@ -99,6 +124,8 @@ def _around(
 ) -> Function:
     """Return a stage's function with one fault around it."""
     kind = CALLS[stage]
+    if stage == "masked_moe" and "load_experts" in planting.fault.stages:
+        kind = LoadedMoeCall
 
     def call(*positional: Any, **named: Any) -> Any:
         arguments = dict(zip(names, positional, strict=False)) | named
@@ -172,6 +199,11 @@ _MERGE: dict[type[Call], Callable[[Any, Any, str, Parameters], None]] = {
     QuantizeCall: _merge_quantized,
     GemmCall: _merge_gemm,
     MoeCall: _merge_moe,
+    RouteCall: merge_routes,
+    DispatchCall: merge_dispatched,
+    CombineCall: merge_combined,
+    LoadCall: merge_loaded,
+    LoadedMoeCall: merge_loaded,
 }
 
 

@@ -12,7 +12,7 @@ from harness.layer_problem import LayerProblem
 from reference import fp8_tokens
 from reference.e2m1 import unpack_e2m1
 from reference.e4m3 import decode_e4m3
-from reference.routing import TRANSPORTS, Dispatched
+from reference.routing import NO_EXPERT, TRANSPORTS, Dispatched
 
 _ALL = slice(None)
 
@@ -22,13 +22,14 @@ def dispatch(ctx: Context) -> list[Comparison]:
     layer = LayerProblem(ctx.problem, ctx.traits)
     x = layer.tokens(layer.dispatch_hidden)
     found = []
-    for transport in TRANSPORTS:
+    for number, transport in enumerate(TRANSPORTS):
+        topk_idx = [_without_some(ids, number) for ids in layer.topk_idx]
         scale = layer.token_scale(x) if transport == "nvfp4" else None
         received = ctx.candidate.dispatch(
-            x, layer.topk_idx, layer.experts, layer.max_tokens, transport=transport, global_scale_enc=scale
+            x, topk_idx, layer.experts, layer.max_tokens, transport=transport, global_scale_enc=scale
         )
         _check_buffers(received, layer, transport)
-        counts, places, arrived = _judge_places(f"dispatch.{transport}", layer, received)
+        counts, places, arrived = _judge_places(f"dispatch.{transport}", layer, topk_idx, received)
         found += [counts, places]
         if not len(arrived):
             found.append(Comparison(f"dispatch.{transport}.x"))
@@ -53,6 +54,14 @@ def dispatch(ctx: Context) -> list[Comparison]:
                 keeps_sign_of_zero=ctx.traits.keeps_sign_of_zero,
             )
     return found
+
+
+def _without_some(ids: Tensor, number: int) -> Tensor:
+    """Return routes with other counts in every call, so that what is left of the call before shows."""
+    changed = ids.clone()
+    if number:
+        changed[number::3, 0] = NO_EXPERT
+    return changed
 
 
 def _check_buffers(received: list[Dispatched], layer: LayerProblem, transport: str) -> None:
@@ -92,13 +101,13 @@ def _check_buffers(received: list[Dispatched], layer: LayerProblem, transport: s
 
 
 def _judge_places(
-    stage: str, layer: LayerProblem, received: list[Dispatched]
+    stage: str, layer: LayerProblem, topk_idx: list[Tensor], received: list[Dispatched]
 ) -> tuple[Comparison, Comparison, Rows]:
     """Judge the counts and which token each row holds; return the rows whose token exists."""
     device, capacity = layer.device, layer.ranks * layer.max_tokens
     shape = (layer.experts, layer.ranks, layer.max_tokens)
     wanted = torch.zeros(shape, dtype=torch.bool, device=device)
-    for rank, ids in enumerate(layer.topk_idx):
+    for rank, ids in enumerate(topk_idx):
         token, slot = (ids >= 0).nonzero(as_tuple=True)
         wanted[ids[token, slot], rank, token] = True
     count = torch.cat([r.masked_m for r in received]).long().unsqueeze(-1)

@@ -17,7 +17,10 @@ def _halves(call: QuantizeCall) -> tuple[Tensor, Tensor]:
     return gate, up
 
 
-@fault(category="activation", stages=_ACT, bugs=("C01", "C13", "C14"), killed_by="ACT", effect="collapse")
+@fault(
+    category="activation", stages=_ACT, bugs=("C01", "C13", "C14"), same_as=("gate_up_swapped",), killed_by="ACT",
+    effect="collapse",
+)  # fmt: skip
 def gate_and_up_swapped(call: QuantizeCall, _: Parameters) -> None:
     """The up half goes through silu and the gate half does not."""
     gate, up = call.x.chunk(2, dim=-1)

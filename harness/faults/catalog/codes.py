@@ -38,7 +38,10 @@ def nibbles_swapped(call: QuantizeCall, _: Parameters) -> None:
     call.codes = _swapped(call.codes)
 
 
-@fault(category="codes", stages=_GEMM, bugs=("C09",), killed_by="GEMM", effect="collapse")
+@fault(
+    category="codes", stages=_GEMM, bugs=("C09",), same_as=("nibbles_swapped_in_weights",), killed_by="GEMM",
+    effect="collapse",
+)  # fmt: skip
 def weight_nibbles_swapped(call: GemmCall, _: Parameters) -> None:
     """The GEMM takes the high half of each byte of B for its first element."""
     call.b_codes = _swapped(call.b_codes)

@@ -12,7 +12,10 @@ from reference.nvfp4 import BLOCK
 _GEMM = "masked_grouped_gemm"
 
 
-@fault(category="gemm", stages=_GEMM, bugs=("B04",), killed_by="GEMM", effect="shift", unit="expert")
+@fault(
+    category="gemm", stages=_GEMM, bugs=("B04",), same_as=("alphas_before_migration",), killed_by="GEMM",
+    effect="shift", unit="expert",
+)  # fmt: skip
 def alpha_of_neighbour(call: GemmCall, _: Parameters) -> None:
     """Each expert's product is multiplied by the next expert's alpha."""
     if call.alpha is not None:

@@ -1,0 +1,369 @@
+"""Calls of the stages around the masked MoE, as a fault sees them, and how a fault is kept to a part of what they return.
+
+A fault of loading changes what was loaded: after `run()` the weight arguments are attributes. The same function is planted
+in `load_experts`, or, in a candidate that has none, in `masked_moe`, whose weight arguments it then changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harness.faults.calls import Call
+from harness.faults.fault import Parameters
+from harness.faults.scope import chosen_rows
+from reference.e2m1 import pack_e2m1, unpack_e2m1
+from reference.layout import swizzle_128x4, unswizzle_128x4
+from reference.routing import Dispatched
+
+LOADED = (
+    "input_global_scale", "w1", "w1_blockscale", "w1_alpha", "w2", "a2_global_scale", "w2_blockscale", "w2_alpha",
+)  # fmt: skip
+
+
+class RouteCall(Call):
+    """route_topk.
+
+    Attributes:
+        logits: `(tokens, experts)`; topk, normalize: as the stage takes them.
+        topk_idx: `(tokens, topk)` int64, after run().
+        topk_weights: `(tokens, topk)` float32, after run().
+    """
+
+    names = ("logits", "topk", "normalize")
+    logits: Tensor
+    topk: int
+    normalize: bool = True
+    topk_idx: Tensor
+    topk_weights: Tensor
+
+    def run(self) -> None:
+        """Route."""
+        self.topk_idx, self.topk_weights = self.function(self.logits, self.topk, normalize=self.normalize)
+
+    def result(self) -> tuple[Tensor, Tensor]:
+        """Return (topk_idx, topk_weights)."""
+        return self.topk_idx, self.topk_weights
+
+
+class DispatchCall(Call):
+    """dispatch.
+
+    Attributes:
+        x, topk_idx: per rank; experts, max_tokens, transport, global_scale_enc: as the stage takes them.
+        received: one `Dispatched` per rank, after run(); assign new ones to change.
+    """
+
+    names = ("x", "topk_idx", "experts", "max_tokens", "transport", "global_scale_enc")
+    x: list[Tensor]
+    topk_idx: list[Tensor]
+    experts: int
+    max_tokens: int
+    transport: str = "bf16"
+    global_scale_enc: Tensor | None = None
+    received: list[Dispatched]
+
+    def run(self) -> None:
+        """Dispatch."""
+        self.received = self.function(
+            self.x,
+            self.topk_idx,
+            self.experts,
+            self.max_tokens,
+            transport=self.transport,
+            global_scale_enc=self.global_scale_enc,
+        )
+
+    def result(self) -> list[Dispatched]:
+        """Return what the ranks received."""
+        return self.received
+
+    def change(self, function: Callable[[Dispatched], Dispatched]) -> None:
+        """Replace what every rank received by a function of it."""
+        self.received = [function(got) for got in self.received]
+
+
+class CombineCall(Call):
+    """combine.
+
+    Attributes:
+        y, dispatched, topk_idx, topk_weights: per rank, as the stage takes them.
+        outputs: per rank `(tokens, hidden)`, after run().
+    """
+
+    names = ("y", "dispatched", "topk_idx", "topk_weights")
+    y: list[Tensor]
+    dispatched: list[Dispatched]
+    topk_idx: list[Tensor]
+    topk_weights: list[Tensor]
+    outputs: list[Tensor]
+
+    def run(self) -> None:
+        """Combine."""
+        self.outputs = self.function(self.y, self.dispatched, self.topk_idx, self.topk_weights)
+
+    def result(self) -> list[Tensor]:
+        """Return the ranks' outputs."""
+        return self.outputs
+
+
+class LoadCall(Call):
+    """load_experts.
+
+    Attributes:
+        checkpoint: the layer's tensors, None in a call of masked_moe.
+        experts: range of this rank's experts, None in a call of masked_moe.
+        input_global_scale and the other names of LOADED: masked_moe's weight arguments, after run(). input_global_scale is
+            None where masked_moe gets a quantized pair.
+        first: number of this rank's first expert; total: experts of the layer, as far as the call knows.
+    """
+
+    names = ("checkpoint", "experts")
+    checkpoint: dict[str, Tensor] | None = None
+    experts: range | None = None
+    input_global_scale: Tensor | None
+    w1: Tensor
+    w1_blockscale: Tensor
+    w1_alpha: Tensor
+    w2: Tensor
+    a2_global_scale: Tensor
+    w2_blockscale: Tensor
+    w2_alpha: Tensor
+
+    def run(self) -> None:
+        """Load; the weight arguments are there afterwards."""
+        loaded = self.function(self.checkpoint, self.experts)
+        self.others = {name: value for name, value in loaded.items() if name not in LOADED}
+        for name in LOADED:
+            setattr(self, name, loaded[name])
+
+    def result(self) -> Any:
+        """Return the weight arguments."""
+        return {name: getattr(self, name) for name in LOADED} | self.others
+
+    @property
+    def first(self) -> int:
+        """Number of this rank's first expert."""
+        return self.experts.start if self.experts is not None else 0
+
+    @property
+    def total(self) -> int:
+        """Experts of the layer; of this rank where the call does not know more."""
+        if self.checkpoint is None:
+            return len(self.w1)
+        return len({name.split(".")[1] for name in self.checkpoint})
+
+    def visible(self) -> Tensor:
+        """Return the experts whose weights can be seen in what the call returns, `(l,)` bool."""
+        return torch.ones(len(self.w1), dtype=torch.bool, device=self.w1.device)
+
+    def numbers(self) -> Tensor:
+        """Return the experts' numbers in the layer, `(l,)` int64."""
+        return torch.arange(self.first, self.first + len(self.w1), device=self.w1.device)
+
+    @property
+    def gated(self) -> bool:
+        """Whether w1 holds gate and up rows: it is then twice as high as w2 is wide."""
+        return self.w1.shape[1] == self.w2.shape[2] * 4
+
+    @property
+    def w1_codes(self) -> Tensor:
+        """`(l, rows, k)` uint8; assign to change."""
+        return unpack_e2m1(self.w1)
+
+    @w1_codes.setter
+    def w1_codes(self, codes: Tensor) -> None:
+        self.w1 = pack_e2m1(codes)
+
+    @property
+    def w2_codes(self) -> Tensor:
+        """`(l, rows, k)` uint8; assign to change."""
+        return unpack_e2m1(self.w2)
+
+    @w2_codes.setter
+    def w2_codes(self, codes: Tensor) -> None:
+        self.w2 = pack_e2m1(codes)
+
+    @property
+    def w1_block_scale(self) -> Tensor:
+        """`(l, rows, k/16)` uint8, linear; assign to change."""
+        return _linear(self.w1, self.w1_blockscale)
+
+    @w1_block_scale.setter
+    def w1_block_scale(self, block_scale: Tensor) -> None:
+        self.w1_blockscale = _with_scales(self.w1_blockscale, block_scale)
+
+    @property
+    def w2_block_scale(self) -> Tensor:
+        """`(l, rows, k/16)` uint8, linear; assign to change."""
+        return _linear(self.w2, self.w2_blockscale)
+
+    @w2_block_scale.setter
+    def w2_block_scale(self, block_scale: Tensor) -> None:
+        self.w2_blockscale = _with_scales(self.w2_blockscale, block_scale)
+
+    def each(self, function: Callable[[Tensor], Tensor]) -> None:
+        """Replace every weight argument, all of which have the experts first, by a function of it."""
+        for name in LOADED:
+            value = getattr(self, name)
+            if value is not None:
+                as_bytes = value.view(torch.uint8) if value.dtype == torch.float8_e4m3fn else value
+                setattr(self, name, function(as_bytes).contiguous().view(value.dtype))
+
+
+class LoadedMoeCall(LoadCall):
+    """masked_moe of a candidate without load_experts: its weight arguments are what was loaded.
+
+    Attributes:
+        output: `(l, m, k)` bfloat16, once result() was asked for.
+    """
+
+    names = (*LOADED, "masked_m")
+    masked_m: Tensor
+
+    def run(self) -> None:
+        """Do nothing: the weights are loaded already."""
+
+    def visible(self) -> Tensor:
+        """Return the experts that have rows."""
+        return self.masked_m > 0
+
+    def result(self) -> Tensor:
+        """Run the layer with the weight arguments as they are now; return its output."""
+        output: Tensor = self.function(**self.arguments())
+        return output
+
+
+def _linear(packed: Tensor, swizzled: Tensor) -> Tensor:
+    _, rows, half = packed.shape
+    return unswizzle_128x4(swizzled.view(torch.uint8), rows, half // 8)
+
+
+def _with_scales(swizzled: Tensor, block_scale: Tensor) -> Tensor:
+    inside = swizzle_128x4(torch.ones_like(block_scale), 0).bool()
+    new = torch.where(inside, swizzle_128x4(block_scale, 0), swizzled.view(torch.uint8))
+    return new.view(torch.float8_e4m3fn)
+
+
+def _differs(a: Tensor, b: Tensor) -> Tensor:
+    if a.dtype == torch.float8_e4m3fn:
+        a, b = a.view(torch.uint8), b.view(torch.uint8)
+    return (a != b) & ~((a != a) & (b != b))  # noqa: PLR0124 - NaN differs from itself
+
+
+def _where(chosen: Tensor, wrong: Tensor, right: Tensor) -> Tensor:
+    """Take whole slices along the axes of `chosen` from one tensor or the other, any dtype."""
+    as_bytes = torch.uint8 if right.dtype.itemsize == 1 else right.dtype
+    shape = (*chosen.shape, *[1] * (right.ndim - chosen.ndim))
+    return torch.where(chosen.view(shape), wrong.view(as_bytes), right.view(as_bytes)).view(right.dtype)
+
+
+def merge_routes(healthy: RouteCall, faulty: RouteCall, _: str, parameters: Parameters) -> None:
+    """Keep a fault to some tokens."""
+    changed = (healthy.topk_idx != faulty.topk_idx) | _differs(healthy.topk_weights, faulty.topk_weights)
+    chosen = chosen_rows(changed.any(-1).unsqueeze(0), parameters)[0]
+    healthy.topk_idx = _where(chosen, faulty.topk_idx, healthy.topk_idx)
+    healthy.topk_weights = _where(chosen, faulty.topk_weights, healthy.topk_weights)
+
+
+def merge_dispatched(healthy: DispatchCall, faulty: DispatchCall, unit: str, parameters: Parameters) -> None:
+    """Keep a fault to some rows, or to some experts where it changes which rows there are."""
+    merged = []
+    changed = torch.cat([_changed_rows(h, f) for h, f in zip(healthy.received, faulty.received, strict=True)])
+    if unit == "row":
+        chosen = chosen_rows(changed, parameters)
+    else:
+        whole = chosen_rows(changed.any(-1, keepdim=True), parameters)
+        chosen = whole.expand_as(changed)
+    local = len(healthy.received[0].x)
+    for rank, (right, wrong) in enumerate(zip(healthy.received, faulty.received, strict=True)):
+        here = chosen[rank * local : (rank + 1) * local]
+        scales = (
+            None if right.scales is None or wrong.scales is None else _where(here, wrong.scales, right.scales)
+        )
+        counts = right.masked_m if unit == "row" else torch.where(here[:, 0], wrong.masked_m, right.masked_m)
+        merged.append(
+            Dispatched(
+                _where(here, wrong.x, right.x), counts, _where(here, wrong.source, right.source), scales
+            )
+        )
+    healthy.received = merged
+
+
+def _changed_rows(right: Dispatched, wrong: Dispatched) -> Tensor:
+    """Return which rows differ in what they hold or in whether they count, `(local experts, capacity)`."""
+    row = torch.arange(right.x.shape[1], device=right.x.device)
+    valid = row < right.masked_m.unsqueeze(-1)
+    changed = valid != (row < wrong.masked_m.unsqueeze(-1))
+    holds = _differs(right.x, wrong.x).any(-1) | (right.source != wrong.source).any(-1)
+    if right.scales is not None and wrong.scales is not None:
+        holds |= _differs(right.scales, wrong.scales).any(-1)
+    return changed | (holds & valid)
+
+
+def merge_combined(healthy: CombineCall, faulty: CombineCall, _: str, parameters: Parameters) -> None:
+    """Keep a fault to some tokens of some ranks."""
+    most = max((len(out) for out in healthy.outputs), default=0)
+    changed = torch.zeros((len(healthy.outputs), most), dtype=torch.bool)
+    for rank, (right, wrong) in enumerate(zip(healthy.outputs, faulty.outputs, strict=True)):
+        changed[rank, : len(right)] = _differs(right, wrong).any(-1).cpu()
+    chosen = chosen_rows(changed, parameters)
+    healthy.outputs = [
+        _where(chosen[rank, : len(right)].to(right.device), wrong, right)
+        for rank, (right, wrong) in enumerate(zip(healthy.outputs, faulty.outputs, strict=True))
+    ]
+
+
+def merge_loaded(healthy: LoadCall, faulty: LoadCall, unit: str, parameters: Parameters) -> None:
+    """Keep a fault to rows of the weights and their block scales, or to experts and all that belongs to them."""
+    if unit == "row":
+        _merge_weight_rows(healthy, faulty, parameters)
+        return
+    changed = torch.zeros(len(healthy.w1), dtype=torch.bool, device=healthy.w1.device)
+    pairs = [(name, getattr(healthy, name), getattr(faulty, name)) for name in LOADED]
+    for _, right, wrong in pairs:
+        if right is not None:
+            changed |= _differs(right, wrong).flatten(1).any(-1) if right.ndim > 1 else _differs(right, wrong)
+    chosen = chosen_rows((changed & healthy.visible()).unsqueeze(-1), parameters)[:, 0]
+    for name, right, wrong in pairs:
+        if right is not None:
+            setattr(healthy, name, _where(chosen, wrong, right))
+
+
+def _merge_weight_rows(healthy: LoadCall, faulty: LoadCall, parameters: Parameters) -> None:
+    parts = [
+        (name, getattr(healthy, name), getattr(faulty, name), getattr(healthy, scale), getattr(faulty, scale))
+        for name, scale in (("w1", "w1_block_scale"), ("w2", "w2_block_scale"))
+    ]
+    changed = torch.cat(
+        [_differs(w, other).any(-1) | (s != other_s).any(-1) for _, w, other, s, other_s in parts], dim=1
+    )
+    changed &= healthy.visible().unsqueeze(-1)
+    chosen = chosen_rows(changed, parameters).split([part[1].shape[1] for part in parts], dim=1)
+    for (name, right, wrong, scale, wrong_scale), here in zip(parts, chosen, strict=True):
+        setattr(healthy, name, _where(here, wrong, right))
+        setattr(healthy, f"{name}_block_scale", _where(here, wrong_scale, scale))
+
+
+def with_rows(
+    got: Dispatched, order: Tensor, *, what: tuple[str, ...] = ("x", "scales", "source")
+) -> Dispatched:
+    """Return a copy whose rows are taken from others of the same expert.
+
+    Args:
+        got: what a rank received.
+        order: `(local experts, capacity)` int64, the row that each row is taken from.
+        what: parts that move; the others stay.
+    """
+    changed: dict[str, Tensor] = {}
+    for name in what:
+        value = getattr(got, name)
+        if value is not None:
+            as_bytes = value.view(torch.uint8) if value.dtype == torch.float8_e4m3fn else value
+            moved = as_bytes.gather(1, order.unsqueeze(-1).expand(-1, -1, value.shape[-1]))
+            changed[name] = moved.view(value.dtype)
+    return replace(got, **changed)
