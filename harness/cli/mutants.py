@@ -194,9 +194,12 @@ def _print(found: dict[str, Any]) -> None:
         click.secho(
             f"survived: {result['planting']} under {result['rule']}, {result['examples']} problems", fg="red"
         )
+    reasons: dict[str, list[str]] = {}
     for fault in found["faults"]:
         if fault["status"] in {"not judged", "not planted"}:
-            click.echo(f"{fault['status']}: {fault['name']}: {fault['reason']}")
+            reasons.setdefault(f"{fault['status']}, {fault['reason']}", []).append(fault["name"])
+    for why, names in reasons.items():
+        click.echo(f"{why}: {', '.join(names[:6])}{', ...' if len(names) > 6 else ''} ({len(names)})")
     for failure in found["candidate_failures"][:5]:
         click.echo(
             f"the candidate itself fails {failure['rule']} on {failure['problem']}: {failure['message']}"

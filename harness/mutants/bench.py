@@ -22,6 +22,7 @@ from harness.problem_tensors import ProblemTensors, make_weights
 from harness.profiles import find_profile
 from harness.rules import RULES, Rule, find_rules
 from harness.session import CandidateStartError
+from harness.verdict import UsageError
 
 KILLED, SURVIVED, NOT_JUDGED, NOT_PLANTED = "killed", "survived", "not judged", "not planted"
 
@@ -130,7 +131,14 @@ class Bench:
         if threads:
             torch.set_num_threads(threads)
         self.name = candidate
-        self.base = load_candidate(candidate)
+        try:
+            self.base = load_candidate(candidate)
+        except UsageError:
+            raise
+        except (
+            Exception
+        ) as error:  # any reason why a candidate does not start is the answer, as in harness.check
+            raise CandidateStartError(f"{type(error).__name__}: {error}") from error
         support = support_of(self.base)
         if not support:
             raise CandidateStartError(support.reason)

@@ -1,8 +1,7 @@
-"""Which candidate a fault is planted in, or why it cannot be."""
+"""Which candidate a fault is planted in, under which rule, or why it cannot be."""
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 
 from harness.candidates import load_candidate, stages_of
@@ -15,43 +14,46 @@ MODEL, CONTROL = "physical", "eager"
 
 @dataclass(frozen=True)
 class Place:
-    """Where a fault goes: the name of a candidate, or "" and the reason."""
+    """Where a fault goes and which rule judges it: candidate is a name, or "" with the reason."""
 
     candidate: str = ""
+    rule: str = ""
     reason: str = ""
 
 
-def place_of(fault: Fault, candidate: str) -> Place:
+def place_of(fault: Fault, candidate: str, stages: list[str]) -> Place:
     """Return where a fault is planted.
 
     `physical` has some mistakes of the kernels that it models; a fault that would add nothing to one of those is planted
-    in `eager` instead. Around a user's kernel it is reported as not planted.
+    in `eager` instead. Around a user's kernel it is reported as not planted, but for faults that show through the whole
+    layer: where their own rule asks for stages that the kernel does not have, MOE judges them.
 
     Args:
         fault: what is planted.
         candidate: the name that was asked for.
+        stages: of that candidate.
     """
-    reason = obstacle(fault, candidate)
-    if reason and candidate == MODEL and not obstacle(fault, CONTROL):
-        return Place(CONTROL)
-    return Place("", reason) if reason else Place(candidate)
+    place = _in(fault, candidate, stages, fault.killed_by)
+    if not place.candidate and candidate == MODEL:
+        control = _in(fault, CONTROL, stages_of(load_candidate(CONTROL)), fault.killed_by)
+        return control if control.candidate else place
+    if (
+        not place.candidate and "masked_moe" in fault.stages
+    ):  # a kernel that is one call: the layer's rule judges it
+        whole = _in(fault, candidate, stages, "MOE")
+        return whole if whole.candidate else place
+    return place
 
 
-def obstacle(fault: Fault, candidate: str) -> str:
-    """Return why a fault cannot be planted in a candidate and judged by its rule, or ""."""
-    stages = _stages(candidate)
+def _in(fault: Fault, candidate: str, stages: list[str], rule: str) -> Place:
+    """Return the place of a fault in this candidate, judged by this rule, or why there is none."""
     if not set(fault.stages) & set(stages):
-        return f"the candidate has no {' or '.join(fault.stages)}"
-    if fault.killed_by not in RULE_IDS:
-        return f"there is no rule {fault.killed_by}"
-    if missing := [s for s in find_rules([fault.killed_by])[0].stages if s not in stages]:
-        return f"{fault.killed_by} needs {', '.join(missing)}"
+        return Place(rule=rule, reason=f"the candidate has no {' or '.join(fault.stages)}")
+    if rule not in RULE_IDS:
+        return Place(rule=rule, reason=f"there is no rule {rule}")
+    if missing := [stage for stage in find_rules([rule])[0].stages if stage not in stages]:
+        return Place(rule=rule, reason=f"{rule} needs {', '.join(missing)}")
     for known in load_known_failures(default_path()):
-        if (known.rule, known.candidate) == (fault.killed_by, candidate) and known.applies():
-            return f"the candidate itself fails {known.rule}, as known: {known.issue}"
-    return ""
-
-
-@functools.cache
-def _stages(candidate: str) -> list[str]:
-    return stages_of(load_candidate(candidate))
+        if (known.rule, known.candidate) == (rule, candidate) and known.applies():
+            return Place(rule=rule, reason=f"the candidate itself fails {rule}, as known: {known.issue}")
+    return Place(candidate, rule)

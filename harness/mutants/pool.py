@@ -49,12 +49,13 @@ class Died:
     message: str
 
 
-def run_jobs(jobs: list[Job], processes: int) -> Iterator[tuple[Job, Any]]:
+def run_jobs(jobs: list[Job], processes: int, *, in_child: bool) -> Iterator[tuple[Job, Any]]:
     """Run jobs and yield each with its answer, in the order in which they are ready.
 
     Args:
         jobs: what to do.
-        processes: how many at once, each with one thread; 1 runs everything in this process.
+        processes: how many at once, each with one thread.
+        in_child: False runs everything in this process, one after the other.
 
     Yields:
         (job, what its function returned, or `Died`). A job whose process dies is tried once more, alone.
@@ -62,13 +63,15 @@ def run_jobs(jobs: list[Job], processes: int) -> Iterator[tuple[Job, Any]]:
     Raises:
         UsageError, CandidateStartError: the candidate does not exist or cannot run here.
     """
-    if processes <= 1:
+    if not in_child:
         for job in jobs:
             yield job, _work(job, threads=0)
         return
+    if not jobs:
+        return
     left = list(jobs)
     try:
-        for job, answer in _together(jobs, processes):
+        for job, answer in _together(jobs, min(processes, len(jobs))):
             left.remove(job)
             yield job, answer
     except BrokenProcessPool:

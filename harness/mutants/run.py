@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from harness.candidates import CANDIDATES, load_candidate, stages_of
 from harness.faults import Fault, all_faults, find_fault
 from harness.faults.fault import CATEGORIES
 from harness.mutants.bench import KILLED, NOT_JUDGED, NOT_PLANTED, SURVIVED, Batch, Bench, Result
@@ -16,6 +17,7 @@ from harness.mutants.places import Place, place_of
 from harness.mutants.pool import Died, Job, Settings, run_jobs
 from harness.mutants.score import summarize
 from harness.mutants.upstream_run import upstream_jobs, upstream_table
+from harness.session import CandidateStartError
 from harness.verdict import UsageError, Verdict
 
 FAULTS_PER_JOB = 4  # their mutants share the problems' numbers
@@ -133,21 +135,18 @@ class _Run:
     def score(self, faults: list[Fault]) -> None:
         """Judge every planting by the rule that its fault names."""
         self.faults = faults
-        self.places = {fault.name: place_of(fault, self.request.candidate) for fault in faults}
+        stages = self._stages()
+        self.places = {fault.name: place_of(fault, self.request.candidate, stages) for fault in faults}
         for fault in faults:
             place = self.places[fault.name]
             status, message = (
                 (NOT_JUDGED, "the time was over") if place.candidate else (NOT_PLANTED, place.reason)
             )
             self.results[fault.name] = [
-                Result(text, fault.killed_by, status, message=message)
+                Result(text, place.rule, status, message=message)
                 for text in plantings(fault, self.request.seeds)
             ]
-        jobs = [
-            job
-            for settings, some in self._by_place(faults)
-            for job in _score_jobs(settings, some, self.request.seeds, self.deadline)
-        ]
+        jobs = [job for settings, some in self._by_place(faults) for job in self._score_jobs(settings, some)]
         try:
             for job, batch in self._run(jobs, "plantings judged"):
                 self._note(job, batch)
@@ -170,7 +169,7 @@ class _Run:
         jobs, shrinking = [], []
         for settings, some in self._by_place(self.faults):
             jobs += matrix_jobs(settings, [fault.name for fault in some], self.deadline)
-            killed = {f.name: f.killed_by for f in some if rows[f.name]["status"] == KILLED}
+            killed = {f.name: self.places[f.name].rule for f in some if rows[f.name]["status"] == KILLED}
             shrinking += minimal_jobs(settings, killed)
         answers = list(self._run(jobs, "cells of the kill matrix"))
         batches = [batch for _, batch in answers if isinstance(batch, Batch)]
@@ -179,12 +178,36 @@ class _Run:
             if not isinstance(answer, Died):
                 rows[job.arguments["fault"]]["minimal"] = answer
 
+    def _stages(self) -> list[str]:
+        """Return the candidate's stages; somebody else's code is loaded in a child, which it may end."""
+        r = self.request
+        if r.candidate in CANDIDATES:
+            return stages_of(load_candidate(r.candidate))
+        job = Job(Settings(r.candidate, r.profile, r.seed), "run:stages", label="loading and probing it")
+        stages: list[str] = []
+        for _, stages in run_jobs([job], 1, in_child=r.processes > 1):
+            if isinstance(stages, Died):
+                raise CandidateStartError(stages.message)
+        return stages
+
     def _by_place(self, faults: list[Fault]) -> Iterator[tuple[Settings, list[Fault]]]:
         """Yield the faults that are planted in the same candidate, with the settings of its bench."""
         for candidate in dict.fromkeys(self.places[fault.name].candidate for fault in faults):
             if candidate:
                 some = [fault for fault in faults if self.places[fault.name].candidate == candidate]
                 yield Settings(candidate, self.request.profile, self.request.seed), some
+
+    def _score_jobs(self, settings: Settings, faults: list[Fault]) -> Iterator[Job]:
+        by_rule: dict[str, list[Fault]] = {}
+        for fault in faults:
+            by_rule.setdefault(self.places[fault.name].rule, []).append(fault)
+        for rule, members in by_rule.items():
+            for start in range(0, len(members), FAULTS_PER_JOB):
+                some = members[start : start + FAULTS_PER_JOB]
+                texts = [text for fault in some for text in plantings(fault, self.request.seeds)]
+                names = ", ".join(fault.name for fault in some)
+                arguments = {"rule_id": rule, "plantings": texts, "deadline": self.deadline}
+                yield Job(settings, "run:judge", arguments, f"{names} under {rule}")
 
     def _note(self, job: Job, batch: Batch | Died) -> None:
         if isinstance(batch, Died):
@@ -201,23 +224,15 @@ class _Run:
         total = sum(len(job.arguments.get("plantings", [0])) for job in jobs)
         done = 0
         self.progress(what, 0, total)
-        for job, answer in run_jobs(jobs, min(self.request.processes, len(jobs))):
+        for job, answer in run_jobs(jobs, self.request.processes, in_child=self.request.processes > 1):
             done += len(job.arguments.get("plantings", [0]))
             self.progress(what, done, total)
             yield job, answer
 
 
-def _score_jobs(settings: Settings, faults: list[Fault], seeds: int, deadline: float) -> Iterator[Job]:
-    by_rule: dict[str, list[Fault]] = {}
-    for fault in faults:
-        by_rule.setdefault(fault.killed_by, []).append(fault)
-    for rule, members in by_rule.items():
-        for start in range(0, len(members), FAULTS_PER_JOB):
-            some = members[start : start + FAULTS_PER_JOB]
-            texts = [text for fault in some for text in plantings(fault, seeds)]
-            names = ", ".join(fault.name for fault in some)
-            arguments = {"rule_id": rule, "plantings": texts, "deadline": deadline}
-            yield Job(settings, "run:judge", arguments, f"{names} under {rule}")
+def stages(bench: Bench) -> list[str]:
+    """Return the names of the candidate's stages."""
+    return stages_of(bench.base)
 
 
 def judge(bench: Bench, **arguments: Any) -> Batch:

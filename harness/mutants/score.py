@@ -57,6 +57,7 @@ def _row(fault: Fault, place: Place, results: list[Result]) -> dict[str, Any]:
         "simulated": fault.simulated,
         "same_as": list(fault.same_as),
         "planted_in": place.candidate,
+        "judged_by": place.rule,
         "status": status,
         "reason": next((r.message for r in results if r.status == status), "") if status != KILLED else "",
         "examples": median(r.examples for r in killed) if killed else None,
