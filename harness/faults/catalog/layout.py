@@ -48,7 +48,7 @@ def scale_row_pitch_unpadded(call: QuantizeCall, _: Parameters) -> None:
     call.run()
     bytes_ = call.block_scale
     experts, rows, columns = bytes_.shape
-    place = _offsets(rows, columns, tiles_in_row=max(columns // 4, 1))
+    place = _offsets(rows, columns, tiles_in_row=max(columns // 4, 1)).to(bytes_.device)
     memory = physical.swizzled_bytes(call.scales).flatten(1)
     for row in range(0, rows, 128):  # later tiles over earlier ones, as a loop over rows has it
         part = slice(row, row + 128)
