@@ -16,6 +16,7 @@ from harness.verdict import UsageError
 
 DATA = {
     "normal": "Gaussian activations and weights, distinct scales per expert",
+    "spread": "Gaussian, each block of 16 times its own power of two: few dot products are exact in float32",
     "grid": "few codes and power-of-two block scales: dot products stay exact up to k 7,168",
 }
 

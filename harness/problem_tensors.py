@@ -21,6 +21,7 @@ WEIGHT_SEEDS = 8  # different weights per shape; a problem's seed picks one
 SMALL_ROWS = (
     8  # with the trap subnormal_scales, one row of the weights in so many has nothing but small scales
 )
+_SPREAD = 9  # "spread": blocks are scaled by 2^-9 to 2^9, from the largest E4M3 scale down to subnormal ones
 _GRID_ODD = (1, 3, 5, 7, 9, 11, 13)
 
 
@@ -79,10 +80,18 @@ def make_weights(
         codes = _grid_codes((experts, n, k // BLOCK), generator).view(experts, n, k)
         scale = torch.randint(6, 8, (experts, n, k // BLOCK), generator=generator, dtype=torch.uint8) * 8
         return Weights(codes.to(device), scale.to(device))
-    values = torch.randn(experts, n, k, generator=generator).bfloat16()
+    values = torch.randn(experts, n, k, generator=generator)
+    values = (values * _block_gains(values, generator) if data == "spread" else values).bfloat16()
     amax = values.abs().amax((1, 2)).float()
     quantized = quantize_nvfp4(values, SCALE_RANGE / amax)
     return Weights(quantized.codes.to(device), quantized.block_scale.to(device))
+
+
+def _block_gains(values: Tensor, generator: torch.Generator) -> Tensor:
+    """Return a power of two for each block of 16, `(*, k)`, such that dot products spread over many binades."""
+    shape = (*values.shape[:-1], values.shape[-1] // BLOCK)
+    exponent = torch.randint(-_SPREAD, _SPREAD + 1, shape, generator=generator)
+    return torch.ldexp(torch.ones(shape), exponent).repeat_interleave(BLOCK, -1)
 
 
 def _grid_codes(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
@@ -129,6 +138,7 @@ class ProblemTensors:
             input_scale = torch.ldexp(1 / odd.float(), exponent)
             x, taken = self._grid_tokens(input_scale, generator), None
         else:
+            raw = raw * _block_gains(raw, generator) if p.data == "spread" else raw
             x = (raw * spread.view(-1, 1, 1)).bfloat16()
             taken = self._plant_outliers(x, generator)
             amax = x.abs().amax((1, 2)).float().clamp(min=1e-6)

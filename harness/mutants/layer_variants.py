@@ -64,9 +64,9 @@ class LayerVariant(Eager):
             ids = ids.sort(dim=-1).values
         elif self.habit.slots == "smallest":
             ids = ids.flip(-1)
-        return ids.contiguous(), self._weights(logits.float(), ids, normalize=normalize)
+        return ids.contiguous(), self._routing_weights(logits.float(), ids, normalize=normalize)
 
-    def _weights(self, logits: Tensor, ids: Tensor, *, normalize: bool) -> Tensor:
+    def _routing_weights(self, logits: Tensor, ids: Tensor, *, normalize: bool) -> Tensor:
         below = logits - logits.amax(-1, keepdim=True)
         if self.habit.softmax == "chosen" and normalize:
             return torch.softmax(logits.gather(-1, ids), dim=-1)
