@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from harness import physical
 from harness.candidates.protocol import Traits, stages_of, traits_of
 from harness.comparison import Rows
+from harness.layer_problem import LayerProblem
 from harness.problem import Problem
 from harness.problem_tensors import ProblemTensors, Weights
 from reference.bounds import Accumulator
@@ -65,11 +67,19 @@ class Context:
     problem: Problem
     known: Known
     traits: Traits = field(init=False)
-    tensors: ProblemTensors = field(init=False)
 
     def __post_init__(self) -> None:
         self.traits = traits_of(self.candidate)
-        self.tensors = ProblemTensors(self.problem, self.traits.device)
+
+    @cached_property
+    def tensors(self) -> ProblemTensors:
+        """The problem's numbers for the kernels."""
+        return ProblemTensors(self.problem, self.traits.device)
+
+    @cached_property
+    def layer(self) -> LayerProblem:
+        """The problem's ranks, routes and checkpoint, for the stages around the kernels."""
+        return LayerProblem(self.problem, self.traits)
 
     @property
     def masked_m(self) -> list[int]:

@@ -125,7 +125,7 @@ class ExpertParallel:
         for rank in range(self.ranks):
             y = [self.run_experts(rank, received[0])]
             total += self._combine(y, received, ids, weights)[0].float()
-        return list(total.bfloat16().split([len(tokens) for tokens in x]))
+        return list(torch.split(total.bfloat16(), [len(tokens) for tokens in x]))
 
     def run_experts(self, rank: int, received: Dispatched) -> Tensor:
         """Run masked_moe on what one rank received: `(local experts, capacity, hidden)` bfloat16."""

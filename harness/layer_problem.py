@@ -26,7 +26,8 @@ from reference.routing import NO_EXPERT
 MOST_RANKS = 8
 MOST_TOKENS = 24  # of one rank
 MOST_TOPK = 8
-_MOST_HIDDEN, _MOST_INTER = 256, 128
+_MOST_HIDDEN, _MOST_INTER = 256, 128  # half of it for many experts
+_MANY_EXPERTS = 32
 
 
 class LayerProblem:
@@ -60,14 +61,15 @@ class LayerProblem:
         fewer = max(1, problem.experts - (rng.random() > 0.1))  # now and then every expert gets every token
         self.topk = rng.randint(1, min(fewer, MOST_TOPK))
         self.normalize = rng.random() < 0.5
-        width = traits.width_multiple
+        width, share = traits.width_multiple, 2 if problem.experts > _MANY_EXPERTS else 1
         self.hidden, self.inter = (
-            min(extent, max(most // width, 1) * width)
+            min(extent, max(most // share // width, 1) * width)
             for extent, most in ((problem.hidden, _MOST_HIDDEN), (problem.inter, _MOST_INTER))
         )
         self._shift = rng.choice((0.0, -20.0, 12.0))
         self._lonely = rng.random() < 0.5
         self._skew = rng.choice((0.0, 0.0, 3.0))
+        self._checkpoints: dict[bool, dict[str, Tensor]] = {}
         self._generator = torch.Generator().manual_seed(rng.getrandbits(48))
 
     def token_rows(self) -> Rows:
@@ -146,6 +148,11 @@ class LayerProblem:
         Args:
             same_scales: gate and up of an expert share their weight_scale_2, as masked_moe needs it.
         """
+        if same_scales not in self._checkpoints:
+            self._checkpoints[same_scales] = self._make_checkpoint(same_scales=same_scales)
+        return dict(self._checkpoints[same_scales])
+
+    def _make_checkpoint(self, *, same_scales: bool) -> dict[str, Tensor]:
         p, seed = self.problem, self.problem.seed % WEIGHT_SEEDS
         w1 = make_weights(p.experts, 2 * self.inter, self.hidden, p.data, seed, self.device)
         w2 = make_weights(p.experts, self.hidden, self.inter, p.data, seed + WEIGHT_SEEDS, self.device)

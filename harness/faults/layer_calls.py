@@ -122,7 +122,7 @@ class LoadCall(Call):
         first: number of this rank's first expert; total: experts of the layer, as far as the call knows.
     """
 
-    names = ("checkpoint", "experts")
+    names: tuple[str, ...] = ("checkpoint", "experts")
     checkpoint: dict[str, Tensor] | None = None
     experts: range | None = None
     input_global_scale: Tensor | None
@@ -343,7 +343,7 @@ def _merge_weight_rows(healthy: LoadCall, faulty: LoadCall, parameters: Paramete
         [_differs(w, other).any(-1) | (s != other_s).any(-1) for _, w, other, s, other_s in parts], dim=1
     )
     changed &= healthy.visible().unsqueeze(-1)
-    chosen = chosen_rows(changed, parameters).split([part[1].shape[1] for part in parts], dim=1)
+    chosen = torch.split(chosen_rows(changed, parameters), [part[1].shape[1] for part in parts], dim=1)
     for (name, right, wrong, scale, wrong_scale), here in zip(parts, chosen, strict=True):
         setattr(healthy, name, _where(here, wrong, right))
         setattr(healthy, f"{name}_block_scale", _where(here, wrong_scale, scale))

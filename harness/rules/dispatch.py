@@ -19,7 +19,7 @@ _ALL = slice(None)
 
 def dispatch(ctx: Context) -> list[Comparison]:
     """DISPATCH: drawn tokens over simulated ranks, by every transport."""
-    layer = LayerProblem(ctx.problem, ctx.traits)
+    layer = ctx.layer
     x = layer.tokens(layer.dispatch_hidden)
     found = []
     for number, transport in enumerate(TRANSPORTS):

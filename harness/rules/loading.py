@@ -23,7 +23,7 @@ _SCALES = ("input_global_scale", "w1_alpha", "a2_global_scale", "w2_alpha")
 
 def load(ctx: Context) -> list[Comparison]:
     """LOAD: load_experts on a drawn checkpoint: on one rank, on several, with experts in another order."""
-    layer = LayerProblem(ctx.problem, ctx.traits)
+    layer = ctx.layer
     checkpoint = layer.checkpoint()
     everyone = range(layer.experts)
     whole = _load(ctx, layer, checkpoint, everyone)

@@ -7,7 +7,6 @@ import torch
 from harness.comparison import Comparison, compare_equal
 from harness.context import Context, ContractError
 from harness.expert_parallel import ExpertParallel
-from harness.layer_problem import LayerProblem
 from harness.rules import NotApplicableError
 from reference.routing import TRANSPORTS
 
@@ -18,7 +17,7 @@ def expert_parallel(ctx: Context) -> list[Comparison]:
         raise NotApplicableError(
             "the candidate declares deterministic=False or place_invariant=False: bits may depend on a row's place"
         )
-    layer = LayerProblem(ctx.problem, ctx.traits)
+    layer = ctx.layer
     if layer.ranks == 1 or not sum(layer.counts):
         return [Comparison("layer")]
     transports = [t for t in TRANSPORTS if t != "fp8" or layer.hidden % 128 == 0]

@@ -16,7 +16,7 @@ _ALL = slice(None)
 
 def route(ctx: Context) -> list[Comparison]:
     """ROUTE: route_topk on drawn logits, with weights normalized and not."""
-    layer = LayerProblem(ctx.problem, ctx.traits)
+    layer = ctx.layer
     logits, rows = torch.cat(layer.logits), layer.token_rows()
     found = []
     for normalize in (True, False):
@@ -122,7 +122,7 @@ def _judge_weights(
 
 def combine(ctx: Context) -> list[Comparison]:
     """COMBINE: rows of drawn numbers, dispatched by the candidate where it can, brought back and summed."""
-    layer = LayerProblem(ctx.problem, ctx.traits)
+    layer = ctx.layer
     ids, weights, rows = layer.topk_idx, layer.topk_weights, layer.token_rows()
     sender = ctx.candidate.dispatch if ctx.has("dispatch") else routing.dispatch
     dispatched = sender(layer.tokens(layer.dispatch_hidden), ids, layer.experts, layer.max_tokens)
