@@ -101,15 +101,21 @@ def dispatch(
     Rules: DISPATCH-1, DISPATCH-2, DISPATCH-3.
     """
     _check_dispatch(x, topk_idx, experts, max_tokens)
-    sent = encode_tokens(x, transport, global_scale_enc)
+    values, scales = encode_tokens(torch.cat(x), transport, global_scale_enc)
     ranks = len(x)
     local, capacity = experts // ranks, ranks * max_tokens
+    source, position, counts = _places(topk_idx, experts, capacity)
     received = []
     for rank in range(ranks):
-        source, masked_m = _sources(topk_idx, range(rank * local, (rank + 1) * local), capacity)
-        rows = _gather([values for values, _ in sent], source)
-        scales = None if transport == "bf16" else _gather([s for _, s in sent if s is not None], source)
-        received.append(Dispatched(rows, masked_m, source, scales))
+        owned = slice(rank * local, (rank + 1) * local)
+        received.append(
+            Dispatched(
+                _gather(values, position[owned]),
+                counts[owned],
+                source[owned],
+                None if scales is None else _gather(scales, position[owned]),
+            )
+        )
     return received
 
 
@@ -133,12 +139,12 @@ def _check_dispatch(x: list[Tensor], topk_idx: list[Tensor], experts: int, max_t
 
 
 def encode_tokens(
-    x: list[Tensor], transport: str, global_scale_enc: Tensor | None = None
-) -> list[tuple[Tensor, Tensor | None]]:
-    """Return what each rank puts on the wire: tokens and, for a quantizing transport, their scales.
+    x: Tensor, transport: str, global_scale_enc: Tensor | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """Return what a rank puts on the wire: tokens and, for a quantizing transport, their scales.
 
     Args:
-        x: per rank `(tokens, hidden)`.
+        x: `(tokens, hidden)`.
         transport: "bf16", "fp8" or "nvfp4".
         global_scale_enc: as for `dispatch`.
 
@@ -153,41 +159,44 @@ def encode_tokens(
             f"{'without' if global_scale_enc is None else 'with'} it"
         )
     if transport == "bf16":
-        return [(tokens, None) for tokens in x]
+        return x, None
     if transport == "fp8":
-        return [quantize_fp8_tokens(tokens) for tokens in x]
+        return quantize_fp8_tokens(x)
     if global_scale_enc is None or global_scale_enc.numel() != 1:
         raise ValueError("dispatch: global_scale_enc must hold one value: senders quantize for every rank")
-    quantized = [quantize_nvfp4(tokens, global_scale_enc) for tokens in x]
-    return [(pack_e2m1(q.codes), q.block_scale) for q in quantized]
+    quantized = quantize_nvfp4(x, global_scale_enc)
+    return pack_e2m1(quantized.codes), quantized.block_scale
 
 
-def _sources(topk_idx: list[Tensor], owned: range, capacity: int) -> tuple[Tensor, Tensor]:
-    """Return which (rank, token) fills each row of the owned experts, and how many rows are filled."""
+def _places(topk_idx: list[Tensor], experts: int, capacity: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what fills each row of each expert, ranks and their tokens in order.
+
+    Returns:
+        source `(experts, capacity, 2)`, the rank and the token of a row; position `(experts, capacity)`, the token's
+        place among the tokens of all ranks; both -1 where nothing came. Counts `(experts,)` int32.
+    """
     device = topk_idx[0].device
-    source = torch.full((len(owned), capacity, 2), -1, dtype=torch.int64, device=device)
-    masked_m = torch.zeros(len(owned), dtype=torch.int32, device=device)
-    for slot, expert in enumerate(owned):
-        filled = 0
-        for rank, ids in enumerate(topk_idx):
-            mine = (ids == expert).any(-1).nonzero().flatten()
-            source[slot, filled : filled + len(mine), 0] = rank
-            source[slot, filled : filled + len(mine), 1] = mine
-            filled += len(mine)
-        masked_m[slot] = filled
-    return source, masked_m
+    rank = torch.cat([torch.full((len(ids),), r, device=device) for r, ids in enumerate(topk_idx)])
+    token = torch.cat([torch.arange(len(ids), device=device) for ids in topk_idx])
+    routed = torch.zeros((len(token), experts + 1), dtype=torch.bool, device=device)
+    routed.scatter_(1, torch.cat(topk_idx) + 1, value=True)  # column 0 takes the slots without an expert
+    expert, sent = routed[:, 1:].T.nonzero(as_tuple=True)
+    counts = routed[:, 1:].sum(0)
+    row = torch.arange(len(expert), device=device) - (counts.cumsum(0) - counts)[expert]
+    source = torch.full((experts, capacity, 2), -1, dtype=torch.int64, device=device)
+    position = torch.full((experts, capacity), -1, dtype=torch.int64, device=device)
+    source[expert, row] = torch.stack((rank[sent], token[sent]), dim=1)
+    position[expert, row] = sent
+    return source, position, counts.to(torch.int32)
 
 
-def _gather(sent: list[Tensor], source: Tensor) -> Tensor:
-    """Return the rows that `source` names, `(local experts, capacity, width)`; the others hold NaN or 0xFF."""
-    dtype, device = sent[0].dtype, sent[0].device
-    poison = torch.nan if dtype.is_floating_point else 0xFF
-    rows = torch.full((*source.shape[:2], sent[0].shape[1]), poison, device=device).to(dtype)
-    as_bytes = torch.uint8 if dtype.itemsize == 1 else dtype  # float8 tensors lack indexing on some devices
-    target = rows.view(as_bytes)
-    for rank, values in enumerate(sent):
-        here = source[..., 0] == rank
-        target[here] = values.view(as_bytes)[source[..., 1][here]]
+def _gather(sent: Tensor, position: Tensor) -> Tensor:
+    """Return the rows at the given places, `(local experts, capacity, width)`; where it is -1, NaN or 0xFF."""
+    poison = torch.nan if sent.dtype.is_floating_point else 0xFF
+    rows = torch.full((*position.shape, sent.shape[1]), poison, device=sent.device).to(sent.dtype)
+    as_bytes = torch.uint8 if sent.dtype.itemsize == 1 else sent.dtype  # float8 cannot be indexed everywhere
+    filled = position >= 0
+    rows.view(as_bytes)[filled] = sent.view(as_bytes)[position[filled]]
     return rows
 
 
@@ -210,29 +219,31 @@ def combine(
 
     Returns:
         Per rank `(tokens, hidden)` of y's dtype: the float32 sum over slots 0, 1, ... of weight * row, rounded once. A
-        token without any expert gives zeros.
+        token without any expert gives zeros; one whose row never arrived at an expert gives NaN.
 
     Rules: COMBINE-1, COMBINE-2.
     """
-    local = y[0].shape[0]
+    local, hidden = y[0].shape[0], y[0].shape[2]
+    arrived = [d.source[..., 0] >= 0 for d in dispatched]
+    nowhere = torch.full((1, hidden), torch.nan, dtype=y[0].dtype, device=y[0].device)
+    rows = torch.cat([*(part[here] for part, here in zip(y, arrived, strict=True)), nowhere])
+    source = torch.cat([d.source[here] for d, here in zip(dispatched, arrived, strict=True)])
+    expert = torch.cat([here.nonzero()[:, 0] + owner * local for owner, here in enumerate(arrived)])
     out = []
     for rank, (ids, weights) in enumerate(zip(topk_idx, topk_weights, strict=True)):
-        total = torch.zeros((len(ids), y[0].shape[-1]), dtype=torch.float32, device=y[0].device)
+        token = torch.arange(len(ids), device=ids.device)
+        place = torch.full((local * len(y), len(ids)), len(rows) - 1, device=ids.device)
+        mine = (source[:, 0] == rank).nonzero().flatten()
+        place[expert[mine], source[mine, 1]] = mine
+        total = torch.zeros((len(ids), hidden), dtype=torch.float32, device=ids.device)
         for slot in range(ids.shape[1]):
-            for expert in sorted(set(ids[:, slot].tolist())):
-                if expert == NO_EXPERT:
-                    continue
-                owner, place = divmod(expert, local)
-                came_from = dispatched[owner].source[place]
-                rows = (came_from[:, 0] == rank).nonzero().flatten()
-                row_of_token = torch.full((len(ids),), -1, device=ids.device)
-                row_of_token[came_from[rows, 1]] = rows
-                tokens = (ids[:, slot] == expert).nonzero().flatten()
-                weight, row = weights[tokens, slot, None], y[owner][place, row_of_token[tokens]]
-                if fused:
-                    # The product is exact in float64, and its sum is rounded there 2^29 times finer than in float32.
-                    total[tokens] = (total[tokens].double() + weight.double() * row.double()).float()
-                else:
-                    total[tokens] += weight * row.float()
+            row = rows[place[ids[:, slot].clamp(min=0), token]]
+            weight = weights[:, slot, None]
+            if fused:
+                # The product is exact in float64, and its sum is rounded there 2^29 times finer than in float32.
+                added = (total.double() + weight.double() * row.double()).float()
+            else:
+                added = total + weight * row.float()
+            total = torch.where(ids[:, slot, None] == NO_EXPERT, total, added)
         out.append(total.to(y[0].dtype))
     return out

@@ -147,7 +147,7 @@ class PhysicalLayerStages(LayerStages):
                 tokens, global_scale_enc.reshape(1).expand(len(tokens)), rcp=simulated_rcp
             )
             return pack_e2m1(codes), block_scale
-        return encode_tokens([tokens], transport, global_scale_enc)[0]  # bf16, and what is refused
+        return encode_tokens(tokens, transport, global_scale_enc)  # bf16, and what is refused
 
 
 def _arrival(ranks: list[int]) -> list[int]:
