@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from harness.candidates.layer_stages import LayerStages
+from harness.candidates.decoded import DecodedOperands
 from harness.candidates.protocol import Traits
 from harness.support import Support, supported, unsupported
 
@@ -32,6 +33,7 @@ class Eager(LayerStages):
             reads_strides=True,
             cuda_graph=False,
         )
+        self._weights = DecodedOperands()
 
     def support(self) -> Support:
         """Return whether torch has the device."""
@@ -50,10 +52,16 @@ class Eager(LayerStages):
         import torch
 
         from harness import physical
+        from reference.moe import valid_rows
         from reference.nvfp4 import quantize_nvfp4
 
         codes = torch.zeros(x.shape, dtype=torch.uint8, device=x.device)
         block_scale = torch.zeros((*x.shape[:2], x.shape[2] // 16), dtype=torch.uint8, device=x.device)
+        if bool((global_scale_enc == global_scale_enc[:1]).all()):  # one scale for all experts: one call
+            valid = valid_rows(masked_m, x.shape[1])
+            quantized = quantize_nvfp4(x[valid], global_scale_enc[:1])
+            codes[valid], block_scale[valid] = quantized.codes, quantized.block_scale
+            return physical.operand(codes), physical.scales(block_scale)
         for expert, rows in enumerate(masked_m.tolist()):
             quantized = quantize_nvfp4(x[expert, :rows], global_scale_enc[expert])
             codes[expert, :rows], block_scale[expert, :rows] = quantized.codes, quantized.block_scale
@@ -65,13 +73,13 @@ class Eager(LayerStages):
         """Quantize bf16(silu(gate) * up) of the valid rows. Shapes: harness.candidates.protocol."""
         import torch
 
-        from reference.moe import activate
+        from reference.moe import activate, valid_rows
 
         hidden = torch.zeros(
             (*gate_up.shape[:2], gate_up.shape[2] // 2), dtype=torch.bfloat16, device=gate_up.device
         )
-        for expert, rows in enumerate(masked_m.tolist()):
-            hidden[expert, :rows] = activate(gate_up[expert, :rows], "silu")
+        valid = valid_rows(masked_m, gate_up.shape[1])
+        hidden[valid] = activate(gate_up[valid], "silu")
         return self.quantize_grouped(hidden, masked_m, global_scale_enc)
 
     def masked_grouped_gemm(
@@ -88,16 +96,23 @@ class Eager(LayerStages):
         import torch
 
         from harness import physical
+        from reference.moe import valid_rows
         from reference.nvfp4 import decode_blocks
 
-        a_codes, b_codes = physical.codes_of(a), physical.codes_of(b)
+        a_codes = physical.codes_of(a)
         columns = a_codes.shape[2] // 16
         a_bytes = physical.block_scales_of(a_scale, a_codes.shape[1], columns)
-        b_bytes = physical.block_scales_of(b_scale, b_codes.shape[1], columns)
-        b_values = decode_blocks(b_codes, b_bytes, torch.float32)
-        for expert, rows in enumerate(masked_m.tolist()):
-            a_values = decode_blocks(a_codes[expert, :rows], a_bytes[expert, :rows], torch.float32)
-            product = torch.mm(a_values, b_values[expert].T)
+        packed, swizzled = b.permute(2, 0, 1).contiguous(), physical.swizzled_bytes(b_scale)
+
+        def decode() -> Tensor:
+            b_bytes = physical.block_scales_of(b_scale, b.shape[0], columns)
+            return decode_blocks(physical.codes_of(b), b_bytes, torch.float32)
+
+        b_values = self._weights.get(packed, swizzled, decode)
+        valid, counts = valid_rows(masked_m, a_codes.shape[1]), masked_m.tolist()
+        a_values = decode_blocks(a_codes[valid], a_bytes[valid], torch.float32).split(counts)
+        for expert, rows in enumerate(counts):
+            product = torch.mm(a_values[expert], b_values[expert].T)
             out[:rows, :, expert] = (product if alpha is None else product * alpha.reshape(-1)[expert]).to(
                 out.dtype
             )

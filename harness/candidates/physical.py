@@ -11,6 +11,7 @@ import math
 from typing import TYPE_CHECKING
 
 from harness.candidates.composition import compose_masked_moe
+from harness.candidates.decoded import DecodedOperands
 from harness.candidates.layer_stages import PhysicalLayerStages
 from harness.candidates.protocol import Traits
 from harness.support import Support, supported
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 TILE = 128
+_WEIGHTS = DecodedOperands()
 
 
 class Physical(PhysicalLayerStages):
@@ -122,7 +124,7 @@ class Physical(PhysicalLayerStages):
             if not stored:
                 continue
             a_values = _operand_values(a_memory[expert], a_scale, expert, (rows, k), stored)
-            b_values = _operand_values(b_memory[expert], b_scale, expert, (n, k), n)
+            b_values = _weight_values(b_memory[expert], b_scale, expert, (n, k))
             product = blocked_gemm(a_values, b_values, chunk=self.traits.accumulator_chunk)
             target[expert, :stored] = (product if alphas is None else product * alphas[expert]).to(out.dtype)
 
@@ -151,17 +153,33 @@ def _operand_values(
     packed: Tensor, scale: Tensor, expert: int, extents: tuple[int, int], stored: int
 ) -> Tensor:
     """Return the first `stored` rows of one expert's operand, read from raw memory."""
+    return _decoded(packed, _scale_memory(scale, expert, extents), extents, stored)
+
+
+def _weight_values(packed: Tensor, scale: Tensor, expert: int, extents: tuple[int, int]) -> Tensor:
+    """Return one expert's weights, read from raw memory; in float64, which blocked_gemm multiplies in. Kept."""
+    scales = _scale_memory(scale, expert, extents)
+    return _WEIGHTS.get(packed, scales, lambda: _decoded(packed, scales, extents, extents[0]).double())
+
+
+def _scale_memory(scale: Tensor, expert: int, extents: tuple[int, int]) -> Tensor:
+    """Return the bytes of one expert's block scales, in 128x4 order, as they lie in memory."""
     import torch
 
     from harness.emulation.memory import raw
-    from reference.e2m1 import unpack_e2m1
     from reference.layout import padded_extents
+
+    padded_rows, padded_columns = padded_extents(extents[0], extents[1] // 16, "128x4")
+    return raw(scale.view(torch.uint8), (scale.shape[5], padded_rows * padded_columns))[expert]
+
+
+def _decoded(packed: Tensor, scales: Tensor, extents: tuple[int, int], stored: int) -> Tensor:
+    import torch
+
+    from reference.e2m1 import unpack_e2m1
     from reference.nvfp4 import decode_blocks
 
-    rows, k = extents
-    padded_rows, padded_columns = padded_extents(rows, k // 16, "128x4")
-    memory = raw(scale.view(torch.uint8), (scale.shape[5], padded_rows * padded_columns))
-    block_scale = memory[expert][_scale_index(rows, k // 16)[:stored]]
+    block_scale = scales[_scale_index(extents[0], extents[1] // 16)[:stored]]
     return decode_blocks(unpack_e2m1(packed[:stored]), block_scale, torch.float32)
 
 

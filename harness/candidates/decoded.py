@@ -1,0 +1,49 @@
+"""Decoded weights are kept: a model multiplies with the same NVFP4 operands again and again.
+
+What is kept is found by its place in memory and checked byte for byte against a copy, so that an operand that changed, in
+place or not, is decoded anew: the result never depends on earlier calls.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+LIMIT = 1 << 23
+"""Decoded elements kept in all. One operand of more than an eighth of that is not kept: it would push out the others."""
+
+
+class DecodedOperands:
+    """The most recently used decoded operands."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[tuple[object, ...], tuple[Tensor, Tensor, Tensor]] = OrderedDict()
+
+    def get(self, packed: Tensor, scales: Tensor, decode: Callable[[], Tensor]) -> Tensor:
+        """Return the decoded operand; the caller must not write to it.
+
+        Args:
+            packed: codes, uint8, contiguous.
+            scales: all bytes that the values depend on besides, uint8, contiguous.
+            decode: gives the values of the two.
+        """
+        import torch
+
+        size = packed.numel() * 2
+        if size * 8 > LIMIT:
+            return decode()
+        key = (packed.data_ptr(), scales.data_ptr(), packed.shape, scales.shape, str(packed.device))
+        kept = self._kept.get(key)
+        if kept is not None and torch.equal(kept[0], packed) and torch.equal(kept[1], scales):
+            self._kept.move_to_end(key)
+            return kept[2]
+        values = decode()
+        self._kept[key] = (packed.clone(), scales.clone(), values)
+        self._kept.move_to_end(key)
+        while sum(entry[2].numel() for entry in self._kept.values()) > LIMIT:
+            self._kept.popitem(last=False)
+        return values
