@@ -3,6 +3,9 @@
 The accumulator is probed through the candidate's own GEMM: a dot product L + s - L, everything else zero, with s a power
 of two further and further below L. As long as s comes back exactly, the running sum held all bits from L down to s. The
 three terms stand in the same instruction, in neighbouring ones and far apart, in several orders; the fewest bits count.
+
+A fault of the GEMM can look like a narrow accumulator and must not be judged by a bound as wide as itself. So s alone has
+to come back too, what was lost once has to stay lost as s gets smaller, and no fewer bits count than any known unit keeps.
 """
 
 from __future__ import annotations
@@ -22,8 +25,7 @@ from reference.legal import Arithmetic, Reciprocal
 _K = 512
 _GAPS = range(6, 27)  # log2(L / s): all that one operand's range of 2^-10 to 2^10 can express
 _WIDE = max(_GAPS) + 1  # significant bits, where nothing was lost over all gaps
-# No tensor core is known to keep less (Hopper's FP8 path: about 13 bits). A candidate that shows fewer has a fault, say an
-# accumulator in bfloat16 or small scales read as zero, and must not be judged by a bound as wide as its fault.
+# No tensor core is known to keep less (Hopper's FP8 path: about 13 bits) of terms that differ in nothing but magnitude.
 _FEWEST = 13
 
 
@@ -54,6 +56,11 @@ class _Arrangement:
     def exponent(self) -> int:
         """Exponent of the product L."""
         return 2 * (self.scale + {6: 2, 1: -1}[self.code])
+
+    @property
+    def plain(self) -> bool:
+        """Whether a unit that aligns terms by their block scales has no reason to lose more bits here than elsewhere."""
+        return self.code == 6 and self.decoy is None
 
     @property
     def one_instruction(self) -> bool:
@@ -155,7 +162,8 @@ def _probed_accumulator(candidate: Any) -> AccumulatorProbe:
 def probe_accumulator(candidate: Any) -> AccumulatorProbe:
     """Measure a candidate's accumulator through its masked_grouped_gemm."""
     traits = traits_of(candidate)
-    rows = -(-len(_ARRANGEMENTS) * len(_GAPS) // traits.m_multiple) * traits.m_multiple
+    probes = len(_ARRANGEMENTS) * len(_GAPS)
+    rows = -(-2 * probes // traits.m_multiple) * traits.m_multiple  # the second half: s alone
     columns = -(-max(len(_ARRANGEMENTS), 64) // traits.n_multiple) * traits.n_multiple
     k = -(-_K // traits.k_multiple) * traits.k_multiple
     a_codes, b_codes = (torch.zeros(1, r, k // 16, 16, dtype=torch.uint8) for r in (rows, columns))
@@ -174,7 +182,10 @@ def probe_accumulator(candidate: Any) -> AccumulatorProbe:
                 at.code | 8,
                 _byte(at.scale),
             )
-            a_codes[0, row, at.small, 0], a_scale[0, row, at.small] = _power(at.exponent - gap - small)
+            for place in (row, row + probes):
+                a_codes[0, place, at.small, 0], a_scale[0, place, at.small] = _power(
+                    at.exponent - gap - small
+                )
             if at.decoy is not None:
                 a_scale[0, row, at.decoy] = _byte(8)
     dtype = torch.float32 if "float32" in traits.out_dtypes else torch.bfloat16
@@ -191,7 +202,8 @@ def probe_accumulator(candidate: Any) -> AccumulatorProbe:
         torch.full((experts,), rows, dtype=torch.int32, device=traits.device),
         torch.ones(experts, device=traits.device),
     )
-    return _read(out[:, :, 0].double().cpu())
+    seen = out[:, :, 0].double().cpu()
+    return _read(seen[:probes], seen[probes:])
 
 
 def _small_exponent(at: _Arrangement) -> int:
@@ -204,27 +216,32 @@ def _gaps(at: _Arrangement) -> int:
     return min(len(_GAPS), at.exponent + 20 - _GAPS[0] + 1)
 
 
-def _read(out: torch.Tensor) -> AccumulatorProbe:
+def _read(out: torch.Tensor, alone: torch.Tensor) -> AccumulatorProbe:
+    """Read the sums L + s - L and the values of s alone, each `(arrangements * gaps, columns)`."""
     bits, window = [], _WIDE
     for column, at in enumerate(_ARRANGEMENTS):
-        kept = 0
-        for step, gap in enumerate(_GAPS[: _gaps(at)]):
-            if float(out[column * len(_GAPS) + step, column]) != 2.0 ** (at.exponent - gap):
-                break
-            kept = gap
-        if not kept:
-            words = f"not measured: the probe L + s - L did not return s at L/s = 2^{_GAPS[0]} in arrangement {column}"
-            return AccumulatorProbe(0, 0, words)
+        rows = slice(column * len(_GAPS), column * len(_GAPS) + _gaps(at))
+        wanted = torch.tensor([2.0 ** (at.exponent - gap) for gap in _GAPS[: _gaps(at)]], dtype=torch.float64)
+        returned = (out[rows, column] == wanted).tolist()
+        kept = _GAPS[returned.index(False) - 1 if False in returned else -1]
+        if not returned[0]:
+            words = f"the probe L + s - L did not return s at L/s = 2^{_GAPS[0]} in arrangement {column}"
+            return AccumulatorProbe(0, 0, f"not measured: {words}")
+        if any(returned[returned.index(False) :] if False in returned else ()):
+            words = (
+                f"L + s - L lost s at L/s = 2^{kept + 1} and returned a smaller one, in arrangement {column}"
+            )
+            return AccumulatorProbe(0, 0, f"not measured: {words}: no accumulator does that")
+        if bool((alone[rows, column] != wanted).any()):
+            words = f"s alone was not returned in arrangement {column}: lost before anything was added"
+            return AccumulatorProbe(0, 0, f"not measured: {words}")
         bits.append(kept + (1 if at.times == 1 else 4))  # 15 L's are four bits wide
+        if at.plain and bits[-1] < _FEWEST:
+            words = f"{bits[-1]} bits came back in arrangement {column}, no known accumulator keeps under {_FEWEST}"
+            return AccumulatorProbe(0, 0, f"not measured: {words}: taken for a fault")
         if at.one_instruction and at.times == 1 and kept < _GAPS[_gaps(at) - 1]:
             window = min(window, kept + 1)
     fewest = min(bits)
-    if min(fewest, window) < _FEWEST:
-        words = (
-            f"not measured: {min(fewest, window)} bits came back, and no known accumulator keeps fewer than {_FEWEST}: "
-            f"taken for a fault (per arrangement: {bits})"
-        )
-        return AccumulatorProbe(0, 0, words)
     aligned = f"terms of one instruction keep {'at least ' * (window == _WIDE)}{window} bits"
     if fewest >= 24:
         words = (

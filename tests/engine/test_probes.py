@@ -10,7 +10,7 @@ from harness.candidates.eager import Eager
 from harness.candidates.physical import Physical
 from harness.candidates.protocol import Traits
 from harness.emulation.accumulate import aligned_gemm, blocked_gemm
-from harness.probes import find_reciprocal, measure, probe_accumulator
+from harness.probes import _ARRANGEMENTS, _GAPS, _read, find_reciprocal, measure, probe_accumulator
 from reference.bounds import Accumulator
 from reference.nvfp4 import decode_blocks
 
@@ -95,15 +95,41 @@ def test_one_arrangement_that_loses_bits_is_enough() -> None:
 
 
 @pytest.mark.parametrize(
-    "fault", ["accumulator_bf16@weakest", "small_scales_lost_by_gemm@1", "accumulator_fp16@1"]
+    ("fault", "words"),
+    [
+        ("accumulator_bf16", "no known accumulator keeps under 13"),
+        ("accumulator_bf16@weakest", "no accumulator does that"),
+        ("accumulator_fp16@1", "did not return s at L/s = 2^6"),
+        ("small_scales_lost_by_gemm", "lost before anything was added"),
+        ("small_scales_lost_by_gemm@1", "lost before anything was added"),
+        ("subnormal_scales_decoded_as_normal@2", "lost before anything was added"),
+    ],
 )
-def test_a_fault_that_looks_like_a_narrow_accumulator_does_not_widen_its_own_bound(fault: str) -> None:
-    """No tensor core keeps under 13 bits: fewer are a fault, and outputs are judged as a float32 accumulator's."""
+def test_a_fault_that_looks_like_a_narrow_accumulator_does_not_widen_its_own_bound(fault, words) -> None:
+    """It is judged as a float32 accumulator without demanding bit equality."""
     from harness.faults import plant
 
     measured = measure(plant("physical", fault))
     accumulator = measured.known.accumulator
     assert (accumulator.bits, accumulator.measured) == (24, False), measured.notes
+    assert words in measured.notes["accumulator"]
+
+
+def test_fewer_bits_than_any_known_unit_keeps_are_a_fault() -> None:
+    found = probe_accumulator(Adds(blocked(bits=11, chunk=16)))
+    assert found.bits == 0
+    assert "no known accumulator keeps under 13" in found.words
+
+
+def test_a_unit_that_aligns_terms_by_their_scales_is_measured_whatever_it_keeps() -> None:
+    """Zeros under a large scale cost it bits in one arrangement; that is how it adds, and no fault."""
+    kept = [27, 27, 9, *[27] * (len(_ARRANGEMENTS) - 3)]
+    out, alone = (torch.zeros(len(kept) * len(_GAPS), 64, dtype=torch.float64) for _ in range(2))
+    for column, (at, bits) in enumerate(zip(_ARRANGEMENTS, kept, strict=True)):
+        for step, gap in enumerate(_GAPS):
+            alone[column * len(_GAPS) + step, column] = 2.0 ** (at.exponent - gap)
+            out[column * len(_GAPS) + step, column] = 2.0 ** (at.exponent - gap) * (gap < bits)
+    assert _read(out, alone).bits == 9
 
 
 @pytest.mark.parametrize(
