@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from harness.candidates import load_candidate
+from harness.candidates.eager import Eager
 from harness.candidates.layer_stages import KernelStages
 from harness.candidates.protocol import LAYER_STAGES, stages_of, traits_of
 from harness.expert_parallel import ExpertParallel
@@ -158,6 +160,20 @@ def test_a_fault_of_loading_is_planted_in_one_place_only() -> None:
     half = ExpertParallel(KernelStages(healthy), checkpoint)
     half.shards = [mutant.load_experts(checkpoint, range(8))]
     assert torch.equal(wrong.view(torch.int16), half(*arguments)[0].view(torch.int16))
+
+
+@pytest.mark.parametrize(
+    "name", ["rank_order_wrong", "local_input_scale", "combine_slot_off_by_one", "experts_of_rank_0"]
+)
+def test_ranks_show_what_depends_on_them(name: str) -> None:
+    """EP sees a fault that one rank does not have, in the layer's output alone."""
+
+    class LoadsTheFirstExperts(Eager):
+        def load_experts(self, checkpoint: Mapping[str, Tensor], experts: range) -> dict[str, Tensor]:
+            return super().load_experts(checkpoint, range(len(experts)))
+
+    mutant = LoadsTheFirstExperts() if name == "experts_of_rank_0" else plant("eager", name)
+    assert any(illegal(mutant, "EP", f"8x24x128x64:24*8:normal:{seed}") for seed in range(6))
 
 
 def test_faults_of_two_stages_at_once() -> None:
