@@ -75,6 +75,11 @@ def test_every_bug_has_faults_or_a_reason() -> None:
         assert bug.faults or len(bug.reason) > 40, f"{bug.id} has neither a fault nor a reason of any length"
 
 
+def test_every_class_of_bugs_has_a_planted_fault() -> None:
+    planted = {bug.kind for bug in all_bugs().values() if bug.faults}
+    assert planted == set(bug_classes())
+
+
 def test_bugs_and_faults_name_each_other() -> None:
     of_bugs = {(bug.id, name) for bug in all_bugs().values() for name in bug.faults}
     of_faults = {(bug, fault.name) for fault in FAULTS.values() for bug in fault.bugs}
