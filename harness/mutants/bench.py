@@ -24,6 +24,9 @@ from harness.rules import RULES, Rule, find_rules
 from harness.session import CandidateStartError
 from harness.verdict import UsageError
 
+HOPELESS = (
+    5  # problems in a row, from the first on, after which a candidate that fails all of them is given up
+)
 KILLED, SURVIVED, NOT_JUDGED, NOT_PLANTED = "killed", "survived", "not judged", "not planted"
 
 
@@ -183,6 +186,8 @@ class Bench:
                 return Batch(_all(results, NOT_PLANTED, f"{rule_id}: {shared.base['error']}"), failures)
             if how := _kill(shared.base):
                 failures.append({"rule": rule_id, "problem": str(problem), "message": how[1]})
+                if not clean and len(failures) == HOPELESS:
+                    break
                 continue
             clean += 1
             alive = [(mutant, r) for mutant, r in alive if not self._killed(shared, mutant, r)]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from harness.candidates import CANDIDATES, load_candidate, stages_of
+from harness.candidates import load_candidate, stages_of
 from harness.faults import Fault, all_faults, find_fault
 from harness.faults.fault import CATEGORIES
 from harness.mutants.bench import KILLED, NOT_JUDGED, NOT_PLANTED, SURVIVED, Batch, Bench, Result
@@ -181,7 +181,7 @@ class _Run:
     def _stages(self) -> list[str]:
         """Return the candidate's stages; somebody else's code is loaded in a child, which it may end."""
         r = self.request
-        if r.candidate in CANDIDATES:
+        if ":" not in r.candidate:
             return stages_of(load_candidate(r.candidate))
         job = Job(Settings(r.candidate, r.profile, r.seed), "run:stages", label="loading and probing it")
         stages: list[str] = []
