@@ -21,7 +21,7 @@ WEIGHT_SEEDS = 8  # different weights per shape; a problem's seed picks one
 SMALL_ROWS = (
     8  # with the trap subnormal_scales, one row of the weights in so many has nothing but small scales
 )
-_SPREAD = 9  # "spread": blocks are scaled by 2^-9 to 2^9, from the largest E4M3 scale down to subnormal ones
+_SPREAD = 5  # "spread": blocks are scaled by 2^-5 to 2^5; every block scale stays a normal E4M3 value
 _GRID_ODD = (1, 3, 5, 7, 9, 11, 13)
 
 

@@ -51,7 +51,7 @@ def accumulate(a: Tensor, b: Tensor, order: Order) -> Tensor:
         `(m, n)` float32.
     """
     a, b = a.double(), b.double()
-    instructions = list(_permutation(a.shape[1], order, a.device).split(order.chunk))
+    instructions = torch.split(_permutation(a.shape[1], order, a.device), order.chunk)
     parts = [
         instructions[i * len(instructions) // order.splits : (i + 1) * len(instructions) // order.splits]
         for i in range(order.splits)
@@ -73,7 +73,7 @@ def _permutation(k: int, order: Order, device: torch.device) -> Tensor:
     return forward
 
 
-def _part(a: Tensor, b: Tensor, part: list[Tensor], order: Order) -> Tensor:
+def _part(a: Tensor, b: Tensor, part: tuple[Tensor, ...], order: Order) -> Tensor:
     """Return the sum of some instructions, `(m, n)` float64."""
     zero = torch.zeros(a.shape[0], b.shape[0], dtype=torch.float64, device=a.device)
     if order.tree:

@@ -106,8 +106,8 @@ def underflowing_data(ctx: Context) -> list[Comparison]:
     x = torch.where(t.x.isfinite(), t.x, 0) * 2.0**-40
     got = ctx.quantize(x, t.input_scale)
     expected = quantize_nvfp4(x, t.input_scale)
-    values = [decode_blocks(rows.take(q.codes), rows.take(q.block_scale)) for q in (got, expected)]
-    return [compare_equal("quantize", *values, rows, "the reference")]
+    values, wanted = (decode_blocks(rows.take(q.codes), rows.take(q.block_scale)) for q in (got, expected))
+    return [compare_equal("quantize", values, wanted, rows, "the reference")]
 
 
 @broken("GEMM", "sglang test_cutedsl_moe")

@@ -98,18 +98,16 @@ class LayerVariant(Eager):
         if self.habit.arrival == "reversed":
             for expert, count in enumerate(got.masked_m.tolist()):
                 place[expert, :count] = torch.arange(count - 1, -1, -1)
-        expert = torch.arange(len(place)).unsqueeze(-1)
-        padding = torch.arange(got.x.shape[1]) >= got.masked_m.unsqueeze(-1)
-        moved = []
-        for tensor in (got.x, got.scales):
-            if tensor is None:
-                moved.append(None)
-                continue
-            rows = tensor.view(torch.uint8)[expert, place]
-            if self.habit.garbage is not None:
-                rows[padding] = self.habit.garbage
-            moved.append(rows.view(tensor.dtype))
-        return replace(got, x=moved[0], source=got.source[expert, place], scales=moved[1])
+        scales = None if got.scales is None else self._rows(got.scales, place, got.masked_m)
+        x = self._rows(got.x, place, got.masked_m)
+        return replace(got, x=x, source=_take(got.source, place), scales=scales)
+
+    def _rows(self, tensor: Tensor, place: Tensor, masked_m: Tensor) -> Tensor:
+        """Return a receive buffer with its rows in another order and the habit's garbage past masked_m."""
+        rows = _take(tensor.view(torch.uint8), place)
+        if self.habit.garbage is not None:
+            rows[torch.arange(tensor.shape[1]) >= masked_m.unsqueeze(-1)] = self.habit.garbage
+        return rows.view(tensor.dtype)
 
     def combine(
         self,
@@ -130,6 +128,11 @@ class LayerVariant(Eager):
                 weights_enc = (loaded[alpha] * loaded[encode]).reciprocal()
                 loaded[alpha] = (loaded[encode] * weights_enc).reciprocal()
         return loaded
+
+
+def _take(tensor: Tensor, place: Tensor) -> Tensor:
+    """Return each expert's rows in the order `place`, `(experts, rows)`."""
+    return tensor[torch.arange(len(place)).unsqueeze(-1), place]
 
 
 LAYER_HABITS = {

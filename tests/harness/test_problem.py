@@ -75,7 +75,7 @@ BAD = {
     "2x4x32x8:1,4:normal:9": "inter must be at least 16, got 8",
     "0x4x32x16::normal:9": "masked_m must be numbers",
     "2x0x32x16:0,0:normal:9": "capacity must be at least 1, got 0",
-    "2x4x32x16:1,4:gauss:9": "data must be one of normal, grid, got 'gauss'",
+    "2x4x32x16:1,4:gauss:9": "data must be one of normal, spread, grid, got 'gauss'",
     "2x4x32x16:1,4:normal:9:nans": "unknown trap or option 'nans'; known: e2m1_ties,",
     "2x4x32x16:1,4:normal:9:": "unknown trap or option ''",
 }
