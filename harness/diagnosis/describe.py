@@ -59,7 +59,7 @@ def _explained(e: Explanation, cases: Sequence[Case], command: str) -> dict[str,
     fault = e.score.hypothesis.fault
     illegal = sum(e.score.of.values())
     share = e.elements / illegal if illegal else 0.0
-    places = {cases[n].call.name: place(mask, cases[n].valid) for n, mask in sorted(e.masks.items())}
+    places = {cases[n].name: place(mask, cases[n].valid) for n, mask in sorted(e.masks.items())}
     words = "; ".join(f"{name}: {p['words']}" for name, p in places.items())
     if len({p["words"] for p in places.values()}) == 1:
         words = next(iter(places.values()))["words"] + f" ({', '.join(places)})"
@@ -67,6 +67,8 @@ def _explained(e: Explanation, cases: Sequence[Case], command: str) -> dict[str,
     evidence = f"reproduces {percent(share)} of {illegal:,} illegal elements"
     if not e.score.exact:
         evidence += ", each within what the order of addition and rounding leave free"
+    if e.score.chosen:
+        evidence += " (which calls, rows or tiles it strikes was taken from what was seen)"
     strength = strength_words(e.score.hypothesis.strength)
     return {
         "fault": fault.name,

@@ -8,15 +8,19 @@ from typing import Any
 from harness.candidates.protocol import stages_of, traits_of
 from harness.context import Context, Known
 from harness.diagnosis.describe import findings
-from harness.diagnosis.explain import Case
+from harness.diagnosis.explain import Case, same
+from harness.diagnosis.hypotheses import Failed
+from harness.diagnosis.layer import legal_layer
 from harness.diagnosis.models import models
-from harness.diagnosis.observation import MASKED_MOE, Observed, Recorder
-from harness.diagnosis.rank import explain
-from harness.diagnosis.views import Bounds, legal
+from harness.diagnosis.observation import MASKED_GEMM, MASKED_MOE, Observed, Recorder, name_calls
+from harness.diagnosis.opaque import LayerCase
+from harness.diagnosis.rank import explain, explain_layer
+from harness.diagnosis.views import Bounds, input_bytes, legal, memory_of, seen, untouchable
 from harness.problem import parse_problem
 from harness.rules import find_rules
 
 SECONDS = 2.5  # for testing hypotheses
+_MOST_RUNS = 4  # of the failing rule: what strikes now and then may need more than one
 
 
 def diagnose_problem(
@@ -32,40 +36,86 @@ def diagnose_problem(
         command: repeats the diagnosis.
         seconds: after which no further hypothesis is tested.
     """
-    end = time.monotonic() + seconds
+    end = time.thread_time() + seconds
     bounds = bounds_of(candidate, known)
-    calls = recorded(candidate, known, rule_id, problem)
-    cases = illegal_cases(calls, bounds)
-    if not cases and any(call.stage == MASKED_MOE for call in calls) and "masked_grouped_gemm" in stages_of(candidate):
-        calls = recorded(candidate, known, "PIPELINE", problem)
-        cases = illegal_cases(calls, bounds)
-    if not cases:
-        return []
-    return findings(explain(cases, calls, end - time.monotonic()), cases, command)
+    calls, cases = failing_calls(candidate, known, bounds, rule_id, problem)
+    if not _bad(cases) and any(call.stage == MASKED_MOE for call in calls) and "masked_grouped_gemm" in stages_of(candidate):
+        calls, cases = failing_calls(candidate, known, bounds, "PIPELINE", problem)
+    if not _bad(cases):
+        layers = opaque_cases(calls, bounds)
+        return findings(explain_layer(layers, calls, end - time.thread_time()), layers, command) if layers else []
+    return findings(explain(cases, calls, end - time.thread_time()), cases, command)
+
+
+def opaque_cases(calls: list[Observed], bounds: Bounds) -> list[Case]:
+    """Return the calls of whole layers that have illegal elements; one of each is enough."""
+    cases: list[Case] = []
+    for call in calls:
+        if call.stage == MASKED_MOE and not cases:
+            allowed = legal_layer(call, bounds)
+            if not bool(allowed.all()):
+                cases.append(LayerCase(call, allowed, models(bounds.arithmetic), bounds))
+    return cases
+
+
+def _bad(cases: list[Case]) -> list[Case]:
+    return [case for case in cases if bool(case.illegal.any())]
+
+
+def failing_calls(
+    candidate: Any, known: Known, bounds: Bounds, rule_id: str, problem: str
+) -> tuple[list[Observed], list[Case]]:
+    """Run a rule until one of its calls is illegal, twice at least: the first time fills what a fault may remember.
+
+    Returns:
+        All recorded calls, and the cases of the last run (of the first one, where only that was illegal).
+    """
+    recorder = Recorder(candidate)
+    first: list[Case] = []
+    for run in range(_MOST_RUNS):
+        before = len(recorder.calls)
+        run_rule_once(recorder, known, rule_id, problem)
+        name_calls(recorder.calls[before:])
+        cases = cases_of(recorder.calls[before:], bounds)
+        if run and _bad(cases):
+            return recorder.calls, cases
+        first = first or (cases if _bad(cases) else [])
+        if run and first:
+            break
+    return recorder.calls, first
 
 
 def bounds_of(candidate: Any, known: Known) -> Bounds:
     """Return how a candidate's calls are judged."""
-    return Bounds(known.arithmetic, known.accumulator, traits_of(candidate).keeps_sign_of_zero)
+    traits = traits_of(candidate)
+    return Bounds(known.arithmetic, known.accumulator, traits.keeps_sign_of_zero, traits.store_rows)
 
 
-def recorded(candidate: Any, known: Known, rule_id: str, problem: str) -> list[Observed]:
-    """Run a rule once more and return the stage calls that it made; a rule that raises ends early."""
-    recorder = Recorder(candidate)
+def run_rule_once(recorder: Recorder, known: Known, rule_id: str, problem: str) -> None:
+    """Run a rule on a recording candidate; a rule that raises ends early."""
     try:
         find_rules([rule_id])[0].function()(Context(recorder, parse_problem(problem), known))
     except Exception:  # noqa: BLE001, S110 - the failure being diagnosed may be this very error
         pass
-    return recorder.named()
 
 
-def illegal_cases(calls: list[Observed], bounds: Bounds) -> list[Case]:
-    """Return the calls of inner stages that have illegal elements."""
+def cases_of(calls: list[Observed], bounds: Bounds) -> list[Case]:
+    """Return the calls of inner stages as cases, those without anything illegal too: a fault would show there as well."""
     cases = []
     for call in calls:
         if call.stage == MASKED_MOE:
             continue
-        allowed = legal(call, bounds)
-        if not bool(allowed.all()):
-            cases.append(Case(call, allowed, models(bounds.arithmetic.reciprocal), bounds))
+        views = {"output": legal(call, bounds)}
+        if call.stage == MASKED_GEMM:
+            kept = same(memory_of(call.output), memory_of(call.arguments["out"]))
+            views["memory"] = kept | ~untouchable(call, bounds.store_rows)
+        if call.changed:
+            views["inputs"] = seen(call, "inputs") == input_bytes(call.arguments)
+        variants = models(bounds.arithmetic)
+        for view, allowed in views.items():
+            if view == "output" or not bool(allowed.all()):
+                try:
+                    cases.append(Case(call, allowed, variants, bounds, view))
+                except Failed:
+                    continue
     return cases

@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from harness.diagnosis.observation import MASKED_GEMM, Observed
-from harness.diagnosis.views import elements
+from harness.diagnosis.observation import MASKED_GEMM, Observed, with_memory
+from harness.diagnosis.views import elements, input_bytes, memory_of
 from harness.faults.fault import Fault, Parameters, all_faults
 from harness.faults.mutant import CALLS
 
@@ -60,15 +59,20 @@ class Failed(Exception):  # noqa: N818 - not an error: the fault cannot be plant
 
 
 def predict(
-    model: Any, call: Observed, hypothesis: Hypothesis | None, parameters: Parameters | None = None
-) -> Tensor:
-    """Return the output that a call has under a hypothesis, as elements; of the right model for None.
+    model: Any,
+    call: Observed,
+    hypothesis: Hypothesis | None,
+    parameters: Parameters | None = None,
+    views: Iterable[str] = ("output",),
+) -> dict[str, Tensor]:
+    """Return what a call does under a hypothesis, as elements of each view; under None what a right model does.
 
     Args:
         model: what is right apart from the fault.
         call: with the arguments.
         hypothesis: the fault, everywhere.
         parameters: kept from call to call for faults about earlier calls; fresh ones otherwise.
+        views: what of the call, see harness.diagnosis.views.seen.
 
     Raises:
         Failed: the fault raises on this call.
@@ -76,7 +80,7 @@ def predict(
     call.keep()
     arguments = dict(call.arguments)
     if call.stage == MASKED_GEMM:
-        arguments["out"] = arguments["out"].clone(memory_format=torch.preserve_format)
+        arguments["out"] = with_memory(arguments["out"])
     function = getattr(model, call.stage)
     planted = CALLS[call.stage](call.stage, function, model, arguments)
     before = {name: _version(value) for name, value in call.arguments.items()}
@@ -86,7 +90,13 @@ def predict(
         else:
             hypothesis.fault.apply(planted, parameters or hypothesis.parameters())
         result = arguments["out"] if call.stage == MASKED_GEMM else planted.result()
-        return elements(call.stage, arguments, result)
+        found = {}
+        for view in views:
+            if view == "output":
+                found[view] = elements(call.stage, arguments, result)
+            else:
+                found[view] = memory_of(arguments["out"]) if view == "memory" else input_bytes(call.arguments)
+        return found
     except Exception as error:
         raise Failed(f"{type(error).__name__}: {error}") from error
     finally:

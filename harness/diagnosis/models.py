@@ -21,12 +21,14 @@ from torch import Tensor
 from harness import physical
 from harness.candidates.composition import compose_masked_moe
 from harness.candidates.physical import Physical
+from harness.diagnosis.habits import Habits, tail_value
 from harness.emulation.accumulate import blocked_gemm
-from harness.emulation.memory import raw, unwritten
+from harness.emulation.memory import unwritten
 from harness.emulation.quantize import correctly_rounded_rcp, quantize_kernel_order, simulated_rcp
 from harness.support import Support, supported
 from reference.e2m1 import pack_e2m1, unpack_e2m1
 from reference.layout import padded_extents
+from reference.legal import Arithmetic
 from reference.nvfp4 import decode_blocks, quantize_nvfp4
 
 Quantizer = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -88,6 +90,7 @@ class Model:
         product: a @ b.T of decoded values, float32.
         float64_activation: silu in float64 instead of float32.
         rows: rows to compute, by expert; None for all.
+        habits: what it leaves where it need not write.
     """
 
     name: str
@@ -95,6 +98,7 @@ class Model:
     product: Product
     float64_activation: bool = False
     rows: Mapping[int, Tensor] | None = None
+    habits: Habits = field(default_factory=Habits)
     traits = Physical.traits
     reads: dict[Any, tuple[Any, Tensor]] = field(default_factory=dict)
 
@@ -108,7 +112,9 @@ class Model:
 
     def keep_to(self, rows: Mapping[int, Tensor] | None) -> Model:
         """Return the same model that computes some rows only; decoded operands are shared."""
-        return Model(self.name, self.quantizer, self.product, self.float64_activation, rows, self.reads)
+        return Model(
+            self.name, self.quantizer, self.product, self.float64_activation, rows, self.habits, self.reads
+        )
 
     def _chosen(self, expert: int, count: int) -> Tensor:
         if self.rows is None:
@@ -122,15 +128,14 @@ class Model:
         """Quantize valid rows; the rest stays unwritten. Shapes: harness.candidates.protocol."""
         experts, rows, k = x.shape
         padded_rows, padded_columns = padded_extents(rows, k // 16, "128x4")
-        packed = unwritten((experts, rows, k // 2), torch.uint8)
-        swizzled = unwritten((experts, padded_rows, padded_columns), torch.uint8)
-        memory, counts = raw(x, (experts, rows, k)), raw(masked_m, (experts,)).tolist()
-        scales = raw(global_scale_enc, (experts,)).float()
+        packed = torch.full((experts, rows, k // 2), self.habits.fill, dtype=torch.uint8)
+        swizzled = torch.full((experts, padded_rows, padded_columns), self.habits.fill, dtype=torch.uint8)
+        counts, scales = masked_m.tolist(), global_scale_enc.reshape(-1).float().expand(experts)
         index = _scale_index(rows, k // 16)
         chosen = [self._chosen(expert, min(count, rows)) for expert, count in enumerate(counts)]
         expert_of = torch.cat([torch.full((len(c),), e) for e, c in enumerate(chosen)])
         row_of = torch.cat(chosen)
-        codes, block_scale = self.quantizer(memory[expert_of, row_of], scales[expert_of])
+        codes, block_scale = self.quantizer(x[expert_of, row_of], scales[expert_of])
         packed[expert_of, row_of] = pack_e2m1(codes)
         swizzled.view(experts, -1)[expert_of.unsqueeze(-1), index[row_of]] = block_scale
         return packed.permute(1, 2, 0), physical.as_mma(swizzled)
@@ -141,12 +146,11 @@ class Model:
         """Quantize bf16(silu(gate) * up) of valid rows. Shapes: harness.candidates.protocol."""
         experts, rows, n2 = gate_up.shape
         hidden = unwritten((experts, rows, n2 // 2), torch.bfloat16)
-        memory = raw(gate_up, (experts, rows, n2))
-        for expert, count in enumerate(raw(masked_m, (experts,)).tolist()):
+        for expert, count in enumerate(masked_m.tolist()):
             chosen = self._chosen(expert, min(count, rows))
             if not len(chosen):
                 continue
-            values = memory[expert, chosen]
+            values = gate_up[expert, chosen]
             gate, up = (values.double() if self.float64_activation else values.float()).chunk(2, dim=-1)
             hidden[expert, chosen] = (
                 (gate * torch.sigmoid(gate) * up).float().bfloat16()
@@ -169,29 +173,28 @@ class Model:
         """Multiply whole tiles of valid rows into out. Shapes: harness.candidates.protocol."""
         rows, half_k, experts = a.shape
         n, k = b.shape[0], half_k * 2
-        if not out.permute(2, 0, 1).is_contiguous():
-            raise ValueError("out must be (m, n, l) over contiguous (l, m, n) memory")
-        target = raw(out, (experts, rows, n))
-        alphas = None if alpha is None else raw(alpha, (experts,))
-        a_memory = raw(a, (experts, rows, half_k))
-        for expert, count in enumerate(raw(masked_m, (experts,)).tolist()):
+        target, a_rows = out.permute(2, 0, 1), a.permute(2, 0, 1)
+        for expert, count in enumerate(masked_m.tolist()):
             stored = min(math.ceil(count / TILE) * TILE, rows)
             chosen = self._chosen(expert, stored)
             if not len(chosen):
                 continue
-            a_values = _values(a_memory[expert, chosen], a_scale, expert, (rows, k), chosen)
+            a_values = _values(a_rows[expert, chosen], a_scale, expert, (rows, k), chosen)
             product = self.product(a_values, self._weights(b, b_scale, expert, (n, k)))
-            if alphas is not None:
-                product = product * alphas[expert]
-            target[expert, chosen] = product.to(out.dtype)
+            if alpha is not None:
+                product = product * alpha.reshape(-1)[expert]
+            product = product.to(out.dtype)
+            if self.habits.tail != "product" and count < stored:
+                past, value = chosen >= count, tail_value(self.habits.tail)
+                product[past] = target[expert, chosen[past]] if value is None else value
+            target[expert, chosen] = product
 
     def _weights(self, b: Tensor, b_scale: Tensor, expert: int, extents: tuple[int, int]) -> Tensor:
         """Return one expert's decoded weights; kept while the same tensors come again, since most faults leave them be."""
         key = (_identity(b), _identity(b_scale), expert)
         if key not in self.reads:
             n, k = extents
-            memory = raw(b, (b.shape[2], n, k // 2))
-            values = _values(memory[expert], b_scale, expert, extents, torch.arange(n))
+            values = _values(b.permute(2, 0, 1)[expert], b_scale, expert, (n, k), torch.arange(n))
             while len(self.reads) >= _KEPT:
                 self.reads.pop(next(iter(self.reads)))
             self.reads[key] = ((b, b_scale), values)  # the tensors too: as long as they live, their memory is theirs
@@ -211,11 +214,9 @@ def _values(
     packed: Tensor, scale: Tensor, expert: int, extents: tuple[int, int], chosen: Tensor
 ) -> Tensor:
     rows, k = extents
-    padded_rows, padded_columns = padded_extents(rows, k // 16, "128x4")
-    memory = raw(scale.view(torch.uint8), (scale.shape[5], padded_rows * padded_columns))
-    return decode_blocks(
-        unpack_e2m1(packed), memory[expert][_scale_index(rows, k // 16)[chosen]], torch.float32
-    )
+    swizzled = physical.swizzled_bytes(scale[..., expert : expert + 1]).view(-1)
+    block_scale = swizzled[_scale_index(rows, k // 16)[chosen]]
+    return decode_blocks(unpack_e2m1(packed), block_scale, torch.float32)
 
 
 def _scale_index(rows: int, columns: int) -> Tensor:
@@ -225,18 +226,16 @@ def _scale_index(rows: int, columns: int) -> Tensor:
     return tile * 512 + row % 32 * 16 + row % 128 // 32 * 4 + column % 4
 
 
-def models(reciprocal: Callable[[Tensor], Tensor] | None = None) -> list[Model]:
+def models(arithmetic: Arithmetic) -> list[Model]:
     """Return the legal variants, the likeliest first.
 
     Args:
-        reciprocal: the candidate's own, where it was probed; None for `physical`'s.
+        arithmetic: what the candidate declares, with its own reciprocal where that was probed.
     """
-    own = reciprocal or simulated_rcp
-    return [
-        Model("physical", _kernel(own), _chunks),
-        Model("eager", _real, _float32, float64_activation=True),
-        Model("exact mode", _exact_mode, _float64),
-        Model("reciprocals rounded", _kernel(correctly_rounded_rcp), _float64, float64_activation=True),
-        Model("reciprocals up", _kernel(_up), _float32),
-        Model("reciprocals down", _kernel(_down), _float32),
-    ]
+    kernel = Model("physical", _kernel(arithmetic.reciprocal or simulated_rcp), _chunks)
+    real = Model("eager", _real, _float32, float64_activation=True)
+    exact = Model("exact mode", _exact_mode, _float64)
+    rounded = Model("reciprocals rounded", _kernel(correctly_rounded_rcp), _float64, float64_activation=True)
+    first = {"real": [real, kernel, exact], "exact": [exact, kernel, real]}
+    order = first.get(arithmetic.kind, [kernel, real, exact])
+    return [*order, rounded, Model("reciprocals up", _kernel(_up), _float32), Model("reciprocals down", _kernel(_down), _float32)]

@@ -24,6 +24,7 @@ class Observed:
         arguments: by the names of harness.candidates.protocol (gate_up is `x`), on the CPU, as they were before the call;
             the GEMM's `out` with what it held.
         output: what the stage returned, or the GEMM's `out` after the call; None where the call raised.
+        changed: inputs that the call changed, as they were afterwards.
         name: for words: the stage, numbered where it was called more than once ("masked_grouped_gemm, call 2").
         pristine: a second copy of the arguments, from `keep`.
     """
@@ -32,6 +33,7 @@ class Observed:
     arguments: dict[str, Any]
     output: Any
     name: str = ""
+    changed: dict[str, Any] = field(default_factory=dict)
     pristine: dict[str, Any] = field(default_factory=dict)
 
     def keep(self) -> None:
@@ -73,8 +75,11 @@ class Recorder:
             if stage == "silu_mul_quantize_grouped" and "gate_up" in given:
                 given["x"] = given.pop("gate_up")
             observed = Observed(stage, copied(given), None)
+            if stage == MASKED_GEMM:
+                observed.arguments["out"] = with_memory(given["out"])
             result = function(*positional, **named)
-            observed.output = copied(given["out"] if stage == MASKED_GEMM else result)
+            observed.output = with_memory(given["out"]) if stage == MASKED_GEMM else copied(result)
+            observed.changed = changes(observed.arguments, given)
             self.calls.append(observed)
             return result
 
@@ -87,10 +92,6 @@ class Recorder:
             return out, calls
 
         return call
-
-    def named(self) -> list[Observed]:
-        """Return the calls, each with a name that tells it from the others of its stage."""
-        return name_calls(self.calls)
 
 
 def name_calls(calls: list[Observed]) -> list[Observed]:
@@ -114,6 +115,37 @@ def from_tap(tap: Any) -> Observed:
     return Observed(
         tap.stage, arguments, (copied(tap.outputs["packed"]), copied(tap.outputs["block_scale"]))
     )
+
+
+def with_memory(out: Tensor) -> Tensor:
+    """Return a copy on the CPU that lies in a copy of all the memory around it."""
+    memory = out.detach().untyped_storage().clone().cpu()
+    return torch.empty(0, dtype=out.dtype).set_(memory, out.storage_offset(), out.shape, out.stride())
+
+
+def changes(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments, other than `out`, whose bytes are not what they were."""
+    flat_before, flat_after = (dict(tensors_in(arguments)) for arguments in (before, after))
+    return {
+        name: copied(tensor)
+        for name, tensor in flat_after.items()
+        if name != "out" and not torch.equal(_bytes(flat_before[name]), _bytes(tensor.cpu()))
+    }
+
+
+def tensors_in(arguments: dict[str, Any]) -> list[tuple[str, Tensor]]:
+    """Return every tensor among the arguments, with a name; those of a tuple are numbered."""
+    found = []
+    for name, value in arguments.items():
+        if isinstance(value, Tensor):
+            found.append((name, value))
+        elif isinstance(value, (tuple, list)):
+            found += [(f"{name}[{i}]", v) for i, v in enumerate(value) if isinstance(v, Tensor)]
+    return found
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    return tensor.detach().contiguous().reshape(-1).view(torch.uint8)
 
 
 def copied(value: Any) -> Any:

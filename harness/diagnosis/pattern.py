@@ -19,7 +19,9 @@ _MOST_ROWS = 16  # rows that are looked for elsewhere
 def describe_pattern(case: Case, mask: Tensor) -> list[str]:
     """Return sentences about the illegal elements of a mask `(groups, rows, cells, elements)`, most telling first."""
     count, of = int(mask.sum()), int(case.valid.sum()) * mask[0, 0].numel()
-    words = [f"{count:,} of {of:,} elements of {case.call.name} are illegal, {place(mask, case.valid)['words']}"]
+    words = [f"{count:,} of {of:,} elements of {case.name} are illegal, {place(mask, case.valid)['words']}"]
+    if case.view != "output":
+        return words
     words += _values(case, mask)
     words += _from_elsewhere(case, mask)
     words += _periods(mask, case.valid)
@@ -44,7 +46,7 @@ def _values(case: Case, mask: Tensor) -> list[str]:
         flipped = float((ratio < 0).double().mean())
         words.append(f"{_percent(flipped)} have the wrong sign, the median magnitude is {float(ratio.abs().median()):.3g} times right")
     constant = Counter(o.tolist()).most_common(1)[0]
-    if constant[1] > 0.5 * len(o) and constant[0] not in {0.0} and constant[0] == constant[0]:  # noqa: PLR0124 - NaN
+    if constant[1] > 0.5 * len(o) and constant[0] not in {0.0} and constant[0] == constant[0]:
         words.append(f"{_percent(constant[1] / len(o))} of them are {constant[0]:g}")
     return words
 

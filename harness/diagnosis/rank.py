@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -11,8 +13,11 @@ from torch import Tensor
 from harness.diagnosis.explain import Case, Score, same, score
 from harness.diagnosis.fingerprints import fitted, order
 from harness.diagnosis.hypotheses import Hypothesis, hypotheses
-from harness.diagnosis.observation import Observed
+from harness.diagnosis.layer import INNER
+from harness.diagnosis.observation import MASKED_MOE, Observed
+from harness.diagnosis.opaque import LayerCase, has_blocks, score_blocks, score_layer
 
+Test = Callable[[list[Case], list[Observed], Hypothesis], Score | None]
 MOST_FINDINGS = 4
 LEAST_SHARE = 0.02  # of the illegal elements, for an explanation to be worth a line
 _CONFIRMED = 8
@@ -51,37 +56,73 @@ def explain(
         seconds: after which no further hypothesis is tested.
         units: of the faults to try.
     """
-    end = time.monotonic() + seconds
-    tried = order(hypotheses({case.call.stage for case in cases}, units), cases)
+    end = time.thread_time() + seconds
+    stages = {case.call.stage for case in cases if bool(case.illegal.any())}
+    tried = order(hypotheses(stages, units), cases)
     scores = _tested(tried, cases, calls, end)
     if not _covered(scores, cases):
         scores += _tested(fitted(tried, cases), cases, calls, end)
     return ranked(scores, cases)
 
 
-def _tested(tried: list[Hypothesis], cases: list[Case], calls: list[Observed], end: float) -> list[Score]:
-    """Screen on a few rows, then test in full: the likely ones, or all where none of them explains everything."""
-    few = [case.screened() for case in cases]
-    if all(part is case for part, case in zip(few, cases, strict=True)):
-        return [s for h in tried if time.monotonic() < end and (s := score(cases, calls, h))]
-    screened = []
-    for hypothesis in tried:
-        if time.monotonic() > end:
-            break
-        if found := score(few, calls, hypothesis):
-            screened.append(found)
-    screened.sort(key=Score.key, reverse=True)
-    likely = [s.hypothesis for s in screened][:_CONFIRMED]
-    scores = [s for h in likely if (s := score(cases, calls, h))]
+def explain_layer(cases: list[Case], calls: list[Observed], seconds: float) -> list[Explanation]:
+    """Return what explains the illegal elements of opaque layers, as `explain` does for single stages."""
+    end = time.thread_time() + seconds
+    tried = order(hypotheses((*INNER, MASKED_MOE), ("block", "row", "expert")), cases)
+    scores = _tested(tried, cases, calls, end, score_layer)
     if not _covered(scores, cases):
-        rest = [h for h in tried if h not in likely]
-        scores += [s for h in rest if time.monotonic() < end and (s := score(cases, calls, h))]
+        scores += _tested(fitted(tried, cases), cases, calls, end, score_layer)
+    if not _covered(scores, cases):
+        nearest = {id(s.hypothesis): s.near for s in scores}
+        blocks = sorted((h for h in tried if has_blocks(h)), key=lambda h: -nearest.get(id(h), 0.0))
+        for hypothesis in blocks:
+            if time.thread_time() > end:
+                break
+            if found := score_blocks(cases, hypothesis):
+                scores.append(found)
+    return ranked(scores, cases)
+
+
+def _tested(
+    tried: list[Hypothesis], cases: list[Case], calls: list[Observed], end: float, test: Test = score
+) -> list[Score]:
+    """Screen on a few rows, then test in full: the likely ones, or all where none of them explains everything."""
+    few = [case.screened() for case in cases if bool(case.illegal.any())]
+    if all(any(part is case for case in cases) for part in few):
+        return _scores(tried, cases, calls, end, test)
+    screened = sorted(_scores(tried, few, calls, end, test), key=Score.key, reverse=True)
+    likely = [s.hypothesis for s in screened][:_CONFIRMED]
+    scores = _scores(likely, cases, calls, math.inf, test)
+    if not _covered(scores, cases):
+        scores += _scores([h for h in tried if h not in likely], cases, calls, end, test)
     return scores
+
+
+def _scores(
+    tried: list[Hypothesis], cases: list[Case], calls: list[Observed], end: float, test: Test
+) -> list[Score]:
+    """Test hypotheses one by one until the time is over; return those that fit anything."""
+    found = []
+    by_chance: set[str] = set()
+    for hypothesis in tried:
+        if time.thread_time() > end:
+            break
+        if hypothesis.fault.name in by_chance:
+            continue  # its strength is only how often it strikes
+        tested = test(cases, calls, hypothesis)
+        if tested is None:
+            continue
+        if tested.chosen and hypothesis.fault.unit == "call":
+            by_chance.add(hypothesis.fault.name)
+        if tested.near:
+            found.append(tested)
+    return found
 
 
 def _covered(scores: list[Score], cases: list[Case]) -> bool:
     """Return whether every case is explained whole by one of the scores."""
-    return all(any(int(s.explained[n].sum()) == s.of[n] for s in scores if n in s.explained) for n in range(len(cases)))
+    bad = [n for n, case in enumerate(cases) if bool(case.illegal.any())]
+    return all(any(int(s.explained[n].sum()) == s.of[n] for s in scores if n in s.explained) for n in bad)
 
 
 def ranked(scores: list[Score], cases: list[Case]) -> list[Explanation]:
@@ -140,10 +181,13 @@ def _is_same(one: Score, other: Score, cases: list[Case]) -> bool:
         return True
     if one.explained.keys() != other.explained.keys() or one.prediction.keys() != other.prediction.keys():
         return False
-    return all(
-        bool((same(one.prediction[n], other.prediction[n]) | ~cases[n].valid[..., None, None]).all())
-        for n in one.prediction
-    )
+    for n in one.prediction:
+        case = cases[n]
+        # Of an opaque layer each prediction is put together from variants, and only what it explains tells them apart.
+        rows = one.explained[n].any(-1).any(-1) if isinstance(case, LayerCase) and n in one.explained else case.valid
+        if not bool((same(one.prediction[n], other.prediction[n]) | ~rows[..., None, None]).all()):
+            return False
+    return True
 
 
 def unexplained(found: list[Explanation], cases: list[Case]) -> list[Tensor]:

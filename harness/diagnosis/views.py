@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from harness import physical
-from harness.diagnosis.observation import MASKED_GEMM, MASKED_MOE, QUANTIZERS, Observed
+from harness.diagnosis.observation import MASKED_GEMM, MASKED_MOE, QUANTIZERS, Observed, tensors_in
 from harness.judge_gemm import legal_rows
 from harness.judge_quantize import QuantizerInput, _CodeJudge, _free
 from reference.bounds import Accumulator
@@ -31,6 +31,7 @@ class Bounds:
     arithmetic: Arithmetic
     accumulator: Accumulator
     keeps_sign_of_zero: bool = True
+    store_rows: int = 128
 
 
 def elements(stage: str, arguments: dict[str, Any], output: Any) -> Tensor:
@@ -49,9 +50,29 @@ def elements(stage: str, arguments: dict[str, Any], output: Any) -> Tensor:
     raise ValueError(f"elements: no view of the output of stage {stage!r}")
 
 
-def seen(call: Observed) -> Tensor:
-    """Return what was observed, as elements."""
-    return elements(call.stage, call.arguments, call.output)
+def seen(call: Observed, view: str = "output") -> Tensor:
+    """Return what was observed, as elements.
+
+    Args:
+        call: the call.
+        view: "output"; "memory" for all the memory that a GEMM's output lies in; "inputs" for the bytes of its inputs.
+    """
+    if view == "inputs":
+        arguments = {n: call.changed.get(n, v) for n, v in tensors_in(call.arguments)}
+        return input_bytes(arguments)
+    return memory_of(call.output) if view == "memory" else elements(call.stage, call.arguments, call.output)
+
+
+def memory_of(out: Tensor) -> Tensor:
+    """Return all the memory that a tensor lies in, `(1, 1, 1, elements)`."""
+    size = out.untyped_storage().nbytes() // out.element_size()
+    return torch.as_strided(out, (1, 1, 1, size), (size, size, size, 1), 0)
+
+
+def input_bytes(arguments: dict[str, Any]) -> Tensor:
+    """Return the bytes of all inputs one after the other, `(1, 1, 1, bytes)`."""
+    flat = [t.contiguous().reshape(-1).view(torch.uint8) for n, t in tensors_in(arguments) if n != "out"]
+    return torch.cat(flat).view(1, 1, 1, -1)
 
 
 def valid(call: Observed) -> Tensor:
@@ -63,6 +84,16 @@ def valid(call: Observed) -> Tensor:
     else:
         rows = call.output.shape[1]
     return valid_rows(call.arguments["masked_m"], rows)
+
+
+def untouchable(call: Observed, store_rows: int) -> Tensor:
+    """Return which elements of a GEMM's memory lie outside whole tiles of valid rows, `(1, 1, 1, elements)` bool."""
+    out = call.arguments["out"]
+    inside = torch.zeros(memory_of(out).numel(), dtype=torch.bool)
+    marks = torch.as_strided(inside, out.shape, out.stride(), out.storage_offset())
+    for expert, count in enumerate(call.arguments["masked_m"].tolist()):
+        marks[: -(-count // store_rows) * store_rows, :, expert] = True
+    return ~inside.view(1, 1, 1, -1)
 
 
 def legal(call: Observed, bounds: Bounds) -> Tensor:
@@ -104,6 +135,11 @@ def decoded(packed: Tensor, scales: Tensor) -> Tensor:
     return decode_blocks(
         codes, physical.block_scales_of(scales, codes.shape[1], codes.shape[2] // BLOCK), torch.float32
     )
+
+
+def decoded_weights(packed: Tensor, swizzled: Tensor) -> Tensor:
+    """Return masked_moe's weights as code x block scale, `(l, n, k)` float32."""
+    return decoded(packed.permute(1, 2, 0), physical.as_mma(swizzled.view(torch.uint8)))
 
 
 def _legal_product(call: Observed, got: Tensor, bounds: Bounds) -> Tensor:

@@ -1,0 +1,131 @@
+"""The random choices of a fault (which call, which row, which tile), tried one after the other instead of drawn.
+
+A race strikes here and there. Where it struck can be seen, so its choices are not guessed: a choice among rows takes an
+illegal row, a choice among columns the illegal columns, and what cannot be seen is enumerated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from random import Random
+from typing import Any
+
+import torch
+from torch import Tensor
+
+MOST_TRIES = 48
+FEW_TRIES = 16  # after which at least something must fit
+_MOST_OPTIONS = 16
+_FIRST_SOURCES = 4
+
+
+class Choices(Random):
+    """A source of "random" numbers that goes through the likely choices.
+
+    Args:
+        illegal: `(groups, rows, columns)` bool, where the fault showed; None for a call in which it did not.
+        seen: `(groups, rows, columns)`, what was observed.
+        healthy: the same, of the right model.
+
+    Attributes:
+        used: whether anything was chosen.
+        tries: how many choices were tried.
+    """
+
+    def __init__(self, illegal: Tensor | None, seen: Tensor | None = None, healthy: Tensor | None = None) -> None:
+        super().__init__(0)
+        self._illegal, self._seen, self._healthy = illegal, seen, healthy
+        self._path: list[int] = []
+        self._widths: list[int] = []
+        self._at = 0
+        self.tries = 0
+        self.used = False
+        self._bad_rows: list[tuple[int, int]] = []
+        self._columns: list[int] = []
+        self._row: tuple[int, int] | None = None
+        if illegal is not None:
+            counts = illegal.sum(-1)
+            places = counts.nonzero().tolist()
+            self._bad_rows = sorted(((g, r) for g, r in places), key=lambda p: -int(counts[p[0], p[1]]))
+            self._columns = illegal.any(0).any(0).nonzero().flatten().tolist()
+
+    def advance(self) -> bool:
+        """Go to the next choices; False where all were tried, or enough."""
+        self._at, self._row = 0, None
+        self.tries += 1
+        while self._path and self._path[-1] + 1 >= self._widths[-1]:
+            self._path.pop()
+            self._widths.pop()
+        if not self._path or self.tries >= MOST_TRIES:
+            return False
+        self._path[-1] += 1
+        return True
+
+    def _pick(self, options: Sequence[Any]) -> Any:
+        if self._at == len(self._path):
+            self._path.append(0)
+            self._widths.append(min(len(options), _MOST_OPTIONS))
+        chosen = options[self._path[self._at]]
+        self._at += 1
+        return chosen
+
+    def random(self) -> float:
+        """Return 0 where the fault showed, so that it strikes, and almost 1 elsewhere."""
+        self.used = True
+        return 0.0 if self._illegal is not None else 1 - 2.0**-53
+
+    def choice(self, seq: Sequence[Any]) -> Any:
+        """Return an illegal place first."""
+        self.used = True
+        return self._pick(self._likely(seq))
+
+    def sample(self, population: Sequence[Any], k: int, *, counts: Any = None) -> list[Any]:  # noqa: ARG002 - Random's signature
+        """Return illegal places first; of rows, first an illegal one, then those that its values may come from."""
+        self.used = True
+        likely = self._likely(population)
+        if k == 1 or not likely or not isinstance(likely[0], tuple):
+            return list(likely[:k])
+        first = self._pick(likely[: max(1, len(self._bad_rows))])
+        self._row = first
+        others = self._sources(first, [p for p in likely if p != first])
+        start = self._pick(range(len(others)))
+        return [first, *(others[start:] + others[:start])[: k - 1]]
+
+    def randrange(self, start: int, stop: int | None = None, step: int = 1) -> int:
+        """Return numbers that are illegal columns or rows first, then the others in order."""
+        self.used = True
+        numbers = range(start) if stop is None else range(start, stop, step)
+        return int(self._pick(self._likely(numbers)))
+
+    def randint(self, a: int, b: int) -> int:
+        """Return one of a to b, the likely ones first."""
+        return self.randrange(a, b + 1)
+
+    def shuffle(self, x: Any) -> None:
+        """Leave the order as it is: an order cannot be seen."""
+        self.used = True
+
+    def _likely(self, seq: Sequence[Any]) -> list[Any]:
+        items = list(seq)
+        if not items or self._illegal is None:
+            return items
+        if isinstance(items[0], tuple):
+            rank = {row: i for i, row in enumerate(self._bad_rows)}
+            return sorted(items, key=lambda item: rank.get(item, len(rank)))
+        if not isinstance(items[0], int):
+            return items
+        columns = self._columns
+        if self._row is not None:
+            columns = self._illegal[self._row].nonzero().flatten().tolist()
+        bad = set(columns)
+        return sorted(items, key=lambda item: item not in bad)
+
+    def _sources(self, row: tuple[int, int], others: list[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Order other rows by how many of the illegal elements of a row are theirs."""
+        if self._illegal is None or self._seen is None or self._healthy is None:
+            return others
+        bad = self._illegal[row]
+        index = torch.tensor(others)
+        theirs = self._healthy[index[:, 0], index[:, 1]][:, bad]
+        equal = (theirs == self._seen[row][bad]).sum(-1)
+        return [others[i] for i in equal.argsort(descending=True, stable=True).tolist()][:_FIRST_SOURCES]

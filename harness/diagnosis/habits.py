@@ -1,0 +1,71 @@
+"""What a candidate leaves in memory that it need not write: learned from its padding rows, so that models do the same.
+
+Faults about counts and layouts move padding into valid rows; what is found there is the candidate's own habit.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from harness.diagnosis.observation import MASKED_GEMM, QUANTIZERS, Observed
+
+UNWRITTEN, UNWRITTEN_CODE = 0xFF, 0xF  # a scale byte that no quantizer stores, and the code beside it
+TILE = 128
+OFTEN = 0.25  # of the padding rows: a fault about counts may have written some of them
+
+
+@dataclass(frozen=True)
+class Habits:
+    """What lies in rows and scales that a right candidate need not write.
+
+    Attributes:
+        fill: byte of a quantizer's padding rows and scale padding.
+        tail: of the rows of a GEMM's last tile past the valid ones: "product", "zeros", "nan" or "before".
+    """
+
+    fill: int = UNWRITTEN
+    tail: str = "product"
+
+
+def learned_habits(call: Observed, valid: Tensor, seen: Tensor) -> tuple[Habits, bool]:
+    """Return a candidate's habits as one call shows them, and whether its padding holds anything at all.
+
+    Args:
+        call: the call.
+        valid: `(groups, rows)` bool.
+        seen: the output's elements.
+    """
+    padding = ~valid
+    if not bool(padding.any()):
+        return Habits(), False
+    if call.stage in QUANTIZERS:
+        scales = seen[..., -1][padding].flatten()
+        common = scales.bincount().argmax()
+        constant = bool((scales == common).double().mean() >= OFTEN)
+        return Habits(fill=int(common)) if constant else Habits(), not constant
+    if call.stage != MASKED_GEMM:
+        return Habits(), False
+    counts = valid.sum(-1, keepdim=True)
+    row = torch.arange(valid.shape[1])
+    tail = padding & (row < -(-counts // TILE) * TILE)
+    rows = seen[tail].flatten(1)
+    if not len(rows):
+        return Habits(), False
+    before = call.arguments["out"].permute(2, 0, 1)[tail]
+    looks = {
+        "zeros": rows == 0,
+        "before": (rows == before) | (rows.isnan() & before.isnan()),
+        "nan": rows.isnan(),
+    }
+    shares = {tail: float(all_of.all(-1).double().mean()) for tail, all_of in looks.items()}
+    likely = max(shares, key=lambda tail: shares[tail])
+    return Habits(tail=likely if shares[likely] >= OFTEN else "product"), False
+
+
+def tail_value(tail: str) -> float | None:
+    """Return what a GEMM stores in its tail rows, None for their product."""
+    return {"zeros": 0.0, "nan": math.nan}.get(tail)

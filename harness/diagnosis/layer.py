@@ -1,0 +1,142 @@
+"""Hypotheses about a whole layer of which only the final output was seen: faults of its stages, planted and composed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harness.candidates.composition import compose_masked_moe
+from harness.diagnosis.hypotheses import Hypothesis
+from harness.diagnosis.observation import MASKED_GEMM, Observed
+from harness.diagnosis.views import Bounds, decoded_weights
+from harness.faults.fault import Parameters
+from harness.faults.mutant import CALLS
+from reference import propagate
+from reference.nvfp4 import decode_blocks
+
+INNER = ("quantize_grouped", "silu_mul_quantize_grouped", "masked_grouped_gemm")
+Merge = Callable[[str, int, Any, Any], Any]
+
+
+class Planted:
+    """A right model with a fault in its stages, everywhere, or in some of the stage calls of a layer only.
+
+    Args:
+        model: the model.
+        hypothesis: the fault.
+        parameters: kept from call to call.
+        only: number of the call of the fault's stages that it is planted in; None for all.
+        merge: what a planted call results in, given its stage, number, the healthy and the faulty result; None: the faulty.
+        healthy: results of a healthy layer's stage calls by number, on the same arguments, used and filled up to the first
+            planted call; None to compute them.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        hypothesis: Hypothesis,
+        parameters: Parameters,
+        only: int | None = None,
+        merge: Merge | None = None,
+        healthy: dict[int, Any] | None = None,
+    ) -> None:
+        self.model, self.hypothesis, self.parameters = model, hypothesis, parameters
+        self.only, self.merge, self.healthy = only, merge, healthy
+        self.traits = model.traits
+        self._start()
+
+    def _start(self) -> None:
+        self._step, self._count, self._touched = 0, 0, False
+
+    def __getattr__(self, name: str) -> Any:
+        function = getattr(self.model, name)
+        return self._step_of(name, function) if name in INNER else function
+
+    def _step_of(self, stage: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*positional: Any) -> Any:
+            step, self._step = self._step, self._step + 1
+            if stage not in self.hypothesis.fault.stages:
+                return self._right(step, stage, function, positional)
+            number, self._count = self._count, self._count + 1
+            if self.only is not None and number != self.only:
+                return self._right(step, stage, function, positional)
+            self._touched = True
+            right = function(*positional) if self.merge is not None else None
+            arguments = dict(zip(CALLS[stage].names, positional, strict=False))
+            planted = CALLS[stage](stage, function, self.model, arguments)
+            self.hypothesis.fault.apply(planted, self.parameters)
+            result = planted.result()
+            return result if self.merge is None else self.merge(stage, number, right, result)
+
+        return call
+
+    def _right(self, step: int, stage: str, function: Callable[..., Any], positional: tuple[Any, ...]) -> Any:
+        """Run a healthy stage call, or take its result from an earlier layer on the same arguments."""
+        if self._touched or self.healthy is None:
+            return function(*positional)
+        gemm = stage == MASKED_GEMM
+        if step not in self.healthy:
+            result = function(*positional)
+            self.healthy[step] = positional[4].clone(memory_format=torch.preserve_format) if gemm else result
+        elif gemm:
+            positional[4].copy_(self.healthy[step])
+        return None if gemm else self.healthy[step]
+
+    def masked_moe(self, **arguments: Any) -> Tensor:
+        """Return the layer's output, composed of the planted stages."""
+        self._start()
+        return compose_masked_moe(self, **arguments)
+
+
+def faulted_calls(hypothesis: Hypothesis, activation: str) -> int:
+    """Return how many stage calls of one layer a fault is planted in."""
+    middle = "silu_mul_quantize_grouped" if activation == "silu" else "quantize_grouped"
+    calls = ("quantize_grouped", "masked_grouped_gemm", middle, "masked_grouped_gemm")
+    return sum(stage in hypothesis.fault.stages for stage in calls)
+
+
+def is_inner(hypothesis: Hypothesis) -> bool:
+    """Return whether a fault sits in a stage of the layer."""
+    return bool(set(hypothesis.fault.stages) & set(INNER))
+
+
+def legal_layer(call: Observed, bounds: Bounds) -> Tensor:
+    """Return which elements of a layer's output lie in what legal stages can reach, `(groups, rows, 1, elements)`."""
+    a, out = call.arguments, call.output
+    result = torch.ones(out.shape, dtype=torch.bool)
+    x, x_scale = a["hidden_states"]
+    w1, w2 = decoded_weights(a["w1"], a["w1_blockscale"]), decoded_weights(a["w2"], a["w2_blockscale"])
+    if x_scale is None:
+        source, scales = x.double(), a["input_global_scale"]
+    else:
+        from harness import physical
+
+        codes = physical.codes_of(x)
+        source = decode_blocks(codes, physical.block_scales_of(x_scale, codes.shape[1], codes.shape[2] // 16))
+        scales = None
+    for expert, count in enumerate(a["masked_m"].tolist()):
+        if not count:
+            continue
+        rows = source[expert, :count]
+        found = propagate.masked_moe(
+            propagate.Interval(rows, rows),
+            w1[expert],
+            w2[expert],
+            (
+                a["w1_alpha"].reshape(-1)[expert],
+                None if scales is None else scales.reshape(-1)[expert],
+                a["a2_global_scale"].reshape(-1)[expert],
+                a["w2_alpha"].reshape(-1)[expert],
+            ),
+            a.get("activation", "silu"),
+            bounds.arithmetic,
+            bounds.accumulator,
+        )
+        got = out[expert, :count].double()
+        inside = (got >= found.low) & (got <= found.high)
+        nan = found.low.isnan() | found.high.isnan()
+        result[expert, :count] = torch.where(nan, got.isnan(), inside)
+    return result.unsqueeze(2)

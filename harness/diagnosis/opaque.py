@@ -1,0 +1,256 @@
+"""A layer of which only the final output was seen: rows are compared, since one legal code flips a whole row a little.
+
+A row is explained where the prediction comes much nearer to it than the right output does. A fault may sit in one of two
+stage calls of a row, and a fault of blocks in some of its blocks: both are tried.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import product
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harness.diagnosis.explain import SMALL, Case, Score, same
+from harness.diagnosis.hypotheses import Failed, Hypothesis, predict
+from harness.diagnosis.layer import Planted, faulted_calls, is_inner
+from harness.diagnosis.observation import Observed
+
+NEAR = 0.05  # relative distance of a row that legal code flips may cause
+MUCH_NEARER = 0.3
+EXACTLY = 1e-6
+_ENUMERATED = 8  # blocks of which all subsets are tried
+_ROUNDS = 16
+
+
+class LayerCase(Case):
+    """A call of masked_moe with illegal elements."""
+
+    def _choose_model(self) -> None:
+        rows = self.valid & self.legal.all(-1).all(-1)
+        distances = []
+        for model in self.models[:4]:
+            right = predict(model, self.call, None)["output"]
+            distance = relative(self.seen, right)[rows]
+            distances.append((float(distance.mean()) if len(distance) else 0.0, right))
+        best = min(range(len(distances)), key=lambda i: distances[i][0])
+        self.healthy = distances[best][1]
+        self.models = [self.models[best], *(m for i, m in enumerate(self.models) if i != best)]
+        self.exact = False
+        self.care = None
+        self.wild = False
+
+    @property
+    def healthy_stages(self) -> dict[int, Any]:
+        """Return what the model's stage calls give, filled as they are needed, apart for a screened case."""
+        return self.__dict__.setdefault("_stages", {}).setdefault(id(self.model), {})
+
+    def work(self) -> int:
+        """Return about how many multiplications one prediction costs."""
+        return max(self.seen.numel() * self.call.arguments["w2"].shape[2] * 6, SMALL)  # screened always: many variants
+
+
+def relative(seen: Tensor, predicted: Tensor) -> Tensor:
+    """Return the distance of each row from a prediction, relative to the prediction's size, `(groups, rows)` float64."""
+    o, p = seen.flatten(2).double(), predicted.flatten(2).double()
+    finite = o.isfinite() & p.isfinite()
+    alike = same(o, p) | finite  # NaN and infinity must be where they are predicted
+    o, p = o.masked_fill(~finite, 0), p.masked_fill(~finite, 0)
+    distance = (o - p).norm(dim=-1) / p.norm(dim=-1).clamp(min=1e-30)
+    distance = torch.where((o == p).all(-1), torch.zeros_like(distance), distance)
+    return torch.where(alike.all(-1), distance, torch.inf)
+
+
+def score_layer(cases: list[Case], _calls: list[Observed], hypothesis: Hypothesis) -> Score | None:
+    """Test one hypothesis on opaque layers; None where it cannot be planted."""
+    result = Score(hypothesis, {n: int(case.illegal.sum()) for n, case in enumerate(cases) if bool(case.illegal.any())})
+    try:
+        for number in result.of:
+            variants = _variants(cases[number], hypothesis)
+            _judge(result, number, cases[number], variants)
+    except Failed:
+        return None
+    return result
+
+
+def _variants(case: Case, hypothesis: Hypothesis) -> Iterable[Tensor]:
+    if not is_inner(hypothesis):
+        yield predict(case.model, case.call, hypothesis)["output"]
+        return
+    activation = case.call.arguments.get("activation", "silu")
+    places: list[int | None] = [None]
+    if faulted_calls(hypothesis, activation) > 1:
+        places += [0, 1]
+    for only in places:
+        yield planted_output(case, hypothesis, only)
+
+
+def planted_output(case: LayerCase, hypothesis: Hypothesis, only: int | None, merge: Any = None) -> Tensor:
+    """Return the layer's output with a fault in its stages, as elements. Raises Failed where it cannot be planted."""
+    case.call.keep()
+    try:
+        planted = Planted(case.model, hypothesis, hypothesis.parameters(), only, merge, case.healthy_stages)
+        return planted.masked_moe(**case.call.arguments).unsqueeze(2)
+    except Exception as error:
+        raise Failed(f"{type(error).__name__}: {error}") from error
+
+
+def _judge(result: Score, number: int, case: Case, variants: Iterable[Tensor]) -> None:
+    failing = case.illegal.any(-1).any(-1)
+    right = relative(case.seen, case.healthy)
+    nearest = torch.full_like(right, torch.inf)
+    exact = torch.zeros_like(failing)
+    shows = torch.zeros_like(failing)
+    composed = case.healthy
+    for predicted in variants:
+        distance = relative(case.seen, predicted)
+        composed = torch.where((distance < nearest)[..., None, None], predicted, composed)
+        # An infinite distance of the right output (NaN against numbers) is beaten by any finite one.
+        nearest = torch.minimum(nearest, distance)
+        exact |= same(predicted, case.seen).all(-1).all(-1)
+        shows |= (~same(predicted, case.healthy)).any(-1).any(-1) & case.valid
+    result.prediction[number] = composed
+    explained = failing & (nearest <= NEAR) & (nearest <= MUCH_NEARER * right)
+    mask = case.illegal & explained[..., None, None]
+    gained = 1 - (nearest / right.clamp(min=1e-30)).nan_to_num(1.0).clamp(max=1.0)
+    result.near += float(gained[failing].mean()) / len(result.of)
+    result.predicted += int(shows.sum())
+    result.shown += int((shows & explained).sum())
+    if bool(explained.any()):
+        result.explained[number] = mask
+        result.exact &= bool(exact[explained].double().mean() > 0.9)
+
+
+def score_blocks(cases: list[Case], hypothesis: Hypothesis) -> Score | None:
+    """Test a fault of blocks that only some blocks of the rows have; None where it cannot be planted or finds no blocks.
+
+    The blocks are looked for in one failing row, all subsets of few blocks at once, and then tried on all rows.
+    """
+    result = Score(hypothesis, {n: int(case.illegal.sum()) for n, case in enumerate(cases) if bool(case.illegal.any())})
+    try:
+        for number in result.of:
+            case = cases[number]
+            variants = []
+            for expert, row in _telling_rows(case):
+                if (found := _blocks_of_row(case, hypothesis, expert, row)) is not None:
+                    first, second = found
+                    none = torch.zeros_like(first), torch.zeros_like(second)
+                    kept = {(first, second), *([(first, none[1]), (none[0], second)] if first.any() and second.any() else [])}
+                    variants += [_with_blocks(case, hypothesis, *blocks) for blocks in kept]
+            if not variants:
+                return None
+            _judge(result, number, case, variants)
+    except Failed:
+        return None
+    return result
+
+
+def _telling_rows(case: Case) -> list[tuple[int, int]]:
+    """Return the failing rows that are furthest from right, of two experts at most."""
+    far = relative(case.seen, case.healthy).nan_to_num(0, posinf=0).masked_fill(~case.illegal.any(-1).any(-1), 0)
+    best = far.max(-1)
+    experts = best.values.argsort(descending=True)[:2].tolist()
+    return [(e, int(best.indices[e])) for e in experts if best.values[e] > 0]
+
+
+def _subsets(blocks: int) -> Tensor:
+    """Return all subsets but the empty one, `(subsets, blocks)` bool; of many blocks each single one and all of them."""
+    if blocks <= _ENUMERATED:
+        return torch.tensor(list(product([False, True], repeat=blocks))[1:])
+    return torch.cat((torch.eye(blocks, dtype=torch.bool), torch.ones(1, blocks, dtype=torch.bool)))
+
+
+def _blocks_of_row(case: Case, hypothesis: Hypothesis, expert: int, row: int) -> tuple[Tensor, Tensor] | None:
+    """Find the blocks of the two quantizations whose faulty versions give a row; None where none come much nearer."""
+    arguments = case.call.arguments
+    x, x_scale = arguments["hidden_states"]
+    if x_scale is not None:
+        return None
+    sizes = x.shape[2] // 16, arguments["w2"].shape[2] // 8
+    target = case.seen[expert, row].flatten()
+    subsets = [torch.cat((torch.zeros(1, size, dtype=torch.bool), _subsets(size))) for size in sizes]
+
+    def nearest(first: Tensor, second: Tensor) -> tuple[float, Tensor, Tensor]:
+        distance = _row_distances(case, hypothesis, expert, row, (first, second), target)
+        best = int(distance.argmin())
+        return float(distance[best]), first[best], second[best]
+
+    # The two quantizations have subsets of their own: look for one given the other, in turn.
+    none = [torch.zeros_like(s) for s in subsets]
+    everything = [torch.ones_like(s) for s in subsets]
+    starts = [nearest(subsets[0], none[0][:, :1].expand(-1, sizes[1])), nearest(none[1][:, :1].expand(-1, sizes[0]), subsets[1])]
+    if sizes[0] == sizes[1]:
+        starts.append(nearest(subsets[0], subsets[1]))
+    starts.append(nearest(everything[0][:1], everything[1][:1]))
+    found, *chosen = min(starts, key=lambda s: s[0])
+    right = float(relative(case.seen, case.healthy)[expert, row])
+    for turn in range(_ROUNDS):
+        if found <= EXACTLY or (turn >= 2 and found > 0.9 * right):
+            break
+        which = turn % 2
+        options = subsets[which] if sizes[which] <= _ENUMERATED else _flips(chosen[which])
+        fixed = chosen[1 - which].expand(len(options), -1)
+        better = nearest(*((options, fixed) if which == 0 else (fixed, options)))
+        if better[0] >= found and turn % 2:
+            break
+        if better[0] < found:
+            found, *chosen = better
+    return (chosen[0], chosen[1]) if found <= MUCH_NEARER * right else None
+
+
+def _flips(chosen: Tensor) -> Tensor:
+    """Return a choice of blocks with each single block flipped, `(blocks, blocks)` bool."""
+    return chosen ^ torch.eye(len(chosen), dtype=torch.bool)
+
+
+def _row_distances(
+    case: Case, hypothesis: Hypothesis, expert: int, row: int, masks: tuple[Tensor, Tensor], target: Tensor
+) -> Tensor:
+    """Return how far one row is from its prediction under each choice of faulty blocks, `(choices,)`."""
+    arguments = dict(case.call.arguments)
+    x, count = arguments["hidden_states"][0], len(masks[0])
+    copies = x[:, :1].expand(-1, count, -1).clone()
+    copies[expert] = x[expert, row]
+    arguments["hidden_states"] = (copies, None)
+    arguments["masked_m"] = torch.zeros_like(arguments["masked_m"])
+    arguments["masked_m"][expert] = count
+    masks_of = [m.unsqueeze(0).expand(x.shape[0], -1, -1) for m in masks]
+    predicted = _merged(case, hypothesis, arguments, masks_of)
+    seen = target.expand(1, count, -1)
+    return relative(seen, predicted[expert : expert + 1])[0]
+
+
+def _with_blocks(case: Case, hypothesis: Hypothesis, first: Tensor, second: Tensor) -> Tensor:
+    arguments = case.call.arguments
+    experts, rows = arguments["hidden_states"][0].shape[:2]
+    masks = [m.expand(experts, rows, -1) for m in (first, second)]
+    return _merged(case, hypothesis, dict(arguments), masks).unsqueeze(2)
+
+
+def _merged(case: Case, hypothesis: Hypothesis, arguments: dict[str, Any], masks: list[Tensor]) -> Tensor:
+    """Return the layer's output `(experts, rows, k)` with the fault in some blocks of each quantization only."""
+    from harness import physical
+    from harness.faults.calls import with_block_scale
+
+    def merge(stage: str, number: int, healthy: Any, faulty: Any) -> Any:
+        mask = masks[min(number, 1)]
+        rows, columns = mask.shape[1:]
+        codes = torch.where(
+            mask.repeat_interleave(16, -1), physical.codes_of(faulty[0]), physical.codes_of(healthy[0])
+        )
+        scale = torch.where(mask, *(physical.block_scales_of(r[1], rows, columns) for r in (faulty, healthy)))
+        return physical.operand(codes), with_block_scale(healthy[1], scale)
+
+    try:
+        model = case.model.keep_to(None)
+        planted = Planted(model, hypothesis, hypothesis.parameters(), None, merge)
+        return planted.masked_moe(**arguments)
+    except Exception as error:
+        raise Failed(f"{type(error).__name__}: {error}") from error
+
+
+def has_blocks(hypothesis: Hypothesis) -> bool:
+    """Return whether a fault can sit in single blocks of a quantization."""
+    return hypothesis.fault.unit == "block" and all("quantize" in stage for stage in hypothesis.fault.stages)
