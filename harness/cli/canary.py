@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from harness.ci.options import ci_options, earlier_record, exit_with
 from harness.verdict import ExitCode, UsageError, exit_code
 
 _FOLDER = click.Path(path_type=Path)
@@ -109,6 +110,7 @@ def serve(
     show_default=True,
     help="Folder of record.json and report.html.",
 )
+@ci_options
 def run(
     candidate: str,
     faults: tuple[str, ...],
@@ -120,21 +122,24 @@ def run(
     questions: int,
     unseen: bool,
     out: Path,
+    junit: Path | None,
+    fail_on: str,
+    against: Path | None,
 ) -> int:
     """Answer the canary's questions in this process, judge and report: what serve and gsm8k do, without HTTP."""
     from harness.canary.run import run_in_process
+    from harness.ci.outputs import write_outputs
     from harness.cli.output import prepare_folder, print_summary
-    from reports.html import write_report
 
     if questions < 1:
         raise UsageError(f"--questions must be at least 1, got {questions}")
+    earlier = earlier_record(fail_on, against)
     folder = prepare_folder(out)
     canary = _load(candidate, faults, ranks, shard, transport, model, threads)
     record = run_in_process(canary, "+".join([candidate, *faults]), questions=questions, unseen=unseen)
     record.write(folder / "record.json")
-    report = write_report(record, folder)
-    print_summary(record, {"record": folder / "record.json", "report": report})
-    return exit_code(record.verdict)
+    print_summary(record, {"record": folder / "record.json", **write_outputs(record, folder, junit=junit)})
+    return exit_with(fail_on, record, earlier)
 
 
 @canary_command.command("table")
@@ -157,9 +162,9 @@ def table(candidate: str, faults: tuple[str, ...], questions: int, jobs: int, ou
     """Measure every fault against the canary's accuracy, beside the rule that kills it; dispatch variants too."""
     from harness.canary.table import run_table
     from harness.check import new_record
+    from harness.ci.outputs import write_outputs
     from harness.cli.output import prepare_folder, print_summary
     from harness.verdict import Verdict
-    from reports.html import write_report
 
     for name, value in (("--questions", questions), ("--jobs", jobs)):
         if value < 1:
@@ -180,8 +185,7 @@ def table(candidate: str, faults: tuple[str, ...], questions: int, jobs: int, ou
         f"faults that collapse real models and pass: {', '.join(missed) or 'none'}"
     )
     record.write(folder / "record.json")
-    report = write_report(record, folder)
-    print_summary(record, {"record": folder / "record.json", "report": report})
+    print_summary(record, {"record": folder / "record.json", **write_outputs(record, folder)})
     return exit_code(record.verdict)
 
 

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import click
 
+from harness.ci.options import ci_options, earlier_record, exit_with
 from harness.cli.output import TerminalProgress, prepare_folder, print_summary
 from harness.record import RunRecord
-from harness.verdict import ExitCode, UsageError, exit_code
+from harness.verdict import ExitCode, UsageError
 
 
 @click.command("check")
@@ -79,6 +80,7 @@ from harness.verdict import ExitCode, UsageError, exit_code
     show_default=True,
     help="Folder of record.json and report.html.",
 )
+@ci_options
 def check_command(
     candidates: tuple[str, ...],
     rules: tuple[str, ...],
@@ -96,8 +98,11 @@ def check_command(
     canary_control: str,
     known_failures: Path | None,
     out: Path,
+    junit: Path | None,
+    fail_on: str,
+    against: Path | None,
 ) -> int:
-    """Run the rules on candidates and write record.json and report.html."""
+    """Run the rules on candidates and write record.json, report.html and junit.xml."""
     from harness.check import CheckRequest, new_record, run_check
     from harness.known_failures import default_path, load_known_failures
     from harness.problem import parse_problem
@@ -136,20 +141,20 @@ def check_command(
         canary=(canary_questions or size.canary) if canary else 0,
         canary_control=canary_control,
     )
+    earlier = earlier_record(fail_on, against)
     folder = prepare_folder(out)
     record = new_record(profile, seed)
     try:
         run_check(request, record, TerminalProgress())
     except KeyboardInterrupt:
-        _write(record, folder)
+        _write(record, folder, junit)
         return ExitCode.INTERRUPTED
-    _write(record, folder)
-    return exit_code(record.verdict)
+    _write(record, folder, junit)
+    return exit_with(fail_on, record, earlier)
 
 
-def _write(record: RunRecord, folder: Path) -> None:
-    from reports.html import write_report
+def _write(record: RunRecord, folder: Path, junit: Path | None) -> None:
+    from harness.ci.outputs import write_outputs
 
     record.write(folder / "record.json")
-    report = write_report(record, folder)
-    print_summary(record, {"record": folder / "record.json", "report": report})
+    print_summary(record, {"record": folder / "record.json", **write_outputs(record, folder, junit=junit)})

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from harness.verdict import ExitCode, UsageError, exit_code
+from harness.ci.options import ci_options, earlier_record, exit_with
+from harness.ci.outputs import write_outputs
+from harness.verdict import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from harness.record import RunRecord
 
 _PATH = click.Path(path_type=Path)
@@ -107,7 +106,7 @@ _PATH = click.Path(path_type=Path)
     help="Environment variable that holds the key.",
 )
 @click.option("--api-key-file", type=_PATH, help="File that holds the key.")
-@click.option("--junit", type=_PATH, help="Write JUnit XML here; junit.xml in --out by default.")
+@ci_options
 def gsm8k_command(**options: Any) -> int:
     """Judge a served model end to end on GSM8K.
 
@@ -117,14 +116,15 @@ def gsm8k_command(**options: Any) -> int:
     from harness.gsm8k.run import run
     from harness.gsm8k.settings import check_file
 
-    junit = options.pop("junit")
+    junit, fail_on = options.pop("junit"), options.pop("fail_on")
+    earlier = earlier_record(fail_on, options.pop("against"))
     settings = _settings(options)
     if junit is not None:
         check_file(junit, "--junit")
     record = run(settings, clean_command(["harness", *_arguments()]))
-    _write_reports(record, settings.out, junit)
+    write_outputs(record, settings.out, junit=junit)
     _print(record, settings.out)
-    return ExitCode.INTERRUPTED if record.interrupted else exit_code(record.verdict)
+    return exit_with(fail_on, record, earlier)
 
 
 def _settings(options: dict[str, Any]) -> Any:
@@ -149,29 +149,12 @@ def _arguments() -> list[str]:
     return arguments if arguments[:1] == ["gsm8k"] else ["gsm8k", *arguments]
 
 
-def _write_reports(record: RunRecord, out: Path, junit: Path | None) -> None:
-    """Draw what is drawn from the record. The record is already written, so trouble here costs only the drawing."""
-    from harness.gsm8k.junit import append_step_summary, write_junit
-    from reports.html import write_report
-
-    drawings: list[tuple[str, Callable[[], object]]] = [
-        ("HTML report", lambda: write_report(record, out)),
-        ("JUnit", lambda: write_junit(record, junit or out / "junit.xml")),
-    ]
-    if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
-        drawings.append(("step summary", lambda: append_step_summary(record, Path(summary))))
-    for name, draw in drawings:
-        try:
-            draw()
-        except Exception as error:  # noqa: BLE001 - the verdict must come out whatever a drawing does
-            click.echo(f"error: the {name} could not be written: {type(error).__name__}: {error}", err=True)
-
-
 def _print(record: RunRecord, out: Path) -> None:
-    from harness.gsm8k.junit import label, lines
+    from harness.ci.cases import gsm8k_label
+    from harness.ci.gsm8k_lines import lines
 
     stage = record.gsm8k or {}
-    click.echo(f"{label(stage)}: {stage['reason']}")
+    click.echo(f"{gsm8k_label(stage)}: {stage['reason']}")
     for line in lines(stage):
         click.echo(f"  {line}")
     click.echo(f"  record: {out / 'record.json'}")

@@ -178,14 +178,14 @@ def reason(found: dict[str, Any]) -> str:
 
 
 def _finish(record: RunRecord, folder: Path) -> None:
-    from reports.html import write_report
+    from harness.ci.outputs import write_outputs
 
     record.seconds = (record.mutants or {}).get("seconds", 0.0)
     record.write(folder / "record.json")
-    report = write_report(record, folder)
+    written = write_outputs(record, folder)
     if record.mutants and record.mutants["faults"]:
         _print(record.mutants)
-    print_summary(record, {"record": folder / "record.json", "report": report})
+    print_summary(record, {"record": folder / "record.json", **written})
 
 
 def _print(found: dict[str, Any]) -> None:

@@ -122,8 +122,8 @@ def _line(text: str, *, end: bool = False) -> None:
 
 
 def _finish(record: RunRecord, folder: Path) -> None:
-    from reports.html import write_report
+    from harness.ci.outputs import write_outputs
 
     record.write(folder / "record.json")
-    report = write_report(record, folder)
-    print_summary(record, {"record": folder / "record.json", "report": report})
+    written = write_outputs(record, folder)
+    print_summary(record, {"record": folder / "record.json", **written})

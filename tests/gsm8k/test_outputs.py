@@ -7,20 +7,21 @@ import json
 import sys
 from xml.etree import ElementTree as ET
 
-from harness.gsm8k.junit import CASES, write_junit
+from harness.ci.cases import GSM8K_CASES
+from harness.ci.junit import write_junit
 from harness.gsm8k.progress import Progress
 from harness.record import load_record
 
 
 def cases(path):
-    suite = ET.parse(path).getroot()  # noqa: S314 - our own file
+    (suite,) = ET.parse(path).getroot()  # noqa: S314 - our own file
     return suite, {c.get("name"): [child.tag for child in c] for c in suite}
 
 
 def test_junit_of_a_pass(serve, cli):
     done = cli(serve().url)
     suite, found = cases(done.folder / "junit.xml")
-    assert found == {name: [] for name in CASES}
+    assert found == {name: [] for name in GSM8K_CASES}
     assert (suite.get("failures"), suite.get("errors")) == ("0", "0")
 
 
@@ -45,7 +46,7 @@ def test_a_dead_model_is_a_junit_failure_and_is_in_the_step_summary(serve, cli, 
     _, found = cases(done.folder / "junit.xml")
     assert found["alive"] == ["failure"]
     text = summary.read_text(encoding="utf-8")
-    assert text.startswith("before\n### GSM8K: FAIL (")
+    assert text.startswith("before\n### :x: GSM8K: FAIL (")
     assert "<script>" not in text
 
 
