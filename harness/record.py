@@ -11,17 +11,25 @@ import os
 import tempfile
 import types
 import typing
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from harness.verdict import Verdict, worst
+
+if TYPE_CHECKING:
+    from harness.record_stages import CanaryStage, Gsm8kRun, MutantsRun
 
 SCHEMA_VERSION = 1
 
 
 class RecordError(Exception):
     """A record file that cannot be read: it names the file, the field and what was expected."""
+
+
+class NotARecordError(RecordError):
+    """JSON, but of something else: it has no schema."""
 
 
 @dataclass
@@ -144,7 +152,8 @@ class Skip:
 class RunRecord:
     """One run. Each stage beside the rules holds its own documented structure; absent stages are None.
 
-    `gsm8k`: harness/gsm8k/README.md; `canary`: harness/canary/README.md; `mutants`: harness/mutants/README.md.
+    `gsm8k`: harness/gsm8k/README.md; `canary`: harness/canary/README.md; `mutants`: harness/mutants/README.md. Their
+    typed views, `gsm8k_run`, `canary_stage` and `mutants_run`, are in harness/record_stages.py.
     """
 
     run_id: str
@@ -169,6 +178,36 @@ class RunRecord:
     gsm8k: dict[str, Any] | None = None
     canary: dict[str, Any] | None = None
     mutants: dict[str, Any] | None = None
+
+    @property
+    def failures(self) -> list[Failure]:
+        """Every failing problem of every rule, known failures included (their kind is "known")."""
+        return [failure for rule in self.rules for failure in rule.failures]
+
+    def rule(self, rule: str, candidate: str) -> RuleResult | None:
+        """Return what one rule found on one candidate, None where the run has no such result."""
+        return next((r for r in self.rules if (r.rule, r.candidate) == (rule, candidate)), None)
+
+    @property
+    def gsm8k_run(self) -> Gsm8kRun | None:
+        """The GSM8K stage, None where the run has none. Raises RecordError with the name of a damaged field."""
+        from harness.record_stages import gsm8k_run
+
+        return gsm8k_run(self)
+
+    @property
+    def canary_stage(self) -> CanaryStage | None:
+        """The canary, None where the run has none. Raises RecordError with the name of a damaged field."""
+        from harness.record_stages import canary_stage
+
+        return canary_stage(self)
+
+    @property
+    def mutants_run(self) -> MutantsRun | None:
+        """The planted faults, None where the run has none. Raises RecordError with the name of a damaged field."""
+        from harness.record_stages import mutants_run
+
+        return mutants_run(self)
 
     def to_json(self) -> str:
         """Return the record as JSON text, one field a line in field order; NaN and infinity are refused.
@@ -212,23 +251,34 @@ def load_record(path: str | Path) -> RunRecord:
         raise RecordError(f"{path}: cannot be read ({error.strerror or error})") from error
     except ValueError as error:
         raise RecordError(f"{path}: is not a JSON record ({error})") from error
+    except RecursionError as error:
+        raise RecordError(f"{path}: is not a JSON record (nested too deeply)") from error
     return parse_record(data, f"{path}: record")
 
 
 def parse_record(data: Any, where: str) -> RunRecord:
     """Return the record that parsed JSON describes; `where` starts the messages. Raises RecordError."""
     if not isinstance(data, dict) or "schema" not in data:
-        raise RecordError(f"{where} is not a run record: the field 'schema' is missing")
-    if not isinstance(data["schema"], int) or data["schema"] > SCHEMA_VERSION:
+        raise NotARecordError(f"{where} is not a run record: the field 'schema' is missing")
+    schema = data["schema"]
+    if not isinstance(schema, int) or isinstance(schema, bool) or schema > SCHEMA_VERSION:
         raise RecordError(
-            f"{where} has schema {data['schema']!r}, this version of the harness reads up to {SCHEMA_VERSION}; "
+            f"{where} has schema {schema!r:.80}, this version of the harness reads up to {SCHEMA_VERSION}; "
             "read it with the version that wrote it, or a newer one"
         )
-    record: RunRecord = _build(RunRecord, data, where)
+    record: RunRecord = build_from_json(RunRecord, data, where)
     return record
 
 
-def _build(kind: Any, value: Any, where: str) -> Any:  # noqa: PLR0911, PLR0912, C901 - one branch a kind of annotation
+@cache
+def _annotations(kind: type) -> dict[str, tuple[Any, bool]]:
+    """Return the fields of a dataclass as name to (annotation, whether it must be given)."""
+    hints = typing.get_type_hints(kind)
+    required = {f.name: f.default is MISSING and f.default_factory is MISSING for f in fields(kind)}
+    return {name: (hints[name], needed) for name, needed in required.items()}
+
+
+def build_from_json(kind: Any, value: Any, where: str) -> Any:  # noqa: PLR0911, PLR0912, C901 - one branch a kind of annotation
     """Turn parsed JSON into the annotated type, naming the field on any mismatch. Unknown keys are ignored."""
     origin = typing.get_origin(kind)
     if kind is Any:
@@ -237,30 +287,26 @@ def _build(kind: Any, value: Any, where: str) -> Any:  # noqa: PLR0911, PLR0912,
         options = typing.get_args(kind)
         if value is None and type(None) in options:
             return None
-        return _build(next(o for o in options if o is not type(None)), value, where)
+        return build_from_json(next(o for o in options if o is not type(None)), value, where)
     if is_dataclass(kind):
         if not isinstance(value, dict):
             raise RecordError(f"{where} must be an object, got {type(value).__name__}")
-        hints = typing.get_type_hints(kind)
-        known = {f.name: hints[f.name] for f in fields(kind)}
-        built = {
-            name: _build(hint, value[name], f"{where}.{name}")
-            for name, hint in known.items()
-            if name in value
-        }
-        build: Any = kind
-        try:
-            return build(**built)
-        except TypeError as error:
-            raise RecordError(f"{where}: {error}") from error
+        built = {}
+        for name, (hint, needed) in _annotations(kind).items():
+            if name in value:
+                built[name] = build_from_json(hint, value[name], f"{where}.{name}")
+            elif needed:
+                raise RecordError(f"{where}.{name} is missing")
+        return kind(**built)
     if origin is list:
         if not isinstance(value, list):
             raise RecordError(f"{where} must be a list, got {type(value).__name__}")
-        return [_build(typing.get_args(kind)[0], v, f"{where}[{i}]") for i, v in enumerate(value)]
+        return [build_from_json(typing.get_args(kind)[0], v, f"{where}[{i}]") for i, v in enumerate(value)]
     if origin is dict:
         if not isinstance(value, dict):
             raise RecordError(f"{where} must be an object, got {type(value).__name__}")
-        return {k: _build(typing.get_args(kind)[1], v, f"{where}.{k}") for k, v in value.items()}
+        of = typing.get_args(kind)[1]
+        return value if of is Any else {k: build_from_json(of, v, f"{where}.{k}") for k, v in value.items()}
     if kind is Verdict:
         if not isinstance(value, str) or value not in set(Verdict):
             raise RecordError(f"{where} must be one of {', '.join(Verdict)}, got {value!r}")
@@ -278,7 +324,7 @@ def merge_rules(results: list[RuleResult]) -> list[RuleResult]:
     for result in results:
         key = (result.rule, result.candidate)
         if key not in merged or merged[key].skipped:
-            merged[key] = _build(RuleResult, json.loads(json.dumps(asdict(result))), "rule")
+            merged[key] = build_from_json(RuleResult, json.loads(json.dumps(asdict(result))), "rule")
         elif not result.skipped:  # judged anywhere is judged
             _merge_rule(merged[key], result)
     return list(merged.values())

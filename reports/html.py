@@ -13,9 +13,11 @@ from reports.sections import draw_all
 from reports.template import asset, fill
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from harness.record import RunRecord
+    from reports.sections import Drawn
 
 REPORT_NAME = "report.html"
 
@@ -25,19 +27,49 @@ SCRIPTS = ("copy.js", "gsm8k.js")
 
 def render(record: RunRecord) -> str:
     """Return the page for a record. The same record gives the same bytes."""
-    styles = [asset(name) for name in STYLESHEETS]
-    scripts = [asset(name) for name in SCRIPTS]
-    page = fill(
-        "page.html.j2",
-        policy=content_security_policy(styles, scripts),
-        # Our own files, unescaped because a browser reads style and script as raw text.
-        styles=[Markup(style) for style in styles],  # noqa: S704
-        scripts=[Markup(script) for script in scripts],  # noqa: S704
+    return assemble(
         title=summary.page_title(record),
         header=summary.header(record),
         footer=summary.footer(record),
         verdict=record.verdict,
         sections=draw_all(record),
+    )
+
+
+def assemble(
+    *,
+    title: str,
+    header: Markup,
+    footer: Markup,
+    verdict: str,
+    sections: Sequence[Drawn],
+    styles: Sequence[str] = STYLESHEETS,
+    scripts: Sequence[str] = SCRIPTS,
+) -> str:
+    """Return a page of these parts: report, comparison and history are all made here, under the same policy.
+
+    Args:
+        title: of the browser's tab.
+        header: the top of the page.
+        footer: its last lines.
+        verdict: word that the top is coloured by; "" for none.
+        sections: in order, each with its anchor and heading.
+        styles: stylesheets of this folder.
+        scripts: scripts of this folder.
+    """
+    style_texts = [asset(name) for name in styles]
+    script_texts = [asset(name) for name in scripts]
+    page = fill(
+        "page.html.j2",
+        policy=content_security_policy(style_texts, script_texts),
+        # Our own files, unescaped because a browser reads style and script as raw text.
+        styles=[Markup(style) for style in style_texts],  # noqa: S704
+        scripts=[Markup(script) for script in script_texts],  # noqa: S704
+        title=title,
+        header=header,
+        footer=footer,
+        verdict=verdict,
+        sections=sections,
     )
     # A second net under the templates: no path into the page can bring a control character or a lone surrogate along.
     return text.visible(str(page))

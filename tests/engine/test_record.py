@@ -121,7 +121,7 @@ def damaged(**changes: Any) -> str:
         (damaged(verdict=[]), "record.verdict must be one of PASS, FAIL, UNKNOWN, got []"),
         (damaged(rules={}), "record.rules must be a list, got dict"),
         (damaged(rules=[7]), "record.rules[0] must be an object, got int"),
-        (damaged(rules=[{"rule": "GEMM"}]), "record.rules[0]: "),
+        (damaged(rules=[{"rule": "GEMM"}]), "record.rules[0].title is missing"),
         (damaged(traps=[]), "record.traps must be an object, got list"),
         (damaged(traps={"nan": "often"}), "record.traps.nan must be int, got 'often'"),
         (damaged(candidates=[{"name": None}]), "record.candidates[0].name must be str, got None"),
