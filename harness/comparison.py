@@ -18,7 +18,9 @@ from harness.record import Heatmap, Histogram
 
 # log2 of error / bound: everything below 2^-8 is one bin, everything past 2^8 another, finer around the bound.
 HISTOGRAM_EDGES = [-8.0, -6.0, -4.0, -3.0, -2.0, -1.5, -1.0, -0.5, -0.25, 0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0]
-_HEATMAP_COLUMNS = 32
+_HEATMAP_BANDS = 32  # cells along rows and columns
+_HEATMAP_EXPERTS = 64
+_SCALED = 16  # columns that one NVFP4 block scale covers
 
 
 @dataclass
@@ -33,6 +35,8 @@ class Comparison:
         accepted_altered: altered copies that would have been accepted too: no power.
         worst_ratio: largest error over bound, None where the comparison is of bits.
         message: first lines of the failure, "" where all is legal.
+        heatmap: illegal elements by expert and row.
+        heatmaps: further views of them: row by block of columns, in the expert that has most.
         rows: the rows that were compared; in JSON their number.
     """
 
@@ -47,6 +51,7 @@ class Comparison:
     place: dict[str, int] = field(default_factory=dict)
     extent: dict[str, Any] = field(default_factory=dict)
     heatmap: Heatmap | None = None
+    heatmaps: list[Heatmap] = field(default_factory=list)
     rows: Rows | None = field(default=None, repr=False)
 
     def to_dict(self) -> dict[str, Any]:
@@ -175,8 +180,14 @@ def compare(
         return result
     result.accepted_altered = [name for name, accepted in altered.items() if accepted()]
     if ratio is not None and ratio.numel():
-        result.worst_ratio = min(float(ratio.max()), 1e30)
+        known = ratio.nan_to_num(torch.inf)  # nothing is worse than NaN, and JSON has none
+        result.worst_ratio = min(float(known.max()), 1e30)
         result.histogram = _histogram(ratio)
+        result.histogram.worst = result.worst_ratio
+        if ratio.shape == legal.shape:
+            worst = int(known.argmax())
+            place = _place(rows, worst // legal.shape[1], worst % legal.shape[1])
+            result.histogram.worst_at = ", ".join(f"{name} {index}" for name, index in place.items())
     bad = ~legal
     result.illegal = int(bad.sum())
     if result.illegal:
@@ -232,8 +243,8 @@ def _describe(
     if ratio is not None and ratio.shape == bad.shape:
         worst = int(ratio[bad].nan_to_num(torch.inf).argmax())
     r, c = places[worst].tolist()
+    result.place = _place(rows, r, c)
     expert, row = int(rows.expert[r]), int(rows.row[r])
-    result.place = {rows.expert_name: expert, rows.row_name: row, rows.column_name: c}
     bad_rows, columns = bad.any(1), bad.any(0)
     experts = sorted(set(rows.expert[bad_rows].tolist()))
     result.extent = {
@@ -251,19 +262,59 @@ def _describe(
         f"  extent     {result.illegal:,} of {result.compared:,} valid elements, {int(bad_rows.sum())} of {len(rows)} "
         f"{rows.row_name}s, {int(columns.sum())} of {bad.shape[1]} columns, {rows.expert_name}s [{named}]"
     )
-    result.heatmap = _heatmap(places, rows)
+    result.heatmap = _by_expert_and_row(places, rows)
+    result.heatmaps = [_by_row_and_column(places, rows, bad.shape[1])]
 
 
-def _heatmap(places: Tensor, rows: Rows) -> Heatmap:
+def _place(rows: Rows, row: int, column: int) -> dict[str, int]:
+    """Return the expert, row and column of an element of the compared rows, by the names of the axes."""
+    return {
+        rows.expert_name: int(rows.expert[row]),
+        rows.row_name: int(rows.row[row]),
+        rows.column_name: column,
+    }
+
+
+def _by_expert_and_row(places: Tensor, rows: Rows) -> Heatmap:
     """Count illegal elements by expert and band of rows."""
-    band = max(1, math.ceil(rows.capacity / _HEATMAP_COLUMNS))
-    bands = math.ceil(rows.capacity / band)
-    shown = sorted(set(rows.expert[places[:, 0]].tolist()))[:64]
-    counts = torch.zeros(rows.experts, bands, dtype=torch.int64)
-    expert, row = rows.expert[places[:, 0]].cpu(), rows.row[places[:, 0]].cpu()
-    counts.index_put_((expert, row // band), torch.ones(len(places), dtype=torch.int64), accumulate=True)
-    labels = [
-        str(i * band) if band == 1 else f"{i * band}-{min((i + 1) * band, rows.capacity) - 1}"
-        for i in range(bands)
-    ]
-    return Heatmap([str(e) for e in shown], labels, [counts[e].tolist() for e in shown], rows.expert_name)
+    band, labels = _bands(rows.capacity)
+    expert = rows.expert[places[:, 0]]
+    counts = _count(expert, rows.row[places[:, 0]] // band, rows.experts, len(labels))
+    # Those without errors show which are wrong, as long as there are few.
+    shown = (
+        range(rows.experts)
+        if rows.experts <= _HEATMAP_EXPERTS
+        else expert.unique().tolist()[:_HEATMAP_EXPERTS]
+    )
+    return Heatmap(
+        [str(e) for e in shown], labels, [counts[e] for e in shown], rows.expert_name, rows.row_name
+    )
+
+
+def _by_row_and_column(places: Tensor, rows: Rows, columns: int) -> Heatmap:
+    """Count the illegal elements of the expert that has most by row and block of columns.
+
+    A block is a multiple of 16 columns, what one block scale covers, where there are more columns than cells.
+    """
+    expert = int(rows.expert[places[:, 0]].mode().values)
+    here = places[rows.expert[places[:, 0]] == expert]
+    block, labels = _bands(columns, 1 if columns <= _HEATMAP_BANDS else _SCALED)
+    band, row_labels = _bands(int(rows.row[rows.expert == expert].max()) + 1)
+    counts = _count(rows.row[here[:, 0]] // band, here[:, 1] // block, len(row_labels), len(labels))
+    name = rows.column_name
+    of_blocks = name if block == 1 else f"block of {block} {name}s" if name.isalpha() else f"{block} x {name}"
+    return Heatmap(row_labels, labels, counts, rows.row_name, of_blocks, f"{rows.expert_name} {expert}")
+
+
+def _bands(length: int, multiple: int = 1) -> tuple[int, list[str]]:
+    """Return how many neighbours share a cell, a multiple of `multiple`, and the labels of the cells."""
+    band = multiple * max(1, math.ceil(length / (multiple * _HEATMAP_BANDS)))
+    ends = [(at, min(at + band, length) - 1) for at in range(0, length, band)]
+    return band, [str(first) if first == last else f"{first}-{last}" for first, last in ends]
+
+
+def _count(row: Tensor, column: Tensor, rows: int, columns: int) -> list[list[int]]:
+    """Return how often each cell occurs."""
+    flat = torch.bincount((row * columns + column).cpu(), minlength=rows * columns)
+    counts: list[list[int]] = flat.reshape(rows, columns).tolist()
+    return counts

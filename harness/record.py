@@ -66,35 +66,46 @@ class Histogram:
     """Counts of error divided by bound. `edges` are log2 of the ratio, `len(counts) == len(edges) + 1`.
 
     The first count holds everything up to `edges[0]` (exact hits included), count i holds `edges[i-1] < x <= edges[i]`, the
-    last everything above `edges[-1]`. A ratio above 1 (log2 above 0) is illegal; 1 itself is legal.
+    last everything above `edges[-1]`. A ratio above 1 (log2 above 0) is illegal; 1 itself is legal. `worst` is the
+    largest ratio counted (None where it was not kept), `worst_at` the element that has it and its problem.
     """
 
     edges: list[float]
     counts: list[int]
+    worst: float | None = None
+    worst_at: str = ""
 
     def add(self, other: Histogram) -> None:
         """Add another histogram with the same edges to this one."""
         if self.edges != other.edges:
             raise ValueError(f"Histogram.add: edges must be equal, got {self.edges} and {other.edges}")
         self.counts = [a + b for a, b in zip(self.counts, other.counts, strict=True)]
+        if other.worst is not None and (self.worst is None or other.worst > self.worst):
+            self.worst, self.worst_at = other.worst, other.worst_at
 
 
 @dataclass
 class Heatmap:
-    """How many illegal elements fell into each cell of a grid, for example experts x blocks of rows."""
+    """How many illegal elements fell into each cell of a grid, for example experts x blocks of rows.
+
+    `title` says of what where that is not the failure itself: one expert's rows, another problem.
+    """
 
     rows: list[str]
     columns: list[str]
     counts: list[list[int]]
     row_label: str = "expert"
     column_label: str = "row"
+    title: str = ""
 
 
 @dataclass
 class Failure:
     """One failing problem of one rule, with everything needed to see it and to repeat it.
 
-    `kind` is one of: illegal, crash, timeout, rejected, no-trap, known.
+    `kind` is one of: illegal, crash, timeout, rejected, no-trap, known. `heatmap` is the failing problem's by expert and
+    row; `heatmaps` are further views: rows by blocks of columns, and the same two of the largest problem that failed,
+    since a problem shrunk to one row shows no pattern.
     """
 
     rule: str
@@ -109,6 +120,7 @@ class Failure:
     heatmap: Heatmap | None = None
     diagnosis: list[dict[str, Any]] = field(default_factory=list)
     known_issue: str = ""
+    heatmaps: list[Heatmap] = field(default_factory=list)
 
 
 @dataclass
@@ -348,7 +360,9 @@ def _merge_rule(into: RuleResult, result: RuleResult) -> None:
         if stage in into.histograms:
             into.histograms[stage].add(histogram)
         else:
-            into.histograms[stage] = Histogram(list(histogram.edges), list(histogram.counts))
+            into.histograms[stage] = Histogram(
+                list(histogram.edges), list(histogram.counts), histogram.worst, histogram.worst_at
+            )
     into.failures.extend(result.failures)
 
 

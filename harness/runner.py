@@ -123,7 +123,10 @@ def run_rule(rule: Rule, session: Session, settings: RunSettings) -> tuple[RuleR
     except _IllegalError:
         smallest = list(tally.failed)[-1]
         failure = _failure(rule, settings.candidate, smallest, tally.failed[smallest])
-        _diagnose(failure, session, _most_telling(list(tally.failed)))
+        telling = _most_telling(list(tally.failed))
+        if telling != smallest:
+            failure.heatmaps += _heatmaps(tally.failed[telling], telling)
+        _diagnose(failure, session, telling)
         tally.result.failures.append(failure)
     tally.result.seconds = time.monotonic() - started
     _conclude(tally, wanted, rule.power)
@@ -229,6 +232,7 @@ def _add(result: RuleResult, comparisons: list[dict[str, Any]], problem: str) ->
             result.judged[word] = result.judged.get(word, 0) + count
         if c["histogram"]:
             more = Histogram(**c["histogram"])
+            more.worst_at = f"{more.worst_at} of {problem}" if more.worst_at else problem
             if c["stage"] in result.histograms:
                 result.histograms[c["stage"]].add(more)
             else:
@@ -302,7 +306,20 @@ def _failure(rule: Rule, candidate: str, problem: str, outcome: dict[str, Any]) 
         place=bad["place"] if bad else {},
         extent=bad["extent"] if bad else {},
         heatmap=Heatmap(**bad["heatmap"]) if bad and bad["heatmap"] else None,
+        heatmaps=[Heatmap(**h) for h in bad.get("heatmaps", [])] if bad else [],
     )
+
+
+def _heatmaps(outcome: dict[str, Any], problem: str) -> list[Heatmap]:
+    """Return the views of another problem's illegal elements, which say so in their titles."""
+    bad = next((c for c in outcome.get("comparisons", []) if c["illegal"]), None)
+    if bad is None:
+        return []
+    maps = [Heatmap(**h) for h in (bad.get("heatmap"), *bad.get("heatmaps", [])) if h]
+    for one in maps:
+        where = f"{bad['stage']}, {one.title}" if one.title else bad["stage"]
+        one.title = f"{where} of {problem}"
+    return maps
 
 
 def _most_telling(problems: list[str]) -> str:
