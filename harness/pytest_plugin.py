@@ -183,11 +183,11 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
         limited=bool(config.getoption("--rule-seconds")),
     )
     if config.getoption("--record"):
-        from reports.html import write_report
+        from harness.ci.outputs import write_outputs
 
         folder = Path(config.getoption("--record"))
         record.write(folder / "record.json")
-        write_report(record, folder)
+        write_outputs(record, folder, own_junit=False)
     state.summary = f"{record.verdict.value}: {record.reason}"
     if exitstatus == pytest.ExitCode.OK:
         session.exitstatus = ExitCode[record.verdict.value]

@@ -15,7 +15,12 @@ from harness.record import RunRecord
 
 
 def write_outputs(
-    record: RunRecord, folder: Path, *, junit: Path | None = None, environment: Mapping[str, str] = os.environ
+    record: RunRecord,
+    folder: Path,
+    *,
+    junit: Path | None = None,
+    own_junit: bool = True,
+    environment: Mapping[str, str] = os.environ,
 ) -> dict[str, Path]:
     """Write report.html and junit.xml, and what GitHub shows where the environment says that it is GitHub.
 
@@ -23,6 +28,7 @@ def write_outputs(
         record: already written to the folder.
         folder: for the files.
         junit: another place for the JUnit XML.
+        own_junit: False in a pytest session, which has its own (`--junitxml`).
         environment: GITHUB_STEP_SUMMARY names the summary's file; GITHUB_ACTIONS asks for annotations on stdout.
 
     Returns:
@@ -36,8 +42,9 @@ def write_outputs(
     junit = junit or folder / "junit.xml"
     drawings: list[tuple[str, Path | None, Callable[[], object]]] = [
         ("report", folder / REPORT_NAME, lambda: write_report(record, folder)),
-        ("junit", junit, lambda: write_junit(record, junit)),
     ]
+    if own_junit:
+        drawings.append(("junit", junit, lambda: write_junit(record, junit)))
     if summary := environment.get("GITHUB_STEP_SUMMARY"):
         drawings.append(("step summary", None, lambda: append_step_summary(record, Path(summary))))
     if environment.get("GITHUB_ACTIONS") == "true":
