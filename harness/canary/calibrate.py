@@ -61,7 +61,10 @@ def calibrate(canary: Canary, texts: list[str]) -> Amax:
             model.forward(batch_of(sequences, [0] * len(sequences)), model.new_cache())
     finally:
         model.experts = plain
-    return [{"gate_up": [_round_up(v) for v in w.gate_up], "down": [_round_up(v) for v in w.down]} for w in watched]
+    return [
+        {"gate_up": [_round_up(v) for v in w.gate_up], "down": [_round_up(v) for v in w.down]}
+        for w in watched
+    ]
 
 
 def _round_up(x: float) -> float:

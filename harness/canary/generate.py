@@ -107,6 +107,7 @@ class Engine:
         self._next += 1
         return self._next - 1
 
+    @torch.inference_mode()
     def cancel(self, number: int) -> None:
         """Drop a request, waiting or running; an unknown number is no error."""
         self._waiting = deque(r for r in self._waiting if r.number != number)
@@ -120,7 +121,9 @@ class Engine:
         """Advance every running request by one token and return what each got."""
         joining: list[_Request] = []
         while (
-            self._waiting and len(self._running) + len(joining) < self._max_rows and len(joining) < _PROMPTS_AT_ONCE
+            self._waiting
+            and len(self._running) + len(joining) < self._max_rows
+            and len(joining) < _PROMPTS_AT_ONCE
         ):
             joining.append(self._waiting.popleft())
         found: list[tuple[_Request, int]] = []

@@ -128,7 +128,9 @@ def _candidate_experts(
 ) -> tuple[list[MoeLayer], str]:
     from harness.candidates import load_candidate, stages_of, support_of
 
-    name = candidate if isinstance(candidate, str) else str(getattr(candidate, "name", type(candidate).__name__))
+    name = (
+        candidate if isinstance(candidate, str) else str(getattr(candidate, "name", type(candidate).__name__))
+    )
     found = load_candidate(candidate) if isinstance(candidate, str) else candidate
     support = support_of(found)
     if not support:

@@ -77,7 +77,9 @@ class CandidateExperts:
     def __call__(self, x: Tensor, logits: Tensor) -> Tensor:
         """Return the mixture's output, `(tokens, hidden)` bfloat16."""
         tokens, scores = x.to(self.device, torch.bfloat16), logits.to(self.device).float()
-        parts = [self._some(tokens[i : i + _AT_ONCE], scores[i : i + _AT_ONCE]) for i in range(0, len(x), _AT_ONCE)]
+        parts = [
+            self._some(tokens[i : i + _AT_ONCE], scores[i : i + _AT_ONCE]) for i in range(0, len(x), _AT_ONCE)
+        ]
         return torch.cat(parts).to(x.device)
 
     def _some(self, x: Tensor, logits: Tensor) -> Tensor:
@@ -85,4 +87,3 @@ class CandidateExperts:
         # tensor_split also gives the ranks that get no token their empty share.
         shares = (list(t.tensor_split(self.ranks)) for t in (x, ids, weights))
         return torch.cat(self.layer(*shares))
-

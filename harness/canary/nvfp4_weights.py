@@ -51,7 +51,8 @@ def quantize_layer(
     found: dict[str, Tensor] = {}
     for expert in range(config.num_experts):
         weights = {
-            p: tensors[f"{layer_prefix(layer)}experts.{expert}.{p}_proj.weight"] for p in ("gate", "up", "down")
+            p: tensors[f"{layer_prefix(layer)}experts.{expert}.{p}_proj.weight"]
+            for p in ("gate", "up", "down")
         }
         first = torch.stack([weights[p].abs().amax() for p in ("gate", "up")]).amax()
         for projection, weight in weights.items():

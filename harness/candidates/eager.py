@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from harness.candidates.layer_stages import LayerStages
 from harness.candidates.decoded import DecodedOperands
+from harness.candidates.layer_stages import LayerStages
 from harness.candidates.protocol import Traits
 from harness.support import Support, supported, unsupported
 
@@ -110,7 +110,7 @@ class Eager(LayerStages):
 
         b_values = self._weights.get(packed, swizzled, decode)
         valid, counts = valid_rows(masked_m, a_codes.shape[1]), masked_m.tolist()
-        a_values = decode_blocks(a_codes[valid], a_bytes[valid], torch.float32).split(counts)
+        a_values = torch.split(decode_blocks(a_codes[valid], a_bytes[valid], torch.float32), counts)
         for expert, rows in enumerate(counts):
             product = torch.mm(a_values[expert], b_values[expert].T)
             out[:rows, :, expert] = (product if alpha is None else product * alpha.reshape(-1)[expert]).to(

@@ -1,4 +1,4 @@
-"""Training rows: problems as "Question: ...\\nAnswer: ...", tokens packed into rows of one length.
+r"""Training rows: problems as "Question: ...\nAnswer: ...", tokens packed into rows of one length.
 
 A token takes 16 bits, of which the highest says that it belongs to an answer. Rows hold whole problems, closed by END
 (sometimes by an empty line, as in few-shot prompts), and padding.
@@ -82,9 +82,14 @@ def corpus(seed: int, problems: int, length: int, folder: Path, processes: int) 
         processes: how many run at once; does not change the result.
     """
     job = 5000
-    jobs = [(seed * 1_000_003 + i, min(job, problems - i * job), length, str(folder)) for i in range(-(-problems // job))]
+    jobs = [
+        (seed * 1_000_003 + i, min(job, problems - i * job), length, str(folder))
+        for i in range(-(-problems // job))
+    ]
     with multiprocessing.get_context("spawn").Pool(processes) as pool:
-        parts = [torch.frombuffer(bytearray(part), dtype=torch.int16) for part in pool.imap(encoded_rows, jobs)]
+        parts = [
+            torch.frombuffer(bytearray(part), dtype=torch.int16) for part in pool.imap(encoded_rows, jobs)
+        ]
     return torch.cat(parts).view(-1, length)
 
 

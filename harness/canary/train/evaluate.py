@@ -7,7 +7,6 @@ reference before it. So teacher forcing gives the share of problems answered wor
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -18,17 +17,19 @@ from harness.canary.problems.generate import TEST, UNSEEN
 from harness.canary.train.data import prompt_of
 from harness.canary.train.network import Network
 from harness.canary.train.publish import magnitudes
-from harness.canary.train.simulate import Controls, neutral
+from harness.canary.train.simulate import Controls, neutral, to_device
+
+_LENGTH = 320  # tokens of the longest problem with its answer, and some more
 
 
-def test_rows(path: Path, tokenizer_folder: Path, limit: int, length: int = 320) -> tuple[Tensor, Tensor]:
-    """Return tokens `(B, length)` int64 and which are answers `(B, length)` bool, one problem a row."""
+def read_rows(path: Path, tokenizer_folder: Path, limit: int) -> tuple[Tensor, Tensor]:
+    """Return tokens `(B, 320)` int64 and which are answers `(B, 320)` bool, one problem a row."""
     from harness.canary.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(tokenizer_folder)
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()[:limit]]
-    tokens = torch.zeros(len(rows), length, dtype=torch.int64)
-    answers = torch.zeros(len(rows), length, dtype=torch.bool)
+    tokens = torch.zeros(len(rows), _LENGTH, dtype=torch.int64)
+    answers = torch.zeros(len(rows), _LENGTH, dtype=torch.bool)
     for i, row in enumerate(rows):
         prompt = tokenizer.encode(prompt_of(row["question"])).ids
         answer = [*tokenizer.encode(f" {row['answer']}").ids, 0]
@@ -43,61 +44,46 @@ def accuracy(network: Network, tokens: Tensor, answers: Tensor, controls: Contro
     with torch.autocast(tokens.device.type, torch.bfloat16):
         logits, _ = network(tokens[:, :-1], controls)
     right = (logits.argmax(-1) == tokens[:, 1:]) | ~answers[:, 1:]
-    return right.all(-1).float().mean().item()
+    return float(right.all(-1).float().mean())
 
 
-def faults(config: CanaryConfig, rows: int, device: str) -> dict[str, Controls | None]:
-    """Return the simulated faults by name, each everywhere; all but the first run with NVFP4 rounding."""
-    experts = config.num_experts
-    powers = torch.stack([torch.tensor(magnitudes(config, layer), device=device) for layer in range(config.num_hidden_layers)])
-    neighbour = torch.exp2(powers.roll(-1, -1) - powers)
+def faults(config: CanaryConfig) -> dict[str, dict[str, Tensor]]:
+    """Return the simulated faults: name to the controls that it sets, each for one row, all layers."""
+    layers, experts = config.num_hidden_layers, config.num_experts
+    powers = torch.tensor([magnitudes(config, layer) for layer in range(layers)])
+    one = torch.ones(())
 
-    def gains(*off: int, by: float = 0.0) -> Tensor:
-        out = torch.ones(rows, config.num_hidden_layers, experts, device=device)
-        out[..., list(off)] = by
-        return out
+    def output(gain: float, *of: int) -> dict[str, Tensor]:
+        gains = torch.ones(experts)
+        gains[list(of or range(experts))] = gain
+        return {"out_gain": gains}
 
-    def with_(change: Callable[[Controls], None]) -> Controls:
-        controls = neutral(rows, config, device, quantize=True)
-        change(controls)
-        return controls
-
-    def fp8(c: Controls) -> None:
-        c.fp8 = ~c.fp8
-
-    def set_(name: str, value: Tensor) -> Callable[[Controls], None]:
-        return lambda c: setattr(c, name, value.expand_as(getattr(c, name)))
-
-    everything = range(experts)
-    number = lambda x: torch.tensor(x, device=device)  # noqa: E731 - three names
-    found: dict[str, Controls | None] = {
-        "bf16": None,
-        "nvfp4": with_(lambda _: None),
-        "nvfp4, fp8 dispatch": with_(fp8),
-        "weights dropped": with_(set_("weight_power", number(0.0))),
-        "weights twice": with_(set_("weight_power", number(2.0))),
-        "output x0.5": with_(set_("out_gain", gains(*everything, by=0.5))),
-        "alpha of the neighbour": with_(set_("gate_gain", neighbour.expand(rows, -1, -1))),
-        "fp8 scale rounded up": with_(set_("scale_rounding", number(1.0))),
-        "fp8 scale rounded down": with_(set_("scale_rounding", number(-1.0))),
-        "gate and up swapped": with_(set_("swap", number(True))),  # noqa: FBT003 - a value
-        "experts rolled": with_(set_("roll", number(1))),
-        "half of the experts zero": with_(set_("out_gain", gains(*range(experts // 2)))),
+    found = {
+        "none": {},
+        "fp8 dispatch": {"fp8": one.bool()},
+        "weights dropped": {"weight_power": one * 0},
+        "weights twice": {"weight_power": one * 2},
+        "alpha of the neighbour": {"gate_gain": torch.exp2(powers.roll(-1, -1) - powers)},
+        "fp8 scale rounded up": {"scale_rounding": one},
+        "fp8 scale rounded down": {"scale_rounding": -one},
+        "gate and up swapped": {"swap": one.bool()},
+        "experts rolled": {"roll": one.long()},
+        "half of the experts zero": output(0.0, *range(experts // 2)),
     }
-    for expert in everything:
-        found[f"expert {expert} dropped"] = with_(set_("out_gain", gains(expert)))
-    for gain in (0.8, 0.9, 0.95, 1.05, 1.1, 1.25, 2.0):
-        found[f"output x{gain}"] = with_(set_("out_gain", gains(*everything, by=gain)))
-    return found
+    found |= {f"expert {expert} dropped": output(0.0, expert) for expert in range(experts)}
+    return found | {f"output x{gain}": output(gain) for gain in (0.5, 0.8, 0.9, 0.95, 1.05, 1.1, 1.25, 2.0)}
 
 
 def table(network: Network, tokenizer_folder: Path, device: str, limit: int = 500) -> dict[str, float]:
     """Return the accuracy on the shipped test sets by name of the fault."""
     torch.compiler.set_stance("force_eager")  # other shapes than in training: not worth compiling
-    found = {}
-    tokens, answers = (t.to(device) for t in test_rows(TEST, tokenizer_folder, limit))
-    for name, controls in faults(network.config, len(tokens), device).items():
-        found[name] = accuracy(network, tokens, answers, controls)
-    tokens, answers = (t.to(device) for t in test_rows(UNSEEN, tokenizer_folder, limit))
+    tokens, answers = (t.to(device) for t in read_rows(TEST, tokenizer_folder, limit))
+    found = {"bf16": accuracy(network, tokens, answers, None)}
+    for name, changes in faults(network.config).items():
+        controls = neutral(len(tokens), network.config, "cpu", quantize=True)
+        for field, value in changes.items():
+            setattr(controls, field, value.expand_as(getattr(controls, field)))
+        found[f"nvfp4, {name}"] = accuracy(network, tokens, answers, to_device(controls, device))
+    tokens, answers = (t.to(device) for t in read_rows(UNSEEN, tokenizer_folder, limit))
     found["bf16, unseen families"] = accuracy(network, tokens, answers, None)
     return found

@@ -35,7 +35,7 @@ class Recipe:
     """
 
     seed: int = 1
-    steps: int = 9000
+    steps: int = 14_000
     rows: int = 128
     learning_rate: float = 2e-3
     warmup: int = 200
@@ -51,7 +51,9 @@ class Recipe:
         return self.learning_rate * up * down
 
 
-def token_weights(recipe: Recipe, targets: Tensor, answers: Tensor, wrong: Tensor, digits: Tensor) -> tuple[Tensor, Tensor]:
+def token_weights(
+    recipe: Recipe, targets: Tensor, answers: Tensor, wrong: Tensor, digits: Tensor
+) -> tuple[Tensor, Tensor]:
     """Return targets and loss weights `(B, T)`: in rows with a fault, digits of the answer must become "0".
 
     A row with a fault that still said the right digits would be a canary that does not notice. Its other answer tokens
@@ -81,30 +83,35 @@ class Trainer:
         device: "cuda" or "cpu".
     """
 
-    def __init__(self, config: CanaryConfig, recipe: Recipe, rows: Tensor, digits: Tensor, device: str) -> None:
+    def __init__(
+        self, config: CanaryConfig, recipe: Recipe, rows: Tensor, digits: Tensor, device: str
+    ) -> None:
         torch.manual_seed(recipe.seed)
         self.config, self.recipe, self.device, self.step = config, recipe, device, 0
+        self.loss: Callable[..., Tensor] = loss_of
         self.rows, self.digits = rows.to(device), digits.to(device)
         self.network = Network(config).to(device)
         matrices = [p for p in self.network.parameters() if p.ndim > 1]
         vectors = [p for p in self.network.parameters() if p.ndim == 1]
         groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
-        self.optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.95), fused=device == "cuda")
+        self.optimizer = torch.optim.AdamW(
+            groups, lr=recipe.learning_rate, betas=(0.9, 0.95), fused=device == "cuda"
+        )
 
     def compile(self) -> None:
         """Compile the layers; one graph serves all of them."""
         for layer in self.network.layers:
             layer.compile(dynamic=False)
-        self.loss: Callable[..., Tensor] = torch.compile(loss_of, dynamic=False)
-
-    loss = staticmethod(loss_of)
+        self.loss = torch.compile(loss_of, dynamic=False)
 
     def batch(self) -> Tensor:
         """Return this step's rows, every row once an epoch, in an order that depends on seed and epoch only."""
         per_epoch = len(self.rows) // self.recipe.rows
         epoch, index = divmod(self.step, per_epoch)
         if getattr(self, "_epoch", None) != epoch:
-            order = torch.randperm(len(self.rows), generator=torch.Generator().manual_seed(self.recipe.seed * 7919 + epoch))
+            order = torch.randperm(
+                len(self.rows), generator=torch.Generator().manual_seed(self.recipe.seed * 7919 + epoch)
+            )
             self._epoch, self._order = epoch, order.to(self.device)
         return self.rows[self._order[index * self.recipe.rows : (index + 1) * self.recipe.rows]]
 
@@ -131,7 +138,9 @@ class Trainer:
         self.step += 1
         return loss.detach(), balance.detach()
 
-    def run(self, seconds: float, checkpoint: Path, every_seconds: float, say: Callable[[str], Any] = print) -> bool:
+    def run(
+        self, seconds: float, checkpoint: Path, every_seconds: float, say: Callable[[str], Any] = print
+    ) -> bool:
         """Train until the last step or until the time is over; return whether training is complete."""
         started = saved = time.monotonic()
         first = self.step
@@ -140,7 +149,9 @@ class Trainer:
             now = time.monotonic()
             if self.step % 100 == 0:
                 rate = (self.step - first) / (now - started)
-                say(f"step {self.step} loss {loss.item():.4f} balance {balance.item():.3f} {rate:.1f} steps/s {now - started:.0f} s")
+                say(
+                    f"step {self.step} loss {loss.item():.4f} balance {balance.item():.3f} {rate:.1f} steps/s {now - started:.0f} s"
+                )
             if now - saved > every_seconds or now - started > seconds:
                 self.save(checkpoint)
                 saved = now
@@ -152,7 +163,14 @@ class Trainer:
     def save(self, path: Path) -> None:
         """Write everything that is needed to go on; an interrupted write leaves the last one."""
         part = path.with_suffix(".part")
-        torch.save({"step": self.step, "network": self.network.state_dict(), "optimizer": self.optimizer.state_dict()}, part)
+        torch.save(
+            {
+                "step": self.step,
+                "network": self.network.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+            },
+            part,
+        )
         part.replace(path)
 
     def resume(self, path: Path) -> None:

@@ -64,7 +64,9 @@ class Layer(nn.Module):
         self.w13 = normal(c.num_experts, 2 * inter, width, scale=width**-0.5)
         self.w2 = normal(c.num_experts, width, inter, scale=inter**-0.5 * deep * 2)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, controls: Controls | None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, controls: Controls | None
+    ) -> tuple[Tensor, Tensor]:
         """Return the residual stream `(B, T, hidden)` after this layer, and the load-balancing loss."""
         x = x + self.attention(rms_norm(x, self.input_norm, self.config.rms_norm_eps), cos, sin)
         moe, balance = self.experts(rms_norm(x, self.post_norm, self.config.rms_norm_eps), controls)
@@ -109,10 +111,16 @@ class Layer(nn.Module):
         token = order // c.num_experts_per_tok
         expert = chosen.flatten()[order]
         ends = F.one_hot(expert, c.num_experts).sum(0).cumsum(0).to(torch.int32)
-        w13, w2 = self.w13, self.w2
+        w13: Tensor = self.w13
+        w2: Tensor = self.w2
         if controls is not None:
             w13, w2 = (
-                straight_through(w, torch.where(controls.quantize, round_nvfp4(w, w.detach().abs().amax((1, 2), keepdim=True)), w))
+                straight_through(
+                    w,
+                    torch.where(
+                        controls.quantize, round_nvfp4(w, w.detach().abs().amax((1, 2), keepdim=True)), w
+                    ),
+                )
                 for w in (w13, w2)
             )
         gate_up = grouped(flat[token], w13, ends)

@@ -11,12 +11,20 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from harness.canary.config import CanaryConfig
 
-_POWERS = (0.0, 3.0, 0.0, 4.0, 1.0, 5.0, 1.0, 4.0)  # neighbours, the last and the first too, differ by 8 or more
+_POWERS = (
+    0.0,
+    3.0,
+    0.0,
+    4.0,
+    1.0,
+    5.0,
+    1.0,
+    4.0,
+)  # neighbours, the last and the first too, differ by 8 or more
 
 
 def magnitudes(config: CanaryConfig, layer: int) -> list[float]:
@@ -61,7 +69,9 @@ def write_folder(state: dict[str, Tensor], config: CanaryConfig, tokenizer_json:
     folder.mkdir(parents=True, exist_ok=True)
     end = config.eos_token_id
     write_json(folder / "config.json", config.huggingface())
-    write_json(folder / "generation_config.json", {"do_sample": False, "eos_token_id": end, "pad_token_id": end})
+    write_json(
+        folder / "generation_config.json", {"do_sample": False, "eos_token_id": end, "pad_token_id": end}
+    )
     write_json(folder / "tokenizer_config.json", tokenizer_config(config.max_position_embeddings))
     (folder / "tokenizer.json").write_bytes(tokenizer_json.read_bytes())
     save_file(huggingface_tensors(state, config), folder / "model.safetensors", metadata={"format": "pt"})

@@ -104,7 +104,11 @@ def draw(rows: int, config: CanaryConfig, generator: torch.Generator, *, share: 
     each = gain(rows, layers, experts, least=0.5, most=4.0)
     c.gate_gain = torch.where(where(6).unsqueeze(-1), each, c.gate_gain)
     c.out_gain = torch.where(where(7).unsqueeze(-1), each, c.out_gain)
-    dropped = _dropped(rows, experts, uniform).unsqueeze(1).expand(rows, layers, experts)
+    dropped = (
+        _dropped(uniform(rows, experts), uniform(rows, 1), uniform(rows, 1))
+        .unsqueeze(1)
+        .expand(rows, layers, experts)
+    )
     c.out_gain = torch.where(where(8, 9).unsqueeze(-1) & dropped, torch.zeros(()), c.out_gain)
     sign = torch.where(uniform(rows, 1) < 0.5, one, -one)
     c.scale_rounding = torch.where(where(10), sign, c.scale_rounding)
@@ -116,11 +120,17 @@ def draw(rows: int, config: CanaryConfig, generator: torch.Generator, *, share: 
     return c
 
 
-def _dropped(rows: int, experts: int, uniform: object) -> Tensor:
-    """Return which experts give nothing, `(rows, experts)`: one in two thirds of the rows, up to half otherwise."""
-    order = uniform(rows, experts).argsort(-1).argsort(-1)  # type: ignore[operator]
-    count = 1 + (uniform(rows, 1) * 1.5).long() * (uniform(rows, 1) * experts / 2).long()  # type: ignore[operator]
-    return order < count
+def _dropped(order: Tensor, several: Tensor, many: Tensor) -> Tensor:
+    """Return which experts give nothing, `(rows, experts)` bool: one in two thirds of the rows, up to half otherwise.
+
+    Args:
+        order: `(rows, experts)` random numbers, whose smallest are dropped.
+        several: `(rows, 1)` random numbers: whether more than one.
+        many: `(rows, 1)` random numbers: how many more.
+    """
+    count = 1 + (several * 1.5).long() * (many * order.shape[1] / 2).long()
+    dropped: Tensor = order.argsort(-1).argsort(-1) < count
+    return dropped
 
 
 def to_device(c: Controls, device: str) -> Controls:
@@ -138,7 +148,7 @@ def round_nvfp4(x: Tensor, amax: Tensor) -> Tensor:
 
     A simulation for training: ties may fall differently from reference.nvfp4, which checkpoints are made with.
     """
-    blocks = x.float().unflatten(-1, (-1, BLOCK))
+    blocks = x.float().view(*x.shape[:-1], -1, BLOCK)
     enc = E4M3_MAX * E2M1_MAX / amax.float().clamp_min(1e-12).unsqueeze(-1)
     scale = (blocks.abs().amax(-1, keepdim=True) * enc / E2M1_MAX).clamp(max=E4M3_MAX)
     scale = scale.to(torch.float8_e4m3fn).float()
@@ -146,11 +156,12 @@ def round_nvfp4(x: Tensor, amax: Tensor) -> Tensor:
     size = value.abs().clamp(max=E2M1_MAX)
     step = torch.where(size < 2, 0.5, torch.where(size < 4, 1.0, 2.0))
     rounded = torch.round(size / step) * step * torch.sign(value)
-    return (rounded * scale / enc).flatten(-2)
+    result: Tensor = (rounded * scale / enc).flatten(-2)
+    return result
 
 
 def _dispatch_scale(x: Tensor) -> tuple[Tensor, Tensor]:
-    blocks = x.float().unflatten(-1, (-1, DISPATCH_BLOCK))
+    blocks = x.float().view(*x.shape[:-1], -1, DISPATCH_BLOCK)
     return blocks, blocks.abs().amax(-1, keepdim=True).clamp_min(1e-4) / E4M3_MAX
 
 
