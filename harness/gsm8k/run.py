@@ -23,6 +23,7 @@ from harness.gsm8k.decision import Decision, full_decision, paired_decision, smo
 from harness.gsm8k.journal import Journal
 from harness.gsm8k.outcome import combine, decision_json, summary
 from harness.gsm8k.payload import MAX_STOP
+from harness.gsm8k.path import accuracy_path
 from harness.gsm8k.pool import Pool, Step
 from harness.gsm8k.preflight import NotReadyError, Server, find_server
 from harness.gsm8k.progress import Progress
@@ -258,6 +259,9 @@ class Stage:
             "qualifier": decision.qualifier,
             "reason": decision.reason,
             **summary(samples, len(self.planned), self.settings.metric),
+            "path": accuracy_path(
+                [self.samples[p.key] for p in self.planned if p.key in self.samples], self.settings.metric
+            ),
             "requests": {
                 "sent": counts.sent,
                 "answered": counts.answered,
