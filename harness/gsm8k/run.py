@@ -22,8 +22,8 @@ from harness.gsm8k.client import Client, Limits
 from harness.gsm8k.decision import Decision, full_decision, paired_decision, smoke_decision
 from harness.gsm8k.journal import Journal
 from harness.gsm8k.outcome import combine, decision_json, summary
-from harness.gsm8k.payload import MAX_STOP
 from harness.gsm8k.path import accuracy_path
+from harness.gsm8k.payload import MAX_STOP
 from harness.gsm8k.pool import Pool, Step
 from harness.gsm8k.preflight import NotReadyError, Server, find_server
 from harness.gsm8k.progress import Progress
