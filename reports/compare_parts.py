@@ -1,0 +1,191 @@
+"""A comparison of two runs as sections of tables, regressions first: what the HTML and the Markdown both show."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from harness.record_changes import AccuracyChange, Direction, VerdictChange
+from reports.tables import Cell, Part, Table
+from reports.text import count, duration, ratio
+
+if TYPE_CHECKING:
+    from harness.record_changes import Estimate, RecordComparison
+
+_VERDICT_COLUMNS = ["What", "Candidate", "Stage", "Before to after", "Why", "See it"]
+
+
+def parts(found: RecordComparison) -> list[Part]:
+    """Return the sections that have something to show, in the order in which they matter."""
+    every = [
+        _toward(found, Direction.REGRESSION, "regressions", "Regressions"),
+        _toward(found, Direction.IMPROVEMENT, "improvements", "Improvements"),
+        _toward(found, Direction.CHANGED, "changed", "Changed, neither better nor worse"),
+        Part("still", "Still failing", "", [_verdict_table(found.still_bad, "Failing in both runs")]),
+        _accuracies(found.accuracies),
+        _margins(found),
+        _coverage(found),
+        _timings(found),
+        _environment(found),
+        _one_sided(found),
+        _unchanged(found),
+    ]
+    return [part for part in every if any(table.rows for table in part.tables)]
+
+
+def _toward(found: RecordComparison, direction: Direction, anchor: str, title: str) -> Part:
+    verdicts = [v for v in found.verdicts if v.direction is direction]
+    accuracies = [a for a in found.accuracies if a.direction is direction]
+    return Part(
+        anchor,
+        title,
+        "",
+        [_verdict_table(verdicts, title), _accuracy_table(accuracies, f"{title}: accuracy")],
+    )
+
+
+def _verdict_table(changes: list[VerdictChange], caption: str) -> Table:
+    rows = [
+        [
+            Cell(change.subject, "name"),
+            Cell(change.candidate),
+            Cell(change.stage),
+            Cell(change.before, "badge")
+            if change.before == change.after
+            else Cell(change.before, "change", change.after),
+            Cell(change.reason),
+            Cell(change.reproduce, "command"),
+        ]
+        for change in changes
+    ]
+    return Table(caption, _VERDICT_COLUMNS, rows)
+
+
+def _accuracies(changes: list[AccuracyChange]) -> Part:
+    words = (
+        "Paired: on the questions that both runs answered. A regression is a loss that chance does not explain "
+        "and that may exceed two points; an improvement is a gain that chance does not explain."
+    )
+    return Part("accuracy", "Accuracy", words, [_accuracy_table(changes, "Accuracy before and after")])
+
+
+def _accuracy_table(changes: list[AccuracyChange], caption: str) -> Table:
+    columns = ["What", "Candidate", "Before", "After", "Difference#", "Lost, gained#", "Finding"]
+    rows = [
+        [
+            Cell(f"{change.subject} ({change.metric})", "name"),
+            Cell(change.candidate),
+            Cell(_estimate(change.before)),
+            Cell(_estimate(change.after)),
+            Cell(f"{_points(change.difference)} ({_points(change.low)} to {_points(change.high)})", "number"),
+            Cell(
+                f"{count(change.lost)}, {count(change.gained)} of {count(change.questions)}"
+                if change.paired
+                else "not paired",
+                "number",
+            ),
+            Cell(change.words),
+        ]
+        for change in changes
+    ]
+    return Table(caption, columns, rows)
+
+
+def _estimate(estimate: Estimate) -> str:
+    return (
+        f"{100 * estimate.share:.2f} % ({100 * estimate.low:.2f} to {100 * estimate.high:.2f}, "
+        f"{count(estimate.answered)} answers)"
+    )
+
+
+def _points(value: float) -> str:
+    return f"{100 * value:+.2f}"
+
+
+def _margins(found: RecordComparison) -> Part:
+    rows = [
+        [
+            Cell(m.rule, "name"),
+            Cell(m.candidate),
+            Cell(ratio(m.before), "number"),
+            Cell(ratio(m.after), "number"),
+            Cell("" if m.factor is None else f"x {m.factor:.3g}", "number"),
+            Cell("the same" if m.same_problems else "others: the draw differs too"),
+            Cell(m.problem),
+        ]
+        for m in found.margins
+    ]
+    words = (
+        "Worst error divided by its bound; above 1 is illegal and shows as a verdict. Below 1 nothing is judged. "
+        f"{count(found.margins_same)} are equal."
+    )
+    columns = ["Rule", "Candidate", "Before#", "After#", "Factor#", "Problems", "Worst problem now"]
+    return Part("margins", "Error against bound", words, [Table("Worst error over bound", columns, rows)])
+
+
+def _coverage(found: RecordComparison) -> Part:
+    rows = [
+        [
+            Cell(c.rule, "name"),
+            Cell(c.candidate),
+            Cell(count(c.before), "number"),
+            Cell(count(c.after), "number"),
+        ]
+        for c in found.coverage
+    ]
+    words = "Rules that compared less than half, or more than twice, as many elements as before."
+    columns = ["Rule", "Candidate", "Elements before#", "After#"]
+    return Part("coverage", "Coverage", words, [Table("Elements compared", columns, rows)])
+
+
+def _timings(found: RecordComparison) -> Part:
+    rows = [
+        [
+            Cell(t.what, "name"),
+            Cell(t.candidate),
+            Cell(duration(t.before), "number"),
+            Cell(duration(t.after), "number"),
+            Cell("" if t.before <= 0 else f"x {t.after / t.before:.2f}", "number"),
+            Cell(t.work),
+        ]
+        for t in found.timings
+    ]
+    words = f"Shown where they changed by a quarter and a second; {count(found.timings_same)} did not. Never judged."
+    columns = ["What", "Candidate", "Before#", "After#", "Factor#", "Work"]
+    return Part("timings", "Timings", words, [Table("Times before and after", columns, rows)])
+
+
+def _environment(found: RecordComparison) -> Part:
+    rows = [
+        [Cell(e.name, "name"), Cell(e.before or "none"), Cell(e.after or "none")] for e in found.environment
+    ]
+    words = f"{count(found.environment_same)} facts are the same."
+    table = Table("Environment before and after", ["Fact", "Before", "After"], rows)
+    return Part("environment", "Environment", words, [table])
+
+
+def _one_sided(found: RecordComparison) -> Part:
+    tables = [
+        Table(
+            f"Only in the run {side}",
+            ["What", "Candidate", "Stage", "Verdict"],
+            [
+                [Cell(o.subject, "name"), Cell(o.candidate), Cell(o.stage), Cell(o.word, "badge")]
+                for o in found.one_sided
+                if o.side == side
+            ],
+            title=f"Only in the run {side}",
+            limit=50,
+        )
+        for side in ("before", "after")
+    ]
+    return Part("one-sided", "In one run only", "", tables)
+
+
+def _unchanged(found: RecordComparison) -> Part:
+    rows = [
+        [Cell(stage, "name"), Cell(word, "badge"), Cell(count(number), "number")]
+        for stage, words in sorted(found.unchanged.items())
+        for word, number in sorted(words.items())
+    ]
+    table = Table("Verdicts that are the same in both runs", ["Stage", "Verdict", "How many#"], rows)
+    return Part("unchanged", "Unchanged", "", [table])

@@ -1,0 +1,59 @@
+"""Tables as data, drawn as HTML (tables.html.j2) and as Markdown (compare_markdown.py) from the same cells."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from reports.template import fill
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
+
+ROWS_SHOWN = 200
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One value. `kind`: text, name (heads its row), number, badge, change (`text` to `after`), command, link."""
+
+    text: str
+    kind: str = "text"
+    after: str = ""
+    href: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows under columns. `columns` may end in "#" for numbers; `title` is its heading, "" for none."""
+
+    caption: str
+    columns: list[str]
+    rows: list[list[Cell]]
+    title: str = ""
+    limit: int = ROWS_SHOWN
+
+    @property
+    def shown(self) -> list[list[Cell]]:
+        """The rows that are drawn."""
+        return self.rows[: self.limit]
+
+    @property
+    def left_off(self) -> int:
+        """How many rows are not drawn."""
+        return max(0, len(self.rows) - self.limit)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A section of a page: its heading, a sentence, tables."""
+
+    anchor: str
+    title: str
+    words: str = ""
+    tables: list[Table] = field(default_factory=list)
+
+
+def draw_part(part: Part) -> Markup:
+    """Draw the body of a section."""
+    return fill("tables.html.j2", part=part)
