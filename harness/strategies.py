@@ -46,7 +46,7 @@ def problems(
             if inter == step:
                 break
     masked_m = draw(_masked_m(experts, capacity))
-    data = draw(st.sampled_from(["normal", "grid"]))
+    data = draw(st.sampled_from(["normal", "grid", "spread"]))
     extras = draw(_extras(rule, traits))
     return Problem(experts, capacity, hidden, inter, masked_m, data, draw(st.integers(0, 99_999)), extras)
 
@@ -96,7 +96,10 @@ def _extras(rule: Rule, traits: Traits) -> st.SearchStrategy[frozenset[str]]:
     if rule.id == "GEMM":
         options += ["no_alpha", *(f"{d}_out" for d in ("float32", "float16") if d in traits.out_dtypes)]
     none: st.SearchStrategy[list[str]] = st.just([])
-    planted = st.one_of(none, st.lists(st.sampled_from(traps), min_size=1, max_size=4))
+    # The number first: hypothesis likes short lists, and every trap must be drawn often enough to count as tested.
+    planted = st.integers(0, 4).flatmap(
+        lambda count: st.lists(st.sampled_from(traps), min_size=count, max_size=count, unique=True)
+    )
     chosen = st.lists(st.sampled_from(options), max_size=1) if options else none
     return st.tuples(planted, chosen).map(lambda both: frozenset([*both[0], *both[1]]))
 
