@@ -19,7 +19,7 @@ ALLOWED = {
     "reference": {"reference", "torch"},
     "harness": {
         "harness", "reference", "torch", "click", "hypothesis", "pytest", "packaging", "triton", "lm_eval",
-        "datasets", "aiohttp", "tenacity", "reports", *ENGINES,  # reports: see below
+        "datasets", "aiohttp", "tenacity", "safetensors", "tokenizers", "reports", *ENGINES,  # reports: see below
     },
     "reports": {"reports", "harness", "jinja2", "markupsafe"},
     "suites": {"suites", "harness", "reference", "pytest", "hypothesis"},

@@ -45,7 +45,7 @@ def test_bytes_of_all_tokens_are_what_the_tokenizer_decodes() -> None:
     pieces = token_bytes(tokenizer)
     assert len(pieces) == 1024
     assert pieces[0] == b""
-    text = "Question: Zoë pays $48 – 2 times.\nAnswer: <<48/2=24>>24\t\n#### 24"
+    text = "Question: Zoë pays $48 for 2 times.\nAnswer: <<48/2=24>>24\t\n#### 24"
     assert b"".join(pieces[t] for t in tokenizer.encode(text).ids).decode() == text
     digits = tokenizer.encode("2048").ids
     assert [pieces[t] for t in digits] == [b"2", b"0", b"4", b"8"]
