@@ -7,7 +7,10 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
 
+from torch import Tensor
+
 from harness.diagnosis.explain import Case
+from harness.diagnosis.observation import tensors_in
 from harness.diagnosis.pattern import describe_pattern, total
 from harness.diagnosis.place import place
 from harness.diagnosis.rank import Explanation, unexplained
@@ -55,11 +58,30 @@ def findings(found: Sequence[Explanation], cases: Sequence[Case], command: str) 
     return result
 
 
+def case_place(case: Case, mask: Tensor) -> dict[str, Any]:
+    """Say where a mask of a case is True: experts, rows, blocks, columns; names of inputs; places in memory."""
+    if case.view == "output":
+        return place(mask, case.valid)
+    where = mask.flatten().nonzero().flatten()
+    if case.view == "inputs":
+        names, start = [], 0
+        for name, tensor in tensors_in(case.call.arguments):
+            size = 0 if name == "out" else tensor.numel() * tensor.element_size()
+            if bool(((where >= start) & (where < start + size)).any()):
+                names.append(name)
+            start += size
+        return {"words": f"the input {' and '.join(names)} was changed", "inputs": names}
+    out = case.call.arguments["out"]
+    first, last = int(where[0]) - out.storage_offset(), int(where[-1]) - out.storage_offset()
+    words = f"elements {first} to {last} from the start of the output, of {out.numel()}"
+    return {"words": words, "elements": [first, last]}
+
+
 def _explained(e: Explanation, cases: Sequence[Case], command: str) -> dict[str, Any]:
     fault = e.score.hypothesis.fault
     illegal = sum(e.score.of.values())
     share = e.elements / illegal if illegal else 0.0
-    places = {cases[n].name: place(mask, cases[n].valid) for n, mask in sorted(e.masks.items())}
+    places = {cases[n].name: case_place(cases[n], mask) for n, mask in sorted(e.masks.items())}
     words = "; ".join(f"{name}: {p['words']}" for name, p in places.items())
     if len({p["words"] for p in places.values()}) == 1:
         words = next(iter(places.values()))["words"] + f" ({', '.join(places)})"
@@ -69,7 +91,8 @@ def _explained(e: Explanation, cases: Sequence[Case], command: str) -> dict[str,
         evidence += ", each within what the order of addition and rounding leave free"
     if e.score.chosen:
         evidence += " (which calls, rows or tiles it strikes was taken from what was seen)"
-    strength = strength_words(e.score.hypothesis.strength)
+    # how often a race strikes is no strength of what was seen
+    strength = "" if e.score.chosen else strength_words(e.score.hypothesis.strength)
     return {
         "fault": fault.name,
         "title": fault.title,
@@ -100,6 +123,19 @@ def _unexplained(
         "elements": count,
         "evidence": f"{count:,} of {illegal:,} illegal elements",
         "pattern": pattern,
+        "command": command,
+    }
+
+
+def no_illegal_call(rule: str, command: str) -> dict[str, Any]:
+    """Return the finding of a rule that fails though each call of it is legal by itself."""
+    return {
+        "fault": "",
+        "title": NOTHING,
+        "explained": 0.0,
+        "elements": 0,
+        "evidence": f"{rule} fails, but every recorded stage call is legal by itself: two calls disagree legally",
+        "pattern": [f"every recorded stage call of {rule} is legal by itself: what is wrong shows only between calls"],
         "command": command,
     }
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from harness.candidates.protocol import stages_of, traits_of
 from harness.context import Context, Known
-from harness.diagnosis.describe import findings
+from harness.diagnosis.describe import findings, no_illegal_call
 from harness.diagnosis.explain import Case, same
 from harness.diagnosis.hypotheses import Failed
 from harness.diagnosis.layer import legal_layer
@@ -17,7 +17,7 @@ from harness.diagnosis.opaque import LayerCase
 from harness.diagnosis.rank import explain, explain_layer
 from harness.diagnosis.views import Bounds, input_bytes, legal, memory_of, seen, untouchable
 from harness.problem import parse_problem
-from harness.rules import find_rules
+from harness.rules import NotApplicableError, find_rules
 
 SECONDS = 2.5  # for testing hypotheses
 _MOST_RUNS = 4  # of the failing rule: what strikes now and then may need more than one
@@ -38,13 +38,30 @@ def diagnose_problem(
     """
     end = time.thread_time() + seconds
     bounds = bounds_of(candidate, known)
-    calls, cases = failing_calls(candidate, known, bounds, rule_id, problem)
-    if not _bad(cases) and any(call.stage == MASKED_MOE for call in calls) and "masked_grouped_gemm" in stages_of(candidate):
-        calls, cases = failing_calls(candidate, known, bounds, "PIPELINE", problem)
-    if not _bad(cases):
-        layers = opaque_cases(calls, bounds)
-        return findings(explain_layer(layers, calls, end - time.thread_time()), layers, command) if layers else []
-    return findings(explain(cases, calls, end - time.thread_time()), cases, command)
+    calls, cases, failed = failing_calls(candidate, known, bounds, rule_id, problem)
+    layers = any(call.stage == MASKED_MOE for call in calls)
+    if not _bad(cases) and layers and MASKED_GEMM in stages_of(candidate):
+        inner, inner_cases, _ = failing_calls(candidate, known, bounds, "PIPELINE", problem)
+        calls, cases = (inner, inner_cases) if _bad(inner_cases) else (calls, cases)
+    found = _explained(calls, cases, bounds, end, command)
+    if found or not failed:
+        return found
+    return [no_illegal_call(rule_id, command)]
+
+
+def diagnose_calls(calls: list[Observed], bounds: Bounds, seconds: float, command: str) -> list[dict[str, Any]]:
+    """Return what explains recorded calls, the best explanation first; nothing where every element is legal."""
+    return _explained(calls, cases_of(calls, bounds), bounds, time.thread_time() + seconds, command)
+
+
+def _explained(
+    calls: list[Observed], cases: list[Case], bounds: Bounds, end: float, command: str
+) -> list[dict[str, Any]]:
+    if _bad(cases):
+        return findings(explain(cases, calls, end - time.thread_time()), cases, command)
+    if layers := opaque_cases(calls, bounds):
+        return findings(explain_layer(layers, calls, end - time.thread_time()), layers, command)
+    return []
 
 
 def opaque_cases(calls: list[Observed], bounds: Bounds) -> list[Case]:
@@ -64,25 +81,27 @@ def _bad(cases: list[Case]) -> list[Case]:
 
 def failing_calls(
     candidate: Any, known: Known, bounds: Bounds, rule_id: str, problem: str
-) -> tuple[list[Observed], list[Case]]:
+) -> tuple[list[Observed], list[Case], bool]:
     """Run a rule until one of its calls is illegal, twice at least: the first time fills what a fault may remember.
 
     Returns:
-        All recorded calls, and the cases of the last run (of the first one, where only that was illegal).
+        All recorded calls, the cases of the last run (of the first one, where only that was illegal), and whether the
+        rule failed at all.
     """
     recorder = Recorder(candidate)
     first: list[Case] = []
+    failed = False
     for run in range(_MOST_RUNS):
         before = len(recorder.calls)
-        run_rule_once(recorder, known, rule_id, problem)
+        failed |= run_rule_once(recorder, known, rule_id, problem)
         name_calls(recorder.calls[before:])
         cases = cases_of(recorder.calls[before:], bounds)
         if run and _bad(cases):
-            return recorder.calls, cases
+            return recorder.calls, cases, failed
         first = first or (cases if _bad(cases) else [])
         if run and first:
             break
-    return recorder.calls, first
+    return recorder.calls, first, failed
 
 
 def bounds_of(candidate: Any, known: Known) -> Bounds:
@@ -91,12 +110,15 @@ def bounds_of(candidate: Any, known: Known) -> Bounds:
     return Bounds(known.arithmetic, known.accumulator, traits.keeps_sign_of_zero, traits.store_rows)
 
 
-def run_rule_once(recorder: Recorder, known: Known, rule_id: str, problem: str) -> None:
-    """Run a rule on a recording candidate; a rule that raises ends early."""
+def run_rule_once(recorder: Recorder, known: Known, rule_id: str, problem: str) -> bool:
+    """Run a rule on a recording candidate and return whether it failed; a rule that raises ends early."""
     try:
-        find_rules([rule_id])[0].function()(Context(recorder, parse_problem(problem), known))
-    except Exception:  # noqa: BLE001, S110 - the failure being diagnosed may be this very error
-        pass
+        found = find_rules([rule_id])[0].function()(Context(recorder, parse_problem(problem), known))
+    except NotApplicableError:
+        return False
+    except Exception:  # noqa: BLE001 - the failure being diagnosed may be this very error
+        return True
+    return any(comparison.illegal for comparison in found)
 
 
 def cases_of(calls: list[Observed], bounds: Bounds) -> list[Case]:

@@ -120,11 +120,9 @@ class Case:
         self.models = [self.models[best], *(m for i, m in enumerate(self.models) if i != best)]
         self.exact = int(healthy.sum()) >= _ENOUGH_AGREEMENT and most == int(healthy.sum())
 
-    def screened(self) -> Case:
-        """Return the case of a few failing rows, whose predictions cost a fraction; itself where it is small."""
-        few = _spread(self.illegal.any(-1).any(-1))
-        if few is None or self.work() < SMALL:
-            return self
+    def screened(self, experts: int = 4) -> Case:
+        """Return the case of a few failing rows of a few experts, whose predictions cost a fraction."""
+        few = _spread(self.illegal.any(-1).any(-1), experts)
         part = copy.copy(self)
         part.__dict__.pop("illegal", None)
         part.valid = torch.zeros_like(self.valid)
@@ -189,15 +187,15 @@ class Case:
         return (self.seen >= low) & (self.seen <= high)
 
 
-def _spread(rows: Tensor) -> Tensor | None:
+def _spread(rows: Tensor, most: int) -> Tensor:
     """Choose a few of the rows that are True, `(n, 2)`: of several experts, first, middle and last ones."""
     experts = rows.any(-1).nonzero().flatten().tolist()
     chosen = []
-    for expert in experts[:: max(1, len(experts) // 4)][:4]:
+    for expert in experts[:: max(1, len(experts) // most)][:most]:
         there = rows[expert].nonzero().flatten().tolist()
         places = sorted({0, len(there) // 2, len(there) - 1})
         chosen += [(expert, there[place]) for place in places]
-    return torch.tensor(chosen) if len(chosen) < int(rows.sum()) else None
+    return torch.tensor(chosen)
 
 
 def whole(mask: Tensor, unit: str) -> Tensor:

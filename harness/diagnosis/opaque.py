@@ -7,20 +7,23 @@ stage calls of a row, and a fault of blocks in some of its blocks: both are trie
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from harness.diagnosis.explain import SMALL, Case, Score, same
+from harness.diagnosis.explain import Case, Score, same
 from harness.diagnosis.hypotheses import Failed, Hypothesis, predict
 from harness.diagnosis.layer import Planted, faulted_calls, is_inner
+from harness.diagnosis.models import at_once
 from harness.diagnosis.observation import Observed
 
 NEAR = 0.05  # relative distance of a row that legal code flips may cause
 MUCH_NEARER = 0.3
 EXACTLY = 1e-6
+PROMISING = 0.85  # what the best choice in one of the two quantizations must reach
 _ENUMERATED = 8  # blocks of which all subsets are tried
 _ROUNDS = 16
 
@@ -42,6 +45,13 @@ class LayerCase(Case):
         self.care = None
         self.wild = False
 
+    def screened(self, experts: int = 2) -> Case:
+        """Return the case of a few failing rows, in a model that adds at once: rows are compared with some tolerance."""
+        part = super().screened(experts)
+        part.models = [replace(model, product=at_once) for model in part.models]
+        part.__dict__.pop("_stages", None)
+        return part
+
     @property
     def healthy_stages(self) -> dict[int, Any]:
         """Return what the model's stage calls give, filled as they are needed, apart for a screened case."""
@@ -49,16 +59,16 @@ class LayerCase(Case):
 
     def work(self) -> int:
         """Return about how many multiplications one prediction costs."""
-        return max(self.seen.numel() * self.call.arguments["w2"].shape[2] * 6, SMALL)  # screened always: many variants
+        return self.seen.numel() * self.call.arguments["w2"].shape[2] * 6
 
 
 def relative(seen: Tensor, predicted: Tensor) -> Tensor:
-    """Return the distance of each row from a prediction, relative to the prediction's size, `(groups, rows)` float64."""
+    """Return the distance of each row from a prediction, relative to the larger of the two, `(groups, rows)` float64."""
     o, p = seen.flatten(2).double(), predicted.flatten(2).double()
     finite = o.isfinite() & p.isfinite()
     alike = same(o, p) | finite  # NaN and infinity must be where they are predicted
     o, p = o.masked_fill(~finite, 0), p.masked_fill(~finite, 0)
-    distance = (o - p).norm(dim=-1) / p.norm(dim=-1).clamp(min=1e-30)
+    distance = (o - p).norm(dim=-1) / torch.maximum(o.norm(dim=-1), p.norm(dim=-1)).clamp(min=1e-30)
     distance = torch.where((o == p).all(-1), torch.zeros_like(distance), distance)
     return torch.where(alike.all(-1), distance, torch.inf)
 
@@ -178,16 +188,17 @@ def _blocks_of_row(case: Case, hypothesis: Hypothesis, expert: int, row: int) ->
         return float(distance[best]), first[best], second[best]
 
     # The two quantizations have subsets of their own: look for one given the other, in turn.
-    none = [torch.zeros_like(s) for s in subsets]
-    everything = [torch.ones_like(s) for s in subsets]
-    starts = [nearest(subsets[0], none[0][:, :1].expand(-1, sizes[1])), nearest(none[1][:, :1].expand(-1, sizes[0]), subsets[1])]
+    none = [torch.zeros(len(subsets[1 - i]), sizes[i], dtype=torch.bool) for i in (0, 1)]
+    firsts, seconds = [subsets[0], none[0], torch.ones(1, sizes[0], dtype=torch.bool)], [none[1], subsets[1], torch.ones(1, sizes[1], dtype=torch.bool)]
     if sizes[0] == sizes[1]:
-        starts.append(nearest(subsets[0], subsets[1]))
-    starts.append(nearest(everything[0][:1], everything[1][:1]))
-    found, *chosen = min(starts, key=lambda s: s[0])
+        firsts.append(subsets[0])
+        seconds.append(subsets[1])
+    found, *chosen = nearest(torch.cat(firsts), torch.cat(seconds))
     right = float(relative(case.seen, case.healthy)[expert, row])
+    if found > PROMISING * right:
+        return None
     for turn in range(_ROUNDS):
-        if found <= EXACTLY or (turn >= 2 and found > 0.9 * right):
+        if found <= EXACTLY:
             break
         which = turn % 2
         options = subsets[which] if sizes[which] <= _ENUMERATED else _flips(chosen[which])

@@ -21,7 +21,7 @@ def describe_pattern(case: Case, mask: Tensor) -> list[str]:
     count, of = int(mask.sum()), int(case.valid.sum()) * mask[0, 0].numel()
     words = [f"{count:,} of {of:,} elements of {case.name} are illegal, {place(mask, case.valid)['words']}"]
     if case.view != "output":
-        return words
+        return [f"{count:,} elements of {case.name} were changed"]
     words += _values(case, mask)
     words += _from_elsewhere(case, mask)
     words += _periods(mask, case.valid)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from harness.diagnosis.explain import Case, Score, same, score
+from harness.diagnosis.explain import SMALL, Case, Score, same, score
 from harness.diagnosis.fingerprints import fitted, order
 from harness.diagnosis.hypotheses import Hypothesis, hypotheses
 from harness.diagnosis.layer import INNER
@@ -21,6 +21,7 @@ Test = Callable[[list[Case], list[Observed], Hypothesis], Score | None]
 MOST_FINDINGS = 4
 LEAST_SHARE = 0.02  # of the illegal elements, for an explanation to be worth a line
 _CONFIRMED = 8
+_AFTER_FOUND = 3
 
 
 @dataclass
@@ -66,31 +67,55 @@ def explain(
 
 
 def explain_layer(cases: list[Case], calls: list[Observed], seconds: float) -> list[Explanation]:
-    """Return what explains the illegal elements of opaque layers, as `explain` does for single stages."""
+    """Return what explains the illegal elements of opaque layers, as `explain` does for single stages.
+
+    Faults of whole rows come first, then those of some blocks, the nearest of them first; what a few rows do not show
+    (values that come from other rows) comes last.
+    """
     end = time.thread_time() + seconds
-    tried = order(hypotheses((*INNER, MASKED_MOE), ("block", "row", "expert")), cases)
-    scores = _tested(tried, cases, calls, end, score_layer)
+    tried = order(hypotheses((*INNER, MASKED_MOE)), cases)
+    screened = _screened(tried, cases, calls, end, score_layer)
+    likely = [s.hypothesis for s in screened][:_CONFIRMED]
+    scores = _scores(likely, cases, calls, math.inf, score_layer)
     if not _covered(scores, cases):
-        scores += _tested(fitted(tried, cases), cases, calls, end, score_layer)
+        scores += _scores(fitted(tried, cases), cases, calls, end, score_layer)
     if not _covered(scores, cases):
-        nearest = {id(s.hypothesis): s.near for s in scores}
-        blocks = sorted((h for h in tried if has_blocks(h)), key=lambda h: -nearest.get(id(h), 0.0))
-        for hypothesis in blocks:
-            if time.thread_time() > end:
-                break
-            if found := score_blocks(cases, hypothesis):
-                scores.append(found)
+        nearest_first = [s.hypothesis for s in screened]
+        nearest_first += [h for h in tried if h not in nearest_first]
+        scores += _block_scores([h for h in nearest_first if has_blocks(h)], cases, end)
+    if not _covered(scores, cases):
+        scores += _scores([h for h in tried if h not in likely], cases, calls, end, score_layer)
     return ranked(scores, cases)
+
+
+def _block_scores(nearest_first: list[Hypothesis], cases: list[Case], end: float) -> list[Score]:
+    """Test faults that only some blocks have, until one explains everything and its neighbours do not."""
+    scores: list[Score] = []
+    more = _AFTER_FOUND
+    for hypothesis in nearest_first:
+        if time.thread_time() > end or not more:
+            break
+        if found := score_blocks(cases, hypothesis):
+            scores.append(found)
+        more -= _covered(scores, cases)
+    return scores
+
+
+def _screened(
+    tried: list[Hypothesis], cases: list[Case], calls: list[Observed], end: float, test: Test
+) -> list[Score]:
+    """Return the scores on a few failing rows, the best one first."""
+    few = [case.screened() for case in cases if bool(case.illegal.any())]
+    return sorted(_scores(tried, few, calls, end, test), key=Score.key, reverse=True)
 
 
 def _tested(
     tried: list[Hypothesis], cases: list[Case], calls: list[Observed], end: float, test: Test = score
 ) -> list[Score]:
     """Screen on a few rows, then test in full: the likely ones, or all where none of them explains everything."""
-    few = [case.screened() for case in cases if bool(case.illegal.any())]
-    if all(any(part is case for case in cases) for part in few):
+    if all(case.work() < SMALL for case in cases):
         return _scores(tried, cases, calls, end, test)
-    screened = sorted(_scores(tried, few, calls, end, test), key=Score.key, reverse=True)
+    screened = _screened(tried, cases, calls, end, test)
     likely = [s.hypothesis for s in screened][:_CONFIRMED]
     scores = _scores(likely, cases, calls, math.inf, test)
     if not _covered(scores, cases):
