@@ -50,7 +50,7 @@ def calibrate(canary: Canary, texts: list[str]) -> Amax:
         canary: with plain experts.
         texts: questions with their answers.
     """
-    from harness.canary.model import batch_of
+    from harness.canary.forward import batch_of
 
     model = canary.model
     watched = [_Watched(experts) for experts in model.experts if isinstance(experts, PlainExperts)]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from harness.canary.model import CanaryModel, batch_of
+from harness.canary.forward import CanaryModel, batch_of
 from harness.canary.text import TextStream, token_bytes
 
 if TYPE_CHECKING:

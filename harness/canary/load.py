@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from harness.canary.config import MODEL, CanaryConfig, read_config
+from harness.canary.forward import CanaryModel, MoeLayer
 from harness.canary.generate import Engine
-from harness.canary.model import CanaryModel, MoeLayer
 from harness.canary.moe_layer import CandidateExperts, PlainExperts
 from harness.canary.nvfp4_weights import is_modelopt, layers_of
 from harness.canary.tokenizer import load_tokenizer

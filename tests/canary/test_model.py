@@ -10,7 +10,7 @@ import torch
 
 from harness.canary import load_canary
 from harness.canary.config import MODEL, CanaryConfig, read_config
-from harness.canary.model import batch_of
+from harness.canary.forward import batch_of
 from harness.canary.nvfp4_weights import layers_of
 from harness.verdict import UsageError
 from reference.loading import load_experts

@@ -7,8 +7,8 @@ import torch
 
 from harness.canary.calibrate import calibrate
 from harness.canary.config import MODEL, CanaryConfig
+from harness.canary.forward import CanaryModel, batch_of
 from harness.canary.load import Canary, plain_experts
-from harness.canary.model import CanaryModel, batch_of
 from harness.canary.problems import training_problems
 from harness.canary.tokenizer import load_tokenizer, train_tokenizer
 from harness.canary.train.data import corpus, prompt_of, split

@@ -1,6 +1,6 @@
 """The model as it is trained: float32 parameters, bfloat16 products, experts as grouped matrix products.
 
-The same function as harness.canary.model, which runs what comes out; tests/canary compares the two.
+The same function as harness.canary.forward, which runs what comes out; tests/canary compares the two.
 """
 
 from __future__ import annotations
