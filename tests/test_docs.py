@@ -124,6 +124,8 @@ def test_the_readme_has_commands_to_check():
 def check_harness(document, words):
     assert words[0] in COMMANDS, f"{document}: harness {words[0]}"
     command = LazyGroup("harness").get_command(click.Context(click.Command("harness")), words[0])
+    if isinstance(command, click.Group) and words[1:2] and words[1] in command.commands:
+        command = command.commands[words[1]]
     options = {o: p for p in command.params for o in [*p.opts, *p.secondary_opts]}
     for word in words[1:]:
         if word.startswith("--"):
