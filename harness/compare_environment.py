@@ -22,8 +22,13 @@ def versions(environment: Environment, harness_version: str) -> dict[str, str]:
     return {**{k: v for k, v in facts.items() if v}, **environment.packages}
 
 
-def facts_of(record: RunRecord) -> dict[str, str]:
-    """Return everything that a comparison of environments looks at, by its name for people."""
+def facts_of(record: RunRecord, candidates: set[str]) -> dict[str, str]:
+    """Return everything that a comparison of environments looks at, by its name for people.
+
+    Args:
+        record: the run.
+        candidates: whose declarations and measurements count.
+    """
     where = record.environment
     dirty = " with uncommitted changes" if where.git_dirty else ""
     facts = {
@@ -36,7 +41,7 @@ def facts_of(record: RunRecord) -> dict[str, str]:
         "profile": record.profile,
         "seed": str(record.seed),
     }
-    for candidate in record.candidates:
+    for candidate in (c for c in record.candidates if c.name in candidates):
         for kind, values in (("measured", candidate.measured), ("declared", candidate.declared)):
             facts |= {f"{candidate.name}, {kind}: {key}": _text(value) for key, value in values.items()}
     run = record.gsm8k_run
@@ -59,7 +64,8 @@ def compare_environment(
     before: Sequence[RunRecord], after: Sequence[RunRecord]
 ) -> tuple[list[EnvironmentChange], int]:
     """Return the facts that differ, and how many are the same. Several records of a side may have several values."""
-    then, now = _joined(before), _joined(after)
+    ran = [{c.name for record in side for c in record.candidates if c.ran} for side in (before, after)]
+    then, now = _joined(before, ran[0] & ran[1]), _joined(after, ran[0] & ran[1])
     names = [name for name in dict.fromkeys([*then, *now]) if then.get(name) or now.get(name)]
     changed = [
         EnvironmentChange(name, then.get(name, ""), now.get(name, ""))
@@ -69,10 +75,10 @@ def compare_environment(
     return changed, len(names) - len(changed)
 
 
-def _joined(records: Sequence[RunRecord]) -> dict[str, str]:
+def _joined(records: Sequence[RunRecord], candidates: set[str]) -> dict[str, str]:
     values: dict[str, dict[str, None]] = {}
     for record in records:
-        for name, value in facts_of(record).items():
+        for name, value in facts_of(record, candidates).items():
             if value:
                 values.setdefault(name, {})[value] = None
     return {name: "; ".join(found) for name, found in values.items()}

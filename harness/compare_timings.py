@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from harness.record_changes import TimingChange
 
 if TYPE_CHECKING:
-    from harness.record import RunRecord
+    from harness.record import RuleResult, RunRecord
     from harness.record_stages import Gsm8kRun
 
 FACTOR = 1.25
@@ -43,9 +43,12 @@ def _least(what: str) -> float:
 
 
 def _times(record: RunRecord) -> Iterator[tuple[tuple[str, str], tuple[float, str]]]:
-    yield ("whole run", " ".join(record.command[1:2])), (record.seconds, "")
+    yield (
+        ("whole run", " ".join(record.command[1:2])),
+        (record.seconds, f"{sum(map(_ran, record.rules))} results"),
+    )
     for rule in record.rules:
-        if rule.examples:
+        if _ran(rule):
             yield (rule.rule, rule.candidate), (rule.seconds, f"{rule.examples:,} problems")
     run = record.gsm8k_run
     if run is not None:
@@ -59,6 +62,10 @@ def _times(record: RunRecord) -> Iterator[tuple[tuple[str, str], tuple[float, st
     if mutants is not None and mutants.faults:
         work = f"{mutants.score.plantings:,} plantings"
         yield ("planted faults", mutants.candidate), (mutants.seconds, work)
+
+
+def _ran(rule: RuleResult) -> bool:
+    return rule.examples > 0
 
 
 def _served(run: Gsm8kRun, what: str, who: str) -> Iterator[tuple[tuple[str, str], tuple[float, str]]]:

@@ -292,9 +292,9 @@ def _annotations(kind: type) -> dict[str, tuple[Any, bool]]:
 
 def build_from_json(kind: Any, value: Any, where: str) -> Any:  # noqa: PLR0911, PLR0912, C901 - one branch a kind of annotation
     """Turn parsed JSON into the annotated type, naming the field on any mismatch. Unknown keys are ignored."""
-    origin = typing.get_origin(kind)
-    if kind is Any:
+    if kind is Any or type(value) is kind:  # most fields are plain text and numbers
         return value
+    origin = typing.get_origin(kind)
     if origin in (types.UnionType, typing.Union):
         options = typing.get_args(kind)
         if value is None and type(None) in options:

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 CELL_LIMIT = 300
 COMMAND_LIMIT = 1_000
 ROWS = 50
-_SPECIAL = re.compile(r"([\\`*_{}\[\]()#+!|~$>-])")
+# Underscores inside a word are literal in GitHub's Markdown; so is everything that matters at the start of a line only.
+_SPECIAL = re.compile(r"([\\`*\[\]|~$]|(?<!\w)_|_(?!\w))")
 
 
 def markdown(found: RecordComparison) -> str:

@@ -139,26 +139,27 @@ def _write(found: RecordComparison, folder: Path) -> int:
 
 def _line(change: VerdictChange | AccuracyChange) -> str:
     from harness.record_changes import AccuracyChange
+    from reports.text import visible
 
     who = f"{change.subject} on {change.candidate}" if change.candidate else change.subject
     if isinstance(change, AccuracyChange):
-        return f"{who}: {change.words}"
-    why = f": {change.reason.splitlines()[0]}" if change.reason.strip() else ""
-    return f"{who}: {change.before} to {change.after}{why}"
+        return visible(f"{who}: {change.words}")
+    why = f": {change.reason.strip().splitlines()[0]}" if change.reason.strip() else ""
+    return visible(f"{who}: {change.before} to {change.after}{why}")
 
 
 def _history(folder: Path, out: Path) -> int:
-    from reports.history import write_history
-
     from harness.cli.output import prepare_folder
     from harness.gather_history import gather_history
+    from reports.history import write_history
+    from reports.text import visible
 
     found = gather_history(folder, lambda file: report_link(file, out))
     path = write_history(found, prepare_folder(out))
     for record in found.unreadable[:LINES]:
-        click.echo(f"not read: {record.name}: {record.reason}", err=True)
+        click.echo(visible(f"not read: {record.reason}"), err=True)
     if len(found.unreadable) > LINES:
         click.echo(f"not read: {len(found.unreadable) - LINES} more, listed on the page", err=True)
-    click.echo(f"{len(found.points)} records, {len(found.unreadable)} that cannot be read")
+    click.echo(f"{len(found.runs)} records, {len(found.unreadable)} that cannot be read")
     click.echo(f"history: {path}")
-    return ExitCode.PASS if found.points else ExitCode.UNKNOWN
+    return ExitCode.PASS if found.runs else ExitCode.UNKNOWN
