@@ -13,7 +13,7 @@ from torch import Tensor
 
 from harness.candidates import load_candidate, stages_of, support_of, traits_of
 from harness.context import Context, Known
-from harness.faults import Mutant, Planting, all_faults, parse_planting
+from harness.faults import Fault, Mutant, all_faults, parse_planting
 from harness.judging import Watched, judge_context
 from harness.mutants.problems import drawn_problems, quick_first
 from harness.probes import measure
@@ -27,6 +27,11 @@ from harness.verdict import UsageError
 HOPELESS = (
     5  # problems in a row, from the first on, after which a candidate that fails all of them is given up
 )
+INNER = {
+    "quantize_grouped",
+    "silu_mul_quantize_grouped",
+    "masked_grouped_gemm",
+}  # what a layer is composed of
 KILLED, SURVIVED, NOT_JUDGED, NOT_PLANTED = "killed", "survived", "not judged", "not planted"
 
 
@@ -201,7 +206,7 @@ class Bench:
     def _killed(self, shared: SharedProblem, mutant: Mutant, result: Result) -> bool:
         """Judge a mutant on one problem and note it; return whether it was killed."""
         result.examples += 1
-        if not self._reaches(mutant.plantings[0], shared.calls.stages):
+        if not self._reaches(mutant.plantings[0].fault, shared.calls.stages):
             return False  # no stage with the fault is called: its outcome is the candidate's own
         started = time.perf_counter()
         how = _kill(shared.judge(mutant))
@@ -210,9 +215,12 @@ class Bench:
             result.status, result.problem, (result.how, result.message) = KILLED, str(shared.problem), how
         return bool(how)
 
-    def _reaches(self, planting: Planting, called: set[str]) -> bool:
-        """Return whether the fault is in a stage that was called; the whole layer calls every stage."""
-        return bool(called & {*planting.fault.stages, "masked_moe", "masked_moe_tapped"})
+    def _reaches(self, fault: Fault, called: set[str]) -> bool:
+        """Return whether the fault is in a stage that was called; a layer composed of stages calls them."""
+        stages, composed = set(fault.stages), called & {"masked_moe", "masked_moe_tapped"}
+        if "load_experts" in stages.intersection(stages_of(self.base)):
+            stages.discard("masked_moe")  # it is planted where the weights are loaded
+        return bool(stages & (called | (INNER | {"masked_moe"} if composed else set())))
 
 
 def _kill(outcome: dict[str, Any]) -> tuple[str, str] | None:

@@ -31,7 +31,15 @@ def command(tmp_path):
 
 def test_two_processes_kill_a_fault_and_exit_0(command):
     done, folder = command(
-        "--fault", "output_scaled", "--fault", "rows_never_written", "--seeds", "1", "--no-upstream"
+        "--fault",
+        "output_scaled",
+        "--fault",
+        "block_scale_too_high",
+        "--seeds",
+        "1",
+        "--profile",
+        "quick",
+        "--no-upstream",
     )
     assert done.returncode == 0, done.stderr
     assert "PASS: all 2 planted faults killed, in all 6 forms" in done.stdout
