@@ -91,7 +91,7 @@ def run_in_process(
     record.gsm8k = found
     record.seconds = time.monotonic() - started
     found["seconds"] = {"total": record.seconds, "requests": record.seconds, "ready": None}
-    record.verdict = Decision(found["verdict"], "").verdict
+    record.verdict = Decision(found["verdict"], "", "").verdict
     record.reason = f"canary on {name}: {found['reason']}"
     return record
 
