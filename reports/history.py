@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from harness.record_changes import EnvironmentChange
     from harness.record_history import History, HistoryRun, Line
 
+_ISO = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d[0-9:.+Z-]*\Z")
 HISTORY_NAME = "history.html"
 RUNS_SHOWN = 2_000
 CHARTS_SHOWN = 60
@@ -91,7 +93,12 @@ def _part(part: Part) -> Drawn | None:
 
 
 def _date(run: HistoryRun) -> str:
-    return clip_plain(run.created, 40) or clip_plain(run.run_id, 40)
+    return _moment(run.created) or clip_plain(run.run_id, 40)
+
+
+def _moment(created: str) -> str:
+    """Return an ISO time to the minute, anything else as it is."""
+    return created[:16].replace("T", " ") if _ISO.match(created) else clip_plain(created, 40)
 
 
 def _run_cell(history: History, number: int | None) -> Cell:
