@@ -50,15 +50,16 @@ class FinalOutputOnly:
         return self._inside.masked_moe(*arguments, **named)
 
 
-def base_for(rng: random.Random, stages: tuple[str, ...]) -> str:
-    """Draw a right candidate that has one of the stages; the controls have the four inner ones only."""
+def base_for(rng: random.Random, stages: tuple[str, ...], needed: tuple[str, ...]) -> str:
+    """Draw a right candidate that has one of the stages and all that a rule needs; the controls have four stages only."""
     from harness.candidates import load_candidate
     from harness.candidates.protocol import stages_of
 
     names = ["physical", "physical", "eager", *(f"control:{name}" for name in CONTROLS)]
     while True:
         name = rng.choice(names)
-        if set(stages) & set(stages_of(load_candidate(name))):
+        there = set(stages_of(load_candidate(name)))
+        if set(stages) & there and set(needed) <= there:
             return name
 
 
@@ -117,11 +118,11 @@ def one(task: tuple[str, str, int, bool]) -> dict[str, Any]:
         rule = find_rules([fault.killed_by])[0]
         if mode == "two":
             chosen.append(rng.choice([f for f in all_faults().values() if f is not fault]))
+        if mode in {"two", "final", "time"} and not all(set(f.stages) & inner for f in chosen):
+            continue
         if mode in {"two", "final"}:
-            if not all(set(f.stages) & inner for f in chosen):
-                continue
             rule = find_rules(["PIPELINE" if mode == "two" else "MOE"])[0]
-        base = base_for(rng, fault.stages)
+        base = base_for(rng, fault.stages, rule.stages)
         at = f"weakest{seed * 20 + attempt}" if weakest else str(seed * 20 + attempt)
         plantings = [f"{f.name}@{at}" for f in chosen]
         try:

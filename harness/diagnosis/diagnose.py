@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from harness.candidates.protocol import stages_of, traits_of
+from harness.candidates.protocol import LAYER_STAGES, stages_of, traits_of
 from harness.context import Context, Known
 from harness.diagnosis.describe import findings, no_illegal_call
 from harness.diagnosis.explain import Case, same
-from harness.diagnosis.hypotheses import Failed
+from harness.diagnosis.hypotheses import Failed, predict
 from harness.diagnosis.layer import legal_layer
+from harness.diagnosis.layer_views import layer_legal, layer_models
 from harness.diagnosis.models import models
 from harness.diagnosis.observation import MASKED_GEMM, MASKED_MOE, Observed, Recorder, name_calls
 from harness.diagnosis.opaque import LayerCase
@@ -127,6 +128,9 @@ def cases_of(calls: list[Observed], bounds: Bounds) -> list[Case]:
     for call in calls:
         if call.stage == MASKED_MOE:
             continue
+        if call.stage in LAYER_STAGES:
+            cases += _layer_stage_case(call, bounds)
+            continue
         views = {"output": legal(call, bounds)}
         if call.stage == MASKED_GEMM:
             kept = same(memory_of(call.output), memory_of(call.arguments["out"]))
@@ -141,3 +145,18 @@ def cases_of(calls: list[Observed], bounds: Bounds) -> list[Case]:
                 except Failed:
                     continue
     return cases
+
+
+def _layer_stage_case(call: Observed, bounds: Bounds) -> list[Case]:
+    """Return a call of a stage around the layer, judged by the right implementation that is nearest to it."""
+    got, best, most = seen(call), None, -1
+    for model in layer_models():
+        right = predict(model, call, None)["output"]
+        allowed = layer_legal(call.stage, call.arguments, got, right)
+        if int(allowed.sum()) > most:
+            best, most = (model, allowed), int(allowed.sum())
+    assert best is not None  # noqa: S101 - there are models
+    try:
+        return [Case(call, best[1], [best[0]], bounds)]
+    except Failed:
+        return []

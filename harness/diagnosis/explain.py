@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from harness.candidates.protocol import STAGES
 from harness.diagnosis.choices import FEW_TRIES, Choices
 from harness.diagnosis.habits import UNWRITTEN, UNWRITTEN_CODE, learned_habits
 from harness.diagnosis.hypotheses import Failed, Hypothesis, predict
@@ -105,6 +106,9 @@ class Case:
             except Failed as error:
                 failure = error
                 continue
+            if right.shape != self.seen.shape:
+                failure = Failed("another shape")
+                continue
             agreeing = int((same(right, self.seen) & healthy).sum())
             if agreeing > most:
                 best, most, self.healthy = number, agreeing, right
@@ -113,7 +117,7 @@ class Case:
         if failure is not None and most < 0:
             raise failure
         self.wild = False
-        if self.view == "output":
+        if self.view == "output" and self.call.stage in STAGES:
             habits, self.wild = learned_habits(self.call, self.valid, self.seen)
             for model in self.models:
                 model.habits = habits

@@ -7,15 +7,16 @@ fault by its name.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from random import Random
 from typing import Any
 
 from torch import Tensor
 
-from harness.diagnosis.observation import MASKED_GEMM, Observed, with_memory
+from harness.diagnosis.observation import MASKED_GEMM, MASKED_MOE, Observed, with_memory
 from harness.diagnosis.views import elements, input_bytes, memory_of
 from harness.faults.fault import Fault, Parameters, all_faults
+from harness.faults.layer_calls import LoadedMoeCall
 from harness.faults.mutant import CALLS
 
 
@@ -82,7 +83,10 @@ def predict(
     if call.stage == MASKED_GEMM:
         arguments["out"] = with_memory(arguments["out"])
     function = getattr(model, call.stage)
-    planted = CALLS[call.stage](call.stage, function, model, arguments)
+    kind = CALLS[call.stage]
+    if call.stage == MASKED_MOE and hypothesis is not None and "load_experts" in hypothesis.fault.stages:
+        kind = LoadedMoeCall  # what was loaded wrong is seen in the weights that the layer gets
+    planted = kind(call.stage, function, model, arguments)
     before = {name: _version(value) for name, value in call.arguments.items()}
     try:
         if hypothesis is None:
@@ -107,4 +111,8 @@ def predict(
 def _version(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value._version  # noqa: SLF001 - no public name for it
-    return tuple(_version(v) for v in value) if isinstance(value, tuple) else None
+    if isinstance(value, (tuple, list)):
+        return tuple(_version(v) for v in value)
+    if isinstance(value, dict):
+        return tuple(_version(v) for v in value.values())
+    return tuple(_version(v) for v in vars(value).values()) if is_dataclass(value) else None

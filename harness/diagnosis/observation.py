@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from harness.candidates.protocol import STAGES
+from harness.candidates.protocol import ALL_STAGES
 
 MASKED_GEMM, MASKED_MOE = "masked_grouped_gemm", "masked_moe"
 QUANTIZERS = ("quantize_grouped", "silu_mul_quantize_grouped")
@@ -63,7 +63,7 @@ class Recorder:
         value = getattr(self.candidate, name)
         if name == "masked_moe_tapped":
             return self._tapped(value)
-        return self._recording(name, value) if name in STAGES and callable(value) else value
+        return self._recording(name, value) if name in ALL_STAGES and callable(value) else value
 
     def _recording(self, stage: str, function: Callable[..., Any]) -> Callable[..., Any]:
         from harness.faults.mutant import CALLS
@@ -156,4 +156,6 @@ def copied(value: Any) -> Any:
         return type(value)(copied(v) for v in value)
     if isinstance(value, dict):
         return {name: copied(v) for name, v in value.items()}
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{f.name: copied(getattr(value, f.name)) for f in fields(value)})
     return value

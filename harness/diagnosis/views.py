@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from harness import physical
+from harness.diagnosis.layer_views import layer_elements
 from harness.diagnosis.observation import MASKED_GEMM, MASKED_MOE, QUANTIZERS, Observed, tensors_in
 from harness.judge_gemm import legal_rows
 from harness.judge_quantize import QuantizerInput, _CodeJudge, _free
@@ -47,7 +48,7 @@ def elements(stage: str, arguments: dict[str, Any], output: Any) -> Tensor:
         return output.permute(2, 0, 1).unsqueeze(2)
     if stage == MASKED_MOE:
         return output.unsqueeze(2)
-    raise ValueError(f"elements: no view of the output of stage {stage!r}")
+    return layer_elements(stage, output)[0]
 
 
 def seen(call: Observed, view: str = "output") -> Tensor:
@@ -81,6 +82,8 @@ def valid(call: Observed) -> Tensor:
         rows = call.arguments["x"].shape[1]
     elif call.stage == MASKED_GEMM:
         rows = call.arguments["out"].shape[0]
+    elif call.stage != MASKED_MOE:
+        return layer_elements(call.stage, call.output)[1]
     else:
         rows = call.output.shape[1]
     return valid_rows(call.arguments["masked_m"], rows)
