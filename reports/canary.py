@@ -20,13 +20,18 @@ def section(record: RunRecord) -> Markup | None:
     if not found:
         return None
     table = [line for line in _list(found.get("table")) if isinstance(line, dict)]
-    runs = [(run, "must pass") for run in _list(found.get("runs")) if isinstance(run, dict)]
+    runs = [(run, "must pass", "PASS") for run in _list(found.get("runs")) if isinstance(run, dict)]
     runs += [
-        (run, "planted fault, must fail") for run in _list(found.get("controls")) if isinstance(run, dict)
+        (run, "planted fault, must fail", "FAIL")
+        for run in _list(found.get("controls"))
+        if isinstance(run, dict)
     ]
     return fill(
         "canary.html.j2",
-        runs=[{**_defaults(run), "role": role, "wrong": _wrong(run)} for run, role in runs],
+        runs=[
+            {**_defaults(run), "role": role, "wrong": _wrong(run), "as_expected": run.get("verdict") == word}
+            for run, role, word in runs
+        ],
         variants=[_line(line) for line in table if line.get("kind") == "variant"],
         faults=sorted(
             (_line(line) for line in table if line.get("kind") == "fault"),
@@ -63,7 +68,8 @@ def _line(line: Json) -> Json:
         "title": str(facts.get("title") or ""),
         "effect": str(facts.get("effect") or ""),
         "killed_by": str(facts.get("killed_by") or ""),
-        "bugs": ", ".join(str(bug) for bug in _list(facts.get("bugs"))),
+        # Records from before threads were kept have only the bugs' ids.
+        "bugs": [str(bug) for bug in _list(facts.get("threads")) or _list(facts.get("bugs"))][:20],
         "accuracy": _number(line.get("accuracy")),
         "interval": _interval(line.get("interval")),
         "asked": line.get("asked"),

@@ -1,4 +1,4 @@
-"""Geometry of the two charts. Everything that the templates place is computed here, as numbers and strings."""
+"""Geometry of the two charts of errors. Everything that the templates place is computed here, as numbers and strings."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from reports.text import clip_plain, count, power_of_two
+from reports.text import clip_plain, count, power_of_two, ratio
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,6 +47,15 @@ class Tick:
 
 
 @dataclass(frozen=True)
+class Worst:
+    """The element with the largest error over bound: its place on the axis, the ratio, and which element it is."""
+
+    at: str
+    ratio: str
+    where: str
+
+
+@dataclass(frozen=True)
 class HistogramChart:
     """A histogram of log2(error / bound), counts on a log10 axis so that one illegal element among millions is seen."""
 
@@ -54,6 +63,7 @@ class HistogramChart:
     ratios: list[Tick]
     decades: list[Tick]
     bound_at: str
+    worst: Worst | None
     total: int
     above: int
     summary: str
@@ -95,10 +105,32 @@ def histogram_chart(histogram: Histogram) -> HistogramChart | None:
             Tick(f"{floor - height(10**d):.2f}", _short(d)) for d in range(0, decades + 1, 1 + decades // 5)
         ],
         bound_at=_bound_at(edges, edge_at),
+        worst=_worst(histogram, edge_at),
         total=sum(counts),
         above=above,
         summary=_summary(bars, above),
     )
+
+
+def _worst(histogram: Histogram, edge_at: Callable[[float], float]) -> Worst | None:
+    """Return the mark of the worst element; beyond the axis it stands in the last bin, an exact one in the first."""
+    if histogram.worst is None or math.isnan(histogram.worst):
+        return None
+    edges = histogram.edges
+    log = (
+        math.log2(histogram.worst)
+        if 0 < histogram.worst < math.inf
+        else math.copysign(math.inf, histogram.worst - 1)
+    )
+    last = len(edges) - 1
+    if not edges or log <= edges[0]:
+        index = -0.5
+    elif log >= edges[last]:
+        index = last + 0.5
+    else:
+        i = next(i for i in range(last) if edges[i] <= log < edges[i + 1])
+        index = i + (log - edges[i]) / (edges[i + 1] - edges[i])
+    return Worst(f"{edge_at(index):.2f}", ratio(histogram.worst), clip_plain(histogram.worst_at, 300))
 
 
 def bin_name(edges: list[float], index: int) -> str:
@@ -149,6 +181,8 @@ def _summary(bars: list[Bar], above: int) -> str:
 class HeatChart:
     """Where the illegal elements of a failure sit. `levels` holds one SVG path for each strength, weakest first."""
 
+    title: str
+    shape: tuple[int, int]
     width: int
     height: int
     left: int
@@ -163,6 +197,7 @@ class HeatChart:
     most: int
     total: int
     listed: list[tuple[str, int]]
+    summary: str
     folded: bool
 
 
@@ -189,7 +224,13 @@ def heat_chart(heatmap: Heatmap) -> HeatChart | None:
     hits = [(n, r, c) for r, row in enumerate(cells) for c, n in enumerate(row) if n]
     row_label, column_label = clip_plain(heatmap.row_label, 20), clip_plain(heatmap.column_label, 20)
     top_hits = sorted(hits, key=lambda hit: (-hit[0], hit[1], hit[2]))[:CELLS_LISTED]
+    # Five of many cells that hold the same would say that these are special.
+    alike = len(hits) > CELLS_LISTED and min(hits)[0] == most
+    listed = [(f"{row_label} {rows[r]}, {column_label} {columns[c]}", n) for n, r, c in top_hits]
+    total = sum(n for n, _, _ in hits)
     return HeatChart(
+        title=clip_plain(heatmap.title, 200),
+        shape=(len(rows), len(columns)),
         width=max(left + size * len(columns) + 16, 200),
         height=22 + size * len(rows) + 34,
         left=left,
@@ -212,8 +253,12 @@ def heat_chart(heatmap: Heatmap) -> HeatChart | None:
         row_label=row_label,
         column_label=column_label,
         most=most,
-        total=sum(n for n, _, _ in hits),
-        listed=[(f"{row_label} {rows[r]}, {column_label} {columns[c]}", n) for n, r, c in top_hits],
+        total=total,
+        listed=[] if alike else listed,
+        summary=(
+            f"{count(total)} illegal elements in {count(len(hits))} of {count(len(rows) * len(columns))} cells"
+            + (f", {count(most)} in each" if alike else "")
+        ),
         folded=row_step > 1 or column_step > 1,
     )
 

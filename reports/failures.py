@@ -1,12 +1,15 @@
-"""Each failure with its message, place, extent, heat map, diagnosis and the command that repeats it."""
+"""Each failure with its message, the command that repeats it, its diagnosis, and where its errors sit."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from reports.charts import HeatChart, heat_chart
+from reports.diagnosis import Diagnosis, read
 from reports.template import fill
+from reports.text import plain
 from reports.view import failure_groups
 
 if TYPE_CHECKING:
@@ -27,6 +30,12 @@ KINDS = {
 }
 
 
+MOST_MAPS = 6
+
+# Lines that the harness adds to a message for the terminal, and that stand elsewhere on the page.
+_SHOWN_ELSEWHERE = re.compile(r"  (?:extent|candidate|problem|reproduce|diagnosis) +\S")
+
+
 @dataclass(frozen=True)
 class Shown:
     """One failure ready to be drawn."""
@@ -34,7 +43,10 @@ class Shown:
     failure: Failure
     kind: str
     place: str
-    chart: HeatChart | None
+    message: str
+    extent: list[str]
+    diagnosis: Diagnosis | None
+    charts: list[HeatChart]
     is_open: bool
 
 
@@ -55,7 +67,33 @@ def section(record: RunRecord) -> Markup | None:
 def _shown(failure: Failure, is_first: bool) -> Shown:
     # Indices are written without separators: they are typed into a debugger, not read as amounts.
     place = ", ".join(f"{name} {index}" for name, index in failure.place.items())
-    chart = heat_chart(failure.heatmap) if failure.heatmap else None
+    maps = [*([failure.heatmap] if failure.heatmap else []), *failure.heatmaps][:MOST_MAPS]
+    charts = [chart for one in maps if (chart := heat_chart(one)) is not None]
     return Shown(
-        failure, KINDS.get(failure.kind, failure.kind), place, chart, is_first and failure.kind != "known"
+        failure,
+        KINDS.get(failure.kind, failure.kind),
+        place,
+        own_message(failure.message),
+        extent_words(failure.extent),
+        read(failure.diagnosis),
+        # A single row of cells is hardly a picture: it is shown where there is nothing better.
+        [chart for chart in charts if min(chart.shape) > 1] or charts[:1],
+        is_first and failure.kind != "known",
     )
+
+
+def own_message(message: str) -> str:
+    """Return the message without the lines that repeat what the page shows beside it."""
+    return "\n".join(line for line in message.split("\n") if not _SHOWN_ELSEWHERE.match(line))
+
+
+def extent_words(extent: dict[str, Any]) -> list[str]:
+    """Return an extent in words: "32 of 64 elements", "experts 1, 3"; what it does not know as name and value."""
+    words = []
+    for name, value in extent.items():
+        whole = extent.get("of" if name == "elements" else f"of_{name}")
+        if whole is not None:
+            words.append(f"{plain(value)} of {plain(whole)} {name}")
+        elif name != "of" and not (name.startswith("of_") and name[3:] in extent):
+            words.append(f"{name} {plain(value)}")
+    return words

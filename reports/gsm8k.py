@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from reports.gsm8k_charts import Estimate, count_chart, interval_chart
+from reports.gsm8k_charts import Estimate, count_chart, interval_chart, path_chart
 from reports.gsm8k_text import MOST_SHOWN, OTHER, PAGE_BUDGET, QUESTION, RIGHT, fitted
 from reports.template import fill
 
@@ -55,6 +55,7 @@ def section(record: RunRecord) -> Markup | None:
         found={"qualifier": "", **found},
         decisions=[(name, d) for name, d in decisions.items() if d.get("word")],
         accuracy=_accuracy(found, details, decisions),
+        path=_path(found, details, decisions),
         classes=_classes(found, details, {group.name: group.anchor for group in groups}),
         charts=_charts(samples),
         probes=[(str(k), v) for k, v in _dict(found.get("probes")).items() if v],
@@ -80,12 +81,29 @@ def _accuracy(found: Json, details: Json, decisions: dict[str, Json]) -> Any:
         share = _number(found.get("accuracy_strict"))
         if share is not None:
             estimates.append(("strict", share, float(ends[0] or 0), float(ends[1] or 0)))
+    return interval_chart(estimates, _thresholds(details, decisions))
+
+
+def _thresholds(details: Json, decisions: dict[str, Json]) -> list[tuple[str, float]]:
+    """Return the accuracies that judged the run, by name."""
     thresholds = []
     for name, label in (("min_accuracy", "minimum"), ("expect", "expected")):
         value = _number(details.get(name))
         if value is not None and 0 <= value <= 1 and (label == "minimum" or "full" not in decisions):
             thresholds.append((label, value))
-    return interval_chart(estimates, thresholds)
+    return thresholds
+
+
+def _path(found: Json, details: Json, decisions: dict[str, Json]) -> Any:
+    """Lay out the running accuracy; nothing for records from before it was kept."""
+    points = []
+    for point in _list(found.get("path")):
+        n, *rest = (_number(_dict(point).get(key)) for key in ("n", "share", "low", "high"))
+        if n is None or None in rest:
+            continue
+        share, low, high = (value or 0.0 for value in rest)
+        points.append((int(n), share, low, high))
+    return path_chart(points, _thresholds(details, decisions))
 
 
 def _classes(found: Json, details: Json, anchors: dict[str, str]) -> list[Json]:

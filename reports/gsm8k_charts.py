@@ -1,4 +1,4 @@
-"""Geometry of the GSM8K charts: intervals on one axis, and histograms of right and other answers, as numbers and strings."""
+"""Geometry of the GSM8K charts, as numbers and strings: intervals, the way there, histograms of answers."""
 
 from __future__ import annotations
 
@@ -78,6 +78,54 @@ def interval_chart(estimates: list[Estimate], thresholds: list[tuple[str, float]
         ticks=[Mark(place(t), f"{t:.2f}") for t in ticks],
         lines=[Mark(place(value), name) for name, value in thresholds],
         summary=f"{said}{limits}.",
+    )
+
+
+@dataclass(frozen=True)
+class PathChart:
+    """The running accuracy as a line inside the band of its interval, with lines for thresholds."""
+
+    band: str
+    line: str
+    shares: list[Mark]
+    counts: list[Mark]
+    lines: list[Mark]
+    summary: str
+
+
+PathPoint = tuple[int, float, float, float]
+"""Answered questions, share right, low, high."""
+
+
+def path_chart(points: list[PathPoint], thresholds: list[tuple[str, float]]) -> PathChart | None:
+    """Lay out the running accuracy from 0 to 1 against answered questions; None for fewer than two points."""
+    points = sorted(points)
+    if len(points) < 2 or points[0][0] < 1:
+        return None
+    most = points[-1][0]
+
+    def x(n: float) -> str:
+        return f"{44 + (WIDTH - 44 - 12) * n / most:.1f}"
+
+    def y(share: float) -> str:
+        return f"{FLOOR - (FLOOR - CEILING) * min(1.0, max(0.0, share)):.1f}"
+
+    upper = [f"{x(n)} {y(high)}" for n, _, _, high in points]
+    lower = [f"{x(n)} {y(low)}" for n, _, low, _ in reversed(points)]
+    step = _round_width(most / 5)
+    first, last = points[0], points[-1]
+    middle = points[len(points) // 2]
+    said = "; ".join(
+        f"after {count(n)} {share:.3f} ({low:.3f} to {high:.3f})"
+        for n, share, low, high in (first, middle, last)
+    )
+    return PathChart(
+        band=f"M{'L'.join([*upper, *lower])}z",
+        line=f"M{'L'.join(f'{x(n)} {y(share)}' for n, share, _, _ in points)}",
+        shares=[Mark(y(share), f"{share:g}") for share in (0.0, 0.5, 1.0)],
+        counts=[Mark(x(step * i), count(round(step * i))) for i in range(int(most / step) + 1)],
+        lines=[Mark(y(value), name) for name, value in thresholds],
+        summary=f"{said}.",
     )
 
 

@@ -33,16 +33,16 @@ def section(record: RunRecord) -> Markup | None:
 
 def _margins(record: RunRecord, candidate: str) -> list[Margin]:
     # Histograms of one stage add up across rules only where they have the same bins.
-    sums: dict[tuple[str, tuple[float, ...], int], tuple[list[int], list[str]]] = {}
+    sums: dict[tuple[str, tuple[float, ...], int], tuple[Histogram, list[str]]] = {}
     for rule in record.rules:
         if rule.candidate != candidate:
             continue
         for stage, histogram in rule.histograms.items():
             key = (stage, tuple(histogram.edges), len(histogram.counts))
-            counts, rules = sums.setdefault(key, ([0] * len(histogram.counts), []))
-            counts[:] = [a + b for a, b in zip(counts, histogram.counts, strict=True)]
+            empty = Histogram(list(histogram.edges), [0] * len(histogram.counts))
+            total, rules = sums.setdefault(key, (empty, []))
+            total.counts = [a + b for a, b in zip(total.counts, histogram.counts, strict=True)]
+            if histogram.worst is not None and (total.worst is None or histogram.worst > total.worst):
+                total.worst, total.worst_at = histogram.worst, histogram.worst_at
             rules.append(rule.rule)
-    return [
-        Margin(stage, rules, histogram_chart(Histogram(list(edges), counts)))
-        for (stage, edges, _), (counts, rules) in sums.items()
-    ]
+    return [Margin(stage, rules, histogram_chart(total)) for (stage, _, _), (total, rules) in sums.items()]

@@ -78,7 +78,8 @@ def _fault(fault: Json) -> Json:
     minimal = _dict(fault.get("minimal"))
     return {
         **{name: str(fault.get(name) or "") for name in names},
-        "bugs": [str(bug) for bug in _list(fault.get("bugs"))],
+        # Records from before threads were kept have only the bugs' ids.
+        "bugs": [str(bug) for bug in _list(fault.get("threads")) or _list(fault.get("bugs"))][:20],
         "examples": _number(fault.get("examples")),
         "seconds": _number(fault.get("seconds")),
         "random_data": fault.get("random_data") is not False,
@@ -112,7 +113,7 @@ def _matrix(matrix: Json) -> Json | None:
     columns = [str(c) for c in _list(matrix.get("columns"))][:MOST_COLUMNS]
     cells = [_list(row) for row in _list(matrix.get("cells"))]
     rows = [
-        {"name": str(name), "cells": [_number(value) for value in row[: len(columns)]]}
+        (str(name), [_number(value) for value in row[: len(columns)]])
         for name, row in zip(_list(matrix.get("rows")), cells, strict=False)
     ]
     if not rows or not columns:
@@ -124,10 +125,7 @@ def _matrix(matrix: Json) -> Json | None:
         "examples": _number(matrix.get("examples")),
         "powerless": [str(rule) for rule in _list(matrix.get("powerless"))],
         "not_applicable": [(str(k), str(v)) for k, v in _dict(matrix.get("not_applicable")).items()],
-        "kills": [
-            sum((row["cells"][i] or 0) > 0 for row in rows if i < len(row["cells"]))
-            for i in range(len(columns))
-        ],
+        "kills": [sum(1 for _, values in rows if i < len(values) and values[i]) for i in range(len(columns))],
     }
 
 

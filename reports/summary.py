@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from harness.verdict import Verdict
+from reports.diagnosis import read
 from reports.template import fill
 from reports.text import clip_plain, count, duration
-from reports.view import candidate_word, is_skipped
+from reports.view import candidate_word, failure_groups, is_skipped
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -31,7 +33,36 @@ def header(record: RunRecord) -> Markup:
         figures=figures(record),
         candidates=[(c, candidate_word(record, c)) for c in record.candidates],
         command=shlex.join(record.command),
+        first=first_failure(record),
     )
+
+
+@dataclass(frozen=True)
+class First:
+    """The failure to look at first: where it stands on the page, its likely cause, and how to see it."""
+
+    anchor: str
+    what: str
+    reproduce: str
+    cause: str = ""
+    place: str = ""
+    threads: tuple[str, ...] = ()
+
+
+def first_failure(record: RunRecord) -> First | None:
+    """Return the first new failure, one with a diagnosis before one without; None where everything new passes."""
+    new = [(g, f) for g in failure_groups(record) for f in g.shown if f.kind != "known"]
+    if not new:
+        return None
+    found = [(group, failure, read(failure.diagnosis)) for group, failure in new]
+    group, failure, diagnosis = next(
+        (f for f in found if f[2] and any(one.fault for one in f[2].findings)), found[0]
+    )
+    what = f"{group.result.rule} on {group.result.candidate}"
+    cause = next((one for one in diagnosis.findings if one.fault), None) if diagnosis else None
+    if cause is None:
+        return First(group.anchor, what, failure.reproduce)
+    return First(group.anchor, what, failure.reproduce, cause.title, cause.place, tuple(cause.threads[:3]))
 
 
 def footer(record: RunRecord) -> Markup:
@@ -70,6 +101,16 @@ def _rules(record: RunRecord, words: Counter[Verdict]) -> str:
     return ", ".join(f"{count(words[v])} {v}" for v in Verdict if words[v])
 
 
+def _commit(record: RunRecord) -> str:
+    """Return the commit, short, with a plus for uncommitted changes."""
+    where = record.environment
+    return (
+        clip_plain(where.git_commit[:12], 12) + (" + changes" if where.git_dirty else "")
+        if where.git_commit
+        else ""
+    )
+
+
 def figures(record: RunRecord) -> list[tuple[str, str]]:
     """Return the key figures as (name, value); what does not apply is left out."""
     judged = [rule for rule in record.rules if not is_skipped(rule)]
@@ -87,6 +128,7 @@ def figures(record: RunRecord) -> list[tuple[str, str]]:
         ("Missing traps", count(len(record.missing_traps)) if record.missing_traps else ""),
         ("Duration", duration(record.seconds)),
         ("Device", clip_plain(", ".join(record.environment.gpus) or record.environment.device, 80)),
+        ("Commit", _commit(record)),
         ("Profile", clip_plain(record.profile, 40)),
         ("Seed", str(record.seed) if abs(record.seed) < 10**40 else "very large"),
     ]

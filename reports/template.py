@@ -9,7 +9,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from reports import text
+from reports import text, threads
 
 FOLDER = Path(__file__).parent
 
@@ -32,6 +32,7 @@ def environment() -> Environment:
         linked=text.linked,
         plain=text.plain,
         ratio=text.ratio,
+        thread=threads.thread,
     )
     return made
 

@@ -103,12 +103,12 @@ def ratio(value: float | None) -> str:
 
 
 def power_of_two(exponent: float) -> str:
-    """Return a ratio given as its log2: 0 is 1, -3 is 2⁻³, 0.5 is 2^0.5."""
+    """Return a ratio given as its log2: 0 is 1, -3 is 2⁻³, 0.5 is 1.41."""
     if exponent == 0:
         return "1"
     if exponent == int(exponent):
         return "2" + str(int(exponent)).translate(_SUPERSCRIPTS)
-    return f"2^{exponent:g}"
+    return f"{2.0**exponent:.3g}" if abs(exponent) < 50 else f"2^{exponent:g}"
 
 
 def plain(value: Any) -> str:  # noqa: PLR0911 - one return a JSON type

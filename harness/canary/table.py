@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from harness.faults.bugs import threads_of
+
 VARIANTS = (
     ("bf16", 1, "experts", "bf16"),
     ("", 1, "experts", "bf16"),
@@ -34,7 +36,7 @@ class Experiment:
         kind: "fault" or "variant".
         candidate: full name, fault included.
         ranks, shard, transport: as `harness canary serve` takes them.
-        facts: category, title, effect, killed_by and bugs of the fault.
+        facts: category, title, effect, killed_by, bugs and threads of the fault.
     """
 
     name: str
@@ -73,6 +75,7 @@ def experiments(candidate: str, faults: list[str]) -> list[Experiment]:
             "effect": fault.effect,
             "killed_by": fault.killed_by,
             "bugs": list(fault.bugs),
+            "threads": threads_of(fault.bugs),
         }
         # A fault of dispatch is in its transport; the others are shown on the plain one.
         fp8 = fault.category == "dispatch" and "fp8" in fault.name

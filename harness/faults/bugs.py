@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -57,6 +58,12 @@ def all_bugs() -> dict[str, Bug]:
             raise ValueError(f"bugs.toml: {bug.id} has two entries")
         bugs[bug.id] = bug
     return bugs
+
+
+def threads_of(ids: Iterable[str]) -> list[str]:
+    """Return where bugs were reported, "repository#number", without repetition; an unknown id stays as it is."""
+    bugs = all_bugs()
+    return list(dict.fromkeys(bugs[name].thread if name in bugs else name for name in ids))
 
 
 @cache

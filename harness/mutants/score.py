@@ -6,6 +6,7 @@ from statistics import median
 from typing import Any
 
 from harness.faults import Fault
+from harness.faults.bugs import threads_of
 from harness.mutants.bench import KILLED, NOT_JUDGED, NOT_PLANTED, SURVIVED, Result
 from harness.mutants.places import Place
 
@@ -51,6 +52,7 @@ def _row(fault: Fault, place: Place, results: list[Result]) -> dict[str, Any]:
         "category": fault.category,
         "stages": list(fault.stages),
         "bugs": list(fault.bugs),
+        "threads": threads_of(fault.bugs),
         "killed_by": fault.killed_by,
         "effect": fault.effect,
         "random_data": fault.random_data,

@@ -56,10 +56,14 @@ def test_summary_of_a_mixed_run(mixed):
     assert text(summary.header(mixed)) == (
         "FP4 MoE correctness report FAIL physical gives illegal elements under MOE-GEMM-2 (773x the bound, expert 2) "
         "The run was interrupted. What follows is what it had found by then. "
+        "Look at first: MOE-GEMM-2 on physical . input global scale inverted on expert 2. Reported before as "
+        "https://example.org/issues/1 . To see it: "
+        "harness check MOE-GEMM-2 --candidate physical --problem 4x64x512x256:64,0,3,17:20394 Copy "
         "Rules 5 PASS, 1 FAIL, 1 UNKNOWN Skipped 4 Elements compared 8,747,008 Examples 1,220 Powerless examples 26 "
-        "Failing problems 14 Known failures 2 Missing traps 2 Duration 1 min 23 s Device cpu Profile standard "
-        "Seed 20394 PASS eager FAIL physical NOT RUN flashinfer-cutedsl NOT RUN vllm-cutedsl "
-        "harness check --candidate eager --profile standard Copy"
+        "Failing problems 14 Known failures 2 Missing traps 2 Duration 1 min 23 s Device cpu "
+        "Commit 0123456789ab + changes Profile standard Seed 20394 "
+        "PASS eager FAIL physical NOT RUN flashinfer-cutedsl NOT RUN vllm-cutedsl "
+        "This run: harness check --candidate eager --profile standard Copy"
     )
 
 
@@ -95,23 +99,27 @@ def test_a_row_of_a_failed_rule_leads_to_its_failures(failed):
 
 def test_failure_says_what_where_and_how_to_repeat_it(failed):
     drawn = str(failures.section(failed))
-    message = failed.rules[-1].failures[0].message
-    assert f'class="message">{message.replace(">", "&gt;").replace("<", "&lt;")}</pre>' in drawn.replace(
-        "&#39;", "'"
-    )
+    # What the page shows beside the message is not repeated in it.
+    lines = [
+        line
+        for line in failed.rules[-1].failures[0].message.splitlines()
+        if not line.startswith(("  extent", "  candidate", "  problem"))
+    ]
+    message = "\n".join(lines).replace(">", "&gt;").replace("<", "&lt;")
+    assert f'class="message">{message}</pre>' in drawn.replace("&#39;", "'")
     words = text(drawn)
     for part in (
         (
             "MOE-GEMM-2 on eager Rows past masked_m never change a valid row "
             "illegal element masked_grouped_gemm, expert 2, row 1, col 109 4x64x512x256:64,0,3,17:20394"
         ),
-        "Place expert 2, row 1, col 109 Extent elements 755 of 21,504 rows 3 experts 2 Problem",
+        "Worst element expert 2, row 1, col 109 Extent 755 of 21,504 elements rows 3 experts 2 Problem",
         (
-            "Diagnosis fault input global scale inverted on expert 2 confidence 0.97 evidence "
-            "multiplying expert 2 by 7.25 explains every element no other expert differs thread https://example.org/"
+            "Diagnosis input global scale inverted on expert 2 Evidence "
+            "multiplying expert 2 by 7.25 explains every element no other expert differs Reported as https://example.org/"
         ),
         (
-            "Where the 755 illegal elements sit expert down, k block across; at most 255 in a cell "
+            "Where the errors sit, expert by k block 755 illegal elements in 14 of 64 cells. "
             "expert 2, k block 16: 255 expert 2, k block 32: 250 expert 2, k block 240: 227"
         ),
         "Reproduce harness check MOE-GEMM-2 --candidate eager --problem 4x64x512x256:64,0,3,17:20394 Copy",
@@ -131,7 +139,7 @@ def test_many_failures_of_one_rule_are_counted_not_repeated(mixed):
 
 def test_copy_buttons_appear_only_with_the_script(failed):
     page = render(failed)
-    assert page.count('<button type="button" class="copy" hidden>') == page.count("<button") == 4
+    assert page.count('<button type="button" class="copy" hidden>') == page.count("<button") == 5
     assert "button.hidden = false" in page
 
 

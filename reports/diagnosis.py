@@ -1,0 +1,89 @@
+"""What a failure's diagnosis says, in the order in which a reader asks: what, where, how sure, who else had it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+Json = dict[str, Any]
+
+MOST_FINDINGS = 10
+MOST_THREADS = 20
+MOST_LINES = 20
+
+_KNOWN = frozenset(
+    (
+        *("fault", "title", "place", "evidence", "strength", "pattern", "bugs", "thread"),
+        *("same_as", "alternative", "simulated", "command", "trace"),
+    )
+)
+# Figures behind the words: they are in the record for programs.
+_FOR_PROGRAMS = frozenset(("where", "explained", "elements", "category"))
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One explanation. `fault` is "" where none is known; then `pattern` says what the errors have in common."""
+
+    fault: str
+    title: str
+    strength: str
+    place: str
+    evidence: list[str]
+    pattern: list[str]
+    threads: list[str]
+    same_as: list[str]
+    simulated: str
+    trace: str
+    command: str
+    others: list[tuple[str, Any]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """The explanations of one failure: those that together explain it, and what would explain parts of it as well."""
+
+    findings: list[Finding]
+    alternatives: list[Finding]
+
+    @property
+    def command(self) -> str:
+        """What repeats the diagnosis, "" if it does not say."""
+        return next((f.command for f in (*self.findings, *self.alternatives) if f.command), "")
+
+
+def read(found: list[Json]) -> Diagnosis | None:
+    """Return the diagnosis of a failure, None if there is none."""
+    shown = [(bool(entry.get("alternative")), _finding(entry)) for entry in found[:MOST_FINDINGS]]
+    if not shown:
+        return None
+    return Diagnosis([f for other, f in shown if not other], [f for other, f in shown if other])
+
+
+def _finding(entry: Json) -> Finding:
+    threads = _words(entry.get("bugs")) + _words(entry.get("thread"))
+    others = [(name, value) for name, value in entry.items() if name not in _KNOWN | _FOR_PROGRAMS]
+    return Finding(
+        fault=_word(entry.get("fault")),
+        title=_word(entry.get("title")) or _word(entry.get("fault")) or "an explanation without a name",
+        strength=_word(entry.get("strength")),
+        place=_word(entry.get("place")),
+        evidence=_words(entry.get("evidence")),
+        pattern=_words(entry.get("pattern"))[:MOST_LINES],
+        threads=list(dict.fromkeys(threads))[:MOST_THREADS],
+        same_as=_words(entry.get("same_as"))[:MOST_LINES],
+        simulated=_word(entry.get("simulated")),
+        trace=_word(entry.get("trace")),
+        command=_word(entry.get("command")),
+        others=others,
+    )
+
+
+def _word(value: Any) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def _words(value: Any) -> list[str]:
+    if isinstance(value, str):
+        return [value] if value else []
+    return [str(item) for item in value] if isinstance(value, list) else []
