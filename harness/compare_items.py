@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from harness.record import RunRecord
-    from harness.record_stages import CanaryLine, MutantsRun
+    from harness.record_stages import CanaryLine, Gsm8kRun, MutantsRun
 
 SKIPPED = "SKIPPED"
 NOT_RUN = "not run"
@@ -72,6 +72,13 @@ def items(record: RunRecord) -> list[Item]:
     found = [*_candidates(record), *_rules(record), *_canary(record)]
     mutants = record.mutants_run
     return found if mutants is None else [*found, *_mutants(mutants)]
+
+
+def task_item(run: Gsm8kRun, label: str) -> Item:
+    """Return the verdict of a GSM8K run, under its task and a label for the model."""
+    return Item(
+        "gsm8k", run.task_name, label, run.label, _GOOD_IS_PASS.get(run.verdict, Rank.LOST), run.reason
+    )
 
 
 def _candidates(record: RunRecord) -> Iterator[Item]:

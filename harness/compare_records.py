@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from harness.compare_accuracy import compare_accuracy
 from harness.compare_environment import compare_environment
-from harness.compare_items import Item, Rank, direction, items
+from harness.compare_items import Item, Rank, direction, items, task_item
 from harness.compare_timings import compare_timings
 from harness.record_changes import (
     AccuracyChange,
@@ -57,11 +57,10 @@ def compare(before: Sequence[Run], after: Sequence[Run]) -> RecordComparison:
     """
     sides = [run.record for run in before], [run.record for run in after]
     then, now = _newest(sides[0]), _newest(sides[1])
-    verdicts, still_bad, unchanged, compared = _verdicts(then, now)
-    accuracies, more, tasks, task_sides = _tasks(*sides)
-    verdicts += more
+    accuracies, tasks, task_sides = _tasks(*sides)
     accuracies += _canary_accuracies(*sides)
-    compared += tasks
+    pairs = [(before_item, now[key]) for key, before_item in then.items() if key in now]
+    verdicts, still_bad, unchanged, compared = _verdicts(pairs + tasks)
     if compared and len(before) == len(after) == 1:
         verdicts += _whole_run(sides[0][0], sides[1][0], [*verdicts, *accuracies])
     verdicts.sort(key=lambda v: _ORDER[v.direction])
@@ -106,23 +105,21 @@ def _newest(records: Sequence[RunRecord]) -> dict[tuple[str, str, str], Item]:
 
 
 def _verdicts(
-    then: dict[tuple[str, str, str], Item], now: dict[tuple[str, str, str], Item]
+    pairs: Sequence[tuple[Item, Item]],
 ) -> tuple[list[VerdictChange], list[VerdictChange], dict[str, dict[str, int]], int]:
+    """Return what changed, what is bad in both, how many are the same by stage and word, and how many were compared."""
     changed, still_bad = [], []
     same: dict[str, Counter[str]] = {}
     compared = 0
-    for key, before in then.items():
-        if key not in now:
-            continue
-        after = now[key]
-        judged = {before.rank, after.rank} & {Rank.GOOD, Rank.BAD}
-        compared += key[0] != "candidates" and bool(judged)
+    for before, after in pairs:
+        counts = after.stage != "candidates"
+        compared += counts and bool({before.rank, after.rank} & {Rank.GOOD, Rank.BAD})
         change = _change(before, after, direction(before, after))
         if change.direction is not Direction.SAME:
             changed.append(change)
             continue
-        if key[0] != "candidates":
-            same.setdefault(key[0], Counter())[after.word] += 1
+        if counts:
+            same.setdefault(after.stage, Counter())[after.word] += 1
         if after.rank is Rank.BAD:
             still_bad.append(change)
     return changed, still_bad, {stage: dict(words) for stage, words in same.items()}, compared
@@ -157,7 +154,7 @@ def _one_sided(
 
 def _tasks(
     before: Sequence[RunRecord], after: Sequence[RunRecord]
-) -> tuple[list[AccuracyChange], list[VerdictChange], int, list[OneSided]]:
+) -> tuple[list[AccuracyChange], list[tuple[Item, Item]], list[OneSided]]:
     """Compare GSM8K runs by task; by task and model where a side has several models of one task."""
     then, now = _by_task(before), _by_task(after)
     pairs, sides = [], []
@@ -171,19 +168,13 @@ def _tasks(
             sides += [
                 OneSided(side, "gsm8k", task, m, run.label) for m, run in mine.items() if m not in other
             ]
-    accuracies, verdicts, compared = [], [], 0
+    accuracies, verdicts = [], []
     for task, old_run, new_run in pairs:
         label = " → ".join(dict.fromkeys([old_run.model, new_run.model]))
-        compared += bool(old_run.answered or new_run.answered)
         accuracy = compare_accuracy("gsm8k", task, label, old_run, new_run)
         accuracies += [accuracy] if accuracy else []
-        ranks = [
-            Item("gsm8k", task, label, run.label, rank, run.reason)
-            for run in (old_run, new_run)
-            for rank in [{"FAIL": Rank.BAD, "UNKNOWN": Rank.LOST}.get(run.verdict, Rank.GOOD)]
-        ]
-        verdicts.append(_change(ranks[0], ranks[1], direction(ranks[0], ranks[1])))
-    return accuracies, [v for v in verdicts if v.direction is not Direction.SAME], compared, sides
+        verdicts.append((task_item(old_run, label), task_item(new_run, label)))
+    return accuracies, verdicts, sides
 
 
 def _by_task(records: Sequence[RunRecord]) -> dict[str, dict[str, Gsm8kRun]]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.compare_environment import changed_versions, versions
-from harness.compare_items import Item, Rank, items
+from harness.compare_items import Item, Rank, items, task_item
 from harness.find_records import record_files
 from harness.record import NotARecordError, RecordError, RunRecord, parse_record
 from harness.record_history import (
@@ -189,18 +189,13 @@ class _Gathered:
 def _judged(record: RunRecord) -> list[Item]:
     """Return every verdict of a record that its history keeps. Raises RecordError."""
     run = record.gsm8k_run
-    found = items(record) + ([_task(run)] if run is not None else [])
+    found = items(record) + ([task_item(run, run.model)] if run is not None else [])
     return [item for item in found if item.rank is not Rank.ASIDE and not _skipped(item)]
 
 
 def _skipped(item: Item) -> bool:
     """Whether a rule says nothing about its candidate on that machine; such a run is left out of the rule's history."""
     return item.stage == "rules" and item.word == "SKIPPED"
-
-
-def _task(run: Gsm8kRun) -> Item:
-    rank = {"FAIL": Rank.BAD, "UNKNOWN": Rank.LOST}.get(run.verdict, Rank.GOOD)
-    return Item("gsm8k", run.task_name, run.model, run.label, rank, run.reason)
 
 
 def _values(number: int, record: RunRecord) -> Iterator[tuple[str, str, str, HistoryPoint]]:

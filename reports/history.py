@@ -31,9 +31,10 @@ CHANGES_SHOWN = 12
 
 @dataclass(frozen=True)
 class Charts:
-    """The charts of one line."""
+    """The charts of one line; `who` and `gpu` are cut, for attributes and SVG."""
 
-    line: Line
+    who: str
+    gpu: str
     charts: list[TrendChart]
 
 
@@ -93,12 +94,12 @@ def _part(part: Part) -> Drawn | None:
 
 
 def _date(run: HistoryRun) -> str:
-    return _moment(run.created) or clip_plain(run.run_id, 40)
+    return _moment(run.created) or clip_plain(run.run_id, 25)
 
 
 def _moment(created: str) -> str:
     """Return an ISO time to the minute, anything else as it is."""
-    return created[:16].replace("T", " ") if _ISO.match(created) else clip_plain(created, 40)
+    return created[:16].replace("T", " ") if _ISO.match(created) else clip_plain(created, 25)
 
 
 def _run_cell(history: History, number: int | None) -> Cell:
@@ -158,12 +159,16 @@ def _charts(history: History, names: list[str], anchor: str, title: str, kinds: 
         charts = [chart for s in chosen[:room] if (chart := trend_chart(line, s, names)) is not None]
         room -= len(charts)
         if charts:
-            groups.append(Charts(line, charts))
+            groups.append(Charts(*_place(line), charts))
     return Drawn(anchor, title, fill("history_charts.html.j2", groups=groups)) if groups else None
 
 
+def _place(line: Line) -> tuple[str, str]:
+    return clip_plain(line.who, 80), clip_plain(line.gpu, 80)
+
+
 def _trends(history: History, names: list[str]) -> Drawn | None:
-    groups: list[tuple[Line, list[Trend]]] = []
+    groups: list[tuple[str, str, list[Trend]]] = []
     room = TRENDS_SHOWN
     for line in history.lines:
         rows = []
@@ -174,7 +179,7 @@ def _trends(history: History, names: list[str]) -> Drawn | None:
             values = [p.value for p in series.points]
             rows.append(
                 Trend(
-                    rule=series.subject,
+                    rule=chart.title,
                     chart=chart,
                     newest=shown_value("margin", values[-1]),
                     highest=shown_value("margin", max(values)),
@@ -185,11 +190,11 @@ def _trends(history: History, names: list[str]) -> Drawn | None:
             )
         room -= len(rows)
         if rows:
-            groups.append((line, rows))
+            groups.append((*_place(line), rows))
     return Drawn("margins", "Worst error over bound", _trend_tables(groups)) if groups else None
 
 
-def _trend_tables(groups: list[tuple[Line, list[Trend]]]) -> Markup:
+def _trend_tables(groups: list[tuple[str, str, list[Trend]]]) -> Markup:
     return fill("history_trends.html.j2", groups=groups)
 
 

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from reports.text import count, duration, ratio
+from reports.text import clip_plain, count, duration, ratio
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -100,7 +100,7 @@ def trend_chart(line: Line, series: Series, names: list[str], *, small: bool = F
     limit = up(1.0) if series.kind == "margin" and low <= 0.0 <= high else None
     values = [p.value for p in points]
     return TrendChart(
-        title=series.subject,
+        title=clip_plain(series.subject, 80),
         path="M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in places),
         whiskers="".join(
             f"M{x:.1f} {up(p.low):.1f}V{up(p.high):.1f}"

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
+from typing import Any
+
 import pytest
 
 from harness.record import (
@@ -241,3 +246,84 @@ def mixed() -> RunRecord:
     ]
     record.errors = ["worker gw1 ended without a record\nTraceback (most recent call last):\n  MemoryError"]
     return record
+
+
+class Elements(HTMLParser):
+    """What a browser makes of a page: elements with attributes, the text outside style and script, what was not closed."""
+
+    def __init__(self) -> None:
+        super().__init__(convert_charrefs=True)
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.unbalanced: list[str] = []
+        self.text = ""
+
+    def handle_starttag(self, tag, attrs):
+        self.found.append((tag, dict(attrs)))
+        if tag not in {"meta", "br", "hr", "wbr", "input"}:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        if self.open and self.open[-1] == tag:
+            self.open.pop()
+        else:
+            self.unbalanced.append(tag)
+
+    def handle_data(self, data):
+        if not {"style", "script"} & set(self.open):
+            self.text += data
+
+
+@pytest.fixture
+def elements() -> Callable[[str], Elements]:
+    """Parse a page."""
+
+    def parse(page: str) -> Elements:
+        parser = Elements()
+        parser.feed(page)
+        parser.close()
+        parser.unbalanced += parser.open
+        return parser
+
+    return parse
+
+
+HOSTILE = (
+    '</script><script>alert(1)</script><img src=x onerror=alert(1)> " onclick="alert(1) \' | `a` ``` [x](javascript:1) '
+    "@everyone https://evil.example \x00\x1b[31m\u202ereversed\u2066 \ud800 {{ 7 * 7 }} \n# heading\n| a | b |"
+)
+
+
+@pytest.fixture
+def hostile() -> Callable[[Any], Any]:
+    """Put hostile text into every free string of parsed JSON: what has a fixed set of words stays as it is."""
+    fixed = {"verdict", "kind", "status", "created"}
+
+    def fill(value: Any, key: str = "") -> Any:
+        if isinstance(value, dict):
+            return {k: fill(v, k) for k, v in value.items()}
+        if isinstance(value, list):
+            return [fill(v, key) for v in value]
+        return value + HOSTILE if isinstance(value, str) and key not in fixed else value
+
+    return fill
+
+
+@pytest.fixture
+def is_harmless(elements: Callable[[str], Elements]) -> Callable[[str], None]:
+    """Check that a page of hostile strings is a page: nothing of them is markup, hidden, or loaded."""
+
+    def check(page: str) -> None:
+        parsed = elements(page)
+        assert parsed.unbalanced == []
+        for tag, attributes in parsed.found:
+            assert tag not in {"img", "iframe", "link", "form", "object", "base"}, tag
+            assert not [name for name in attributes if name.startswith("on") or name in {"src", "style"}], tag
+            link = attributes.get("href") or "#"
+            assert not re.match(r"[a-z]+:|//", link, re.IGNORECASE), link
+        assert "alert(1)" in parsed.text, "shown as text"
+        assert "{{ 7 * 7 }}" in parsed.text
+        assert not re.search("[\x00-\x08\x0b-\x1f\x7f\u202a-\u202e\u2066-\u2069\ud800-\udfff]", page)
+        page.encode("utf-8")
+
+    return check
