@@ -87,6 +87,11 @@ def compare(before: Sequence[Run], after: Sequence[Run]) -> RecordComparison:
     )
 
 
+def compare_records(before: RunRecord, after: RunRecord) -> RecordComparison:
+    """Return what changed between two records; `exit_code` of it is 0 without a regression, 1 with one, 2 for no overlap."""
+    return compare([Run("before", before)], [Run("after", after)])
+
+
 def newest_pair(runs: Sequence[Run]) -> tuple[Run, Run] | None:
     """Return the newest run and the newest before it that has something in common with it; None if none has."""
     for earlier in reversed(runs[:-1]):

@@ -303,13 +303,14 @@ def build_from_json(kind: Any, value: Any, where: str) -> Any:  # noqa: PLR0911,
     if is_dataclass(kind):
         if not isinstance(value, dict):
             raise RecordError(f"{where} must be an object, got {type(value).__name__}")
+        made: Any = kind
         built = {}
-        for name, (hint, needed) in _annotations(kind).items():
+        for name, (hint, needed) in _annotations(made).items():
             if name in value:
                 built[name] = build_from_json(hint, value[name], f"{where}.{name}")
             elif needed:
                 raise RecordError(f"{where}.{name} is missing")
-        return kind(**built)
+        return made(**built)
     if origin is list:
         if not isinstance(value, list):
             raise RecordError(f"{where} must be a list, got {type(value).__name__}")

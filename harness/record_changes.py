@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from harness.verdict import Verdict
+from harness.verdict import ExitCode, Verdict, exit_code
 
 
 class Direction(StrEnum):
@@ -191,6 +191,11 @@ class RecordComparison:
         if self.regressions:
             return Verdict.FAIL
         return Verdict.PASS if self.compared else Verdict.UNKNOWN
+
+    @property
+    def exit_code(self) -> ExitCode:
+        """What `harness report A B` exits with."""
+        return exit_code(self.verdict)
 
     @property
     def reason(self) -> str:

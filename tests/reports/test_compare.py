@@ -14,7 +14,7 @@ import pytest
 
 from harness.cli import run
 from harness.compare_accuracy import difference_interval
-from harness.compare_records import Run, compare, newest_pair
+from harness.compare_records import Run, compare, compare_records, newest_pair
 from harness.gsm8k.paired import pair_counts
 from harness.gsm8k.statistics import wilson
 from harness.record import CandidateRun, RecordError, RuleResult, RunRecord, Skip, load_record, parse_record
@@ -32,7 +32,7 @@ def read(name: str) -> RunRecord:
 
 
 def against(before: RunRecord, after: RunRecord) -> RecordComparison:
-    return compare([Run("before", before)], [Run("after", after)])
+    return compare_records(before, after)
 
 
 def test_a_record_against_itself_has_changed_in_nothing() -> None:
