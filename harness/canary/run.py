@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from harness.record import RunRecord
 
 Sample = dict[str, Any]
-BATCH = 128  # requests in the engine at once
+BATCH = 256  # requests in the engine at once
 
 
 class HasEngine(Protocol):

@@ -8,9 +8,8 @@ from harness.candidates.protocol import Traits
 from harness.problem import Problem
 from harness.profiles import Profile
 from harness.rules import Rule
-from harness.runner import misfit
+from harness.runner import ROUND, misfit
 
-ROUND = 10
 QUICK = 16 << 20  # multiply-adds of one GEMM: some 20 ms of judging on one core
 
 
