@@ -1,6 +1,7 @@
 # make demo    validate this machine's candidates and write an HTML report
 # make test    lint, types, tests: no GPU, no flashinfer, no network beyond package installation
 # make test-flashinfer    the adapters against the real flashinfer-python, sglang and vllm (about 2 GB to install)
+# make test-browser    the reports in a headless Chromium (apt-get install chromium, or CHROMIUM=/path/to/it)
 # make test-all    the long sweeps, at most an hour
 
 PYTHON ?= python3
@@ -13,7 +14,7 @@ PIP = -m pip install --quiet --disable-pip-version-check -c constraints.txt
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 WORKERS ?= 2
 
-.PHONY: demo test test-flashinfer test-all lint bench clean
+.PHONY: demo test test-flashinfer test-browser test-all lint bench clean
 
 $(BIN)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -25,7 +26,7 @@ demo: $(BIN)/.installed
 	$(BIN)/harness check --out out/demo
 
 test: $(BIN)/.installed lint
-	$(PYTEST) -m 'not flashinfer and not long'
+	$(PYTEST) -m 'not flashinfer and not long and not browser'
 
 lint: $(BIN)/.installed
 	$(BIN)/ruff check --quiet .
@@ -43,8 +44,12 @@ $(FLASHINFER_VENV)/bin/.installed: pyproject.toml constraints.txt
 test-flashinfer: $(FLASHINFER_VENV)/bin/.installed
 	OMP_NUM_THREADS=1 $(FLASHINFER_VENV)/bin/python -m pytest -n $(WORKERS) -m flashinfer
 
+test-browser: $(BIN)/.installed
+	$(BIN)/python $(PIP) -e '.[dev,browser]'
+	REQUIRE_BROWSER=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m browser tests/browser
+
 test-all: $(BIN)/.installed
-	$(PYTEST) -m 'not flashinfer'
+	$(PYTEST) -m 'not flashinfer and not browser'
 
 bench: $(BIN)/.installed
 	$(BIN)/python benchmarks/bench_reference.py
