@@ -105,6 +105,7 @@ def one(task: tuple[str, str, int, bool]) -> dict[str, Any]:
 
     from harness.faults import all_faults, plant
     from harness.rules import find_rules
+    from harness.verdict import UsageError
 
     torch.set_num_threads(1)
     mode, category, seed, weakest = task
@@ -127,7 +128,7 @@ def one(task: tuple[str, str, int, bool]) -> dict[str, Any]:
         plantings = [f"{f.name}@{at}" for f in chosen]
         try:
             plant(base, *plantings)
-        except Exception:  # a fault in a stage that the base does not have
+        except UsageError:  # a fault in a stage that the base does not have
             continue
 
         def make(base: str = base, plantings: list[str] = plantings) -> Any:
@@ -148,7 +149,9 @@ def one(task: tuple[str, str, int, bool]) -> dict[str, Any]:
 def judged(names: list[str], diagnosis: list[dict[str, Any]], seconds: float, cpu: float) -> dict[str, Any]:
     ranks, strict = [], []
     for name in names:
-        ranks.append(next((i for i, f in enumerate(diagnosis) if name in {f["fault"], *f.get("same_as", ())}), 99))
+        ranks.append(
+            next((i for i, f in enumerate(diagnosis) if name in {f["fault"], *f.get("same_as", ())}), 99)
+        )
         strict.append(next((i for i, f in enumerate(diagnosis) if f["fault"] == name), 99))
     return {
         "faults": names, "rank": min(ranks), "strict": min(strict), "seconds": seconds, "cpu": cpu,
@@ -202,7 +205,9 @@ def main() -> None:
     with multiprocessing.get_context("spawn").Pool(options.jobs) as pool:
         for mode in options.mode or MODES:
             if mode == "outside":
-                lines += report_outside(pool.map(outside, range(options.seed, options.seed + options.runs), chunksize=4))
+                lines += report_outside(
+                    pool.map(outside, range(options.seed, options.seed + options.runs), chunksize=4)
+                )
                 continue
             for category in categories if mode in {"stage", "final"} else ["all"]:
                 tasks = [(mode, category, options.seed + i, options.weakest) for i in range(options.runs)]
@@ -217,7 +222,8 @@ def report(mode: str, category: str, runs: list[dict[str, Any]], misses: int) ->
         print(f"{mode:8} {category:11} no fault of this category can be judged this way")
         return runs
     first, three, strict = (
-        sum(r[key] < most for r in done) / len(done) for key, most in (("rank", 1), ("rank", 3), ("strict", 1))
+        sum(r[key] < most for r in done) / len(done)
+        for key, most in (("rank", 1), ("rank", 3), ("strict", 1))
     )
     seconds = sorted(r["seconds"] for r in done)
     print(
@@ -230,7 +236,10 @@ def report(mode: str, category: str, runs: list[dict[str, Any]], misses: int) ->
     if missed:
         print("         not first:", ", ".join(f"{n} {c}" for n, c in missed.most_common(10)))
     for run in [r for r in done if r["rank"] >= 1][:misses]:
-        print("          ", json.dumps({k: run[k] for k in ("faults", "at", "base", "rule", "problem", "found", "trace")}))
+        print(
+            "          ",
+            json.dumps({k: run[k] for k in ("faults", "at", "base", "rule", "problem", "found", "trace")}),
+        )
     return runs
 
 
@@ -238,7 +247,9 @@ def report_outside(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     done = [r for r in runs if "none" not in r]
     claims = collections.Counter(r["faults"][0] for r in done if r["claimed"])
     kinds = collections.Counter(r["faults"][0] for r in done)
-    print(f"outside  {len(done)} runs of {len(kinds)} faults: full explanation claimed {sum(claims.values())} times {dict(claims)}")
+    print(
+        f"outside  {len(done)} runs of {len(kinds)} faults: full explanation claimed {sum(claims.values())} times {dict(claims)}"
+    )
     return runs
 
 

@@ -13,7 +13,9 @@ from harness.verdict import ExitCode, UsageError
 
 @click.command("diagnose")
 @click.argument("file", required=False, type=click.Path(path_type=Path))
-@click.option("--failure", "number", default=0, show_default=True, help="Which failure of a record; 0 for all.")
+@click.option(
+    "--failure", "number", default=0, show_default=True, help="Which failure of a record; 0 for all."
+)
 @click.option("--candidate", metavar="NAME", help="Built-in name or package.module:attribute.")
 @click.option("--rule", metavar="ID", help="The rule that fails.")
 @click.option("--problem", metavar="STRING", help="The problem it fails on, as a failure printed it.")

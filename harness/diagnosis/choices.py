@@ -32,7 +32,9 @@ class Choices(Random):
         tries: how many choices were tried.
     """
 
-    def __init__(self, illegal: Tensor | None, seen: Tensor | None = None, healthy: Tensor | None = None) -> None:
+    def __init__(
+        self, illegal: Tensor | None, seen: Tensor | None = None, healthy: Tensor | None = None
+    ) -> None:
         super().__init__(0)
         self._illegal, self._seen, self._healthy = illegal, seen, healthy
         self._path: list[int] = []
@@ -74,7 +76,7 @@ class Choices(Random):
         self.used = True
         return 0.0 if self._illegal is not None else 1 - 2.0**-53
 
-    def choice(self, seq: Sequence[Any]) -> Any:
+    def choice(self, seq: Any) -> Any:
         """Return an illegal place first."""
         self.used = True
         return self._pick(self._likely(seq))
@@ -101,7 +103,7 @@ class Choices(Random):
         """Return one of a to b, the likely ones first."""
         return self.randrange(a, b + 1)
 
-    def shuffle(self, x: Any) -> None:
+    def shuffle(self, x: Any) -> None:  # noqa: ARG002 - Random's signature
         """Leave the order as it is: an order cannot be seen."""
         self.used = True
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from harness.diagnosis.explain import Case
+from harness.diagnosis.case import Case
 from harness.diagnosis.observation import tensors_in
 from harness.diagnosis.pattern import describe_pattern, total
 from harness.diagnosis.place import place
@@ -115,7 +115,12 @@ def _unexplained(
     left: Sequence[Any], cases: Sequence[Case], illegal: int, command: str, *, rest: bool
 ) -> dict[str, Any]:
     count = total(left)
-    pattern = [w for case, mask in zip(cases, left, strict=True) if bool(mask.any()) for w in describe_pattern(case, mask)]
+    pattern = [
+        w
+        for case, mask in zip(cases, left, strict=True)
+        if bool(mask.any())
+        for w in describe_pattern(case, mask)
+    ]
     return {
         "fault": "",
         "title": f"no known fault explains the other {count:,} illegal elements" if rest else NOTHING,
@@ -135,7 +140,9 @@ def no_illegal_call(rule: str, command: str) -> dict[str, Any]:
         "explained": 0.0,
         "elements": 0,
         "evidence": f"{rule} fails, but every recorded stage call is legal by itself: two calls disagree legally",
-        "pattern": [f"every recorded stage call of {rule} is legal by itself: what is wrong shows only between calls"],
+        "pattern": [
+            f"every recorded stage call of {rule} is legal by itself: what is wrong shows only between calls"
+        ],
         "command": command,
     }
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Iterator
 from typing import Any
+
+import torch
 
 from harness.candidates.protocol import LAYER_STAGES, stages_of, traits_of
 from harness.context import Context, Known
+from harness.diagnosis.case import Case, same
 from harness.diagnosis.describe import findings, no_illegal_call
-from harness.diagnosis.explain import Case, same
 from harness.diagnosis.hypotheses import Failed, predict
 from harness.diagnosis.layer import legal_layer
 from harness.diagnosis.layer_views import layer_legal, layer_models
@@ -37,6 +41,24 @@ def diagnose_problem(
         command: repeats the diagnosis.
         seconds: after which no further hypothesis is tested.
     """
+    with one_thread():
+        return _diagnosed(candidate, known, rule_id, problem, command, seconds)
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch use one thread: the tensors are small, and threads that wait for each other cost more than they save."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _diagnosed(
+    candidate: Any, known: Known, rule_id: str, problem: str, command: str, seconds: float
+) -> list[dict[str, Any]]:
     end = time.thread_time() + seconds
     bounds = bounds_of(candidate, known)
     calls, cases, failed = failing_calls(candidate, known, bounds, rule_id, problem)
@@ -50,9 +72,12 @@ def diagnose_problem(
     return [no_illegal_call(rule_id, command)]
 
 
-def diagnose_calls(calls: list[Observed], bounds: Bounds, seconds: float, command: str) -> list[dict[str, Any]]:
+def diagnose_calls(
+    calls: list[Observed], bounds: Bounds, seconds: float, command: str
+) -> list[dict[str, Any]]:
     """Return what explains recorded calls, the best explanation first; nothing where every element is legal."""
-    return _explained(calls, cases_of(calls, bounds), bounds, time.thread_time() + seconds, command)
+    with one_thread():
+        return _explained(calls, cases_of(calls, bounds), bounds, time.thread_time() + seconds, command)
 
 
 def _explained(

@@ -7,7 +7,7 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-from harness.diagnosis.explain import Case
+from harness.diagnosis.case import Case
 from harness.diagnosis.hypotheses import Hypothesis
 from harness.diagnosis.observation import QUANTIZERS
 from harness.faults.fault import Fault

@@ -44,7 +44,9 @@ class Hypothesis:
         return Parameters(self.strength, Random(self.fault.name), f"{self.fault.name} diagnosis")
 
 
-def hypotheses(stages: Iterable[str], units: tuple[str, ...] = ("block", "row", "expert")) -> list[Hypothesis]:
+def hypotheses(
+    stages: Iterable[str], units: tuple[str, ...] = ("block", "row", "expert")
+) -> list[Hypothesis]:
     """Return every fault that is planted in one of the stages, in each of its strengths."""
     wanted = set(stages)
     return [
@@ -100,7 +102,7 @@ def predict(
                 found[view] = elements(call.stage, arguments, result)
             else:
                 found[view] = memory_of(arguments["out"]) if view == "memory" else input_bytes(call.arguments)
-        return found
+        return found  # noqa: TRY300 - what raises is the fault, in any line above
     except Exception as error:
         raise Failed(f"{type(error).__name__}: {error}") from error
     finally:

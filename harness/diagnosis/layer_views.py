@@ -64,7 +64,7 @@ def layer_legal(stage: str, arguments: dict[str, Any], seen: Tensor, right: Tens
     """Return which elements are right: equal, within rounding, or another choice among equal logits."""
     if seen.shape != right.shape:
         return torch.zeros_like(seen, dtype=torch.bool)
-    equal = (seen == right) | (seen.isnan() & right.isnan())
+    equal: Tensor = (seen == right) | (seen.isnan() & right.isnan())
     if stage in {"route_topk", "load_experts"}:
         equal |= (seen - right).abs() <= WEIGHT_FREEDOM * right.abs() * (right != right.round())
     if stage == "route_topk":
@@ -84,7 +84,8 @@ def _other_ties(arguments: dict[str, Any], seen: Tensor) -> Tensor:
     if arguments.get("normalize", True):
         wanted = wanted / wanted.sum(-1, keepdim=True)
     close = (weights - wanted).abs() <= WEIGHT_FREEDOM * wanted
-    return inside & distinct & largest.all(-1) & close.all(-1)
+    found: Tensor = inside & distinct & largest.all(-1) & close.all(-1)
+    return found
 
 
 class ReferenceStages(LayerStages):

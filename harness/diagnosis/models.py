@@ -57,7 +57,7 @@ def _real(x: Tensor, gs: Tensor) -> tuple[Tensor, Tensor]:
         )
     codes = torch.empty(x.shape, dtype=torch.uint8)
     block_scale = torch.empty(x.shape[0], x.shape[1] // 16, dtype=torch.uint8)
-    for scale in gs.unique():
+    for scale in torch.unique(gs):
         same = gs == scale
         quantized = quantize_nvfp4(x[same], scale)
         codes[same], block_scale[same] = quantized.codes, quantized.block_scale
@@ -172,7 +172,7 @@ class Model:
         **_hints: Any,
     ) -> None:
         """Multiply whole tiles of valid rows into out. Shapes: harness.candidates.protocol."""
-        rows, half_k, experts = a.shape
+        rows, half_k, _ = a.shape
         n, k = b.shape[0], half_k * 2
         target, a_rows = out.permute(2, 0, 1), a.permute(2, 0, 1)
         for expert, count in enumerate(masked_m.tolist()):
@@ -198,7 +198,10 @@ class Model:
             values = _values(b.permute(2, 0, 1)[expert], b_scale, expert, (n, k), torch.arange(n))
             while len(self.reads) >= _KEPT:
                 self.reads.pop(next(iter(self.reads)))
-            self.reads[key] = ((b, b_scale), values)  # the tensors too: as long as they live, their memory is theirs
+            self.reads[key] = (
+                (b, b_scale),
+                values,
+            )  # the tensors too: as long as they live, their memory is theirs
         return self.reads[key][1]
 
     def masked_moe(self, *arguments: Any, **named: Any) -> Tensor:
@@ -211,9 +214,7 @@ def _identity(tensor: Tensor) -> tuple[Any, ...]:
     return tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor._version  # noqa: SLF001 - no public name for it
 
 
-def _values(
-    packed: Tensor, scale: Tensor, expert: int, extents: tuple[int, int], chosen: Tensor
-) -> Tensor:
+def _values(packed: Tensor, scale: Tensor, expert: int, extents: tuple[int, int], chosen: Tensor) -> Tensor:
     rows, k = extents
     swizzled = physical.swizzled_bytes(scale[..., expert : expert + 1]).view(-1)
     block_scale = swizzled[_scale_index(rows, k // 16)[chosen]]
@@ -239,4 +240,9 @@ def models(arithmetic: Arithmetic) -> list[Model]:
     rounded = Model("reciprocals rounded", _kernel(correctly_rounded_rcp), at_once, float64_activation=True)
     first = {"real": [real, kernel, exact], "exact": [exact, kernel, real]}
     order = first.get(arithmetic.kind, [kernel, real, exact])
-    return [*order, rounded, Model("reciprocals up", _kernel(_up), _float32), Model("reciprocals down", _kernel(_down), _float32)]
+    return [
+        *order,
+        rounded,
+        Model("reciprocals up", _kernel(_up), _float32),
+        Model("reciprocals down", _kernel(_down), _float32),
+    ]

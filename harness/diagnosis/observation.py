@@ -112,14 +112,12 @@ def from_tap(tap: Any) -> Observed:
         return Observed(tap.stage, {"alpha": None, **arguments, "out": before}, out)
     if "gate_up" in arguments:
         arguments["x"] = arguments.pop("gate_up")
-    return Observed(
-        tap.stage, arguments, (copied(tap.outputs["packed"]), copied(tap.outputs["block_scale"]))
-    )
+    return Observed(tap.stage, arguments, (copied(tap.outputs["packed"]), copied(tap.outputs["block_scale"])))
 
 
 def with_memory(out: Tensor) -> Tensor:
     """Return a copy on the CPU that lies in a copy of all the memory around it."""
-    memory = out.detach().untyped_storage().clone().cpu()
+    memory = out.detach().untyped_storage().clone().cpu()  # type: ignore[no-untyped-call]
     return torch.empty(0, dtype=out.dtype).set_(memory, out.storage_offset(), out.shape, out.stride())
 
 

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.diagnosis.explain import Case, Score, same
+from harness.diagnosis.case import Case, same
+from harness.diagnosis.explain import Score
 from harness.diagnosis.hypotheses import Failed, Hypothesis, predict
 from harness.diagnosis.layer import Planted, faulted_calls, is_inner
 from harness.diagnosis.models import at_once
@@ -55,11 +56,12 @@ class LayerCase(Case):
     @property
     def healthy_stages(self) -> dict[int, Any]:
         """Return what the model's stage calls give, filled as they are needed, apart for a screened case."""
-        return self.__dict__.setdefault("_stages", {}).setdefault(id(self.model), {})
+        stages: dict[int, dict[int, Any]] = self.__dict__.setdefault("_stages", {})
+        return stages.setdefault(id(self.model), {})
 
     def work(self) -> int:
         """Return about how many multiplications one prediction costs."""
-        return self.seen.numel() * self.call.arguments["w2"].shape[2] * 6
+        return self.seen.numel() * int(self.call.arguments["w2"].shape[2]) * 6
 
 
 def relative(seen: Tensor, predicted: Tensor) -> Tensor:
@@ -75,7 +77,9 @@ def relative(seen: Tensor, predicted: Tensor) -> Tensor:
 
 def score_layer(cases: list[Case], _calls: list[Observed], hypothesis: Hypothesis) -> Score | None:
     """Test one hypothesis on opaque layers; None where it cannot be planted."""
-    result = Score(hypothesis, {n: int(case.illegal.sum()) for n, case in enumerate(cases) if bool(case.illegal.any())})
+    result = Score(
+        hypothesis, {n: int(case.illegal.sum()) for n, case in enumerate(cases) if bool(case.illegal.any())}
+    )
     try:
         for number in result.of:
             variants = _variants(cases[number], hypothesis)
@@ -97,11 +101,18 @@ def _variants(case: Case, hypothesis: Hypothesis) -> Iterable[Tensor]:
         yield planted_output(case, hypothesis, only)
 
 
-def planted_output(case: LayerCase, hypothesis: Hypothesis, only: int | None, merge: Any = None) -> Tensor:
+def planted_output(case: Case, hypothesis: Hypothesis, only: int | None, merge: Any = None) -> Tensor:
     """Return the layer's output with a fault in its stages, as elements. Raises Failed where it cannot be planted."""
     case.call.keep()
     try:
-        planted = Planted(case.model, hypothesis, hypothesis.parameters(), only, merge, case.healthy_stages)
+        planted = Planted(
+            case.model,
+            hypothesis,
+            hypothesis.parameters(),
+            only,
+            merge,
+            getattr(case, "healthy_stages", None),
+        )
         return planted.masked_moe(**case.call.arguments).unsqueeze(2)
     except Exception as error:
         raise Failed(f"{type(error).__name__}: {error}") from error
@@ -138,7 +149,9 @@ def score_blocks(cases: list[Case], hypothesis: Hypothesis) -> Score | None:
 
     The blocks are looked for in one failing row, all subsets of few blocks at once, and then tried on all rows.
     """
-    result = Score(hypothesis, {n: int(case.illegal.sum()) for n, case in enumerate(cases) if bool(case.illegal.any())})
+    result = Score(
+        hypothesis, {n: int(case.illegal.sum()) for n, case in enumerate(cases) if bool(case.illegal.any())}
+    )
     try:
         for number in result.of:
             case = cases[number]
@@ -147,7 +160,10 @@ def score_blocks(cases: list[Case], hypothesis: Hypothesis) -> Score | None:
                 if (found := _blocks_of_row(case, hypothesis, expert, row)) is not None:
                     first, second = found
                     none = torch.zeros_like(first), torch.zeros_like(second)
-                    kept = {(first, second), *([(first, none[1]), (none[0], second)] if first.any() and second.any() else [])}
+                    kept = {
+                        (first, second),
+                        *([(first, none[1]), (none[0], second)] if first.any() and second.any() else []),
+                    }
                     variants += [_with_blocks(case, hypothesis, *blocks) for blocks in kept]
             if not variants:
                 return None
@@ -159,7 +175,11 @@ def score_blocks(cases: list[Case], hypothesis: Hypothesis) -> Score | None:
 
 def _telling_rows(case: Case) -> list[tuple[int, int]]:
     """Return the failing rows that are furthest from right, of two experts at most."""
-    far = relative(case.seen, case.healthy).nan_to_num(0, posinf=0).masked_fill(~case.illegal.any(-1).any(-1), 0)
+    far = (
+        relative(case.seen, case.healthy)
+        .nan_to_num(0, posinf=0)
+        .masked_fill(~case.illegal.any(-1).any(-1), 0)
+    )
     best = far.max(-1)
     experts = best.values.argsort(descending=True)[:2].tolist()
     return [(e, int(best.indices[e])) for e in experts if best.values[e] > 0]
@@ -189,7 +209,10 @@ def _blocks_of_row(case: Case, hypothesis: Hypothesis, expert: int, row: int) ->
 
     # The two quantizations have subsets of their own: look for one given the other, in turn.
     none = [torch.zeros(len(subsets[1 - i]), sizes[i], dtype=torch.bool) for i in (0, 1)]
-    firsts, seconds = [subsets[0], none[0], torch.ones(1, sizes[0], dtype=torch.bool)], [none[1], subsets[1], torch.ones(1, sizes[1], dtype=torch.bool)]
+    firsts, seconds = (
+        [subsets[0], none[0], torch.ones(1, sizes[0], dtype=torch.bool)],
+        [none[1], subsets[1], torch.ones(1, sizes[1], dtype=torch.bool)],
+    )
     if sizes[0] == sizes[1]:
         firsts.append(subsets[0])
         seconds.append(subsets[1])
@@ -245,13 +268,14 @@ def _merged(case: Case, hypothesis: Hypothesis, arguments: dict[str, Any], masks
     from harness import physical
     from harness.faults.calls import with_block_scale
 
-    def merge(stage: str, number: int, healthy: Any, faulty: Any) -> Any:
+    def merge(_: str, number: int, healthy: Any, faulty: Any) -> Any:
         mask = masks[min(number, 1)]
         rows, columns = mask.shape[1:]
         codes = torch.where(
             mask.repeat_interleave(16, -1), physical.codes_of(faulty[0]), physical.codes_of(healthy[0])
         )
-        scale = torch.where(mask, *(physical.block_scales_of(r[1], rows, columns) for r in (faulty, healthy)))
+        wrong, right = (physical.block_scales_of(r[1], rows, columns) for r in (faulty, healthy))
+        scale = torch.where(mask, wrong, right)
         return physical.operand(codes), with_block_scale(healthy[1], scale)
 
     try:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from harness.diagnosis.explain import Case, same
+from harness.diagnosis.case import Case, same
 from harness.diagnosis.place import place
 from harness.diagnosis.views import SCALE
 
@@ -44,9 +44,11 @@ def _values(case: Case, mask: Tensor) -> list[str]:
         if close > 0.5:
             words.append(f"{_percent(close)} of the values are {middle:.4g} times the right ones")
         flipped = float((ratio < 0).double().mean())
-        words.append(f"{_percent(flipped)} have the wrong sign, the median magnitude is {float(ratio.abs().median()):.3g} times right")
+        words.append(
+            f"{_percent(flipped)} have the wrong sign, the median magnitude is {float(ratio.abs().median()):.3g} times right"
+        )
     constant = Counter(o.tolist()).most_common(1)[0]
-    if constant[1] > 0.5 * len(o) and constant[0] not in {0.0} and constant[0] == constant[0]:
+    if constant[1] > 0.5 * len(o) and constant[0] != 0 and constant[0] == constant[0]:
         words.append(f"{_percent(constant[1] / len(o))} of them are {constant[0]:g}")
     return words
 
@@ -58,7 +60,9 @@ def _bytes(case: Case, mask: Tensor) -> list[str]:
     if bool(scale.any()):
         step = (o - h)[..., SCALE][scale]
         common, times = Counter(step.tolist()).most_common(1)[0]
-        words.append(f"{int(scale.sum()):,} block scales, {_percent(times / len(step))} of them off by {common:+d} E4M3 codes")
+        words.append(
+            f"{int(scale.sum()):,} block scales, {_percent(times / len(step))} of them off by {common:+d} E4M3 codes"
+        )
     if bool(codes.any()):
         got, right = o[..., :SCALE][codes], h[..., :SCALE][codes]
         changes = {
@@ -67,7 +71,11 @@ def _bytes(case: Case, mask: Tensor) -> list[str]:
             "are one code too small": (got & 7) - (right & 7) == -1,
             "are one code too large": (got & 7) - (right & 7) == 1,
         }
-        words += [f"{_percent(float(c.double().mean()))} of {len(got):,} codes {w}" for w, c in changes.items() if float(c.double().mean()) > 0.2]
+        words += [
+            f"{_percent(float(c.double().mean()))} of {len(got):,} codes {w}"
+            for w, c in changes.items()
+            if float(c.double().mean()) > 0.2
+        ]
     return words
 
 
@@ -84,14 +92,23 @@ def _from_elsewhere(case: Case, mask: Tensor) -> list[str]:
         elsewhere &= case.valid
         for other_group, other_row in elsewhere.nonzero().tolist()[:1]:
             if other_group == group:
-                found[f"are the right ones of row {'+' if other_row > row else '-'}{abs(other_row - row)} of the same expert"] += 1
+                found[
+                    f"are the right ones of row {'+' if other_row > row else '-'}{abs(other_row - row)} of the same expert"
+                ] += 1
             else:
-                found[f"are the right ones of expert {'+' if other_group > group else '-'}{abs(other_group - group)}"] += 1
+                found[
+                    f"are the right ones of expert {'+' if other_group > group else '-'}{abs(other_group - group)}"
+                ] += 1
         for shift in (1, 8, 16, 32, 64, -1, -8, -16, -32, -64):
-            if abs(shift) < len(one) and float(same(one, right[group, row].roll(shift)).double().mean()) > 0.95:
+            if (
+                abs(shift) < len(one)
+                and float(same(one, right[group, row].roll(shift)).double().mean()) > 0.95
+            ):
                 found[f"are the right ones shifted by {shift} elements"] += 1
                 break
-    return [f"the values of {times} of {len(rows)} rows looked at {what}" for what, times in found.most_common(2)]
+    return [
+        f"the values of {times} of {len(rows)} rows looked at {what}" for what, times in found.most_common(2)
+    ]
 
 
 def _periods(mask: Tensor, valid: Tensor) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 from torch import Tensor
@@ -15,7 +16,7 @@ def numbers(values: Sequence[int]) -> str:
     values = sorted(set(values))
     if not values:
         return "none"
-    steps = {b - a for a, b in zip(values, values[1:], strict=False)}
+    steps = {b - a for a, b in pairwise(values)}
     if len(values) > 3 and len(steps) == 1 and steps != {1}:
         return f"{values[0]}, {values[1]}, ... {values[-1]} (every {_ordinal(steps.pop())})"
     runs: list[list[int]] = []
@@ -59,28 +60,34 @@ def place(mask: Tensor, valid: Tensor, group: str = "expert", cell: str = "block
     groups = rows.any(-1).nonzero().flatten().tolist()
     row_numbers = rows.any(0).nonzero().flatten().tolist()
     everywhere = bool((rows == valid).all())
-    words = []
     found: dict[str, Any] = {f"{group}s": groups, "rows": row_numbers}
-    if everywhere:
-        words.append("everywhere")
-    else:
-        all_groups = groups == valid.any(-1).nonzero().flatten().tolist()
-        words.append(f"all {group}s" if all_groups and len(groups) > 1 else _named(group, groups))
-        full = all(bool((rows[g] == valid[g]).all()) for g in groups)
-        words.append("all rows" if full and len(row_numbers) > 1 else _named("row", row_numbers))
-    cells = mask.any(-1).any(0).any(0).nonzero().flatten().tolist()
+    part = ""
     if mask.shape[2] > 1:
+        cells = mask.any(-1).any(0).any(0).nonzero().flatten().tolist()
         if len(cells) < mask.shape[2]:
-            found[f"{cell}s"] = cells
-            words.append(_named(cell, cells))
+            found[f"{cell}s"], part = cells, _named(cell, cells)
     else:
         columns = mask.any(0).any(0).any(0).nonzero().flatten().tolist()
-        tiles = sorted({column // 16 for column in columns})
-        # scattered columns say nothing: only a part of the tiles of 16 does
-        if len(tiles) * 16 < mask.shape[3] and len(columns) > 0:
-            found["columns"] = columns
-            words.append(_named("column", columns))
+        if _tell(columns, mask.shape[3]):
+            found["columns"], part = columns, _named("column", columns)
+    if everywhere:
+        words = [f"all {group}s", "all rows", part] if part else ["everywhere"]
+    else:
+        all_groups = groups == valid.any(-1).nonzero().flatten().tolist()
+        full = all(bool((rows[g] == valid[g]).all()) for g in groups)
+        words = [
+            f"all {group}s" if all_groups and len(groups) > 1 else _named(group, groups),
+            "all rows" if full and len(row_numbers) > 1 else _named("row", row_numbers),
+            *([part] if part else []),
+        ]
     return {"words": ", ".join(words), **found}
+
+
+def _tell(columns: Sequence[int], of: int) -> bool:
+    """Return whether columns say something: whole tiles of 16 are free of them, or they are evenly spaced."""
+    tiles = {column // 16 for column in columns}
+    steps = {b - a for a, b in pairwise(columns)}
+    return bool(columns) and (len(tiles) * 16 < of or (len(steps) == 1 and steps != {1} and len(columns) > 3))
 
 
 def _named(name: str, values: Sequence[int]) -> str:

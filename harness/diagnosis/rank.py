@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from harness.diagnosis.explain import SMALL, Case, Score, same, score
+from harness.diagnosis.case import SMALL, Case, same
+from harness.diagnosis.explain import Score, score
 from harness.diagnosis.fingerprints import fitted, order
 from harness.diagnosis.hypotheses import Hypothesis, hypotheses
 from harness.diagnosis.layer import INNER
@@ -47,7 +48,10 @@ class Explanation:
 
 
 def explain(
-    cases: list[Case], calls: list[Observed], seconds: float, units: tuple[str, ...] = ("block", "row", "expert", "call")
+    cases: list[Case],
+    calls: list[Observed],
+    seconds: float,
+    units: tuple[str, ...] = ("block", "row", "expert", "call"),
 ) -> list[Explanation]:
     """Return what explains the illegal elements of the cases, the best explanation first.
 
@@ -209,7 +213,11 @@ def _is_same(one: Score, other: Score, cases: list[Case]) -> bool:
     for n in one.prediction:
         case = cases[n]
         # Of an opaque layer each prediction is put together from variants, and only what it explains tells them apart.
-        rows = one.explained[n].any(-1).any(-1) if isinstance(case, LayerCase) and n in one.explained else case.valid
+        rows = (
+            one.explained[n].any(-1).any(-1)
+            if isinstance(case, LayerCase) and n in one.explained
+            else case.valid
+        )
         if not bool((same(one.prediction[n], other.prediction[n]) | ~rows[..., None, None]).all()):
             return False
     return True

@@ -45,9 +45,11 @@ def elements(stage: str, arguments: dict[str, Any], output: Any) -> Tensor:
         scale = physical.block_scales_of(output[1], rows, k // BLOCK)
         return torch.cat((codes, scale.unsqueeze(-1)), dim=-1)
     if stage == MASKED_GEMM:
-        return output.permute(2, 0, 1).unsqueeze(2)
+        product: Tensor = output.permute(2, 0, 1).unsqueeze(2)
+        return product
     if stage == MASKED_MOE:
-        return output.unsqueeze(2)
+        layer: Tensor = output.unsqueeze(2)
+        return layer
     return layer_elements(stage, output)[0]
 
 

@@ -13,7 +13,9 @@ def message_lines(diagnosis: Sequence[dict[str, Any]], most: int = 5) -> list[st
     for finding in diagnosis[:most]:
         words = finding["title"]
         if not finding["fault"]:
-            lines.append(f"{words}: {'; '.join(finding.get('pattern', [])[:4])}" if finding.get("pattern") else words)
+            lines.append(
+                f"{words}: {'; '.join(finding.get('pattern', [])[:4])}" if finding.get("pattern") else words
+            )
             continue
         if finding.get("strength"):
             words += f" ({finding['strength']})"

@@ -1,0 +1,39 @@
+"""Helpers: the diagnosis of a mutant, and of the user's layer beside these tests."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+PROBLEM = "4x32x128x128:32,30,32,17:normal:5"
+
+
+@pytest.fixture
+def diagnosed() -> Callable[..., list[dict[str, Any]]]:
+    """Judge a mutant of a candidate on a problem, expect it to fail, and return the diagnosis."""
+    from harness.faults import plant
+    from harness.judging import Judge
+
+    def diagnose(rule: str, *faults: str, base: str = "physical", problem: str = PROBLEM) -> Any:
+        judge = Judge(plant(base, *faults))
+        outcome = judge.judge(rule, problem)
+        assert any(c["illegal"] for c in outcome["comparisons"]), f"{rule} passes {faults}"
+        return judge.diagnose(rule, problem, "the command")
+
+    return diagnose
+
+
+@pytest.fixture(scope="session")
+def users_layer() -> Iterator[ModuleType]:
+    import importlib
+
+    sys.path.insert(0, str(Path(__file__).parent))
+    try:
+        yield importlib.import_module("users_layer")
+    finally:
+        sys.path.remove(str(Path(__file__).parent))

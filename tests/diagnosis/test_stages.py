@@ -1,0 +1,79 @@
+"""Known faults are named, with place, strength and evidence, from the calls of a rule that fails."""
+
+from __future__ import annotations
+
+import pytest
+
+from harness.faults import all_faults
+from harness.judging import Judge
+
+
+@pytest.mark.parametrize(
+    ("rule", "fault", "base"),
+    [
+        ("GEMM", "alpha_of_neighbour@7", "physical"),
+        ("GEMM", "alpha_of_neighbour@weakest", "eager"),
+        ("GEMM", "weight_nibbles_swapped@3", "control:shuffled_accumulation"),
+        ("QUANT", "codes_truncated@weakest", "physical"),
+        ("QUANT", "global_scale_inverted@2", "control:rounded_reciprocals_unknown"),
+        ("ACT", "gate_and_up_swapped@4", "control:exact_arithmetic"),
+        ("POW2", "global_scale_stale", "physical"),
+        ("INPUTS", "alpha_folded_in_place", "physical"),
+        ("WRITES", "stores_before_the_output", "eager"),
+        ("REPEAT", "row_overwritten_now_and_then", "physical"),
+        ("ROUTE", "negative_logits_misrouted@1", "physical"),
+        ("DISPATCH", "rows_one_off@2", "eager"),
+        ("COMBINE", "weights_dropped@2", "physical"),
+    ],
+)
+def test_a_planted_fault_is_the_first_finding_and_explains_everything(diagnosed, rule, fault, base) -> None:
+    first, *others = diagnosed(rule, fault, base=base)
+    name = fault.partition("@")[0]
+    assert name in {first["fault"], *first.get("same_as", ())}
+    assert first["explained"] == 1
+    assert first["evidence"].startswith(f"reproduces 100 % of {first['elements']:,} illegal elements")
+    assert all(other["fault"] for other in others), "nothing may be left unexplained"
+
+
+def test_a_right_candidate_has_no_diagnosis() -> None:
+    from harness.candidates import load_candidate
+
+    judge = Judge(load_candidate("physical"))
+    for rule in ("GEMM", "QUANT", "MOE", "REPEAT", "DISPATCH"):
+        assert judge.diagnose(rule, "2x16x64x64:16,9:normal:1", "") == []
+
+
+def test_the_finding_says_where_how_strong_and_which_threads_had_the_same_cause(diagnosed) -> None:
+    first = diagnosed("GEMM", "output_scaled@3")[0]
+    fault = all_faults()["output_scaled"]
+    assert first["title"] == fault.title
+    assert first["category"] == "gemm"
+    assert first["strength"].startswith("x")
+    assert first["place"] == "expert 0, all rows (masked_grouped_gemm)"
+    assert first["where"] == {"masked_grouped_gemm": {"experts": [0], "rows": list(range(32))}}
+    assert all("#" in thread or "/" in thread for thread in first["bugs"])
+    assert first["command"] == "the command"
+
+
+def test_two_faults_of_different_stages_are_told_apart(diagnosed) -> None:
+    found = diagnosed("PIPELINE", "block_scale_rounded_up@4", "alpha_of_neighbour@3")
+    assert {"block_scale_rounded_up", "alpha_of_neighbour"} <= {
+        name for f in found if not f.get("alternative") for name in (f["fault"], *f.get("same_as", ()))
+    }
+    assert all(f["fault"] for f in found)
+
+
+def test_two_faults_of_one_stage_leave_what_has_both_unexplained(diagnosed) -> None:
+    found = diagnosed("GEMM", "output_tiles_transposed@4", "alpha_of_neighbour@3")
+    assert {"output_tiles_transposed", "alpha_of_neighbour"} <= {f["fault"] for f in found}
+    assert found[-1]["fault"] == ""
+    assert "the other" in found[-1]["title"]
+    explained = sum(f["elements"] for f in found if not f.get("alternative"))
+    assert explained == round(found[0]["elements"] / found[0]["explained"])
+
+
+def test_a_strength_outside_the_catalog_is_measured(users_layer) -> None:
+    judge = Judge(users_layer.OutputScaled())
+    first = judge.diagnose("MOE", "4x32x128x128:32,30,32,17:normal:5", "")[0]
+    assert (first["fault"], first["strength"]) == ("output_scaled", "x0.3 = 3/10 (measured)")
+    assert first["explained"] == 1
