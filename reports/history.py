@@ -19,10 +19,11 @@ if TYPE_CHECKING:
     from markupsafe import Markup
 
     from harness.record_changes import EnvironmentChange
-    from harness.record_history import History, HistoryRun, Line
+    from harness.record_history import History, HistoryRun, Line, Standing
 
 _ISO = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d[0-9:.+Z-]*\Z")
 HISTORY_NAME = "history.html"
+NEWEST_RUNS = 50
 RUNS_SHOWN = 2_000
 CHARTS_SHOWN = 60
 TRENDS_SHOWN = 400
@@ -60,7 +61,7 @@ def render(history: History) -> str:
         _trends(history, names),
         _charts(history, names, "durations", "Durations", {"duration"}),
         _versions(history),
-        _part(Part("runs", "Runs", "Newest first.", [_runs(history)])),
+        _part(Part("runs", "Runs", "Newest first.", _runs(history))),
         _part(Part("unreadable", "Not read", "", [_unreadable(history)])),
     ]
     return assemble(
@@ -130,12 +131,22 @@ def _standing(history: History) -> Table:
             _run_cell(history, s.since),
             Cell(count(s.runs), "number"),
             _run_cell(history, s.good),
-            Cell(_changes(s.changes) or ("" if s.good is None else "no version that is recorded")),
+            Cell(_between(history, s)),
             Cell(s.reason),
         ]
         for s in history.standing
     ]
     return Table("Verdicts that are not good in their newest run", columns, rows)
+
+
+def _between(history: History, standing: Standing) -> str:
+    """Return what changed from the last good run to the first that was not: versions, and the commit."""
+    if standing.good is None:
+        return ""
+    commits = [clip_plain(history.runs[n].commit[:10], 10) for n in (standing.good, standing.since)]
+    commit = f"commit {commits[0] or 'none'} → {commits[1] or 'none'}" if commits[0] != commits[1] else ""
+    words = [word for word in (_changes(standing.changes), commit) if word]
+    return ", ".join(words) or "nothing that is recorded"
 
 
 def _changes(changes: list[EnvironmentChange]) -> str:
@@ -215,7 +226,7 @@ def _versions(history: History) -> Drawn | None:
     return _part(Part("versions", "Versions that changed", words, tables))
 
 
-def _runs(history: History) -> Table:
+def _runs(history: History) -> list[Table]:
     rows = [
         [
             Cell(run.verdict, "badge"),
@@ -231,7 +242,12 @@ def _runs(history: History) -> Table:
         for run in reversed(history.runs)
     ]
     columns = ["Verdict", "Run", "Command", "Candidates", "GPU", "Profile", "Time#", "Commit", "Reason"]
-    return Table("Every run, newest first", columns, rows, limit=RUNS_SHOWN)
+    newest, older = rows[:NEWEST_RUNS], rows[NEWEST_RUNS:]
+    folded = f"{count(len(older))} older runs"
+    return [
+        Table("The newest runs", columns, newest),
+        Table("Older runs, newest first", columns, older, limit=RUNS_SHOWN, folded=folded),
+    ]
 
 
 def _unreadable(history: History) -> Table:

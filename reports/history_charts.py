@@ -109,11 +109,7 @@ def trend_chart(line: Line, series: Series, names: list[str], *, small: bool = F
         ),
         dots=dots,
         ticks=[] if small else _ticks(low, high, series.kind, up),
-        marks=[
-            Tick(f"{across(place) - (right - left) / len(kept) / 2:.1f}", str(number))
-            for number, mark in enumerate(line.marks, start=1)
-            if (place := next((i for i, run in enumerate(shown) if run >= mark.run), None)) is not None
-        ],
+        marks=_marks(line, shown, lambda place: across(place - 0.5)),
         limit_at="" if limit is None else f"{limit:.1f}",
         first=names[points[0].run],
         last=names[points[-1].run],
@@ -124,6 +120,19 @@ def trend_chart(line: Line, series: Series, names: list[str], *, small: bool = F
             + "."
         ),
     )
+
+
+def _marks(line: Line, shown: list[int], at: Callable[[float], float]) -> list[Tick]:
+    """Return the line's marks, each left of the first column with the new versions; those of one place as one: "3-5"."""
+    places: dict[int, list[int]] = {}
+    for number, mark in enumerate(line.marks, start=1):
+        place = next((i for i, run in enumerate(shown) if run >= mark.run), None)
+        if place is not None:
+            places.setdefault(place, []).append(number)
+    return [
+        Tick(f"{at(place):.1f}", "-".join(dict.fromkeys([str(numbers[0]), str(numbers[-1])])))
+        for place, numbers in places.items()
+    ]
 
 
 def _worst_of_columns(points: list[HistoryPoint], kind: str) -> list[tuple[HistoryPoint, int]]:

@@ -25,13 +25,17 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows under columns. `columns` may end in "#" for numbers; `title` is its heading, "" for none."""
+    """Rows under columns. `columns` may end in "#" for numbers; `title` is its heading, "" for none.
+
+    `folded`: the page shows it only when it is opened, under this line; "" for a table that is always shown.
+    """
 
     caption: str
     columns: list[str]
     rows: list[list[Cell]]
     title: str = ""
     limit: int = ROWS_SHOWN
+    folded: str = ""
 
     @property
     def shown(self) -> list[list[Cell]]:

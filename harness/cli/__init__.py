@@ -19,7 +19,7 @@ COMMANDS = {
     "diagnose": "name the known fault that explains a failure",
     "list": "list candidates, rules, profiles, traps, shapes, faults and the bugs behind them",
     "doctor": "say what can run on this machine, and why the rest cannot",
-    "report": "draw the HTML report of a record again",
+    "report": "draw the report of a record again, compare two records, or draw the history of many",
 }
 
 

@@ -33,6 +33,7 @@ def put(record: RunRecord, folder: Path, day: int, **changes: Any) -> None:
     record = copy.deepcopy(record)
     record.created = f"2027-01-{day:02}T06:30:00+00:00"
     record.environment.packages = {"torch": changes.pop("torch", "2.13.0")}
+    record.environment.git_commit = ("a" if day < 4 else "b") * 40
     record.environment.gpus = changes.pop("gpus", [])
     word = changes.pop("repeat", "")
     if word:
@@ -82,7 +83,7 @@ def test_what_is_not_good_now_says_since_when_and_what_changed_then(tmp_path: Pa
     assert history.verdict is Verdict.FAIL
     assert "first: REPEAT on eager, FAIL since 2027-01-04T06:30" in history.reason
     page = render(history)
-    assert "torch 2.13.0 → 2.14.0" in page
+    assert "torch 2.13.0 → 2.14.0, commit aaaaaaaaaa → bbbbbbbbbb" in page
     assert "2027-01-03 06:30" in page
 
 
@@ -232,6 +233,18 @@ def test_hostile_text_shows_as_text(
     is_harmless(render(gather_history(tmp_path)))
 
 
+def test_older_runs_are_folded_away_and_all_there(tmp_path: Path) -> None:
+    for number in range(60):
+        record = RunRecord(f"run-{number}", f"2027-01-01T00:{number:02}:00+00:00", ["harness", "check"])
+        record.reason = f"reason of {number}."
+        record.write(tmp_path / f"{number}.json")
+    page = render(gather_history(tmp_path))
+    shown, folded = page.split("<summary>10 older runs</summary>")
+    assert "reason of 10." in shown
+    assert "reason of 9." in folded
+    assert all(f"reason of {number}." in page for number in range(60))
+
+
 def test_a_megabyte_of_one_letter_is_cut(tmp_path: Path) -> None:
     record = read("fail")
     record.reason = record.rules[0].reason = record.run_id = record.candidates[0].name = "A" * 1_000_000
@@ -274,6 +287,14 @@ def test_a_mark_stands_before_the_first_run_with_the_new_versions() -> None:
     assert chart is not None
     assert [mark.label for mark in chart.marks] == ["1"], "no run of this series has the second"
     assert float(chart.dots[1].x) < float(chart.marks[0].at) < float(chart.dots[2].x)
+
+
+def test_marks_of_one_place_are_one() -> None:
+    marks = [VersionMark(run, []) for run in (1, 2, 3)]
+    points = [HistoryPoint(0, 0.5), HistoryPoint(5, 0.5)]
+    chart = trend_chart(Line("a", "b", marks), Series("margin", "GEMM", points), ["x"] * 6)
+    assert chart is not None
+    assert [mark.label for mark in chart.marks] == ["1-3"]
 
 
 @pytest.mark.parametrize("values", [[0.0], [1e-300, 1e300], [1.0, 1.0], [float("inf"), 0.5], [5.0] * 3])
