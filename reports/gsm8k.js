@@ -22,7 +22,7 @@ for (const form of document.querySelectorAll("form.gsm8k-filter")) {
       }
       section.hidden = !some;
     }
-    output.textContent = `${shown.toLocaleString("en")} questions`;
+    output.textContent = `${shown.toLocaleString("en")} question${shown === 1 ? "" : "s"}`;
   };
   form.hidden = false;
   form.addEventListener("input", filter);

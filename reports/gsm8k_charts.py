@@ -116,7 +116,7 @@ def path_chart(points: list[PathPoint], thresholds: list[tuple[str, float]]) -> 
     first, last = points[0], points[-1]
     middle = points[len(points) // 2]
     said = "; ".join(
-        f"after {count(n)} {share:.3f} ({low:.3f} to {high:.3f})"
+        f"{share:.3f} ({low:.3f} to {high:.3f}) after {count(n)}"
         for n, share, low, high in (first, middle, last)
     )
     return PathChart(
