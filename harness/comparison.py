@@ -281,11 +281,9 @@ def _by_expert_and_row(places: Tensor, rows: Rows) -> Heatmap:
     expert = rows.expert[places[:, 0]]
     counts = _count(expert, rows.row[places[:, 0]] // band, rows.experts, len(labels))
     # Those without errors show which are wrong, as long as there are few.
-    shown = (
-        range(rows.experts)
-        if rows.experts <= _HEATMAP_EXPERTS
-        else expert.unique().tolist()[:_HEATMAP_EXPERTS]
-    )
+    shown = list(range(rows.experts))
+    if rows.experts > _HEATMAP_EXPERTS:
+        shown = sorted(set(expert.tolist()))[:_HEATMAP_EXPERTS]
     return Heatmap(
         [str(e) for e in shown], labels, [counts[e] for e in shown], rows.expert_name, rows.row_name
     )

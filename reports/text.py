@@ -95,10 +95,8 @@ def ratio(value: float | None) -> str:
         return "not a number" if math.isnan(value) else "infinite"
     if value == 0:
         return "0 (exact)"
-    if 0.9995 <= value < 1:
-        return f"1 - {1 - value:.1e}"
-    if 1 < value < 1.005:  # three digits would print 1, and 1 is legal
-        return f"1 + {value - 1:.1e}"
+    if 0.9995 <= value < 1.005 and value != 1:  # three digits would print 1, and 1 is the bound itself
+        return f"1 {'-' if value < 1 else '+'} {abs(value - 1):.1e}"
     if 100 <= abs(value) < _SHORT_INTEGER:
         return f"{value:,.0f}"
     return f"{value:.3g}"
