@@ -76,12 +76,12 @@ def test_each_layer_imports_only_what_it_may(layer: str) -> None:
     assert foreign == []
 
 
-def test_only_commands_and_the_plugin_draw_reports_and_only_when_they_are_called() -> None:
+def test_only_commands_and_the_end_of_a_run_draw_reports_and_only_when_they_are_called() -> None:
     found = []
     for path in files("harness"):
         for module, line, at_once in imports(path):
             if module.split(".")[0] == "reports":
-                drawn_here = path.parent.name == "cli" or name(path) == "harness/pytest_plugin.py"
+                drawn_here = path.parent.name == "cli" or name(path) == "harness/ci/outputs.py"
                 assert drawn_here, f"{name(path)}:{line} imports {module}"
                 assert not at_once, f"{name(path)}:{line} imports {module} before it is called"
                 found.append(name(path))
