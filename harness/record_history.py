@@ -133,6 +133,4 @@ class History:
         )
         first = self.standing[0]
         where = f"{first.subject} on {first.who}" if first.who else first.subject
-        return (
-            f"{counts}; first: {where}, {first.word} since {self.runs[first.since].created[:16] or 'unknown time'}"
-        )
+        return f"{counts}; first: {where}, {first.word} since {self.runs[first.since].created[:16] or 'unknown time'}"

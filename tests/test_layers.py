@@ -85,8 +85,7 @@ def test_only_commands_and_the_end_of_a_run_draw_reports_and_only_when_they_are_
                 assert drawn_here, f"{name(path)}:{line} imports {module}"
                 assert not at_once, f"{name(path)}:{line} imports {module} before it is called"
                 found.append(name(path))
-    assert "harness/cli/check.py" in found
-    assert "harness/pytest_plugin.py" in found
+    assert "harness/ci/outputs.py" in found
 
 
 def test_reports_know_nothing_of_the_harness_but_its_record() -> None:

@@ -116,7 +116,7 @@ async def _answer(request: web.Request, *, chat: bool) -> web.StreamResponse:
         return _error(400, f"{error}")
     body = _envelope(request, parsed)
     body["choices"] = [_choice(parsed, i, text, finish) for i, (text, finish, _, _) in enumerate(answers)]
-    prompt_tokens, new_tokens = (sum(answer[i] for answer in answers) for i in (2, 3))
+    prompt_tokens, new_tokens = sum(a[2] for a in answers), sum(a[3] for a in answers)
     body["usage"] = {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": new_tokens,

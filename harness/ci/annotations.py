@@ -13,7 +13,7 @@ MOST = 10  # GitHub shows ten errors and ten warnings of a step
 MOST_TEXT = 2000
 
 
-def annotations(record: RunRecord) -> Iterator[str]:
+def github_annotations(record: RunRecord) -> Iterator[str]:
     """Yield the workflow commands of a run: an error for each FAIL, a warning for each UNKNOWN."""
     for verdict, level in ((Verdict.FAIL, "error"), (Verdict.UNKNOWN, "warning")):
         bad = [case for case in cases_of(record) if case.verdict is verdict]

@@ -34,7 +34,7 @@ def write_outputs(
     Returns:
         What was written, by name.
     """
-    from harness.ci.annotations import annotations
+    from harness.ci.annotations import github_annotations
     from harness.ci.junit import write_junit
     from harness.ci.step_summary import append_step_summary
     from reports.html import REPORT_NAME, write_report
@@ -48,7 +48,7 @@ def write_outputs(
     if summary := environment.get("GITHUB_STEP_SUMMARY"):
         drawings.append(("step summary", None, lambda: append_step_summary(record, Path(summary))))
     if environment.get("GITHUB_ACTIONS") == "true":
-        drawings.append(("annotations", None, lambda: [click.echo(line) for line in annotations(record)]))
+        drawings.append(("annotations", None, lambda: click.echo("\n".join(github_annotations(record)))))
     written = {}
     for name, path, draw in drawings:
         try:

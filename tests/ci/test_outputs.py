@@ -7,7 +7,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from harness.ci.annotations import annotations
+from harness.ci.annotations import github_annotations
 from harness.ci.cases import cases_of
 from harness.ci.junit import write_junit
 from harness.ci.outputs import write_outputs
@@ -106,7 +106,7 @@ def test_the_step_summary_shows_failures_first_and_no_markup(record: RunRecord) 
 
 
 def test_an_annotation_is_one_line_that_cannot_start_another(record: RunRecord) -> None:
-    found = list(annotations(record))
+    found = list(github_annotations(record))
     assert [line.split(" ")[0] for line in found] == ["::error"] * 3 + ["::warning"] * 3
     assert all("\n" not in line and "\r" not in line for line in found)
     assert found[0].startswith("::error title=rules.mine GEMM%3A FAIL::<script>")
