@@ -72,7 +72,9 @@ def test_truncation_is_that_of_the_definition(bits: int) -> None:
     x = torch.randn(5000, dtype=torch.float64, generator=generator) * torch.exp2(
         torch.randint(-200, 200, (5000,), generator=generator).double()
     )
-    x = torch.cat((x, torch.tensor([0.0, -0.0, torch.inf, -torch.inf, 1.0, -6.0, 2.0**-9], dtype=torch.float64)))
+    x = torch.cat(
+        (x, torch.tensor([0.0, -0.0, torch.inf, -torch.inf, 1.0, -6.0, 2.0**-9], dtype=torch.float64))
+    )
     mantissa, exponent = torch.frexp(x)
     defined = torch.ldexp(torch.trunc(torch.ldexp(mantissa, torch.tensor(bits))), exponent - bits)
     assert torch.equal(truncate(x, bits), defined)
