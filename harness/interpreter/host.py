@@ -47,6 +47,7 @@ class Device:
         self.rewrite: Callable[[str], str] | None = None
         self.error: BaseException | None = None
         self.launches = 0
+        self.folder = tempfile.TemporaryDirectory(prefix="ptx-")
         self._loading = ""
         self._libraries: dict[int, str] = {}
         self._kernels: dict[int, tuple[int, str]] = {}
@@ -210,13 +211,12 @@ def interpreted(here: Device) -> Iterator[None]:
 
     environment = CuTeDSL._get_dsl().envar  # noqa: SLF001 - no public way to ask one compilation for its PTX
     with contextlib.ExitStack() as stack:
-        folder = stack.enter_context(tempfile.TemporaryDirectory())
         for target, name, value in (
             (engine, "__init__", make_engine),
             (Compiled, "_load_cuda_library", load_library),
             (Compiled, "num_devices", 1),
             (environment, "keep_ptx", True),
-            (environment, "dump_dir", folder),
+            (environment, "dump_dir", here.folder.name),
             (environment, "arch", ARCHITECTURE),
         ):
             stack.enter_context(patched(target, name, value))

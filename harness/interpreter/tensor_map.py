@@ -17,7 +17,7 @@ SWIZZLE_BYTES = (0, 32, 64, 128)
 # bit 1: always set, meaning unknown; bit 18: L2 promotion; bit 21: set for tensors of 128 KiB and more (CUTLASS,
 # copy_traits_sm90_tma.hpp, clears it for smaller ones). None moves data.
 _CONSTANT_BITS = 0x2 | 1 << 18 | 1 << 21
-_RANK, _ELEMENT, _SWIZZLE = 0x7 << 4, 0xF << 7, 0x3 << 13
+_RANK, _ELEMENT, _SWIZZLE, _ATOM = 0x7 << 4, 0xF << 7, 0x3 << 13, 1 << 19
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class TensorMap:
         strides: bytes between neighbours of each dimension but the innermost.
         box: elements that one copy moves in each dimension.
         swizzle: width of the swizzled row in bytes: 0, 32, 64 or 128.
+        atom: bytes that a swizzle keeps together: 16, or 32.
     """
 
     address: int
@@ -39,6 +40,7 @@ class TensorMap:
     strides: tuple[int, ...]
     box: tuple[int, ...]
     swizzle: int
+    atom: int = 16
 
     @property
     def box_bytes(self) -> int:
@@ -57,7 +59,7 @@ def decode_tensor_map(block: bytes) -> TensorMap:
     """
     words = struct.unpack("<32I", block)
     control = words[2]
-    unknown = control & ~(_CONSTANT_BITS | _RANK | _ELEMENT | _SWIZZLE)
+    unknown = control & ~(_CONSTANT_BITS | _RANK | _ELEMENT | _SWIZZLE | _ATOM)
     if unknown or control & 0x2 == 0:
         raise UnsupportedPtxError(f"tensor map: word 2 is {control:#x}, of which the bits {unknown:#x} are not known")
     rank = (control >> 4 & 7) + 1
@@ -78,6 +80,7 @@ def decode_tensor_map(block: bytes) -> TensorMap:
     bits = ELEMENT_BITS[element]
     if box[0] * bits % 128:
         raise UnsupportedPtxError(f"tensor map: inner box of {box[0]} elements of {bits} bits is no multiple of 16 bytes")
-    return TensorMap(
-        words[0] | words[1] << 32, bits, extents, strides, box, SWIZZLE_BYTES[control >> 13 & 3]
-    )
+    swizzle, atom = SWIZZLE_BYTES[control >> 13 & 3], 32 if control & _ATOM else 16
+    if atom == 32 and swizzle != 128:
+        raise UnsupportedPtxError(f"tensor map: a swizzle of {swizzle} bytes in atoms of 32 is not modelled")
+    return TensorMap(words[0] | words[1] << 32, bits, extents, strides, box, swizzle, atom)

@@ -15,20 +15,23 @@ from harness.interpreter.memory import GlobalMemory, SharedMemory
 from harness.interpreter.tensor_map import TensorMap
 
 
-def swizzled(chunk: Array, width: int) -> Array:
+def swizzled(chunk: Array, width: int, atom: int = 16) -> Array:
     """Return 16-byte chunk numbers of shared memory after a swizzle: address bits 4.. are XORed with bits 7.. .
 
     Args:
         chunk: addresses in units of 16 bytes.
         width: 0, 32, 64 or 128 bytes: 0, 1, 2 or 3 bits.
+        atom: bytes kept together: with 32, address bits 5 and 6 are XORed with bits 7 and 8.
     """
+    if atom == 32:
+        return chunk ^ (chunk >> 2 & 6)
     bits = {0: 0, 32: 1, 64: 3, 128: 7}[width]
     return chunk ^ (chunk >> 3 & bits)
 
 
 @functools.lru_cache(maxsize=4096)
-def _chunks(offset: int, count: int, width: int) -> Array:
-    return swizzled(np.arange(offset // 16, (offset + count) // 16), width)
+def _chunks(offset: int, count: int, width: int, atom: int) -> Array:
+    return swizzled(np.arange(offset // 16, (offset + count) // 16), width, atom)
 
 
 def _check(tensor: TensorMap, offset: int) -> None:
@@ -99,7 +102,7 @@ def write_shared(box: Array, tensor: TensorMap, shared: SharedMemory, offset: in
     data = np.ascontiguousarray(box).reshape(-1).view(np.uint64).reshape(-1, 2)
     if tensor.swizzle and tensor.swizzle != box.shape[-1]:
         raise UnsupportedPtxError(f"TMA: inner box of {box.shape[-1]} bytes with a {tensor.swizzle}-byte swizzle")
-    where = _chunks(offset, box.size, tensor.swizzle)
+    where = _chunks(offset, box.size, tensor.swizzle, tensor.atom)
     shared.chunks[where] = data
     shared.generic.view(np.uint64).reshape(-1, 2)[where] = data
 
@@ -109,7 +112,7 @@ def read_shared(tensor: TensorMap, shared: SharedMemory, offset: int) -> Array:
     _check(tensor, offset)
     size = tensor.box_bytes
     shared.check(offset, offset + size)
-    data = shared.chunks[_chunks(offset, size, tensor.swizzle)]
+    data = shared.chunks[_chunks(offset, size, tensor.swizzle, tensor.atom)]
     return data.view(np.uint8).reshape(*tensor.box[:0:-1], tensor.box[0] * tensor.bits // 8)
 
 

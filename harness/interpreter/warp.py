@@ -343,6 +343,14 @@ class Warp:
         offset = at - buffer.base
         return self.program.tensor_map(buffer.bytes[offset : offset + 128].tobytes(), decode_tensor_map)
 
+    def _coordinates(self, tensor_map: TensorMap, at: list[Lanes]) -> tuple[int, ...]:
+        """Return the coordinates of a copy; a map may have one dimension more, of extent 1, which counts as 0."""
+        where = tuple(_coordinate(self.one(c, "TMA coordinate")) for c in at)
+        missing = tensor_map.extents[len(where) :]
+        if len(where) > len(tensor_map.box) or any(extent != 1 for extent in missing):
+            raise UnsupportedPtxError(f"TMA copy of {len(where)} coordinates with a tensor map of extents {tensor_map.extents}")
+        return where + (0,) * len(missing)
+
     def tma_load(
         self, target: Lanes, tensor: Lanes, at: list[Lanes], barrier: Lanes, *, ctas: Lanes = None, pair: bool = False
     ) -> None:
@@ -359,9 +367,7 @@ class Warp:
         if self.count != 1:
             raise ProtocolError(f"a TMA load is issued by {self.count} lanes: each would count its bytes")
         tensor_map = self.tensor_map(tensor)
-        where = tuple(_coordinate(self.one(c, "TMA coordinate")) for c in at)
-        if len(where) != len(tensor_map.box):
-            raise UnsupportedPtxError(f"TMA load of {len(where)} coordinates with a tensor map of rank {len(tensor_map.box)}")
+        where = self._coordinates(tensor_map, at)
         destination, signal = self.one(target, "TMA target"), self.one(barrier, "TMA mbarrier")
         if ctas is None:
             ranks = [destination >> RANK_SHIFT]
@@ -386,9 +392,7 @@ class Warp:
     def tma_store(self, tensor: Lanes, at: list[Lanes], source: Lanes) -> None:
         """Run cp.async.bulk.tensor from shared to global memory: one per warp, of the own CTA, in the open bulk group."""
         tensor_map = self.tensor_map(tensor)
-        where = tuple(_coordinate(self.one(c, "TMA coordinate")) for c in at)
-        if len(where) != len(tensor_map.box):
-            raise UnsupportedPtxError(f"TMA store of {len(where)} coordinates with a tensor map of rank {len(tensor_map.box)}")
+        where = self._coordinates(tensor_map, at)
         offset = self.one(source, "TMA source") & _OFFSET
         group, shared = self._open, self.cta.shared
         group.reads += 1
