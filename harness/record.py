@@ -143,7 +143,8 @@ class Skip:
 class RunRecord:
     """One run. Each stage beside the rules holds its own documented structure; absent stages are None.
 
-    `gsm8k`: harness/gsm8k/README.md; `canary`: harness/canary/README.md; `mutants`: harness/mutants/README.md.
+    `gsm8k`: harness/gsm8k/README.md; `canary`: harness/canary/README.md; `mutants`: harness/mutants/README.md;
+    `compile`: harness/compile/README.md.
     """
 
     run_id: str
@@ -168,6 +169,7 @@ class RunRecord:
     gsm8k: dict[str, Any] | None = None
     canary: dict[str, Any] | None = None
     mutants: dict[str, Any] | None = None
+    compile: dict[str, Any] | None = None
 
     def to_json(self) -> str:
         """Return the record as JSON text, one field a line in field order; NaN and infinity are refused.

@@ -3,8 +3,8 @@
 Runs in the worker, under `no_gpu.pretend`, which ends the call where the kernel is compiled. Nothing of FlashInfer is
 copied: which checks run, which kernel is chosen and with which arguments is the package's own business.
 
-Read in flashinfer-python 0.7.2.post1: gemm/kernels/grouped_gemm_masked_wrapper.py:45, quantization/fp4_quantization.py,
-quantization/kernels/nvfp4_quantize.py:2950, fused_moe/cute_dsl/blockscaled_contiguous_*_fusion.py.
+Read in flashinfer-python 0.7.2.post1: gemm/kernels/grouped_gemm_masked_wrapper.py:45, quantization/fp4_quantization.py:957
+and :1578, fused_moe/cute_dsl/blockscaled_contiguous_*_fusion.py.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from typing import Any
 from harness.compile.case import Case, pair
 
 ROWS = 256  # of a quantizer's input: a run-time argument of the kernels
-_LAYOUTS = {"128x4": 0, "8x4": 1, "linear": 2}
 _EXACT = "FLASHINFER_DISABLE_FP4_QUANT_FAST_MATH"
 
 
@@ -92,20 +91,21 @@ def _nvfp4_quantize(o: dict[str, Any], tensor: Callable[..., Any]) -> None:
 
 def _silu_mul_quantize(o: dict[str, Any], tensor: Callable[..., Any]) -> None:
     """Input [gate, up], twice k wide."""
-    from flashinfer.quantization.kernels.nvfp4_quantize import silu_and_mul_nvfp4_quantize_cute_dsl
+    import flashinfer
 
     _arithmetic(o)
-    silu_and_mul_nvfp4_quantize_cute_dsl(
-        tensor(ROWS, 2 * o["k"], dtype=o["dtype"]), tensor(1, dtype="float32"), sf_layout=_LAYOUTS[o["layout"]]
+    flashinfer.silu_and_mul_nvfp4_quantize(
+        tensor(ROWS, 2 * o["k"], dtype=o["dtype"]),
+        tensor(1, dtype="float32"),
+        is_sf_swizzled_layout=o["layout"] != "linear",
+        is_sf_8x4_layout=o["layout"] == "8x4",
     )
 
 
 def _mxfp4_quantize(o: dict[str, Any], tensor: Callable[..., Any]) -> None:
     import flashinfer
 
-    flashinfer.mxfp4_quantize(
-        tensor(ROWS, o["k"], dtype=o["dtype"]), backend="cute-dsl", sfLayout=_layout(o)
-    )
+    flashinfer.mxfp4_quantize(tensor(ROWS, o["k"], dtype=o["dtype"]), backend="cute-dsl", sfLayout=_layout(o))
 
 
 def _mxfp8_quantize(o: dict[str, Any], tensor: Callable[..., Any]) -> None:
@@ -132,8 +132,18 @@ def _arithmetic(o: dict[str, Any]) -> None:
 
 def _formats(quant: str) -> dict[str, Any]:
     if quant == "w4a4":
-        return {"a_dtype": "float4_e2m1fn", "b_dtype": "float4_e2m1fn", "sf_dtype": "float8_e4m3fn", "sf_vec_size": 16}
-    return {"a_dtype": "float8_e4m3fn", "b_dtype": "float4_e2m1fn", "sf_dtype": "float8_e8m0fnu", "sf_vec_size": 32}
+        return {
+            "a_dtype": "float4_e2m1fn",
+            "b_dtype": "float4_e2m1fn",
+            "sf_dtype": "float8_e4m3fn",
+            "sf_vec_size": 16,
+        }
+    return {
+        "a_dtype": "float8_e4m3fn",
+        "b_dtype": "float4_e2m1fn",
+        "sf_dtype": "float8_e8m0fnu",
+        "sf_vec_size": 32,
+    }
 
 
 def _activations(quant: str, rows: int, width: int, tensor: Callable[..., Any]) -> Any:
@@ -144,14 +154,16 @@ def _activations(quant: str, rows: int, width: int, tensor: Callable[..., Any]) 
 
 def _moe_gemm1(o: dict[str, Any], tensor: Callable[..., Any]) -> None:
     """Gather, first GEMM, activation, quantization of the result: n is the rows of w1, gate and up interleaved."""
-    from flashinfer.fused_moe.cute_dsl import blockscaled_contiguous_gather_grouped_gemm_act_fusion as module
+    from flashinfer.fused_moe.cute_dsl.blockscaled_contiguous_gather_grouped_gemm_act_fusion import (
+        blockscaled_contiguous_gather_grouped_gemm_act_fusion,
+    )
     from flashinfer.tllm_enums import ActivationType
 
     gated = o["activation"] == "swiglu"
     inter = o["n"] // (2 if gated else 1)
     formats = _formats(o["quant"])
     atoms = -(-inter // (4 * formats["sf_vec_size"]))
-    module.blockscaled_contiguous_gather_grouped_gemm_act_fusion(
+    blockscaled_contiguous_gather_grouped_gemm_act_fusion(
         _activations(o["quant"], ROWS, o["k"], tensor),
         tensor(o["l"], o["n"], o["k"] // 2),
         tensor(1),
@@ -177,9 +189,11 @@ def _moe_gemm1(o: dict[str, Any], tensor: Callable[..., Any]) -> None:
 
 def _moe_gemm2(o: dict[str, Any], tensor: Callable[..., Any]) -> None:
     """Second GEMM and the weighted sum over experts: atomically into the tokens' rows (`fused`), or one row per route."""
-    from flashinfer.fused_moe.cute_dsl import blockscaled_contiguous_grouped_gemm_finalize_fusion as module
+    from flashinfer.fused_moe.cute_dsl.blockscaled_contiguous_grouped_gemm_finalize_fusion import (
+        blockscaled_contiguous_grouped_gemm_finalize_fusion,
+    )
 
-    module.blockscaled_contiguous_grouped_gemm_finalize_fusion(
+    blockscaled_contiguous_grouped_gemm_finalize_fusion(
         _activations(o["quant"], 8 * ROWS, o["k"], tensor),
         tensor(o["l"], o["n"], o["k"] // 2),
         tensor(1),
