@@ -1,7 +1,8 @@
 """The candidate `flashinfer-cutedsl-cpu`: FlashInfer's real masked grouped GEMM, compiled for SM100, its PTX interpreted.
 
-The GEMM is the unmodified public call on CPU tensors. The grouped quantizers of the package are CUDA C++, not CuTe DSL; here
-they come from the emulation of their arithmetic (harness.emulation), and `warning` says so in every record.
+The GEMM is the unmodified public call on CPU tensors. The grouped quantizers of the package are CUDA C++, not CuTe DSL: where
+an nvcc is found their kernel is compiled to PTX and interpreted too, elsewhere they come from the emulation of their
+arithmetic (harness.emulation). `warning` says which in every record.
 """
 
 from __future__ import annotations
@@ -32,18 +33,31 @@ HINTS: tuple[dict[str, Any], ...] = (
 
 
 class FlashInferCuteDslCpu(FlashInferCuteDsl):
-    """FlashInfer's NVFP4 masked GEMM on a CPU, between emulated quantizers.
+    """FlashInfer's NVFP4 masked MoE path on a CPU.
 
     Args:
         seed: draws the schedule of warps and asynchronous units; None: every asynchronous operation as late as possible.
+        quantizers: "interpreted" (needs nvcc), "emulated", or "" for the first that is possible.
         options: keyword arguments of every GEMM call: mma_tiler_mn, cluster_shape_mn, sm_count.
     """
 
     name = "flashinfer-cutedsl-cpu"
 
-    def __init__(self, *, seed: int | None = None, **options: Any) -> None:
+    def __init__(self, *, seed: int | None = None, quantizers: str = "", **options: Any) -> None:
         super().__init__(**options)
         self._seed = seed
+        self._quantizers = quantizers
+        self._why_emulated = ""
+
+    @property
+    def quantizers(self) -> str:
+        """Where the quantizers come from: "interpreted" or "emulated"."""
+        if not self._quantizers:
+            from harness.candidates.cuda_quantizers import quantizer_support
+
+            found = quantizer_support()
+            self._quantizers, self._why_emulated = ("interpreted", "") if found else ("emulated", found.reason)
+        return self._quantizers
 
     @property
     def traits(self) -> Traits:
@@ -58,9 +72,12 @@ class FlashInferCuteDslCpu(FlashInferCuteDsl):
     @property
     def warning(self) -> str:
         """What a reader of a record must know about where the numbers come from."""
+        source = "FlashInfer's CUDA kernel, compiled by nvcc and interpreted as well"
+        if self.quantizers == "emulated":
+            source = f"emulated{f' because {self._why_emulated}' if self._why_emulated else ''}"
         return (
             "interpreted PTX: the GEMM is FlashInfer's kernel compiled for sm_100a and executed by harness.interpreter, not "
-            "by a GPU; the quantizers are emulated (docs/cutedsl-cpu.md says what is assumed)"
+            f"by a GPU; the quantizers are {source} (docs/cutedsl-cpu.md says what is assumed)"
         )
 
     def support(self) -> Support:
@@ -68,19 +85,27 @@ class FlashInferCuteDslCpu(FlashInferCuteDsl):
         return cpu_support(self.name)
 
     def reciprocal(self, x: Tensor) -> Tensor:
-        """Return the rcp.approx.ftz that the emulated quantizers use."""
-        return _emulated().reciprocal(x)
+        """Return the rcp.approx.ftz that the quantizers use: assumed correctly rounded where they are interpreted."""
+        return _flushed_reciprocal(x) if self.quantizers == "interpreted" else _emulated().reciprocal(x)
 
     def quantize_grouped(
         self, x: Tensor, masked_m: Tensor, global_scale_enc: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Quantize the valid rows as `physical` does: the same emulation of the kernel's arithmetic and memory."""
+        """Quantize the valid rows: FlashInfer's kernel interpreted, or the emulation that `physical` uses."""
+        if self.quantizers == "interpreted":
+            from harness.candidates.cuda_quantizers import grouped_quantize
+
+            return grouped_quantize(x, masked_m, global_scale_enc, silu_mul=False)
         return _emulated().quantize_grouped(x, masked_m, global_scale_enc)
 
     def silu_mul_quantize_grouped(
         self, gate_up: Tensor, masked_m: Tensor, global_scale_enc: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Quantize bf16(silu(gate) * up) of the valid rows as `physical` does."""
+        """Quantize bf16(silu(gate) * up) of the valid rows; as `quantize_grouped`."""
+        if self.quantizers == "interpreted":
+            from harness.candidates.cuda_quantizers import grouped_quantize
+
+            return grouped_quantize(gate_up, masked_m, global_scale_enc, silu_mul=True)
         return _emulated().silu_mul_quantize_grouped(gate_up, masked_m, global_scale_enc)
 
     def masked_grouped_gemm(
@@ -115,6 +140,15 @@ class FlashInferCuteDslCpu(FlashInferCuteDsl):
         seed = self._seed
         schedule = None if seed is None else lambda: seeded(seed)
         gemm((a, a_scale), (b, b_scale), out, masked_m, alpha, extra, schedule=schedule)
+
+
+def _flushed_reciprocal(x: Tensor) -> Tensor:
+    """Return the correctly rounded float32 reciprocal with subnormals flushed on both sides (.ftz)."""
+    import torch
+
+    small = 2.0**-126
+    result = torch.where(x.abs() < small, torch.copysign(torch.full_like(x, torch.inf), x), x.reciprocal())
+    return torch.where(result.abs() < small, torch.copysign(torch.zeros_like(x), result), result)
 
 
 def _emulated() -> Physical:

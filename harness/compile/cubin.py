@@ -9,9 +9,11 @@ import struct
 from dataclasses import dataclass
 
 _REGCOUNT, _FRAME_SIZE = 0x2F, 0x11
-_SIZED = (
-    4  # format of a record that is followed by its size and its data; the others hold their value in place
-)
+# Records of this format are followed by their data, the others hold their value in place.
+_SIZED = 4
+# The first bytes of every block's shared memory belong to the system since compute capability 8.0; a cubin counts them in
+# the section of each kernel that uses any, though ptxas reports no static shared memory and a launch does not either.
+SYSTEM_SHARED = 1024
 
 
 class CubinError(Exception):

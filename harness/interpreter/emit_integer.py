@@ -160,7 +160,12 @@ def _move(e: Emit, mods: Modifiers, operands: tuple[str, ...]) -> None:
                 e.assign(name, expression)
         return
     if source.startswith("{"):
-        low, high = e.sources(tuple(e.elements(source)), width // 2)
+        parts = e.elements(source)
+        if len(parts) == 4:
+            bytes_of = e.sources(tuple(parts), 16)
+            e.assign(to, " | ".join(f"({part} << {8 * at})" for at, part in enumerate(bytes_of)))
+            return
+        low, high = e.sources(tuple(parts), width // 2)
         e.assign(to, f"pack({low}, {high})" if width == 64 else f"{low} | ({high} << 16)")
         return
     value = e.source(source, width)
@@ -221,6 +226,12 @@ def _convert(e: Emit, mods: Modifiers, operands: tuple[str, ...]) -> None:
     to, source = parts[1], parts[2]
     width, narrow = WIDTH[to], WIDTH[source]
     a = e.source(operands[1], max(narrow, 16))
+    if "s8" in {to, source}:
+        # registers of 16 bits hold them sign-extended
+        if WIDTH[to] > 16 or WIDTH[source] > 32:
+            raise UnsupportedPtxError(f"{mods.op} is not modelled")
+        e.assign(operands[0], f"sign_extend8({a})")
+        return
     if narrow < width:
         if source[0] == "u":
             low = f"{a} & 255" if narrow == 8 else a

@@ -20,7 +20,7 @@ def _load(e: Emit, mods: Modifiers, operands: tuple[str, ...]) -> None:
     count = {"": 1, "v2": 2, "v4": 4, "v8": 8}[mods.take("v2", "v4", "v8")]
     kind = mods.need(*_TYPES)
     mods.done()
-    if kind[0] == "s" and WIDTH[kind] < 32:
+    if kind[0] == "s" and WIDTH[kind] < 32 and (space != "param" or kind != "s8"):
         raise UnsupportedPtxError(f"{mods.op}: sign extension is not modelled")
     size = WIDTH[kind] // 8
     names = e.elements(operands[0])
@@ -32,7 +32,8 @@ def _load(e: Emit, mods: Modifiers, operands: tuple[str, ...]) -> None:
             at = base + offset + number * size
             if at + size > e.kernel.parameter_bytes:
                 raise UnsupportedPtxError(f"{mods.op} {operands[1]} is outside the parameters")
-            e.assign(name, f"int.from_bytes(w.parameters[{at}:{at + size}], 'little')")
+            value = f"int.from_bytes(w.parameters[{at}:{at + size}], 'little')"
+            e.assign(name, f"sign_extend8({value})" if kind == "s8" else value)
         return
     address = e.address(operands[1], 64 if space == "global" else 32)
     call = "w.memory.load" if space == "global" else "w.shared_load"

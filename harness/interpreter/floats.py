@@ -134,7 +134,7 @@ def pair16(high: Lanes, low: Lanes) -> Lanes:
     return (high << 16) | low
 
 
-def _grid(code_bits: int, mantissa: int, bias: int, top: int) -> tuple[Array, Array]:
+def _grid(mantissa: int, bias: int, top: int) -> tuple[Array, Array]:
     """Return the non-negative finite values of a small float format, and the midpoints between neighbours."""
     values = []
     for code in range(top + 1):
@@ -142,15 +142,15 @@ def _grid(code_bits: int, mantissa: int, bias: int, top: int) -> tuple[Array, Ar
         scale = 2.0 ** (max(exponent, 1) - bias)
         values.append(scale * ((exponent > 0) + fraction / (1 << mantissa)))
     grid = np.array(values)
-    del code_bits
     return grid, (grid[:-1] + grid[1:]) / 2
 
 
-_E2M1, _E2M1_MIDDLE = _grid(4, 1, 1, 7)
-_E4M3, _E4M3_MIDDLE = _grid(8, 3, 7, 0x7E)
+_E2M1, _E2M1_MIDDLE = _grid(1, 1, 7)
+_E4M3, _E4M3_MIDDLE = _grid(3, 7, 0x7E)
 
 
 def _encode(x: Lanes, middle: Array, top: int, sign: int, nan: int) -> Array:
+    """Round to a small float by its definition: nearest, to even at a midpoint."""
     value = np.atleast_1d(f32(x)).astype(np.float64)
     size = np.abs(value)
     below, above = np.searchsorted(middle, size, side="left"), np.searchsorted(middle, size, side="right")
@@ -159,24 +159,39 @@ def _encode(x: Lanes, middle: Array, top: int, sign: int, nan: int) -> Array:
     return np.where(np.isnan(value), nan, code).astype(np.uint32)
 
 
+def _table(middle: Array, top: int, sign: int, nan: int) -> Array:
+    """Return codes by the upper 13 bits of a float32 and whether a lower one is set: all that rounding depends on."""
+    index = np.arange(1 << 14, dtype=np.uint32)
+    with np.errstate(invalid="ignore"):  # signalling NaNs among the bit patterns
+        return _encode(index >> np.uint32(1) << np.uint32(19) | index & np.uint32(1), middle, top, sign, nan)
+
+
+_E2M1_TABLE = _table(_E2M1_MIDDLE, 7, 8, 7)
+_E4M3_TABLE = _table(_E4M3_MIDDLE, 0x7E, 0x80, 0x7F)
+
+
+def _look_up(table: Array, x: Lanes) -> Lanes:
+    if isinstance(x, int):
+        return int(table[x >> 19 << 1 | (x & 0x7FFFF != 0)])
+    return table[(x >> np.uint32(19) << np.uint32(1)) | ((x & np.uint32(0x7FFFF)) != 0)]
+
+
 def to_e2m1(x: Lanes) -> Lanes:
     """Return cvt.rn.satfinite.e2m1: 4 bits, nearest even, NaN to +6."""
-    code = _encode(x, _E2M1_MIDDLE, 7, 8, 7)
-    return int(code[0]) if isinstance(x, int) else code
+    return _look_up(_E2M1_TABLE, x)
 
 
 def to_e4m3(x: Lanes) -> Lanes:
     """Return cvt.rn.satfinite.e4m3: 8 bits, nearest even, past 448 saturated, NaN to 0x7F."""
-    code = _encode(x, _E4M3_MIDDLE, 0x7E, 0x80, 0x7F)
-    return int(code[0]) if isinstance(x, int) else code
+    return _look_up(_E4M3_TABLE, x)
+
+
+_E4M3_BITS = raw(np.concatenate([_E4M3, [np.nan], -_E4M3, [np.nan]]).astype(np.float32))
 
 
 def from_e4m3(x: Lanes) -> Lanes:
     """Return e4m3 bits as float32 bits."""
-    code = np.atleast_1d(np.asarray(x, dtype=np.int64)) & 0xFF
-    size = np.where(code & 0x7F == 0x7F, np.nan, _E4M3[np.minimum(code & 0x7F, 0x7E)])
-    bits = raw(np.where(code & 0x80, -size, size).astype(np.float32))
-    return int(bits[0]) if isinstance(x, int) else bits
+    return int(_E4M3_BITS[x & 0xFF]) if isinstance(x, int) else _E4M3_BITS[x & np.uint32(0xFF)]
 
 
 def compare(kind: str, a: Any, b: Any) -> Any:

@@ -44,6 +44,13 @@ def signed16(x: Lanes) -> Lanes:
     return (x << np.uint32(16)).view(np.int32) >> 16
 
 
+def sign_extend8(x: Lanes) -> Lanes:
+    """Return the low 8 bits sign-extended to 16."""
+    if isinstance(x, int):
+        return ((x & 0xFF) ^ 0x80) - 0x80 & M16
+    return ((x & np.uint32(0xFF)) ^ np.uint32(0x80)) - np.uint32(0x80) & np.uint32(M16)
+
+
 def bits32(x: Lanes) -> Lanes:
     """Return a number as 32 bits."""
     if isinstance(x, int):
@@ -166,6 +173,13 @@ def divide(a: Lanes, b: Lanes, width: int, *, is_signed: bool, remainder: bool) 
             return mask  # the ISA leaves it unspecified
         quotient = abs(a) // abs(b) * (1 if (a < 0) == (b < 0) else -1)
         return (a - quotient * b if remainder else quotient) & mask
+    if width == 32:
+        first, second = (lanes(x, np.uint32) for x in (a, b))
+        wide_a, wide_b = ((x.view(np.int32) if is_signed else x).astype(np.int64) for x in (first, second))
+        safe = np.where(wide_b == 0, 1, wide_b)
+        quotient = np.abs(wide_a) // np.abs(safe) * np.sign(wide_a) * np.sign(safe)
+        found = wide_a - quotient * wide_b if remainder else quotient
+        return np.where(wide_b == 0, M32, found & M32).astype(np.uint32)
     return object_map(lambda x, y: divide(x, y, width, is_signed=is_signed, remainder=remainder), a, b, width)
 
 

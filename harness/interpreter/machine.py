@@ -81,10 +81,8 @@ class Cta(CtaUnits):
         self.mbarriers: dict[int, MBarrier] = {}
         self.named: dict[int, NamedBarrier] = {}
         threads = cluster.launch.block[0] * cluster.launch.block[1] * cluster.launch.block[2]
-        if threads % 32:
-            raise ProtocolError(f"a block of {threads} threads, no multiple of 32, is not modelled")
         self.threads = threads
-        self.warps = [Warp(self, number) for number in range(threads // 32)]
+        self.warps = [Warp(self, number, min(threads - 32 * number, 32)) for number in range(-(-threads // 32))]
 
     def barrier(self, number: int, threads: int, warp: Warp, *, waits: bool) -> bool:
         """Arrive at bar.sync or bar.arrive; return whether the warp may go on."""

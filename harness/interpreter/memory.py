@@ -14,7 +14,6 @@ import numpy as np
 from harness.interpreter.errors import MemoryFaultError
 from harness.interpreter.lanes import Array, Lanes, lanes
 
-SHARED_BYTES = 1 << 18  # what a 14-bit descriptor address of 16-byte units can reach
 SHARED_BASE = 1024  # where the dynamic shared memory starts; below lies what the system reserves
 RANK_SHIFT = 24  # the CTA's rank in its cluster, in a shared::cluster address
 SHARED_WINDOW = 1 << 56  # generic addresses of shared memory
@@ -147,8 +146,9 @@ class SharedMemory:
 
     def __init__(self, size: int) -> None:
         self.limit = SHARED_BASE + size
-        self.generic: Array = np.full(SHARED_BYTES, POISON_BYTE, dtype=np.uint8)
-        self.proxy: Array = np.full(SHARED_BYTES, POISON_BYTE, dtype=np.uint8)
+        length = -(-self.limit // 1024) * 1024
+        self.generic: Array = np.full(length, POISON_BYTE, dtype=np.uint8)
+        self.proxy: Array = np.full(length, POISON_BYTE, dtype=np.uint8)
         self.chunks: Array = self.proxy.view(np.uint64).reshape(-1, 2)  # 16 bytes each, what swizzles move
 
     def check(self, low: int, high: int) -> None:

@@ -180,6 +180,7 @@ class _Body:
 
     def _declare(self, kind: str, names: str) -> None:
         width = {"pred": "pred", "f32": "b32", "f64": "b64"}.get(kind, f"b{kind[1:]}")
+        width = "b16" if width == "b8" else width  # inline assembly only; held like 16 bits
         if width not in {"pred", "b16", "b32", "b64"}:
             raise UnsupportedPtxError(f"register type .{kind} is not modelled")
         for name in split_operands(names):

@@ -43,7 +43,7 @@ class Warp:
         result: what the wait that just ended says (the predicate of try_wait).
     """
 
-    def __init__(self, cta: Cta, number: int) -> None:
+    def __init__(self, cta: Cta, number: int, active: int = LANES) -> None:
         self.cta = cta
         self.cluster = cta.cluster
         self.number = number
@@ -67,6 +67,8 @@ class Warp:
         self._unpublished: list[tuple[Array, int]] = []
         self._cluster_phase = 0
         self._special = _special_registers(self)
+        if active < LANES:
+            self._become(LANE_ID < active)
 
     # Running
 
