@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from reports import candidates, environment, errors, failures, gsm8k, known, margins, rules, skips, traps
+from reports import compile as cross_compile
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,6 +34,7 @@ SECTIONS: tuple[Section, ...] = (
     # What is broken comes before what was looked at: a reader has ten seconds.
     Section("errors", "Errors", errors.section),
     Section("gsm8k", "GSM8K", gsm8k.section),
+    Section("compile", "Cross-compilation", cross_compile.section),
     Section("failures", "Failures", failures.section),
     Section("rules", "Rules", rules.section),
     Section("margins", "Error against bound", margins.section),

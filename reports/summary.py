@@ -66,7 +66,7 @@ def reason(record: RunRecord) -> str:
 def _rules(record: RunRecord, words: Counter[Verdict]) -> str:
     """Return how many rule results had each verdict; nothing for a run that was about something else."""
     if not words:
-        return "" if record.gsm8k is not None else "none judged"
+        return "" if record.gsm8k is not None or record.compile is not None else "none judged"
     return ", ".join(f"{count(words[v])} {v}" for v in Verdict if words[v])
 
 

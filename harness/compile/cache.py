@@ -17,7 +17,16 @@ from harness.compile.packages import Packages
 from harness.compile.result import Result, result_from
 
 # What decides a result besides the packages; an edit of the matrix or of the comparison recompiles nothing.
-_OURS = ("kernels.py", "no_gpu.py", "worker.py", "measure.py", "ptx.py", "cubin.py", "result.py", "pool.py")
+_OURS = (
+    "kernels.py",
+    "no_gpu.py",
+    "worker.py",
+    "measure.py",
+    "ptx.py",
+    "cubin.py",
+    "result.py",
+    "switches.py",
+)
 
 
 def default_folder() -> Path:

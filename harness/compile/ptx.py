@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 
-_INSTRUCTION = re.compile(r"\s*(?:@!?%\w+\s+)?([a-z][a-z0-9_]*(?:[.:]+[A-Za-z0-9_]+)*)\s[^;]*;")
+_INSTRUCTION = re.compile(r"\s*(?:@!?%\w+\s+)?([a-z][a-z0-9_]*(?:[.:]+[A-Za-z0-9_]+)*)(?:\s[^;]*)?;")
 _BOUND = re.compile(r"\.(?:reqntid|maxntid)\s+(\d+)(?:\s*,\s*(\d+))?(?:\s*,\s*(\d+))?")
 # The first pattern that matches an opcode names its feature.
 _FEATURES: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
@@ -19,8 +19,8 @@ _FEATURES: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
         ("tcgen05.{op}", r"tcgen05\.(?P<op>\w+)"),
         ("wgmma", r"wgmma\."),
         ("mma.sync", r"mma\.sync"),
-        ("cp.async.bulk.tensor load", r"cp\.async\.bulk\.tensor\.\w+\.shared"),
-        ("cp.async.bulk.tensor store", r"cp\.async\.bulk\.tensor\.\w+\.global"),
+        ("cp.async.bulk.tensor load", r"cp\.async\.bulk\.tensor\..*?shared::\w+\.global"),
+        ("cp.async.bulk.tensor store", r"cp\.async\.bulk\.tensor\..*?global\.shared"),
         ("cp.reduce.async.bulk", r"cp\.reduce\.async\.bulk"),
         ("cp.async.bulk", r"cp\.async\.bulk(?!\.(?:wait|commit))"),
         ("cp.async.bulk groups", r"cp\.async\.bulk\.(?:wait|commit)"),

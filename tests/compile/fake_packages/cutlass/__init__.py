@@ -1,0 +1,1 @@
+from cutlass import cute, utils
