@@ -15,6 +15,11 @@ if TYPE_CHECKING:
 
 Json = dict[str, Any]
 
+# The record leaves out what says nothing.
+_UNSAID: Json = {
+    "case": "", "status": "", "origin": "", "reason": "", "registers": 0, "cpu_seconds": 0.0,
+    "stack_bytes": 0, "spill_bytes": None, "shared_bytes": None, "features": {},
+}  # fmt: skip
 MOST_CHANGES = 200
 MOST_CASES = 1000
 
@@ -37,9 +42,9 @@ def section(record: RunRecord) -> Markup | None:
     found = record.compile
     if not found:
         return None
-    cases = [case for case in _list(found.get("cases")) if isinstance(case, dict)]
+    cases = [{**_UNSAID, **case} for case in _list(found.get("cases")) if isinstance(case, dict)]
     changes = [change for change in _list(found.get("changes")) if isinstance(change, dict)]
-    statuses = Counter(str(case.get("status")) for case in cases)
+    statuses = Counter(str(case["status"]) for case in cases)
     return fill(
         "compile.html.j2",
         found=found,
@@ -57,20 +62,20 @@ def section(record: RunRecord) -> Markup | None:
 def _kernels(cases: list[Json]) -> list[Kernel]:
     groups: dict[str, list[Json]] = {}
     for case in cases:
-        groups.setdefault(str(case.get("case", "")).partition(",")[0], []).append(case)
+        groups.setdefault(str(case["case"]).partition(",")[0], []).append(case)
     return [_kernel(name, group) for name, group in groups.items()]
 
 
 def _kernel(name: str, group: list[Json]) -> Kernel:
-    compiled = [case for case in group if case.get("status") == "compiled"]
-    statuses = Counter(str(case.get("status")) for case in group)
-    seconds = [float(case.get("cpu_seconds", 0)) for case in compiled]
+    compiled = [case for case in group if case["status"] == "compiled"]
+    statuses = Counter(str(case["status"]) for case in group)
+    seconds = [float(case["cpu_seconds"]) for case in compiled]
     return Kernel(
         name,
         ", ".join(f"{count} {status}" for status, count in sorted(statuses.items())),
-        _range([int(case.get("registers", 0)) for case in compiled]),
-        _range([int(case["shared_bytes"]) for case in compiled if case.get("shared_bytes") is not None]),
-        sum(1 for case in compiled if case.get("spill_bytes") or case.get("stack_bytes")),
+        _range([int(case["registers"]) for case in compiled]),
+        _range([int(case["shared_bytes"]) for case in compiled if case["shared_bytes"] is not None]),
+        sum(1 for case in compiled if case["spill_bytes"] or case["stack_bytes"]),
         sum(seconds),
         max(seconds, default=0.0),
     )
@@ -87,8 +92,8 @@ def _features(cases: list[Json]) -> list[tuple[str, int, str]]:
     """Return (feature, cases that use it, their kernels), most used first."""
     users: dict[str, list[str]] = {}
     for case in cases:
-        for feature in case.get("features") or {}:
-            users.setdefault(str(feature), []).append(str(case.get("case", "")).partition("@")[0])
+        for feature in case["features"] or {}:
+            users.setdefault(str(feature), []).append(str(case["case"]).partition("@")[0])
     return [
         (feature, len(names), ", ".join(dict.fromkeys(names)))
         for feature, names in sorted(users.items(), key=lambda item: (-len(item[1]), item[0]))

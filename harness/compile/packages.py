@@ -63,10 +63,10 @@ def _origin(module: str) -> Path | None:
 
 
 def _compiler_distributions() -> list[importlib.metadata.Distribution]:
-    """Return the compiler and the wheels with its libraries, each once."""
-    found = {
-        d.metadata["Name"].lower(): d
-        for d in importlib.metadata.distributions()
-        if (d.metadata["Name"] or "").lower().startswith(_COMPILER)
-    }
+    """Return the compiler and the wheels with its libraries, each once: the one that an import would find."""
+    found: dict[str, importlib.metadata.Distribution] = {}
+    for distribution in importlib.metadata.distributions():
+        name = (distribution.metadata["Name"] or "").lower()
+        if name.startswith(_COMPILER):
+            found.setdefault(name, distribution)
     return [found[name] for name in sorted(found)]

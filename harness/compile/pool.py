@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import queue
 import signal
 import subprocess
 import sys
@@ -73,24 +74,34 @@ class Pool:
         for case in cases:
             waiting.setdefault(case.arch, deque()).append(case)
         with tempfile.TemporaryDirectory(prefix="harness-compile-") as scratch:
-            threads = [
-                threading.Thread(target=self._serve, args=(waiting, Path(scratch), finished), daemon=True)
-                for _ in range(min(self._jobs, len(cases)))
-            ]
+            # Not Thread.join: after an interrupt it takes a thread that still runs for one that has ended.
+            ended: queue.SimpleQueue[None] = queue.SimpleQueue()
+
+            def serve() -> None:
+                self._serve(waiting, Path(scratch), finished)
+                ended.put(None)
+
+            running = min(self._jobs, len(cases))
+            for _ in range(running):
+                threading.Thread(target=serve, daemon=True).start()
             try:
-                for thread in threads:
-                    thread.start()
-                for thread in threads:
-                    thread.join()
+                while running:
+                    ended.get()
+                    running -= 1
             finally:
-                self._stop = True
-                with self._lock:
-                    for worker in self._workers:
-                        worker.kill()
-                for thread in threads:
-                    thread.join()
+                self._halt()
+                while running:
+                    ended.get()
+                    running -= 1
         if self._errors:
             raise self._errors[0]
+
+    def _halt(self) -> None:
+        """Let no further case begin, and end the ones that are being compiled."""
+        with self._lock:
+            self._stop = True
+            for worker in self._workers:
+                worker.kill()
 
     def _serve(
         self, waiting: dict[str, deque[Case]], scratch: Path, finished: Callable[[Case, Result], None]
@@ -104,6 +115,8 @@ class Pool:
                     worker = _Worker(self._command(case.arch), case.arch, scratch, self._keep)
                     with self._lock:
                         self._workers.add(worker)
+                        if self._stop:
+                            break
                     worker.start()
                 result = worker.compile(case, self._timeout)
                 with self._lock:
@@ -113,9 +126,7 @@ class Pool:
             with self._lock:
                 if not self._stop:
                     self._errors.append(error)
-                self._stop = True
-                for other in self._workers:
-                    other.kill()
+            self._halt()
         finally:
             if worker is not None:
                 self._retire(worker)

@@ -4,6 +4,7 @@ import json
 import os
 import sys
 import time
+from pathlib import Path
 
 ARCH, LOG = sys.argv[1:3]
 
@@ -12,7 +13,7 @@ def say(message):
     print(json.dumps(message), flush=True)
 
 
-with open(LOG, "a") as log:
+with Path(LOG).open("a") as log:
     log.write(f"start {ARCH} {os.getpid()}\n")
 mode = os.environ.get("FAKE_START", "")
 if mode == "dies":
@@ -23,7 +24,7 @@ for line in sys.stdin:
     assert f"@{ARCH}," in case, "a case of another architecture"
     assert os.environ["CUTE_DSL_ARCH"] == ARCH
     assert "CUTE_DSL_LINEINFO" not in os.environ
-    with open(LOG, "a") as log:
+    with Path(LOG).open("a") as log:
         log.write(f"case {case}\n")
     if "m=101," in case:
         print("LLVM ERROR", file=sys.stderr, flush=True)
@@ -32,4 +33,12 @@ for line in sys.stdin:
         time.sleep(60)
     if "m=104," in case:
         sys.exit(3)
-    say({"status": "compiled", "registers": 7, "effort": float(os.environ.get("FAKE_EFFORT", "300")), "cpu_seconds": 2.0, "measured": 1})
+    say(
+        {
+            "status": "compiled",
+            "registers": 7,
+            "effort": float(os.environ.get("FAKE_EFFORT", "300")),
+            "cpu_seconds": 2.0,
+            "measured": 1,
+        }
+    )

@@ -96,4 +96,9 @@ def test_a_function_without_ptx_is_an_error(cubin):
         measure(function, "")
     function.__ptx__ = PTX
     result = measure(function, "")
-    assert (result.status, result.shared_bytes, result.spill_bytes, result.threads) == ("compiled", None, None, 256)
+    assert (result.status, result.shared_bytes, result.spill_bytes, result.threads) == (
+        "compiled",
+        None,
+        None,
+        256,
+    )

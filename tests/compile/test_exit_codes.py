@@ -28,7 +28,12 @@ def test_a_baseline_is_written_and_the_next_run_is_compared_with_it_and_comes_ou
     assert first.returncode == 0, first.stderr
     found = {c["case"]: c for c in record.compile["cases"]}
     good, odd = found[GOOD], found[ODD]
-    assert (good["status"], good["registers"], good["threads"], good["shared_bytes"]) == ("compiled", 40, 192, 226_304)
+    assert (good["status"], good["registers"], good["threads"], good["shared_bytes"]) == (
+        "compiled",
+        40,
+        192,
+        226_304,
+    )
     assert good["features"] == {
         "block_scale 16": 1, "cta_group::2": 1, "mbarrier": 1, "tcgen05.mma mxf4nvf4": 1,
     }  # fmt: skip
@@ -40,22 +45,21 @@ def test_a_baseline_is_written_and_the_next_run_is_compared_with_it_and_comes_ou
     assert (second.returncode, record.compile["cached"], record.compile["changes"]) == (0, 2, [])
     assert "flashinfer-python 9.9.0" in second.stdout
 
-    spilling, record = harness_compile(*cases(GOOD, ODD), "--baseline", str(kept), "--fresh", FAKE_SPILLS="16")
+    spilling, record = harness_compile(
+        *cases(GOOD, ODD), "--baseline", str(kept), "--fresh", FAKE_SPILLS="16"
+    )
     assert spilling.returncode == 1
     assert [c["kind"] for c in record.compile["changes"] if c["bad"]] == ["spills"]
     assert "16 bytes of stack, 32 of spill stores and loads" in spilling.stdout
 
-    unchecked, record = harness_compile(*cases(GOOD, ODD), "--baseline", str(kept), "--fresh", FAKE_NO_CHECKS="1")
+    unchecked, record = harness_compile(
+        *cases(GOOD, ODD), "--baseline", str(kept), "--fresh", FAKE_NO_CHECKS="1"
+    )
     (change,) = record.compile["changes"]
     assert (unchecked.returncode, change["case"], change["kind"]) == (0, ODD, "compiles now")
 
-    broken, record = harness_compile(*cases(GOOD, ODD), "--baseline", str(kept), "--fresh", FAKE_FAILS="1")
-    assert broken.returncode == 1
-    assert "NVVM: no such intrinsic" in record.reason
-    assert record.verdict is Verdict.FAIL
 
-
-def test_a_compiler_that_aborts_costs_its_case_and_the_others_are_compiled(harness_compile):
+def test_a_compiler_that_aborts_costs_its_case_and_the_others_are_compiled(harness_compile, tmp_path):
     done, record = harness_compile(*cases(ABORTS, FAILS, GOOD), "--no-baseline")
     assert done.returncode == 1
     found = {c["case"]: c for c in record.compile["cases"]}
@@ -64,9 +68,10 @@ def test_a_compiler_that_aborts_costs_its_case_and_the_others_are_compiled(harne
     }  # fmt: skip
     assert "SIGABRT" in found[ABORTS]["reason"]
     assert "LLVM ERROR: out of ideas" in found[ABORTS]["reason"]
-    assert "Cross-compilation" in (
-        (done.args and record) and open(done.args[done.args.index("--out") + 1] + "/report.html").read()
-    )
+    assert "NVVM: no such intrinsic" in record.reason
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "Cross-compilation" in page
+    assert "out of ideas" in page
 
 
 def test_packages_that_cannot_be_imported_together_are_a_fail(harness_compile):

@@ -12,7 +12,14 @@ from harness.compile.matrix import drawn_shapes, matrix
 from harness.shapes import MODELS
 
 ENTRIES = matrix()
-BITS = {"float4_e2m1fn": 4, "float8_e4m3fn": 8, "float8_e5m2": 8, "float16": 16, "bfloat16": 16, "float32": 32}
+BITS = {
+    "float4_e2m1fn": 4,
+    "float8_e4m3fn": 8,
+    "float8_e5m2": 8,
+    "float16": 16,
+    "bfloat16": 16,
+    "float32": 32,
+}
 
 
 def broken_promises(case):
@@ -28,7 +35,8 @@ def broken_promises(case):
         "256 rows are made by pairs of CTAs": tile[0] == 128 or cluster[0] % 2 == 0,
         "E4M3 scales are for blocks of 16": o["sf"] == "float8_e8m0fnu" or o["vec"] == 16,
         "8-bit operands have blocks of 32": BITS[o["ab"]] == 4 or o["vec"] == 32,
-        "fused combine swaps the operands, on one tile": not o["ranks"] or (o["swap"] == 1 and tile == (128, 128)),
+        "fused combine swaps the operands, on one tile": not o["ranks"]
+        or (o["swap"] == 1 and tile == (128, 128)),
     }
     return [rule for rule, kept in rules.items() if not kept]
 
@@ -53,7 +61,9 @@ def test_both_gemms_of_every_model_are_there_on_every_tile(name):
 @pytest.mark.parametrize("guard", [False, True])
 def test_guards_break_the_contract_and_nothing_else_does(guard):
     found = [e for e in ENTRIES if e.case.kernel == "masked_gemm" and e.guard is guard]
-    wrong = {str(e.case): broken_promises(e.case) for e in found if bool(broken_promises(e.case)) is not guard}
+    wrong = {
+        str(e.case): broken_promises(e.case) for e in found if bool(broken_promises(e.case)) is not guard
+    }
     assert found
     assert wrong == {}
 

@@ -41,10 +41,16 @@ def starts(log):
 
 def alive(log):
     pids = [int(line.split()[2]) for line in log.read_text().splitlines() if line.startswith("start")]
-    return [pid for pid in pids if Path(f"/proc/{pid}").exists() and "fake_worker" in Path(f"/proc/{pid}/cmdline").read_text()]
+    return [
+        pid
+        for pid in pids
+        if Path(f"/proc/{pid}").exists() and "fake_worker" in Path(f"/proc/{pid}/cmdline").read_text()
+    ]
 
 
-def test_every_case_of_both_architectures_gets_its_result_and_workers_are_reused(pool, log, case, monkeypatch):
+def test_every_case_of_both_architectures_gets_its_result_and_workers_are_reused(
+    pool, log, case, monkeypatch
+):
     monkeypatch.setenv("CUTE_DSL_LINEINFO", "1")  # a switch of the user's shell does not reach the compiler
     cases = [case(arch=arch, n=8 * n) for n in range(1, 16) for arch in ("sm_100a", "sm_103a")]
     results = run(pool(), cases)
@@ -81,7 +87,9 @@ def test_a_case_that_hangs_is_ended_after_its_time(pool, log, case):
         ("dies", False, "died at its start: no space left on device"),
     ],
 )
-def test_a_worker_that_cannot_start_ends_the_run_with_its_reason(pool, log, case, monkeypatch, mode, ours, words):
+def test_a_worker_that_cannot_start_ends_the_run_with_its_reason(
+    pool, log, case, monkeypatch, mode, ours, words
+):
     monkeypatch.setenv("FAKE_START", mode)
     with pytest.raises(StartError, match=words) as caught:
         run(pool(), [case(m=m) for m in range(1, 9)])

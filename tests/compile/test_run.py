@@ -36,14 +36,22 @@ class FakePool:
 def request_for(tmp_path):
     def make(entries, baseline=None, **options):
         return CompileRequest(
-            entries, jobs=1, timeout=1.0, cache=tmp_path / "cache", baseline=baseline, baseline_name="b.json", **options
+            entries,
+            jobs=1,
+            timeout=1.0,
+            cache=tmp_path / "cache",
+            baseline=baseline,
+            baseline_name="b.json",
+            **options,
         )
 
     return make
 
 
 def before(entries_and_results):
-    return Baseline({"flashinfer-python": "9.8"}, "2025-01-02", {str(e.case): r for e, r in entries_and_results})
+    return Baseline(
+        {"flashinfer-python": "9.8"}, "2025-01-02", {str(e.case): r for e, r in entries_and_results}
+    )
 
 
 def test_a_second_run_compiles_nothing(request_for, entry, compiled, find):
@@ -65,12 +73,16 @@ def test_a_second_run_compiles_nothing(request_for, entry, compiled, find):
 def test_what_seems_slower_is_measured_again_and_the_best_counts(request_for, entry, compiled, find):
     noisy, slow, fine = entry(m=1), entry(m=2), entry(m=3)
     seems = compiled(cpu_seconds=3.0, effort=900.0)
-    pool = FakePool({noisy.case: [seems, compiled(effort=310.0)], slow.case: [seems], fine.case: [compiled()]})
+    pool = FakePool(
+        {noisy.case: [seems, compiled(effort=310.0)], slow.case: [seems], fine.case: [compiled()]}
+    )
     baseline = before([(e, compiled()) for e in (noisy, slow, fine)])
     outcome = run_compile(request_for([noisy, slow, fine], baseline), Progress(), find, pool)
     assert [pool.compiled.count(e.case) for e in (noisy, slow, fine)] == [2, MEASURED_AGAIN, 1]
     assert outcome.verdict is Verdict.FAIL
-    assert [(c["case"], c["kind"]) for c in outcome.stage["changes"] if c["bad"]] == [(str(slow.case), "slower")]
+    assert [(c["case"], c["kind"]) for c in outcome.stage["changes"] if c["bad"]] == [
+        (str(slow.case), "slower")
+    ]
     assert outcome.results[noisy].effort == 310.0
     # The cache has the measurements of all tries: the next run needs none.
     again = run_compile(request_for([noisy, slow, fine], baseline), Progress(), find, pool)
@@ -81,22 +93,33 @@ def test_what_seems_slower_is_measured_again_and_the_best_counts(request_for, en
 def test_nothing_to_compile_with_is_unknown(request_for, entry, find):
     missing = lambda: (unsupported("flashinfer-python is not installed"), find()[1])  # noqa: E731
     outcome = run_compile(request_for([entry()]), Progress(), missing, FakePool({}))
-    assert (outcome.verdict, outcome.reason) == (Verdict.UNKNOWN, "nothing was compiled: flashinfer-python is not installed")
+    assert (outcome.verdict, outcome.reason) == (
+        Verdict.UNKNOWN,
+        "nothing was compiled: flashinfer-python is not installed",
+    )
     assert run_compile(request_for([]), Progress(), find, FakePool({})).verdict is Verdict.UNKNOWN
 
 
 def test_everything_broken_as_before_is_unknown_not_pass(request_for, entry, find):
     failed = Result("failed", "no")
     outcome = run_compile(
-        request_for([entry()], before([(entry(), failed)])), Progress(), find, FakePool({entry().case: [failed]})
+        request_for([entry()], before([(entry(), failed)])),
+        Progress(),
+        find,
+        FakePool({entry().case: [failed]}),
     )
-    assert (outcome.verdict, outcome.reason) == (Verdict.UNKNOWN, "nothing compiled, as in the baseline (1 failed)")
+    assert (outcome.verdict, outcome.reason) == (
+        Verdict.UNKNOWN,
+        "nothing compiled, as in the baseline (1 failed)",
+    )
 
 
 @pytest.mark.parametrize(("ours", "verdict"), [(True, Verdict.UNKNOWN), (False, Verdict.FAIL)])
 def test_workers_that_cannot_start(request_for, entry, find, ours, verdict):
     error = StartError("ImportError: no", ours=ours)
-    outcome = run_compile(request_for([entry()]), Progress(), find, FakePool({entry().case: [Result("failed")]}, error))
+    outcome = run_compile(
+        request_for([entry()]), Progress(), find, FakePool({entry().case: [Result("failed")]}, error)
+    )
     assert outcome.verdict is verdict
     assert outcome.reason == "flashinfer-python 9.9.0, nvidia-cutlass-dsl 9.8.0: ImportError: no"
 

@@ -4,7 +4,6 @@ import os
 import time
 
 import torch
-
 from cutlass import cute
 
 ABORTS, HANGS, FAILS = 101, 102, 103
@@ -28,10 +27,7 @@ def grouped_gemm_nt_masked(lhs, rhs, out, masked_m, *, ab_dtype, sf_dtype, c_dty
     kernel = {"shared": int(os.environ.get("FAKE_SHARED", "226304"))}
     if m == ABORTS:
         kernel["abort"] = True
-    if m == FAILS or os.environ.get("FAKE_FAILS"):
+    if m == FAILS:
         kernel["error"] = "NVVM: no such intrinsic"
     function = cute.compile(kernel, a, options="--opt")
-    try:
-        function()  # never reached: nothing may be launched
-    except Exception:
-        raise SystemExit("the kernel was launched") from None
+    raise SystemExit(f"{function} was returned: it would be launched next")
