@@ -18,6 +18,7 @@ COMMANDS = {
     "mutants": "plant every known fault and see which rule kills it",
     "diagnose": "name the known fault that explains a failure",
     "compile": "cross-compile the CuTe DSL kernels for Blackwell, without one",
+    "races": "run the interpreted kernel under many schedules, intact and with planted mistakes",
     "list": "list candidates, rules, profiles, traps and shapes",
     "doctor": "say what can run on this machine, and why the rest cannot",
     "report": "draw the HTML report of a record again",

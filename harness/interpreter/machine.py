@@ -181,7 +181,8 @@ class Cluster:
         while True:
             operations = self._eligible()
             if self.ready or operations:
-                who, number = self.schedule.turn(len(self.ready), len(operations))
+                names = [operation.name for operation in operations] if self.schedule.drawn else ("",) * len(operations)
+                who, number = self.schedule.turn(len(self.ready), names)
                 if who == "unit":
                     self._perform(operations[number])
                 else:
