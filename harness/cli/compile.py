@@ -96,6 +96,12 @@ def compile_command(
     if baseline is not None and no_baseline:
         raise UsageError("--baseline and --no-baseline exclude each other")
     entries = select(architectures, kernels, origins, cases)
+    whole = not (architectures or kernels or origins or cases)
+    if write_baseline is not None and write_baseline.exists() and not whole:
+        raise UsageError(
+            f"--write-baseline: a part of the matrix would take the place of all of {write_baseline}; "
+            "leave the selection out, or write to a new file"
+        )
     if only_list:
         for entry in entries:
             click.echo(f"{entry.case}  ({entry.origin})")
@@ -113,7 +119,7 @@ def compile_command(
         baseline_name=str(baseline) if baseline else "the shipped baseline",
         keep=None if keep is None else prepare_folder(keep, "--keep").resolve(),
         fresh=fresh,
-        whole=not (architectures or kernels or origins or cases),
+        whole=whole,
     )
     started = time.monotonic()
     outcome = run_compile(request, TerminalProgress())

@@ -144,19 +144,16 @@ def _compare_compiled(now: Result, before: Result, add: Any) -> None:
             f"{now.cpu_seconds:.1f} s of CPU time, {now.effort / before.effort:.1f} times the effort before",
             bad=True,
         )
-    for kind, value, earlier in (
+    for kind, value, was in (
         ("registers", now.registers, before.registers),
         ("threads", now.threads, before.threads),
         ("shared memory", now.shared_bytes, before.shared_bytes),
     ):
-        if value != earlier:
-            add(kind, f"{value}, were {earlier}")
+        if value != was:
+            add(kind, f"{value}, were {was}")
     if abs(now.code_bytes - before.code_bytes) > before.code_bytes / 4:
         add("code", f"{now.code_bytes} bytes, were {before.code_bytes}")
-    gained, lost = (
-        sorted(set(now.features) - set(before.features)),
-        sorted(set(before.features) - set(now.features)),
-    )
+    gained = ", ".join(sorted(set(now.features) - set(before.features)))
+    lost = ", ".join(sorted(set(before.features) - set(now.features)))
     if gained or lost:
-        words = [f"uses {', '.join(gained)}"] * bool(gained) + [f"no longer {', '.join(lost)}"] * bool(lost)
-        add("features", "; ".join(words))
+        add("features", "; ".join([f"uses {gained}"] * bool(gained) + [f"no longer {lost}"] * bool(lost)))

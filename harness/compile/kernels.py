@@ -77,10 +77,8 @@ def _masked_gemm(o: dict[str, Any], tensor: Callable[..., Any]) -> None:
 
 
 def _nvfp4_quantize(o: dict[str, Any], tensor: Callable[..., Any]) -> None:
-    import flashinfer
-
     _arithmetic(o)
-    flashinfer.nvfp4_quantize(
+    _flashinfer().nvfp4_quantize(
         tensor(ROWS, o["k"], dtype=o["dtype"]),
         tensor(1, dtype="float32"),
         sfLayout=_layout(o),
@@ -91,10 +89,8 @@ def _nvfp4_quantize(o: dict[str, Any], tensor: Callable[..., Any]) -> None:
 
 def _silu_mul_quantize(o: dict[str, Any], tensor: Callable[..., Any]) -> None:
     """Input [gate, up], twice k wide."""
-    import flashinfer
-
     _arithmetic(o)
-    flashinfer.silu_and_mul_nvfp4_quantize(
+    _flashinfer().silu_and_mul_nvfp4_quantize(
         tensor(ROWS, 2 * o["k"], dtype=o["dtype"]),
         tensor(1, dtype="float32"),
         is_sf_swizzled_layout=o["layout"] != "linear",
@@ -103,23 +99,26 @@ def _silu_mul_quantize(o: dict[str, Any], tensor: Callable[..., Any]) -> None:
 
 
 def _mxfp4_quantize(o: dict[str, Any], tensor: Callable[..., Any]) -> None:
-    import flashinfer
-
-    flashinfer.mxfp4_quantize(tensor(ROWS, o["k"], dtype=o["dtype"]), backend="cute-dsl", sfLayout=_layout(o))
+    _flashinfer().mxfp4_quantize(
+        tensor(ROWS, o["k"], dtype=o["dtype"]), backend="cute-dsl", sfLayout=_layout(o)
+    )
 
 
 def _mxfp8_quantize(o: dict[str, Any], tensor: Callable[..., Any]) -> None:
-    import flashinfer
-
-    flashinfer.mxfp8_quantize(
+    _flashinfer().mxfp8_quantize(
         tensor(ROWS, o["k"], dtype=o["dtype"]), backend="cute-dsl", sf_swizzle_layout=_layout(o)
     )
 
 
-def _layout(o: dict[str, Any]) -> Any:
-    from flashinfer import SfLayout
+def _flashinfer() -> Any:
+    """Return the package; what it exports lazily is unknown to a type checker."""
+    import flashinfer
 
-    return getattr(SfLayout, f"layout_{o['layout']}")
+    return flashinfer
+
+
+def _layout(o: dict[str, Any]) -> Any:
+    return getattr(_flashinfer().SfLayout, f"layout_{o['layout']}")
 
 
 def _arithmetic(o: dict[str, Any]) -> None:

@@ -86,7 +86,7 @@ def pretend(arch: str) -> Compiler:
     # The one attribute that the compiler asks of a device: shared memory per multiprocessor.
     _replace(_get(dsl, "cuda_helpers"), "get_device_attribute", lambda _attribute, *_rest: SHARED_PER_SM)
     compiler = Compiler(_get(cutlass, "cute.compile"))
-    cutlass.cute.compile = compiler
+    _replace(cutlass.cute, "compile", compiler)
     return compiler
 
 
@@ -98,11 +98,11 @@ def tensor_maker() -> Callable[..., Any]:
         """A tensor with a shape, strides, a type and no memory."""
 
         @property
-        def device(self) -> torch.device:
+        def device(self) -> torch.device:  # type: ignore[override]
             return torch.device("cuda", 0)
 
         @property
-        def is_cuda(self) -> bool:
+        def is_cuda(self) -> bool:  # type: ignore[override]
             return True
 
         def data_ptr(self) -> int:

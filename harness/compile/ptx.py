@@ -49,7 +49,7 @@ _FEATURES: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
 )
 # Qualifiers that matter whatever instruction carries them.
 _QUALIFIERS = {
-    "multicast::cluster": "TMA multicast",
+    "multicast::cluster": "multicast::cluster",
     "cta_group::2": "cta_group::2",
     "scale_vec::1X": "block_scale 32",
     "block32": "block_scale 32",

@@ -41,7 +41,7 @@ $L__BB0_1: // tcgen05.mma in a comment is none
 
 def test_features_are_counted_by_instruction_and_by_qualifier():
     assert count_features(PTX) == {
-        "TMA multicast": 1, "block_scale 32": 1, "cp.async.bulk groups": 1, "cp.async.bulk.tensor load": 2,
+        "multicast::cluster": 1, "block_scale 32": 1, "cp.async.bulk groups": 1, "cp.async.bulk.tensor load": 2,
         "cp.async.bulk.tensor store": 1, "cta_group::2": 2, "cvt e2m1": 1, "elect.sync": 1, "local memory": 1,
         "mbarrier": 1, "tcgen05.ld": 1, "tcgen05.mma mxf8f6f4": 1,
     }  # fmt: skip

@@ -100,6 +100,10 @@ def test_missing_packages_are_unknown_with_the_reason_and_the_remedy(harness_com
         (["--timeout", "nan"], "--timeout must be positive"),
         (["--baseline", "a", "--no-baseline"], "exclude each other"),
         (["--baseline", "nowhere.json"], "cannot be read"),
+        (
+            ["--arch", "sm_100a", "--write-baseline", "/dev/null"],
+            "a part of the matrix would take the place of all",
+        ),
     ],
 )
 def test_bad_usage_is_64_and_says_what_is_expected(capsys, arguments, words):
