@@ -143,10 +143,10 @@ def _check_rank(mods: Modifiers, at: str, rank: int) -> None:
 
 @emits("tcgen05")
 def _tensor(e: Emit, mods: Modifiers, operands: tuple[str, ...]) -> None:
-    how = mods.need("alloc", "dealloc", "relinquish_alloc_permit", "cp", "mma", "commit", "ld", "wait", "fence::before_thread_sync", "fence::after_thread_sync")  # fmt: skip
-    if how.startswith("fence") or how == "wait":
+    how = mods.need("alloc", "dealloc", "relinquish_alloc_permit", "cp", "mma", "commit", "ld", "wait::ld", "wait::st", "fence::before_thread_sync", "fence::after_thread_sync")  # fmt: skip
+    if how.startswith(("fence", "wait")):
         # tcgen05.ld and st complete at once here; commit and mbarriers order the rest
-        mods.drop("wait", "sync", "aligned", "ld", "st")
+        mods.drop("sync", "aligned")
         mods.done()
         return
     if how == "ld":

@@ -105,7 +105,7 @@ def _single(ptx: str) -> Iterator[Mutation]:
          r"(mov\.pred\s+%p\d+, )-1(;\s+tcgen05\.mma)", lambda m: f"{m[1]}0{m[2]}"),
         ("scales-swapped", "scales of A and B change places",
          r"(tcgen05\.mma[^;]*)(\[%r\d+\]), (\[%r\d+\]), (%p\d+;)", lambda m: f"{m[1]}{m[3]}, {m[2]}, {m[4]}"),
-        ("swizzle-store", "one bit of the epilogue's swizzle is lost", r"(and\.b32\s+%r\d+, %r\d+, )48(;\s+xor)",
+        ("swizzle-store", "one bit of the epilogue's swizzle is lost", r"(and\.b32\s+%r\d+, %r\d+, )(?:48|112)(;\s+xor)",
          lambda m: f"{m[1]}16{m[2]}"),
         ("group-stride", "rows of an operand are read 64 bytes too close, 8 at a time",
          r"4611756662049538048", lambda _: str(4611756662049538048 - (4 << 32))),
@@ -149,13 +149,12 @@ def _alpha(ptx: str) -> Iterator[Mutation]:
 
 
 def _short_loop(ptx: str) -> Iterator[Mutation]:
-    """The loop over k tiles around the MMAs ends one tile early."""
-    last = ptx.rfind("tcgen05.mma")
-    if place := re.compile(r"setp\.(?:ne|eq)\.b32\s+%p\d+, %r\d+, (\d+);\s+@%p\d+ bra").search(ptx, last):
-        start, end = place.span(1)
-        count = int(place[1])
-        if count > 2:
-            yield Mutation("k-short", "the MMA loop stops one k tile early", _replacing(start, end, str(count - 1)))
+    """The producer's loop over k tiles ends one tile early (the loop around the MMAs is unrolled)."""
+    last = ptx.rfind("cp.async.bulk.tensor.3d.shared")
+    loop = re.compile(r"add\.s32\s+(%r\d+), \1, 1;[\s\S]{0,400}?setp\.(?:ne|eq|lt)\.[bs]32\s+%p\d+, \1, (\d+);\s+@%p\d+ bra")
+    if place := loop.search(ptx, max(last - 6000, 0)):
+        start, end = place.span(2)
+        yield Mutation("k-short", "the loop over k stops one tile early", _replacing(start, end, str(int(place[2]) - 1)))
 
 
 def _in_loop(ptx: str, at: int) -> bool:
