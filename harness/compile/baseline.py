@@ -27,7 +27,7 @@ class Change:
     """One difference of one case. `bad`: it makes the run a FAIL.
 
     `kind` is one of: broken (does not compile), guard lost (compiles what it must refuse), spills, slower, shared memory
-    (more than a block may have), compiles now, refused now, reason, registers, threads, code, features, new, gone.
+    (more than a block may have), compiles now, refused now, still broken, reason, registers, threads, code, features, new, gone.
     """
 
     case: str
@@ -115,8 +115,10 @@ def compare(entry: Entry, now: Result, before: Result | None) -> list[Change]:
         _compare_status(entry, now, before, add)
     elif now.status == "compiled":
         _compare_compiled(now, before, add)
+    elif now.status in ERRORS:
+        add("still broken", f"{now.status}: {now.reason}")
     elif now.reason != before.reason:
-        add("reason", f"{now.status} for another reason: {now.reason} (was: {before.reason})")
+        add("reason", f"refused for another reason: {now.reason} (was: {before.reason})")
     return found
 
 

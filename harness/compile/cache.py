@@ -64,8 +64,8 @@ class Cache:
             return None
 
     def put(self, case: Case, result: Result) -> None:
-        """Store a result so that a reader never sees half of it. An error is not stored: it may not come again."""
-        if self._folder is None or result.status not in {"compiled", "refused"}:
+        """Store a result so that a reader never sees half of it. What may not come again is not stored."""
+        if self._folder is None or result.status in {"crashed", "timeout"}:
             return
         try:
             self._folder.mkdir(parents=True, exist_ok=True)

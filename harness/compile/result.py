@@ -6,7 +6,8 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 # compiled: PTX and machine code came out. refused: FlashInfer said no before compiling, with a reason. failed: an error,
-# in the compiler or on the way to it. crashed, timeout: the compiler took its process down, or did not end.
+# in the compiler or on the way to it. crashed, timeout: the compiler took its process down, ran out of memory or disk, or
+# did not end; these may not come again.
 STATUSES = ("compiled", "refused", "failed", "crashed", "timeout")
 
 

@@ -204,7 +204,7 @@ def conclude(request: CompileRequest, outcome: Outcome, changes: list[Change]) -
         if request.baseline is not None
         else "compared with nothing"
     )
-    notes = f"; {other} harmless differences" if other else ""
+    notes = f"; {other} lines above are no failures" if other else ""
     return Verdict.PASS, f"{counts}, {against}{notes}"
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import linecache
 import os
+import re
 import sys
 import time
 import traceback
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 _REFUSALS = (ValueError, TypeError, NotImplementedError, AssertionError)
 _LONGEST_REASON = 400
+_COLOUR = re.compile(r"\x1b\[\d*m")
+_PATH = re.compile(r"(?<![\w.])/(?:[\w.+-]+/)+")
 
 
 def main() -> int:
@@ -81,6 +84,8 @@ def compile_case(
     started, cpu = time.monotonic(), time.process_time()
     try:
         function, report = compile_call(compiler, lambda: call_kernel(case, tensor))
+    except (OSError, MemoryError) as error:  # no disk, no memory: of this machine now, not of the kernel
+        return Result("crashed", reason=_reason(error))
     except Exception as error:  # noqa: BLE001 - judged below
         refused = not compiler.entered and is_refusal(error)
         return Result("refused" if refused else "failed", reason=_reason(error))
@@ -131,7 +136,15 @@ def yardstick_seconds() -> float:
 
 
 def _reason(error: BaseException) -> str:
-    text = " ".join(str(error).split())
+    """Return the name of an error and what it says, without the paths of this machine.
+
+    Of the compiler's long reports only what ptxas or NVVM said; for an assertion without words, the assertion.
+    """
+    text = getattr(error, "ptxas_error", "") or getattr(error, "nvvm_error", "") or str(error)
+    frames = traceback.extract_tb(error.__traceback__)
+    if not text and frames:
+        text = linecache.getline(frames[-1].filename, frames[-1].lineno or 0)
+    text = _PATH.sub("", _COLOUR.sub("", " ".join(text.split())))
     name = type(error).__name__
     return (f"{name}: {text}" if text else name)[:_LONGEST_REASON]
 

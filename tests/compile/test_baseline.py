@@ -19,6 +19,8 @@ from harness.compile.case import parse_case
 from harness.compile.result import Result
 from harness.verdict import UsageError
 
+# Does not compile in flashinfer-python 0.7.2.post1: docs/compile.md, "Found".
+BROKEN = {"moe_gemm2@*,out=float16"}
 REFUSED = Result("refused", "ValueError: no")
 FAILED = Result("failed", "RuntimeError: no")
 
@@ -31,7 +33,11 @@ def test_the_same_result_is_no_change(entry, compiled):
     assert compare(entry(), compiled(), compiled()) == []
     assert compare(entry(), compiled(seconds=9.0, ptx_digest="cd", ptx_lines=7), compiled()) == []
     assert compare(entry(guard=True), REFUSED, REFUSED) == []
-    assert compare(entry(), FAILED, FAILED) == []
+    assert compare(entry(guard=True), REFUSED, compiled()) != []
+
+
+def test_what_was_broken_and_still_is_is_listed_and_no_news(entry):
+    assert kinds(compare(entry(), FAILED, FAILED)) == [("still broken", False)]
 
 
 @pytest.mark.parametrize("now", [FAILED, Result("crashed", "SIGABRT"), Result("timeout", "300 s")])
@@ -124,9 +130,13 @@ def test_the_shipped_baseline_covers_the_matrix_and_has_nothing_broken():
 
     shipped = load_baseline(SHIPPED)
     assert {"flashinfer-python", "nvidia-cutlass-dsl"} <= set(shipped.versions)
+    assert "/" not in "".join(r.reason for r in shipped.results.values() if "input" not in r.reason)
     entries = {str(e.case): e for e in matrix()}
     assert set(shipped.results) == set(entries)
     for name, result in shipped.results.items():
         assert parse_case(name)
-        assert result.status == ("refused" if entries[name].guard else "compiled"), f"{name}: {result}"
+        if entries[name].case.shape in BROKEN:
+            assert result.status == "failed"
+        else:
+            assert result.status == ("refused" if entries[name].guard else "compiled"), f"{name}: {result}"
     assert json.loads(SHIPPED.read_text())["made"]

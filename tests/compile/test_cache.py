@@ -21,13 +21,14 @@ def test_a_result_is_found_again_by_case_and_packages(tmp_path, case, compiled, 
         assert Cache(tmp_path / "deep" / "cache", other).get(case()) is None
 
 
-def test_errors_are_not_kept_and_refusals_are(tmp_path, case, packages):
+def test_what_may_not_come_again_is_not_kept(tmp_path, case, packages):
     cache = Cache(tmp_path, packages)
-    for status in ("failed", "crashed", "timeout"):
+    for status in ("crashed", "timeout"):
         cache.put(case(), Result(status, "x"))
     assert list(tmp_path.iterdir()) == []
-    cache.put(case(), Result("refused", "x"))
-    assert cache.get(case()) == Result("refused", "x")
+    for status in ("refused", "failed"):
+        cache.put(case(), Result(status, "x"))
+        assert cache.get(case()) == Result(status, "x")
 
 
 def test_damaged_files_and_unwritable_folders_cost_no_run(tmp_path, case, compiled, packages):
