@@ -26,6 +26,7 @@ _CLUSTERS = (
 _MASKED = {"l": 8, "m": 256, "n": 1024, "k": 2048}
 # Options of the masked GEMM around its default, NVFP4 to bfloat16 with alpha.
 _VARIANTS: tuple[dict[str, int | str], ...] = (
+    {},
     {"out": "float16"},
     {"out": "float32"},
     {"out": "float8_e4m3fn"},

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.flashinfer
 SHAPE = "l=8,m=256,n=1024,k=2048"
 CASES = [
     f"masked_gemm@sm_100a,{SHAPE}",
-    f"masked_gemm@sm_103a,{SHAPE},tile=256x256,cluster=2x1,out=float32",
+    f"masked_gemm@sm_103a,{SHAPE},out=float32,tile=256x256,cluster=2x1",
     f"masked_gemm@sm_100a,{SHAPE},swap=1,ranks=4",
     "nvfp4_quantize@sm_100a,k=7168",
     "silu_mul_quantize@sm_103a,k=2048",
