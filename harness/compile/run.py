@@ -198,14 +198,14 @@ def conclude(request: CompileRequest, outcome: Outcome, changes: list[Change]) -
         return Verdict.UNKNOWN, f"interrupted after {done} cases ({counts or 'none'})"
     if not statuses["compiled"] and not statuses["refused"]:
         return Verdict.UNKNOWN, f"nothing compiled, as in the baseline ({counts})"
-    other = len(changes)
+    kinds = Counter(change.kind for change in changes)
+    noted = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
     against = (
         f"as in {request.baseline_name} ({_versions_text(request.baseline.versions)})"
         if request.baseline is not None
         else "compared with nothing"
     )
-    notes = f"; {other} lines above are no failures" if other else ""
-    return Verdict.PASS, f"{counts}, {against}{notes}"
+    return Verdict.PASS, f"{counts}, {against}" + (f"; noted: {noted}" if noted else "")
 
 
 def _stage(request: CompileRequest, outcome: Outcome, changes: list[Change]) -> dict[str, Any]:
