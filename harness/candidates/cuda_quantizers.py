@@ -40,15 +40,29 @@ _STUBS = {
     + ", ".join(
         f"CUBLAS_STATUS_{name}"
         for name in (
-            "SUCCESS", "NOT_INITIALIZED", "ALLOC_FAILED", "INVALID_VALUE", "ARCH_MISMATCH", "MAPPING_ERROR",
-            "EXECUTION_FAILED", "INTERNAL_ERROR", "NOT_SUPPORTED", "LICENSE_ERROR",
-        )  # fmt: skip
+            "SUCCESS",
+            "NOT_INITIALIZED",
+            "ALLOC_FAILED",
+            "INVALID_VALUE",
+            "ARCH_MISMATCH",
+            "MAPPING_ERROR",
+            "EXECUTION_FAILED",
+            "INTERNAL_ERROR",
+            "NOT_SUPPORTED",
+            "LICENSE_ERROR",
+        )
     )
     + " };\n",
     "cublasLt.h": '#include "cublas_v2.h"\n',
     "curand_kernel.h": "#pragma once\n",
 }
-_DEFINES = ("-DENABLE_BF16", "-DENABLE_FP8", "-DENABLE_FP4", "-DFLASHINFER_ENABLE_FP8_E8M0", "-DFLASHINFER_ENABLE_FP4_E2M1")
+_DEFINES = (
+    "-DENABLE_BF16",
+    "-DENABLE_FP8",
+    "-DENABLE_FP4",
+    "-DFLASHINFER_ENABLE_FP8_E8M0",
+    "-DFLASHINFER_ENABLE_FP4_E2M1",
+)
 
 
 def nvcc() -> str:
@@ -78,8 +92,14 @@ def quantizer_ptx() -> str:
     """
     compiler = nvcc()
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout  # noqa: S603
-    key = hashlib.sha256("|".join((_SOURCE, version, installed_version("flashinfer-python"))).encode()).hexdigest()[:16]
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "fp4-moe-harness" / f"quantizers-{key}.ptx"
+    key = hashlib.sha256(
+        "|".join((_SOURCE, version, installed_version("flashinfer-python"))).encode()
+    ).hexdigest()[:16]
+    cache = (
+        Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+        / "fp4-moe-harness"
+        / f"quantizers-{key}.ptx"
+    )
     if cache.exists():
         return cache.read_text(encoding="utf-8")
     import flashinfer
@@ -154,7 +174,9 @@ def grouped_quantize(
     experts, rows, width = x.shape
     k = width // 2 if silu_mul else width
     if k % 16 or x.dtype not in {torch.bfloat16, torch.float16} or global_scale_enc.dtype != torch.float32:
-        raise ValueError(f"k must be a multiple of 16, x bfloat16 or float16, scales float32; got k={k}, {x.dtype}, {global_scale_enc.dtype}")
+        raise ValueError(
+            f"k must be a multiple of 16, x bfloat16 or float16, scales float32; got k={k}, {x.dtype}, {global_scale_enc.dtype}"
+        )
     padded_rows, padded_columns = padded_extents(rows, k // 16, "128x4")
     packed = unwritten((experts, rows, k // 2), torch.uint8)
     swizzled = unwritten((experts, padded_rows, padded_columns), torch.uint8)
@@ -167,7 +189,9 @@ def grouped_quantize(
     program = _program(str(x.dtype).removeprefix("torch."), exact)
     grid, block = _launch_shape(experts * rows, k, experts)
     pointers = (x, global_scale_enc, packed, swizzled, masked_m)
-    parameters = struct.pack("<ii5QB3xi", experts * rows, k, *(t.data_ptr() for t in pointers), silu_mul, experts)
+    parameters = struct.pack(
+        "<ii5QB3xi", experts * rows, k, *(t.data_ptr() for t in pointers), silu_mul, experts
+    )
     run_launch(Launch(program, memory, (grid, 1, 1), (block, 1, 1), (1, 1, 1), 0, parameters), late())
     return packed.permute(1, 2, 0), physical.as_mma(swizzled)
 

@@ -9,10 +9,12 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib.util
+import sys
+import warnings
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from harness.candidates.cutedsl_support import function_support, installed_version
+from harness.candidates.cutedsl_support import function_support, import_quietly, installed_version, load
 from harness.support import Support, supported, unsupported
 
 if TYPE_CHECKING:
@@ -33,9 +35,15 @@ def cpu_support(name: str) -> Support:
     Args:
         name: the candidate's name, for the reason.
     """
-    for distribution, module in (("flashinfer-python", "flashinfer"), ("nvidia-cutlass-dsl", "cutlass"), ("numpy", "numpy")):
+    for distribution, module in (
+        ("flashinfer-python", "flashinfer"),
+        ("nvidia-cutlass-dsl", "cutlass"),
+        ("numpy", "numpy"),
+    ):
         if importlib.util.find_spec(module) is None:
-            return unsupported(f"{name} needs {distribution}, which is not installed; run: pip install '.[cutedsl]'")
+            return unsupported(
+                f"{name} needs {distribution}, which is not installed; run: pip install '.[cutedsl]'"
+            )
     found = (installed_version("flashinfer-python"), installed_version("nvidia-cutlass-dsl"))
     if found not in VERSIONS:
         known = "; ".join(f"flashinfer-python {a} with nvidia-cutlass-dsl {b}" for a, b in VERSIONS)
@@ -97,8 +105,7 @@ def gemm(
     Raises:
         InterpreterError: the kernel did something wrong, or something that is not modelled.
     """
-    from flashinfer.gemm import grouped_gemm_nt_masked
-
+    grouped_gemm_nt_masked = load("grouped_gemm_nt_masked")
     named = {"a": lhs[0], "a_scale": lhs[1], "b": rhs[0], "b_scale": rhs[1], "masked_m": masked_m}
     arguments: dict[str, Any] = {
         "ab_dtype": "float4_e2m1fn",
@@ -114,7 +121,8 @@ def gemm(
         named_out = {"out": out, "dst_signals": options["dst_signals"]}
     else:
         named_out = {"out": out}
-    with on_cpu(named, named_out, schedule=schedule):
+    with on_cpu(named, named_out, schedule=schedule), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the package about itself, while it compiles
         grouped_gemm_nt_masked(lhs, rhs, out, masked_m, **(arguments | options))
 
 
@@ -131,12 +139,14 @@ def on_cpu(
     """
     from cuda.bindings.driver import CUstream
 
-    from flashinfer.gemm.kernels import grouped_gemm_masked_blackwell as blackwell
-    from flashinfer.gemm.kernels import grouped_gemm_masked_wrapper as wrapper
     from harness.interpreter import host
     from harness.interpreter.memory import GlobalMemory
     from harness.interpreter.schedule import late
 
+    blackwell, wrapper = (
+        import_quietly(f"flashinfer.gemm.kernels.grouped_gemm_masked_{name}")
+        for name in ("blackwell", "wrapper")
+    )
     device = host.device()
     device.memory = GlobalMemory()
     device.schedule = schedule or late
@@ -149,7 +159,7 @@ def on_cpu(
         (wrapper, "get_num_sm", lambda _: SM_COUNT),
         (blackwell, "get_num_sm", lambda _: SM_COUNT),
         (blackwell, "get_max_active_clusters", lambda size: max(SM_COUNT // size, 1)),
-        (blackwell.cutlass_torch, "current_stream", lambda: CUstream(0)),
+        (sys.modules["cutlass.torch"], "current_stream", lambda: CUstream(0)),
     )
     with contextlib.ExitStack() as stack:
         stack.enter_context(host.interpreted(device))
@@ -164,4 +174,3 @@ def _span(tensor: Tensor) -> int:
         return 0
     last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
     return (last + 1) * tensor.element_size()
-

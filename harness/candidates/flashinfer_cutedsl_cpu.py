@@ -56,7 +56,9 @@ class FlashInferCuteDslCpu(FlashInferCuteDsl):
             from harness.candidates.cuda_quantizers import quantizer_support
 
             found = quantizer_support()
-            self._quantizers, self._why_emulated = ("interpreted", "") if found else ("emulated", found.reason)
+            self._quantizers, self._why_emulated = (
+                ("interpreted", "") if found else ("emulated", found.reason)
+            )
         return self._quantizers
 
     @property
@@ -122,7 +124,12 @@ class FlashInferCuteDslCpu(FlashInferCuteDsl):
         """Write alpha[e] * a[e] @ b[e].T through `flashinfer.gemm.grouped_gemm_nt_masked`, interpreted.
 
         Args:
-            a, a_scale, b, b_scale, masked_m, alpha: as `flashinfer-cutedsl`, CPU tensors.
+            a: as `flashinfer-cutedsl`, a CPU tensor; so are the others.
+            a_scale: block scales of A.
+            b: the other operand.
+            b_scale: block scales of B.
+            masked_m: `(l,)` int32.
+            alpha: `(l,)` float32 or None.
             out: logical `(m, n, l)`.
             options: as `flashinfer-cutedsl`, and `is_swap_ab=True`: B's rows become the kernel's M; the output's memory is
                 the same.

@@ -17,11 +17,18 @@ from harness.verdict import ExitCode, UsageError
 )  # fmt: skip
 @click.option("--schedules", default=16, show_default=True, help="Drawn schedules per kernel and mutation.")
 @click.option(
-    "--mutate/--no-mutate", default=False, show_default=True, help="Plant every mutation and see that it is caught."
+    "--mutate/--no-mutate",
+    default=False,
+    show_default=True,
+    help="Plant every mutation and see that it is caught.",
 )
 @click.option("--only", default="", metavar="PREFIX", help="Only mutations whose name starts with this.")
 @click.option(
-    "--out", type=click.Path(path_type=Path), default=Path("harness-out"), show_default=True, help="Folder of races.json."
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("harness-out"),
+    show_default=True,
+    help="Folder of races.json.",
 )
 def races_command(kernels: tuple[str, ...], schedules: int, mutate: bool, only: str, out: Path) -> int:
     """Run FlashInfer's masked GEMM, interpreted, under many schedules: the same bits in each, or a race.
@@ -45,7 +52,8 @@ def races_command(kernels: tuple[str, ...], schedules: int, mutate: bool, only: 
         if name not in known:
             raise UsageError(f"unknown kernel {name!r}: known are {', '.join(known)}")
     results = [
-        hunt(known[name], schedules, mutate=mutate, only=only, report=click.echo) for name in kernels or tuple(known)
+        hunt(known[name], schedules, mutate=mutate, only=only, report=click.echo)
+        for name in kernels or tuple(known)
     ]
     out.mkdir(parents=True, exist_ok=True)
     path = out / "races.json"

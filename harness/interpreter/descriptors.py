@@ -67,9 +67,13 @@ def read_rows(shared: SharedMemory, descriptor: SharedDescriptor, rows: int, siz
     """
     start, pitch = descriptor.start, descriptor.swizzle or 16
     if start % pitch + size > pitch and descriptor.swizzle:
-        raise UnsupportedPtxError(f"operand rows of {size} bytes at {start:#x} leave their {pitch}-byte swizzle atom")
+        raise UnsupportedPtxError(
+            f"operand rows of {size} bytes at {start:#x} leave their {pitch}-byte swizzle atom"
+        )
     if size > 16 and not descriptor.swizzle:
-        raise UnsupportedPtxError(f"operand rows of {size} bytes without swizzle need the leading-dimension offset")
+        raise UnsupportedPtxError(
+            f"operand rows of {size} bytes without swizzle need the leading-dimension offset"
+        )
     if descriptor.swizzle and (start // 128) % 8 and descriptor.swizzle == 128:
         raise MemoryFaultError(f"operand at {start:#x} is not on an 8-row boundary and the base offset is 0")
     chunks = _row_chunks(start, descriptor.group_stride, descriptor.swizzle, rows, size)

@@ -16,6 +16,7 @@ WIDTH = {
     "b64": 64, "u64": 64, "s64": 64, "f64": 64, "f32x2": 64,
 }  # fmt: skip
 _IMMEDIATE = re.compile(r"-?(?:0[xX][0-9a-fA-F]+|\d+)U?")
+_FLOAT = re.compile(r"0[fF][0-9a-fA-F]{8}|0[dD][0-9a-fA-F]{16}")
 _ADDRESS = re.compile(r"\[\s*(?P<base>[%\w$]+)\s*(?:\+\s*(?P<offset>-?\w+))?\s*\]")
 
 
@@ -42,7 +43,9 @@ class Modifiers:
         """
         if found := self.take(*options):
             return found
-        raise UnsupportedPtxError(f"{self.op}: one of .{', .'.join(options)} is expected and nothing else is modelled")
+        raise UnsupportedPtxError(
+            f"{self.op}: one of .{', .'.join(options)} is expected and nothing else is modelled"
+        )
 
     def drop(self, *options: str) -> None:
         """Remove every part that is one of the options: they change speed, not results."""
@@ -109,16 +112,14 @@ class Emit:
             return f"({self.source(text[1:], width)} ^ True)"
         if _IMMEDIATE.fullmatch(text):
             return str(int(text.rstrip("U"), 0) & ((1 << width) - 1))
-        if text[:2] in {"0f", "0F"}:
-            return str(int(text[2:], 16))
-        if text[:2] in {"0d", "0D"}:
-            bits = int(text[2:], 16)
-            if width == 32:
-                value = struct.unpack("<d", bits.to_bytes(8, "little"))[0]
-                bits = int.from_bytes(struct.pack("<f", value), "little")
-            return str(bits)
+        if _FLOAT.fullmatch(text):
+            return str(_float_bits(text, width))
         if text.startswith("%"):
             return f"w.special({text!r})"
+        return self._symbol(text)
+
+    def _symbol(self, text: str) -> str:
+        """Return the address of a shared variable or of a parameter."""
         if text in self.kernel.shared:
             return f"(w.cta.address + {shared_offset(self.kernel, text)})"
         for parameter in self.kernel.parameters:
@@ -158,6 +159,15 @@ class Emit:
         if not text.startswith("{"):
             return [text]
         return [part.strip() for part in text.strip("{}").split(",")]
+
+
+def _float_bits(text: str, width: int) -> int:
+    """Return the bits of 0fXXXXXXXX or 0dXXXXXXXXXXXXXXXX; a double is rounded where 32 bits are wanted."""
+    bits = int.from_bytes(bytes.fromhex(text[2:]), "big")
+    if text[1] in "dD" and width == 32:
+        value = struct.unpack("<d", bits.to_bytes(8, "little"))[0]
+        bits = struct.unpack("<I", struct.pack("<f", value))[0]
+    return bits
 
 
 def shared_offset(kernel: Kernel, name: str) -> int:

@@ -164,7 +164,9 @@ def _tensor(e: Emit, mods: Modifiers, operands: tuple[str, ...]) -> None:
         mods.need("b32")
         mods.done()
         if how == "alloc":
-            _wait(e, f"w.tensor_allocate({e.address(operands[0], 32)}, {e.source(operands[1])}, {e.following})")
+            _wait(
+                e, f"w.tensor_allocate({e.address(operands[0], 32)}, {e.source(operands[1])}, {e.following})"
+            )
         else:
             address, columns = e.sources(operands)
             e.add(f"w.cta.tensor.free(w.one({address}, 'address'), w.one({columns}, 'columns'))")
@@ -189,7 +191,9 @@ def _tensor_multiply(e: Emit, mods: Modifiers, operands: tuple[str, ...], group:
     kind = mods.need("kind::mxf4nvf4", "kind::mxf4", "kind::mxf8f6f4").removeprefix("kind::")
     mods.need("block_scale")
     block = mods.need("block16", "block32", "scale_vec::1X", "scale_vec::2X", "scale_vec::4X")
-    block = {"scale_vec::1X": "block32", "scale_vec::2X": "block32", "scale_vec::4X": "block16"}.get(block, block)
+    block = {"scale_vec::1X": "block32", "scale_vec::2X": "block32", "scale_vec::4X": "block16"}.get(
+        block, block
+    )
     mods.drop("collector::a::discard", "collector::a::fill", "collector::a::use", "collector::a::lastuse")
     mods.done()
     if (kind, block) not in KINDS:
@@ -218,7 +222,9 @@ def _tensor_load(e: Emit, mods: Modifiers, operands: tuple[str, ...]) -> None:
     address = e.address(operands[1], 32)
     e.add(f"w.whole({mods.op!r}, M32)")
     targets = ", ".join(e.target(name) for name in names)
-    e.add(f"({targets},) = w.cta.tensor.read_{shape}(w.one({address}, 'tcgen05.ld address'), {count}, w.number)")
+    e.add(
+        f"({targets},) = w.cta.tensor.read_{shape}(w.one({address}, 'tcgen05.ld address'), {count}, w.number)"
+    )
 
 
 @emits("griddepcontrol", "setmaxnreg")

@@ -85,7 +85,9 @@ def float_extreme(e: Emit, mods: Modifiers, operands: tuple[str, ...]) -> None:
     sources = e.sources(operands[1:])
     if kind != "f32":
         mods.done()
-        e.assign(operands[0], f"halves({kind!r}, lambda a, b: {function}(a, b, nan={nan}), {', '.join(sources)})")
+        e.assign(
+            operands[0], f"halves({kind!r}, lambda a, b: {function}(a, b, nan={nan}), {', '.join(sources)})"
+        )
         return
     values = [_input(mods, x) for x in sources]
     nested = values[0]
@@ -101,7 +103,9 @@ def float_sign(e: Emit, mods: Modifiers, operands: tuple[str, ...]) -> None:
     mods.take("ftz")
     kind = mods.need("f32", "bf16x2", "f16x2", "bf16", "f16")
     mods.done()
-    sign = {"f32": 0x8000_0000, "bf16x2": 0x8000_8000, "f16x2": 0x8000_8000, "bf16": 0x8000, "f16": 0x8000}[kind]
+    sign = {"f32": 0x8000_0000, "bf16x2": 0x8000_8000, "f16x2": 0x8000_8000, "bf16": 0x8000, "f16": 0x8000}[
+        kind
+    ]
     a = e.source(operands[1])
     e.assign(operands[0], f"{a} ^ {sign}" if mods.name == "neg" else f"{a} & {sign ^ 0xFFFF_FFFF}")
 
@@ -122,7 +126,7 @@ def float_compare(e: Emit, mods: Modifiers, operands: tuple[str, ...]) -> None:
     set_predicates(e, operands, f"compare({how!r}, {a}, {b})", combine)
 
 
-@emits("rcp", "ex2", "lg2", "sqrt", "rsqrt", "tanh")
+@emits("rcp", "ex2", "lg2", "sqrt")
 def _special(e: Emit, mods: Modifiers, operands: tuple[str, ...]) -> None:
     rounding = mods.need("approx", "rn")
     mods.need("f32")

@@ -77,7 +77,8 @@ def _extreme(e: Emit, mods: Modifiers, operands: tuple[str, ...]) -> None:
     mods.done()
     a, b = e.sources(operands[1:], WIDTH[kind])
     e.assign(
-        operands[0], f"extreme({a}, {b}, largest={mods.name == 'max'}, width={WIDTH[kind]}, is_signed={kind[0] == 's'})"
+        operands[0],
+        f"extreme({a}, {b}, largest={mods.name == 'max'}, width={WIDTH[kind]}, is_signed={kind[0] == 's'})",
     )
 
 
@@ -150,7 +151,9 @@ def _move(e: Emit, mods: Modifiers, operands: tuple[str, ...]) -> None:
         value = e.source(source, width)
         low, high = e.elements(to)
         expressions = (
-            (f"low_half({value})", f"high_half({value})") if width == 64 else (f"{value} & M16", f"{value} >> 16")
+            (f"low_half({value})", f"high_half({value})")
+            if width == 64
+            else (f"{value} & M16", f"{value} >> 16")
         )
         if value.startswith("x") and low != "_" and high != "_":  # the source may be one of the destinations
             e.add(f"t0, t1 = {expressions[0]}, {expressions[1]}")
@@ -179,7 +182,9 @@ def _select(e: Emit, mods: Modifiers, operands: tuple[str, ...]) -> None:
     width = WIDTH[kind]
     a, b = e.sources(operands[1:3], width)
     p = e.source(operands[3])
-    e.assign(operands[0], f"{a} if {p} is True else {b} if {p} is False else select({p}, {a}, {b}, 'b{width}')")
+    e.assign(
+        operands[0], f"{a} if {p} is True else {b} if {p} is False else select({p}, {a}, {b}, 'b{width}')"
+    )
 
 
 @emits("setp")
@@ -198,7 +203,18 @@ def _compare(e: Emit, mods: Modifiers, operands: tuple[str, ...]) -> None:
     if kind[0] == "s" and how not in {"eq", "ne"}:
         flip = 1 << (width - 1)
         a, b = (str(int(x) ^ flip) if x.isdigit() else f"({x} ^ {flip})" for x in (a, b))
-    sign = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">=", "lo": "<", "ls": "<=", "hi": ">", "hs": ">="}
+    sign = {
+        "eq": "==",
+        "ne": "!=",
+        "lt": "<",
+        "le": "<=",
+        "gt": ">",
+        "ge": ">=",
+        "lo": "<",
+        "ls": "<=",
+        "hi": ">",
+        "hs": ">=",
+    }
     set_predicates(e, operands, f"({a} {sign[how]} {b})", combine)
 
 
@@ -207,7 +223,7 @@ def set_predicates(e: Emit, operands: tuple[str, ...], test: str, combine: str) 
     first, _, second = operands[0].partition("|")
     join = ""
     if combine:
-        join = f" {({'and': '&', 'or': '|', 'xor': '^'}[combine])} {e.source(operands[3])}"
+        join = f" { ({'and': '&', 'or': '|', 'xor': '^'}[combine]) } {e.source(operands[3])}"
     e.add(f"t0 = {test}")
     if second:
         e.add(f"t1 = (t0 ^ True){join}")
@@ -243,7 +259,12 @@ def _convert(e: Emit, mods: Modifiers, operands: tuple[str, ...]) -> None:
         else:
             e.assign(operands[0], f"bits32(signed{narrow}({a}))")
     else:
-        e.assign(operands[0], f"narrow({a}) & {(1 << width) - 1}" if narrow == 64 and width < 64 else f"{a} & {(1 << width) - 1}")
+        e.assign(
+            operands[0],
+            f"narrow({a}) & {(1 << width) - 1}"
+            if narrow == 64 and width < 64
+            else f"{a} & {(1 << width) - 1}",
+        )
 
 
 @emits("popc")

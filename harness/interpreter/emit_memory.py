@@ -39,7 +39,9 @@ def _load(e: Emit, mods: Modifiers, operands: tuple[str, ...]) -> None:
     call = "w.memory.load" if space == "global" else "w.shared_load"
     e.add(f"t0 = {address}")
     for number, name in enumerate(names):
-        e.assign(name, f"{call}(t0 + {number * size}, {size}, mask)" if number else f"{call}(t0, {size}, mask)")
+        e.assign(
+            name, f"{call}(t0 + {number * size}, {size}, mask)" if number else f"{call}(t0, {size}, mask)"
+        )
 
 
 def _parameter(e: Emit, text: str) -> tuple[int, int]:
@@ -136,9 +138,19 @@ def _fence(e: Emit, mods: Modifiers, _: tuple[str, ...]) -> None:
     """Generic accesses are in order here; only the fence towards the asynchronous proxy does something."""
     if mods.take("proxy"):
         mods.need("async", "async::generic")
-        mods.drop("shared::cta", "shared::cluster", "acquire", "release", "sync_restrict::shared::cluster", "cluster", "global")
+        mods.drop(
+            "shared::cta",
+            "shared::cluster",
+            "acquire",
+            "release",
+            "sync_restrict::shared::cluster",
+            "cluster",
+            "global",
+        )
         mods.done()
         e.add("w.publish()")
         return
-    mods.drop("mbarrier_init", "release", "acquire", "acq_rel", "sc", "cta", "cluster", "gpu", "sys", "gl", "view")
+    mods.drop(
+        "mbarrier_init", "release", "acquire", "acq_rel", "sc", "cta", "cluster", "gpu", "sys", "gl", "view"
+    )
     mods.done()

@@ -231,13 +231,17 @@ def fused_half(a: Any, b: Any, c: Any) -> Any:
     return np.float64(a) * np.float64(b) + np.float64(c)
 
 
+def _from_bf16(x: Lanes) -> Lanes:
+    return x << 16
+
+
 def halves(kind: str, function: Any, *sources: Lanes) -> Lanes:
     """Apply a function of float32 to one or two 16-bit floats per register, rounding its results to that type.
 
     Sums and products of two bfloat16 or float16 have at most 24 significant bits or are rounded twice harmlessly: float32
     has more than twice their precision plus two bits.
     """
-    widen = (lambda x: x << 16) if kind.startswith("bf16") else from_f16
+    widen = _from_bf16 if kind.startswith("bf16") else from_f16
     back = to_bf16 if kind.startswith("bf16") else to_f16
     scalar = all(isinstance(x, int) for x in sources)
     arrays = [lanes(x, np.uint32) for x in sources]

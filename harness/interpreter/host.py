@@ -95,10 +95,14 @@ class Device:
             value = ctypes.string_at(pointers[number], parameter.size)
             parameters[parameter.offset : parameter.offset + parameter.size] = value
         self.launches += 1
-        run_launch(Launch(program, self.memory, grid, block, cluster, shared, bytes(parameters)), self.schedule())
+        run_launch(
+            Launch(program, self.memory, grid, block, cluster, shared, bytes(parameters)), self.schedule()
+        )
 
 
-def _configuration(address: int) -> tuple[tuple[int, int, int], tuple[int, int, int], tuple[int, int, int], int]:
+def _configuration(
+    address: int,
+) -> tuple[tuple[int, int, int], tuple[int, int, int], tuple[int, int, int], int]:
     """Return grid, block, cluster and dynamic shared memory of a cudaLaunchConfig_t."""
     *sizes, shared, _, attributes, count = struct.unpack("<6IQQQI", ctypes.string_at(address, 52))
     cluster = (1, 1, 1)
@@ -113,7 +117,7 @@ def _configuration(address: int) -> tuple[tuple[int, int, int], tuple[int, int, 
     return (sizes[0], sizes[1], sizes[2]), (sizes[3], sizes[4], sizes[5]), cluster, shared
 
 
-def _callbacks(device: Device) -> dict[str, Any]:
+def _callbacks(device: Device) -> dict[str, Any]:  # noqa: C901 - a table of small functions
     """Return the functions that emitted host code calls, by the names that it calls them."""
 
     def guarded(function: Callable[..., None]) -> Callable[..., int]:
@@ -205,7 +209,9 @@ def interpreted(here: Device) -> Iterator[None]:
 
     def load_library(self: Any) -> Any:
         if not self.__ptx__:
-            raise UnsupportedPtxError("a compiled function brings no PTX: it was compiled before the interpreter was set up")
+            raise UnsupportedPtxError(
+                "a compiled function brings no PTX: it was compiled before the interpreter was set up"
+            )
         here._loading = self.__ptx__  # noqa: SLF001 - one of ours
         return load(self)
 

@@ -126,7 +126,11 @@ def shift_right(x: Lanes, by: Lanes, width: int, *, is_signed: bool) -> Lanes:
     if width == 64:
         return bits64(result)
     mask = (1 << width) - 1
-    return int(result) & mask if isinstance(result, int) else result.astype(np.int64).astype(np.uint32) & np.uint32(mask)
+    return (
+        int(result) & mask
+        if isinstance(result, int)
+        else result.astype(np.int64).astype(np.uint32) & np.uint32(mask)
+    )
 
 
 def multiply_wide(a: Lanes, b: Lanes, *, is_signed: bool) -> Lanes:
@@ -178,7 +182,7 @@ def divide(a: Lanes, b: Lanes, width: int, *, is_signed: bool, remainder: bool) 
         wide_a, wide_b = ((x.view(np.int32) if is_signed else x).astype(np.int64) for x in (first, second))
         safe = np.where(wide_b == 0, 1, wide_b)
         quotient = np.abs(wide_a) // np.abs(safe) * np.sign(wide_a) * np.sign(safe)
-        found = wide_a - quotient * wide_b if remainder else quotient
+        found: Array = wide_a - quotient * wide_b if remainder else quotient
         return np.where(wide_b == 0, M32, found & M32).astype(np.uint32)
     return object_map(lambda x, y: divide(x, y, width, is_signed=is_signed, remainder=remainder), a, b, width)
 
@@ -214,7 +218,8 @@ def lanes(x: Lanes, dtype: Any) -> Array:
     """Return a value as an array of 32 lanes."""
     if isinstance(x, int):
         return np.full(LANES, x, dtype=dtype)
-    return x if x.dtype == dtype else x.astype(dtype)
+    array: Array = x if x.dtype == dtype else x.astype(dtype)
+    return array
 
 
 def object_map(function: Any, a: Lanes, b: Lanes, width: int) -> Array:
@@ -243,6 +248,7 @@ def uniform(x: Lanes, mask: Array | None, what: str) -> int:
 def shuffle(mode: str, a: Lanes, b: Lanes, c: Lanes) -> tuple[Lanes, Lanes]:
     """Return shfl.sync's value and predicate for a full warp (PTX ISA 9.7.9.6)."""
     bound, segment = (c & 31), (c >> 8) & 31
+    source: Any
     if isinstance(a, int) and isinstance(b, int) and mode == "idx" and isinstance(c, int):
         return a, True
     lane = LANE_ID.astype(np.int64)
@@ -283,7 +289,9 @@ def byte_permute(a: Lanes, b: Lanes, selector: Lanes) -> Lanes:
         if isinstance(both, int) and isinstance(pick, int):
             byte: Lanes = (both >> (8 * pick)) & 0xFF
         else:
-            byte = (lanes(both, np.uint64) >> (lanes(pick, np.uint64) * np.uint64(8))).astype(np.uint32) & np.uint32(0xFF)
+            byte = (lanes(both, np.uint64) >> (lanes(pick, np.uint64) * np.uint64(8))).astype(
+                np.uint32
+            ) & np.uint32(0xFF)
         replicate = (selector >> (4 * at + 3)) & 1
         if isinstance(replicate, int):
             byte = byte if not replicate else select(byte >= 0x80, 0xFF, 0, "b32")

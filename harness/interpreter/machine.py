@@ -17,6 +17,7 @@ from harness.interpreter.schedule import Schedule
 from harness.interpreter.tensor_core import CtaUnits
 from harness.interpreter.tensor_memory import TensorMemory
 from harness.interpreter.warp import Warp
+from harness.interpreter.warp_state import WarpState
 
 _OFFSET = (1 << RANK_SHIFT) - 1
 
@@ -66,7 +67,7 @@ class NamedBarrier:
 
     come: int = 0
     wanted: int = 0
-    waiting: list[Warp] = field(default_factory=list)
+    waiting: list[WarpState] = field(default_factory=list)
 
 
 class Cta(CtaUnits):
@@ -82,15 +83,19 @@ class Cta(CtaUnits):
         self.named: dict[int, NamedBarrier] = {}
         threads = cluster.launch.block[0] * cluster.launch.block[1] * cluster.launch.block[2]
         self.threads = threads
-        self.warps = [Warp(self, number, min(threads - 32 * number, 32)) for number in range(-(-threads // 32))]
+        self.warps = [
+            Warp(self, number, min(threads - 32 * number, 32)) for number in range(-(-threads // 32))
+        ]
 
-    def barrier(self, number: int, threads: int, warp: Warp, *, waits: bool) -> bool:
+    def barrier(self, number: int, threads: int, warp: WarpState, *, waits: bool) -> bool:
         """Arrive at bar.sync or bar.arrive; return whether the warp may go on."""
         if warp.mask is not None:
             raise ProtocolError(f"bar.sync {number} by a part of a warp is not modelled ({warp.describe()})")
         named = self.named.setdefault(number, NamedBarrier())
         if named.come and named.wanted != threads:
-            raise ProtocolError(f"bar.sync {number}: {threads} threads are expected, earlier warps said {named.wanted}")
+            raise ProtocolError(
+                f"bar.sync {number}: {threads} threads are expected, earlier warps said {named.wanted}"
+            )
         named.wanted = threads
         named.come += 32
         if named.come > threads:
@@ -119,7 +124,7 @@ class Cluster:
         self.memory = launch.memory
         self.schedule = schedule
         self.operations: list[Operation] = []
-        self.ready: deque[Warp] = deque()
+        self.ready: deque[WarpState] = deque()
         self.progress = 0  # counts everything that can end somebody's wait
         width, height, depth = launch.cluster
         self.ctas: list[Cta] = []
@@ -127,11 +132,11 @@ class Cluster:
             x, y, z = rank % width, rank // width % height, rank // (width * height)
             self.ctas.append(Cta(self, rank, (corner[0] + x, corner[1] + y, corner[2] + z)))
         self._gathered = 0
-        self._cluster_waiting: list[Warp] = []
+        self._cluster_waiting: list[WarpState] = []
         self._cluster_phase = 0
         for cta in self.ctas:
             self.ready.extend(cta.warps)
-        self._timed: list[Warp] = []
+        self._timed: list[WarpState] = []
         self._idle = 0
 
     def mbarrier(self, address: int) -> MBarrier:
@@ -160,14 +165,14 @@ class Cluster:
                 warp.wake()
         return phase
 
-    def gathered(self, phase: int, warp: Warp) -> bool:
+    def gathered(self, phase: int, warp: WarpState) -> bool:
         """Return whether the cluster barrier's phase has ended; if not, the warp is woken when it does."""
         if self._cluster_phase > phase:
             return True
         self._cluster_waiting.append(warp)
         return False
 
-    def sleep(self, warp: Warp) -> None:
+    def sleep(self, warp: WarpState) -> None:
         """Remember a warp whose try_wait may return false after a while."""
         self._timed.append(warp)
 
@@ -181,7 +186,11 @@ class Cluster:
         while True:
             operations = self._eligible()
             if self.ready or operations:
-                names = [operation.name for operation in operations] if self.schedule.drawn else ("",) * len(operations)
+                names = (
+                    [operation.name for operation in operations]
+                    if self.schedule.drawn
+                    else ("",) * len(operations)
+                )
                 who, number = self.schedule.turn(len(self.ready), names)
                 if who == "unit":
                     self._perform(operations[number])
@@ -196,7 +205,7 @@ class Cluster:
             if leaked := cta.tensor.leaked():
                 raise ProtocolError(f"CTA {cta.rank} ends with tensor memory still allocated: {leaked}")
 
-    def _run_warp(self, warp: Warp) -> None:
+    def _run_warp(self, warp: WarpState) -> None:
         warp.run(self.schedule.blocks())
         if warp.runnable:
             self.ready.append(warp)

@@ -55,11 +55,15 @@ class MBarrier:
 
     def describe(self) -> str:
         """Return its state in words."""
-        return f"phase {self.phase}, {self.pending} of {self.expected} arrivals and {self.bytes} bytes pending"
+        return (
+            f"phase {self.phase}, {self.pending} of {self.expected} arrivals and {self.bytes} bytes pending"
+        )
 
     def _check(self) -> None:
         if abs(self.bytes) > _TX_LIMIT:
-            raise ProtocolError(f"mbarrier {self.where}: {self.bytes} pending bytes are outside the range of tx-count")
+            raise ProtocolError(
+                f"mbarrier {self.where}: {self.bytes} pending bytes are outside the range of tx-count"
+            )
 
     def _settle(self) -> None:
         if self.pending or self.bytes:

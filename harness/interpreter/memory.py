@@ -83,7 +83,9 @@ class GlobalMemory:
         if near is not None:
             kind = "" if near.writable else ", an input"
             where = f"nearest is {near.name}, {near.size} bytes{kind}, at offset {address - near.start}"
-        raise MemoryFaultError(f"{verb} of {size} bytes at {address:#x} is outside every known buffer ({where})")
+        raise MemoryFaultError(
+            f"{verb} of {size} bytes at {address:#x} is outside every known buffer ({where})"
+        )
 
     def load(self, address: Lanes, size: int, mask: Array | None) -> Lanes:
         """Return 1, 2, 4 or 8 bytes per lane as bits."""
@@ -91,8 +93,8 @@ class GlobalMemory:
             buffer = self.find(address, size)
             at = address - buffer.base
             return int.from_bytes(buffer.bytes[at : at + size].tobytes(), "little")
-        at, buffer = self._lane_offsets(address, size, mask, write=False)
-        return gather(buffer.bytes, at, size)
+        offsets, buffer = self._lane_offsets(address, size, mask, write=False)
+        return gather(buffer.bytes, offsets, size)
 
     def store(self, address: Lanes, value: Lanes, size: int, mask: Array | None) -> None:
         """Write 1, 2, 4 or 8 bytes per active lane; of lanes that write one place the last wins."""
@@ -101,12 +103,16 @@ class GlobalMemory:
             at = address - buffer.base
             if not isinstance(value, int):
                 value = int(value[-1] if mask is None else value[mask][-1])
-            buffer.bytes[at : at + size] = np.frombuffer(int(value).to_bytes(8, "little")[:size], dtype=np.uint8)
+            buffer.bytes[at : at + size] = np.frombuffer(
+                int(value).to_bytes(8, "little")[:size], dtype=np.uint8
+            )
             return
-        at, buffer = self._lane_offsets(address, size, mask, write=True)
-        scatter(buffer.bytes, at, value, size, mask)
+        offsets, buffer = self._lane_offsets(address, size, mask, write=True)
+        scatter(buffer.bytes, offsets, value, size, mask)
 
-    def _lane_offsets(self, address: Array, size: int, mask: Array | None, *, write: bool) -> tuple[Array, Buffer]:
+    def _lane_offsets(
+        self, address: Array, size: int, mask: Array | None, *, write: bool
+    ) -> tuple[Array, Buffer]:
         active = address if mask is None else address[mask]
         low, high = int(active.min()), int(active.max())
         buffer = self.find(low, high - low + size, write=write)
@@ -122,7 +128,8 @@ def gather(memory: Array, at: Array, size: int) -> Array:
     """Return bytes at aligned offsets as one value per lane."""
     kind = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}[size]
     found = memory.view(kind)[at // size]
-    return found.astype(np.uint64 if size == 8 else np.uint32)
+    wide: Array = found.astype(np.uint64 if size == 8 else np.uint32)
+    return wide
 
 
 def scatter(memory: Array, at: Array, value: Lanes, size: int, mask: Array | None) -> None:

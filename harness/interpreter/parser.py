@@ -11,10 +11,16 @@ from dataclasses import dataclass, field
 
 from harness.interpreter.errors import UnsupportedPtxError
 
-_STATEMENT = re.compile(r"\s*(?:(?P<brace>[{}])|(?P<label>[\w$]+):(?!:)|(?P<text>[^;{}]*(?:\{[^{}]*\}[^;{}]*)*);)")
+_STATEMENT = re.compile(
+    r"\s*(?:(?P<brace>[{}])|(?P<label>[\w$]+):(?!:)|(?P<text>[^;{}]*(?:\{[^{}]*\}[^;{}]*)*);)"
+)
 _ENTRY = re.compile(r"\.entry\s+(?P<name>[\w$]+)\s*\((?P<params>[^)]*)\)(?P<directives>[^{]*)\{")
-_PARAM = re.compile(r"\.param(?:\s+\.align\s+(?P<align>\d+))?\s+\.(?P<type>\w+)(?:\s+\.ptr(?:\s+\.\w+)?(?:\s+\.align\s+\d+)?)?\s+(?P<name>[\w$]+)(?:\[(?P<count>\d+)\])?")
-_SHARED = re.compile(r"(?:\.extern\s+)?\.shared\s+\.align\s+(?P<align>\d+)\s+\.b8\s+(?P<name>[\w$]+)\[(?P<size>\d*)\]")
+_PARAM = re.compile(
+    r"\.param(?:\s+\.align\s+(?P<align>\d+))?\s+\.(?P<type>\w+)(?:\s+\.ptr(?:\s+\.\w+)?(?:\s+\.align\s+\d+)?)?\s+(?P<name>[\w$]+)(?:\[(?P<count>\d+)\])?"
+)
+_SHARED = re.compile(
+    r"(?:\.extern\s+)?\.shared\s+\.align\s+(?P<align>\d+)\s+\.b8\s+(?P<name>[\w$]+)\[(?P<size>\d*)\]"
+)
 _REGISTERS = re.compile(r"\.reg\s+\.(?P<type>\w+)\s+(?P<names>.+)")
 _GUARD = re.compile(r"@(?P<guard>!?[%\w$]+)\s+(?P<rest>.*)", re.DOTALL)
 _IGNORED = re.compile(r"^\s*\.(?:loc|file|version|target|address_size)\b.*$", re.MULTILINE)
@@ -98,8 +104,13 @@ def parse_ptx(text: str, entry: str | None = None) -> Kernel:
     match = entries[0]
     kernel = Kernel(match["name"], _parameters(match["params"]))
     for shared in _SHARED.finditer(text):
-        kernel.shared[shared["name"]] = (int(shared["align"]), int(shared["size"]) if shared["size"] else None)
-    if threads := re.search(r"\.(?:reqntid|maxntid)\s+(\d+)(?:\s*,\s*(\d+))?(?:\s*,\s*(\d+))?", match["directives"]):
+        kernel.shared[shared["name"]] = (
+            int(shared["align"]),
+            int(shared["size"]) if shared["size"] else None,
+        )
+    if threads := re.search(
+        r"\.(?:reqntid|maxntid)\s+(\d+)(?:\s*,\s*(\d+))?(?:\s*,\s*(\d+))?", match["directives"]
+    ):
         x, y, z = (int(n or 1) for n in threads.groups())
         kernel.threads = (x, y, z)
     _Body(kernel, text).read(match.end())

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from harness.interpreter import emit_async, emit_float, emit_integer, emit_memory, floats, lanes
 from harness.interpreter.emit import EMITTERS, Emit, Modifiers, find_emitter, waits
 from harness.interpreter.errors import UnsupportedPtxError
@@ -18,7 +20,7 @@ from harness.interpreter.parser import Instruction, Kernel, Label
 from harness.interpreter.tensor_core import KINDS
 from harness.interpreter.tensor_map import TensorMap
 
-assert emit_async and emit_float and emit_integer and emit_memory  # noqa: S101 - imported for what they register
+_REGISTERED = (emit_async, emit_float, emit_integer, emit_memory)  # imported for what they register
 Function = Callable[[Any, list[Any], Any], int]
 
 
@@ -106,7 +108,11 @@ class Program:
             try:
                 find_emitter(instruction)(emitted, Modifiers(instruction.op), instruction.operands)
             except (UnsupportedPtxError, ValueError, KeyError, IndexError) as error:
-                message = str(error) if isinstance(error, UnsupportedPtxError) else f"operands not understood ({error!r})"
+                message = (
+                    str(error)
+                    if isinstance(error, UnsupportedPtxError)
+                    else f"operands not understood ({error!r})"
+                )
                 raise UnsupportedPtxError(f"line {instruction.line}: {instruction}: {message}") from error
         if not emitted.ended:
             if number + 1 >= count:
@@ -141,7 +147,9 @@ class Program:
                 if not block.live_out >> register & 1:
                     continue
                 if needed >> register & 1:
-                    lines.append(f"R[{register}] = merge(mask, x{register}, R[{register}], {self._kinds[register]!r})")
+                    lines.append(
+                        f"R[{register}] = merge(mask, x{register}, R[{register}], {self._kinds[register]!r})"
+                    )
                 else:
                     lines.append(f"R[{register}] = x{register}")
         source = "def f(w, R, mask):\n    " + "\n    ".join(lines)
@@ -152,7 +160,7 @@ class Program:
 
     @staticmethod
     def _names_in_code() -> dict[str, Any]:
-        found: dict[str, Any] = {"KINDS": KINDS, "np": floats.np}
+        found: dict[str, Any] = {"KINDS": KINDS, "np": np}
         for module in (lanes, floats):
             found |= {name: value for name, value in vars(module).items() if not name.startswith("_")}
         return found
@@ -165,7 +173,7 @@ def _bits(registers: set[int]) -> int:
     return bits
 
 
-def _blocks(kernel: Kernel) -> tuple[list[list[Instruction]], dict[str, int]]:
+def _blocks(kernel: Kernel) -> tuple[list[list[Instruction]], dict[str, int]]:  # noqa: C901 - one pass over the body
     """Return basic blocks and the block of each label. Guards become branches around one instruction."""
     blocks: list[list[Instruction]] = [[]]
     targets: dict[str, int] = {}

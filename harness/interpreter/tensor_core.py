@@ -110,10 +110,14 @@ def multiply(
     size = kind.k * kind.element_bits // 8
     where_a, where_b = decode_shared_descriptor(a), decode_shared_descriptor(b)
     share = what.n // len(ctas)
-    right = np.concatenate([_decode(read_rows(c.shared, where_b, share, size), kind, what.b_format) for c in ctas])
+    right = np.concatenate(
+        [_decode(read_rows(c.shared, where_b, share, size), kind, what.b_format) for c in ctas]
+    )
     column = accumulator & 0xFFFF
     if accumulator >> 16:
-        raise UnsupportedPtxError(f"tcgen05.mma: result at {accumulator:#x}: a lane other than 0 is not modelled")
+        raise UnsupportedPtxError(
+            f"tcgen05.mma: result at {accumulator:#x}: a lane other than 0 is not modelled"
+        )
     for cta in ctas:
         cta.tensor.check(column, what.n)
         left = _decode(read_rows(cta.shared, where_a, 128, size), kind, what.a_format)
@@ -130,7 +134,9 @@ def _decode(rows: Array, kind: MmaKind, code: int) -> Array:
     """Return elements as float64 `(rows, k)`."""
     if kind.element_bits == 4:
         if code != 1:
-            raise UnsupportedPtxError(f"tcgen05.mma: element format {code} of a 4-bit kind is not modelled; 1 is E2M1")
+            raise UnsupportedPtxError(
+                f"tcgen05.mma: element format {code} of a 4-bit kind is not modelled; 1 is E2M1"
+            )
         return _E2M1_PAIRS[rows].reshape(rows.shape[0], kind.k)
     if code not in _EIGHT_BIT:
         raise UnsupportedPtxError(f"tcgen05.mma: element format {code} of mxf8f6f4 is not modelled")
@@ -138,7 +144,13 @@ def _decode(rows: Array, kind: MmaKind, code: int) -> Array:
 
 
 def _scale(
-    values: Array, tensor: TensorMemory, address: int, rows: int, kind: MmaKind, what: InstructionDescriptor, byte: int
+    values: Array,
+    tensor: TensorMemory,
+    address: int,
+    rows: int,
+    kind: MmaKind,
+    what: InstructionDescriptor,
+    byte: int,
 ) -> Array:
     """Return values times their block scales: row r has its scales in lane r % 32, column r / 32, one byte a block."""
     column = address & 0xFFFF
@@ -149,9 +161,13 @@ def _scale(
     cells = tensor.cells[:, column : column + groups]
     words = np.ascontiguousarray(cells[:32])
     if not np.array_equal(np.tile(words, (4, 1)), cells):
-        raise InterpreterError(f"tcgen05.mma: scales at column {column} differ between the four partitions of lanes")
+        raise InterpreterError(
+            f"tcgen05.mma: scales at column {column} differ between the four partitions of lanes"
+        )
     if byte + blocks > 4:
         raise UnsupportedPtxError(f"tcgen05.mma: {blocks} scales from byte {byte} leave their word")
     codes = words.view(np.uint8).reshape(32, groups, 4)[:, :, byte : byte + blocks]
-    scale = (_UE8M0 if what.scale_e8m0 else _UE4M3)[codes].transpose(1, 0, 2).reshape(groups * 32, blocks)[:rows]
+    scale = (
+        (_UE8M0 if what.scale_e8m0 else _UE4M3)[codes].transpose(1, 0, 2).reshape(groups * 32, blocks)[:rows]
+    )
     return (values.reshape(rows, blocks, kind.block) * scale[:, :, None]).reshape(rows, kind.k)

@@ -61,11 +61,15 @@ def decode_tensor_map(block: bytes) -> TensorMap:
     control = words[2]
     unknown = control & ~(_CONSTANT_BITS | _RANK | _ELEMENT | _SWIZZLE | _ATOM)
     if unknown or control & 0x2 == 0:
-        raise UnsupportedPtxError(f"tensor map: word 2 is {control:#x}, of which the bits {unknown:#x} are not known")
+        raise UnsupportedPtxError(
+            f"tensor map: word 2 is {control:#x}, of which the bits {unknown:#x} are not known"
+        )
     rank = (control >> 4 & 7) + 1
     element = control >> 7 & 0xF
     if element not in ELEMENT_BITS:
-        raise UnsupportedPtxError(f"tensor map: element code {element} is not known; known: {sorted(ELEMENT_BITS)}")
+        raise UnsupportedPtxError(
+            f"tensor map: element code {element} is not known; known: {sorted(ELEMENT_BITS)}"
+        )
     strides = tuple(words[3 + d] << 4 for d in range(rank - 1))
     if any(words[3 + d] for d in range(rank - 1, 4)):
         raise UnsupportedPtxError(f"tensor map of rank {rank}: words 3 to 6 hold more strides than that")
@@ -73,13 +77,19 @@ def decode_tensor_map(block: bytes) -> TensorMap:
         raise UnsupportedPtxError(f"tensor map: word 7 is {words[7]:#x}, only 0 is known")
     extents = tuple(words[8 + d] + 1 for d in range(rank))
     box = tuple(block[55 + d] + 1 for d in range(rank))
-    if any(words[8 + d] for d in range(rank, 5)) or any(block[55 + d] for d in range(rank, 5)) or any(block[52:55]):
+    if (
+        any(words[8 + d] for d in range(rank, 5))
+        or any(block[55 + d] for d in range(rank, 5))
+        or any(block[52:55])
+    ):
         raise UnsupportedPtxError(f"tensor map of rank {rank}: fields of higher dimensions are not zero")
     if any(block[60:64]):
         raise UnsupportedPtxError(f"tensor map: bytes 60 to 63 are {block[60:64].hex()}, only 0 is known")
     bits = ELEMENT_BITS[element]
     if box[0] * bits % 128:
-        raise UnsupportedPtxError(f"tensor map: inner box of {box[0]} elements of {bits} bits is no multiple of 16 bytes")
+        raise UnsupportedPtxError(
+            f"tensor map: inner box of {box[0]} elements of {bits} bits is no multiple of 16 bytes"
+        )
     swizzle, atom = SWIZZLE_BYTES[control >> 13 & 3], 32 if control & _ATOM else 16
     if atom == 32 and swizzle != 128:
         raise UnsupportedPtxError(f"tensor map: a swizzle of {swizzle} bytes in atoms of 32 is not modelled")

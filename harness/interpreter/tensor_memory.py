@@ -28,7 +28,9 @@ class TensorMemory:
     def allocate(self, columns: int) -> int | None:
         """Return the first column of a new allocation, None while there is no room."""
         if columns < 32 or columns > COLUMNS or columns & (columns - 1):
-            raise ProtocolError(f"tcgen05.alloc of {columns} columns: a power of two from 32 to 512 is required")
+            raise ProtocolError(
+                f"tcgen05.alloc of {columns} columns: a power of two from 32 to 512 is required"
+            )
         if not self.may_allocate:
             raise ProtocolError("tcgen05.alloc after tcgen05.relinquish_alloc_permit")
         for start in range(0, COLUMNS, columns):
@@ -40,7 +42,9 @@ class TensorMemory:
     def free(self, start: int, columns: int) -> None:
         """Give an allocation back."""
         if self._taken.get(start & 0xFFFF) != columns:
-            raise ProtocolError(f"tcgen05.dealloc of {columns} columns at {start:#x}: allocated are {self._taken}")
+            raise ProtocolError(
+                f"tcgen05.dealloc of {columns} columns at {start:#x}: allocated are {self._taken}"
+            )
         del self._taken[start & 0xFFFF]
 
     def leaked(self) -> dict[int, int]:
@@ -74,9 +78,11 @@ class TensorMemory:
         found = []
         lane_row, lane_column = LANE_ID // 4, LANE_ID % 4 * 2
         for step in range(repeat):
-            for down in (0, 8):
-                for right in (0, 1):
-                    found.append(self.cells[row + down + lane_row, column + 8 * step + lane_column + right])
+            found += [
+                self.cells[row + down + lane_row, column + 8 * step + lane_column + right]
+                for down in (0, 8)
+                for right in (0, 1)
+            ]
         return found
 
     def _place(self, address: int, warp: int, *, rows: int) -> tuple[int, int]:

@@ -23,10 +23,9 @@ def swizzled(chunk: Array, width: int, atom: int = 16) -> Array:
         width: 0, 32, 64 or 128 bytes: 0, 1, 2 or 3 bits.
         atom: bytes kept together: with 32, address bits 5 and 6 are XORed with bits 7 and 8.
     """
-    if atom == 32:
-        return chunk ^ (chunk >> 2 & 6)
     bits = {0: 0, 32: 1, 64: 3, 128: 7}[width]
-    return chunk ^ (chunk >> 3 & bits)
+    moved: Array = chunk ^ (chunk >> 2 & 6) if atom == 32 else chunk ^ (chunk >> 3 & bits)
+    return moved
 
 
 @functools.lru_cache(maxsize=4096)
@@ -37,7 +36,9 @@ def _chunks(offset: int, count: int, width: int, atom: int) -> Array:
 def _check(tensor: TensorMap, offset: int) -> None:
     inner = tensor.box[0] * tensor.bits // 8
     if tensor.swizzle and inner > tensor.swizzle:
-        raise UnsupportedPtxError(f"TMA: inner box of {inner} bytes is wider than its {tensor.swizzle}-byte swizzle")
+        raise UnsupportedPtxError(
+            f"TMA: inner box of {inner} bytes is wider than its {tensor.swizzle}-byte swizzle"
+        )
     if offset % 128:
         raise MemoryFaultError(f"TMA: shared address {offset:#x} is not a multiple of 128 bytes")
 
@@ -55,10 +56,14 @@ def _region(tensor: TensorMap, at: tuple[int, ...]) -> tuple[list[slice], list[i
     return slices, first, count
 
 
-def _global_view(tensor: TensorMap, memory: GlobalMemory, first: list[int], count: list[int], *, write: bool) -> Array:
+def _global_view(
+    tensor: TensorMap, memory: GlobalMemory, first: list[int], count: list[int], *, write: bool
+) -> Array:
     """Return the bytes of a part of the tensor, outermost dimension first, as a view of the buffer."""
     if first[0] * tensor.bits % 8 or count[0] * tensor.bits % 8:
-        raise UnsupportedPtxError(f"TMA: inner coordinate {first[0]} of {tensor.bits}-bit elements is not on a byte")
+        raise UnsupportedPtxError(
+            f"TMA: inner coordinate {first[0]} of {tensor.bits}-bit elements is not on a byte"
+        )
     inner = count[0] * tensor.bits // 8
     address = tensor.address + first[0] * tensor.bits // 8
     span = inner
@@ -101,7 +106,9 @@ def write_shared(box: Array, tensor: TensorMap, shared: SharedMemory, offset: in
     shared.check(offset, offset + box.size)
     data = np.ascontiguousarray(box).reshape(-1).view(np.uint64).reshape(-1, 2)
     if tensor.swizzle and tensor.swizzle != box.shape[-1]:
-        raise UnsupportedPtxError(f"TMA: inner box of {box.shape[-1]} bytes with a {tensor.swizzle}-byte swizzle")
+        raise UnsupportedPtxError(
+            f"TMA: inner box of {box.shape[-1]} bytes with a {tensor.swizzle}-byte swizzle"
+        )
     where = _chunks(offset, box.size, tensor.swizzle, tensor.atom)
     shared.chunks[where] = data
     shared.generic.view(np.uint64).reshape(-1, 2)[where] = data

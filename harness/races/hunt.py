@@ -86,7 +86,9 @@ class HuntResult:
         return asdict(self)
 
 
-def hunt(kernel: Kernel, schedules: int, *, mutate: bool, only: str = "", report: Report = lambda _: None) -> HuntResult:
+def hunt(
+    kernel: Kernel, schedules: int, *, mutate: bool, only: str = "", report: Report = lambda _: None
+) -> HuntResult:
     """Hunt races in one compiled kernel.
 
     Args:
@@ -101,7 +103,12 @@ def hunt(kernel: Kernel, schedules: int, *, mutate: bool, only: str = "", report
     start = time.monotonic()
     result = HuntResult(kernel.name, schedules)
     seen: list[str] = []
-    device().rewrite = lambda ptx: seen.append(ptx) or ptx
+
+    def look(ptx: str) -> str:
+        seen.append(ptx)
+        return ptx
+
+    device().rewrite = look
     try:
         wanted = race_problem().run(kernel.options)
         _judge(result, wanted)

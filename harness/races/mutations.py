@@ -60,7 +60,9 @@ def _waits(ptx: str) -> Iterator[Mutation]:
             f"wait-{number}",
             f"wait {number} of {len(places)} on an mbarrier ({place['at']}) returns at once",
             _replacing(place.start(), place.end(), f"mov.pred {place['p']}, -1;"),
-            benign="" if loop else "outside the main loops: it only keeps the CTA alive until its partners are done",
+            benign=""
+            if loop
+            else "outside the main loops: it only keeps the CTA alive until its partners are done",
         )
 
 
@@ -151,10 +153,14 @@ def _alpha(ptx: str) -> Iterator[Mutation]:
 def _short_loop(ptx: str) -> Iterator[Mutation]:
     """The producer's loop over k tiles ends one tile early (the loop around the MMAs is unrolled)."""
     last = ptx.rfind("cp.async.bulk.tensor.3d.shared")
-    loop = re.compile(r"add\.s32\s+(%r\d+), \1, 1;[\s\S]{0,400}?setp\.(?:ne|eq|lt)\.[bs]32\s+%p\d+, \1, (\d+);\s+@%p\d+ bra")
+    loop = re.compile(
+        r"add\.s32\s+(%r\d+), \1, 1;[\s\S]{0,400}?setp\.(?:ne|eq|lt)\.[bs]32\s+%p\d+, \1, (\d+);\s+@%p\d+ bra"
+    )
     if place := loop.search(ptx, max(last - 6000, 0)):
         start, end = place.span(2)
-        yield Mutation("k-short", "the loop over k stops one tile early", _replacing(start, end, str(int(place[2]) - 1)))
+        yield Mutation(
+            "k-short", "the loop over k stops one tile early", _replacing(start, end, str(int(place[2]) - 1))
+        )
 
 
 def _in_loop(ptx: str, at: int) -> bool:
@@ -181,7 +187,9 @@ def _masked_m_short(problem: RaceProblem) -> None:
 def _scales_linear(problem: RaceProblem) -> None:
     from harness.physical import as_mma
 
-    problem.a_scale = as_mma(problem.a_block_scale)  # rows and columns are multiples of the tile: no padding to add
+    problem.a_scale = as_mma(
+        problem.a_block_scale
+    )  # rows and columns are multiples of the tile: no padding to add
 
 
 def _scales_of_another_expert(problem: RaceProblem) -> None:

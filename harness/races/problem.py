@@ -59,16 +59,24 @@ class RaceProblem:
         experts, rows, n, _ = self.shape
         out = physical.empty_out(experts, rows, n, torch.float32, "cpu", SENTINEL)
         cutedsl_on_cpu.gemm(
-            (self.a, self.a_scale), (self.b, self.b_scale), out, self.masked_m, self.alpha, options, schedule=schedule
+            (self.a, self.a_scale),
+            (self.b, self.b_scale),
+            out,
+            self.masked_m,
+            self.alpha,
+            options,
+            schedule=schedule,
         )
         return out.permute(2, 0, 1)
 
 
 def race_problem(seed: int = 0) -> RaceProblem:
-    """Draw the problem: 3 experts of 256 rows (256, 129 and 0 of them valid), n 256, k 1536."""
-    experts, rows, n, k = 3, 256, 256, 1536
+    """Draw the problem: 4 experts of 256 rows (256, 129, 0 and 1 of them valid), n 256, k 1536."""
+    experts, rows, n, k = 4, 256, 256, 1536
     draw = torch.Generator().manual_seed(seed)
-    a_codes, b_codes = (torch.randint(0, 16, (experts, r, k), dtype=torch.uint8, generator=draw) for r in (rows, n))
+    a_codes, b_codes = (
+        torch.randint(0, 16, (experts, r, k), dtype=torch.uint8, generator=draw) for r in (rows, n)
+    )
     a_scale, b_scale = (
         torch.randint(0x30, 0x48, (experts, r, k // 16), dtype=torch.uint8, generator=draw) for r in (rows, n)
     )
@@ -77,7 +85,7 @@ def race_problem(seed: int = 0) -> RaceProblem:
         physical.scales(a_scale),
         physical.operand(b_codes),
         physical.scales(b_scale),
-        torch.tensor([256, 129, 0], dtype=torch.int32),
+        torch.tensor([256, 129, 0, 1], dtype=torch.int32),
         torch.rand(experts, generator=draw) + 0.5,
         a_scale,
         b_scale,

@@ -32,7 +32,8 @@ def launch(ptx, arrays=(), *, threads=32, grid=1, cluster=1, shared=0, schedule=
     parameters = b"".join(struct.pack("<Q", a) for a in [*addresses, *raw])
     program = Program(parse_ptx(ptx))
     run_launch(
-        Launch(program, memory, (grid, 1, 1), (threads, 1, 1), (cluster, 1, 1), shared, parameters), schedule or late()
+        Launch(program, memory, (grid, 1, 1), (threads, 1, 1), (cluster, 1, 1), shared, parameters),
+        schedule or late(),
     )
 
 
@@ -68,7 +69,14 @@ def tensor_map(array, box, *, code, bits, swizzle=0, atom32=False, extents=None)
     for extent in shape[1:]:
         strides.append(size)
         size *= extent
-    control = 0x2 | 1 << 18 | (len(box) - 1) << 4 | code << 7 | {0: 0, 32: 1, 64: 2, 128: 3}[swizzle] << 13 | atom32 << 19
+    control = (
+        0x2
+        | 1 << 18
+        | (len(box) - 1) << 4
+        | code << 7
+        | {0: 0, 32: 1, 64: 2, 128: 3}[swizzle] << 13
+        | atom32 << 19
+    )
     struct.pack_into("<QI", block, 0, array.ctypes.data, control)
     for number, stride in enumerate(strides[: len(box) - 1]):
         struct.pack_into("<I", block, 12 + 4 * number, stride >> 4)

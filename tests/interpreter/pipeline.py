@@ -46,7 +46,12 @@ INSTRUCTION = 8 << 24 | 16 << 17 | 1 << 10 | 1 << 7  # 128 x 128, E2M1 times E2M
 
 
 def _multiply():
-    lines = [_descriptor(1, A, 14, OPERAND), _descriptor(2, B, 14, OPERAND), _descriptor(3, SCALE_A, 11, SCALES), _descriptor(4, SCALE_B, 11, SCALES)]
+    lines = [
+        _descriptor(1, A, 14, OPERAND),
+        _descriptor(2, B, 14, OPERAND),
+        _descriptor(3, SCALE_A, 11, SCALES),
+        _descriptor(4, SCALE_B, 11, SCALES),
+    ]
     lines += [
         f"add.s32 %r42, %r10, {128 + 16 * side + 4 * j}; add.s64 %d5, %d{3 + side}, {32 * j}; tcgen05.cp.cta_group::1.32x128b.warpx4 [%r42], %d5;"
         for side in (0, 1)
@@ -67,7 +72,8 @@ def _epilogue():
     parts = []
     for j in range(4):
         stores = "\n".join(
-            f"xor.b32 %r46, %r45, {16 * c}; st.shared.v4.b32 [%r46], {{{', '.join(words[4 * c : 4 * c + 4])}}};" for c in range(8)
+            f"xor.b32 %r46, %r45, {16 * c}; st.shared.v4.b32 [%r46], {{{', '.join(words[4 * c : 4 * c + 4])}}};"
+            for c in range(8)
         )
         n = next(_count)
         parts.append(f"""
@@ -157,12 +163,12 @@ def launch_with(ptx, maps, inputs, c, tiles, schedule):
 
     memory = GlobalMemory()
     addresses = [memory.add_array(m, "tensor map", writable=False) for m in maps]
-    for name, array in zip("A B SFA SFB".split(), inputs, strict=True):
+    for name, array in zip(["A", "B", "SFA", "SFB"], inputs, strict=True):
         memory.add_array(array, name, writable=False)
     memory.add_array(c, "C")
     parameters = struct.pack("<6Q", *addresses, tiles)
-    run_launch(Launch(Program(parse_ptx(ptx)), memory, (1, 1, 1), (192, 1, 1), (1, 1, 1), SHARED, parameters), schedule or late())
+    run_launch(
+        Launch(Program(parse_ptx(ptx)), memory, (1, 1, 1), (192, 1, 1), (1, 1, 1), SHARED, parameters),
+        schedule or late(),
+    )
     return c
-
-
-

@@ -66,8 +66,8 @@ CASES = [
      [((-1, 1), (0, 1)), ((4, 5), (1, 0))]),
     ("setp.two", "setp.eq.s32 %p0|%p1, %r0, %r1; selp.b32 %r8, 1, 0, %p0; selp.b32 %r9, 1, 0, %p1;", [((3, 3), (1, 0)), ((3, 4), (0, 1))]),
     ("setp.and", "setp.eq.s32 %p2, %r0, 1; setp.eq.and.s32 %p0, %r1, 2, %p2; selp.b32 %r8, 1, 0, %p0;", [((1, 2), (1,)), ((0, 2), (0,))]),
-    ("pred", "setp.ne.b32 %p0, %r0, 0; setp.ne.b32 %p1, %r1, 0; and.pred %p2, %p0, %p1; or.pred %p3, %p0, %p1; xor.pred %p4, %p0, %p1;"
-     "not.pred %p5, %p0; selp.b32 %r8, 1, 0, %p2; selp.b32 %r9, 1, 0, %p3; selp.b32 %r10, 1, 0, %p4; selp.b32 %r11, 1, 0, %p5;",
+    ("pred", ("setp.ne.b32 %p0, %r0, 0; setp.ne.b32 %p1, %r1, 0; and.pred %p2, %p0, %p1; or.pred %p3, %p0, %p1; xor.pred %p4, %p0, %p1;"
+     "not.pred %p5, %p0; selp.b32 %r8, 1, 0, %p2; selp.b32 %r9, 1, 0, %p3; selp.b32 %r10, 1, 0, %p4; selp.b32 %r11, 1, 0, %p5;"),
      [((1, 0), (0, 1, 1, 0)), ((1, 1), (1, 1, 0, 0)), ((0, 0), (0, 0, 0, 1))]),
     ("mov.pack", "mov.b64 %d0, {%r0, %r1}; mov.b64 {_, %r8}, %d0; mov.b64 {%r9, _}, %d0;", [((1, 2), (2, 1))]),
     ("mov.halves", "mov.b32 {%h0, %h1}, %r0; mov.b32 %r8, {%h1, %h0};", [((0x12345678,), (0x56781234,))]),
@@ -98,8 +98,8 @@ CASES = [
     ("min.f32", "min.f32 %r8, %r0, %r1; max.f32 %r9, %r0, %r1; max.NaN.f32 %r10, %r0, %r1;",
      [((f(1), f(2)), (f(1), f(2), f(2))), ((NAN, f(2)), (f(2), f(2), 0x7FFFFFFF)), ((f(-0.0), f(0)), (f(-0.0), f(0), f(0)))]),
     ("neg.f32", "neg.f32 %r8, %r0; abs.f32 %r9, %r0;", [((f(1),), (f(-1), f(1))), ((f(-2),), (f(2), f(2)))]),
-    ("setp.f32", "setp.lt.f32 %p0, %r0, %r1; selp.b32 %r8, 1, 0, %p0; setp.ltu.f32 %p1, %r0, %r1; selp.b32 %r9, 1, 0, %p1;"
-     "setp.nan.f32 %p2, %r0, %r1; selp.b32 %r10, 1, 0, %p2; setp.neu.f32 %p3, %r0, %r1; selp.b32 %r11, 1, 0, %p3;",
+    ("setp.f32", ("setp.lt.f32 %p0, %r0, %r1; selp.b32 %r8, 1, 0, %p0; setp.ltu.f32 %p1, %r0, %r1; selp.b32 %r9, 1, 0, %p1;"
+     "setp.nan.f32 %p2, %r0, %r1; selp.b32 %r10, 1, 0, %p2; setp.neu.f32 %p3, %r0, %r1; selp.b32 %r11, 1, 0, %p3;"),
      [((f(1), f(2)), (1, 1, 0, 1)), ((NAN, f(2)), (0, 1, 1, 1)), ((f(2), f(2)), (0, 0, 0, 0))]),
     ("setp.gt.bf16", "mov.b32 {%h0, %h1}, %r0; setp.gt.bf16 %p0, %h0, %h1; selp.u16 %h2, 1, 0, %p0; cvt.u32.u16 %r8, %h2;", [((half(2, 1),), (1,)), ((half(1, 2),), (0,))]),
     ("rcp.approx.ftz.f32", "rcp.approx.ftz.f32 %r8, %r0;", [((f(6),), (f(1 / 6),)), ((TINY,), (INF,)), ((f(2.0**127),), (0,)), ((0x80000000,), (0xFF800000,))]),
@@ -131,7 +131,9 @@ def test_instruction_as_the_isa_defines_it(name, code, rows):
     inputs = [row[0] for row in rows]
     found = per_lane(code, inputs)
     for got, (given, wanted) in zip(found, rows, strict=True):
-        assert [hex(x) for x in got[: len(wanted)]] == [hex(x & M) for x in wanted], f"{name} of {[hex(x & M) for x in given]}"
+        assert [hex(x) for x in got[: len(wanted)]] == [hex(x & M) for x in wanted], (
+            f"{name} of {[hex(x & M) for x in given]}"
+        )
 
 
 LANE_DEPENDENT = {"shfl.bfly", "shfl.up", "shfl.down", "elect.sync"}
@@ -158,15 +160,21 @@ def test_small_floats_are_rounded_as_the_reference_rounds_them():
     draw = np.random.default_rng(0)
     values = (draw.normal(size=20000) * 10.0 ** draw.uniform(-4, 4, 20000)).astype(np.float32)
     grid = decode_e4m3(torch.arange(0x7F, dtype=torch.uint8)).numpy()
-    middles = np.concatenate([(grid[:-1] + grid[1:]) / 2, [0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5]]).astype(np.float32)
+    middles = np.concatenate([(grid[:-1] + grid[1:]) / 2, [0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5]]).astype(
+        np.float32
+    )
     near = np.concatenate([np.nextafter(middles, np.float32(s)) for s in (-np.inf, np.inf)])
-    values = np.concatenate([values, middles, near, -middles, -near, [np.nan, np.inf, -np.inf, -0.0]]).astype(np.float32)
+    values = np.concatenate([values, middles, near, -middles, -near, [np.nan, np.inf, -np.inf, -0.0]]).astype(
+        np.float32
+    )
     bits, tensor = values.view(np.uint32), torch.from_numpy(values)
     assert np.array_equal(to_e2m1(bits), encode_e2m1(tensor, nan="as_max").numpy())
     assert np.array_equal(to_e4m3(bits) & 0x7F, encode_e4m3(tensor).numpy() & 0x7F)
     assert np.array_equal(from_e4m3(np.arange(127, dtype=np.uint32)).view(np.float32), grid)
     finite = ~np.isnan(values)
-    assert np.array_equal(to_bf16(bits)[finite], tensor.bfloat16().view(torch.int16).numpy().view(np.uint16)[finite])
+    assert np.array_equal(
+        to_bf16(bits)[finite], tensor.bfloat16().view(torch.int16).numpy().view(np.uint16)[finite]
+    )
 
 
 def test_every_emitter_has_a_test():

@@ -33,7 +33,7 @@ def test_an_access_outside_every_buffer_is_a_fault_that_names_the_nearest(text):
     body = "ld.param.b64 %d0, [a]; mov.b32 %r0, 1; "
     launch(module(body + text.format(124), ("a",)), (np.zeros(32, dtype=np.uint32),))
     for offset in (-4, 126, 128):
-        with pytest.raises(MemoryFaultError, match=r"outside every known buffer .*array 0, 128 bytes"):
+        with pytest.raises(MemoryFaultError, match=r"outside every known buffer \(nearest is"):
             launch(module(body + text.format(offset), ("a",)), (np.zeros(32, dtype=np.uint32),))
 
 
@@ -62,17 +62,35 @@ def test_shared_memory_starts_poisoned_and_is_bounded():
     with pytest.raises(MemoryFaultError, match="outside the launch's 64 bytes"):
         launch(module("mov.b32 %r0, smem; ld.shared.b32 %r1, [%r0+64];"), shared=64)
     with pytest.raises(MemoryFaultError, match="outside the launch's 64 bytes"):
-        launch(module("mov.u32 %r1, %tid.x; shl.b32 %r1, %r1, 2; add.s32 %r1, %r1, 1024; st.shared.v2.b32 [%r1], {%r1, %r1};"), shared=64)
+        launch(
+            module(
+                "mov.u32 %r1, %tid.x; shl.b32 %r1, %r1, 2; add.s32 %r1, %r1, 1024; st.shared.v2.b32 [%r1], {%r1, %r1};"
+            ),
+            shared=64,
+        )
 
 
 def test_a_register_that_nobody_wrote_is_named():
     with pytest.raises(ProtocolError, match="register %r5 is read before it is written"):
-        launch(module("add.s32 %r1, %r5, 1; mov.b32 %r5, %r1; ld.param.b64 %d0, [a]; st.global.b32 [%d0], %r5;", ("a",)), (np.zeros(1, dtype=np.uint32),))
+        launch(
+            module(
+                "add.s32 %r1, %r5, 1; mov.b32 %r5, %r1; ld.param.b64 %d0, [a]; st.global.b32 [%d0], %r5;",
+                ("a",),
+            ),
+            (np.zeros(1, dtype=np.uint32),),
+        )
 
 
 @pytest.mark.parametrize(
     ("op", "start", "wanted"),
-    [("add.s32", 5, 5 + 32), ("max.s32", -9, 1), ("min.u32", 7, 1), ("or.b32", 6, 7), ("and.b32", 7, 1), ("exch.b32", 7, 1)],
+    [
+        ("add.s32", 5, 5 + 32),
+        ("max.s32", -9, 1),
+        ("min.u32", 7, 1),
+        ("or.b32", 6, 7),
+        ("and.b32", 7, 1),
+        ("exch.b32", 7, 1),
+    ],
 )
 def test_atom_and_red_act_lane_after_lane(op, start, wanted):
     for name in ("atom", "red"):
@@ -80,7 +98,13 @@ def test_atom_and_red_act_lane_after_lane(op, start, wanted):
             continue
         data = np.array([start], dtype=np.int32).view(np.uint32)
         first = "%r1, " if name == "atom" else ""
-        launch(module(f"ld.param.b64 %d0, [a]; mov.b32 %r0, 1; {name}.release.gpu.global.{op} {first}[%d0], %r0;", ("a",)), (data,))
+        launch(
+            module(
+                f"ld.param.b64 %d0, [a]; mov.b32 %r0, 1; {name}.release.gpu.global.{op} {first}[%d0], %r0;",
+                ("a",),
+            ),
+            (data,),
+        )
         assert data.view(np.int32)[0] == wanted
 
 
@@ -121,7 +145,7 @@ def test_inputs_may_not_be_written():
     memory = GlobalMemory()
     address = memory.add_array(np.zeros(4, dtype=np.uint32), "x", writable=False)
     assert memory.load(address, 4, None) == 0
-    with pytest.raises(MemoryFaultError, match="write of 4 bytes .* an input"):
+    with pytest.raises(MemoryFaultError, match=r"write of 4 bytes .* an input"):
         memory.store(address, 1, 4, None)
 
 
@@ -149,7 +173,7 @@ def test_what_is_not_modelled_is_an_error_that_names_it(text, message):
 
 
 def test_statements_that_are_no_ptx_are_refused():
-    with pytest.raises(UnsupportedPtxError, match="register type .b128"):
+    with pytest.raises(UnsupportedPtxError, match=r"register type \.b128"):
         launch(module(".reg .b128 %q<2>;"))
     with pytest.raises(UnsupportedPtxError, match="directive not understood"):
         launch(module(".local .align 4 .b8 x[4];"))
@@ -179,10 +203,20 @@ def test_a_trap_and_a_shuffle_of_missing_lanes_are_errors():
     with pytest.raises(ProtocolError, match="trap at line"):
         launch(module("trap;"))
     with pytest.raises(ProtocolError, match="names the lanes 0xffffffff, active are 0x00000001"):
-        launch(module("mov.u32 %r0, %tid.x; setp.ne.u32 %p0, %r0, 0; @%p0 bra L; shfl.sync.idx.b32 %r1, %r0, 0, 31, -1; L:"))
+        launch(
+            module(
+                "mov.u32 %r0, %tid.x; setp.ne.u32 %p0, %r0, 0; @%p0 bra L; shfl.sync.idx.b32 %r1, %r0, 0, 31, -1; L:"
+            )
+        )
 
 
 def test_prefetch_griddepcontrol_and_setmaxnreg_do_nothing():
-    launch(module("ld.param.b64 %d0, [a]; prefetch.tensormap [%d0]; griddepcontrol.wait; setmaxnreg.inc.sync.aligned.u32 240; membar.gl; fence.acq_rel.cluster;", ("a",)), (np.zeros(1, dtype=np.uint32),))
+    launch(
+        module(
+            "ld.param.b64 %d0, [a]; prefetch.tensormap [%d0]; griddepcontrol.wait; setmaxnreg.inc.sync.aligned.u32 240; membar.gl; fence.acq_rel.cluster;",
+            ("a",),
+        ),
+        (np.zeros(1, dtype=np.uint32),),
+    )
     for op in ("prefetchu.L1", "applypriority.global.L2", "discard.global.L2"):
         launch(module(f"ld.param.b64 %d0, [a]; {op} [%d0];", ("a",)), (np.zeros(1, dtype=np.uint32),))
