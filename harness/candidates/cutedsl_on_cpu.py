@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 # (flashinfer-python, nvidia-cutlass-dsl): the pairs whose host code and PTX were seen to be understood.
 VERSIONS = (("0.7.2.post1", "4.8.1"),)
 CAPABILITY = (10, 0)
-SM_COUNT = 2  # every CTA costs milliseconds; two of them still share the work of a persistent kernel
+SMS_OF_A_B200 = 148
+SM_COUNT = 2  # how many a call uses that does not say: every CTA costs milliseconds; two of them still share the work of a persistent kernel
 
 
 def cpu_support(name: str) -> Support:
@@ -158,7 +159,7 @@ def on_cpu(
         (blackwell, "get_compute_capability", lambda _: CAPABILITY),
         (wrapper, "get_num_sm", lambda _: SM_COUNT),
         (blackwell, "get_num_sm", lambda _: SM_COUNT),
-        (blackwell, "get_max_active_clusters", lambda size: max(SM_COUNT // size, 1)),
+        (blackwell, "get_max_active_clusters", lambda size: SMS_OF_A_B200 // size),
         (sys.modules["cutlass.torch"], "current_stream", lambda: CUstream(0)),
     )
     with contextlib.ExitStack() as stack:

@@ -135,7 +135,7 @@ CONFIGURATIONS = [
     {}, {"mma_tiler_mn": (128, 256)}, {"cluster_shape_mn": (1, 2)}, {"cluster_shape_mn": (2, 1)},
     {"cluster_shape_mn": (2, 2), "sm_count": 4}, {"mma_tiler_mn": (256, 128), "cluster_shape_mn": (2, 1)},
     {"mma_tiler_mn": (256, 256), "cluster_shape_mn": (2, 1)}, {"mma_tiler_mn": (256, 128), "cluster_shape_mn": (2, 2), "sm_count": 4},
-    {"is_swap_ab": True}, {"is_swap_ab": True, "mma_tiler_mn": (128, 256)}, {"is_swap_ab": True, "cluster_shape_mn": (2, 1)},
+    {"is_swap_ab": True}, {"is_swap_ab": True, "mma_tiler_mn": (128, 256)}, {"is_swap_ab": True, "cluster_shape_mn": (2, 1)}, {"is_swap_ab": True, "cluster_shape_mn": (1, 2)},
 ]  # fmt: skip
 
 
@@ -148,8 +148,10 @@ def test_tiles_clusters_and_swapped_operands_give_the_same_bits(options):
     case = Case(*shape, [384, 1, 192], dtype="float32", **options)
     for expert, count in enumerate(case.masked_m):
         assert torch.equal(case.out[expert, :count], plain.out[expert, :count])
-    cluster_m = 1 if options.get("is_swap_ab") else options.get("cluster_shape_mn", (1, 1))[0]
-    assert case.written() == [min(384, -(-count // 128) * 128 * cluster_m) for count in case.masked_m]
+    tile, cluster = 128, options.get("cluster_shape_mn", (1, 1))[0]
+    if options.get("is_swap_ab"):  # the masked rows are the kernel's N
+        tile, cluster = options.get("mma_tiler_mn", (128, 128))[1], options.get("cluster_shape_mn", (1, 1))[1]
+    assert case.written() == [min(384, -(-count // tile) * tile * cluster) for count in case.masked_m]
 
 
 @pytest.mark.flashinfer
@@ -209,10 +211,12 @@ def test_other_formats_of_the_same_kernel(ab, block):
 
 
 @pytest.mark.flashinfer
-def test_dst_signals_count_the_finished_tiles():
-    case_inputs = torch.zeros(4, dtype=torch.int32)
-    Case(4, 256, 128, 64, [256, 129, 1, 0], dst_signals=case_inputs)
-    assert case_inputs.tolist() == [2, 2, 1, 0]
+def test_dst_signals_count_the_ctas_that_are_past_each_expert():
+    """Every CTA adds one for every expert, with or without rows: a consumer waits for as many as there are SMs."""
+    for sm_count in (1, 2, 3):
+        signals = torch.zeros(4, dtype=torch.int32)
+        Case(4, 256, 128, 64, [256, 129, 1, 0], dst_signals=signals, sm_count=sm_count)
+        assert signals.tolist() == [sm_count] * 4
 
 
 @pytest.mark.flashinfer
