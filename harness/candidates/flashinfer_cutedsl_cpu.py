@@ -37,7 +37,8 @@ class FlashInferCuteDslCpu(FlashInferCuteDsl):
 
     Args:
         seed: draws the schedule of warps and asynchronous units; None: every asynchronous operation as late as possible.
-        quantizers: "interpreted" (needs nvcc), "emulated", or "" for the first that is possible.
+        quantizers: "interpreted" (the grouped CUDA kernel; needs nvcc), "cutedsl" (the CuTe DSL kernel, expert by expert),
+            "emulated", or "" for the first of "interpreted" and "emulated" that is possible.
         options: keyword arguments of every GEMM call: mma_tiler_mn, cluster_shape_mn, sm_count.
     """
 
@@ -51,7 +52,7 @@ class FlashInferCuteDslCpu(FlashInferCuteDsl):
 
     @property
     def quantizers(self) -> str:
-        """Where the quantizers come from: "interpreted" or "emulated"."""
+        """Where the quantizers come from: "interpreted", "cutedsl" or "emulated"."""
         if not self._quantizers:
             from harness.candidates.cuda_quantizers import quantizer_support
 
@@ -75,7 +76,9 @@ class FlashInferCuteDslCpu(FlashInferCuteDsl):
     def warning(self) -> str:
         """What a reader of a record must know about where the numbers come from."""
         source = "FlashInfer's CUDA kernel, compiled by nvcc and interpreted as well"
-        if self.quantizers == "emulated":
+        if self.quantizers == "cutedsl":
+            source = "FlashInfer's CuTe DSL kernel, called expert by expert and interpreted as well"
+        elif self.quantizers == "emulated":
             source = f"emulated{f' because {self._why_emulated}' if self._why_emulated else ''}"
         return (
             "interpreted PTX: the GEMM is FlashInfer's kernel compiled for sm_100a and executed by harness.interpreter, not "
@@ -88,27 +91,32 @@ class FlashInferCuteDslCpu(FlashInferCuteDsl):
 
     def reciprocal(self, x: Tensor) -> Tensor:
         """Return the rcp.approx.ftz that the quantizers use: assumed correctly rounded where they are interpreted."""
-        return _flushed_reciprocal(x) if self.quantizers == "interpreted" else _emulated().reciprocal(x)
+        return _emulated().reciprocal(x) if self.quantizers == "emulated" else _flushed_reciprocal(x)
 
     def quantize_grouped(
         self, x: Tensor, masked_m: Tensor, global_scale_enc: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Quantize the valid rows: FlashInfer's kernel interpreted, or the emulation that `physical` uses."""
-        if self.quantizers == "interpreted":
-            from harness.candidates.cuda_quantizers import grouped_quantize
-
-            return grouped_quantize(x, masked_m, global_scale_enc, silu_mul=False)
+        if self.quantizers != "emulated":
+            return self._interpreted(x, masked_m, global_scale_enc, silu_mul=False)
         return _emulated().quantize_grouped(x, masked_m, global_scale_enc)
 
     def silu_mul_quantize_grouped(
         self, gate_up: Tensor, masked_m: Tensor, global_scale_enc: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Quantize bf16(silu(gate) * up) of the valid rows; as `quantize_grouped`."""
-        if self.quantizers == "interpreted":
-            from harness.candidates.cuda_quantizers import grouped_quantize
-
-            return grouped_quantize(gate_up, masked_m, global_scale_enc, silu_mul=True)
+        if self.quantizers != "emulated":
+            return self._interpreted(gate_up, masked_m, global_scale_enc, silu_mul=True)
         return _emulated().silu_mul_quantize_grouped(gate_up, masked_m, global_scale_enc)
+
+    def _interpreted(
+        self, x: Tensor, masked_m: Tensor, global_scale_enc: Tensor, *, silu_mul: bool
+    ) -> tuple[Tensor, Tensor]:
+        if self.quantizers == "cutedsl":
+            from harness.candidates.cutedsl_quantizers import grouped_quantize
+        else:
+            from harness.candidates.cuda_quantizers import grouped_quantize
+        return grouped_quantize(x, masked_m, global_scale_enc, silu_mul=silu_mul)
 
     def masked_grouped_gemm(
         self,

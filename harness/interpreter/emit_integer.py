@@ -40,9 +40,14 @@ def _multiply(e: Emit, mods: Modifiers, operands: tuple[str, ...]) -> None:
     mods.done()
     a, b = e.sources(operands[1:3], width)
     if part == "wide":
-        if width != 32:
+        if width == 64:
             raise UnsupportedPtxError(f"{mods.op} is not modelled")
-        product, total = f"multiply_wide({a}, {b}, is_signed={is_signed})", 64
+        if width == 16:
+            if is_signed:
+                a, b = (f"bits32(signed16({x}))" for x in (a, b))
+            product, total = f"({a} * {b}) & M32", 32
+        else:
+            product, total = f"multiply_wide({a}, {b}, is_signed={is_signed})", 64
     elif part == "hi":
         product, total = f"multiply_high({a}, {b}, {width}, is_signed={is_signed})", width
     else:

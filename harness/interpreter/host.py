@@ -24,7 +24,7 @@ from harness.interpreter.schedule import Schedule
 
 ARCHITECTURE = "sm_100a"
 _SHARED_LIMIT = 232_448  # bytes of shared memory that a block may opt in to on SM100 (cudaDevAttr 97)
-_ATTRIBUTES = {97: _SHARED_LIMIT, 16: 148, 75: 10, 76: 0}  # cudaDeviceAttr -> value
+_ATTRIBUTES = {97: _SHARED_LIMIT, 81: 233_472, 16: 148, 75: 10, 76: 0}  # cudaDeviceAttr -> value
 _CLUSTER_ATTRIBUTE = 4  # cudaLaunchAttributeClusterDimension
 _HARMLESS_ATTRIBUTES = {2, 6}  # cooperative 0, programmatic stream serialization
 _POINTER, _INT = ctypes.c_void_p, ctypes.c_int32
@@ -195,6 +195,7 @@ def interpreted(here: Device) -> Iterator[None]:
         BaseException: whatever the interpreter raised in a launch, in place of the DSL's own error.
     """
     from cutlass._mlir import execution_engine
+    from cutlass.base_dsl.runtime import cuda
     from cutlass.cutlass_dsl import CuTeDSL
     from cutlass.cutlass_dsl.cuda_jit_executor import CudaDialectJitCompiledFunction as Compiled
 
@@ -221,6 +222,7 @@ def interpreted(here: Device) -> Iterator[None]:
             (engine, "__init__", make_engine),
             (Compiled, "_load_cuda_library", load_library),
             (Compiled, "num_devices", 1),
+            (cuda, "get_device_attribute", lambda attribute, _=0: _ATTRIBUTES[int(attribute)]),
             (environment, "keep_ptx", True),
             (environment, "dump_dir", here.folder.name),
             (environment, "arch", ARCHITECTURE),
