@@ -245,13 +245,11 @@ def halves(kind: str, function: Any, *sources: Lanes) -> Lanes:
     back = to_bf16 if kind.startswith("bf16") else to_f16
     scalar = all(isinstance(x, int) for x in sources)
     arrays = [lanes(x, np.uint32) for x in sources]
-
-    def part(shift: int) -> Array:
-        values = [f32(widen(x >> np.uint32(shift) & np.uint32(0xFFFF))) for x in arrays]
-        result: Array = back(raw(function(*values)))
-        return result
-
-    result = part(0)
+    if kind.endswith("x2"):  # both halves of all lanes side by side
+        wide = [np.ascontiguousarray(x).view(np.uint16).astype(np.uint32) for x in arrays]
+    else:
+        wide = [x & np.uint32(0xFFFF) for x in arrays]
+    result: Array = back(raw(function(*(f32(widen(x)) for x in wide))))
     if kind.endswith("x2"):
-        result = part(16) << np.uint32(16) | result
+        result = result.astype(np.uint16).view(np.uint32)
     return int(result[0]) if scalar else result
