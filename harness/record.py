@@ -164,8 +164,9 @@ class Skip:
 class RunRecord:
     """One run. Each stage beside the rules holds its own documented structure; absent stages are None.
 
-    `gsm8k`: harness/gsm8k/README.md; `canary`: harness/canary/README.md; `mutants`: harness/mutants/README.md. Their
-    typed views, `gsm8k_run`, `canary_stage` and `mutants_run`, are in harness/record_stages.py.
+    `gsm8k`: harness/gsm8k/README.md; `canary`: harness/canary/README.md; `mutants`: harness/mutants/README.md;
+    `compile`: harness/compile/README.md. Typed views, `gsm8k_run`, `canary_stage` and `mutants_run`, are in
+    harness/record_stages.py.
     """
 
     run_id: str
@@ -190,6 +191,7 @@ class RunRecord:
     gsm8k: dict[str, Any] | None = None
     canary: dict[str, Any] | None = None
     mutants: dict[str, Any] | None = None
+    compile: dict[str, Any] | None = None
 
     @property
     def failures(self) -> list[Failure]:

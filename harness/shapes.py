@@ -43,7 +43,10 @@ MODELS = {
     "kimi-k2": ModelShape("kimi-k2", 7168, 2048, 384, 8),
     "qwen3-235b": ModelShape("qwen3-235b", 4096, 1536, 128, 8),
     "qwen3-30b": ModelShape("qwen3-30b", 2048, 768, 128, 8),
+    "qwen3-coder-480b": ModelShape("qwen3-coder-480b", 6144, 2560, 160, 8),
+    "qwen3-next-80b": ModelShape("qwen3-next-80b", 2048, 512, 512, 10),
     "gpt-oss-120b": ModelShape("gpt-oss-120b", 2880, 2880, 128, 4),
+    "gpt-oss-20b": ModelShape("gpt-oss-20b", 2880, 2880, 32, 4),
 }
 _KEYS = {
     "hidden": ("hidden_size",),

@@ -24,6 +24,7 @@ from reports import (
     skips,
     traps,
 )
+from reports import compile as cross_compile
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -46,6 +47,7 @@ SECTIONS: tuple[Section, ...] = (
     # What is broken comes before what was looked at: a reader has ten seconds.
     Section("errors", "Errors", errors.section),
     Section("gsm8k", "GSM8K", gsm8k.section),
+    Section("compile", "Cross-compilation", cross_compile.section),
     Section("failures", "Failures", failures.section),
     Section("rules", "Rules", rules.section),
     Section("canary", "Canary", canary.section),

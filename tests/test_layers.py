@@ -20,6 +20,7 @@ ALLOWED = {
     "harness": {
         "harness", "reference", "torch", "click", "hypothesis", "pytest", "packaging", "triton", "lm_eval",
         "datasets", "aiohttp", "tenacity", "safetensors", "tokenizers", "reports", *ENGINES,  # reports: see below
+        "numpy", "cuda",  # numpy: the interpreter, see below; cuda: the type of a stream, for FlashInfer's calls
     },
     "reports": {"reports", "harness", "jinja2", "markupsafe"},
     "suites": {"suites", "harness", "reference", "pytest", "hypothesis"},
@@ -148,3 +149,47 @@ def test_every_public_name_of_the_harness_is_there_and_is_no_module() -> None:
         assert not (ROOT / "harness" / f"{public}.py").exists(), public
     with pytest.raises(AttributeError, match="has no attribute 'confromance'"):
         _ = harness.confromance
+
+
+# Who may use the interpreter: the candidate that it was written for, and the race hunt.
+INTERPRETER_USERS = {
+    "harness/candidates/cuda_quantizers.py", "harness/candidates/cutedsl_on_cpu.py",
+    "harness/candidates/flashinfer_cutedsl_cpu.py", "harness/races/hunt.py", "harness/races/problem.py",
+}  # fmt: skip
+
+
+def test_only_the_candidate_and_the_race_hunt_use_the_interpreter() -> None:
+    users = {
+        name(path)
+        for layer in ("reference", "harness", "reports", "suites")
+        for path in files(layer)
+        for module, _, _ in imports(path)
+        if module.startswith("harness.interpreter") and "interpreter" not in path.parts
+    }
+    assert users == INTERPRETER_USERS
+
+
+def test_only_the_interpreter_knows_numpy_and_it_knows_no_candidate() -> None:
+    numpy = {
+        name(path)
+        for path in files("harness")
+        for module, _, at_once in imports(path)
+        if at_once and module.split(".")[0] == "numpy" and "interpreter" not in path.parts
+    }
+    assert numpy == set()
+    known = {
+        module.split(".")[0] for path in files("harness/interpreter") for module, _, _ in imports(path)
+    } - STANDARD
+    assert known == {"harness", "numpy", "cutlass"}
+    assert [
+        f"{name(path)}:{line} imports {module}"
+        for path in files("harness/interpreter")
+        for module, line, _ in imports(path)
+        if module.startswith("harness.") and not module.startswith("harness.interpreter")
+    ] == []
+    assert {
+        name(path)
+        for path in files("harness/interpreter")
+        for module, _, _ in imports(path)
+        if module.startswith("cutlass")
+    } == {"harness/interpreter/host.py"}

@@ -25,6 +25,7 @@ CANDIDATES = {
     "eager-cuda": "harness.candidates.eager:EagerCuda",
     "physical": "harness.candidates.physical:Physical",
     "flashinfer-cutedsl": "harness.candidates.flashinfer_cutedsl:FlashInferCuteDsl",
+    "flashinfer-cutedsl-cpu": "harness.candidates.flashinfer_cutedsl_cpu:FlashInferCuteDslCpu",
     "sglang-cutedsl": "harness.candidates.sglang_cutedsl:SglangCuteDsl",
     "vllm-cutedsl": "harness.candidates.vllm_cutedsl:VllmCuteDsl",
 }

@@ -17,6 +17,8 @@ COMMANDS = {
     "canary": "a small MoE model that solves word problems through a candidate",
     "mutants": "plant every known fault and see which rule kills it",
     "diagnose": "name the known fault that explains a failure",
+    "compile": "cross-compile the CuTe DSL kernels for Blackwell, without one",
+    "races": "run the interpreted kernel under many schedules, intact and with planted mistakes",
     "list": "list candidates, rules, profiles, traps, shapes, faults and the bugs behind them",
     "doctor": "say what can run on this machine, and why the rest cannot",
     "report": "draw the report of a record again, compare two records, or draw the history of many",

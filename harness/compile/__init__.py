@@ -1,0 +1,1 @@
+"""`harness compile`: cross-compile FlashInfer's CuTe DSL kernels without a GPU. See README.md, and `run.py` first."""

@@ -1,0 +1,1 @@
+"""Race hunting: one compiled kernel under many schedules, intact and with planted mistakes. Start with hunt.py."""

@@ -1,0 +1,2 @@
+from cutlass import cute as cute
+from cutlass import utils as utils
