@@ -186,12 +186,16 @@ def _run_canary(request: CheckRequest, record: RunRecord, progress: Progress) ->
     """Ask the canary its questions through every candidate that ran, then through one with a planted fault."""
     from harness.canary.stage import run_stage
 
-    able = [c.name for c in record.candidates if c.ran and "masked_moe" not in c.missing_stages]
-    record.skips += [
-        Skip(f"canary on {c.name}", "the candidate has no masked_moe")
-        for c in record.candidates
-        if c.ran and c.name not in able
-    ]
+    able = []
+    for candidate in record.candidates:
+        if not candidate.ran:
+            continue
+        if "masked_moe" in candidate.missing_stages:
+            record.skips.append(Skip(f"canary on {candidate.name}", "the candidate has no masked_moe"))
+        elif not candidate.declared.get("canary", True):
+            record.skips.append(Skip(f"canary on {candidate.name}", "it declares that it is too slow for it"))
+        else:
+            able.append(candidate.name)
     if not able:
         return
     record.canary = {"questions": request.canary, "runs": [], "controls": []}

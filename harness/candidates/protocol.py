@@ -79,6 +79,7 @@ class Traits:
         hints: sets of extra keyword arguments of masked_grouped_gemm that must not change a result (tile shapes,
             numbers of SMs, expected rows).
         min_experts: smallest number of experts it accepts.
+        canary: fast enough for `harness check` to ask the canary its questions through it.
     """
 
     device: str = "cuda"
@@ -97,6 +98,7 @@ class Traits:
     cuda_graph: bool = True
     hints: tuple[dict[str, Any], ...] = ()
     min_experts: int = 1
+    canary: bool = True
 
     @property
     def width_multiple(self) -> int:
