@@ -275,7 +275,7 @@ def test_the_quantizers_interpreted_are_the_emulation_bit_for_bit(silu, source):
             if (
                 source == "cutedsl"
             ):  # a block whose scale rounds to zero has codes of zero here, saturated ones in CUDA
-                assert not theirs[scales == 0].any()
+                assert not (theirs[scales == 0] & 0x77).any()
                 ours, theirs = ours[scales != 0], theirs[scales != 0]
             assert torch.equal(ours, theirs)
 
