@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from harness.candidates.protocol import STAGES
-from harness.diagnosis.habits import UNWRITTEN, UNWRITTEN_CODE, learned_habits
+from harness.diagnosis.habits import UNWRITTEN, UNWRITTEN_CODE, Habits, learned_habits
 from harness.diagnosis.hypotheses import Failed, Hypothesis, predict
 from harness.diagnosis.models import Model
 from harness.diagnosis.observation import MASKED_GEMM, Observed
@@ -26,7 +26,7 @@ def same(a: Tensor, b: Tensor) -> Tensor:
     return equal | (a.isnan() & b.isnan()) if a.dtype.is_floating_point else equal
 
 
-@dataclass
+@dataclass(eq=False)
 class Case:
     """A recorded call with illegal elements, and the right model that agrees with the candidate best.
 
@@ -36,6 +36,9 @@ class Case:
         models: legal variants, the best one first.
         bounds: how the candidate computes.
         view: "output", "memory" or "inputs", see harness.diagnosis.views.seen.
+        exact: whether the model agrees with the candidate bit for bit where nothing is wrong.
+        known_habits: what the candidate leaves in padding, where another call shows it better.
+        part: whether it is kept to a few rows (`screened`).
 
     Raises:
         Failed: no right model takes the call's arguments.
@@ -47,6 +50,8 @@ class Case:
     bounds: Bounds
     view: str = "output"
     exact: bool = False
+    part: bool = False
+    known_habits: tuple[Habits, bool] | None = None
 
     def __post_init__(self) -> None:
         self.valid = valid(self.call) if self.view == "output" else torch.ones(1, 1, dtype=torch.bool)
@@ -112,7 +117,7 @@ class Case:
             raise failure
         self.wild = False
         if self.view == "output" and self.call.stage in STAGES:
-            habits, self.wild = learned_habits(self.call, self.valid, self.seen)
+            habits, self.wild = self.known_habits or learned_habits(self.call, self.valid, self.seen)
             for model in self.models:
                 model.habits = habits
         self.models = [self.models[best], *(m for i, m in enumerate(self.models) if i != best)]
@@ -123,6 +128,7 @@ class Case:
         few = _spread(self.illegal.any(-1).any(-1), experts)
         part = copy.copy(self)
         part.__dict__.pop("illegal", None)
+        part.part = True
         part.valid = torch.zeros_like(self.valid)
         part.valid[few[:, 0], few[:, 1]] = True
         rows = {int(e): few[few[:, 0] == e, 1] for e in torch.unique(few[:, 0])}

@@ -8,19 +8,21 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from harness.candidates.protocol import LAYER_STAGES, stages_of, traits_of
 from harness.context import Context, Known
 from harness.diagnosis.case import Case, same
 from harness.diagnosis.describe import findings, no_illegal_call
+from harness.diagnosis.habits import Habits, learned_habits
 from harness.diagnosis.hypotheses import Failed, predict
-from harness.diagnosis.layer import legal_layer
+from harness.diagnosis.layer import INNER, legal_layer
 from harness.diagnosis.layer_views import layer_legal, layer_models
 from harness.diagnosis.models import models
 from harness.diagnosis.observation import MASKED_GEMM, MASKED_MOE, Observed, Recorder, name_calls
 from harness.diagnosis.opaque import LayerCase
 from harness.diagnosis.rank import explain, explain_layer
-from harness.diagnosis.views import Bounds, input_bytes, legal, memory_of, seen, untouchable
+from harness.diagnosis.views import Bounds, input_bytes, legal, memory_of, seen, untouchable, valid
 from harness.problem import parse_problem
 from harness.rules import NotApplicableError, find_rules
 
@@ -91,9 +93,9 @@ def _explained(
 
 
 def opaque_cases(calls: list[Observed], bounds: Bounds) -> list[Case]:
-    """Return the calls of whole layers that have illegal elements; one of each is enough."""
+    """Return the last call of a whole layer that has illegal elements: those before it are what a fault may remember."""
     cases: list[Case] = []
-    for call in calls:
+    for call in reversed(calls):
         if call.stage == MASKED_MOE and not cases:
             allowed = legal_layer(call, bounds)
             if not bool(allowed.all()):
@@ -116,12 +118,13 @@ def failing_calls(
     """
     recorder = Recorder(candidate)
     first: list[Case] = []
+    habits: dict[str, tuple[Habits, bool]] = {}
     failed = False
     for run in range(_MOST_RUNS):
         before = len(recorder.calls)
         failed |= run_rule_once(recorder, known, rule_id, problem)
         name_calls(recorder.calls[before:])
-        cases = cases_of(recorder.calls[before:], bounds)
+        cases = cases_of(recorder.calls[before:], bounds, habits)
         if run and _bad(cases):
             return recorder.calls, cases, failed
         first = first or (cases if _bad(cases) else [])
@@ -147,28 +150,44 @@ def run_rule_once(recorder: Recorder, known: Known, rule_id: str, problem: str) 
     return any(comparison.illegal for comparison in found)
 
 
-def cases_of(calls: list[Observed], bounds: Bounds) -> list[Case]:
-    """Return the calls of inner stages as cases, those without anything illegal too: a fault would show there as well."""
+def cases_of(
+    calls: list[Observed], bounds: Bounds, habits: dict[str, tuple[Habits, bool]] | None = None
+) -> list[Case]:
+    """Return the calls of inner stages as cases, those without anything illegal too: a fault would show there as well.
+
+    Args:
+        calls: what was recorded.
+        bounds: how it is judged.
+        habits: of each stage, what earlier calls have shown that the candidate leaves in padding; more is added.
+    """
+    allowed = {id(call): legal(call, bounds) for call in calls if call.stage in INNER}
+    habits = {} if habits is None else habits
+    for call in calls:  # a call without anything illegal shows best what the candidate leaves in its padding
+        if call.stage in INNER and bool(allowed[id(call)].all()) and not bool(valid(call).all()):
+            habits.setdefault(call.stage, learned_habits(call, valid(call), seen(call)))
     cases = []
     for call in calls:
-        if call.stage == MASKED_MOE:
-            continue
         if call.stage in LAYER_STAGES:
             cases += _layer_stage_case(call, bounds)
-            continue
-        views = {"output": legal(call, bounds)}
-        if call.stage == MASKED_GEMM:
-            kept = same(memory_of(call.output), memory_of(call.arguments["out"]))
-            views["memory"] = kept | ~untouchable(call, bounds.store_rows)
-        if call.changed:
-            views["inputs"] = seen(call, "inputs") == input_bytes(call.arguments)
-        variants = models(bounds.arithmetic)
-        for view, allowed in views.items():
-            if view == "output" or not bool(allowed.all()):
-                try:
-                    cases.append(Case(call, allowed, variants, bounds, view))
-                except Failed:
-                    continue
+        elif call.stage in INNER:
+            cases += _inner_cases(call, allowed[id(call)], bounds, habits.get(call.stage))
+    return cases
+
+
+def _inner_cases(
+    call: Observed, allowed: Tensor, bounds: Bounds, habits: tuple[Habits, bool] | None
+) -> list[Case]:
+    views = {"output": allowed}
+    if call.stage == MASKED_GEMM:
+        kept = same(memory_of(call.output), memory_of(call.arguments["out"]))
+        views["memory"] = kept | ~untouchable(call, bounds.store_rows)
+    if call.changed:
+        views["inputs"] = seen(call, "inputs") == input_bytes(call.arguments)
+    variants, cases = models(bounds.arithmetic), []
+    for view, mask in views.items():
+        if view == "output" or not bool(mask.all()):
+            with contextlib.suppress(Failed):
+                cases.append(Case(call, mask, variants, bounds, view, known_habits=habits))
     return cases
 
 

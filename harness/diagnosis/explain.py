@@ -16,14 +16,14 @@ from torch import Tensor
 
 from harness.diagnosis.case import Case, same, whole, whole_any
 from harness.diagnosis.choices import FEW_TRIES, Choices
-from harness.diagnosis.hypotheses import Failed, Hypothesis, predict
+from harness.diagnosis.hypotheses import Failed, Hypothesis, predict, unharmed
 from harness.diagnosis.layer import Planted, is_inner
 from harness.diagnosis.models import Model
 from harness.diagnosis.observation import MASKED_MOE, Observed
 from harness.faults.fault import Parameters
 
 
-@dataclass
+@dataclass(eq=False)  # compared by identity: tensors have no single truth value
 class Score:
     """How well one hypothesis explains the cases of its stages.
 
@@ -117,7 +117,7 @@ def score(cases: list[Case], calls: list[Observed], hypothesis: Hypothesis) -> S
     for call in calls:
         if remembers and call.stage == MASKED_MOE and is_inner(hypothesis):
             # What a fault remembers of the stage calls inside a layer, none of which was seen.
-            with contextlib.suppress(Exception):
+            with contextlib.suppress(Failed), unharmed(call):
                 Planted(some, hypothesis, parameters).masked_moe(**call.arguments)
             continue
         numbers = mine.get(id(call), [])

@@ -43,10 +43,14 @@ def learned_habits(call: Observed, valid: Tensor, seen: Tensor) -> tuple[Habits,
     if not bool(padding.any()):
         return Habits(), False
     if call.stage in QUANTIZERS:
-        scales = seen[..., -1][padding].flatten()
-        common = scales.bincount().argmax()
-        constant = bool((scales == common).double().mean() >= OFTEN)
-        return Habits(fill=int(common)) if constant else Habits(), not constant
+        rows = seen[padding].flatten(1)
+        first = seen[padding][:, :1]
+        constant = (seen[padding] == first).flatten(1).all(-1) & (first[..., :-1] == first[..., :1]).flatten(
+            1
+        ).all(-1)
+        if not len(rows) or float(constant.double().mean()) < OFTEN:
+            return Habits(), True
+        return Habits(fill=int(rows[constant][:, -1].mode().values)), False
     if call.stage != MASKED_GEMM:
         return Habits(), False
     counts = valid.sum(-1, keepdim=True)

@@ -6,7 +6,8 @@ fault by its name.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, is_dataclass
 from random import Random
 from typing import Any
@@ -80,7 +81,6 @@ def predict(
     Raises:
         Failed: the fault raises on this call.
     """
-    call.keep()
     arguments = dict(call.arguments)
     if call.stage == MASKED_GEMM:
         arguments["out"] = with_memory(arguments["out"])
@@ -89,8 +89,7 @@ def predict(
     if call.stage == MASKED_MOE and hypothesis is not None and "load_experts" in hypothesis.fault.stages:
         kind = LoadedMoeCall  # what was loaded wrong is seen in the weights that the layer gets
     planted = kind(call.stage, function, model, arguments)
-    before = {name: _version(value) for name, value in call.arguments.items()}
-    try:
+    with unharmed(call):
         if hypothesis is None:
             planted.run()
         else:
@@ -102,11 +101,23 @@ def predict(
                 found[view] = elements(call.stage, arguments, result)
             else:
                 found[view] = memory_of(arguments["out"]) if view == "memory" else input_bytes(call.arguments)
-        return found  # noqa: TRY300 - what raises is the fault, in any line above
+    return found
+
+
+@contextlib.contextmanager
+def unharmed(call: Observed) -> Iterator[None]:
+    """Put back what a planted fault writes into a call's arguments: the next hypothesis needs them as they were.
+
+    Raises:
+        Failed: in place of whatever the fault raised.
+    """
+    call.keep()
+    before = {name: _version(value) for name, value in call.arguments.items()}
+    try:
+        yield
     except Exception as error:
         raise Failed(f"{type(error).__name__}: {error}") from error
     finally:
-        # A fault may write into its inputs; the next hypothesis needs them as they were.
         call.restore([n for n, v in call.arguments.items() if n != "out" and _version(v) != before[n]])
 
 

@@ -8,10 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from harness import physical
 from harness.candidates.composition import compose_masked_moe
 from harness.diagnosis.hypotheses import Hypothesis
 from harness.diagnosis.observation import MASKED_GEMM, Observed
 from harness.diagnosis.views import Bounds, decoded_weights
+from harness.faults.calls import with_block_scale
 from harness.faults.fault import Parameters
 from harness.faults.mutant import CALLS
 from reference import propagate
@@ -30,6 +32,7 @@ class Planted:
         parameters: kept from call to call.
         only: number of the call of the fault's stages that it is planted in; None for all.
         merge: what a planted call results in, given its stage, number, the healthy and the faulty result; None: the faulty.
+        rows: `(experts, rows)` bool, to which a planted call is kept; None for all.
         healthy: results of a healthy layer's stage calls by number, on the same arguments, used and filled up to the first
             planted call; None to compute them.
     """
@@ -41,10 +44,11 @@ class Planted:
         parameters: Parameters,
         only: int | None = None,
         merge: Merge | None = None,
+        rows: Tensor | None = None,
         healthy: dict[int, Any] | None = None,
     ) -> None:
         self.model, self.hypothesis, self.parameters = model, hypothesis, parameters
-        self.only, self.merge, self.healthy = only, merge, healthy
+        self.only, self.merge, self.rows, self.healthy = only, merge, rows, healthy
         self.traits = model.traits
         self._start()
 
@@ -64,6 +68,8 @@ class Planted:
             if self.only is not None and number != self.only:
                 return self._right(step, stage, function, positional)
             self._touched = True
+            if self.rows is not None:
+                return self._in_rows(stage, function, positional)
             right = function(*positional) if self.merge is not None else None
             arguments = dict(zip(CALLS[stage].names, positional, strict=False))
             planted = CALLS[stage](stage, function, self.model, arguments)
@@ -72,6 +78,25 @@ class Planted:
             return result if self.merge is None else self.merge(stage, number, right, result)
 
         return call
+
+    def _in_rows(self, stage: str, function: Callable[..., Any], positional: tuple[Any, ...]) -> Any:
+        """Run a planted call and a healthy one, and take the chosen rows of the first."""
+        gemm = stage == MASKED_GEMM
+        given = list(positional)
+        if gemm:
+            given[4] = positional[4].clone(memory_format=torch.preserve_format)
+        right = function(*positional)
+        planted = CALLS[stage](
+            stage, function, self.model, dict(zip(CALLS[stage].names, given, strict=False))
+        )
+        self.hypothesis.fault.apply(planted, self.parameters)
+        if gemm:
+            kept = self.rows.T.unsqueeze(1) if self.rows is not None else torch.ones(())
+            positional[4].copy_(torch.where(kept, given[4], positional[4]))
+            return None
+        return quantized_in(
+            self.rows.unsqueeze(-1) if self.rows is not None else torch.ones(()), right, planted.result()
+        )
 
     def _right(self, step: int, stage: str, function: Callable[..., Any], positional: tuple[Any, ...]) -> Any:
         """Run a healthy stage call, or take its result from an earlier layer on the same arguments."""
@@ -112,8 +137,6 @@ def legal_layer(call: Observed, bounds: Bounds) -> Tensor:
     if x_scale is None:
         source, scales = x.double(), a["input_global_scale"]
     else:
-        from harness import physical
-
         codes = physical.codes_of(x)
         source = decode_blocks(codes, physical.block_scales_of(x_scale, codes.shape[1], codes.shape[2] // 16))
         scales = None
@@ -140,3 +163,15 @@ def legal_layer(call: Observed, bounds: Bounds) -> Tensor:
         nan = found.low.isnan() | found.high.isnan()
         result[expert, :count] = torch.where(nan, got.isnan(), inside)
     return result.unsqueeze(2)
+
+
+def quantized_in(mask: Tensor, right: Any, wrong: Any) -> Any:
+    """Return a quantizer's result with the blocks of a mask `(experts, rows, blocks or 1)` taken from another one."""
+    experts, rows = wrong[0].shape[2], wrong[0].shape[0]
+    blocks = wrong[0].shape[1] // 8
+    mask = mask.expand(experts, rows, blocks)
+    codes = torch.where(
+        mask.repeat_interleave(16, -1), physical.codes_of(wrong[0]), physical.codes_of(right[0])
+    )
+    scales = [physical.block_scales_of(result[1], rows, blocks) for result in (wrong, right)]
+    return physical.operand(codes), with_block_scale(right[1], torch.where(mask, *scales))

@@ -15,11 +15,13 @@ import torch
 from torch import Tensor
 
 from harness.diagnosis.case import Case, same
+from harness.diagnosis.choices import Choices
 from harness.diagnosis.explain import Score
-from harness.diagnosis.hypotheses import Failed, Hypothesis, predict
-from harness.diagnosis.layer import Planted, faulted_calls, is_inner
+from harness.diagnosis.hypotheses import Failed, Hypothesis, predict, unharmed
+from harness.diagnosis.layer import Planted, faulted_calls, is_inner, quantized_in
 from harness.diagnosis.models import at_once
-from harness.diagnosis.observation import Observed
+from harness.diagnosis.observation import MASKED_MOE, Observed
+from harness.faults.fault import Parameters
 
 NEAR = 0.05  # relative distance of a row that legal code flips may cause
 MUCH_NEARER = 0.3
@@ -27,6 +29,7 @@ EXACTLY = 1e-6
 PROMISING = 0.85  # what the best choice in one of the two quantizations must reach
 _ENUMERATED = 8  # blocks of which all subsets are tried
 _ROUNDS = 16
+_REMEMBERED = 2  # layers before the failing one that a fault may remember
 
 
 class LayerCase(Case):
@@ -75,47 +78,75 @@ def relative(seen: Tensor, predicted: Tensor) -> Tensor:
     return torch.where(alike.all(-1), distance, torch.inf)
 
 
-def score_layer(cases: list[Case], _calls: list[Observed], hypothesis: Hypothesis) -> Score | None:
+def score_layer(cases: list[Case], calls: list[Observed], hypothesis: Hypothesis) -> Score | None:
     """Test one hypothesis on opaque layers; None where it cannot be planted."""
     result = Score(
         hypothesis, {n: int(case.illegal.sum()) for n, case in enumerate(cases) if bool(case.illegal.any())}
     )
     try:
         for number in result.of:
-            variants = _variants(cases[number], hypothesis)
+            variants = _variants(cases[number], calls, hypothesis)
             _judge(result, number, cases[number], variants)
     except Failed:
         return None
     return result
 
 
-def _variants(case: Case, hypothesis: Hypothesis) -> Iterable[Tensor]:
+def _variants(case: Case, calls: list[Observed], hypothesis: Hypothesis) -> Iterable[Tensor]:
     if not is_inner(hypothesis):
         yield predict(case.model, case.call, hypothesis)["output"]
+        return
+    if hypothesis.fault.unit == "call":
+        yield from _by_chance(case, calls, hypothesis)
         return
     activation = case.call.arguments.get("activation", "silu")
     places: list[int | None] = [None]
     if faulted_calls(hypothesis, activation) > 1:
         places += [0, 1]
+    failing = case.illegal.any(-1).any(-1)
+    partly = bool((failing != case.valid).any())
     for only in places:
         yield planted_output(case, hypothesis, only)
+        if partly and not case.part:  # where values come from other rows, it matters that those are right
+            yield planted_output(case, hypothesis, only, rows=failing)
 
 
-def planted_output(case: Case, hypothesis: Hypothesis, only: int | None, merge: Any = None) -> Tensor:
+def _by_chance(case: Case, calls: list[Observed], hypothesis: Hypothesis) -> Iterable[Tensor]:
+    """Yield the outputs under the likely random choices of a fault of memory or order, until one is what was seen."""
+    differs = ~same(case.seen, case.healthy) & case.illegal.any(-1, keepdim=True)
+    choices = Choices(*(t.flatten(2) for t in (differs, case.seen, case.healthy)))
+    earlier = replace(hypothesis.parameters(), random=Choices(None))
+    for call in calls[: next((i for i, call in enumerate(calls) if call is case.call), 0)][-_REMEMBERED:]:
+        if call.stage == MASKED_MOE:
+            with unharmed(call):
+                Planted(case.model.keep_to(None), hypothesis, earlier).masked_moe(**call.arguments)
+    while True:
+        parameters = replace(earlier, random=choices, state=dict(earlier.state))
+        predicted = planted_output(case, hypothesis, None, parameters=parameters)
+        yield predicted
+        rows = case.illegal.any(-1).any(-1)
+        if (
+            not choices.used
+            or bool((relative(case.seen, predicted)[rows] <= EXACTLY).all())
+            or not choices.advance()
+        ):
+            break
+
+
+def planted_output(
+    case: Case,
+    hypothesis: Hypothesis,
+    only: int | None,
+    *,
+    rows: Tensor | None = None,
+    parameters: Parameters | None = None,
+) -> Tensor:
     """Return the layer's output with a fault in its stages, as elements. Raises Failed where it cannot be planted."""
-    case.call.keep()
-    try:
-        planted = Planted(
-            case.model,
-            hypothesis,
-            hypothesis.parameters(),
-            only,
-            merge,
-            getattr(case, "healthy_stages", None),
-        )
+    healthy = getattr(case, "healthy_stages", None)
+    parameters = parameters or hypothesis.parameters()
+    planted = Planted(case.model, hypothesis, parameters, only, rows=rows, healthy=healthy)
+    with unharmed(case.call):
         return planted.masked_moe(**case.call.arguments).unsqueeze(2)
-    except Exception as error:
-        raise Failed(f"{type(error).__name__}: {error}") from error
 
 
 def _judge(result: Score, number: int, case: Case, variants: Iterable[Tensor]) -> None:
@@ -265,25 +296,13 @@ def _with_blocks(case: Case, hypothesis: Hypothesis, first: Tensor, second: Tens
 
 def _merged(case: Case, hypothesis: Hypothesis, arguments: dict[str, Any], masks: list[Tensor]) -> Tensor:
     """Return the layer's output `(experts, rows, k)` with the fault in some blocks of each quantization only."""
-    from harness import physical
-    from harness.faults.calls import with_block_scale
 
     def merge(_: str, number: int, healthy: Any, faulty: Any) -> Any:
-        mask = masks[min(number, 1)]
-        rows, columns = mask.shape[1:]
-        codes = torch.where(
-            mask.repeat_interleave(16, -1), physical.codes_of(faulty[0]), physical.codes_of(healthy[0])
-        )
-        wrong, right = (physical.block_scales_of(r[1], rows, columns) for r in (faulty, healthy))
-        scale = torch.where(mask, wrong, right)
-        return physical.operand(codes), with_block_scale(healthy[1], scale)
+        return quantized_in(masks[min(number, 1)], healthy, faulty)
 
-    try:
-        model = case.model.keep_to(None)
-        planted = Planted(model, hypothesis, hypothesis.parameters(), None, merge)
+    planted = Planted(case.model.keep_to(None), hypothesis, hypothesis.parameters(), None, merge)
+    with unharmed(case.call):
         return planted.masked_moe(**arguments)
-    except Exception as error:
-        raise Failed(f"{type(error).__name__}: {error}") from error
 
 
 def has_blocks(hypothesis: Hypothesis) -> bool:

@@ -25,7 +25,7 @@ _CONFIRMED = 8
 _AFTER_FOUND = 3
 
 
-@dataclass
+@dataclass(eq=False)
 class Explanation:
     """One fault that explains some of what was seen.
 
@@ -77,7 +77,7 @@ def explain_layer(cases: list[Case], calls: list[Observed], seconds: float) -> l
     (values that come from other rows) comes last.
     """
     end = time.thread_time() + seconds
-    tried = order(hypotheses((*INNER, MASKED_MOE)), cases)
+    tried = order(hypotheses((*INNER, MASKED_MOE), ("block", "row", "expert")), cases)
     screened = _screened(tried, cases, calls, end, score_layer)
     likely = [s.hypothesis for s in screened][:_CONFIRMED]
     scores = _scores(likely, cases, calls, math.inf, score_layer)
@@ -88,7 +88,8 @@ def explain_layer(cases: list[Case], calls: list[Observed], seconds: float) -> l
         nearest_first += [h for h in tried if h not in nearest_first]
         scores += _block_scores([h for h in nearest_first if has_blocks(h)], cases, end)
     if not _covered(scores, cases):
-        scores += _scores([h for h in tried if h not in likely], cases, calls, end, score_layer)
+        chance = hypotheses(INNER, ("call",))  # many choices each
+        scores += _scores([*(h for h in tried if h not in likely), *chance], cases, calls, end, score_layer)
     return ranked(scores, cases)
 
 
@@ -160,7 +161,7 @@ def ranked(scores: list[Score], cases: list[Case]) -> list[Explanation]:
     by_key = sorted(scores, key=Score.key, reverse=True)
     found: list[Explanation] = []
     while by_key and len(found) < MOST_FINDINGS:
-        best = max(by_key, key=lambda s: (round(s.part(_of(s, left)), 4), *s.key()))
+        best = max(by_key, key=lambda s: _worth(s, left))
         masks = _of(best, left)
         if best.part(masks) < LEAST_SHARE:
             break
@@ -178,6 +179,12 @@ def ranked(scores: list[Score], cases: list[Case]) -> list[Explanation]:
         _without_same(by_key, alternative, cases)
         found.append(alternative)
     return found
+
+
+def _worth(found: Score, left: list[Tensor]) -> tuple[float, ...]:
+    """Return what a score is worth: the share of what is left of its stages, then in how many calls, then the rest."""
+    masks = _of(found, left)
+    return round(found.part(masks), 4), len(masks), *found.key()
 
 
 def _of(found: Score, left: list[Tensor]) -> dict[int, Tensor]:
