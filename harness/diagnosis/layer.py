@@ -173,5 +173,5 @@ def quantized_in(mask: Tensor, right: Any, wrong: Any) -> Any:
     codes = torch.where(
         mask.repeat_interleave(16, -1), physical.codes_of(wrong[0]), physical.codes_of(right[0])
     )
-    scales = [physical.block_scales_of(result[1], rows, blocks) for result in (wrong, right)]
-    return physical.operand(codes), with_block_scale(right[1], torch.where(mask, *scales))
+    wrong_scale, scale = (physical.block_scales_of(result[1], rows, blocks) for result in (wrong, right))
+    return physical.operand(codes), with_block_scale(right[1], torch.where(mask, wrong_scale, scale))

@@ -22,7 +22,9 @@ Test = Callable[[list[Case], list[Observed], Hypothesis], Score | None]
 MOST_FINDINGS = 4
 LEAST_SHARE = 0.02  # of the illegal elements, for an explanation to be worth a line
 _CONFIRMED = 8
+_MOST_CONFIRMED = 32
 _AFTER_FOUND = 3
+_MOSTLY = 0.9  # of the rows of an opaque layer, for two explanations to be one
 
 
 @dataclass(eq=False)
@@ -79,7 +81,7 @@ def explain_layer(cases: list[Case], calls: list[Observed], seconds: float) -> l
     end = time.thread_time() + seconds
     tried = order(hypotheses((*INNER, MASKED_MOE), ("block", "row", "expert")), cases)
     screened = _screened(tried, cases, calls, end, score_layer)
-    likely = [s.hypothesis for s in screened][:_CONFIRMED]
+    likely = _likely(screened)
     scores = _scores(likely, cases, calls, math.inf, score_layer)
     if not _covered(scores, cases):
         scores += _scores(fitted(tried, cases), cases, calls, end, score_layer)
@@ -114,6 +116,12 @@ def _screened(
     return sorted(_scores(tried, few, calls, end, test), key=Score.key, reverse=True)
 
 
+def _likely(screened: list[Score]) -> list[Hypothesis]:
+    """Return what is worth a test in full: the best few, and whatever explained as much of the few rows as the best one."""
+    as_good = sum(s.share >= screened[0].share for s in screened) if screened and screened[0].share else 0
+    return [s.hypothesis for s in screened[: min(max(_CONFIRMED, as_good), _MOST_CONFIRMED)]]
+
+
 def _tested(
     tried: list[Hypothesis], cases: list[Case], calls: list[Observed], end: float, test: Test = score
 ) -> list[Score]:
@@ -121,7 +129,7 @@ def _tested(
     if all(case.work() < SMALL for case in cases):
         return _scores(tried, cases, calls, end, test)
     screened = _screened(tried, cases, calls, end, test)
-    likely = [s.hypothesis for s in screened][:_CONFIRMED]
+    likely = _likely(screened)
     scores = _scores(likely, cases, calls, math.inf, test)
     if not _covered(scores, cases):
         scores += _scores([h for h in tried if h not in likely], cases, calls, end, test)
@@ -219,13 +227,16 @@ def _is_same(one: Score, other: Score, cases: list[Case]) -> bool:
         return False
     for n in one.prediction:
         case = cases[n]
-        # Of an opaque layer each prediction is put together from variants, and only what it explains tells them apart.
-        rows = (
-            one.explained[n].any(-1).any(-1)
-            if isinstance(case, LayerCase) and n in one.explained
-            else case.valid
-        )
-        if not bool((same(one.prediction[n], other.prediction[n]) | ~rows[..., None, None]).all()):
+        equal = same(one.prediction[n], other.prediction[n]).flatten(2).all(-1)
+        if isinstance(case, LayerCase) and n in one.explained:
+            # Of an opaque layer each prediction is put together from variants, and only what it explains counts.
+            rows, others = (s.explained[n].flatten(2).any(-1) for s in (one, other))
+            both = rows & others
+            if int(both.sum()) < _MOSTLY * int(rows.sum()) or int((equal & both).sum()) < _MOSTLY * int(
+                both.sum()
+            ):
+                return False
+        elif not bool((equal | ~case.valid).all()):
             return False
     return True
 
