@@ -48,6 +48,8 @@ def problems(
     masked_m = draw(_masked_m(experts, capacity))
     data = draw(st.sampled_from(["normal", "grid", "spread"]))
     extras = draw(_extras(rule, traits))
+    if sum(count > 0 for count in masked_m) < 2:
+        extras -= {"zero_expert"}  # nothing but zeros would be left, on which no comparison has power
     return Problem(experts, capacity, hidden, inter, masked_m, data, draw(st.integers(0, 99_999)), extras)
 
 

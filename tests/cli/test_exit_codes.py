@@ -64,9 +64,10 @@ def test_the_command_of_a_failure_repeats_it(failing, harness) -> None:
     again = harness(*arguments)
     assert again.code == 1
     (repeated,) = again.record.rules[0].failures
-    assert (repeated.problem, repeated.place, repeated.message) == (
-        failure.problem, failure.place, failure.message,
-    )  # fmt: skip
+    # The diagnosis is made on the largest problem that failed, of which a repetition has only this one.
+    said, said_again = (f.message.partition("\n  diagnosis")[0] for f in (failure, repeated))
+    assert (repeated.problem, repeated.place, said_again) == (failure.problem, failure.place, said)
+    assert repeated.diagnosis[0]["fault"] == failure.diagnosis[0]["fault"]
 
 
 def test_1_when_a_candidate_crashes_and_the_others_are_judged_all_the_same(mixed) -> None:
@@ -82,7 +83,7 @@ def test_what_a_candidate_prints_stays_out_of_the_commands_own_output(mixed) -> 
     assert "chatter from Python" in mixed.err
     assert "chatter from a kernel" in mixed.err
     assert "chatter" not in mixed.out
-    assert [line.split(":")[0] for line in mixed.out.splitlines()] == ["FAIL", "record", "report"]
+    assert [line.split(":")[0] for line in mixed.out.splitlines()] == ["FAIL", "record", "report", "junit"]
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ BAD = [
     (["check", "--problem", "1x4x32x32:5:normal:1"], "masked_m must lie in [0, 4], got [5]"),
     (["check", "--problem", "2x4x32x32:1:normal:1"], "masked_m must have 2 entries, got 1"),
     (["check", "--problem", "1x4x32x32:1*99999999:normal:1"], "masked_m must be numbers"),
-    (["check", "--problem", "1x4x32x32:1:weird:1"], "data must be one of normal, grid, got 'weird'"),
+    (["check", "--problem", "1x4x32x32:1:weird:1"], "data must be one of normal, spread, grid, got 'weird'"),
     (["check", "--problem", "1x4x32x32:1:normal:1:nann"], "unknown trap or option 'nann'"),
     (["check", "--shapes", "deepseek-r2"], "did you mean 'deepseek-r1'?"),
     (["check", "--shapes", "nowhere/config.json"], "cannot be read as a config.json"),

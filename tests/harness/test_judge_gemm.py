@@ -138,7 +138,8 @@ def test_a_failure_names_its_place_extent_and_legal_value() -> None:
     assert found.worst_ratio is not None
     assert found.worst_ratio > 1
     assert found.heatmap is not None
-    assert found.heatmap.rows == ["2"]
+    assert found.heatmap.rows == ["0", "1", "2"]  # those without an error too: where it is not says as much
+    assert [sum(counts) for counts in found.heatmap.counts] == [0, 0, 2]
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
