@@ -73,6 +73,8 @@ def served(candidate: str, *options: str, seconds: float = START_SECONDS) -> Ite
             if url is None:
                 errors.seek(0)
                 said = errors.read().decode(errors="replace").strip().splitlines()
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(timeout=2)  # its output ends a moment before it does
                 ended = process.poll()
                 how = f"exited with {ended}" if ended is not None else f"did not listen within {seconds:g} s"
                 raise ServerStartError(

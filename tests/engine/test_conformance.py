@@ -21,7 +21,7 @@ def test_a_right_candidate_passes_and_its_results_come_back() -> None:
 
 
 def test_a_faulty_candidate_raises_with_the_element_the_problem_and_the_rule(faulty, monkeypatch) -> None:
-    monkeypatch.setattr("harness.runner.SHRINK_SECONDS", 1.0)
+    monkeypatch.setattr("harness.runner.SHRINK_SECONDS", 6.0)  # enough where others use the machine too
     with pytest.raises(AssertionError) as caught:
         conformance(faulty.Doubled(), rules=["QUANT", "GEMM"], max_seconds=5)
     message = str(caught.value)
