@@ -180,7 +180,8 @@ def outside(seed: int) -> dict[str, Any]:
     diagnosis = judge.diagnose(rule, problem, "")
     named = [f for f in diagnosis if f["fault"] and not f.get("alternative")]
     everything = bool(diagnosis) and len(named) == len([f for f in diagnosis if not f.get("alternative")])
-    return {"faults": [name], "claimed": everything, "seconds": time.perf_counter() - started, "problem": problem,
+    weak = any(f.get("weak") for f in named)  # the finding itself says that the inputs do not tell
+    return {"faults": [name], "claimed": everything and not weak, "weak": everything and weak, "seconds": time.perf_counter() - started, "problem": problem,
             "found": [(f["fault"], f.get("strength", ""), f.get("explained")) for f in diagnosis]}  # fmt: skip
 
 

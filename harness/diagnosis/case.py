@@ -12,6 +12,7 @@ from torch import Tensor
 from harness.candidates.protocol import STAGES
 from harness.diagnosis.habits import UNWRITTEN, UNWRITTEN_CODE, Habits, learned_habits
 from harness.diagnosis.hypotheses import Failed, Hypothesis, predict
+from harness.diagnosis.layer_views import layer_legal
 from harness.diagnosis.models import Model
 from harness.diagnosis.observation import MASKED_GEMM, Observed
 from harness.diagnosis.views import Bounds, decoded, seen, untouchable, valid
@@ -39,6 +40,7 @@ class Case:
         exact: whether the model agrees with the candidate bit for bit where nothing is wrong.
         known_habits: what the candidate leaves in padding, where another call shows it better.
         part: whether it is kept to a few rows (`screened`).
+        refused: why a right implementation refuses the call; then all that came back is illegal.
 
     Raises:
         Failed: no right model takes the call's arguments.
@@ -52,6 +54,7 @@ class Case:
     exact: bool = False
     part: bool = False
     known_habits: tuple[Habits, bool] | None = None
+    refused: str = ""
 
     def __post_init__(self) -> None:
         self.valid = valid(self.call) if self.view == "output" else torch.ones(1, 1, dtype=torch.bool)
@@ -98,6 +101,10 @@ class Case:
             -1
         )  # rows: in a faulty one even legal elements may be wrong
         healthy = healthy[..., None, None].expand_as(self.legal)
+        self.wild = False
+        if self.refused:
+            self.healthy = torch.full_like(self.seen, torch.nan)
+            return
         best, most, failure = 0, -1, None
         for number, model in enumerate(self.models[:3]):
             try:
@@ -115,13 +122,18 @@ class Case:
                 break
         if failure is not None and most < 0:
             raise failure
-        self.wild = False
         if self.view == "output" and self.call.stage in STAGES:
-            habits, self.wild = self.known_habits or learned_habits(self.call, self.valid, self.seen)
-            for model in self.models:
-                model.habits = habits
+            self._learn_habits()
         self.models = [self.models[best], *(m for i, m in enumerate(self.models) if i != best)]
         self.exact = int(healthy.sum()) >= _ENOUGH_AGREEMENT and most == int(healthy.sum())
+
+    def _learn_habits(self) -> None:
+        """Let the models leave in padding what the candidate leaves there."""
+        habits, self.wild = self.known_habits or (Habits(), False)
+        if self.known_habits is None or habits == Habits():
+            habits, self.wild = learned_habits(self.call, self.valid, self.seen, self.healthy)
+        for model in self.models:
+            model.habits = habits
 
     def screened(self, experts: int = 4) -> Case:
         """Return the case of a few failing rows of a few experts, whose predictions cost a fraction."""
@@ -149,6 +161,8 @@ class Case:
             hypothesis: for asking the other models where a few codes of a unit differ.
             unit: "block" or "row": within which elements belong together.
         """
+        if self.refused:
+            return layer_legal(self.call.stage, self.call.arguments, self.seen, predicted)
         equal = same(predicted, self.seen)
         if self.care is not None:
             equal |= ~self.care

@@ -17,6 +17,9 @@ from harness.diagnosis.rank import Explanation, unexplained
 from harness.faults.fault import Fault
 
 NOTHING = "no known fault explains it"
+_DISTINCT = 8  # different changes of value below which an explanation is weak
+_NOT_A_NUMBER = -1e300  # stands for NaN, which differs from itself
+_SAMPLE = 4096  # illegal elements of a call that are looked at for it
 
 
 def strength_words(strength: Any) -> str:
@@ -89,6 +92,12 @@ def _explained(e: Explanation, cases: Sequence[Case], command: str) -> dict[str,
     evidence = f"reproduces {percent(share)} of {illegal:,} illegal elements"
     if not e.score.exact:
         evidence += ", each within what the order of addition and rounding leave free"
+    if any(cases[n].refused for n in e.masks):
+        evidence += " of what should have been refused"
+    changes = distinct_changes(e, cases)
+    weak = f"only {changes} different changes of value: on these inputs other mistakes look the same"
+    if changes < _DISTINCT:
+        evidence += f"; weak: {weak}"
     if e.score.chosen:
         evidence += " (which calls, rows or tiles it strikes was taken from what was seen)"
     # how often a race strikes is no strength of what was seen
@@ -102,6 +111,7 @@ def _explained(e: Explanation, cases: Sequence[Case], command: str) -> dict[str,
         "evidence": evidence,
         "explained": round(share, 6),
         "elements": e.elements,
+        **({"weak": weak} if changes < _DISTINCT else {}),
         **({"alternative": "explains elements that a better explanation covers"} if e.alternative else {}),
         **({"same_as": same} if same else {}),
         "bugs": threads(fault),
@@ -109,6 +119,21 @@ def _explained(e: Explanation, cases: Sequence[Case], command: str) -> dict[str,
         "where": {name: {k: v for k, v in p.items() if k != "words"} for name, p in places.items()},
         "command": command,
     }
+
+
+def distinct_changes(e: Explanation, cases: Sequence[Case]) -> int:
+    """Return how many different (right, observed) values the explained elements have, in a sample of them.
+
+    On coarse data a fault that the catalog lacks does the same as one that it has: three scale bytes, each one code
+    higher, do not tell a scale that is too high from bytes whose last bit is set.
+    """
+    changes: set[tuple[float, float]] = set()
+    for n, mask in e.masks.items():
+        right, seen = (t[mask] for t in (cases[n].healthy.expand_as(mask), cases[n].seen))
+        step = max(1, len(seen) // _SAMPLE)
+        parts = [t[::step].double().nan_to_num(nan=_NOT_A_NUMBER).tolist() for t in (right, seen)]
+        changes |= set(zip(*parts, strict=True))
+    return len(changes)
 
 
 def _unexplained(

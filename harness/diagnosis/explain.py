@@ -35,6 +35,7 @@ class Score:
         exact: whether all explained elements agree bit for bit.
         predicted: units in which the fault would show.
         shown: of those, units that it explains.
+        nearby: of those, units in the experts where it explains any: a fault of whole experts would show in all of them.
         absent: calls in which the fault would show, and in which nothing is illegal.
         chosen: whether the fault's random choices were fitted to what was seen.
         prediction: for each case, the predicted elements.
@@ -47,6 +48,7 @@ class Score:
     exact: bool = True
     predicted: int = 0
     shown: int = 0
+    nearby: int = 0
     absent: int = 0
     chosen: bool = False
     prediction: dict[int, Tensor] = field(default_factory=dict)
@@ -72,6 +74,7 @@ class Score:
             -float(self.absent),
             -float(self.chosen),
             round(self.near, 4),
+            self.shown / self.nearby if self.nearby and self.hypothesis.fault.unit == "expert" else 1.0,
             coverage,
         )
 
@@ -88,6 +91,7 @@ class _Test:
     shown: int
     absent: bool
     prediction: Tensor
+    nearby: int = 0
 
 
 def score(cases: list[Case], calls: list[Observed], hypothesis: Hypothesis) -> Score | None:  # noqa: C901 - one pass
@@ -194,8 +198,9 @@ def _test(number: int, case: Case, predicted: Tensor, hypothesis: Hypothesis, *,
     explained = whole(agrees | ~counts, unit) & whole_any(agrees_here, unit)
     mask = case.illegal & explained
     exact = bool((same(predicted, case.seen) | ~mask).all())
+    nearby = int(units[(units & explained).flatten(1).any(-1)].sum())
     return _Test(
-        number, mask, int(agrees_here.sum()), exact, int(units.sum()), int((units & explained).sum()), False, predicted
+        number, mask, int(agrees_here.sum()), exact, int(units.sum()), int((units & explained).sum()), False, predicted, nearby,
     )  # fmt: skip
 
 
@@ -207,5 +212,6 @@ def _add(result: Score, test: _Test) -> None:
         result.exact &= test.exact
     result.predicted += test.predicted
     result.shown += test.shown
+    result.nearby += test.nearby
     result.absent += test.absent
     result.prediction[test.number] = test.prediction

@@ -15,6 +15,7 @@ from harness.diagnosis.observation import MASKED_GEMM, QUANTIZERS, Observed
 
 UNWRITTEN, UNWRITTEN_CODE = 0xFF, 0xF  # a scale byte that no quantizer stores, and the code beside it
 TILE = 128
+_ROUNDING = 0.02  # of a row's largest element
 OFTEN = 0.25  # of the padding rows: a fault about counts may have written some of them
 
 
@@ -31,13 +32,17 @@ class Habits:
     tail: str = "product"
 
 
-def learned_habits(call: Observed, valid: Tensor, seen: Tensor) -> tuple[Habits, bool]:
+def learned_habits(
+    call: Observed, valid: Tensor, seen: Tensor, product: Tensor | None = None
+) -> tuple[Habits, bool]:
     """Return a candidate's habits as one call shows them, and whether its padding holds anything at all.
 
     Args:
         call: the call.
         valid: `(groups, rows)` bool.
         seen: the output's elements.
+        product: of a GEMM, what a model that multiplies whole tiles stores: where padding rows hold it, a fault about
+            counts may have put it there, and the other padding rows show the habit.
     """
     padding = ~valid
     if not bool(padding.any()):
@@ -56,6 +61,8 @@ def learned_habits(call: Observed, valid: Tensor, seen: Tensor) -> tuple[Habits,
     counts = valid.sum(-1, keepdim=True)
     row = torch.arange(valid.shape[1])
     tail = padding & (row < -(-counts // TILE) * TILE)
+    if product is not None:
+        tail &= ~_close(seen, product)
     rows = seen[tail].flatten(1)
     if not len(rows):
         return Habits(), False
@@ -68,6 +75,13 @@ def learned_habits(call: Observed, valid: Tensor, seen: Tensor) -> tuple[Habits,
     shares = {tail: float(all_of.all(-1).double().mean()) for tail, all_of in looks.items()}
     likely = max(shares, key=lambda tail: shares[tail])
     return Habits(tail=likely if shares[likely] >= OFTEN else "product"), False
+
+
+def _close(seen: Tensor, product: Tensor) -> Tensor:
+    """Return which rows are a product but for rounding, `(groups, rows)` bool."""
+    o, p = seen.float().flatten(2), product.float().flatten(2)
+    size = p.abs().nan_to_num(0.0).amax(-1, keepdim=True)
+    return (((o - p).abs() <= _ROUNDING * size) | (o == p) | (o.isnan() & p.isnan())).all(-1)
 
 
 def tail_value(tail: str) -> float | None:

@@ -92,6 +92,7 @@ class Model:
         float64_activation: silu in float64 instead of float32.
         rows: rows to compute, by expert; None for all.
         habits: what it leaves where it need not write.
+        store_rows: a GEMM multiplies and stores whole tiles of so many rows.
     """
 
     name: str
@@ -102,6 +103,7 @@ class Model:
     habits: Habits = field(default_factory=Habits)
     traits = Physical.traits
     reads: dict[Any, tuple[Any, Tensor]] = field(default_factory=dict)
+    store_rows: int = TILE
 
     def support(self) -> Support:
         """Return that it runs everywhere."""
@@ -114,8 +116,9 @@ class Model:
     def keep_to(self, rows: Mapping[int, Tensor] | None) -> Model:
         """Return the same model that computes some rows only; decoded operands are shared."""
         return Model(
-            self.name, self.quantizer, self.product, self.float64_activation, rows, self.habits, self.reads
-        )
+            self.name, self.quantizer, self.product, self.float64_activation, rows, self.habits, self.reads,
+            self.store_rows,
+        )  # fmt: skip
 
     def _chosen(self, expert: int, count: int) -> Tensor:
         if self.rows is None:
@@ -176,7 +179,7 @@ class Model:
         n, k = b.shape[0], half_k * 2
         target, a_rows = out.permute(2, 0, 1), a.permute(2, 0, 1)
         for expert, count in enumerate(masked_m.tolist()):
-            stored = min(math.ceil(count / TILE) * TILE, rows)
+            stored = min(math.ceil(count / self.store_rows) * self.store_rows, rows)
             chosen = self._chosen(expert, stored)
             if not len(chosen):
                 continue

@@ -20,6 +20,8 @@ def describe_pattern(case: Case, mask: Tensor) -> list[str]:
     """Return sentences about the illegal elements of a mask `(groups, rows, cells, elements)`, most telling first."""
     count, of = int(mask.sum()), int(case.valid.sum()) * mask[0, 0].numel()
     words = [f"{count:,} of {of:,} elements of {case.name} are illegal, {place(mask, case.valid)['words']}"]
+    if case.refused:
+        return [f"a right implementation refuses {case.name}: {case.refused}"]
     if case.view != "output":
         return [f"{count:,} elements of {case.name} were changed"]
     words += _values(case, mask)
