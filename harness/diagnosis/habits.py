@@ -63,6 +63,9 @@ def learned_habits(
     tail = padding & (row < -(-counts // TILE) * TILE)
     if product is not None:
         tail &= ~_close(seen, product)
+        if not bool(tail.any()):
+            # All of it was computed: rows that should have been computed may hold the habit instead.
+            tail = valid & ~_close(seen, product)
     rows = seen[tail].flatten(1)
     if not len(rows):
         return Habits(), False
