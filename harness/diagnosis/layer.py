@@ -123,6 +123,11 @@ def faulted_calls(hypothesis: Hypothesis, activation: str) -> int:
     return sum(stage in hypothesis.fault.stages for stage in calls)
 
 
+def is_second(stage: str, number: int) -> bool:
+    """Return whether a quantization is the second one of its layer, given its number among the planted ones."""
+    return number == 1 or stage == "silu_mul_quantize_grouped"
+
+
 def is_inner(hypothesis: Hypothesis) -> bool:
     """Return whether a fault sits in a stage of the layer."""
     return bool(set(hypothesis.fault.stages) & set(INNER))

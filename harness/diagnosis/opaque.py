@@ -8,27 +8,25 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
-from itertools import product
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from harness.diagnosis.blocks import MUCH_NEARER, blocks_of_row
 from harness.diagnosis.case import Case, same
 from harness.diagnosis.choices import Choices
 from harness.diagnosis.explain import Score
 from harness.diagnosis.hypotheses import Failed, Hypothesis, predict, unharmed
-from harness.diagnosis.layer import Planted, faulted_calls, is_inner, quantized_in
+from harness.diagnosis.layer import Planted, faulted_calls, is_inner, is_second, quantized_in
 from harness.diagnosis.models import at_once
 from harness.diagnosis.observation import MASKED_MOE, Observed
 from harness.faults.fault import Parameters
 
 NEAR = 0.05  # relative distance of a row that legal code flips may cause
-MUCH_NEARER = 0.3
 EXACTLY = 1e-6
-PROMISING = 0.85  # what the best choice in one of the two quantizations must reach
-_ENUMERATED = 8  # blocks of which all subsets are tried
-_ROUNDS = 16
+_ASKED = 4  # failing rows that are asked for their blocks
+_HOPELESS = 1  # of them, without an answer
 _REMEMBERED = 2  # layers before the failing one that a fault may remember
 
 
@@ -178,7 +176,7 @@ def _judge(result: Score, number: int, case: Case, variants: Iterable[Tensor]) -
 def score_blocks(cases: list[Case], hypothesis: Hypothesis) -> Score | None:
     """Test a fault of blocks that only some blocks of the rows have; None where it cannot be planted or finds no blocks.
 
-    The blocks are looked for in one failing row, all subsets of few blocks at once, and then tried on all rows.
+    The blocks are looked for in single failing rows, and then tried on all rows.
     """
     result = Score(
         hypothesis, {n: int(case.illegal.sum()) for n, case in enumerate(cases) if bool(case.illegal.any())}
@@ -186,16 +184,7 @@ def score_blocks(cases: list[Case], hypothesis: Hypothesis) -> Score | None:
     try:
         for number in result.of:
             case = cases[number]
-            variants = []
-            for expert, row in _telling_rows(case):
-                if (found := _blocks_of_row(case, hypothesis, expert, row)) is not None:
-                    first, second = found
-                    none = torch.zeros_like(first), torch.zeros_like(second)
-                    kept = {
-                        (first, second),
-                        *([(first, none[1]), (none[0], second)] if first.any() and second.any() else []),
-                    }
-                    variants += [_with_blocks(case, hypothesis, *blocks) for blocks in kept]
+            variants = _block_variants(case, hypothesis)
             if not variants:
                 return None
             _judge(result, number, case, variants)
@@ -204,105 +193,51 @@ def score_blocks(cases: list[Case], hypothesis: Hypothesis) -> Score | None:
     return result
 
 
-def _telling_rows(case: Case) -> list[tuple[int, int]]:
-    """Return the failing rows that are furthest from right, of two experts at most."""
-    far = (
-        relative(case.seen, case.healthy)
-        .nan_to_num(0, posinf=0)
-        .masked_fill(~case.illegal.any(-1).any(-1), 0)
-    )
-    best = far.max(-1)
-    experts = best.values.argsort(descending=True)[:2].tolist()
-    return [(e, int(best.indices[e])) for e in experts if best.values[e] > 0]
-
-
-def _subsets(blocks: int) -> Tensor:
-    """Return all subsets but the empty one, `(subsets, blocks)` bool; of many blocks each single one and all of them."""
-    if blocks <= _ENUMERATED:
-        return torch.tensor(list(product([False, True], repeat=blocks))[1:])
-    return torch.cat((torch.eye(blocks, dtype=torch.bool), torch.ones(1, blocks, dtype=torch.bool)))
-
-
-def _blocks_of_row(case: Case, hypothesis: Hypothesis, expert: int, row: int) -> tuple[Tensor, Tensor] | None:
-    """Find the blocks of the two quantizations whose faulty versions give a row; None where none come much nearer."""
-    arguments = case.call.arguments
-    x, x_scale = arguments["hidden_states"]
-    if x_scale is not None:
-        return None
-    sizes = x.shape[2] // 16, arguments["w2"].shape[2] // 8
-    target = case.seen[expert, row].flatten()
-    subsets = [torch.cat((torch.zeros(1, size, dtype=torch.bool), _subsets(size))) for size in sizes]
-
-    def nearest(first: Tensor, second: Tensor) -> tuple[float, Tensor, Tensor]:
-        distance = _row_distances(case, hypothesis, expert, row, (first, second), target)
-        best = int(distance.argmin())
-        return float(distance[best]), first[best], second[best]
-
-    # The two quantizations have subsets of their own: look for one given the other, in turn.
-    none = [torch.zeros(len(subsets[1 - i]), sizes[i], dtype=torch.bool) for i in (0, 1)]
-    firsts, seconds = (
-        [subsets[0], none[0], torch.ones(1, sizes[0], dtype=torch.bool)],
-        [none[1], subsets[1], torch.ones(1, sizes[1], dtype=torch.bool)],
-    )
-    if sizes[0] == sizes[1]:
-        firsts.append(subsets[0])
-        seconds.append(subsets[1])
-    found, *chosen = nearest(torch.cat(firsts), torch.cat(seconds))
-    right = float(relative(case.seen, case.healthy)[expert, row])
-    if found > PROMISING * right:
-        return None
-    for turn in range(_ROUNDS):
-        if found <= EXACTLY:
+def _block_variants(case: Case, hypothesis: Hypothesis) -> list[Tensor]:
+    """Return outputs with the fault in the blocks of a few telling rows, until they explain the rows that tell most."""
+    right = relative(case.seen, case.healthy)
+    nearest, failing = right, case.illegal.any(-1).any(-1)
+    variants: list[Tensor] = []
+    tried: set[tuple[bool, ...]] = set()
+    asked = torch.zeros_like(failing)
+    union: tuple[Tensor, Tensor] | None = None
+    for _ in range(_ASKED):
+        unexplained = failing & ~asked & ((nearest > NEAR) | (nearest > MUCH_NEARER * right))
+        telling = nearest.nan_to_num(0, posinf=0).masked_fill(~unexplained, 0)
+        if not bool(telling.any()):
             break
-        which = turn % 2
-        options = subsets[which] if sizes[which] <= _ENUMERATED else _flips(chosen[which])
-        fixed = chosen[1 - which].expand(len(options), -1)
-        better = nearest(*((options, fixed) if which == 0 else (fixed, options)))
-        if better[0] >= found and turn % 2:
-            break
-        if better[0] < found:
-            found, *chosen = better
-    return (chosen[0], chosen[1]) if found <= MUCH_NEARER * right else None
-
-
-def _flips(chosen: Tensor) -> Tensor:
-    """Return a choice of blocks with each single block flipped, `(blocks, blocks)` bool."""
-    return chosen ^ torch.eye(len(chosen), dtype=torch.bool)
-
-
-def _row_distances(
-    case: Case, hypothesis: Hypothesis, expert: int, row: int, masks: tuple[Tensor, Tensor], target: Tensor
-) -> Tensor:
-    """Return how far one row is from its prediction under each choice of faulty blocks, `(choices,)`."""
-    arguments = dict(case.call.arguments)
-    x, count = arguments["hidden_states"][0], len(masks[0])
-    copies = x[:, :1].expand(-1, count, -1).clone()
-    copies[expert] = x[expert, row]
-    arguments["hidden_states"] = (copies, None)
-    arguments["masked_m"] = torch.zeros_like(arguments["masked_m"])
-    arguments["masked_m"][expert] = count
-    masks_of = [m.unsqueeze(0).expand(x.shape[0], -1, -1) for m in masks]
-    predicted = _merged(case, hypothesis, arguments, masks_of)
-    seen = target.expand(1, count, -1)
-    return relative(seen, predicted[expert : expert + 1])[0]
+        expert, row = divmod(int(telling.argmax()), telling.shape[1])
+        asked[expert, row] = True
+        found = blocks_of_row(case, hypothesis, expert, row)
+        if found is None:
+            if not variants and int(asked.sum()) >= _HOPELESS:
+                break
+            continue
+        union = found if union is None else (union[0] | found[0], union[1] | found[1])
+        for first, second in (
+            union,
+            found,
+        ):  # a row that the fault does not change in some block does not show that block
+            none = torch.zeros_like(first), torch.zeros_like(second)
+            for masks in ((first, second), (first, none[1]), (none[0], second)):
+                key = tuple(torch.cat(masks).tolist())
+                if key not in tried and any(key):
+                    tried.add(key)
+                    variants.append(_with_blocks(case, hypothesis, *masks))
+                    nearest = torch.minimum(nearest, relative(case.seen, variants[-1]))
+    return variants
 
 
 def _with_blocks(case: Case, hypothesis: Hypothesis, first: Tensor, second: Tensor) -> Tensor:
-    arguments = case.call.arguments
-    experts, rows = arguments["hidden_states"][0].shape[:2]
-    masks = [m.expand(experts, rows, -1) for m in (first, second)]
-    return _merged(case, hypothesis, dict(arguments), masks).unsqueeze(2)
+    """Return the layer's output as elements with the fault in some blocks of each quantization only."""
+    healthy = getattr(case, "healthy_stages", None) if not bool(first.any()) else None
 
+    def merge(stage: str, number: int, right: Any, faulty: Any) -> Any:
+        return quantized_in(second if is_second(stage, number) else first, right, faulty)
 
-def _merged(case: Case, hypothesis: Hypothesis, arguments: dict[str, Any], masks: list[Tensor]) -> Tensor:
-    """Return the layer's output `(experts, rows, k)` with the fault in some blocks of each quantization only."""
-
-    def merge(_: str, number: int, healthy: Any, faulty: Any) -> Any:
-        return quantized_in(masks[min(number, 1)], healthy, faulty)
-
-    planted = Planted(case.model.keep_to(None), hypothesis, hypothesis.parameters(), None, merge)
+    planted = Planted(case.model, hypothesis, hypothesis.parameters(), None, merge, healthy=healthy)
     with unharmed(case.call):
-        return planted.masked_moe(**arguments)
+        return planted.masked_moe(**case.call.arguments).unsqueeze(2)
 
 
 def has_blocks(hypothesis: Hypothesis) -> bool:
