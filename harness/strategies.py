@@ -48,8 +48,11 @@ def problems(
     masked_m = draw(_masked_m(experts, capacity))
     data = draw(st.sampled_from(["normal", "grid", "spread"]))
     extras = draw(_extras(rule, traits))
+    # Where nothing but zeros would be left no comparison has power.
     if sum(count > 0 for count in masked_m) < 2:
-        extras -= {"zero_expert"}  # nothing but zeros would be left, on which no comparison has power
+        extras -= {"zero_expert"}
+    if sum(masked_m) < 2:
+        extras -= {"zero_row"}
     return Problem(experts, capacity, hidden, inter, masked_m, data, draw(st.integers(0, 99_999)), extras)
 
 
