@@ -119,7 +119,7 @@ def judge_quantized(
     high = low if given.high is given.low else given.high.view(blocks)
     code_range = legal_codes(low, high, block_scale, per_row, arithmetic)
     flat = Range(code_range.low.view(codes.shape), code_range.high.view(codes.shape))
-    judge = _CodeJudge(flat, given, _free(block_scale), keeps_sign_of_zero)
+    judge = CodeJudge(flat, given, free_codes(block_scale), keeps_sign_of_zero)
     return [
         scales,
         _judge_codes(f"{stage}.codes", judge, codes, block_scale, given, per_row, rows, arithmetic),
@@ -157,20 +157,30 @@ def _halved_scales(stored: Tensor) -> Tensor:
     return torch.where(stored >= 2 * _ONE_EXPONENT, stored - _ONE_EXPONENT, stored // 2)
 
 
-def _free(block_scale: Tensor) -> Tensor | None:
+def free_codes(block_scale: Tensor) -> Tensor | None:
     """Return which elements decode to zero or NaN whatever their code, or None where none does."""
     free = (block_scale == 0) | (block_scale == e4m3.NAN_BYTE)
     return free.repeat_interleave(BLOCK, -1) if bool(free.any()) else None
 
 
 @dataclass(frozen=True)
-class _CodeJudge:
+class CodeJudge:
+    """Legal codes of some rows, given the candidate's own block scales.
+
+    Attributes:
+        legal: smallest and largest legal magnitude code, `(rows, k)`.
+        given: what was quantized.
+        free: `(rows, k)` bool, elements whose code means nothing (`free_codes`), or None.
+        keeps_sign_of_zero: whether the sign bit of a zero counts.
+    """
+
     legal: Range
     given: QuantizerInput
     free: Tensor | None
     keeps_sign_of_zero: bool
 
     def accepts(self, codes: Tensor, rows: slice = _ALL) -> Tensor:
+        """Return which codes `(rows, k)` uint8 are legal; `rows` says which rows they are."""
         magnitude = codes & 7
         sign_ok = (codes >= e2m1.SIGN_BIT) == self.given.negative[rows]
         if not self.keeps_sign_of_zero:
@@ -187,7 +197,7 @@ class _CodeJudge:
 
 def _judge_codes(
     stage: str,
-    judge: _CodeJudge,
+    judge: CodeJudge,
     codes: Tensor,
     block_scale: Tensor,
     given: QuantizerInput,

@@ -115,11 +115,11 @@ def run_questions(
     planned = plan(task, settings)
     wave, rest = [p for p in planned if p.wave], [p for p in planned if not p.wave]
     samples = answer_questions(canary, task, wave)
-    smoke = smoke_decision(samples, expect=EXPECT)
+    smoke = smoke_decision(samples, expect=EXPECT, answers_fit=task.answers_fit)
     full = None
     if smoke.word != "FAIL":
         samples = sorted(samples + answer_questions(canary, task, rest), key=lambda s: s["index"])
-        full = full_decision(samples, expect=EXPECT, min_accuracy=MIN_ACCURACY)
+        full = full_decision(samples, expect=EXPECT, min_accuracy=MIN_ACCURACY, answers_fit=task.answers_fit)
     decision = full or smoke
     return {
         "verdict": decision.word,

@@ -16,7 +16,7 @@ from harness import physical
 from harness.diagnosis.layer_views import layer_elements
 from harness.diagnosis.observation import MASKED_GEMM, MASKED_MOE, QUANTIZERS, Observed, tensors_in
 from harness.judge_gemm import legal_rows
-from harness.judge_quantize import QuantizerInput, _CodeJudge, _free
+from harness.judge_quantize import CodeJudge, QuantizerInput, free_codes
 from reference.bounds import Accumulator
 from reference.legal import Arithmetic, Range, legal_codes, legal_scales
 from reference.moe import valid_rows
@@ -130,7 +130,7 @@ def _legal_quantized(call: Observed, got: Tensor, counted: Tensor, bounds: Bound
     high = low if given.high is given.low else given.high.view(*scale.shape, BLOCK)
     allowed = legal_codes(low, high, scale, gs, bounds.arithmetic)
     flat = Range(allowed.low.view(codes.shape), allowed.high.view(codes.shape))
-    code_ok = _CodeJudge(flat, given, _free(scale), bounds.keeps_sign_of_zero).accepts(codes)
+    code_ok = CodeJudge(flat, given, free_codes(scale), bounds.keeps_sign_of_zero).accepts(codes)
     return torch.cat((code_ok.view(*scale.shape, BLOCK), scale_ok.unsqueeze(-1)), dim=-1)
 
 

@@ -44,12 +44,14 @@ def smoke_decision(
     max_unanswered: float = MAX_UNANSWERED,
     limits: Mapping[str, float] | None = None,
     metric: str = "strict",
+    answers_fit: bool = False,
 ) -> Decision:
     """Judge the smoke wave. It can fail a run, never pass it: NOT DEAD says that nothing was refuted.
 
     Dead: as few right answers as this, by any extractor and with every unanswered question counted as right, would
     come once in a million waves from a model of the expected accuracy. A class above its limit at the same error
-    fails the wave as well.
+    fails the wave as well. With `answers_fit` every right answer is shorter than the limit: a dead model is then never
+    called truncated.
     """
     evidence, counts = _evidence(samples)
     rates = class_rates(counts, metric, limits, WAVE_LIMIT_ALPHA, CONFIDENCE)
@@ -58,7 +60,7 @@ def smoke_decision(
     details["dead_if_right_at_most"] = right_at_most
     details["misses"] = wave_misses(counts.questions, expect)
     if counts.answered and counts.any_right + counts.unanswered <= right_at_most:
-        return _dead(evidence, counts, expect, details)
+        return _dead(evidence, counts, expect, details, answers_fit=answers_fit)
     if (infra := _infra(counts, max_unanswered, details)) is not None:
         return infra
     if (over := _over_limit(evidence, counts, rates, metric, details)) is not None:
@@ -89,6 +91,7 @@ def full_decision(  # noqa: PLR0911 - one return a verdict, in the order in whic
     metric: str = "strict",
     confidence: float = CONFIDENCE,
     has_baseline: bool = False,
+    answers_fit: bool = False,
 ) -> Decision:
     """Judge a full run: infrastructure, then dead, then the classes' limits, then the accuracy on its interval.
 
@@ -101,6 +104,7 @@ def full_decision(  # noqa: PLR0911 - one return a verdict, in the order in whic
         metric: the extractor whose accuracy counts: strict, flexible or numeric.
         confidence: of the intervals.
         has_baseline: whether a comparison judges the accuracy too; only changes the wording of a PASS.
+        answers_fit: every right answer is shorter than the limit, so that a dead model is never called truncated.
     """
     evidence, counts = _evidence(samples)
     rates = class_rates(counts, metric, limits, LIMIT_ALPHA, confidence)
@@ -113,7 +117,7 @@ def full_decision(  # noqa: PLR0911 - one return a verdict, in the order in whic
     # Rounded up, unlike everywhere else: with repeats, calling a model dead has to be the harder side.
     right = -(-counts.any_right // counts.repeats)
     if right <= refuted_at(counts.independent, expect, DEAD_ALPHA):
-        return _dead(evidence, counts, expect, details)
+        return _dead(evidence, counts, expect, details, answers_fit=answers_fit)
     if (over := _over_limit(evidence, counts, rates, metric, details)) is not None:
         return over
     stated = details["accuracy"][metric]
@@ -162,13 +166,22 @@ def _infra(counts: Counts, max_unanswered: float, details: dict[str, Any]) -> De
     return Decision("UNKNOWN", "infra", f"{found}: the accuracy of the rest says nothing", details)
 
 
-def _dead(evidence: Sequence[Sample], counts: Counts, expect: float, details: dict[str, Any]) -> Decision:
+def _dead(
+    evidence: Sequence[Sample],
+    counts: Counts,
+    expect: float,
+    details: dict[str, Any],
+    *,
+    answers_fit: bool,
+) -> Decision:
     chance = at_most(-(-counts.any_right // counts.repeats), counts.independent, expect)
     chances = f"{chance:.1g}" if chance > 1e-99 else "under 1e-99"
     found = f"{counts.any_right} of {counts.answered} right, chance {chances} at an accuracy of {expect:g}"
     if counts.any_right > 0.2 * counts.answered:
         found += "; if this model is no better than that, lower --expect"
     wrong = counts.answered - counts.any_right
+    if answers_fit:
+        return Decision("FAIL", "dead", _with(pattern(evidence, counts), found), details)
     if counts.classes.get(AnswerClass.CUT, 0) * 2 > wrong or _reasoning_cut(evidence) * 2 > wrong:
         named = pattern(evidence, counts) if _reasoning_cut(evidence) else cut_at_limit(evidence, counts)
         return Decision("FAIL", "truncated", _with(named, found), details)

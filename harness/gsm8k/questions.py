@@ -64,6 +64,12 @@ def answer_limit(task: Task, settings: Settings) -> int:
     return int(task.generation.get("max_gen_toks", MAX_TOKENS))
 
 
+def answers_fit(task: Task, settings: Settings) -> bool:
+    """Return whether every right answer is shorter than the limit of this run, as far as the task vouches for it."""
+    stated = int(task.generation.get("max_gen_toks", MAX_TOKENS))
+    return task.answers_fit and answer_limit(task, settings) >= stated
+
+
 class Asker:
     """Asks questions of one task of one model."""
 

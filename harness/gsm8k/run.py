@@ -27,7 +27,7 @@ from harness.gsm8k.payload import MAX_STOP
 from harness.gsm8k.pool import Pool, Step
 from harness.gsm8k.preflight import NotReadyError, Server, find_server
 from harness.gsm8k.progress import Progress
-from harness.gsm8k.questions import Asker, Planned, Sample, answer_limit, plan, sample_of
+from harness.gsm8k.questions import Asker, Planned, Sample, answer_limit, answers_fit, plan, sample_of
 from harness.gsm8k.settings import Settings, allow_files, check_output
 from harness.gsm8k.task import Task, load_task
 from harness.record import RecordError, RunRecord, load_record
@@ -210,7 +210,12 @@ class Stage:
         s = self.settings
         wave = [sample for sample in self._sorted() if sample["wave"]]
         return smoke_decision(
-            wave, expect=s.expect, max_unanswered=s.max_unanswered, limits=s.limits, metric=s.metric
+            wave,
+            expect=s.expect,
+            max_unanswered=s.max_unanswered,
+            limits=s.limits,
+            metric=s.metric,
+            answers_fit=answers_fit(self.task, s),
         )
 
     def decide(self, baseline: list[dict[str, Any]] | None) -> Decision:
@@ -235,6 +240,7 @@ class Stage:
             limits=s.limits,
             metric=s.metric,
             has_baseline=baseline is not None,
+            answers_fit=answers_fit(self.task, s),
         )
         decisions = [self.full]
         if baseline is not None:

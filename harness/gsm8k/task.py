@@ -54,7 +54,8 @@ class Task:
     `stop` are the stop strings to send: the first four, which are also those that lm-eval's chat client sends. `cut`
     applies the others; `score` does so by itself. `generation` are the task's generation settings as lm-eval has them
     (`until` included). `hashes`: `data` and `fewshot` over the parsed rows (equal for a file and the hub), `prompts`
-    over everything that is sent, `task` over the merged YAML, `data_file` and `fewshot_file` over the bytes of files.
+    over everything that is sent, `task` over the merged YAML, `data_file` and `fewshot_file` over the bytes of files. `answers_fit`: the task vouches that every
+    right answer is shorter than its `max_gen_toks`, so a model whose answers are cut there is broken, not cut short.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Task:
     sources: dict[str, str]
     num_fewshot: int
     notes: tuple[str, ...] = ()
+    answers_fit: bool = False
     _docs: list[Row] = field(default_factory=list, repr=False)
     _golds: list[str] = field(default_factory=list, repr=False)
     _pipelines: dict[str, Any] = field(default_factory=dict, repr=False)
@@ -156,6 +158,7 @@ def load_task(
         sources={"data": questions.known_as or questions.source, "fewshot": pool.known_as or pool.source},
         num_fewshot=shots,
         notes=tuple(notes),
+        answers_fit=(config.metadata or {}).get("answers_fit") is True,
         _docs=questions.rows,
         _golds=golds,
         _pipelines=lm_eval_task.filter_pipelines(config),

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
 from harness.canary.problems.generate import TEST, UNSEEN
 from harness.gsm8k import data as rows_of_tasks
-from harness.gsm8k.questions import Asker, answer_limit
+from harness.gsm8k.classify import AnswerClass
+from harness.gsm8k.credentials import parse_base_url
+from harness.gsm8k.decision import full_decision, smoke_decision
+from harness.gsm8k.questions import Asker, answer_limit, answers_fit
+from harness.gsm8k.settings import Settings
 from harness.gsm8k.task import load_task
 
 
@@ -58,3 +63,22 @@ def test_answers_end_where_the_user_says_or_else_the_task(tmp_path, task, asked,
     assert answer_limit(loaded, settings) == limit
     body = Asker(None, loaded, settings, "m").body("Question: 1 + 1?\nAnswer:")
     assert json.loads(body)["max_tokens"] == limit
+
+
+def test_a_canary_that_runs_to_the_limit_is_dead_and_not_cut_short():
+    """Every right answer is shorter than 192 tokens, so the limit is never the cause; a smaller limit may be."""
+    task = load_task("gsm_canary")
+    for limit, fits in ((None, True), (192, True), (400, True), (64, False)):
+        settings = Settings(
+            parse_base_url("http://127.0.0.1:1/v1"), Path("out"), task="gsm_canary", max_tokens=limit
+        )
+        assert answers_fit(task, settings) is fits
+    sample = {
+        "error": None, "strict": False, "flexible": False, "numeric": False, "class": str(AnswerClass.CUT),
+        "finish_reason": "length", "answer": "4 4 4", "repeat": 0, "reasoning": None, "wave": True,
+        "usage": {"prompt_tokens": 1, "completion_tokens": 192},
+    }  # fmt: skip
+    wave = [{**sample, "index": i} for i in range(32)]
+    for decide in (smoke_decision, full_decision):
+        assert decide(wave).qualifier == "truncated"
+        assert decide(wave, answers_fit=True).label == "FAIL (dead)"
