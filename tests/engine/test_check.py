@@ -105,7 +105,7 @@ def test_max_seconds_ends_the_whole_run_and_leaves_what_was_not_judged_unknown(r
 
     started = time.monotonic()
     record = run(CheckRequest(["mine"], find_rules(["QUANT", "GEMM"]), STANDARD, max_seconds=0.5), slow)
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 20
     assert [r.verdict for r in record.rules] == [Verdict.PASS, Verdict.UNKNOWN]
     assert record.verdict is Verdict.UNKNOWN
 

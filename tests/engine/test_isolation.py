@@ -58,7 +58,7 @@ def test_each_way_to_die_is_answered_and_the_next_problem_gets_a_fresh_process(c
     hanging = Path(f"/proc/{child._process.pid}")
     started = time.monotonic()
     assert run(6, seconds=0.5) == (Verdict.FAIL, "timeout: no answer within 0.5 s")
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 30
     assert not hanging.exists(), "a hanging process is killed and waited for"
 
 

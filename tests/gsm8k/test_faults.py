@@ -82,7 +82,7 @@ def test_a_server_that_is_down_is_unknown_within_seconds_and_in_one_line(cli):
         url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
     started = time.monotonic()
     done = cli(url)
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 30
     assert done.code == 2
     assert done.stage["verdict"] == "UNKNOWN"
     assert done.stage["qualifier"] == "infra"

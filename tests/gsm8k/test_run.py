@@ -32,11 +32,12 @@ def test_a_server_that_is_always_right_passes_and_says_what_was_not_judged(serve
 def test_a_dead_server_fails_after_one_wave(serve, cli):
     server = serve(answer="dead", latency=0.5)
     done = cli(server.url, "--concurrency", "32")
-    assert done.stage["seconds"]["requests"] < 0.5 + 2
+    assert done.stage["seconds"]["requests"] < 10, "no second wave is waited for, on a busy machine either"
     assert done.code == 1
     assert (done.stage["verdict"], done.stage["qualifier"]) == ("FAIL", "dead")
-    assert done.stage["answered"] == 32
-    assert server.stats()["completions"] <= 64
+    assert done.stage["decisions"]["smoke"] and not done.stage["decisions"]["full"]
+    assert 32 <= done.stage["answered"] < 64, "a quick worker's next answer may arrive before the wave's last"
+    assert server.stats()["completions"] < 100
 
 
 def test_half_floods_fail_as_degenerate(serve, run_here):
