@@ -27,6 +27,9 @@ def compose_masked_moe(
 ) -> Tensor:
     """Return the layer's output from a candidate's stages.
 
+    Buffers start poisoned, where the engines take them as the allocator leaves them: what a stage fails to write is then
+    NaN in every run, and not by chance the result of an earlier call.
+
     Args:
         stages: object with quantize_grouped, silu_mul_quantize_grouped and masked_grouped_gemm.
         hidden_states: (x `(l, m, k)` bfloat16, None), or the pair that quantize_grouped returns.
@@ -50,6 +53,7 @@ def compose_masked_moe(
     import torch
 
     from harness import physical
+    from harness.emulation.memory import unwritten
 
     if activation not in {"silu", "relu2"}:
         raise ValueError(f"masked_moe: activation must be 'silu' or 'relu2', got {activation!r}")
@@ -61,7 +65,7 @@ def compose_masked_moe(
     if x_scale is None:
         x, x_scale = stages.quantize_grouped(x, masked_m, input_global_scale)
     rows, experts, device = x.shape[0], x.shape[2], x.device
-    gemm1 = torch.empty((experts, rows, w1.shape[1]), dtype=torch.bfloat16, device=device)
+    gemm1 = unwritten((experts, rows, w1.shape[1]), torch.bfloat16, device)
     stages.masked_grouped_gemm(
         x,
         x_scale,
@@ -75,7 +79,7 @@ def compose_masked_moe(
         a2, a2_scale = stages.silu_mul_quantize_grouped(gemm1, masked_m, a2_global_scale)
     else:
         a2, a2_scale = stages.quantize_grouped(gemm1.relu().square(), masked_m, a2_global_scale)
-    out = torch.empty((experts, rows, w2.shape[1]), dtype=torch.bfloat16, device=device)
+    out = unwritten((experts, rows, w2.shape[1]), torch.bfloat16, device)
     stages.masked_grouped_gemm(
         a2,
         a2_scale,

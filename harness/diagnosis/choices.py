@@ -45,6 +45,7 @@ class Choices(Random):
         self._bad_rows: list[tuple[int, int]] = []
         self._columns: list[int] = []
         self._row: tuple[int, int] | None = None
+        self._source: tuple[int, int] | None = None
         if illegal is not None:
             counts = illegal.sum(-1)
             places = counts.nonzero().tolist()
@@ -53,7 +54,7 @@ class Choices(Random):
 
     def advance(self) -> bool:
         """Go to the next choices; False where all were tried, or enough."""
-        self._at, self._row = 0, None
+        self._at, self._row, self._source = 0, None, None
         self.tries += 1
         while self._path and self._path[-1] + 1 >= self._widths[-1]:
             self._path.pop()
@@ -84,6 +85,8 @@ class Choices(Random):
     def sample(self, population: Sequence[Any], k: int, *, counts: Any = None) -> list[Any]:  # noqa: ARG002 - Random's signature
         """Return illegal places first; of rows, first an illegal one, then those that its values may come from."""
         self.used = True
+        if self._row is not None and self._source is not None and isinstance(population[0], int):
+            return self._taken_over(population, k)
         likely = self._likely(population)
         if k == 1 or not likely or not isinstance(likely[0], tuple):
             return list(likely[:k])
@@ -91,6 +94,7 @@ class Choices(Random):
         self._row = first
         others = self._sources(first, [p for p in likely if p != first])
         start = self._pick(range(len(others)))
+        self._source = others[start]
         return [first, *(others[start:] + others[:start])[: k - 1]]
 
     def randrange(self, start: int, stop: int | None = None, step: int = 1) -> int:
@@ -122,6 +126,17 @@ class Choices(Random):
         bad = set(columns)
         return sorted(items, key=lambda item: item not in bad)
 
+    def _taken_over(self, columns: Sequence[int], k: int) -> list[int]:
+        """Return the columns in which the chosen row looks most like its source, and least like itself."""
+        seen, own, other = (
+            t[place].float() if t is not None else torch.zeros(len(columns))
+            for t, place in ((self._seen, self._row), (self._healthy, self._row), (self._healthy, self._source))
+        )
+        if len(seen) != len(columns):  # what is overwritten is not what was seen
+            return list(columns[:k])
+        nearer = ((seen - other).abs() - (seen - own).abs()).nan_to_num(0, posinf=0, neginf=0)
+        return [columns[i] for i in nearer.argsort(stable=True)[:k].tolist()]
+
     def _sources(self, row: tuple[int, int], others: list[tuple[int, int]]) -> list[tuple[int, int]]:
         """Order other rows by how many of the illegal elements of a row are theirs."""
         if self._illegal is None or self._seen is None or self._healthy is None:
@@ -130,4 +145,6 @@ class Choices(Random):
         index = torch.tensor(others)
         theirs = self._healthy[index[:, 0], index[:, 1]][:, bad]
         equal = (theirs == self._seen[row][bad]).sum(-1)
-        return [others[i] for i in equal.argsort(descending=True, stable=True).tolist()][:_FIRST_SOURCES]
+        far = (theirs.float() - self._seen[row][bad].float()).abs().nan_to_num(torch.inf).median(-1).values
+        likeness = equal - far.clamp(max=1e30) / far.clamp(1e-30, 1e30).max()  # the nearest of those that are equally often equal
+        return [others[i] for i in likeness.argsort(descending=True, stable=True).tolist()][:_FIRST_SOURCES]

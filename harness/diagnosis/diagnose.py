@@ -27,6 +27,7 @@ from harness.problem import parse_problem
 from harness.rules import NotApplicableError, find_rules
 
 SECONDS = 2.5  # for testing hypotheses
+MORE_SECONDS = 6.0  # where only a layer's output was seen, and the likely explanations are none
 _MOST_RUNS = 4  # of the failing rule: what strikes now and then may need more than one
 
 
@@ -88,18 +89,26 @@ def _explained(
     if _bad(cases):
         return findings(explain(cases, calls, end - time.thread_time()), cases, command)
     if layers := opaque_cases(calls, bounds):
-        return findings(explain_layer(layers, calls, end - time.thread_time()), layers, command)
+        seconds = end - time.thread_time() + MORE_SECONDS
+        return findings(explain_layer(layers, calls, seconds), layers, command)
     return []
 
 
 def opaque_cases(calls: list[Observed], bounds: Bounds) -> list[Case]:
-    """Return the last call of a whole layer that has illegal elements: those before it are what a fault may remember."""
+    """Return the last call of a whole layer that has illegal elements or changed its inputs, as cases.
+
+    Those before it are what a fault may remember.
+    """
     cases: list[Case] = []
     for call in reversed(calls):
-        if call.stage == MASKED_MOE and not cases:
-            allowed = legal_layer(call, bounds)
-            if not bool(allowed.all()):
-                cases.append(LayerCase(call, allowed, models(bounds.arithmetic), bounds))
+        if call.stage != MASKED_MOE or cases:
+            continue
+        allowed = legal_layer(call, bounds)
+        if not bool(allowed.all()):
+            cases.append(LayerCase(call, allowed, models(bounds.arithmetic), bounds))
+        if call.changed:
+            kept = seen(call, "inputs") == input_bytes(call.arguments)
+            cases.append(LayerCase(call, kept, models(bounds.arithmetic), bounds, "inputs"))
     return cases
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -224,6 +225,7 @@ def _values(packed: Tensor, scale: Tensor, expert: int, extents: tuple[int, int]
     return decode_blocks(unpack_e2m1(packed), block_scale, torch.float32)
 
 
+@lru_cache(maxsize=32)
 def _scale_index(rows: int, columns: int) -> Tensor:
     """Return the 128x4 byte offset of each scale, `(rows, columns)`."""
     row, column = torch.arange(rows).unsqueeze(-1), torch.arange(columns)

@@ -21,6 +21,7 @@ from harness.diagnosis.hypotheses import Failed, Hypothesis, predict, unharmed
 from harness.diagnosis.layer import Planted, faulted_calls, is_inner, is_second, quantized_in
 from harness.diagnosis.models import at_once
 from harness.diagnosis.observation import MASKED_MOE, Observed
+from harness.diagnosis.views import input_bytes
 from harness.faults.fault import Parameters
 
 NEAR = 0.05  # relative distance of a row that legal code flips may cause
@@ -37,7 +38,7 @@ class LayerCase(Case):
         rows = self.valid & self.legal.all(-1).all(-1)
         distances = []
         for model in self.models[:4]:
-            right = predict(model, self.call, None)["output"]
+            right = predict(model, self.call, None, views=(self.view,))[self.view]
             distance = relative(self.seen, right)[rows]
             distances.append((float(distance.mean()) if len(distance) else 0.0, right))
         best = min(range(len(distances)), key=lambda i: distances[i][0])
@@ -92,7 +93,7 @@ def score_layer(cases: list[Case], calls: list[Observed], hypothesis: Hypothesis
 
 def _variants(case: Case, calls: list[Observed], hypothesis: Hypothesis) -> Iterable[Tensor]:
     if not is_inner(hypothesis):
-        yield predict(case.model, case.call, hypothesis)["output"]
+        yield predict(case.model, case.call, hypothesis, views=(case.view,))[case.view]
         return
     if hypothesis.fault.unit == "call":
         yield from _by_chance(case, calls, hypothesis)
@@ -112,23 +113,23 @@ def _variants(case: Case, calls: list[Observed], hypothesis: Hypothesis) -> Iter
 def _by_chance(case: Case, calls: list[Observed], hypothesis: Hypothesis) -> Iterable[Tensor]:
     """Yield the outputs under the likely random choices of a fault of memory or order, until one is what was seen."""
     differs = ~same(case.seen, case.healthy) & case.illegal.any(-1, keepdim=True)
-    choices = Choices(*(t.flatten(2) for t in (differs, case.seen, case.healthy)))
     earlier = replace(hypothesis.parameters(), random=Choices(None))
     for call in calls[: next((i for i, call in enumerate(calls) if call is case.call), 0)][-_REMEMBERED:]:
         if call.stage == MASKED_MOE:
             with unharmed(call):
                 Planted(case.model.keep_to(None), hypothesis, earlier).masked_moe(**call.arguments)
-    while True:
-        parameters = replace(earlier, random=choices, state=dict(earlier.state))
-        predicted = planted_output(case, hypothesis, None, parameters=parameters)
-        yield predicted
-        rows = case.illegal.any(-1).any(-1)
-        if (
-            not choices.used
-            or bool((relative(case.seen, predicted)[rows] <= EXACTLY).all())
-            or not choices.advance()
-        ):
-            break
+    rows = case.illegal.any(-1).any(-1)
+    several = faulted_calls(hypothesis, case.call.arguments.get("activation", "silu")) > 1
+    for only in (None, 1, 0) if several else (None,):
+        choices = Choices(*(t.flatten(2) for t in (differs, case.seen, case.healthy)))
+        while True:
+            parameters = replace(earlier, random=choices, state=dict(earlier.state))
+            predicted = planted_output(case, hypothesis, only, parameters=parameters)
+            yield predicted
+            if bool((relative(case.seen, predicted)[rows] <= EXACTLY).all()):
+                return
+            if not choices.used or not choices.advance():
+                break
 
 
 def planted_output(
@@ -144,7 +145,8 @@ def planted_output(
     parameters = parameters or hypothesis.parameters()
     planted = Planted(case.model, hypothesis, parameters, only, rows=rows, healthy=healthy)
     with unharmed(case.call):
-        return planted.masked_moe(**case.call.arguments).unsqueeze(2)
+        output = planted.masked_moe(**case.call.arguments).unsqueeze(2)
+        return input_bytes(case.call.arguments) if case.view == "inputs" else output
 
 
 def _judge(result: Score, number: int, case: Case, variants: Iterable[Tensor]) -> None:
@@ -178,9 +180,7 @@ def score_blocks(cases: list[Case], hypothesis: Hypothesis) -> Score | None:
 
     The blocks are looked for in single failing rows, and then tried on all rows.
     """
-    result = Score(
-        hypothesis, {n: int(case.illegal.sum()) for n, case in enumerate(cases) if bool(case.illegal.any())}
-    )
+    result = Score(hypothesis, _failing_outputs(cases))
     try:
         for number in result.of:
             case = cases[number]
@@ -191,6 +191,11 @@ def score_blocks(cases: list[Case], hypothesis: Hypothesis) -> Score | None:
     except Failed:
         return None
     return result
+
+
+def _failing_outputs(cases: list[Case]) -> dict[int, int]:
+    """Return how many illegal elements each case of an output has."""
+    return {n: int(c.illegal.sum()) for n, c in enumerate(cases) if c.view == "output" and bool(c.illegal.any())}
 
 
 def _block_variants(case: Case, hypothesis: Hypothesis) -> list[Tensor]:

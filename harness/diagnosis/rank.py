@@ -89,9 +89,10 @@ def explain_layer(cases: list[Case], calls: list[Observed], seconds: float) -> l
         nearest_first = [s.hypothesis for s in screened]
         nearest_first += [h for h in tried if h not in nearest_first]
         scores += _block_scores([h for h in nearest_first if has_blocks(h)], cases, end)
+    if not _covered(scores, cases):  # values that come from other rows need all of them
+        scores += _scores([h for h in tried if h not in likely], cases, calls, end, score_layer)
     if not _covered(scores, cases):
-        chance = hypotheses(INNER, ("call",))  # many choices each
-        scores += _scores([*(h for h in tried if h not in likely), *chance], cases, calls, end, score_layer)
+        scores += _scores(hypotheses(INNER, ("call",)), cases, calls, end, score_layer)  # many choices each
     return ranked(scores, cases)
 
 

@@ -26,10 +26,12 @@ def raw(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
     return torch.as_strided(tensor, shape, strides)
 
 
-def unwritten(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+def unwritten(
+    shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str | None = None
+) -> Tensor:
     """Return a buffer as an allocator may hand it out: NaN patterns, which no kernel has written."""
     size = torch.empty((), dtype=dtype).element_size()
     fill = {torch.uint8: 0xFF, torch.float8_e4m3fn: 0x7F}.get(dtype)
     if fill is None:
-        return torch.full(shape, torch.nan, dtype=dtype)
-    return torch.full((*shape[:-1], shape[-1] * size), fill, dtype=torch.uint8).view(dtype)
+        return torch.full(shape, torch.nan, dtype=dtype, device=device)
+    return torch.full((*shape[:-1], shape[-1] * size), fill, dtype=torch.uint8, device=device).view(dtype)
