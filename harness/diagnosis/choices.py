@@ -130,7 +130,11 @@ class Choices(Random):
         """Return the columns in which the chosen row looks most like its source, and least like itself."""
         seen, own, other = (
             t[place].float() if t is not None else torch.zeros(len(columns))
-            for t, place in ((self._seen, self._row), (self._healthy, self._row), (self._healthy, self._source))
+            for t, place in (
+                (self._seen, self._row),
+                (self._healthy, self._row),
+                (self._healthy, self._source),
+            )
         )
         if len(seen) != len(columns):  # what is overwritten is not what was seen
             return list(columns[:k])
@@ -146,5 +150,7 @@ class Choices(Random):
         theirs = self._healthy[index[:, 0], index[:, 1]][:, bad]
         equal = (theirs == self._seen[row][bad]).sum(-1)
         far = (theirs.float() - self._seen[row][bad].float()).abs().nan_to_num(torch.inf).median(-1).values
-        likeness = equal - far.clamp(max=1e30) / far.clamp(1e-30, 1e30).max()  # the nearest of those that are equally often equal
+        likeness = (
+            equal - far.clamp(max=1e30) / far.clamp(1e-30, 1e30).max()
+        )  # the nearest of those that are equally often equal
         return [others[i] for i in likeness.argsort(descending=True, stable=True).tolist()][:_FIRST_SOURCES]

@@ -155,14 +155,15 @@ class Model:
             chosen = self._chosen(expert, min(count, rows))
             if not len(chosen):
                 continue
-            values = gate_up[expert, chosen]
-            gate, up = (values.double() if self.float64_activation else values.float()).chunk(2, dim=-1)
-            hidden[expert, chosen] = (
-                (gate * torch.sigmoid(gate) * up).float().bfloat16()
-                if self.float64_activation
-                else (gate / (1 + torch.exp(-gate)) * up).bfloat16()
-            )
+            hidden[expert, chosen] = self.activated(gate_up[expert, chosen])
         return self.quantize_grouped(hidden, masked_m, global_scale_enc)
+
+    def activated(self, gate_up: Tensor) -> Tensor:
+        """Return silu(gate) * up of `(..., 2n)` bfloat16, `(..., n)` bfloat16."""
+        gate, up = (gate_up.double() if self.float64_activation else gate_up.float()).chunk(2, dim=-1)
+        if self.float64_activation:
+            return (gate * torch.sigmoid(gate) * up).float().bfloat16()
+        return (gate / (1 + torch.exp(-gate)) * up).bfloat16()
 
     def masked_grouped_gemm(
         self,

@@ -22,6 +22,7 @@ from harness.diagnosis.layer import Planted, faulted_calls, is_inner, is_second,
 from harness.diagnosis.models import at_once
 from harness.diagnosis.observation import MASKED_MOE, Observed
 from harness.diagnosis.views import input_bytes
+from harness.diagnosis.weight_rows import weights_with_fault
 from harness.faults.fault import Parameters
 
 NEAR = 0.05  # relative distance of a row that legal code flips may cause
@@ -193,9 +194,27 @@ def score_blocks(cases: list[Case], hypothesis: Hypothesis) -> Score | None:
     return result
 
 
+def score_weight_rows(cases: list[Case], hypothesis: Hypothesis) -> Score | None:
+    """Test a fault of the weights that only some of their rows have; None where it cannot be planted or no rows explain much."""
+    result = Score(hypothesis, _failing_outputs(cases), chosen=True)
+    try:
+        for number in result.of:
+            case = cases[number]
+            arguments = weights_with_fault(case, hypothesis)
+            if arguments is None:
+                return None
+            with unharmed(case.call):
+                _judge(result, number, case, [case.model.masked_moe(**arguments).unsqueeze(2)])
+    except Failed:
+        return None
+    return result
+
+
 def _failing_outputs(cases: list[Case]) -> dict[int, int]:
     """Return how many illegal elements each case of an output has."""
-    return {n: int(c.illegal.sum()) for n, c in enumerate(cases) if c.view == "output" and bool(c.illegal.any())}
+    return {
+        n: int(c.illegal.sum()) for n, c in enumerate(cases) if c.view == "output" and bool(c.illegal.any())
+    }
 
 
 def _block_variants(case: Case, hypothesis: Hypothesis) -> list[Tensor]:

@@ -16,7 +16,8 @@ from harness.diagnosis.fingerprints import fitted, order
 from harness.diagnosis.hypotheses import Hypothesis, hypotheses
 from harness.diagnosis.layer import INNER
 from harness.diagnosis.observation import MASKED_MOE, Observed
-from harness.diagnosis.opaque import LayerCase, has_blocks, score_blocks, score_layer
+from harness.diagnosis.opaque import LayerCase, has_blocks, score_blocks, score_layer, score_weight_rows
+from harness.diagnosis.weight_rows import has_weight_rows
 
 Test = Callable[[list[Case], list[Observed], Hypothesis], Score | None]
 MOST_FINDINGS = 4
@@ -88,7 +89,9 @@ def explain_layer(cases: list[Case], calls: list[Observed], seconds: float) -> l
     if not _covered(scores, cases):
         nearest_first = [s.hypothesis for s in screened]
         nearest_first += [h for h in tried if h not in nearest_first]
-        scores += _block_scores([h for h in nearest_first if has_blocks(h)], cases, end)
+        scores += _part_scores([h for h in nearest_first if has_blocks(h)], cases, end, score_blocks)
+    if not _covered(scores, cases):
+        scores += _part_scores([h for h in tried if has_weight_rows(h)], cases, end, score_weight_rows)
     if not _covered(scores, cases):  # values that come from other rows need all of them
         scores += _scores([h for h in tried if h not in likely], cases, calls, end, score_layer)
     if not _covered(scores, cases):
@@ -96,14 +99,19 @@ def explain_layer(cases: list[Case], calls: list[Observed], seconds: float) -> l
     return ranked(scores, cases)
 
 
-def _block_scores(nearest_first: list[Hypothesis], cases: list[Case], end: float) -> list[Score]:
-    """Test faults that only some blocks have, until one explains everything and its neighbours do not."""
+def _part_scores(
+    nearest_first: list[Hypothesis],
+    cases: list[Case],
+    end: float,
+    test: Callable[[list[Case], Hypothesis], Score | None],
+) -> list[Score]:
+    """Test faults that only some blocks, or rows of weights, have, until one explains everything, and a few after it."""
     scores: list[Score] = []
     more = _AFTER_FOUND
     for hypothesis in nearest_first:
         if time.thread_time() > end or not more:
             break
-        if found := score_blocks(cases, hypothesis):
+        if found := test(cases, hypothesis):
             scores.append(found)
         more -= _covered(scores, cases)
     return scores

@@ -26,9 +26,7 @@ def raw(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
     return torch.as_strided(tensor, shape, strides)
 
 
-def unwritten(
-    shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str | None = None
-) -> Tensor:
+def unwritten(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str | None = None) -> Tensor:
     """Return a buffer as an allocator may hand it out: NaN patterns, which no kernel has written."""
     size = torch.empty((), dtype=dtype).element_size()
     fill = {torch.uint8: 0xFF, torch.float8_e4m3fn: 0x7F}.get(dtype)
