@@ -84,17 +84,17 @@ def explain_layer(cases: list[Case], calls: list[Observed], seconds: float) -> l
     screened = _screened(tried, cases, calls, end, score_layer)
     likely = _likely(screened)
     scores = _scores(likely, cases, calls, math.inf, score_layer)
-    if not _covered(scores, cases):
+    if not _told(scores, cases):
         scores += _scores(fitted(tried, cases), cases, calls, end, score_layer)
-    if not _covered(scores, cases):
+    if not _told(scores, cases):
         nearest_first = [s.hypothesis for s in screened]
         nearest_first += [h for h in tried if h not in nearest_first]
         scores += _part_scores([h for h in nearest_first if has_blocks(h)], cases, end, score_blocks)
-    if not _covered(scores, cases):
+    if not _told(scores, cases):
         scores += _part_scores([h for h in tried if has_weight_rows(h)], cases, end, score_weight_rows)
-    if not _covered(scores, cases):  # values that come from other rows need all of them
+    if not _told(scores, cases):  # values that come from other rows need all of them
         scores += _scores([h for h in tried if h not in likely], cases, calls, end, score_layer)
-    if not _covered(scores, cases):
+    if not _told(scores, cases):
         scores += _scores(hypotheses(INNER, ("call",)), cases, calls, end, score_layer)  # many choices each
     return ranked(scores, cases)
 
@@ -113,7 +113,7 @@ def _part_scores(
             break
         if found := test(cases, hypothesis):
             scores.append(found)
-        more -= _covered(scores, cases)
+        more -= _told(scores, cases)
     return scores
 
 
@@ -170,6 +170,11 @@ def _covered(scores: list[Score], cases: list[Case]) -> bool:
     """Return whether every case is explained whole by one of the scores."""
     bad = [n for n, case in enumerate(cases) if bool(case.illegal.any())]
     return all(any(int(s.explained[n].sum()) == s.of[n] for s in scores if n in s.explained) for n in bad)
+
+
+def _told(scores: list[Score], cases: list[Case]) -> bool:
+    """Return whether every case is explained whole, and by more than NaN, which many faults cause alike."""
+    return _covered(scores, cases) and any(bool((c.illegal & c.seen.isfinite()).any()) for c in cases)
 
 
 def ranked(scores: list[Score], cases: list[Case]) -> list[Explanation]:
