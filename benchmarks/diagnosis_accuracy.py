@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-MODES = ("stage", "final", "two", "outside", "time")
+MODES = ("stage", "final", "two", "outside", "outside-final", "time")
 MEASURED_FROM = 100_000  # seeds below 1,000 were used while the diagnosis was developed
 TRIES = 30  # problems drawn until the rule fails
 CONTROLS = (
@@ -160,7 +160,12 @@ def judged(names: list[str], diagnosis: list[dict[str, Any]], seconds: float, cp
     }  # fmt: skip
 
 
-def outside(seed: int) -> dict[str, Any]:
+def outside_final(seed: int) -> dict[str, Any]:
+    """One run with a fault that the catalog does not have, in a layer of which only the final output is seen."""
+    return outside(seed, final=True)
+
+
+def outside(seed: int, *, final: bool = False) -> dict[str, Any]:
     """One run with a fault that the catalog does not have."""
     import torch
     from diagnosis_outside import OUTSIDE
@@ -171,6 +176,12 @@ def outside(seed: int) -> dict[str, Any]:
     from harness.rules import find_rules
 
     candidate, rule = OUTSIDE[name]
+    if final:
+        inside, rule = candidate, "MOE"
+
+        def candidate() -> Any:
+            return FinalOutputOnly(inside())
+
     plain = type("Plain", (), {"random_data": True})
     found = failing(candidate, find_rules([rule])[0], plain, rng, "4x32x128x128")
     if found is None:
@@ -205,10 +216,10 @@ def main() -> None:
     lines: list[dict[str, Any]] = []
     with multiprocessing.get_context("spawn").Pool(options.jobs) as pool:
         for mode in options.mode or MODES:
-            if mode == "outside":
-                lines += report_outside(
-                    pool.map(outside, range(options.seed, options.seed + options.runs), chunksize=4)
-                )
+            if mode.startswith("outside"):
+                run = outside if mode == "outside" else outside_final
+                seeds = range(options.seed, options.seed + options.runs)
+                lines += report_outside(mode, pool.map(run, seeds, chunksize=4))
                 continue
             for category in categories if mode in {"stage", "final"} else ["all"]:
                 tasks = [(mode, category, options.seed + i, options.weakest) for i in range(options.runs)]
@@ -244,12 +255,12 @@ def report(mode: str, category: str, runs: list[dict[str, Any]], misses: int) ->
     return runs
 
 
-def report_outside(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def report_outside(mode: str, runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     done = [r for r in runs if "none" not in r]
     claims = collections.Counter(r["faults"][0] for r in done if r["claimed"])
     kinds = collections.Counter(r["faults"][0] for r in done)
     print(
-        f"outside  {len(done)} runs of {len(kinds)} faults: full explanation claimed {sum(claims.values())} times {dict(claims)}"
+        f"{mode:8} {len(done)} runs of {len(kinds)} faults: full explanation claimed {sum(claims.values())} times {dict(claims)}"
     )
     return runs
 

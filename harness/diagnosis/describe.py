@@ -88,6 +88,8 @@ def _explained(e: Explanation, cases: Sequence[Case], command: str) -> dict[str,
     words = "; ".join(f"{name}: {p['words']}" for name, p in places.items())
     if len({p["words"] for p in places.values()}) == 1:
         words = next(iter(places.values()))["words"] + f" ({', '.join(places)})"
+    if e.score.inside:
+        words += f"; in {e.score.inside}"
     same = sorted({s.hypothesis.fault.name for s in e.same} | set(fault.same_as))
     evidence = f"reproduces {percent(share)} of {illegal:,} illegal elements"
     if not e.score.exact:

@@ -39,6 +39,7 @@ class Score:
         absent: calls in which the fault would show, and in which nothing is illegal.
         chosen: whether the fault's random choices were fitted to what was seen.
         prediction: for each case, the predicted elements.
+        inside: where in the weights the fault was found, in words; "" for everywhere.
     """
 
     hypothesis: Hypothesis
@@ -52,6 +53,7 @@ class Score:
     absent: int = 0
     chosen: bool = False
     prediction: dict[int, Tensor] = field(default_factory=dict)
+    inside: str = ""
 
     @property
     def share(self) -> float:

@@ -200,9 +200,10 @@ def score_weight_rows(cases: list[Case], hypothesis: Hypothesis) -> Score | None
     try:
         for number in result.of:
             case = cases[number]
-            arguments = weights_with_fault(case, hypothesis)
-            if arguments is None:
+            found = weights_with_fault(case, hypothesis)
+            if found is None:
                 return None
+            arguments, result.inside = found
             with unharmed(case.call):
                 _judge(result, number, case, [case.model.masked_moe(**arguments).unsqueeze(2)])
     except Failed:

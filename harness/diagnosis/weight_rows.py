@@ -17,11 +17,13 @@ from harness import physical
 from harness.diagnosis.case import Case
 from harness.diagnosis.hypotheses import Hypothesis, unharmed
 from harness.diagnosis.models import Model
+from harness.diagnosis.place import numbers
 from harness.diagnosis.views import decoded_weights
 from harness.faults.calls import split
 from harness.faults.layer_calls import LoadedMoeCall
 from reference.nvfp4 import BLOCK, decode_blocks
 
+WEIGHTS = ("w1", "w2")
 _TOKENS = 12  # rows of an expert that are looked at
 _ROUNDS = 40
 _TURNS = 2  # between w1 and w2
@@ -33,12 +35,12 @@ def has_weight_rows(hypothesis: Hypothesis) -> bool:
     return hypothesis.fault.unit == "row" and "load_experts" in hypothesis.fault.stages
 
 
-def weights_with_fault(case: Case, hypothesis: Hypothesis) -> dict[str, Any] | None:
+def weights_with_fault(case: Case, hypothesis: Hypothesis) -> tuple[dict[str, Any], str] | None:
     """Return the layer's arguments with the fault in those rows of the weights that explain what was seen most nearly.
 
     Returns:
-        masked_moe's arguments; None where no choice of rows comes much nearer. Raises Failed where the fault cannot be
-        planted.
+        masked_moe's arguments, and the rows in words; None where no choice of rows comes much nearer. Raises Failed where
+        the fault cannot be planted.
     """
     arguments = dict(case.call.arguments)
     right, wrong = (
@@ -46,32 +48,33 @@ def weights_with_fault(case: Case, hypothesis: Hypothesis) -> dict[str, Any] | N
     )
     with unharmed(case.call):
         hypothesis.fault.apply(wrong, hypothesis.parameters())
-    pairs = [
-        (name, scale, _changed(right, wrong, name))
-        for name, scale in (("w1", "w1_block_scale"), ("w2", "w2_block_scale"))
-    ]
-    chosen = [torch.zeros_like(changed) for _, _, changed in pairs]
+    may = [_changed(right, wrong, name) for name in WEIGHTS]
+    chosen = [torch.zeros_like(changed) for changed in may]
     failing = case.illegal.any(-1).any(-1).sum(-1)
     for number, expert in enumerate(failing.argsort(descending=True).tolist()):
         if not failing[expert]:
             break
-        solver = _Expert.of(case, expert, (right, wrong), tuple(changed[expert] for _, _, changed in pairs))
+        solver = _Expert.of(case, expert, (right, wrong), (may[0][expert], may[1][expert]))
         left, first, second = solver.solved()
         if number == 0 and left > _HALF:
             return None
         chosen[0][expert], chosen[1][expert] = first, second
-    for (name, scale, _), rows in zip(pairs, chosen, strict=True):
-        for attribute in (f"{name}_codes", scale):
+    words = []
+    for name, rows in zip(WEIGHTS, chosen, strict=True):
+        for attribute in (f"{name}_codes", f"{name}_block_scale"):
             kept = torch.where(rows.unsqueeze(-1), getattr(wrong, attribute), getattr(right, attribute))
             setattr(right, attribute, kept)
-    return right.arguments()
+        if bool(rows.any()):
+            experts, numbered = (rows.any(axis).nonzero().flatten().tolist() for axis in (-1, 0))
+            words.append(f"{name}: experts {numbers(experts)}, weight rows {numbers(numbered)}")
+    return right.arguments(), "; ".join(words)
 
 
 def _changed(right: LoadedMoeCall, wrong: LoadedMoeCall, name: str) -> Tensor:
     """Return the rows of a weight that a fault changes, `(l, rows)` bool."""
     codes, scale = f"{name}_codes", f"{name}_block_scale"
-    differs = (getattr(right, codes) != getattr(wrong, codes)).any(-1)
-    return differs | (getattr(right, scale) != getattr(wrong, scale)).any(-1)
+    pairs: list[tuple[Tensor, Tensor]] = [(getattr(right, n), getattr(wrong, n)) for n in (codes, scale)]
+    return torch.stack([(a != b).any(-1) for a, b in pairs]).any(0)
 
 
 @dataclass(eq=False)
@@ -133,7 +136,8 @@ class _Expert:
         none = torch.zeros_like(self.may[0])
         right = self._distance(self._between(none), self.w2[0])
         best: tuple[float, Tensor, Tensor] | None = None
-        for first in (none, self.may[0].clone()):
+        for beginning in (none, self.may[0]):
+            first = beginning
             for _ in range(_TURNS):
                 second = self._second(first)
                 first = self._first(first, torch.where(second.unsqueeze(-1), self.w2[1], self.w2[0]))
@@ -156,51 +160,58 @@ class _Expert:
         hidden = self.model.activated(product) if self.gated else product.relu().square()
         flat = hidden.reshape(-1, hidden.shape[-1])
         codes, block_scale = self.model.quantizer(flat, self.scale.expand(len(flat)))
-        return decode_blocks(codes, block_scale, torch.float32).view(hidden.shape).nan_to_num(0)
+        values: Tensor = decode_blocks(codes, block_scale, torch.float32).view(hidden.shape)
+        return values.nan_to_num(0)
 
     def _second(self, first: Tensor) -> Tensor:
         """Return which rows of w2 are nearer as the faulty ones."""
         between = self._between(first)
         right, wrong = ((self.wanted - between @ w.T).norm(dim=0) for w in self.w2)
-        return (wrong < right) & self.may[1]
+        return torch.logical_and(wrong < right, self.may[1])
 
     def _first(self, first: Tensor, w2: Tensor) -> Tensor:
-        """Exchange rows of w1, in every block the best one, as long as that helps."""
-        options = self.may[0].nonzero().flatten()
-        if not len(options):
+        """Exchange rows of w1, in every block what helps most, as long as anything helps."""
+        column, rows = self._options(w2.shape[1])
+        if not len(column):
             return first
         between = self._between(first)
         left = self._distance(between, w2)
+        block = column // BLOCK
         for _ in range(_ROUNDS):
-            gain = self._gains(first, options, between, w2)
-            block = options % between.shape[1] // BLOCK
-            best = torch.full((between.shape[1] // BLOCK,), 0.0).scatter_reduce(0, block, gain, "amax")
-            better = options[(gain > 0) & (gain == best[block])]
-            for flipped in (better, options[gain.argmax().view(1)]):
-                if not len(flipped) or not bool(gain.max() > 0):
-                    return first
-                other = first.clone()
-                other[flipped] = ~other[flipped]
-                after = self._between(other)
+            gain = self._gains(first, (column, rows), between, w2)
+            best = torch.zeros(between.shape[1] // BLOCK).scatter_reduce(0, block, gain, "amax")
+            better = (gain > 0) & (gain == best[block])
+            for options in (better, torch.arange(len(gain)) == gain.argmax()):
+                flipped = torch.zeros(rows.shape[1], w2.shape[1], dtype=torch.bool)
+                for number in range(len(flipped)):
+                    flipped[number, column[options & rows[:, number]]] = True
+                after = self._between(first ^ flipped.flatten())
                 if (distance := self._distance(after, w2)) < left:
-                    first, between, left = other, after, distance
+                    first, between, left = first ^ flipped.flatten(), after, distance
                     break
             else:
-                return first
+                break
         return first
 
-    def _gains(self, first: Tensor, options: Tensor, between: Tensor, w2: Tensor) -> Tensor:
-        """Return by how much the squared distance falls when one row of w1 is exchanged, `(options,)`."""
-        n = between.shape[1]
-        column, half = options % n, options // n
-        block, place = column // BLOCK, column % BLOCK
+    def _options(self, n: int) -> tuple[Tensor, Tensor]:
+        """Return what may be exchanged at once: columns `(options,)`, and which of their gate and up rows, `(options, 2)`."""
+        may = self.may[0].view(-1, n)
+        kinds = torch.tensor([[True, False], [False, True], [True, True]] if self.gated else [[True]])
+        possible = (may.T.unsqueeze(1) | ~kinds).all(-1)
+        column, kind = possible.nonzero().unbind(-1)
+        return column, kinds[kind]
+
+    def _gains(self, first: Tensor, options: tuple[Tensor, Tensor], between: Tensor, w2: Tensor) -> Tensor:
+        """Return by how much the squared distance falls when rows of w1 are exchanged, `(options,)`."""
+        column, rows = options
+        n, block = between.shape[1], column // BLOCK
         now = torch.where(first, self.products[1], self.products[0])
         other = torch.where(first, self.products[0], self.products[1])
         halves = []
-        for number in range(2 if self.gated else 1):
+        for number in range(rows.shape[1]):
             part = slice(number * n, (number + 1) * n)
             here, there = (split(t[:, part], BLOCK)[:, block] for t in (now, other))
-            swapped = (torch.arange(BLOCK) == place.unsqueeze(-1)) & (half == number).unsqueeze(-1)
+            swapped = (torch.arange(BLOCK) == (column % BLOCK).unsqueeze(-1)) & rows[:, number : number + 1]
             halves.append(torch.where(swapped, there, here))
         change = self._quantized(torch.cat(halves, dim=-1)) - split(between, BLOCK)[:, block]
         missing = split((self.wanted - between @ w2.T) @ w2, BLOCK)[:, block]
