@@ -18,7 +18,9 @@ _KNOWN = frozenset(
     )
 )
 # Figures behind the words: they are in the record for programs.
-_FOR_PROGRAMS = frozenset(("where", "explained", "elements", "category"))
+_FOR_PROGRAMS = frozenset(
+    ("where", "explained", "elements", "category", "weak")
+)  # `evidence` says what is weak, too
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,9 @@ stage calls of a row, and a fault of blocks in some of its blocks: both are trie
 
 from __future__ import annotations
 
+import contextlib
+import copy
+import time
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
@@ -27,6 +30,7 @@ from harness.faults.fault import Parameters
 
 NEAR = 0.05  # relative distance of a row that legal code flips may cause
 EXACTLY = 1e-6
+SAME = 0.01  # relative distance of a row that another order of addition may cause
 _ASKED = 4  # failing rows that are asked for their blocks
 _HOPELESS = 1  # of them, without an answer
 _REMEMBERED = 2  # layers before the failing one that a fault may remember
@@ -51,10 +55,7 @@ class LayerCase(Case):
 
     def screened(self, experts: int = 2) -> Case:
         """Return the case of a few failing rows, in a model that adds at once: rows are compared with some tolerance."""
-        part = super().screened(experts)
-        part.models = [replace(model, product=at_once) for model in part.models]
-        part.__dict__.pop("_stages", None)
-        return part
+        return _adding_at_once(super().screened(experts))
 
     @property
     def healthy_stages(self) -> dict[int, Any]:
@@ -65,6 +66,13 @@ class LayerCase(Case):
     def work(self) -> int:
         """Return about how many multiplications one prediction costs."""
         return self.seen.numel() * int(self.call.arguments["w2"].shape[2]) * 6
+
+
+def _adding_at_once(case: Case) -> Case:
+    case = copy.copy(case)
+    case.models = [replace(model, product=at_once) for model in case.models]
+    case.__dict__.pop("_stages", None)
+    return case
 
 
 def relative(seen: Tensor, predicted: Tensor) -> Tensor:
@@ -131,6 +139,25 @@ def _by_chance(case: Case, calls: list[Observed], hypothesis: Hypothesis) -> Ite
                 return
             if not choices.used or not choices.advance():
                 break
+
+
+def reading_other_rows(tried: list[Hypothesis], cases: list[Case], end: float) -> list[Hypothesis]:
+    """Return the faults that a few rows do not show: with all rows there, they predict something else for those few."""
+    pairs = [(_adding_at_once(cases[n]), cases[n].screened()) for n in _failing_outputs(cases)]
+    found = []
+    for hypothesis in filter(is_inner, tried):
+        if time.thread_time() > end:
+            break
+        with contextlib.suppress(Failed):
+            if any(_shows_more(whole, part, hypothesis) for whole, part in pairs):
+                found.append(hypothesis)
+    return found
+
+
+def _shows_more(whole: Case, part: Case, hypothesis: Hypothesis) -> bool:
+    """Return whether a fault does something else to the rows of a part where all other rows are there."""
+    everywhere, there = (planted_output(case, hypothesis, None) for case in (whole, part))
+    return bool((relative(everywhere, there)[part.valid] > SAME).any())
 
 
 def planted_output(

@@ -16,7 +16,14 @@ from harness.diagnosis.fingerprints import fitted, order
 from harness.diagnosis.hypotheses import Hypothesis, hypotheses
 from harness.diagnosis.layer import INNER
 from harness.diagnosis.observation import MASKED_MOE, Observed
-from harness.diagnosis.opaque import LayerCase, has_blocks, score_blocks, score_layer, score_weight_rows
+from harness.diagnosis.opaque import (
+    LayerCase,
+    has_blocks,
+    reading_other_rows,
+    score_blocks,
+    score_layer,
+    score_weight_rows,
+)
 from harness.diagnosis.weight_rows import has_weight_rows
 
 Test = Callable[[list[Case], list[Observed], Hypothesis], Score | None]
@@ -92,8 +99,9 @@ def explain_layer(cases: list[Case], calls: list[Observed], seconds: float) -> l
         scores += _part_scores([h for h in nearest_first if has_blocks(h)], cases, end, score_blocks)
     if not _told(scores, cases):
         scores += _part_scores([h for h in tried if has_weight_rows(h)], cases, end, score_weight_rows)
-    if not _told(scores, cases):  # values that come from other rows need all of them
-        scores += _scores([h for h in tried if h not in likely], cases, calls, end, score_layer)
+    if not _told(scores, cases):
+        rest = reading_other_rows([h for h in tried if h not in likely], cases, end)
+        scores += _scores(rest, cases, calls, end, score_layer)
     if not _told(scores, cases):
         scores += _scores(hypotheses(INNER, ("call",)), cases, calls, end, score_layer)  # many choices each
     return ranked(scores, cases)
