@@ -49,7 +49,7 @@ def findings(found: Sequence[Explanation], cases: Sequence[Case], command: str) 
     """Return the diagnosis, JSON-ready; the first entry is the best explanation.
 
     Args:
-        found: from harness.diagnosis.rank.explain.
+        found: from harness.diagnosis.search.explain.
         cases: what was to be explained.
         command: repeats the diagnosis.
     """

@@ -21,7 +21,7 @@ from harness.diagnosis.layer_views import layer_legal, layer_models
 from harness.diagnosis.models import models
 from harness.diagnosis.observation import MASKED_GEMM, MASKED_MOE, Observed, Recorder, name_calls
 from harness.diagnosis.opaque import LayerCase
-from harness.diagnosis.rank import explain, explain_layer
+from harness.diagnosis.search import explain, explain_layer
 from harness.diagnosis.views import Bounds, input_bytes, legal, memory_of, seen, untouchable, valid
 from harness.problem import parse_problem
 from harness.rules import NotApplicableError, find_rules

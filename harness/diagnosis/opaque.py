@@ -16,28 +16,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.diagnosis.blocks import MUCH_NEARER, blocks_of_row
+from harness.diagnosis.blocks import MUCH_NEARER
 from harness.diagnosis.case import Case, same
 from harness.diagnosis.choices import Choices
 from harness.diagnosis.explain import Score
 from harness.diagnosis.hypotheses import Failed, Hypothesis, predict, unharmed
-from harness.diagnosis.layer import Planted, faulted_calls, is_inner, is_second, quantized_in
+from harness.diagnosis.layer import Planted, faulted_calls, is_inner
 from harness.diagnosis.models import at_once
 from harness.diagnosis.observation import MASKED_MOE, Observed
 from harness.diagnosis.views import input_bytes
-from harness.diagnosis.weight_rows import weights_with_fault
 from harness.faults.fault import Parameters
 
 NEAR = 0.05  # relative distance of a row that legal code flips may cause
 EXACTLY = 1e-6
 SAME = 0.01  # relative distance of a row that another order of addition may cause
-_ASKED = 4  # failing rows that are asked for their blocks
-_HOPELESS = 1  # of them, without an answer
 _REMEMBERED = 2  # layers before the failing one that a fault may remember
 
 
 class LayerCase(Case):
-    """A call of masked_moe with illegal elements."""
+    """A call of masked_moe whose output is illegal, or (view "inputs") that changed its inputs."""
 
     def _choose_model(self) -> None:
         rows = self.valid & self.legal.all(-1).all(-1)
@@ -94,7 +91,7 @@ def score_layer(cases: list[Case], calls: list[Observed], hypothesis: Hypothesis
     try:
         for number in result.of:
             variants = _variants(cases[number], calls, hypothesis)
-            _judge(result, number, cases[number], variants)
+            judge_variants(result, number, cases[number], variants)
     except Failed:
         return None
     return result
@@ -143,7 +140,7 @@ def _by_chance(case: Case, calls: list[Observed], hypothesis: Hypothesis) -> Ite
 
 def reading_other_rows(tried: list[Hypothesis], cases: list[Case], end: float) -> list[Hypothesis]:
     """Return the faults that a few rows do not show: with all rows there, they predict something else for those few."""
-    pairs = [(_adding_at_once(cases[n]), cases[n].screened()) for n in _failing_outputs(cases)]
+    pairs = [(_adding_at_once(cases[n]), cases[n].screened()) for n in failing_outputs(cases)]
     found = []
     for hypothesis in filter(is_inner, tried):
         if time.thread_time() > end:
@@ -177,7 +174,8 @@ def planted_output(
         return input_bytes(case.call.arguments) if case.view == "inputs" else output
 
 
-def _judge(result: Score, number: int, case: Case, variants: Iterable[Tensor]) -> None:
+def judge_variants(result: Score, number: int, case: Case, variants: Iterable[Tensor]) -> None:
+    """Add to a score which rows of a case are explained by one of several outputs that a fault may have caused."""
     failing = case.illegal.any(-1).any(-1)
     right = relative(case.seen, case.healthy)
     nearest = torch.full_like(right, torch.inf)
@@ -203,95 +201,8 @@ def _judge(result: Score, number: int, case: Case, variants: Iterable[Tensor]) -
         result.exact &= bool(exact[explained].double().mean() > 0.9)
 
 
-def score_blocks(cases: list[Case], hypothesis: Hypothesis) -> Score | None:
-    """Test a fault of blocks that only some blocks of the rows have; None where it cannot be planted or finds no blocks.
-
-    The blocks are looked for in single failing rows, and then tried on all rows.
-    """
-    result = Score(hypothesis, _failing_outputs(cases))
-    try:
-        for number in result.of:
-            case = cases[number]
-            variants = _block_variants(case, hypothesis)
-            if not variants:
-                return None
-            _judge(result, number, case, variants)
-    except Failed:
-        return None
-    return result
-
-
-def score_weight_rows(cases: list[Case], hypothesis: Hypothesis) -> Score | None:
-    """Test a fault of the weights that only some of their rows have; None where it cannot be planted or no rows explain much."""
-    result = Score(hypothesis, _failing_outputs(cases), chosen=True)
-    try:
-        for number in result.of:
-            case = cases[number]
-            found = weights_with_fault(case, hypothesis)
-            if found is None:
-                return None
-            arguments, result.inside = found
-            with unharmed(case.call):
-                _judge(result, number, case, [case.model.masked_moe(**arguments).unsqueeze(2)])
-    except Failed:
-        return None
-    return result
-
-
-def _failing_outputs(cases: list[Case]) -> dict[int, int]:
+def failing_outputs(cases: list[Case]) -> dict[int, int]:
     """Return how many illegal elements each case of an output has."""
     return {
         n: int(c.illegal.sum()) for n, c in enumerate(cases) if c.view == "output" and bool(c.illegal.any())
     }
-
-
-def _block_variants(case: Case, hypothesis: Hypothesis) -> list[Tensor]:
-    """Return outputs with the fault in the blocks of a few telling rows, until they explain the rows that tell most."""
-    right = relative(case.seen, case.healthy)
-    nearest, failing = right, case.illegal.any(-1).any(-1)
-    variants: list[Tensor] = []
-    tried: set[tuple[bool, ...]] = set()
-    asked = torch.zeros_like(failing)
-    union: tuple[Tensor, Tensor] | None = None
-    for _ in range(_ASKED):
-        unexplained = failing & ~asked & ((nearest > NEAR) | (nearest > MUCH_NEARER * right))
-        telling = nearest.nan_to_num(0, posinf=0).masked_fill(~unexplained, 0)
-        if not bool(telling.any()):
-            break
-        expert, row = divmod(int(telling.argmax()), telling.shape[1])
-        asked[expert, row] = True
-        found = blocks_of_row(case, hypothesis, expert, row)
-        if found is None:
-            if not variants and int(asked.sum()) >= _HOPELESS:
-                break
-            continue
-        union = found if union is None else (union[0] | found[0], union[1] | found[1])
-        for first, second in (
-            union,
-            found,
-        ):  # a row that the fault does not change in some block does not show that block
-            none = torch.zeros_like(first), torch.zeros_like(second)
-            for masks in ((first, second), (first, none[1]), (none[0], second)):
-                key = tuple(torch.cat(masks).tolist())
-                if key not in tried and any(key):
-                    tried.add(key)
-                    variants.append(_with_blocks(case, hypothesis, *masks))
-                    nearest = torch.minimum(nearest, relative(case.seen, variants[-1]))
-    return variants
-
-
-def _with_blocks(case: Case, hypothesis: Hypothesis, first: Tensor, second: Tensor) -> Tensor:
-    """Return the layer's output as elements with the fault in some blocks of each quantization only."""
-    healthy = getattr(case, "healthy_stages", None) if not bool(first.any()) else None
-
-    def merge(stage: str, number: int, right: Any, faulty: Any) -> Any:
-        return quantized_in(second if is_second(stage, number) else first, right, faulty)
-
-    planted = Planted(case.model, hypothesis, hypothesis.parameters(), None, merge, healthy=healthy)
-    with unharmed(case.call):
-        return planted.masked_moe(**case.call.arguments).unsqueeze(2)
-
-
-def has_blocks(hypothesis: Hypothesis) -> bool:
-    """Return whether a fault can sit in single blocks of a quantization."""
-    return hypothesis.fault.unit == "block" and all("quantize" in stage for stage in hypothesis.fault.stages)
