@@ -97,7 +97,8 @@ def _explained(e: Explanation, cases: Sequence[Case], command: str) -> dict[str,
     if any(cases[n].refused for n in e.masks):
         evidence += " of what should have been refused"
     changes = distinct_changes(e, cases)
-    weak = f"only {changes} different changes of value: on these inputs other mistakes look the same"
+    counted = "1 change" if changes == 1 else f"{changes} different changes"
+    weak = f"only {counted} of value: on these inputs other mistakes look the same"
     if changes < _DISTINCT:
         evidence += f"; weak: {weak}"
     if e.score.chosen:

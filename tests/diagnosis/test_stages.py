@@ -77,3 +77,17 @@ def test_a_strength_outside_the_catalog_is_measured(users_layer) -> None:
     first = judge.diagnose("MOE", "4x32x128x128:32,30,32,17:normal:5", "")[0]
     assert (first["fault"], first["strength"]) == ("output_scaled", "x0.3 = 3/10 (measured)")
     assert first["explained"] == 1
+
+
+def test_a_checkpoint_that_should_have_been_refused_is_a_finding_of_its_own(diagnosed) -> None:
+    (first,) = diagnosed("LOAD", "up_scale_2_ignored")
+    assert first["fault"] == "up_scale_2_ignored"
+    assert first["evidence"].endswith("illegal elements of what should have been refused")
+
+
+def test_a_finding_that_rests_on_one_value_says_that_its_evidence_is_weak(diagnosed) -> None:
+    first = diagnosed("QUANT", "block_scale_too_high@weakest", problem="1x4x32x32:2:grid:1")[0]
+    assert first["explained"] == 1
+    assert first["weak"].startswith("only 1 change of value")
+    assert first["weak"] in first["evidence"]
+    assert "weak" not in diagnosed("QUANT", "block_scale_too_high@3")[0]
