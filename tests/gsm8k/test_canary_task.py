@@ -37,7 +37,7 @@ def test_gold_answers_pass(serve, run_here, task, path, count):
 
 def test_a_dead_canary_fails_in_its_first_wave(serve, run_here):
     stage = run_here(
-        serve(data=str(TEST), answer="dead", latency=0.3).url, task="gsm_canary", dataset=None, fewshot=None
+        serve(data=str(TEST), answer="dead", latency=1.5).url, task="gsm_canary", dataset=None, fewshot=None
     )
     assert (stage["verdict"], stage["qualifier"], stage["questions"]) == ("FAIL", "dead", 500)
     assert stage["decisions"]["smoke"]
