@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from harness.candidates.protocol import LAYER_STAGES, stages_of, traits_of
 from harness.context import Context, Known
-from harness.diagnosis.case import Case, same
+from harness.diagnosis.case import SMALL, Case, same
 from harness.diagnosis.describe import findings, no_illegal_call
 from harness.diagnosis.habits import Habits, learned_habits
 from harness.diagnosis.hypotheses import Failed, predict
@@ -27,7 +28,10 @@ from harness.problem import parse_problem
 from harness.rules import NotApplicableError, find_rules
 
 SECONDS = 2.5  # for testing hypotheses
-MORE_SECONDS = 6.0  # where only a layer's output was seen, and the likely explanations are none
+MORE_SECONDS = (
+    6.0  # where only a layer's output was seen, and the likely explanations are none; more for large layers
+)
+_MOST_LARGER = 10.0
 _MOST_RUNS = 4  # of the failing rule: what strikes now and then may need more than one
 
 
@@ -89,7 +93,8 @@ def _explained(
     if _bad(cases):
         return findings(explain(cases, calls, end - time.thread_time()), cases, command)
     if layers := opaque_cases(calls, bounds):
-        seconds = end - time.thread_time() + MORE_SECONDS
+        larger = math.sqrt(max(case.work() for case in layers) / SMALL)
+        seconds = end - time.thread_time() + MORE_SECONDS * min(max(larger, 1.0), _MOST_LARGER)
         return findings(explain_layer(layers, calls, seconds), layers, command)
     return []
 

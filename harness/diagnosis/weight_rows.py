@@ -105,13 +105,8 @@ class _Expert:
     ) -> _Expert:
         """Take the tokens of an expert that are furthest from what is right."""
         a, model = case.call.arguments, case.model
-        far = (
-            (case.seen - case.healthy)[expert]
-            .flatten(1)
-            .float()
-            .nan_to_num(0, posinf=0, neginf=0)
-            .norm(dim=-1)
-        )
+        change = (case.seen - case.healthy)[expert].flatten(1).float()
+        far = change.nan_to_num(0, posinf=0, neginf=0).norm(dim=-1)
         tokens = far.masked_fill(~case.valid[expert], -1).argsort(descending=True)[:_TOKENS]
         tokens = tokens[case.valid[expert][tokens]]
         one = slice(expert, expert + 1)
@@ -177,8 +172,10 @@ class _Expert:
         between = self._between(first)
         left = self._distance(between, w2)
         block = column // BLOCK
+        columns = split(w2, BLOCK).transpose(0, 1)  # blocks x k x 16
+        gram = columns.transpose(1, 2) @ columns
         for _ in range(_ROUNDS):
-            gain = self._gains(first, (column, rows), between, w2)
+            gain = self._gains(first, (column, rows), between, w2, gram)
             best = torch.zeros(between.shape[1] // BLOCK).scatter_reduce(0, block, gain, "amax")
             better = (gain > 0) & (gain == best[block])
             for options in (better, torch.arange(len(gain)) == gain.argmax()):
@@ -201,7 +198,9 @@ class _Expert:
         column, kind = possible.nonzero().unbind(-1)
         return column, kinds[kind]
 
-    def _gains(self, first: Tensor, options: tuple[Tensor, Tensor], between: Tensor, w2: Tensor) -> Tensor:
+    def _gains(
+        self, first: Tensor, options: tuple[Tensor, Tensor], between: Tensor, w2: Tensor, gram: Tensor
+    ) -> Tensor:
         """Return by how much the squared distance falls when rows of w1 are exchanged, `(options,)`."""
         column, rows = options
         n, block = between.shape[1], column // BLOCK
@@ -215,9 +214,7 @@ class _Expert:
             halves.append(torch.where(swapped, there, here))
         change = self._quantized(torch.cat(halves, dim=-1)) - split(between, BLOCK)[:, block]
         missing = split((self.wanted - between @ w2.T) @ w2, BLOCK)[:, block]
-        columns = split(w2, BLOCK).transpose(0, 1)  # blocks x k x 16
-        gram = (columns.transpose(1, 2) @ columns)[block]
-        own = torch.einsum("tri,rij,trj->r", change, gram, change)
+        own = torch.einsum("tri,rij,trj->r", change, gram[block], change)
         return 2 * (change * missing).sum(-1).sum(0) - own
 
 
