@@ -19,7 +19,7 @@ from harness.diagnosis.habits import Habits, learned_habits
 from harness.diagnosis.hypotheses import Failed, predict
 from harness.diagnosis.layer import INNER, legal_layer
 from harness.diagnosis.layer_views import layer_legal, layer_models
-from harness.diagnosis.models import models
+from harness.diagnosis.models import Model, models
 from harness.diagnosis.observation import MASKED_GEMM, MASKED_MOE, Observed, Recorder, name_calls
 from harness.diagnosis.opaque import LayerCase
 from harness.diagnosis.search import explain, explain_layer
@@ -110,11 +110,19 @@ def opaque_cases(calls: list[Observed], bounds: Bounds) -> list[Case]:
             continue
         allowed = legal_layer(call, bounds)
         if not bool(allowed.all()):
-            cases.append(LayerCase(call, allowed, models(bounds.arithmetic), bounds))
+            cases.append(LayerCase(call, allowed, _models(bounds), bounds))
         if call.changed:
             kept = seen(call, "inputs") == input_bytes(call.arguments)
-            cases.append(LayerCase(call, kept, models(bounds.arithmetic), bounds, "inputs"))
+            cases.append(LayerCase(call, kept, _models(bounds), bounds, "inputs"))
     return cases
+
+
+def _models(bounds: Bounds) -> list[Model]:
+    """Return right implementations that store as the candidate declares."""
+    variants = models(bounds.arithmetic)
+    for model in variants:
+        model.store_rows = bounds.store_rows
+    return variants
 
 
 def _bad(cases: list[Case]) -> list[Case]:
@@ -197,9 +205,7 @@ def _inner_cases(
         views["memory"] = kept | ~untouchable(call, bounds.store_rows)
     if call.changed:
         views["inputs"] = seen(call, "inputs") == input_bytes(call.arguments)
-    variants, cases = models(bounds.arithmetic), []
-    for model in variants:
-        model.store_rows = bounds.store_rows
+    variants, cases = _models(bounds), []
     for view, mask in views.items():
         if view == "output" or not bool(mask.all()):
             with contextlib.suppress(Failed):

@@ -20,6 +20,7 @@ from harness.diagnosis.blocks import MUCH_NEARER
 from harness.diagnosis.case import Case, same
 from harness.diagnosis.choices import Choices
 from harness.diagnosis.explain import Score
+from harness.diagnosis.habits import Habits
 from harness.diagnosis.hypotheses import Failed, Hypothesis, predict, unharmed
 from harness.diagnosis.layer import Planted, faulted_calls, is_inner
 from harness.diagnosis.models import at_once
@@ -46,6 +47,12 @@ class LayerCase(Case):
         best = min(range(len(distances)), key=lambda i: distances[i][0])
         self.healthy = distances[best][1]
         self.models = [self.models[best], *(m for i, m in enumerate(self.models) if i != best)]
+        empty = self.valid & (self.seen == 0).all(-1).all(-1) & (self.healthy != 0).any(-1).any(-1)
+        if self.view == "output" and bool(
+            empty.any()
+        ):  # padding cannot be seen: rows of zeros are the only sign of what it holds
+            for model in self.models:
+                model.habits = Habits(fill=0)
         self.exact = False
         self.care = None
         self.wild = False

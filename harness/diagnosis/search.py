@@ -148,5 +148,7 @@ def _covered(scores: list[Score], cases: list[Case]) -> bool:
 
 
 def _told(scores: list[Score], cases: list[Case]) -> bool:
-    """Return whether every case is explained whole, and by more than NaN, which many faults cause alike."""
-    return _covered(scores, cases) and any(bool((c.illegal & c.seen.isfinite()).any()) for c in cases)
+    """Return whether every case is explained whole, and by more than NaN and zeros, which many faults cause alike."""
+    return _covered(scores, cases) and any(
+        bool((c.illegal & c.seen.isfinite() & (c.seen != 0)).any()) for c in cases
+    )
