@@ -121,7 +121,9 @@ def run_rule(rule: Rule, session: Session, settings: RunSettings) -> tuple[RuleR
         )
 
     def draw(problem: Problem) -> None:
-        if tally.first_failure is None and (problem in tally.seen or over()):
+        # One answer a problem: a candidate that fails now and then must not look like a check that does.
+        passed_before = problem in tally.seen and str(problem) not in tally.failed
+        if passed_before or (tally.first_failure is None and over()):
             return
         if reason := misfit(problem, rule, traits):
             tally.misfit = reason

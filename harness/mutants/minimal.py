@@ -16,9 +16,24 @@ from harness.session import InProcess
 class _Undiagnosed(InProcess):
     """The mutant in this process; nobody needs to be told which fault it is."""
 
+    def __init__(self, name: str) -> None:
+        super().__init__(load_candidate(name))
+
     def diagnose(self, *_arguments: Any, **_named: Any) -> list[dict[str, Any]]:
         """Return nothing."""
         return []
+
+
+class _Forgetful(_Undiagnosed):
+    """Each problem meets a mutant of its own, so that what shows a fault is the problem and not what came before it."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self._name = name
+
+    def judge(self, rule_id: str, problem: str, seconds: float) -> dict[str, Any]:
+        """Judge one problem through a new mutant."""
+        return _Undiagnosed(self._name).judge(rule_id, problem, seconds)
 
 
 def minimal_jobs(settings: Settings, killed: dict[str, str]) -> list[Job]:
@@ -43,16 +58,21 @@ def minimal_problem(bench: Bench, fault: str, rule_id: str) -> dict[str, Any] | 
     name = f"{bench.name}+{fault}"
     rule = find_rules([rule_id])[0]
     settings = RunSettings(bench.profile, bench.seed, candidate=name)
-    result, _ = run_rule(rule, _Undiagnosed(load_candidate(name)), settings)
-    if not result.failures:
-        return None
-    problem = result.failures[0].problem
-    again = Judge(load_candidate(name)).judge(rule_id, problem)
-    bad = again["status"] != "judged" or any(c["illegal"] for c in again["comparisons"])
+    for session in (
+        _Undiagnosed,
+        _Forgetful,
+    ):  # a fault that remembers earlier problems may show on a later one only
+        result, _ = run_rule(rule, session(name), settings)
+        if not result.failures:
+            return None
+        problem = result.failures[0].problem
+        again = Judge(load_candidate(name)).judge(rule_id, problem)
+        if again["status"] != "judged" or any(c["illegal"] for c in again["comparisons"]):
+            break
     return {
         "rule": rule_id,
         "problem": problem,
         "command": reproduce_command(rule_id, name, problem),
         "message": result.failures[0].message.splitlines()[0],
-        "reproduced": bad,
+        "reproduced": again["status"] != "judged" or any(c["illegal"] for c in again["comparisons"]),
     }

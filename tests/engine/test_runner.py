@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import time
 from typing import Any
 
@@ -100,6 +101,16 @@ def test_a_candidate_that_fails_only_once_still_fails(told, answer) -> None:
     result, _ = run_rule(GEMM, session, settings(profile=dataclasses.replace(SMALL, experts=2, capacity=2)))
     assert result.verdict is Verdict.FAIL
     assert result.failures[0].problem == str(session.problems[2])
+
+
+@pytest.mark.parametrize("good", [11, 15, 25, 35])
+def test_a_candidate_that_breaks_after_a_while_fails(told, answer, good: int) -> None:
+    """Shrinking comes back to problems that passed in an earlier round: hypothesis would call their failure flaky."""
+    calls = itertools.count()
+    session = told(lambda _: answer(illegal=int(next(calls) >= good)))
+    result, _ = run_rule(GEMM, session, settings())
+    assert result.verdict is Verdict.FAIL
+    assert result.failures[0].problem in {str(problem) for problem in session.problems[good:]}
 
 
 def test_the_deadline_ends_the_drawing_and_the_reason_says_how_far_it_came(told, answer) -> None:
