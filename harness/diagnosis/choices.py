@@ -150,7 +150,6 @@ class Choices(Random):
         theirs = self._healthy[index[:, 0], index[:, 1]][:, bad]
         equal = (theirs == self._seen[row][bad]).sum(-1)
         far = (theirs.float() - self._seen[row][bad].float()).abs().nan_to_num(torch.inf).median(-1).values
-        likeness = (
-            equal - far.clamp(max=1e30) / far.clamp(1e-30, 1e30).max()
-        )  # the nearest of those that are equally often equal
+        # Of those that are equally often equal, the nearest first.
+        likeness = equal - far.clamp(max=1e30) / far.clamp(1e-30, 1e30).max()
         return [others[i] for i in likeness.argsort(descending=True, stable=True).tolist()][:_FIRST_SOURCES]

@@ -48,9 +48,8 @@ class LayerCase(Case):
         self.healthy = distances[best][1]
         self.models = [self.models[best], *(m for i, m in enumerate(self.models) if i != best)]
         empty = self.valid & (self.seen == 0).all(-1).all(-1) & (self.healthy != 0).any(-1).any(-1)
-        if self.view == "output" and bool(
-            empty.any()
-        ):  # padding cannot be seen: rows of zeros are the only sign of what it holds
+        if self.view == "output" and bool(empty.any()):
+            # Padding cannot be seen: rows of zeros are the only sign of what it holds.
             for model in self.models:
                 model.habits = Habits(fill=0)
         self.exact = False

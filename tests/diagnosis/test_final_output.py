@@ -54,7 +54,7 @@ def diagnosed(base: str, fault: str, problem: str = PROBLEM) -> list[dict[str, A
 def test_a_fault_of_a_stage_is_the_first_finding(base: str, fault: str) -> None:
     first = diagnosed(base, fault)[0]
     assert fault.partition("@")[0] in {first["fault"], *first.get("same_as", ())}
-    assert first["explained"] > 0.7
+    assert first["explained"] > 0.9
 
 
 @pytest.mark.parametrize("fault", ["tile_now_and_then_missing", "row_overwritten_now_and_then"])

@@ -123,7 +123,6 @@ def test_the_deadline_ends_the_drawing_and_the_reason_says_how_far_it_came(told,
     assert 1 <= result.examples < 40
     assert result.verdict is Verdict.PASS
     assert result.reason == f"{result.examples} of 40 problems before the time was over"
-    assert time.monotonic() - started < 20
 
 
 def test_a_deadline_that_is_over_at_the_start_leaves_the_rule_unknown(told, answer) -> None:

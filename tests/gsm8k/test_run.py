@@ -32,7 +32,6 @@ def test_a_server_that_is_always_right_passes_and_says_what_was_not_judged(serve
 def test_a_dead_server_fails_after_one_wave(serve, cli):
     server = serve(answer="dead", latency=1.5)
     done = cli(server.url, "--concurrency", "32")
-    assert done.stage["seconds"]["requests"] < 10, "no second wave is waited for, on a busy machine either"
     assert done.code == 1
     assert (done.stage["verdict"], done.stage["qualifier"]) == ("FAIL", "dead")
     assert done.stage["decisions"]["smoke"]
