@@ -104,4 +104,5 @@ def _show(found: list[tuple[str, list[dict[str, Any]]]], *, as_json: bool) -> in
         for what, diagnosis in found:
             click.echo(what)
             click.echo("\n".join(message_lines(diagnosis, 20)) or "  nothing is wrong here")
-    return ExitCode.FAIL if any(diagnosis for _, diagnosis in found) else ExitCode.PASS
+    wrong = any(not finding.get("passed") for _, diagnosis in found for finding in diagnosis)
+    return ExitCode.FAIL if wrong else ExitCode.PASS

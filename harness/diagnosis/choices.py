@@ -13,10 +13,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-MOST_TRIES = 48
+from harness.diagnosis.taken_over import ThroughLayer
+
+MOST_TRIES = 64  # two cuts along a k of 128 are 49 pairs
 FEW_TRIES = 16  # after which at least something must fit
 _MOST_OPTIONS = 16
 _FIRST_SOURCES = 4
+
+
+def _in_turn(rows: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Order rows so that each group's first one comes first: only so many are tried."""
+    turn: dict[int, int] = {}
+    turns = []
+    for group, _ in rows:
+        turns.append(turn.setdefault(group, 0))
+        turn[group] += 1
+    return [row for _, row in sorted(zip(turns, rows, strict=True), key=lambda pair: pair[0])]
 
 
 class Choices(Random):
@@ -26,6 +38,7 @@ class Choices(Random):
         illegal: `(groups, rows, columns)` bool, where the fault showed; None for a call in which it did not.
         seen: `(groups, rows, columns)`, what was observed.
         healthy: the same, of the right model.
+        through: where what the fault does was not seen itself, but what the layer makes of it: reads that off.
 
     Attributes:
         used: whether anything was chosen.
@@ -33,10 +46,14 @@ class Choices(Random):
     """
 
     def __init__(
-        self, illegal: Tensor | None, seen: Tensor | None = None, healthy: Tensor | None = None
+        self,
+        illegal: Tensor | None,
+        seen: Tensor | None = None,
+        healthy: Tensor | None = None,
+        through: ThroughLayer | None = None,
     ) -> None:
         super().__init__(0)
-        self._illegal, self._seen, self._healthy = illegal, seen, healthy
+        self._illegal, self._seen, self._healthy, self._through = illegal, seen, healthy, through
         self._path: list[int] = []
         self._widths: list[int] = []
         self._at = 0
@@ -49,7 +66,8 @@ class Choices(Random):
         if illegal is not None:
             counts = illegal.sum(-1)
             places = counts.nonzero().tolist()
-            self._bad_rows = sorted(((g, r) for g, r in places), key=lambda p: -int(counts[p[0], p[1]]))
+            worst_first = sorted(((g, r) for g, r in places), key=lambda p: -int(counts[p[0], p[1]]))
+            self._bad_rows = _in_turn(worst_first)
             self._columns = illegal.any(0).any(0).nonzero().flatten().tolist()
 
     def advance(self) -> bool:
@@ -128,6 +146,9 @@ class Choices(Random):
 
     def _taken_over(self, columns: Sequence[int], k: int) -> list[int]:
         """Return the columns in which the chosen row looks most like its source, and least like itself."""
+        if self._through is not None and self._row is not None and self._source is not None:
+            likely = self._through.columns(self._row, self._source).tolist()
+            return likely[:k] if len(likely) == len(columns) else list(columns[:k])
         seen, own, other = (
             t[place].float() if t is not None else torch.zeros(len(columns))
             for t, place in (
@@ -145,6 +166,8 @@ class Choices(Random):
         """Order other rows by how many of the illegal elements of a row are theirs."""
         if self._illegal is None or self._seen is None or self._healthy is None:
             return others
+        if self._through is not None:
+            return self._through.sources(row) or others[:1]
         bad = self._illegal[row]
         index = torch.tensor(others)
         theirs = self._healthy[index[:, 0], index[:, 1]][:, bad]

@@ -6,6 +6,7 @@ import contextlib
 import math
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 from harness.candidates.protocol import LAYER_STAGES, stages_of, traits_of
 from harness.context import Context, Known
 from harness.diagnosis.case import SMALL, Case, same
-from harness.diagnosis.describe import findings, no_illegal_call
+from harness.diagnosis.describe import findings, no_illegal_call, passed_again
 from harness.diagnosis.habits import Habits, learned_habits
 from harness.diagnosis.hypotheses import Failed, predict
 from harness.diagnosis.layer import INNER, legal_layer
@@ -28,11 +29,13 @@ from harness.problem import parse_problem
 from harness.rules import NotApplicableError, find_rules
 
 SECONDS = 2.5  # for testing hypotheses
-MORE_SECONDS = (
-    6.0  # where only a layer's output was seen, and the likely explanations are none; more for large layers
-)
-_MOST_LARGER = 10.0
-_MOST_RUNS = 4  # of the failing rule: what strikes now and then may need more than one
+# Where only a layer's output was seen, and the likely explanations are none: most searches need 5; more for large layers.
+MORE_SECONDS = 10.0
+_MOST_LARGER = 4.5  # the runner ends a diagnosis after a minute
+# Of the failing rule: what strikes in a quarter of its calls is then missed once in a thousand diagnoses.
+_MOST_RUNS = 24
+_RUNS_SECONDS = 2.0  # after which no further run begins, once there were a few
+_FEW_RUNS = 4
 
 
 def diagnose_problem(
@@ -66,17 +69,16 @@ def one_thread() -> Iterator[None]:
 def _diagnosed(
     candidate: Any, known: Known, rule_id: str, problem: str, command: str, seconds: float
 ) -> list[dict[str, Any]]:
-    end = time.thread_time() + seconds
     bounds = bounds_of(candidate, known)
-    calls, cases, failed = failing_calls(candidate, known, bounds, rule_id, problem)
+    calls, cases, runs = failing_calls(candidate, known, bounds, rule_id, problem)
     layers = any(call.stage == MASKED_MOE for call in calls)
     if not _bad(cases) and layers and MASKED_GEMM in stages_of(candidate):
         inner, inner_cases, _ = failing_calls(candidate, known, bounds, "PIPELINE", problem)
         calls, cases = (inner, inner_cases) if _bad(inner_cases) else (calls, cases)
-    found = _explained(calls, cases, bounds, end, command)
-    if found or not failed:
+    found = _explained(calls, cases, bounds, time.thread_time() + seconds, command)
+    if found:
         return found
-    return [no_illegal_call(rule_id, command)]
+    return [no_illegal_call(rule_id, command) if runs.failed else passed_again(rule_id, runs.number, command)]
 
 
 def diagnose_calls(
@@ -129,30 +131,47 @@ def _bad(cases: list[Case]) -> list[Case]:
     return [case for case in cases if bool(case.illegal.any())]
 
 
+@dataclass
+class Runs:
+    """How often a rule was repeated, and whether it failed at all."""
+
+    number: int = 0
+    failed: bool = False
+
+
 def failing_calls(
     candidate: Any, known: Known, bounds: Bounds, rule_id: str, problem: str
-) -> tuple[list[Observed], list[Case], bool]:
+) -> tuple[list[Observed], list[Case], Runs]:
     """Run a rule until one of its calls is illegal, twice at least: the first time fills what a fault may remember.
 
     Returns:
-        All recorded calls, the cases of the last run (of the first one, where only that was illegal), and whether the
-        rule failed at all.
+        The recorded calls of the first run and of the last two, the cases of the last run (of the first one, where only
+        that was illegal), and how it went.
     """
+    end = time.monotonic() + _RUNS_SECONDS
     recorder = Recorder(candidate)
     first: list[Case] = []
     habits: dict[str, tuple[Habits, bool]] = {}
-    failed = False
-    for run in range(_MOST_RUNS):
-        before = len(recorder.calls)
-        failed |= run_rule_once(recorder, known, rule_id, problem)
-        name_calls(recorder.calls[before:])
-        cases = cases_of(recorder.calls[before:], bounds, habits)
-        if run and _bad(cases):
-            return recorder.calls, cases, failed
+    runs, starts = Runs(), [0]
+    while runs.number < _MOST_RUNS and (runs.number < _FEW_RUNS or time.monotonic() < end):
+        if len(starts) > 3:  # the runs between the first one and the last two have nothing to tell
+            del recorder.calls[starts[1] : starts[2]]
+            starts = [0, starts[1], starts[1] + starts[3] - starts[2]]
+        runs.number += 1
+        runs.failed |= run_rule_once(recorder, known, rule_id, problem)
+        calls = recorder.calls[starts[-1] :]
+        starts.append(len(recorder.calls))
+        name_calls(calls)
+        cases = cases_of(calls, bounds, habits)
+        if runs.number > 1 and _bad(cases):
+            return recorder.calls, cases, runs
         first = first or (cases if _bad(cases) else [])
-        if run and first:
+        layers = any(call.stage == MASKED_MOE for call in recorder.calls)  # judged later
+        if runs.number > 1 and (first or (layers and runs.failed)):
             break
-    return recorder.calls, first, failed
+        if runs.failed and runs.number >= _FEW_RUNS:
+            break
+    return recorder.calls, first, runs
 
 
 def bounds_of(candidate: Any, known: Known) -> Bounds:

@@ -25,6 +25,7 @@ from harness.diagnosis.hypotheses import Failed, Hypothesis, predict, unharmed
 from harness.diagnosis.layer import Planted, faulted_calls, is_inner
 from harness.diagnosis.models import at_once
 from harness.diagnosis.observation import MASKED_MOE, Observed
+from harness.diagnosis.taken_over import ThroughLayer
 from harness.diagnosis.views import input_bytes
 from harness.faults.fault import Parameters
 
@@ -96,19 +97,21 @@ def score_layer(cases: list[Case], calls: list[Observed], hypothesis: Hypothesis
     )
     try:
         for number in result.of:
-            variants = _variants(cases[number], calls, hypothesis)
+            variants = _variants(cases[number], calls, hypothesis, result)
             judge_variants(result, number, cases[number], variants)
     except Failed:
         return None
     return result
 
 
-def _variants(case: Case, calls: list[Observed], hypothesis: Hypothesis) -> Iterable[Tensor]:
+def _variants(
+    case: Case, calls: list[Observed], hypothesis: Hypothesis, result: Score
+) -> Iterable[Tensor]:
     if not is_inner(hypothesis):
         yield predict(case.model, case.call, hypothesis, views=(case.view,))[case.view]
         return
     if hypothesis.fault.unit == "call":
-        yield from _by_chance(case, calls, hypothesis)
+        yield from _by_chance(case, calls, hypothesis, result)
         return
     activation = case.call.arguments.get("activation", "silu")
     places: list[int | None] = [None]
@@ -122,7 +125,9 @@ def _variants(case: Case, calls: list[Observed], hypothesis: Hypothesis) -> Iter
             yield planted_output(case, hypothesis, only, rows=failing)
 
 
-def _by_chance(case: Case, calls: list[Observed], hypothesis: Hypothesis) -> Iterable[Tensor]:
+def _by_chance(
+    case: Case, calls: list[Observed], hypothesis: Hypothesis, result: Score
+) -> Iterable[Tensor]:
     """Yield the outputs under the likely random choices of a fault of memory or order, until one is what was seen."""
     differs = ~same(case.seen, case.healthy) & case.illegal.any(-1, keepdim=True)
     earlier = replace(hypothesis.parameters(), random=Choices(None))
@@ -132,13 +137,19 @@ def _by_chance(case: Case, calls: list[Observed], hypothesis: Hypothesis) -> Ite
                 Planted(case.model.keep_to(None), hypothesis, earlier).masked_moe(**call.arguments)
     rows = case.illegal.any(-1).any(-1)
     several = faulted_calls(hypothesis, case.call.arguments.get("activation", "silu")) > 1
+    through = ThroughLayer(case)
+    nearest = relative(case.seen, case.healthy)
     for only in (None, 1, 0) if several else (None,):
-        choices = Choices(*(t.flatten(2) for t in (differs, case.seen, case.healthy)))
+        choices = Choices(
+            *(t.flatten(2) for t in (differs, case.seen, case.healthy)), through if only == 0 else None
+        )
         while True:
             parameters = replace(earlier, random=choices, state=dict(earlier.state))
             predicted = planted_output(case, hypothesis, only, parameters=parameters)
+            result.chosen |= choices.used
             yield predicted
-            if bool((relative(case.seen, predicted)[rows] <= EXACTLY).all()):
+            nearest = torch.minimum(nearest, relative(case.seen, predicted))
+            if bool((nearest[rows] <= EXACTLY).all()):
                 return
             if not choices.used or not choices.advance():
                 break
