@@ -219,11 +219,11 @@ def main() -> None:
             if mode.startswith("outside"):
                 run = outside if mode == "outside" else outside_final
                 seeds = range(options.seed, options.seed + options.runs)
-                lines += report_outside(mode, pool.map(run, seeds, chunksize=4))
+                lines += report_outside(mode, pool.map(run, seeds, chunksize=1))
                 continue
             for category in categories if mode in {"stage", "final"} else ["all"]:
                 tasks = [(mode, category, options.seed + i, options.weakest) for i in range(options.runs)]
-                lines += report(mode, category, pool.map(one, tasks, chunksize=4), options.misses)
+                lines += report(mode, category, pool.map(one, tasks, chunksize=1), options.misses)
     if options.out:
         options.out.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
 

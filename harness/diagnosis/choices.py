@@ -38,10 +38,13 @@ class Choices(Random):
         illegal: `(groups, rows, columns)` bool, where the fault showed; None for a call in which it did not.
         seen: `(groups, rows, columns)`, what was observed.
         healthy: the same, of the right model.
-        through: where what the fault does was not seen itself, but what the layer makes of it: reads that off.
+        through: of a layer: reads off its output what the first stage call with a choice did.
+        strikes: of a layer: in which of its planted stage calls the fault strikes; () for all.
 
     Attributes:
         used: whether anything was chosen.
+        asked: whether the fault asked whether to strike.
+        of_rows: whether a row was chosen, which is then explained or not, whatever else is chosen.
         tries: how many choices were tried.
     """
 
@@ -50,15 +53,19 @@ class Choices(Random):
         illegal: Tensor | None,
         seen: Tensor | None = None,
         healthy: Tensor | None = None,
+        *,
         through: ThroughLayer | None = None,
+        strikes: tuple[bool, ...] = (),
     ) -> None:
         super().__init__(0)
-        self._illegal, self._seen, self._healthy, self._through = illegal, seen, healthy, through
+        self._illegal, self._seen, self._healthy = illegal, seen, healthy
+        self._through, self._strikes = through, strikes
         self._path: list[int] = []
         self._widths: list[int] = []
         self._at = 0
         self.tries = 0
-        self.used = False
+        self.used = self.asked = self.of_rows = False
+        self._call = 0
         self._bad_rows: list[tuple[int, int]] = []
         self._columns: list[int] = []
         self._row: tuple[int, int] | None = None
@@ -69,6 +76,10 @@ class Choices(Random):
             worst_first = sorted(((g, r) for g, r in places), key=lambda p: -int(counts[p[0], p[1]]))
             self._bad_rows = _in_turn(worst_first)
             self._columns = illegal.any(0).any(0).nonzero().flatten().tolist()
+
+    def begin(self, number: int) -> None:
+        """Go to a layer's next planted stage call, of that number."""
+        self._call, self._row, self._source = number, None, None
 
     def advance(self) -> bool:
         """Go to the next choices; False where all were tried, or enough."""
@@ -91,9 +102,10 @@ class Choices(Random):
         return chosen
 
     def random(self) -> float:
-        """Return 0 where the fault showed, so that it strikes, and almost 1 elsewhere."""
-        self.used = True
-        return 0.0 if self._illegal is not None else 1 - 2.0**-53
+        """Return 0 where the fault is to strike, and 1 elsewhere, which even a chance of 1 does not reach."""
+        self.used = self.asked = True
+        strikes = self._illegal is not None and (not self._strikes or self._strikes[self._call])
+        return 0.0 if strikes else 1.0
 
     def choice(self, seq: Any) -> Any:
         """Return an illegal place first."""
@@ -134,6 +146,7 @@ class Choices(Random):
         if not items or self._illegal is None:
             return items
         if isinstance(items[0], tuple):
+            self.of_rows = True
             rank = {row: i for i, row in enumerate(self._bad_rows)}
             return sorted(items, key=lambda item: rank.get(item, len(rank)))
         if not isinstance(items[0], int):
@@ -146,8 +159,9 @@ class Choices(Random):
 
     def _taken_over(self, columns: Sequence[int], k: int) -> list[int]:
         """Return the columns in which the chosen row looks most like its source, and least like itself."""
-        if self._through is not None and self._row is not None and self._source is not None:
-            likely = self._through.columns(self._row, self._source).tolist()
+        through = self._through if self._call == 0 else None
+        if through is not None and self._row is not None and self._source is not None:
+            likely = through.columns(self._row, self._source).tolist()
             return likely[:k] if len(likely) == len(columns) else list(columns[:k])
         seen, own, other = (
             t[place].float() if t is not None else torch.zeros(len(columns))
@@ -166,7 +180,7 @@ class Choices(Random):
         """Order other rows by how many of the illegal elements of a row are theirs."""
         if self._illegal is None or self._seen is None or self._healthy is None:
             return others
-        if self._through is not None:
+        if self._through is not None and self._call == 0:
             return self._through.sources(row) or others[:1]
         bad = self._illegal[row]
         index = torch.tensor(others)

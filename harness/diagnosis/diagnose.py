@@ -158,17 +158,16 @@ def failing_calls(
             del recorder.calls[starts[1] : starts[2]]
             starts = [0, starts[1], starts[1] + starts[3] - starts[2]]
         runs.number += 1
-        runs.failed |= run_rule_once(recorder, known, rule_id, problem)
+        failed = run_rule_once(recorder, known, rule_id, problem)
+        runs.failed |= failed
         calls = recorder.calls[starts[-1] :]
         starts.append(len(recorder.calls))
         name_calls(calls)
         cases = cases_of(calls, bounds, habits)
-        if runs.number > 1 and _bad(cases):
+        layers = any(call.stage == MASKED_MOE for call in calls)  # are judged later
+        if runs.number > 1 and (_bad(cases) or (failed and layers)):
             return recorder.calls, cases, runs
         first = first or (cases if _bad(cases) else [])
-        layers = any(call.stage == MASKED_MOE for call in recorder.calls)  # judged later
-        if runs.number > 1 and (first or (layers and runs.failed)):
-            break
         if runs.failed and runs.number >= _FEW_RUNS:
             break
     return recorder.calls, first, runs

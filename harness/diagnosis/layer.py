@@ -10,6 +10,7 @@ from torch import Tensor
 
 from harness import physical
 from harness.candidates.composition import compose_masked_moe
+from harness.diagnosis.choices import Choices
 from harness.diagnosis.hypotheses import Hypothesis
 from harness.diagnosis.observation import MASKED_GEMM, Observed
 from harness.diagnosis.views import Bounds, decoded_weights
@@ -68,6 +69,8 @@ class Planted:
             if self.only is not None and number != self.only:
                 return self._right(step, stage, function, positional)
             self._touched = True
+            if isinstance(self.parameters.random, Choices):
+                self.parameters.random.begin(number)
             if self.rows is not None:
                 return self._in_rows(stage, function, positional)
             right = function(*positional) if self.merge is not None else None

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from harness.diagnosis.blocks import MUCH_NEARER
 from harness.diagnosis.case import Case, same
-from harness.diagnosis.choices import Choices
+from harness.diagnosis.choices import FEW_TRIES, Choices
 from harness.diagnosis.explain import Score
 from harness.diagnosis.habits import Habits
 from harness.diagnosis.hypotheses import Failed, Hypothesis, predict, unharmed
@@ -104,9 +104,7 @@ def score_layer(cases: list[Case], calls: list[Observed], hypothesis: Hypothesis
     return result
 
 
-def _variants(
-    case: Case, calls: list[Observed], hypothesis: Hypothesis, result: Score
-) -> Iterable[Tensor]:
+def _variants(case: Case, calls: list[Observed], hypothesis: Hypothesis, result: Score) -> Iterable[Tensor]:
     if not is_inner(hypothesis):
         yield predict(case.model, case.call, hypothesis, views=(case.view,))[case.view]
         return
@@ -125,9 +123,7 @@ def _variants(
             yield planted_output(case, hypothesis, only, rows=failing)
 
 
-def _by_chance(
-    case: Case, calls: list[Observed], hypothesis: Hypothesis, result: Score
-) -> Iterable[Tensor]:
+def _by_chance(case: Case, calls: list[Observed], hypothesis: Hypothesis, result: Score) -> Iterable[Tensor]:
     """Yield the outputs under the likely random choices of a fault of memory or order, until one is what was seen."""
     differs = ~same(case.seen, case.healthy) & case.illegal.any(-1, keepdim=True)
     earlier = replace(hypothesis.parameters(), random=Choices(None))
@@ -136,13 +132,15 @@ def _by_chance(
             with unharmed(call):
                 Planted(case.model.keep_to(None), hypothesis, earlier).masked_moe(**call.arguments)
     rows = case.illegal.any(-1).any(-1)
-    several = faulted_calls(hypothesis, case.call.arguments.get("activation", "silu")) > 1
+    count = faulted_calls(hypothesis, case.call.arguments.get("activation", "silu"))
+    everywhere = (True,) * count
+    ways: list[tuple[int | None, tuple[bool, ...]]] = [(None, everywhere)]
     through = ThroughLayer(case)
-    nearest = relative(case.seen, case.healthy)
-    for only in (None, 1, 0) if several else (None,):
-        choices = Choices(
-            *(t.flatten(2) for t in (differs, case.seen, case.healthy)), through if only == 0 else None
-        )
+    nearest = right = relative(case.seen, case.healthy)
+    while ways:
+        only, strikes = ways.pop(0)
+        tensors = (t.flatten(2) for t in (differs, case.seen, case.healthy))
+        choices = Choices(*tensors, through=through, strikes=strikes)
         while True:
             parameters = replace(earlier, random=choices, state=dict(earlier.state))
             predicted = planted_output(case, hypothesis, only, parameters=parameters)
@@ -151,8 +149,17 @@ def _by_chance(
             nearest = torch.minimum(nearest, relative(case.seen, predicted))
             if bool((nearest[rows] <= EXACTLY).all()):
                 return
-            if not choices.used or not choices.advance():
+            explained = nearest[rows] <= MUCH_NEARER * right[rows]
+            hopeless = choices.of_rows and choices.tries >= FEW_TRIES and not bool(explained.any())
+            if hopeless or not choices.used or not choices.advance():
                 break
+        if strikes == everywhere and count > 1:  # then in one stage call alone, the last one first
+            alone = range(count - 1, -1, -1)
+            # What strikes by chance is there in the other calls too, and may remember them.
+            ways = [
+                (None, tuple(n == call for n in range(count))) if choices.asked else (call, ())
+                for call in alone
+            ]
 
 
 def reading_other_rows(tried: list[Hypothesis], cases: list[Case], end: float) -> list[Hypothesis]:

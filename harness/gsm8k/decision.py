@@ -181,7 +181,7 @@ def _dead(
         found += "; if this model is no better than that, lower --expect"
     wrong = counts.answered - counts.any_right
     if answers_fit:
-        return Decision("FAIL", "dead", _with(pattern(evidence, counts), found), details)
+        return Decision("FAIL", "dead", _with(pattern(evidence, counts, answers_fit=True), found), details)
     if counts.classes.get(AnswerClass.CUT, 0) * 2 > wrong or _reasoning_cut(evidence) * 2 > wrong:
         named = pattern(evidence, counts) if _reasoning_cut(evidence) else cut_at_limit(evidence, counts)
         return Decision("FAIL", "truncated", _with(named, found), details)

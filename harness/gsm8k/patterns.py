@@ -16,7 +16,7 @@ SAME_TEXT_SHARE = 0.25
 """From here on one text for different questions is a pattern; one or two words ("#### 5") do not count as one."""
 
 
-def pattern(samples: Sequence[Sample], counts: Counts) -> str:  # noqa: PLR0911 - one return a sentence
+def pattern(samples: Sequence[Sample], counts: Counts, *, answers_fit: bool = False) -> str:  # noqa: PLR0911 - one return a sentence
     """Return one sentence on the most frequent way in which answers are not right, or "" if there is none.
 
     Degenerate classes go first: they are a cause, and a wrong number may be a model's own.
@@ -35,7 +35,7 @@ def pattern(samples: Sequence[Sample], counts: Counts) -> str:  # noqa: PLR0911 
         return lost
     name = max(failing, key=lambda key: failing[key])
     if name == AnswerClass.CUT:
-        return cut_at_limit(samples, counts)
+        return cut_at_limit(samples, counts, answers_fit=answers_fit)
     if name == AnswerClass.NO_FINAL_ANSWER:
         return f"{failing[name]} of {answered} answers state no number at all"
     if name == AnswerClass.EXTRACTORS_DISAGREE:
@@ -70,8 +70,8 @@ def describe_degenerate(  # noqa: PLR0911 - one return a sentence
     return f"{some} are not text: broken weights, scales or layout are likely"
 
 
-def cut_at_limit(samples: Sequence[Sample], counts: Counts) -> str:
-    """Return "31 % cut at 256 tokens", with the limit that the server's own usage shows."""
+def cut_at_limit(samples: Sequence[Sample], counts: Counts, *, answers_fit: bool = False) -> str:
+    """Return "31 % cut at 256 tokens", with the limit that the server's own usage shows, and why that may be."""
     found = counts.classes.get(AnswerClass.CUT, 0)
     lengths = Counter(
         length
@@ -84,7 +84,8 @@ def cut_at_limit(samples: Sequence[Sample], counts: Counts) -> str:
         if counts.answered >= 100
         else f"{found} of {counts.answered} answers"
     )
-    return f"{share} cut at {limit}: raise --max-tokens, or the model does not end its answers"
+    cause = "" if answers_fit else "raise --max-tokens, or "
+    return f"{share} cut at {limit}: {cause}the model does not end its answers"
 
 
 def _format(counts: Counts) -> str:

@@ -84,4 +84,6 @@ def test_a_canary_that_runs_to_the_limit_is_dead_and_not_cut_short():
     wave = [{**sample, "index": i} for i in range(32)]
     for decide in (smoke_decision, full_decision):
         assert decide(wave).qualifier == "truncated"
-        assert decide(wave, answers_fit=True).label == "FAIL (dead)"
+        decision = decide(wave, answers_fit=True)
+        assert decision.label == "FAIL (dead)"
+        assert "--max-tokens" not in decision.reason
