@@ -127,10 +127,13 @@ def _by_chance(case: Case, calls: list[Observed], hypothesis: Hypothesis, result
     """Yield the outputs under the likely random choices of a fault of memory or order, until one is what was seen."""
     differs = ~same(case.seen, case.healthy) & case.illegal.any(-1, keepdim=True)
     earlier = replace(hypothesis.parameters(), random=Choices(None))
-    for call in calls[: next((i for i, call in enumerate(calls) if call is case.call), 0)][-_REMEMBERED:]:
-        if call.stage == MASKED_MOE:
-            with unharmed(call):
-                Planted(case.model.keep_to(None), hypothesis, earlier).masked_moe(**call.arguments)
+    layers = [call for call in calls if call.stage == MASKED_MOE]
+    before = layers[: next((i for i, call in enumerate(layers) if call is case.call), 0)][-_REMEMBERED:]
+    for call in before or [
+        case.call
+    ]:  # the first call of a repetition comes after the failure itself, on the same inputs
+        with unharmed(call):
+            Planted(case.model.keep_to(None), hypothesis, earlier).masked_moe(**call.arguments)
     rows = case.illegal.any(-1).any(-1)
     count = faulted_calls(hypothesis, case.call.arguments.get("activation", "silu"))
     everywhere = (True,) * count
