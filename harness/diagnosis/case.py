@@ -41,6 +41,8 @@ class Case:
         known_habits: what the candidate leaves in padding, where another call shows it better.
         part: whether it is kept to a few rows (`screened`).
         refused: why a right implementation refuses the call; then all that came back is illegal.
+        kept: the groups and rows that its tensors hold, of all that a call has; None for all.
+        wide: the same case with all of them.
 
     Raises:
         Failed: no right model takes the call's arguments.
@@ -55,8 +57,10 @@ class Case:
     part: bool = False
     known_habits: tuple[Habits, bool] | None = None
     refused: str = ""
+    kept: tuple[Tensor, Tensor] | None = None
 
     def __post_init__(self) -> None:
+        self.wide = self
         self.valid = valid(self.call) if self.view == "output" else torch.ones(1, 1, dtype=torch.bool)
         self.seen = seen(self.call, self.view)
         # Of memory only what nobody may touch is judged; what the call stores there is the output's business.
@@ -93,7 +97,7 @@ class Case:
         sums = torch.bmm(operands[0], operands[1].transpose(1, 2))
         if a.get("alpha") is not None:
             sums = sums * a["alpha"].reshape(-1, 1, 1).abs()
-        return (sums * self.bounds.accumulator.units(operands[0].shape[-1])).unsqueeze(2)
+        return self.taken((sums * self.bounds.accumulator.units(operands[0].shape[-1])).unsqueeze(2))
 
     def _choose_model(self) -> None:
         """Put the model first that agrees with most legal elements."""
@@ -136,16 +140,34 @@ class Case:
             model.habits = habits
 
     def screened(self, experts: int = 4) -> Case:
-        """Return the case of a few failing rows of a few experts, whose predictions cost a fraction."""
+        """Return the case of a few failing rows of a few experts: what is predicted and compared costs a fraction."""
+        wide = self.few_rows(experts)
+        part = copy.copy(wide)
+        there = wide.valid.nonzero()
+        part.kept = torch.unique(there[:, 0]), torch.unique(there[:, 1])
+        part.wide = wide
+        part.seen, part.healthy, part.legal, part.valid = (
+            part.taken(t) for t in (wide.seen, wide.healthy, wide.legal, wide.valid)
+        )
+        return part
+
+    def few_rows(self, experts: int) -> Case:
+        """Return the case kept to a few failing rows, in tensors of the same shapes."""
         few = _spread(self.illegal.any(-1).any(-1), experts)
         part = copy.copy(self)
-        part.__dict__.pop("illegal", None)
+        for name in ("illegal", "slack"):
+            part.__dict__.pop(name, None)
         part.part = True
+        part.wide = part
         part.valid = torch.zeros_like(self.valid)
         part.valid[few[:, 0], few[:, 1]] = True
         rows = {int(e): few[few[:, 0] == e, 1] for e in torch.unique(few[:, 0])}
         part.models = [model.keep_to(rows) for model in self.models]
         return part
+
+    def taken(self, elements: Tensor) -> Tensor:
+        """Return the groups and rows of a call's elements that the case is kept to."""
+        return elements if self.kept is None else elements[self.kept[0]][:, self.kept[1]]
 
     def work(self) -> int:
         """Return about how many multiplications one prediction costs."""
@@ -193,7 +215,7 @@ class Case:
         low, high = predicted.clone(), predicted.clone()
         for model in self.models[1:]:
             try:
-                other = predict(model, self.call, hypothesis)["output"]
+                other = self.taken(predict(model, self.call, hypothesis)["output"])
             except Failed:
                 continue
             same_scale = other[..., -1:] == self.seen[..., -1:]

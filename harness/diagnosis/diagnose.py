@@ -93,7 +93,17 @@ def _explained(
     calls: list[Observed], cases: list[Case], bounds: Bounds, end: float, command: str
 ) -> list[dict[str, Any]]:
     if _bad(cases):
-        return findings(explain(cases, calls, end - time.thread_time()), cases, command)
+        found = findings(explain(cases, calls, end - time.thread_time()), cases, command)
+        if all(f["fault"] for f in found) or not any(c.call.stage in LAYER_STAGES for c in _bad(cases)):
+            return found
+        # A fault may look more like the other right order of rows or slots than like its own.
+        other = [
+            o
+            for c in cases
+            for o in (_layer_stage_case(c.call, bounds, 1) if c.call.stage in LAYER_STAGES else [c])
+        ]
+        again = findings(explain(other, calls, end - time.thread_time()), other, command)
+        return again if again and all(f["fault"] for f in again) else found
     if layers := opaque_cases(calls, bounds):
         larger = math.sqrt(max(case.work() for case in layers) / SMALL)
         seconds = end - time.thread_time() + MORE_SECONDS * min(max(larger, 1.0), _MOST_LARGER)
@@ -117,6 +127,10 @@ def opaque_cases(calls: list[Observed], bounds: Bounds) -> list[Case]:
             kept = seen(call, "inputs") == input_bytes(call.arguments)
             cases.append(LayerCase(call, kept, _models(bounds), bounds, "inputs"))
     return cases
+
+
+def _wrong_layer(call: Observed, bounds: Bounds) -> bool:
+    return call.stage == MASKED_MOE and (bool(call.changed) or not bool(legal_layer(call, bounds).all()))
 
 
 def _models(bounds: Bounds) -> list[Model]:
@@ -164,8 +178,7 @@ def failing_calls(
         starts.append(len(recorder.calls))
         name_calls(calls)
         cases = cases_of(calls, bounds, habits)
-        layers = any(call.stage == MASKED_MOE for call in calls)  # are judged later
-        if runs.number > 1 and (_bad(cases) or (failed and layers)):
+        if runs.number > 1 and (_bad(cases) or (failed and any(_wrong_layer(c, bounds) for c in calls))):
             return recorder.calls, cases, runs
         first = first or (cases if _bad(cases) else [])
         if runs.failed and runs.number >= _FEW_RUNS:
@@ -231,9 +244,10 @@ def _inner_cases(
     return cases
 
 
-def _layer_stage_case(call: Observed, bounds: Bounds) -> list[Case]:
-    """Return a call of a stage around the layer, judged by the right implementation that is nearest to it."""
-    got, best, most, refusal = seen(call), None, -1, ""
+def _layer_stage_case(call: Observed, bounds: Bounds, rank: int = 0) -> list[Case]:
+    """Return a call of a stage around the layer, judged by the right implementation that is nearest to it, or by the next one."""
+    got, refusal = seen(call), ""
+    judged: list[tuple[tuple[int, int], Any, Tensor]] = []
     for model in layer_models():
         try:
             right = predict(model, call, None)["output"]
@@ -241,12 +255,15 @@ def _layer_stage_case(call: Observed, bounds: Bounds) -> list[Case]:
             refusal = str(error)
             continue
         allowed = layer_legal(call.stage, call.arguments, got, right)
-        if int(allowed.sum()) > most:
-            best, most = (model, allowed), int(allowed.sum())
-    if best is None:  # the candidate takes what every right implementation refuses
+        # Of two experts, weights in the wrong order look like experts in the other order: then the order of ids decides.
+        alike = same(got, right)[..., : call.arguments.get("topk")]
+        judged.append(((int(allowed.sum()), int(alike.sum())), model, allowed))
+    if not judged:  # the candidate takes what every right implementation refuses
         nothing = torch.zeros(got.shape, dtype=torch.bool)
         return [Case(call, nothing, layer_models()[:1], bounds, refused=refusal)]
+    judged.sort(key=lambda found: found[0], reverse=True)
     try:
-        return [Case(call, best[1], [best[0]], bounds)]
+        _, model, allowed = judged[min(rank, len(judged) - 1)]
+        return [Case(call, allowed, [model], bounds)]
     except Failed:
         return []

@@ -157,7 +157,7 @@ def _best_choice(
     views = {cases[n].view for n in numbers}
     choices = Choices(None)
     if bad and cases[bad[0]].view == "output":
-        case = cases[bad[0]]
+        case = cases[bad[0]].wide  # rows are chosen by their number
         differs = (
             case.illegal if not case.exact else ~same(case.seen, case.healthy) & case.valid[..., None, None]
         )
@@ -183,6 +183,7 @@ def _best_choice(
 
 
 def _test(number: int, case: Case, predicted: Tensor, hypothesis: Hypothesis, *, chosen: bool) -> _Test:
+    predicted = case.taken(predicted)
     unit = "block" if hypothesis.fault.unit == "block" else "row"
     counts = case.valid[..., None, None] if case.care is None else case.care
     changed = ~same(predicted, case.healthy) & counts

@@ -42,8 +42,11 @@ def _received(output: list[Dispatched]) -> tuple[Tensor, Tensor]:
             scales = got.scales
             parts.append((scales if scales.element_size() > 1 else scales.view(torch.uint8)).double())
         counts = got.masked_m.view(-1, 1, 1).expand(-1, x.shape[1], 1).double()
-        groups.append(torch.cat((*parts, counts), dim=-1))
-        valid.append(torch.arange(x.shape[1]) < got.masked_m.unsqueeze(-1))
+        row = torch.arange(x.shape[1])
+        there = row < got.masked_m.unsqueeze(-1)
+        received = torch.cat(parts, dim=-1).masked_fill(~there.unsqueeze(-1), 0)
+        groups.append(torch.cat((received, counts), dim=-1))
+        valid.append(there | (row == 0))  # the count of an expert without rows can be wrong too
     return torch.cat(groups).unsqueeze(2), torch.cat(valid)
 
 

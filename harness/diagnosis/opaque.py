@@ -59,7 +59,7 @@ class LayerCase(Case):
 
     def screened(self, experts: int = 2) -> Case:
         """Return the case of a few failing rows, in a model that adds at once: rows are compared with some tolerance."""
-        return _adding_at_once(super().screened(experts))
+        return _adding_at_once(self.few_rows(experts))
 
     @property
     def healthy_stages(self) -> dict[int, Any]:
