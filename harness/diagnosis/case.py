@@ -14,10 +14,11 @@ from harness.diagnosis.habits import UNWRITTEN, UNWRITTEN_CODE, Habits, learned_
 from harness.diagnosis.hypotheses import Failed, Hypothesis, predict
 from harness.diagnosis.layer_views import layer_legal
 from harness.diagnosis.models import Model
-from harness.diagnosis.observation import MASKED_GEMM, Observed
+from harness.diagnosis.observation import MASKED_GEMM, QUANTIZERS, Observed
 from harness.diagnosis.views import Bounds, decoded, seen, untouchable, valid
 
 _ENOUGH_AGREEMENT = 256  # elements that agree bit for bit before bit equality is demanded of a prediction
+_QUANTIZED = 32  # multiplications that an element costs to quantize
 SMALL = 1 << 23  # multiplications below which nothing is screened
 
 
@@ -173,7 +174,7 @@ class Case:
         """Return about how many multiplications one prediction costs."""
         if self.call.stage == MASKED_GEMM:
             return self.seen.numel() * int(self.call.arguments["a"].shape[1]) * 2
-        return self.seen.numel()
+        return self.seen.numel() * (_QUANTIZED if self.call.stage in QUANTIZERS else 1)
 
     def agrees(self, predicted: Tensor, hypothesis: Hypothesis | None, unit: str) -> Tensor:
         """Return which elements are what was predicted, or a legal neighbour of it.

@@ -28,7 +28,7 @@ from harness.diagnosis.views import Bounds, input_bytes, legal, memory_of, seen,
 from harness.problem import parse_problem
 from harness.rules import NotApplicableError, find_rules
 
-SECONDS = 2.5  # for testing hypotheses
+SECONDS = 4.0  # for testing hypotheses: most searches need less than 2
 # Where only a layer's output was seen, and the likely explanations are none: most searches need 5; more for large layers.
 MORE_SECONDS = 10.0
 _MOST_LARGER = 4.5  # the runner ends a diagnosis after a minute
