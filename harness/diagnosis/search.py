@@ -22,6 +22,7 @@ PartTest = Callable[[list[Case], Hypothesis], Score | None]
 _CONFIRMED = 8
 _MOST_CONFIRMED = 32
 _AFTER_FOUND = 3
+_FEW_ROWS = 8  # wrong rows of a call, as a race leaves them
 
 
 def explain(
@@ -112,11 +113,16 @@ def _tested(
     """Screen on a few rows, then test in full: the likely ones, or all where none of them explains everything."""
     if all(case.work() < SMALL for case in cases):
         return _scores(tried, cases, calls, end, test)
-    screened = _screened(tried, cases, calls, end, test)
+    # They take values from other rows and calls: a few rows do not show them.
+    races = [h for h in tried if h.fault.unit == "call" and h.fault.category == "races"]
+    screened = _screened([h for h in tried if h not in races], cases, calls, end, test)
     likely = _likely(screened)
     scores = _scores(likely, cases, calls, math.inf, test)
     if not _covered(scores, cases):
-        scores += _scores([h for h in tried if h not in likely], cases, calls, end, test)
+        rest = [h for h in tried if h not in likely and h not in races]
+        rows = max(int(case.illegal.any(-1).any(-1).sum()) for case in cases)
+        rest = races + rest if rows <= _FEW_ROWS else rest + races
+        scores += _scores(rest, cases, calls, end, test)
     return scores
 
 
