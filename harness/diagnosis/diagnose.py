@@ -78,7 +78,9 @@ def _diagnosed(
     found = _explained(calls, cases, bounds, time.thread_time() + seconds, command)
     if found:
         return found
-    return [no_illegal_call(rule_id, command) if runs.failed else passed_again(rule_id, runs.number, command)]
+    if runs.failed:
+        return [no_illegal_call(rule_id, command)]
+    return [passed_again(rule_id, runs.passed, command)] if runs.passed else []
 
 
 def diagnose_calls(
@@ -147,9 +149,10 @@ def _bad(cases: list[Case]) -> list[Case]:
 
 @dataclass
 class Runs:
-    """How often a rule was repeated, and whether it failed at all."""
+    """How often a rule was repeated, how often it passed, and whether it failed at all."""
 
     number: int = 0
+    passed: int = 0
     failed: bool = False
 
 
@@ -173,7 +176,10 @@ def failing_calls(
             starts = [0, starts[1], starts[1] + starts[3] - starts[2]]
         runs.number += 1
         failed = run_rule_once(recorder, known, rule_id, problem)
+        if failed is None:
+            break
         runs.failed |= failed
+        runs.passed += not failed
         calls = recorder.calls[starts[-1] :]
         starts.append(len(recorder.calls))
         name_calls(calls)
@@ -192,15 +198,15 @@ def bounds_of(candidate: Any, known: Known) -> Bounds:
     return Bounds(known.arithmetic, known.accumulator, traits.keeps_sign_of_zero, traits.store_rows)
 
 
-def run_rule_once(recorder: Recorder, known: Known, rule_id: str, problem: str) -> bool:
-    """Run a rule on a recording candidate and return whether it failed; a rule that raises ends early."""
+def run_rule_once(recorder: Recorder, known: Known, rule_id: str, problem: str) -> bool | None:
+    """Run a rule on a recording candidate and return whether it failed, None where it compared nothing."""
     try:
         found = find_rules([rule_id])[0].function()(Context(recorder, parse_problem(problem), known))
     except NotApplicableError:
-        return False
+        return None
     except Exception:  # noqa: BLE001 - the failure being diagnosed may be this very error
         return True
-    return any(comparison.illegal for comparison in found)
+    return any(comparison.illegal for comparison in found) if found else None
 
 
 def cases_of(

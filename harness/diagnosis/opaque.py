@@ -129,9 +129,8 @@ def _by_chance(case: Case, calls: list[Observed], hypothesis: Hypothesis, result
     earlier = replace(hypothesis.parameters(), random=Choices(None))
     layers = [call for call in calls if call.stage == MASKED_MOE]
     before = layers[: next((i for i, call in enumerate(layers) if call is case.call), 0)][-_REMEMBERED:]
-    for call in before or [
-        case.call
-    ]:  # the first call of a repetition comes after the failure itself, on the same inputs
+    # The first call that was recorded comes after the failure itself, on the same inputs.
+    for call in before or [case.call]:
         with unharmed(call):
             Planted(case.model.keep_to(None), hypothesis, earlier).masked_moe(**call.arguments)
     rows = case.illegal.any(-1).any(-1)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from harness.faults import all_faults
+from harness.diagnosis.diagnose import diagnose_problem
+from harness.faults import all_faults, plant
 from harness.judging import Judge
+from harness.probes import measure
 
 
 @pytest.mark.parametrize(
@@ -33,6 +35,47 @@ def test_a_planted_fault_is_the_first_finding_and_explains_everything(diagnosed,
     assert first["explained"] == 1
     assert first["evidence"].startswith(f"reproduces 100 % of {first['elements']:,} illegal elements")
     assert all(other["fault"] for other in others), "nothing may be left unexplained"
+
+
+@pytest.mark.parametrize(
+    ("rule", "fault", "base", "problem"),
+    [
+        # Of two slots, swapped weights look like experts in the order of the other right implementation.
+        ("ROUTE", "weights_of_neighbour_slot@6003320", "eager", "4x32x128x128:32,24,32,32:normal:6239"),
+        # Rows of ranks in turn lie nearer to the order of source ranks than to that of arrival.
+        (
+            "DISPATCH",
+            "rank_rows_interleaved@6001340",
+            "physical",
+            "4x32x128x128:16,16,32,32:grid:5082:subnormal_scales+zero_expert",
+        ),
+        # An expert loses its only token: nothing is left of it but a wrong count.
+        ("DISPATCH", "token_lost@6003620", "physical", "4x32x128x128:32*4:normal:97103"),
+        # A large problem, of which a few rows are looked at first; they do not hold the row that the values came from.
+        (
+            "REPEAT",
+            "row_overwritten_now_and_then@8000980",
+            "physical",
+            "4x128x512x256:97,97,128,86:normal:43801",
+        ),
+    ],
+)
+def test_what_looks_like_something_else_at_first_is_found(rule, fault, base, problem) -> None:
+    candidate = plant(base, fault)
+    judge = Judge(candidate)
+    assert any(c["illegal"] for c in judge.judge(rule, problem)["comparisons"])
+    known = measure(candidate, probe=False).known
+    first, *others = diagnose_problem(candidate, known, rule, problem, seconds=120.0)
+    assert fault.partition("@")[0] in {first["fault"], *first.get("same_as", ())}
+    assert first["explained"] == 1
+    assert all(other["fault"] for other in others)
+
+
+def test_a_rule_that_compares_nothing_has_no_diagnosis() -> None:
+    from harness.candidates import load_candidate
+
+    judge = Judge(load_candidate("physical"))  # on the CPU: no graphs
+    assert judge.diagnose("GRAPH", "2x16x64x64:16,9:normal:1", "") == []
 
 
 def test_a_right_candidate_has_no_diagnosis() -> None:
