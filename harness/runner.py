@@ -280,8 +280,9 @@ def _conclude(tally: _Tally, wanted: int, power: float) -> None:
         result.reason = f"nothing was compared: no valid row in any of {result.examples} problems"
     elif tally.unseen:
         result.reason = f"the rule is blind: no comparison looked at {tally.unseen}"
-    elif with_power < power * (result.examples - result.empty):
-        # A problem here and there is degenerate (all zeros, one row); many being so means that the check is blind.
+    elif with_power == 0 or (result.powerless > 1 and with_power < power * (result.examples - result.empty)):
+        # A problem here and there is degenerate (all zeros, one row); many being so means that the check is blind. A
+        # single one is chance, however few problems there was time for, as long as another has power.
         result.reason = (
             f"no power: on {result.powerless} of {result.examples - result.empty} problems an altered copy of the same "
             f"output would have passed as well: {', '.join(f'{name} ({n})' for name, n in tally.accepted.most_common())}"

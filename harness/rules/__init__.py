@@ -36,7 +36,8 @@ class Rule:
         target: "module:function" of its code.
         stages: stages that the candidate must implement.
         share: examples relative to the profile's number; rules that run a stage many times get fewer.
-        power: fraction of the problems on which the comparison must have power, else the rule is UNKNOWN.
+        power: fraction of the problems on which the comparison must have power, else the rule is UNKNOWN. One problem
+            without is let pass where another has it.
         traps: "all", or "finite" for rules that compare outputs bit for bit where NaN inputs say nothing.
         every_row: its comparisons look at every valid row of the problem; one that does not is blind there: UNKNOWN.
         may_refuse: a candidate may raise an error instead of answering; elsewhere a rule that goes on after one hides it.

@@ -14,7 +14,7 @@ RULES = ["QUANT", "MOE"]
 
 
 def test_a_right_candidate_passes_and_its_results_come_back() -> None:
-    results = conformance(Eager(), rules=RULES, max_seconds=0.5)
+    results = conformance(Eager(), rules=RULES, max_seconds=30)  # takes 4: the machine's load must not decide
     assert [r.rule for r in results] == RULES
     assert {r.verdict for r in results} == {Verdict.PASS}
     assert all(r.compared and r.candidate == "eager" for r in results)
@@ -36,7 +36,7 @@ def test_a_faulty_candidate_raises_with_the_element_the_problem_and_the_rule(fau
 
 
 def test_rules_whose_stages_are_missing_are_left_out(faulty) -> None:
-    results = conformance(faulty.QuantizesOnly(), rules=["QUANT", "GEMM", "MOE"], max_seconds=1)
+    results = conformance(faulty.QuantizesOnly(), rules=["QUANT", "GEMM", "MOE"], max_seconds=30)
     assert [r.rule for r in results] == ["QUANT"]
 
 

@@ -209,6 +209,34 @@ def test_a_blind_rule_is_unknown_and_a_degenerate_problem_here_and_there_is_not(
     assert ("no power" in result.reason) == (verdict is Verdict.UNKNOWN)
 
 
+# Of the first ten problems of one seed in eight, one is degenerate: a run that is stopped there is no reason for UNKNOWN.
+@pytest.mark.parametrize(
+    ("problems", "powerless", "verdict"),
+    [
+        (1, 1, Verdict.UNKNOWN),
+        (2, 1, Verdict.PASS),
+        (2, 2, Verdict.UNKNOWN),
+        (9, 1, Verdict.PASS),
+        (9, 2, Verdict.UNKNOWN),
+    ],
+)
+def test_where_time_allowed_few_problems_a_single_degenerate_one_is_let_pass(
+    told, answer, monkeypatch, problems: int, powerless: int, verdict: Verdict
+) -> None:
+    judged = 0
+
+    def each(_: object) -> dict[str, Any]:
+        nonlocal judged
+        judged += 1
+        return answer(compared=10, power=judged > powerless)
+
+    monkeypatch.setattr("time.monotonic", lambda: float(judged))  # each problem takes a second
+    result, _ = run_rule(MOE, told(each), settings(deadline=problems - 0.5))
+    assert (result.examples, result.powerless) == (problems, powerless)
+    assert result.verdict is verdict
+    assert ("no power" in result.reason) == (verdict is Verdict.UNKNOWN)
+
+
 def test_one_given_problem_is_judged_once_and_not_shrunk(told, answer) -> None:
     problem = parse_problem("4x160x256x128:64,0,3,160:normal:20394:e2m1_ties")
     session = told(lambda _: answer(illegal=1))
