@@ -100,10 +100,11 @@ def serve(data, tmp_path, idle_servers):
 
     def start(**config) -> RunningServer:
         config = {"data": str(data[0]), **config}
-        if idle_servers and "port" not in config:
+        while idle_servers and "port" not in config:
             running.append(idle_servers.pop())
-            running[-1].control(**config)
-            return running[-1]
+            with contextlib.suppress(OSError):  # it has ended by itself, unasked for long
+                running[-1].control(**config)
+                return running[-1]
         path = tmp_path / f"server-{len(running)}.json"
         path.write_text(json.dumps(config), encoding="utf-8")
         process = subprocess.Popen(
