@@ -200,7 +200,8 @@ def _concluded(state: _State, *, interrupted: bool, limited: bool) -> RunRecord:
     from collections import Counter
 
     from harness.check import conclude, trap_floor
-    from harness.record import merge_records, parse_record
+    from harness.record import parse_record
+    from harness.record_merge import merge_records
     from harness.rules import RULE_IDS
 
     records = [parse_record(json.loads(text), "record of a worker") for text in state.worker_records]

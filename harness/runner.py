@@ -7,16 +7,17 @@ import time
 import zlib
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from harness.candidates.protocol import Traits
 from harness.problem import Problem, parse_problem
 from harness.profiles import Profile
-from harness.record import Failure, Heatmap, Histogram, RuleResult
+from harness.record import Failure, Heatmap, RuleResult
 from harness.rules import Rule
 from harness.session import Session
 from harness.shapes import ModelShape
+from harness.tally import Tally
 from harness.verdict import Verdict
 
 SHRINK_SECONDS = 20.0
@@ -57,22 +58,6 @@ class RunSettings:
     progress: Callable[[int, int], None] = lambda _done, _wanted: None
 
 
-@dataclass
-class _Tally:
-    """Counts over the problems of one rule, and the failures found."""
-
-    result: RuleResult
-    traps: Counter[str] = field(default_factory=Counter)
-    crashes: int = 0
-    misfit: str = ""
-    unseen: str = ""
-    accepted: Counter[str] = field(default_factory=Counter)
-    late: bool = False
-    seen: set[Problem] = field(default_factory=set)
-    failed: dict[str, dict[str, Any]] = field(default_factory=dict)  # problem -> outcome, while shrinking
-    first_failure: float | None = None
-
-
 def run_rule(rule: Rule, session: Session, settings: RunSettings) -> tuple[RuleResult, Counter[str]]:
     """Run one rule on drawn problems.
 
@@ -94,7 +79,7 @@ def run_rule(rule: Rule, session: Session, settings: RunSettings) -> tuple[RuleR
 
     traits = traits_from(session.describe()["traits"])
     wanted = max(settings.profile.least, round(settings.profile.examples * rule.share))
-    tally = _Tally(RuleResult(rule.id, rule.title, settings.candidate, Verdict.UNKNOWN))
+    tally = Tally(RuleResult(rule.id, rule.title, settings.candidate, Verdict.UNKNOWN))
     started = time.monotonic()
 
     drawing = hypothesis_settings(
@@ -150,7 +135,7 @@ def run_rule(rule: Rule, session: Session, settings: RunSettings) -> tuple[RuleR
         _diagnose(failure, session, telling)
         tally.result.failures.append(failure)
     tally.result.seconds = time.monotonic() - started
-    _conclude(tally, wanted, rule.power)
+    tally.conclude(wanted, rule.power)
     return tally.result, tally.traps
 
 
@@ -158,7 +143,7 @@ def run_problem(
     rule: Rule, session: Session, settings: RunSettings, problem: Problem
 ) -> tuple[RuleResult, Counter[str]]:
     """Run one rule on one given problem, without shrinking: what a reproduce command does."""
-    tally = _Tally(RuleResult(rule.id, rule.title, settings.candidate, Verdict.UNKNOWN))
+    tally = Tally(RuleResult(rule.id, rule.title, settings.candidate, Verdict.UNKNOWN))
     started = time.monotonic()
     tally.misfit = misfit(problem, rule, traits_from(session.describe()["traits"]))
     if not tally.misfit and _judge_one(rule, problem, session, settings, tally):
@@ -167,7 +152,7 @@ def run_problem(
         _diagnose(failure, session, text)
         tally.result.failures.append(failure)
     tally.result.seconds = time.monotonic() - started
-    _conclude(tally, 1, rule.power)
+    tally.conclude(1, rule.power)
     return tally.result, tally.traps
 
 
@@ -188,7 +173,7 @@ def misfit(problem: Problem, rule: Rule, traits: Traits) -> str:
     return ""
 
 
-def _judge_one(rule: Rule, problem: Problem, session: Session, settings: RunSettings, tally: _Tally) -> bool:
+def _judge_one(rule: Rule, problem: Problem, session: Session, settings: RunSettings, tally: Tally) -> bool:
     """Judge a problem and count it; return whether hypothesis should shrink it."""
     text = str(problem)
     if text in tally.failed:
@@ -214,8 +199,7 @@ def _judge_one(rule: Rule, problem: Problem, session: Session, settings: RunSett
         tally.result.failures.append(_failure(rule, settings.candidate, text, outcome))
     elif status == "judged":
         if counting:
-            _add(tally.result, outcome["comparisons"], text)
-            _note_power(tally, outcome, problem)
+            tally.add(outcome, problem)
         if any(c["illegal"] for c in outcome["comparisons"]):
             return _found(tally, text, outcome)
     else:
@@ -223,75 +207,11 @@ def _judge_one(rule: Rule, problem: Problem, session: Session, settings: RunSett
     return False
 
 
-def _found(tally: _Tally, text: str, outcome: dict[str, Any]) -> bool:
+def _found(tally: Tally, text: str, outcome: dict[str, Any]) -> bool:
     tally.failed[text] = outcome
     if tally.first_failure is None:
         tally.first_failure = time.monotonic()
     return True
-
-
-def _note_power(tally: _Tally, outcome: dict[str, Any], problem: Problem) -> None:
-    """Count the altered copies that would have passed, and remember the first problem of which valid rows were left out."""
-    accepted = {name for c in outcome["comparisons"] if c["compared"] for name in c["accepted_altered"]}
-    tally.accepted.update(sorted(accepted))
-    missed = outcome.get("unseen")
-    if missed and not tally.unseen:
-        rows = sum(missed.values())
-        tally.unseen = f"{rows} of {problem.tokens} valid rows (experts {', '.join(missed)}) of {problem}"
-
-
-def _add(result: RuleResult, comparisons: list[dict[str, Any]], problem: str) -> None:
-    """Add one problem's comparisons to the rule's counts."""
-    compared = sum(c["compared"] for c in comparisons)
-    result.compared += compared
-    if not compared:
-        result.empty += 1
-    elif any(c["accepted_altered"] for c in comparisons if c["compared"]):
-        result.powerless += 1
-    for c in comparisons:
-        for word, count in c["judged"].items():
-            result.judged[word] = result.judged.get(word, 0) + count
-        if c["histogram"]:
-            more = Histogram(**c["histogram"])
-            more.worst_at = f"{more.worst_at} of {problem}" if more.worst_at else problem
-            if c["stage"] in result.histograms:
-                result.histograms[c["stage"]].add(more)
-            else:
-                result.histograms[c["stage"]] = more
-        ratio = c["worst_ratio"]
-        if ratio is not None and (result.worst_ratio is None or ratio > result.worst_ratio):
-            result.worst_ratio, result.worst_problem = ratio, problem
-
-
-def _conclude(tally: _Tally, wanted: int, power: float) -> None:
-    """Set the rule's verdict and its reason."""
-    result = tally.result
-    with_power = result.examples - result.empty - result.powerless - len(result.failures)
-    if result.failures:
-        result.verdict = Verdict.FAIL
-        result.reason = result.failures[0].message.splitlines()[0]
-    elif result.skipped:
-        result.verdict, result.reason = Verdict.PASS, f"not applicable: {result.skipped}"
-    elif result.examples == 0 and tally.misfit:
-        result.reason = f"no problem was judged: outside what the candidate declares: {tally.misfit}"
-    elif result.examples == 0:
-        result.reason = "no problem was judged: the time was over"
-    elif result.compared == 0:
-        result.reason = f"nothing was compared: no valid row in any of {result.examples} problems"
-    elif tally.unseen:
-        result.reason = f"the rule is blind: no comparison looked at {tally.unseen}"
-    elif with_power == 0 or (result.powerless > 1 and with_power < power * (result.examples - result.empty)):
-        # A problem here and there is degenerate (all zeros, one row); many being so means that the check is blind. A
-        # single one is chance, however few problems there was time for, as long as another has power.
-        result.reason = (
-            f"no power: on {result.powerless} of {result.examples - result.empty} problems an altered copy of the same "
-            f"output would have passed as well: {', '.join(f'{name} ({n})' for name, n in tally.accepted.most_common())}"
-        )
-    else:
-        result.verdict = Verdict.PASS
-        if result.examples < wanted:
-            why = "before the time was over" if tally.late else "are all that could be drawn in as many tries"
-            result.reason = f"{result.examples} of {wanted} problems {why}"
 
 
 _KINDS = {

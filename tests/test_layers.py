@@ -127,6 +127,7 @@ GPU_ONLY = {"harness/probe_rcp.py", "harness/gsm8k/lm.py"}
     [
         "harness/__init__.py", "harness/pytest_plugin.py", "harness/verdict.py", "harness/support.py",
         "harness/problem.py", "harness/profiles.py", "harness/record.py", "harness/runner.py", "harness/session.py",
+        "harness/tally.py",
         "harness/check.py", "harness/judging.py", "harness/worker.py", "harness/shapes.py", "harness/strategies.py",
         "harness/known_failures.py", "harness/environment.py", "harness/rules/__init__.py",
         "harness/candidates/__init__.py", "harness/candidates/eager.py", "harness/candidates/physical.py",

@@ -7,8 +7,6 @@ goes away, still ends with a record.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import signal
 import time
 import uuid
 from datetime import UTC, datetime
@@ -20,6 +18,7 @@ from harness.environment import describe_environment
 from harness.gsm8k import probes
 from harness.gsm8k.client import Client, Limits
 from harness.gsm8k.decision import Decision, full_decision, paired_decision, smoke_decision
+from harness.gsm8k.ending_signals import EndingSignals
 from harness.gsm8k.journal import Journal
 from harness.gsm8k.outcome import combine, decision_json, summary
 from harness.gsm8k.path import accuracy_path
@@ -34,8 +33,6 @@ from harness.record import RecordError, RunRecord, load_record
 from harness.verdict import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from harness.gsm8k.errors import RequestError
 
 FIRST_ERRORS_SAID = 5
@@ -120,7 +117,7 @@ class Stage:
 
     async def main(self) -> None:
         """Do everything that needs the server. Ctrl-C and SIGTERM end it early and leave the rest to `decide`."""
-        with _Signals(self._interrupt, asyncio.current_task()):
+        with EndingSignals(self._interrupt, asyncio.current_task()):
             try:
                 async with self.client:
                     await self._with_server()
@@ -332,34 +329,6 @@ class Stage:
         self._errors_said += 1
         if self._errors_said <= FIRST_ERRORS_SAID:
             self._progress.say(f"a request failed: {error}")
-
-
-class _Signals:
-    """Turns Ctrl-C and SIGTERM into a cancelled task and a call; a second Ctrl-C kills as usual."""
-
-    def __init__(self, note: Callable[[], None], task: asyncio.Task[None] | None) -> None:
-        self._note = note
-        self._task = task
-
-    def __enter__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            with contextlib.suppress(ValueError, RuntimeError, NotImplementedError):  # not in the main thread
-                self._loop.add_signal_handler(number, self._handle)
-
-    def __exit__(self, *_: object) -> None:
-        self._remove()
-
-    def _handle(self) -> None:
-        self._note()
-        self._remove()
-        if self._task is not None:
-            self._task.cancel()
-
-    def _remove(self) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            with contextlib.suppress(ValueError, RuntimeError, NotImplementedError):
-                self._loop.remove_signal_handler(number)
 
 
 def _baseline(settings: Settings) -> list[dict[str, Any]] | None:

@@ -21,9 +21,8 @@ from harness.record import (
     RunRecord,
     Skip,
     load_record,
-    merge_records,
-    merge_rules,
 )
+from harness.record_merge import merge_records, merge_rules
 from harness.verdict import Verdict
 
 

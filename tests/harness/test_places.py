@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from harness.comparison import Rows, compare
-from harness.record import Histogram, RuleResult, RunRecord, merge_rules
+from harness.record import Histogram, RuleResult, RunRecord
+from harness.record_merge import merge_rules
 from harness.verdict import Verdict
 
 

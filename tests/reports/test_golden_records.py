@@ -27,11 +27,11 @@ from typing import Any
 import pytest
 
 from harness import load_record
-from harness.record import RecordError, RunRecord
+from harness.record import RecordError
 from harness.verdict import Verdict
 from reports.html import render
+from tests.reports.kept_records import RECORDS, read
 
-RECORDS = Path(__file__).parent / "records"
 VERDICTS = {
     "pass": Verdict.PASS,
     "fail": Verdict.FAIL,
@@ -42,10 +42,6 @@ VERDICTS = {
     "mutants": Verdict.PASS,
     "older_schema": Verdict.FAIL,
 }
-
-
-def read(name: str) -> RunRecord:
-    return load_record(RECORDS / f"{name}.json")
 
 
 def test_every_golden_record_is_tested() -> None:

@@ -15,17 +15,12 @@ import pytest
 from harness.cli import run
 from harness.gather_history import gather_history, read_figures
 from harness.gsm8k.statistics import wilson
-from harness.record import RuleResult, RunRecord, load_record
+from harness.record import RuleResult, RunRecord
 from harness.record_history import History, HistoryPoint, Line, Series, VersionMark
 from harness.verdict import Verdict
 from reports.history import render
 from reports.history_charts import MOST_COLUMNS, trend_chart
-
-RECORDS = Path(__file__).parent / "records"
-
-
-def read(name: str) -> RunRecord:
-    return load_record(RECORDS / f"{name}.json")
+from tests.reports.kept_records import RECORDS, read
 
 
 def put(record: RunRecord, folder: Path, day: int, **changes: Any) -> None:
