@@ -75,3 +75,10 @@ def decode_e4m3(byte: Tensor) -> Tensor:
     if byte.dtype != torch.float8_e4m3fn:
         raise ValueError(f"decode_e4m3: byte must be uint8 or float8_e4m3fn, got {byte.dtype}")
     return byte.float()
+
+
+def take(tensor: Tensor, index: Tensor | list[int] | tuple[Tensor, ...]) -> Tensor:
+    """Return `tensor[index]` for a tensor of any dtype: torch 2.8 does not index float8 tensors on the CPU."""
+    if tensor.dtype != torch.float8_e4m3fn:
+        return tensor[index]
+    return tensor.view(torch.uint8)[index].view(torch.float8_e4m3fn)

@@ -11,7 +11,7 @@ from harness.judge_quantize import QuantizerInput, judge_quantized
 from harness.layer_problem import LayerProblem
 from reference import fp8_tokens
 from reference.e2m1 import unpack_e2m1
-from reference.e4m3 import decode_e4m3
+from reference.e4m3 import decode_e4m3, take
 from reference.routing import NO_EXPERT, TRANSPORTS, Dispatched
 
 _ALL = slice(None)
@@ -35,7 +35,7 @@ def dispatch(ctx: Context) -> list[Comparison]:
             found.append(Comparison(f"dispatch.{transport}.x"))
             continue
         sent = _sent_rows(x, received, arrived)
-        got = torch.cat([r.x for r in received])[arrived.expert, arrived.row]
+        got = take(torch.cat([r.x for r in received]), (arrived.expert, arrived.row))
         if transport == "bf16":
             found.append(_judge_bytes(sent, got, arrived))
             continue

@@ -14,6 +14,7 @@ from harness.context import Context, Quantized, checked_moe_output
 from harness.judge_gemm import judge_gemm
 from harness.problem_tensors import Weights
 from harness.rules import NotApplicableError
+from reference.e4m3 import take
 from reference.nvfp4 import decode_blocks
 
 
@@ -112,7 +113,7 @@ def expert_permutation(ctx: Context) -> list[Comparison]:
         clean = rows.take(ctx.moe())
         arguments = ctx.moe_arguments((t.x, None))
         moved_arguments = {
-            name: value[order].contiguous() if isinstance(value, Tensor) else value
+            name: take(value, order).contiguous() if isinstance(value, Tensor) else value
             for name, value in arguments.items()
         }
         moved_arguments["hidden_states"] = (t.x[order], None)

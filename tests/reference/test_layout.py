@@ -35,6 +35,9 @@ def scales(rows: int, columns: int, *lead: int) -> Tensor:
     return torch.randint(1, 256, (*lead, rows, columns), dtype=torch.uint8, generator=generator)
 
 
+@pytest.mark.skipif(
+    not hasattr(torch.nn.functional, "ScalingType"), reason="on this torch torchao cannot be imported"
+)
 @pytest.mark.filterwarnings("ignore:::torchao")  # deprecated torch calls of its own, when it is imported
 @pytest.mark.parametrize(("rows", "columns"), SHAPES)
 def test_128x4_equals_torchao_to_blocked_padding_included(rows: int, columns: int) -> None:

@@ -149,7 +149,11 @@ class Layer(nn.Module):
 
 def grouped(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
     """Return x[rows of e] @ weight[e].T for each expert; x `(R, k)` sorted by expert, weight `(E, n, k)`, bfloat16."""
-    return F.grouped_mm(x.bfloat16(), weight.bfloat16().transpose(1, 2), offs=ends)
+    x, weight = x.bfloat16(), weight.bfloat16()
+    if hasattr(F, "grouped_mm"):
+        return F.grouped_mm(x, weight.transpose(1, 2), offs=ends)
+    # torch 2.8 has none: the same, one call an expert
+    return torch.cat([rows @ w.T for rows, w in zip(x.tensor_split(ends[:-1].tolist()), weight, strict=True)])
 
 
 class Network(nn.Module):
