@@ -1,6 +1,7 @@
 # make demo    validate this machine's candidates and write an HTML report
 # make test    lint, types, tests: no GPU, no flashinfer, no network beyond package installation
 # make test-flashinfer    the adapters against the real flashinfer-python, sglang and vllm (about 2 GB to install)
+# make test-oldest    the tests on torch 2.8, the oldest supported release (about 8 GB: its CUDA build)
 # make test-browser    the reports in a headless Chromium (apt-get install chromium, or CHROMIUM=/path/to/it)
 # make test-all    the long sweeps, at most an hour
 
@@ -8,13 +9,14 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 FLASHINFER_VENV ?= .venv-flashinfer
+OLDEST_VENV ?= .venv-oldest
 PIP = -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 # Two workers of one thread each: OpenMP threads of several processes on the same cores only wait for each other.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 WORKERS ?= 2
 
-.PHONY: demo test test-flashinfer test-browser test-all lint bench clean
+.PHONY: demo test test-flashinfer test-oldest test-browser test-all lint bench clean
 
 $(BIN)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -44,6 +46,17 @@ $(FLASHINFER_VENV)/bin/.installed: pyproject.toml constraints.txt
 test-flashinfer: $(FLASHINFER_VENV)/bin/.installed
 	OMP_NUM_THREADS=1 $(FLASHINFER_VENV)/bin/python -m pytest -n $(WORKERS) -m flashinfer
 
+$(OLDEST_VENV)/bin/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(OLDEST_VENV)
+	grep -v '^torch==' constraints.txt > $(OLDEST_VENV)/constraints.txt
+	# Without compressed-tensors and torchao, which need a newer torch and would bring it.
+	$(OLDEST_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c $(OLDEST_VENV)/constraints.txt \
+		torch==2.8.0 -e . ml_dtypes numpy transformers
+	touch $@
+
+test-oldest: $(OLDEST_VENV)/bin/.installed
+	OMP_NUM_THREADS=1 $(OLDEST_VENV)/bin/python -m pytest -n $(WORKERS) --dist worksteal -m 'not flashinfer and not long and not browser'
+
 test-browser: $(BIN)/.installed
 	$(BIN)/python $(PIP) -e '.[dev,browser]'
 	REQUIRE_BROWSER=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m browser tests/browser
@@ -56,4 +69,4 @@ bench: $(BIN)/.installed
 	$(BIN)/python benchmarks/bench_examples.py
 
 clean:
-	rm -rf $(VENV) $(FLASHINFER_VENV) out harness-out build dist *.egg-info
+	rm -rf $(VENV) $(FLASHINFER_VENV) $(OLDEST_VENV) out harness-out build dist *.egg-info

@@ -1,0 +1,36 @@
+"""The rules ask nothing of torch that the oldest supported release, 2.8, cannot do. Found by running the tests on it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from harness.candidates.physical import Physical
+from harness.judging import Judge
+from harness.rules import RULES
+
+PROBLEM = "4x8x64x64:5,2,0,8:normal:3"
+
+
+class OldestTorch(TorchDispatchMode):
+    """Refuses what torch 2.8 refuses."""
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if (
+            function is torch.ops.aten.index.Tensor
+            and args[0].dtype == torch.float8_e4m3fn
+            and args[0].device.type == "cpu"
+        ):
+            raise NotImplementedError("\"index_cpu\" not implemented for 'Float8_e4m3fn'")
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("rule", [rule.id for rule in RULES])
+def test_a_rule_indexes_no_float8_tensor(rule: str) -> None:
+    judge = Judge(Physical(), threads=1)
+    with OldestTorch():
+        outcome = judge.judge(rule, PROBLEM)
+    assert outcome["status"] in {"judged", "not applicable"}, outcome
