@@ -13,7 +13,20 @@ from harness.verdict import Verdict
 
 @dataclass
 class Tally:
-    """Counts over the problems of one rule, and the failures found."""
+    """Counts over the problems of one rule, and the failures found.
+
+    Attributes:
+        result: what goes into the record.
+        traps: how often each was drawn.
+        crashes: problems that ended the candidate's process, or took too long.
+        misfit: why a problem was outside what the candidate declares.
+        unseen: the first problem of which no comparison looked at some valid rows.
+        accepted: altered copies that would have passed, by name.
+        late: whether the time ended the drawing.
+        seen: problems already judged.
+        failed: outcome of each failing problem, while shrinking; the last one is the smallest.
+        first_failure: `time.monotonic()` of it.
+    """
 
     result: RuleResult
     traps: Counter[str] = field(default_factory=Counter)
@@ -23,11 +36,11 @@ class Tally:
     accepted: Counter[str] = field(default_factory=Counter)
     late: bool = False
     seen: set[Problem] = field(default_factory=set)
-    failed: dict[str, dict[str, Any]] = field(default_factory=dict)  # problem -> outcome, while shrinking
+    failed: dict[str, dict[str, Any]] = field(default_factory=dict)
     first_failure: float | None = None
 
     def add(self, outcome: dict[str, Any], problem: Problem) -> None:
-        """Add one judged problem."""
+        """Add one judged problem: `outcome` as `Session.judge` returns it, status "judged"."""
         self._add_comparisons(outcome["comparisons"], str(problem))
         self._note_power(outcome, problem)
 
@@ -64,7 +77,12 @@ class Tally:
                 result.worst_ratio, result.worst_problem = ratio, problem
 
     def conclude(self, wanted: int, power: float) -> None:
-        """Set the rule's verdict and its reason."""
+        """Set the rule's verdict and its reason.
+
+        Args:
+            wanted: problems that the profile asks for.
+            power: the rule's, the fraction of the problems on which it must have power.
+        """
         result = self.result
         with_power = result.examples - result.empty - result.powerless - len(result.failures)
         if result.failures:

@@ -78,7 +78,15 @@ def decode_e4m3(byte: Tensor) -> Tensor:
 
 
 def take(tensor: Tensor, index: Tensor | list[int] | tuple[Tensor, ...]) -> Tensor:
-    """Return `tensor[index]` for a tensor of any dtype: torch 2.8 does not index float8 tensors on the CPU."""
+    """Return `tensor[index]`: torch 2.8 does not index float8 tensors on the CPU, so their bytes are indexed.
+
+    Args:
+        tensor: `(*shape)`, any dtype.
+        index: of the first dimension, or one tensor a dimension.
+
+    Returns:
+        A copy, of the tensor's dtype.
+    """
     if tensor.dtype != torch.float8_e4m3fn:
         return tensor[index]
     return tensor.view(torch.uint8)[index].view(torch.float8_e4m3fn)
