@@ -23,7 +23,7 @@ NAMES = ["exact", *(f"2^{edge:g}" for edge in EDGES)]
 
 def own() -> str:
     """Draw with the report's own geometry and template."""
-    from harness.record import Histogram
+    from harness.records.record import Histogram
     from reports.charts import histogram_chart
     from reports.template import environment
 

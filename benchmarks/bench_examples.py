@@ -17,11 +17,11 @@ SECONDS = 10
 
 def judge(name: str, seed: int, threads: int) -> float:
     """Judge the pipeline on fresh problems; return examples a second."""
-    from harness.candidates import load_candidate
-    from harness.judging import Judge
-    from harness.problem import Problem
+    from harness.faults.named import load_named
+    from harness.problems.problem import Problem
+    from harness.running.judge import Judge
 
-    worker = Judge(load_candidate(name), threads=threads)
+    worker = Judge(load_named(name), threads=threads)
     draw = random.Random(seed)
     done, start = 0, 0.0
     while done < 20 or time.perf_counter() - start < SECONDS:

@@ -12,8 +12,8 @@ from collections.abc import Callable
 
 import torch
 
-from harness.problem import Problem
-from harness.problem_tensors import ProblemTensors
+from harness.problems.problem import Problem
+from harness.problems.tensors import ProblemTensors
 from reference.e2m1 import pack_e2m1
 from reference.moe import masked_moe
 from reference.nvfp4 import decode_blocks, global_scale_enc, quantize_nvfp4

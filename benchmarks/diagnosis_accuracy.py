@@ -52,19 +52,19 @@ class FinalOutputOnly:
 
 def base_for(rng: random.Random, stages: tuple[str, ...], needed: tuple[str, ...]) -> str:
     """Draw a right candidate that has one of the stages and all that a rule needs; the controls have four stages only."""
-    from harness.candidates import load_candidate
     from harness.candidates.protocol import stages_of
+    from harness.faults.named import load_named
 
     names = ["physical", "physical", "eager", *(f"control:{name}" for name in CONTROLS)]
     while True:
         name = rng.choice(names)
-        there = set(stages_of(load_candidate(name)))
+        there = set(stages_of(load_named(name)))
         if set(stages) & there and set(needed) <= there:
             return name
 
 
 def drawn_problem(rng: random.Random, rule: Any, fault: Any, shape: str = "4x32x128x128") -> Any:
-    from harness.problem import OPTIONS, PLANTED_TRAPS, parse_problem
+    from harness.problems.problem import OPTIONS, PLANTED_TRAPS, parse_problem
 
     experts, capacity = map(int, shape.split("x")[:2])
     rows = [capacity if rng.random() < 0.5 else rng.randint(capacity // 2, capacity) for _ in range(experts)]
@@ -83,8 +83,8 @@ def failing(make: Any, rule: Any, fault: Any, rng: random.Random, shape: str) ->
 
     Each problem gets a new candidate: in a real run shapes differ, so that nothing is left of another problem's calls.
     """
-    from harness.judging import Judge
-    from harness.runner import misfit
+    from harness.running.judge import Judge
+    from harness.running.runner import misfit
 
     for _ in range(TRIES):
         candidate = make()
@@ -103,7 +103,8 @@ def one(task: tuple[str, str, int, bool]) -> dict[str, Any]:
     """One run: plant, fail, diagnose."""
     import torch
 
-    from harness.faults import all_faults, plant
+    from harness.faults.fault import all_faults
+    from harness.faults.named import plant
     from harness.rules import find_rules
     from harness.verdict import UsageError
 
@@ -210,7 +211,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="all runs as JSON lines")
     options = parser.parse_args()
     sys.path.insert(0, str(Path(__file__).parent))
-    from harness.faults import all_faults
+    from harness.faults.fault import all_faults
 
     categories = options.category or list(dict.fromkeys(f.category for f in all_faults().values()))
     lines: list[dict[str, Any]] = []

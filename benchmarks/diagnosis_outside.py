@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from harness import physical
+from harness.candidates import layouts
 from harness.candidates.physical import Physical
 
 
@@ -68,8 +68,8 @@ class _Quantizer(Physical):
     def quantize_grouped(self, x, masked_m, global_scale_enc):
         packed, scales = super().quantize_grouped(x, masked_m, global_scale_enc)
         rows, columns = x.shape[1], x.shape[2] // 16
-        codes, scale = self.change(physical.codes_of(packed), physical.block_scales_of(scales, rows, columns))
-        return physical.operand(codes), physical.scales(scale, 0x7F)
+        codes, scale = self.change(layouts.codes_of(packed), layouts.block_scales_of(scales, rows, columns))
+        return layouts.operand(codes), layouts.scales(scale, 0x7F)
 
     def change(self, codes, scale):
         raise NotImplementedError

@@ -22,7 +22,7 @@ from typing import Any
 
 from harness.gsm8k.outcome import summary
 from harness.gsm8k.statistics import wilson
-from harness.record import CandidateRun, Environment, Failure, Histogram, RuleResult, RunRecord
+from harness.records.record import CandidateRun, Environment, Failure, Histogram, RuleResult, RunRecord
 from harness.rules import RULES
 from harness.verdict import Verdict
 

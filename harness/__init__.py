@@ -1,28 +1,31 @@
 """The harness: problems, rules, candidates, verdicts, records and the command line. See ARCHITECTURE.md.
 
-`conformance` and `load_record` are the public entry points for other projects; both are imported when first used, so
-that `import harness` loads neither torch nor hypothesis.
+The names below are the public entry points for other projects; each is imported when first used, so that
+`import harness` loads neither torch nor hypothesis.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from harness.version import __version__
+
 if TYPE_CHECKING:
     from harness.candidates.protocol import Traits
-    from harness.conform import conformance
-    from harness.record import load_record
-    from harness.support import Support
+    from harness.candidates.support import Support
+    from harness.comparing.runs import compare_records
+    from harness.records.record import load_record
+    from harness.running.conform import conformance
 
-__version__ = "0.1.0"
-__all__ = ["Support", "Traits", "__version__", "conformance", "load_record"]
+__all__ = ["Support", "Traits", "__version__", "compare_records", "conformance", "load_record"]
 
 # No submodule may have one of these names: importing it would put the module in the place of the object.
 _PUBLIC = {
-    "Support": "harness.support",
+    "Support": "harness.candidates.support",
     "Traits": "harness.candidates.protocol",
-    "conformance": "harness.conform",
-    "load_record": "harness.record",
+    "compare_records": "harness.comparing.runs",
+    "conformance": "harness.running.conform",
+    "load_record": "harness.records.record",
 }
 
 

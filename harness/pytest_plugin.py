@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from harness.record import RunRecord
-    from harness.suite_run import SuiteRun
+    from harness.records.record import RunRecord
+    from harness.running.suite_run import SuiteRun
 
 
 class _State:
@@ -83,9 +83,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def _check_options(config: pytest.Config) -> None:
-    from harness.candidates import CANDIDATES, load_candidate
-    from harness.known_failures import load_known_failures
-    from harness.profiles import find_profile
+    from harness.candidates import CANDIDATES
+    from harness.faults.named import load_named
+    from harness.problems.profiles import find_profile
+    from harness.running.known_failures import load_known_failures
     from harness.verdict import UsageError
 
     option = config.getoption
@@ -95,7 +96,7 @@ def _check_options(config: pytest.Config) -> None:
             raise UsageError(f"{name} must not be negative, got {option(name)}")
     if option("--candidate") and option("--candidate") not in CANDIDATES:
         try:
-            load_candidate(option("--candidate"))
+            load_named(option("--candidate"))
         except UsageError:
             raise
         except Exception:  # noqa: BLE001, S110 - it exists; that it does not start is the suites' to report, as UNKNOWN
@@ -103,7 +104,7 @@ def _check_options(config: pytest.Config) -> None:
     if option("--known-failures"):
         load_known_failures(Path(option("--known-failures")))
     if option("--record"):
-        from harness.cli.output import prepare_folder
+        from harness.ci.outputs import prepare_folder
 
         prepare_folder(Path(option("--record")), "--record")
 
@@ -111,7 +112,7 @@ def _check_options(config: pytest.Config) -> None:
 @pytest.fixture(scope="session")
 def check_rule(request: pytest.FixtureRequest) -> Iterator[Callable[[str], None]]:
     """Return a function that judges the session's candidate by one rule."""
-    from harness.suite_run import SuiteRun
+    from harness.running.suite_run import SuiteRun
 
     run = request.config.stash[_STATE].run = SuiteRun(request.config)
     yield run.judge
@@ -199,10 +200,10 @@ def _concluded(state: _State, *, interrupted: bool, limited: bool) -> RunRecord:
     """Return the merged record of this process or of all workers, with its verdict."""
     from collections import Counter
 
-    from harness.check import conclude, trap_floor
-    from harness.record import parse_record
-    from harness.record_merge import merge_records
+    from harness.records.merge import merge_records
+    from harness.records.record import parse_record
     from harness.rules import RULE_IDS
+    from harness.running.check import conclude, trap_floor
 
     records = [parse_record(json.loads(text), "record of a worker") for text in state.worker_records]
     record = merge_records(records or [state.run.record])  # type: ignore[union-attr]

@@ -11,7 +11,7 @@ from reports.view import candidate_word
 if TYPE_CHECKING:
     from markupsafe import Markup
 
-    from harness.record import CandidateRun, RunRecord
+    from harness.records.record import CandidateRun, RunRecord
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from reports.text import clip_plain, count, power_of_two, ratio
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from harness.record import Heatmap, Histogram
+    from harness.records.record import Heatmap, Histogram
 
 # Charts are drawn this wide and scaled down only: letters stay readable on a narrow screen.
 WIDTH = 400

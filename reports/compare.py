@@ -15,7 +15,7 @@ from reports.text import clip_plain
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from harness.record_changes import RecordComparison
+    from harness.records.changes import RecordComparison
 
 COMPARE_NAME = "compare"
 

@@ -9,7 +9,7 @@ from reports.compare_parts import parts
 from reports.text import clip_plain, count
 
 if TYPE_CHECKING:
-    from harness.record_changes import RecordComparison, RunIdentity
+    from harness.records.changes import RecordComparison, RunIdentity
     from reports.tables import Cell, Part, Table
 
 CELL_LIMIT = 300

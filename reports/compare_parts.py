@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from harness.record_changes import AccuracyChange, Direction, VerdictChange
+from harness.records.changes import AccuracyChange, Direction, VerdictChange
 from reports.tables import Cell, Part, Table
 from reports.text import count, duration, ratio
 
 if TYPE_CHECKING:
-    from harness.record_changes import Estimate, RecordComparison
+    from harness.records.changes import Estimate, RecordComparison
 
 _VERDICT_COLUMNS = ["What", "Candidate", "Stage", "Before to after", "Why", "See it"]
 

@@ -10,7 +10,7 @@ from reports.text import count
 if TYPE_CHECKING:
     from markupsafe import Markup
 
-    from harness.record import RunRecord
+    from harness.records.record import RunRecord
 
 
 def section(record: RunRecord) -> Markup | None:

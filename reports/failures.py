@@ -15,7 +15,7 @@ from reports.view import failure_groups
 if TYPE_CHECKING:
     from markupsafe import Markup
 
-    from harness.record import Failure, RunRecord
+    from harness.records.record import Failure, RunRecord
 
 OPEN_AT_FIRST = 2
 """Failures of a rule that are unfolded when the page opens; more of the same would push the next rule out of sight."""

@@ -13,7 +13,7 @@ from reports.template import fill
 if TYPE_CHECKING:
     from markupsafe import Markup
 
-    from harness.record import RunRecord
+    from harness.records.record import RunRecord
 
 Json = dict[str, Any]
 

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
     from markupsafe import Markup
 
-    from harness.record_changes import EnvironmentChange
-    from harness.record_history import History, HistoryRun, Line, Standing
+    from harness.records.changes import EnvironmentChange
+    from harness.records.history import History, HistoryRun, Line, Standing
 
 _ISO = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d[0-9:.+Z-]*\Z")
 HISTORY_NAME = "history.html"

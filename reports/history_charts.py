@@ -11,7 +11,7 @@ from reports.text import clip_plain, count, duration, ratio
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from harness.record_history import HistoryPoint, Line, Series
+    from harness.records.history import HistoryPoint, Line, Series
 
 WIDTH, HEIGHT = 400, 170
 LEFT, RIGHT, TOP, FLOOR = 52, 10, 18, 138

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from harness.record import RunRecord
+    from harness.records.record import RunRecord
     from reports.sections import Drawn
 
 REPORT_NAME = "report.html"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from harness.record import Histogram, RunRecord
+from harness.records.record import Histogram, RunRecord
 from reports.charts import HistogramChart, histogram_chart
 from reports.template import fill
 from reports.view import candidate_names

@@ -12,7 +12,7 @@ from reports.view import SKIPPED, candidate_names, failure_groups, is_skipped, w
 if TYPE_CHECKING:
     from markupsafe import Markup
 
-    from harness.record import RuleResult, RunRecord
+    from harness.records.record import RuleResult, RunRecord
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from markupsafe import Markup
 
-    from harness.record import RunRecord
+    from harness.records.record import RunRecord
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from reports.view import is_skipped
 if TYPE_CHECKING:
     from markupsafe import Markup
 
-    from harness.record import RunRecord
+    from harness.records.record import RunRecord
 
 NAMES_SHOWN = 100
 REASONS_SHOWN = 200

@@ -16,7 +16,7 @@ from reports.view import candidate_word, failure_groups, is_skipped
 if TYPE_CHECKING:
     from markupsafe import Markup
 
-    from harness.record import RunRecord
+    from harness.records.record import RunRecord
 
 
 def page_title(record: RunRecord) -> str:

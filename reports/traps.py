@@ -10,7 +10,7 @@ from reports.template import fill
 if TYPE_CHECKING:
     from markupsafe import Markup
 
-    from harness.record import RunRecord
+    from harness.records.record import RunRecord
 
 BAR_WIDTH = 120
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from harness.verdict import Verdict, worst
 
 if TYPE_CHECKING:
-    from harness.record import CandidateRun, Failure, RuleResult, RunRecord
+    from harness.records.record import CandidateRun, Failure, RuleResult, RunRecord
 
 FAILURES_SHOWN = 10
 """Failing problems that are shown for one rule on one candidate; they are usually the same fault."""

@@ -12,7 +12,7 @@ import click
 import pytest
 
 from harness.cli import COMMANDS, LazyGroup
-from harness.profiles import PROFILES
+from harness.problems.profiles import PROFILES
 from harness.rules import RULE_IDS
 
 ROOT = Path(__file__).parents[1]

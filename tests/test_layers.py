@@ -90,7 +90,7 @@ def test_only_commands_and_the_end_of_a_run_draw_reports_and_only_when_they_are_
 
 
 def test_reports_know_nothing_of_the_harness_but_its_record() -> None:
-    allowed = ("harness.record", "harness.verdict")
+    allowed = ("harness.records.record", "harness.verdict")
     foreign = [
         f"{name(path)}:{line} imports {module}"
         for path in files("reports")
@@ -119,17 +119,17 @@ def test_engines_are_imported_only_inside_the_function_that_needs_them() -> None
 
 
 # Modules that are themselves imported inside a function, because what they define needs the package to be defined.
-GPU_ONLY = {"harness/probe_rcp.py", "harness/gsm8k/lm.py"}
+GPU_ONLY = {"harness/running/probe_rcp.py", "harness/gsm8k/lm.py"}
 
 
 @pytest.mark.parametrize(
     "path",
     [
-        "harness/__init__.py", "harness/pytest_plugin.py", "harness/verdict.py", "harness/support.py",
-        "harness/problem.py", "harness/profiles.py", "harness/record.py", "harness/runner.py", "harness/session.py",
-        "harness/tally.py",
-        "harness/check.py", "harness/judging.py", "harness/worker.py", "harness/shapes.py", "harness/strategies.py",
-        "harness/known_failures.py", "harness/environment.py", "harness/rules/__init__.py",
+        "harness/__init__.py", "harness/pytest_plugin.py", "harness/verdict.py", "harness/candidates/support.py",
+        "harness/problems/problem.py", "harness/problems/profiles.py", "harness/records/record.py", "harness/running/runner.py", "harness/running/session.py",
+        "harness/running/tally.py",
+        "harness/running/check.py", "harness/running/judge.py", "harness/running/worker.py", "harness/problems/shapes.py", "harness/problems/strategies.py",
+        "harness/running/known_failures.py", "harness/records/environment.py", "harness/rules/__init__.py",
         "harness/candidates/__init__.py", "harness/candidates/eager.py", "harness/candidates/physical.py",
     ],
 )  # fmt: skip

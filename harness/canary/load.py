@@ -126,12 +126,13 @@ def _candidate_experts(
     transport: str,
     shard: str,
 ) -> tuple[list[MoeLayer], str]:
-    from harness.candidates import load_candidate, stages_of, support_of
+    from harness.candidates import stages_of, support_of
+    from harness.faults.named import load_named
 
     name = (
         candidate if isinstance(candidate, str) else str(getattr(candidate, "name", type(candidate).__name__))
     )
-    found = load_candidate(candidate) if isinstance(candidate, str) else candidate
+    found = load_named(candidate) if isinstance(candidate, str) else candidate
     support = support_of(found)
     if not support:
         raise UsageError(f"{name} cannot run here: {support.reason}")

@@ -68,7 +68,7 @@ class CandidateExperts:
         shard: str,
     ) -> None:
         from harness.candidates import traits_of
-        from harness.expert_parallel import ExpertParallel
+        from harness.candidates.expert_parallel import ExpertParallel
 
         self.device, self.topk, self.ranks = traits_of(candidate).device, config.num_experts_per_tok, ranks
         on_device = {name: tensor.to(self.device) for name, tensor in checkpoint.items()}

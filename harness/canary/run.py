@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from harness.canary.generate import Engine
-    from harness.record import RunRecord
+    from harness.records.record import RunRecord
 
 Sample = dict[str, Any]
 BATCH = 256  # requests in the engine at once
@@ -83,7 +83,7 @@ def run_in_process(
     Raises:
         UsageError: more questions than there are.
     """
-    from harness.check import new_record
+    from harness.records.new import new_record
 
     record = new_record("", seed)
     started = time.monotonic()

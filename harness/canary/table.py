@@ -54,7 +54,7 @@ def experiments(candidate: str, faults: list[str]) -> list[Experiment]:
     Raises:
         UsageError: an unknown fault.
     """
-    from harness.faults import all_faults, find_fault
+    from harness.faults.fault import all_faults, find_fault
 
     found = [find_fault(name) for name in faults] or list(all_faults().values())
     lines = [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import sys
 from pathlib import Path
@@ -17,8 +16,8 @@ from harness.candidates.protocol import (
     stages_of,
     traits_of,
 )
-from harness.support import Support, unsupported
-from harness.verdict import UsageError
+from harness.candidates.support import Support, unsupported
+from harness.verdict import UsageError, unknown_name
 
 CANDIDATES = {
     "eager": "harness.candidates.eager:Eager",
@@ -50,30 +49,21 @@ def load_candidate(name: str) -> Any:
 
     Args:
         name: a built-in name, or `package.module:attribute` for a class, a function that returns a candidate, or an
-            object. Modules are looked up from the current directory too. `NAME+FAULT` is that candidate with a fault
-            planted in it (harness.faults), `NAME+FAULT@7` with parameters drawn from seed 7. `control:NAME` is one of
-            the right variants that every rule must pass (harness.mutants.controls).
+            object. Modules are looked up from the current directory too. `control:NAME` is one of the right variants
+            that every rule must pass (harness.candidates.controls.catalog). Names with faults are
+            harness.faults.named's.
 
     Raises:
         UsageError: no such candidate; the message says what is there.
     """
-    name, plus, faults = name.partition("+")
-    if plus:
-        from harness.faults import plant
-
-        return plant(load_candidate(name), *faults.split("+"))
     if name.startswith("control:"):
-        from harness.mutants.controls import load_control
+        from harness.candidates.controls.catalog import load_control
 
         return load_control(name.removeprefix("control:"))
     target = CANDIDATES.get(name, name)
     module_name, colon, attribute = target.partition(":")
     if not colon or not module_name or not attribute:
-        near = difflib.get_close_matches(name, CANDIDATES, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise UsageError(
-            f"unknown candidate {name!r}: {hint}Known: {', '.join(CANDIDATES)}, or package.module:attribute"
-        )
+        raise unknown_name("candidate", name, CANDIDATES, also="package.module:attribute")
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)

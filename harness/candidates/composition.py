@@ -52,7 +52,7 @@ def compose_masked_moe(
     """
     import torch
 
-    from harness import physical
+    from harness.candidates import layouts
     from harness.emulation.memory import unwritten
 
     if activation not in {"silu", "relu2"}:
@@ -70,7 +70,7 @@ def compose_masked_moe(
         x,
         x_scale,
         w1.permute(1, 2, 0),
-        physical.as_mma(w1_blockscale),
+        layouts.as_mma(w1_blockscale),
         gemm1.permute(1, 2, 0),
         masked_m,
         w1_alpha,
@@ -84,7 +84,7 @@ def compose_masked_moe(
         a2,
         a2_scale,
         w2.permute(1, 2, 0),
-        physical.as_mma(w2_blockscale),
+        layouts.as_mma(w2_blockscale),
         out.permute(1, 2, 0),
         masked_m,
         w2_alpha,

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.candidates.cutedsl_support import installed_version
-from harness.support import Support, supported, unsupported
+from harness.candidates.support import Support, supported, unsupported
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -164,7 +164,7 @@ def grouped_quantize(
     """
     import torch
 
-    from harness import physical
+    from harness.candidates import layouts
     from harness.emulation.memory import unwritten
     from harness.interpreter.machine import Launch, run_launch
     from harness.interpreter.memory import GlobalMemory
@@ -193,7 +193,7 @@ def grouped_quantize(
         "<ii5QB3xi", experts * rows, k, *(t.data_ptr() for t in pointers), silu_mul, experts
     )
     run_launch(Launch(program, memory, (grid, 1, 1), (block, 1, 1), (1, 1, 1), 0, parameters), late())
-    return packed.permute(1, 2, 0), physical.as_mma(swizzled)
+    return packed.permute(1, 2, 0), layouts.as_mma(swizzled)
 
 
 def _launch_shape(rows: int, k: int, experts: int, processors: int = 1) -> tuple[int, int]:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from harness.candidates.cutedsl_support import function_support, import_quietly, installed_version, load
-from harness.support import Support, supported, unsupported
+from harness.candidates.support import Support, supported, unsupported
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -64,14 +64,14 @@ def smoke_problem() -> str:
     """Run one 128 x 128 x 128 GEMM through the public call; return what is wrong with it, "" for nothing."""
     import torch
 
-    from harness import physical
+    from harness.candidates import layouts
     from reference.nvfp4 import decode_blocks
 
     draw = torch.Generator().manual_seed(5)
     codes = [torch.randint(0, 16, (1, 128, 128), dtype=torch.uint8, generator=draw) for _ in range(2)]
     scales = [torch.randint(0x30, 0x48, (1, 128, 8), dtype=torch.uint8, generator=draw) for _ in range(2)]
-    out = physical.empty_out(1, 128, 128, torch.float32, "cpu", float("nan"))
-    operands = [(physical.operand(c), physical.scales(s)) for c, s in zip(codes, scales, strict=True)]
+    out = layouts.empty_out(1, 128, 128, torch.float32, "cpu", float("nan"))
+    operands = [(layouts.operand(c), layouts.scales(s)) for c, s in zip(codes, scales, strict=True)]
     masked_m = torch.tensor([128], dtype=torch.int32)
     try:
         gemm(operands[0], operands[1], out, masked_m, None, {})

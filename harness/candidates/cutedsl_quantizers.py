@@ -94,7 +94,7 @@ def grouped_quantize(
     """Quantize the valid rows of each expert; arguments and results as harness.candidates.cuda_quantizers."""
     import torch
 
-    from harness import physical
+    from harness.candidates import layouts
     from harness.emulation.memory import unwritten
     from reference.layout import padded_extents
 
@@ -108,4 +108,4 @@ def grouped_quantize(
         given = x[expert, :count].clone(), global_scale_enc[expert : expert + 1].clone()
         packed[expert, :count], block_scale = quantize(*given, silu_mul=silu_mul)
         swizzled[expert, : block_scale.shape[0]] = block_scale
-    return packed.permute(1, 2, 0), physical.as_mma(swizzled)
+    return packed.permute(1, 2, 0), layouts.as_mma(swizzled)

@@ -17,8 +17,8 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 from harness.candidates.protocol import Traits
+from harness.candidates.support import Support, supported, unsupported
 from harness.candidates.taps import missing_parameters, unfilled_parameters
-from harness.support import Support, supported, unsupported
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from harness.candidates.decoded import DecodedOperands
 from harness.candidates.layer_stages import LayerStages
 from harness.candidates.protocol import Traits
-from harness.support import Support, supported, unsupported
+from harness.candidates.support import Support, supported, unsupported
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,7 +51,7 @@ class Eager(LayerStages):
         """Quantize the valid rows; padding rows become zero. Shapes: harness.candidates.protocol."""
         import torch
 
-        from harness import physical
+        from harness.candidates import layouts
         from reference.moe import valid_rows
         from reference.nvfp4 import quantize_nvfp4
 
@@ -61,11 +61,11 @@ class Eager(LayerStages):
             valid = valid_rows(masked_m, x.shape[1])
             quantized = quantize_nvfp4(x[valid], global_scale_enc[:1])
             codes[valid], block_scale[valid] = quantized.codes, quantized.block_scale
-            return physical.operand(codes), physical.scales(block_scale)
+            return layouts.operand(codes), layouts.scales(block_scale)
         for expert, rows in enumerate(masked_m.tolist()):
             quantized = quantize_nvfp4(x[expert, :rows], global_scale_enc[expert])
             codes[expert, :rows], block_scale[expert, :rows] = quantized.codes, quantized.block_scale
-        return physical.operand(codes), physical.scales(block_scale)
+        return layouts.operand(codes), layouts.scales(block_scale)
 
     def silu_mul_quantize_grouped(
         self, gate_up: Tensor, masked_m: Tensor, global_scale_enc: Tensor
@@ -95,18 +95,18 @@ class Eager(LayerStages):
         """Write alpha * a @ b.T into the valid rows of out. Shapes: harness.candidates.protocol."""
         import torch
 
-        from harness import physical
+        from harness.candidates import layouts
         from reference.moe import valid_rows
         from reference.nvfp4 import decode_blocks
 
-        a_codes = physical.codes_of(a)
+        a_codes = layouts.codes_of(a)
         columns = a_codes.shape[2] // 16
-        a_bytes = physical.block_scales_of(a_scale, a_codes.shape[1], columns)
-        packed, swizzled = b.permute(2, 0, 1).contiguous(), physical.swizzled_bytes(b_scale)
+        a_bytes = layouts.block_scales_of(a_scale, a_codes.shape[1], columns)
+        packed, swizzled = b.permute(2, 0, 1).contiguous(), layouts.swizzled_bytes(b_scale)
 
         def decode() -> Tensor:
-            b_bytes = physical.block_scales_of(b_scale, b.shape[0], columns)
-            return decode_blocks(physical.codes_of(b), b_bytes, torch.float32)
+            b_bytes = layouts.block_scales_of(b_scale, b.shape[0], columns)
+            return decode_blocks(layouts.codes_of(b), b_bytes, torch.float32)
 
         b_values = self._weights.get(packed, swizzled, decode)
         valid, counts = valid_rows(masked_m, a_codes.shape[1]), masked_m.tolist()

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from harness.candidates.protocol import Traits
-    from harness.support import Support
+    from harness.candidates.support import Support
 
 # Options of the GEMM that choose how it is computed and not what. A cluster of two is left out: it writes more rows.
 HINTS: tuple[dict[str, Any], ...] = ({"sm_count": 4}, {"mma_tiler_mn": (128, 256)})

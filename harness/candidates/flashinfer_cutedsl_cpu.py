@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from harness.candidates.physical import Physical
     from harness.candidates.protocol import Traits
-    from harness.support import Support
+    from harness.candidates.support import Support
 
 # How the GEMM is tiled, clustered and fed must not change a valid row. All of these are compiled and interpreted.
 HINTS: tuple[dict[str, Any], ...] = (

@@ -14,7 +14,7 @@ from harness.candidates.composition import compose_masked_moe
 from harness.candidates.decoded import DecodedOperands
 from harness.candidates.layer_stages import PhysicalLayerStages
 from harness.candidates.protocol import Traits
-from harness.support import Support, supported
+from harness.candidates.support import Support, supported
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,7 +45,7 @@ class Physical(PhysicalLayerStages):
         """Quantize rows below masked_m[e]; everything else keeps what the allocator left."""
         import torch
 
-        from harness import physical
+        from harness.candidates import layouts
         from harness.emulation.memory import raw, unwritten
         from harness.emulation.quantize import quantize_kernel_order
         from reference.e2m1 import pack_e2m1
@@ -70,7 +70,7 @@ class Physical(PhysicalLayerStages):
             )
             packed[expert, :count] = pack_e2m1(codes)
             swizzled[expert].view(-1)[index[:count]] = block_scale
-        return packed.permute(1, 2, 0), physical.as_mma(swizzled)
+        return packed.permute(1, 2, 0), layouts.as_mma(swizzled)
 
     def silu_mul_quantize_grouped(
         self, gate_up: Tensor, masked_m: Tensor, global_scale_enc: Tensor

@@ -48,7 +48,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
-    from harness.support import Support
+    from harness.candidates.support import Support
 
 STAGES = ("quantize_grouped", "silu_mul_quantize_grouped", "masked_grouped_gemm", "masked_moe")
 LAYER_STAGES = ("route_topk", "dispatch", "combine", "load_experts")

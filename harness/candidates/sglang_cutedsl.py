@@ -13,8 +13,8 @@ import importlib.util
 from typing import TYPE_CHECKING, Any
 
 from harness.candidates import cutedsl_support as cutedsl
+from harness.candidates.support import Support, supported, unsupported
 from harness.candidates.taps import StageCall, missing_parameters, run_tapped, unfilled_parameters
-from harness.support import Support, supported, unsupported
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from harness.candidates import cutedsl_support as cutedsl
 from harness.candidates.sglang_cutedsl import PARAMETERS, signature_support
+from harness.candidates.support import Support, unsupported
 from harness.candidates.taps import StageCall, run_tapped
-from harness.support import Support, unsupported
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from harness.ci.cases import cases_of
 from harness.ci.text import command_property, command_value
-from harness.record import RunRecord
+from harness.records.record import RunRecord
 from harness.verdict import Verdict
 
 MOST = 10  # GitHub shows ten errors and ten warnings of a step

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from harness.record import RuleResult, RunRecord
+from harness.records.record import RuleResult, RunRecord
 from harness.verdict import Verdict
 
 GSM8K_CASES = ("reachable", "alive", "answers", "accuracy")

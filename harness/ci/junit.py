@@ -7,7 +7,7 @@ from xml.etree import ElementTree as ET
 
 from harness.ci.cases import Case, cases_of
 from harness.ci.text import printable
-from harness.record import RunRecord
+from harness.records.record import RunRecord
 from harness.verdict import Verdict
 
 MESSAGE = 400  # characters of a failure's message attribute; the element's text has all of it

@@ -9,7 +9,8 @@ from typing import Any
 import click
 
 from harness.ci.policy import POLICIES, exit_under
-from harness.record import RecordError, RunRecord, load_record
+from harness.records.from_json import RecordError
+from harness.records.record import RunRecord, load_record
 from harness.verdict import ExitCode, UsageError
 
 _PATH = click.Path(path_type=Path)

@@ -11,7 +11,23 @@ from pathlib import Path
 
 import click
 
-from harness.record import RunRecord
+from harness.records.record import RunRecord
+from harness.verdict import UsageError
+
+
+def prepare_folder(folder: Path, option: str = "--out") -> Path:
+    """Create the output folder, or say why not, before anything else is done.
+
+    Raises:
+        UsageError: it cannot be created or written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{option}: {folder} cannot be created ({error.strerror})") from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UsageError(f"{option}: {folder} is not writable")
+    return folder
 
 
 def write_outputs(

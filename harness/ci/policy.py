@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from harness.record import RunRecord
+from harness.records.record import RunRecord
 from harness.verdict import ExitCode, Verdict, exit_code
 
 POLICIES = {
@@ -31,7 +31,7 @@ def exit_under(policy: str, record: RunRecord, against: RunRecord | None = None)
     if policy == "regression":
         if against is None:
             raise ValueError("exit_under: policy 'regression' needs an earlier record")
-        from harness.compare_records import compare_records
+        from harness.comparing.runs import compare_records
 
         found = compare_records(against, record)
         return (

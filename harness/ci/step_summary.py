@@ -9,7 +9,7 @@ from typing import Any
 from harness.ci.cases import Case, cases_of, gsm8k_label
 from harness.ci.gsm8k_lines import lines
 from harness.ci.text import markdown, preformatted
-from harness.record import RunRecord
+from harness.records.record import RunRecord
 from harness.verdict import Verdict
 
 MOST_SHOWN = 10  # failures in full; GitHub cuts a summary at 1 MiB

@@ -132,8 +132,8 @@ def run(
 ) -> int:
     """Answer the canary's questions in this process, judge and report: what serve and gsm8k do, without HTTP."""
     from harness.canary.run import run_in_process
-    from harness.ci.outputs import write_outputs
-    from harness.cli.output import prepare_folder, print_summary
+    from harness.ci.outputs import prepare_folder, write_outputs
+    from harness.cli.output import print_summary
 
     if questions < 1:
         raise UsageError(f"--questions must be at least 1, got {questions}")
@@ -165,9 +165,9 @@ def run(
 def table(candidate: str, faults: tuple[str, ...], questions: int, jobs: int, out: Path) -> int:
     """Measure every fault against the canary's accuracy, beside the rule that kills it; dispatch variants too."""
     from harness.canary.table import run_table
-    from harness.check import new_record
-    from harness.ci.outputs import write_outputs
-    from harness.cli.output import prepare_folder, print_summary
+    from harness.ci.outputs import prepare_folder, write_outputs
+    from harness.cli.output import print_summary
+    from harness.records.new import new_record
     from harness.verdict import Verdict
 
     for name, value in (("--questions", questions), ("--jobs", jobs)):
@@ -209,7 +209,7 @@ def _say(line: dict[str, Any]) -> None:
 def export(folder: Path, model: Path | None) -> int:
     """Write the canary as an NVFP4 checkpoint in ModelOpt's layout; the same bytes every time."""
     from harness.canary.export import export_modelopt
-    from harness.cli.output import prepare_folder
+    from harness.ci.outputs import prepare_folder
 
     export_modelopt(prepare_folder(folder, "FOLDER"), model)
     click.echo(f"checkpoint: {folder}")
@@ -228,7 +228,8 @@ def _load(
     import torch
 
     from harness.canary import load_canary
-    from harness.candidates import load_candidate, support_of
+    from harness.candidates import support_of
+    from harness.faults.named import load_named
 
     if ranks < 1:
         raise UsageError(f"--ranks must be at least 1, got {ranks}")
@@ -237,7 +238,7 @@ def _load(
     if candidate == "bf16" and faults:
         raise UsageError("--fault is planted in a candidate: give --candidate (eager, physical, ...) too")
     name = "+".join([candidate, *faults])
-    if candidate != "bf16" and not (support := support_of(load_candidate(name))):
+    if candidate != "bf16" and not (support := support_of(load_named(name))):
         click.echo(f"UNKNOWN: {name} cannot run here: {support.reason}", err=True)
         raise click.exceptions.Exit(ExitCode.UNKNOWN)
     return load_canary(model, candidate=name, ranks=ranks, shard=shard, transport=transport)

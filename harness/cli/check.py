@@ -7,8 +7,9 @@ from pathlib import Path
 import click
 
 from harness.ci.options import ci_options, earlier_record, exit_with
-from harness.cli.output import TerminalProgress, prepare_folder, print_summary
-from harness.record import RunRecord
+from harness.ci.outputs import prepare_folder
+from harness.cli.output import TerminalProgress, print_summary
+from harness.records.record import RunRecord
 from harness.verdict import ExitCode, UsageError
 
 
@@ -103,12 +104,13 @@ def check_command(
     against: Path | None,
 ) -> int:
     """Run the rules on candidates and write record.json, report.html and junit.xml."""
-    from harness.check import CheckRequest, new_record, run_check
-    from harness.known_failures import default_path, load_known_failures
-    from harness.problem import parse_problem
-    from harness.profiles import find_profile
+    from harness.problems.problem import parse_problem
+    from harness.problems.profiles import find_profile
+    from harness.problems.shapes import find_shape
+    from harness.records.new import new_record
     from harness.rules import find_rules
-    from harness.shapes import find_shape
+    from harness.running.check import CheckRequest, run_check
+    from harness.running.known_failures import default_path, load_known_failures
 
     if shapes is None and ep != 1:
         raise UsageError("--ep says how many ranks share the experts of --shapes; give both")

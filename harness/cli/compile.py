@@ -86,7 +86,7 @@ def compile_command(
     Exits 0 when everything compiles or is refused as in the baseline, 1 when a case broke, spills, needs more shared memory
     than there is, takes twice as long, or compiles although it must be refused; 2 when nothing could be compiled.
     """
-    from harness.cli.output import prepare_folder
+    from harness.ci.outputs import prepare_folder
     from harness.compile.baseline import SHIPPED, load_baseline
     from harness.compile.cache import default_folder
     from harness.compile.run import CompileRequest, run_compile
@@ -177,9 +177,9 @@ def _store(path: Path, request: CompileRequest, outcome: Outcome) -> None:
 
 
 def _report(outcome: Outcome, folder: Path, seconds: float) -> None:
-    from harness import __version__
-    from harness.environment import describe_environment
-    from harness.record import RunRecord
+    from harness.records.environment import describe_environment
+    from harness.records.record import RunRecord
+    from harness.version import __version__
     from reports.html import write_report
 
     now = dt.datetime.now(dt.UTC)

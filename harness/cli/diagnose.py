@@ -51,7 +51,8 @@ def diagnose_command(
 
 
 def _from_record(file: Path, number: int) -> list[tuple[str, str, str]]:
-    from harness.record import RecordError, load_record
+    from harness.records.from_json import RecordError
+    from harness.records.record import load_record
 
     try:
         record = load_record(file)
@@ -69,9 +70,9 @@ def _from_record(file: Path, number: int) -> list[tuple[str, str, str]]:
 def _repeat(todo: list[tuple[str, str, str]], *, as_json: bool) -> int:
     """Repeat failing problems, each candidate in a process of its own, and diagnose them."""
     from harness.diagnosis.words import diagnose_command as command_of
-    from harness.problem import parse_problem
+    from harness.problems.problem import parse_problem
     from harness.rules import find_rules
-    from harness.session import CandidateStartError, Child
+    from harness.running.session import CandidateStartError, Child
 
     for _, rule, problem in todo:
         find_rules([rule])

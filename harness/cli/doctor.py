@@ -10,8 +10,9 @@ from harness.verdict import ExitCode
 @click.command("doctor")
 def doctor_command() -> int:
     """Say what can run on this machine, and why the rest cannot."""
-    from harness.candidates import CANDIDATES, load_candidate, stages_of, support_of
-    from harness.environment import PACKAGES, describe_environment
+    from harness.candidates import CANDIDATES, stages_of, support_of
+    from harness.faults.named import load_named
+    from harness.records.environment import PACKAGES, describe_environment
 
     environment = describe_environment()
     click.echo(f"Python {environment.python} on {environment.platform}, {environment.cpu_count} processors")
@@ -20,7 +21,7 @@ def doctor_command() -> int:
         click.echo(f"  {name:<20} {environment.packages.get(name, 'not installed')}")
     runs = 0
     for name in CANDIDATES:
-        candidate = load_candidate(name)
+        candidate = load_named(name)
         support = support_of(candidate)
         runs += support.ok
         state = (

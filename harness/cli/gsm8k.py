@@ -13,7 +13,7 @@ from harness.ci.outputs import write_outputs
 from harness.verdict import UsageError
 
 if TYPE_CHECKING:
-    from harness.record import RunRecord
+    from harness.records.record import RunRecord
 
 _PATH = click.Path(path_type=Path)
 

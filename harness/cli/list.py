@@ -5,10 +5,10 @@ from __future__ import annotations
 import click
 
 from harness.candidates import CANDIDATES
-from harness.problem import DATA, OPTIONS, PLANTED_TRAPS, SHAPE_TRAPS
-from harness.profiles import PROFILES
+from harness.problems.problem import DATA, OPTIONS, PLANTED_TRAPS, SHAPE_TRAPS
+from harness.problems.profiles import PROFILES
+from harness.problems.shapes import MODELS
 from harness.rules import RULES
-from harness.shapes import MODELS
 
 
 @click.command("list")
@@ -54,7 +54,7 @@ def list_command(what: str | None) -> None:
 
 
 def _faults() -> None:
-    from harness.faults import all_faults
+    from harness.faults.fault import all_faults
 
     faults = all_faults()
     for category in dict.fromkeys(f.category for f in faults.values()):

@@ -9,8 +9,9 @@ from typing import Any
 
 import click
 
-from harness.cli.output import prepare_folder, print_summary
-from harness.record import RunRecord
+from harness.ci.outputs import prepare_folder
+from harness.cli.output import print_summary
+from harness.records.record import RunRecord
 from harness.verdict import ExitCode, UsageError, Verdict, exit_code
 
 _EXAMPLES = """
@@ -109,8 +110,8 @@ def mutants_command(
     Each fault is planted everywhere, at its weakest, and with random parameters, in a candidate that is right. The problems
     are those that the named rule draws. Exit codes: 0 all killed, 1 survivors, 2 nothing or not everything could be judged.
     """
-    from harness.check import new_record
-    from harness.profiles import find_profile
+    from harness.problems.profiles import find_profile
+    from harness.records.new import new_record
 
     for name, value, least in (
         ("--seeds", seeds, 0), ("--seed", seed, 0), ("--max-seconds", max_seconds, 0), ("--jobs", jobs, 1),
@@ -132,7 +133,7 @@ def mutants_command(
         )
     folder = prepare_folder(out)
     from harness.mutants.run import MutantsRequest, run_mutants
-    from harness.session import CandidateStartError
+    from harness.running.session import CandidateStartError
 
     record = new_record(profile, seed)
     found: dict[str, Any] = {}

@@ -8,8 +8,9 @@ from typing import Any
 
 import click
 
-from harness.cli.output import prepare_folder, print_summary
-from harness.record import RunRecord
+from harness.ci.outputs import prepare_folder
+from harness.cli.output import print_summary
+from harness.records.record import RunRecord
 from harness.verdict import ExitCode, UsageError, Verdict, exit_code
 
 
@@ -26,7 +27,7 @@ def run_checks(
     """
     if examples < 1:
         raise UsageError(f"--examples must be at least 1, got {examples}")
-    from harness.check import new_record
+    from harness.records.new import new_record
 
     folder = prepare_folder(out)
     record = new_record("", seed)

@@ -1,8 +1,7 @@
-"""What the commands print: progress while a run goes on, and the folder that its files go to."""
+"""What the commands print: progress while a run goes on, and its end."""
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from pathlib import Path
@@ -10,27 +9,12 @@ from typing import Any
 
 import click
 
-from harness.check import Progress
-from harness.record import CandidateRun, RuleResult, RunRecord
+from harness.records.record import CandidateRun, RuleResult, RunRecord
 from harness.rules import Rule
-from harness.verdict import UsageError, Verdict
+from harness.running.check import Progress
+from harness.verdict import Verdict
 
 _COLOURS = {Verdict.PASS: "green", Verdict.FAIL: "red", Verdict.UNKNOWN: "yellow"}
-
-
-def prepare_folder(folder: Path, option: str = "--out") -> Path:
-    """Create the output folder, or say why not, before anything else is done.
-
-    Raises:
-        UsageError: it cannot be created or written.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"{option}: {folder} cannot be created ({error.strerror})") from error
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise UsageError(f"{option}: {folder} is not writable")
-    return folder
 
 
 class TerminalProgress(Progress):

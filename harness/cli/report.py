@@ -12,9 +12,9 @@ import click
 from harness.verdict import ExitCode, UsageError, Verdict, exit_code
 
 if TYPE_CHECKING:
-    from harness.compare_records import Run
-    from harness.record import RunRecord
-    from harness.record_changes import AccuracyChange, RecordComparison, VerdictChange
+    from harness.comparing.runs import Run
+    from harness.records.changes import AccuracyChange, RecordComparison, VerdictChange
+    from harness.records.record import RunRecord
 
 _PATH = click.Path(path_type=Path)
 _COLOURS = {Verdict.PASS: "green", Verdict.FAIL: "red", Verdict.UNKNOWN: "yellow"}
@@ -36,7 +36,7 @@ def report_command(records: tuple[Path, ...], history: Path | None, out: Path | 
     A comparison writes compare.html and compare.md and exits 0 without a regression, 1 with one, and 2 where the records
     have nothing in common. A history writes history.html.
     """
-    from harness.record import RecordError
+    from harness.records.from_json import RecordError
 
     if bool(records) == (history is not None):
         raise UsageError(
@@ -58,8 +58,8 @@ def report_command(records: tuple[Path, ...], history: Path | None, out: Path | 
 
 def _draw(path: Path, out: Path | None) -> int:
     """Draw one record, or compare the newest two of a folder."""
-    from harness.cli.output import prepare_folder
-    from harness.find_records import load_records
+    from harness.ci.outputs import prepare_folder
+    from harness.records.find import load_records
     from reports.html import write_report
 
     found = load_records(path)
@@ -72,7 +72,7 @@ def _draw(path: Path, out: Path | None) -> int:
 
 
 def _compare_newest(found: list[tuple[Path, RunRecord]], folder: Path, root: Path) -> int:
-    from harness.compare_records import compare, newest_pair
+    from harness.comparing.runs import compare, newest_pair
 
     runs = _runs(found, root, folder)
     pair = newest_pair(runs)
@@ -88,9 +88,9 @@ def _compare_newest(found: list[tuple[Path, RunRecord]], folder: Path, root: Pat
 
 
 def _compare_sides(before: Path, after: Path, out: Path | None) -> int:
-    from harness.cli.output import prepare_folder
-    from harness.compare_records import compare
-    from harness.find_records import load_records
+    from harness.ci.outputs import prepare_folder
+    from harness.comparing.runs import compare
+    from harness.records.find import load_records
 
     sides = [(path, load_records(path)) for path in (before, after)]
     folder = prepare_folder(out or (after if after.is_dir() else after.parent))
@@ -100,7 +100,7 @@ def _compare_sides(before: Path, after: Path, out: Path | None) -> int:
 
 def _runs(found: list[tuple[Path, RunRecord]], root: Path, folder: Path) -> list[Run]:
     """Return the records with names below `root` and links from `folder` to the reports beside them."""
-    from harness.compare_records import Run
+    from harness.comparing.runs import Run
 
     return [
         Run(
@@ -138,7 +138,7 @@ def _write(found: RecordComparison, folder: Path) -> int:
 
 
 def _line(change: VerdictChange | AccuracyChange) -> str:
-    from harness.record_changes import AccuracyChange
+    from harness.records.changes import AccuracyChange
     from reports.text import visible
 
     who = f"{change.subject} on {change.candidate}" if change.candidate else change.subject
@@ -149,8 +149,8 @@ def _line(change: VerdictChange | AccuracyChange) -> str:
 
 
 def _history(folder: Path, out: Path) -> int:
-    from harness.cli.output import prepare_folder
-    from harness.gather_history import gather_history
+    from harness.ci.outputs import prepare_folder
+    from harness.comparing.history import gather_history
     from reports.history import write_history
     from reports.text import visible
 

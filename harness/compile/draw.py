@@ -17,10 +17,10 @@ def draw_shapes(count: int, seed_value: int) -> list[dict[str, int]]:
     from hypothesis import HealthCheck, Phase, Verbosity, given, seed, settings
 
     from harness.candidates.protocol import Traits
-    from harness.problem import Problem
-    from harness.profiles import find_profile
+    from harness.problems.problem import Problem
+    from harness.problems.profiles import find_profile
+    from harness.problems.strategies import problems
     from harness.rules import find_rules
-    from harness.strategies import problems
 
     (rule,) = find_rules(["GEMM"])
     shapes: dict[str, dict[str, int]] = {}
@@ -30,7 +30,7 @@ def draw_shapes(count: int, seed_value: int) -> list[dict[str, int]]:
         max_examples=count, database=None, deadline=None, phases=(Phase.generate,),
         suppress_health_check=list(HealthCheck), verbosity=Verbosity.quiet,
     )  # fmt: skip
-    @given(problems(rule, Traits(), find_profile("standard")))
+    @given(problems(rule.drawn, Traits(), find_profile("standard")))
     def collect(problem: Problem) -> None:
         for n, k in ((2 * problem.inter, problem.hidden), (problem.hidden, problem.inter)):
             shape = {"l": problem.experts, "m": problem.capacity, "n": n, "k": k}

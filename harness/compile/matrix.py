@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.compile.case import ARCHITECTURES, Case, make_case
-from harness.shapes import MODELS
+from harness.problems.shapes import MODELS
 
 # Ranks of expert parallelism that leave 8 to 32 experts on a rank, as deployments do.
 _EP = {"deepseek-r1": 32, "deepseek-v3": 8, "kimi-k2": 48, "qwen3-235b": 8, "qwen3-30b": 4,

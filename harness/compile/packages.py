@@ -11,7 +11,7 @@ import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.support import Support, supported, unsupported
+from harness.candidates.support import Support, supported, unsupported
 
 # Folders and files of flashinfer that decide what is compiled.
 _SOURCES = ("gemm", "quantization", "fused_moe/cute_dsl", "cute_dsl", "utils.py", "tllm_enums.py")

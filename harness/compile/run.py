@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from harness.candidates.support import Support
 from harness.compile.baseline import Baseline, Change, compare, is_slower
 from harness.compile.cache import Cache
 from harness.compile.case import Case
@@ -17,7 +18,6 @@ from harness.compile.matrix import Entry
 from harness.compile.packages import Packages, find_packages
 from harness.compile.pool import Pool, StartError
 from harness.compile.result import Result
-from harness.support import Support
 from harness.verdict import Verdict
 
 MEASURED_AGAIN = 3  # compilations of a case that seems slower, before it counts as slower

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness import physical
+from harness.candidates import layouts
 from harness.diagnosis.case import Case
 from harness.diagnosis.hypotheses import Hypothesis, unharmed
 from harness.diagnosis.layer import Planted, is_second, quantized_in
@@ -108,8 +108,8 @@ def _copies(arguments: dict[str, Any], expert: int, row: int, count: int) -> dic
 
 def _values(quantized: Any, rows: int) -> Tensor:
     """Return what a quantized operand of one expert stands for before its global scale, `(rows, k)` float64."""
-    codes = physical.codes_of(quantized[0])
-    scales = physical.block_scales_of(quantized[1], rows, codes.shape[2] // BLOCK)
+    codes = layouts.codes_of(quantized[0])
+    scales = layouts.block_scales_of(quantized[1], rows, codes.shape[2] // BLOCK)
     return decode_blocks(codes, scales, torch.float32)[0].double()
 
 

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from harness.candidates.protocol import LAYER_STAGES, stages_of, traits_of
-from harness.context import Context, Known
 from harness.diagnosis.case import SMALL, Case, same
 from harness.diagnosis.describe import findings, no_illegal_call, passed_again
 from harness.diagnosis.habits import Habits, learned_habits
@@ -25,7 +24,8 @@ from harness.diagnosis.observation import MASKED_GEMM, MASKED_MOE, Observed, Rec
 from harness.diagnosis.opaque import LayerCase
 from harness.diagnosis.search import explain, explain_layer
 from harness.diagnosis.views import Bounds, input_bytes, legal, memory_of, seen, untouchable, valid
-from harness.problem import parse_problem
+from harness.judging.context import Context, Known
+from harness.problems.problem import parse_problem
 from harness.rules import NotApplicableError, find_rules
 
 SECONDS = 4.0  # for testing hypotheses: most searches need less than 2

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness import physical
+from harness.candidates import layouts
 from harness.candidates.composition import compose_masked_moe
 from harness.diagnosis.choices import Choices
 from harness.diagnosis.hypotheses import Hypothesis
@@ -145,8 +145,8 @@ def legal_layer(call: Observed, bounds: Bounds) -> Tensor:
     if x_scale is None:
         source, scales = x.double(), a["input_global_scale"]
     else:
-        codes = physical.codes_of(x)
-        source = decode_blocks(codes, physical.block_scales_of(x_scale, codes.shape[1], codes.shape[2] // 16))
+        codes = layouts.codes_of(x)
+        source = decode_blocks(codes, layouts.block_scales_of(x_scale, codes.shape[1], codes.shape[2] // 16))
         scales = None
     for expert, count in enumerate(a["masked_m"].tolist()):
         if not count:
@@ -179,7 +179,7 @@ def quantized_in(mask: Tensor, right: Any, wrong: Any) -> Any:
     blocks = wrong[0].shape[1] // 8
     mask = mask.expand(experts, rows, blocks)
     codes = torch.where(
-        mask.repeat_interleave(16, -1), physical.codes_of(wrong[0]), physical.codes_of(right[0])
+        mask.repeat_interleave(16, -1), layouts.codes_of(wrong[0]), layouts.codes_of(right[0])
     )
-    wrong_scale, scale = (physical.block_scales_of(result[1], rows, blocks) for result in (wrong, right))
-    return physical.operand(codes), with_block_scale(right[1], torch.where(mask, wrong_scale, scale))
+    wrong_scale, scale = (layouts.block_scales_of(result[1], rows, blocks) for result in (wrong, right))
+    return layouts.operand(codes), with_block_scale(right[1], torch.where(mask, wrong_scale, scale))

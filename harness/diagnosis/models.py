@@ -19,14 +19,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness import physical
+from harness.candidates import layouts
 from harness.candidates.composition import compose_masked_moe
 from harness.candidates.physical import Physical
+from harness.candidates.support import Support, supported
 from harness.diagnosis.habits import Habits, tail_value
 from harness.emulation.accumulate import blocked_gemm
 from harness.emulation.memory import unwritten
 from harness.emulation.quantize import correctly_rounded_rcp, quantize_kernel_order, simulated_rcp
-from harness.support import Support, supported
 from reference.e2m1 import pack_e2m1, unpack_e2m1
 from reference.layout import padded_extents
 from reference.legal import Arithmetic
@@ -143,7 +143,7 @@ class Model:
         codes, block_scale = self.quantizer(x[expert_of, row_of], scales[expert_of])
         packed[expert_of, row_of] = pack_e2m1(codes)
         swizzled.view(experts, -1)[expert_of.unsqueeze(-1), index[row_of]] = block_scale
-        return packed.permute(1, 2, 0), physical.as_mma(swizzled)
+        return packed.permute(1, 2, 0), layouts.as_mma(swizzled)
 
     def silu_mul_quantize_grouped(
         self, gate_up: Tensor, masked_m: Tensor, global_scale_enc: Tensor
@@ -221,7 +221,7 @@ def _identity(tensor: Tensor) -> tuple[Any, ...]:
 
 def _values(packed: Tensor, scale: Tensor, expert: int, extents: tuple[int, int], chosen: Tensor) -> Tensor:
     rows, k = extents
-    swizzled = physical.swizzled_bytes(scale[..., expert : expert + 1]).view(-1)
+    swizzled = layouts.swizzled_bytes(scale[..., expert : expert + 1]).view(-1)
     block_scale = swizzled[_scale_index(rows, k // 16)[chosen]]
     return decode_blocks(unpack_e2m1(packed), block_scale, torch.float32)
 

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness import physical
+from harness.candidates import layouts
 from harness.diagnosis.layer_views import layer_elements
 from harness.diagnosis.observation import MASKED_GEMM, MASKED_MOE, QUANTIZERS, Observed, tensors_in
-from harness.judge_gemm import legal_rows
-from harness.judge_quantize import CodeJudge, QuantizerInput, free_codes
+from harness.judging.gemm import legal_rows
+from harness.judging.quantize import CodeJudge, QuantizerInput, free_codes
 from reference.bounds import Accumulator
 from reference.legal import Arithmetic, Range, legal_codes, legal_scales
 from reference.moe import valid_rows
@@ -41,8 +41,8 @@ def elements(stage: str, arguments: dict[str, Any], output: Any) -> Tensor:
         x = arguments["x"]
         rows = x.shape[1]
         k = x.shape[2] // 2 if stage == "silu_mul_quantize_grouped" else x.shape[2]
-        codes = physical.codes_of(output[0]).view(-1, rows, k // BLOCK, BLOCK)
-        scale = physical.block_scales_of(output[1], rows, k // BLOCK)
+        codes = layouts.codes_of(output[0]).view(-1, rows, k // BLOCK, BLOCK)
+        scale = layouts.block_scales_of(output[1], rows, k // BLOCK)
         return torch.cat((codes, scale.unsqueeze(-1)), dim=-1)
     if stage == MASKED_GEMM:
         product: Tensor = output.permute(2, 0, 1).unsqueeze(2)
@@ -136,15 +136,15 @@ def _legal_quantized(call: Observed, got: Tensor, counted: Tensor, bounds: Bound
 
 def decoded(packed: Tensor, scales: Tensor) -> Tensor:
     """Return an operand's code x block scale, `(l, rows, k)` float32."""
-    codes = physical.codes_of(packed)
+    codes = layouts.codes_of(packed)
     return decode_blocks(
-        codes, physical.block_scales_of(scales, codes.shape[1], codes.shape[2] // BLOCK), torch.float32
+        codes, layouts.block_scales_of(scales, codes.shape[1], codes.shape[2] // BLOCK), torch.float32
     )
 
 
 def decoded_weights(packed: Tensor, swizzled: Tensor) -> Tensor:
     """Return masked_moe's weights as code x block scale, `(l, n, k)` float32."""
-    return decoded(packed.permute(1, 2, 0), physical.as_mma(swizzled.view(torch.uint8)))
+    return decoded(packed.permute(1, 2, 0), layouts.as_mma(swizzled.view(torch.uint8)))
 
 
 def _legal_product(call: Observed, got: Tensor, bounds: Bounds) -> Tensor:

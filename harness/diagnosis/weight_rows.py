@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness import physical
+from harness.candidates import layouts
 from harness.diagnosis.case import Case
 from harness.diagnosis.exchange import Exchange
 from harness.diagnosis.hypotheses import Hypothesis, unharmed
@@ -145,8 +145,8 @@ def _first_operand(model: Model, arguments: dict[str, Any], expert: int, tokens:
     """Return some rows of the first GEMM's left operand, code x block scale, `(tokens, k)` float32."""
     x, x_scale = arguments["hidden_states"]
     if x_scale is not None:
-        codes = physical.codes_of(x)
-        scales = physical.block_scales_of(x_scale, codes.shape[1], codes.shape[2] // BLOCK)
+        codes = layouts.codes_of(x)
+        scales = layouts.block_scales_of(x_scale, codes.shape[1], codes.shape[2] // BLOCK)
         return decode_blocks(codes[expert, tokens], scales[expert, tokens], torch.float32)
     scale = arguments["input_global_scale"].reshape(-1)[expert].float()
     return decode_blocks(*model.quantizer(x[expert, tokens], scale.expand(len(tokens))), torch.float32)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness import physical
+from harness.candidates import layouts
 from harness.emulation.memory import unwritten
 from reference.e2m1 import encode_e2m1
 from reference.e4m3 import decode_e4m3
@@ -77,9 +77,9 @@ class QuantizeCall(Call):
         experts, rows, width = self.x.shape
         k = width // 2 if stage == "silu_mul_quantize_grouped" else width
         self.shape = (experts, rows, k)
-        self.packed = physical.operand(unwritten((experts, rows, k), torch.uint8).to(self.x.device) & 15)
+        self.packed = layouts.operand(unwritten((experts, rows, k), torch.uint8).to(self.x.device) & 15)
         block_scale = unwritten((experts, rows, k // 16), torch.uint8).to(self.x.device)
-        self.scales = physical.scales(block_scale, 0x7F)
+        self.scales = layouts.scales(block_scale, 0x7F)
 
     def run(self) -> None:
         """Quantize; packed and scales are there afterwards."""
@@ -92,17 +92,17 @@ class QuantizeCall(Call):
     @property
     def codes(self) -> Tensor:
         """`(l, m, k)` uint8; assign to change."""
-        return physical.codes_of(self.packed)
+        return layouts.codes_of(self.packed)
 
     @codes.setter
     def codes(self, codes: Tensor) -> None:
-        self.packed = physical.operand(codes)
+        self.packed = layouts.operand(codes)
 
     @property
     def block_scale(self) -> Tensor:
         """`(l, m, k/16)` uint8, linear; assign to change (padding bytes stay as they are)."""
         _, rows, k = self.shape
-        return physical.block_scales_of(self.scales, rows, k // 16)
+        return layouts.block_scales_of(self.scales, rows, k // 16)
 
     @block_scale.setter
     def block_scale(self, block_scale: Tensor) -> None:
@@ -152,8 +152,8 @@ class QuantizeCall(Call):
             self.packed, self.scales = own(hidden.contiguous(), self.masked_m, self.global_scale_enc)
             return
         quantized = quantize_nvfp4(hidden, self.global_scale_enc)
-        self.packed = physical.operand(quantized.codes)
-        self.scales = physical.scales(quantized.block_scale, 0x7F)
+        self.packed = layouts.operand(quantized.codes)
+        self.scales = layouts.scales(quantized.block_scale, 0x7F)
 
 
 class GemmCall(Call):
@@ -196,25 +196,25 @@ class GemmCall(Call):
     @property
     def a_codes(self) -> Tensor:
         """`(l, m, k)` uint8; assign to change."""
-        return physical.codes_of(self.a)
+        return layouts.codes_of(self.a)
 
     @a_codes.setter
     def a_codes(self, codes: Tensor) -> None:
-        self.a = physical.operand(codes)
+        self.a = layouts.operand(codes)
 
     @property
     def b_codes(self) -> Tensor:
         """`(l, n, k)` uint8; assign to change."""
-        return physical.codes_of(self.b)
+        return layouts.codes_of(self.b)
 
     @b_codes.setter
     def b_codes(self, codes: Tensor) -> None:
-        self.b = physical.operand(codes)
+        self.b = layouts.operand(codes)
 
     @property
     def a_block_scale(self) -> Tensor:
         """`(l, m, k/16)` uint8; assign to change."""
-        return physical.block_scales_of(self.a_scale, self.a.shape[0], self.a.shape[1] // 8)
+        return layouts.block_scales_of(self.a_scale, self.a.shape[0], self.a.shape[1] // 8)
 
     @a_block_scale.setter
     def a_block_scale(self, block_scale: Tensor) -> None:
@@ -223,7 +223,7 @@ class GemmCall(Call):
     @property
     def b_block_scale(self) -> Tensor:
         """`(l, n, k/16)` uint8; assign to change."""
-        return physical.block_scales_of(self.b_scale, self.b.shape[0], self.b.shape[1] // 8)
+        return layouts.block_scales_of(self.b_scale, self.b.shape[0], self.b.shape[1] // 8)
 
     @b_block_scale.setter
     def b_block_scale(self, block_scale: Tensor) -> None:
@@ -299,5 +299,5 @@ def with_block_scale(scales: Tensor, block_scale: Tensor) -> Tensor:
     from reference.layout import swizzle_128x4
 
     inside = swizzle_128x4(torch.ones_like(block_scale), 0).bool()
-    old = physical.swizzled_bytes(scales)
-    return physical.as_mma(torch.where(inside, swizzle_128x4(block_scale, 0), old))
+    old = layouts.swizzled_bytes(scales)
+    return layouts.as_mma(torch.where(inside, swizzle_128x4(block_scale, 0), old))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import pkgutil
 import random
@@ -10,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from harness.verdict import UsageError
+from harness.verdict import UsageError, unknown_name
 
 CATEGORIES = (
     "scales",
@@ -181,9 +180,7 @@ def find_fault(name: str) -> Fault:
     """
     known = all_faults()
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=2, cutoff=0.4)
-        hint = f"did you mean {' or '.join(near)}? " if near else ""
-        raise UsageError(f"unknown fault {name!r}: {hint}`harness list faults` shows all {len(known)}")
+        raise unknown_name("fault", name, known, listing=f"`harness list faults` shows all {len(known)}")
     return known[name]
 
 

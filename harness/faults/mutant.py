@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness import physical
+from harness.candidates import layouts
 from harness.candidates.composition import compose_masked_moe
 from harness.candidates.protocol import ALL_STAGES, stages_of, traits_of
 from harness.faults.calls import Call, GemmCall, MoeCall, QuantizeCall
-from harness.faults.fault import Fault, Parameters, Planting, parse_planting
+from harness.faults.fault import Fault, Parameters, Planting
 from harness.faults.layer_calls import (
     CombineCall,
     DispatchCall,
@@ -177,7 +177,7 @@ def _merge_quantized(healthy: QuantizeCall, faulty: QuantizeCall, unit: str, par
     blocks = (
         chosen_blocks(by_block, chosen, parameters) if unit == "block" else chosen.unsqueeze(-1) & by_block
     )
-    healthy.packed = physical.operand(torch.where(blocks.repeat_interleave(16, -1), wrong, codes))
+    healthy.packed = layouts.operand(torch.where(blocks.repeat_interleave(16, -1), wrong, codes))
     healthy.block_scale = torch.where(blocks, wrong_scale, scale)
 
 
@@ -205,20 +205,3 @@ _MERGE: dict[type[Call], Callable[[Any, Any, str, Parameters], None]] = {
     LoadCall: merge_loaded,
     LoadedMoeCall: merge_loaded,
 }
-
-
-def plant(candidate: Any, *plantings: str | Planting) -> Mutant:
-    """Return a candidate with faults planted in it.
-
-    Args:
-        candidate: a candidate, or the name of one.
-        plantings: as `harness.faults.parse_planting` takes them, for example "alpha_of_neighbour@7".
-
-    Raises:
-        UsageError: an unknown fault or candidate, or a fault in a stage that the candidate does not have.
-    """
-    if isinstance(candidate, str):
-        from harness.candidates import load_candidate
-
-        candidate = load_candidate(candidate)
-    return Mutant(candidate, [parse_planting(p) if isinstance(p, str) else p for p in plantings])

@@ -19,7 +19,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.verdict import UsageError
+from harness.verdict import UsageError, unknown_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -63,13 +63,7 @@ def find_task(name: str) -> Path:
     if name in task_names() and own.is_file():
         return own
     if name not in _NAMED:
-        import difflib
-
-        close = difflib.get_close_matches(name, task_names(), n=2)
-        hint = f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(task_names())}"
-        raise UsageError(
-            f"unknown task {name!r}; {hint} (a task can also be the path of an lm-eval YAML file)"
-        )
+        raise unknown_name("task", name, task_names(), also="the path of an lm-eval YAML file")
     return _package() / "tasks" / _NAMED[name]
 
 

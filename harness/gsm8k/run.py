@@ -13,8 +13,6 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from harness import __version__
-from harness.environment import describe_environment
 from harness.gsm8k import probes
 from harness.gsm8k.client import Client, Limits
 from harness.gsm8k.decision import Decision, full_decision, paired_decision, smoke_decision
@@ -29,8 +27,11 @@ from harness.gsm8k.progress import Progress
 from harness.gsm8k.questions import Asker, Planned, Sample, answer_limit, answers_fit, plan, sample_of
 from harness.gsm8k.settings import Settings, allow_files, check_output
 from harness.gsm8k.task import Task, load_task
-from harness.record import RecordError, RunRecord, load_record
+from harness.records.environment import describe_environment
+from harness.records.from_json import RecordError
+from harness.records.record import RunRecord, load_record
 from harness.verdict import UsageError
+from harness.version import __version__
 
 if TYPE_CHECKING:
     from harness.gsm8k.errors import RequestError

@@ -11,17 +11,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.candidates import load_candidate, stages_of, support_of, traits_of
-from harness.context import Context, Known
-from harness.faults import Fault, Mutant, all_faults, parse_planting
-from harness.judging import Watched, judge_context
+from harness.candidates import stages_of, support_of, traits_of
+from harness.faults.fault import Fault, all_faults, parse_planting
+from harness.faults.mutant import Mutant
+from harness.faults.named import load_named
+from harness.judging.context import Context, Known
 from harness.mutants.problems import drawn_problems, quick_first
-from harness.probes import measure
-from harness.problem import Problem
-from harness.problem_tensors import ProblemTensors, make_weights
-from harness.profiles import find_profile
+from harness.problems.problem import Problem
+from harness.problems.profiles import find_profile
+from harness.problems.tensors import ProblemTensors, make_weights
 from harness.rules import RULES, Rule, find_rules
-from harness.session import CandidateStartError
+from harness.running.judge import Watched, judge_context
+from harness.running.probes import measure
+from harness.running.session import CandidateStartError
 from harness.verdict import UsageError
 
 HOPELESS = (
@@ -88,7 +90,7 @@ class SharedProblem:
         self._versions = _versions(self._context.tensors)
 
     def judge(self, candidate: Any) -> dict[str, Any]:
-        """Judge a candidate on this problem; what harness.judging.Judge.judge returns."""
+        """Judge a candidate on this problem; what harness.running.judge.Judge.judge returns."""
         context = copy.copy(self._context)
         context.candidate = Watched(candidate)
         outcome = judge_context(self._rule, context)
@@ -140,12 +142,12 @@ class Bench:
             torch.set_num_threads(threads)
         self.name = candidate
         try:
-            self.base = load_candidate(candidate)
+            self.base = load_named(candidate)
         except UsageError:
             raise
         except (
             Exception
-        ) as error:  # any reason why a candidate does not start is the answer, as in harness.check
+        ) as error:  # any reason why a candidate does not start is the answer, as in harness.running.check
             raise CandidateStartError(f"{type(error).__name__}: {error}") from error
         support = support_of(self.base)
         if not support:

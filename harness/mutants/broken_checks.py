@@ -13,10 +13,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from harness import physical
-from harness.comparison import Comparison, Rows, altered_copies, compare, compare_equal
-from harness.context import Context
-from harness.judge_gemm import judge_gemm
+from harness.candidates import layouts
+from harness.judging.comparison import Comparison, altered_copies, compare, compare_equal
+from harness.judging.context import Context
+from harness.judging.gemm import judge_gemm
+from harness.problems.rows import Rows
 from harness.rules import Rule, RuleFunction, find_rules
 from reference.moe import masked_grouped_gemm, valid_rows
 from reference.nvfp4 import decode_blocks, quantize_nvfp4
@@ -214,8 +215,8 @@ def expected_is_overwritten(ctx: Context) -> list[Comparison]:
     expected = masked_grouped_gemm(values, t.w1.values, t.masked_m, t.w1_alpha).bfloat16()
     ctx.candidate.masked_grouped_gemm(
         *ctx.reference_operand(),
-        physical.operand(t.w1.codes),
-        physical.scales(t.w1.block_scale),
+        layouts.operand(t.w1.codes),
+        layouts.scales(t.w1.block_scale),
         expected.permute(1, 2, 0),
         t.masked_m,
         t.w1_alpha,

@@ -22,12 +22,12 @@ from pathlib import Path
 from typing import Any
 
 from harness.candidates.protocol import Traits, stages_of, traits_of
-from harness.problem import PLANTED_TRAPS, Problem
+from harness.problems.problem import Problem
+from harness.problems.strategies import options_of, traps_of
 from harness.rules import RULES, Rule
-from harness.runner import misfit, reproduce_command
+from harness.running.runner import misfit, reproduce_command
 
 BATCH = 125  # examples that a process judges before it reports
-_NOT_FINITE = {"nan", "inf"}
 _WIDE = 8  # one GEMM in so many has a large k
 # "spread" is data on which sums are really rounded: on "normal" every order of accumulation gives the same bits.
 _DATA = ("normal", "spread", "spread", "grid")
@@ -53,29 +53,20 @@ def draw_problem(rule: Rule, traits: Traits, rng: random.Random) -> Problem:
     masked_m = [rng.choice((0, 1, capacity, rng.randint(0, capacity))) for _ in range(experts)]
     if not any(masked_m) and rng.random() < 0.9:
         masked_m[rng.randrange(experts)] = capacity
-    traps = [trap for trap in sorted(PLANTED_TRAPS) if rule.traps == "all" or trap not in _NOT_FINITE]
+    traps = sorted(traps_of(rule.drawn))
     extras = set(rng.sample(traps, rng.choice((0, 1, 1, 2, 4))))
-    if (options := _options(rule, traits)) and rng.random() < 0.7:
+    if (options := options_of(rule.drawn, traits)) and rng.random() < 0.7:
         extras.add(rng.choice(options))
     return Problem(
         experts, capacity, hidden, inter, tuple(masked_m), data, rng.randint(0, 99_999), frozenset(extras)
     )
 
 
-def _options(rule: Rule, traits: Traits) -> list[str]:
-    options = ["relu2"] if rule.id in {"PIPELINE", "MOE"} and "relu2" in traits.activations else []
-    if rule.id == "MOE":
-        options.append("prequantized")
-    if rule.id == "GEMM":
-        options += ["no_alpha", *(f"{t}_out" for t in ("float32", "float16") if t in traits.out_dtypes)]
-    return options
-
-
 @cache
 def _measured(control: str) -> Any:
     """Return what is known about a control, probed once a process."""
-    from harness.mutants.controls import load_control
-    from harness.probes import measure
+    from harness.candidates.controls.catalog import load_control
+    from harness.running.probes import measure
 
     return measure(load_control(control)).known
 
@@ -93,9 +84,9 @@ def judge_control(control: str, examples: int, seed: str, deadline: float = 0.0)
         JSON-ready: `control`, `examples`, `compared`, `rules` (examples and examples without power of each), `judged`
         (elements by how they were judged), `traps`, `cpu_seconds`, `false_alarms`.
     """
-    from harness.context import Context
-    from harness.judging import Watched, judge_context
-    from harness.mutants.controls import load_control
+    from harness.candidates.controls.catalog import load_control
+    from harness.judging.context import Context
+    from harness.running.judge import Watched, judge_context
 
     traits = traits_of(load_control(control))
     stages = stages_of(load_control(control))
@@ -169,7 +160,7 @@ def count_false_alarms(
         JSON-ready: `examples`, `wanted`, `seed`, `seconds`, `cpu_seconds`, `compared`, `controls` (by name), `rules` (by
         id), `judged`, `traps` and the `false_alarms`, each with its command.
     """
-    from harness.mutants.controls import CONTROLS
+    from harness.candidates.controls.catalog import CONTROLS
 
     names = list(CONTROLS) if controls is None else list(controls)
     deadline = time.time() + max_seconds if max_seconds else 0.0

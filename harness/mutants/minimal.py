@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
-from harness.candidates import load_candidate
-from harness.judging import Judge
+from harness.faults.named import load_named
 from harness.mutants.bench import Bench
 from harness.mutants.pool import Job, Settings
 from harness.rules import find_rules
-from harness.runner import RunSettings, reproduce_command, run_rule
-from harness.session import InProcess
+from harness.running.judge import Judge
+from harness.running.runner import RunSettings, reproduce_command, run_rule
+from harness.running.session import InProcess
 
 
 class _Undiagnosed(InProcess):
     """The mutant in this process; nobody needs to be told which fault it is."""
 
     def __init__(self, name: str) -> None:
-        super().__init__(load_candidate(name))
+        super().__init__(load_named(name))
 
     def diagnose(self, *_arguments: Any, **_named: Any) -> list[dict[str, Any]]:
         """Return nothing."""
@@ -66,7 +66,7 @@ def minimal_problem(bench: Bench, fault: str, rule_id: str) -> dict[str, Any] | 
         if not result.failures:
             return None
         problem = result.failures[0].problem
-        again = Judge(load_candidate(name)).judge(rule_id, problem)
+        again = Judge(load_named(name)).judge(rule_id, problem)
         if again["status"] != "judged" or any(c["illegal"] for c in again["comparisons"]):
             break
     return {

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from harness.candidates import load_candidate, stages_of
-from harness.faults import Fault
-from harness.known_failures import default_path, load_known_failures
+from harness.candidates import stages_of
+from harness.faults.fault import Fault
+from harness.faults.named import load_named
 from harness.rules import RULE_IDS, find_rules
+from harness.running.known_failures import default_path, load_known_failures
 
 MODEL, CONTROL = "physical", "eager"
 
@@ -35,7 +36,7 @@ def place_of(fault: Fault, candidate: str, stages: list[str]) -> Place:
     """
     place = _in(fault, candidate, stages, fault.killed_by)
     if not place.candidate and candidate == MODEL:
-        control = _in(fault, CONTROL, stages_of(load_candidate(CONTROL)), fault.killed_by)
+        control = _in(fault, CONTROL, stages_of(load_named(CONTROL)), fault.killed_by)
         return control if control.candidate else place
     if (
         not place.candidate and "masked_moe" in fault.stages

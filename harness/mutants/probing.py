@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness import physical
+from harness.candidates import layouts
 from harness.candidates.protocol import ALL_STAGES, stages_of, traits_of
 
 EVERY_CALL = -1
@@ -113,8 +113,8 @@ def _wrong(probe: Probe, result: Any, given: dict[str, Any]) -> Any:
 
 
 def _wrong_quantized(probe: Probe, result: tuple[Tensor, Tensor], masked_m: Tensor) -> tuple[Tensor, Tensor]:
-    codes = physical.codes_of(result[0])
-    block_scale = physical.block_scales_of(result[1], codes.shape[1], codes.shape[2] // 16)
+    codes = layouts.codes_of(result[0])
+    block_scale = layouts.block_scales_of(result[1], codes.shape[1], codes.shape[2] // 16)
     if probe.kind == "everything zero":
         codes, block_scale = torch.zeros_like(codes), torch.zeros_like(block_scale)
     elif probe.kind == "scale":
@@ -125,7 +125,7 @@ def _wrong_quantized(probe: Probe, result: tuple[Tensor, Tensor], masked_m: Tens
         at = _place(probe, codes, masked_m)
         code = int(codes[at])
         codes[at] = (code & 8) | (0 if code & 7 > 3 else 7)
-    return physical.operand(codes), physical.scales(block_scale)
+    return layouts.operand(codes), layouts.scales(block_scale)
 
 
 def _wrong_around(probe: Probe, result: Any) -> None:

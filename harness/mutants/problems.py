@@ -5,10 +5,10 @@ from __future__ import annotations
 import zlib
 
 from harness.candidates.protocol import Traits
-from harness.problem import Problem
-from harness.profiles import Profile
+from harness.problems.problem import Problem
+from harness.problems.profiles import Profile
 from harness.rules import Rule
-from harness.runner import ROUND, misfit
+from harness.running.runner import ROUND, misfit
 
 QUICK = 16 << 20  # multiply-adds of one GEMM: some 20 ms of judging on one core
 
@@ -22,7 +22,7 @@ def drawn_problems(rule: Rule, traits: Traits, profile: Profile, seed: int = 0) 
     from hypothesis import HealthCheck, Phase, Verbosity, given, settings
     from hypothesis import seed as hypothesis_seed
 
-    from harness.strategies import problems
+    from harness.problems.strategies import problems
 
     wanted = max(profile.least, round(profile.examples * rule.share))
     drawn: dict[Problem, None] = {}
@@ -42,7 +42,7 @@ def drawn_problems(rule: Rule, traits: Traits, profile: Profile, seed: int = 0) 
             suppress_health_check=list(HealthCheck),
             verbosity=Verbosity.quiet,
         )
-        @given(problems(rule, traits, profile))
+        @given(problems(rule.drawn, traits, profile))
         def draw(problem: Problem) -> None:
             if not misfit(problem, rule, traits):
                 drawn[problem] = None

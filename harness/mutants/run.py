@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from harness.candidates import load_candidate, stages_of
-from harness.faults import Fault, all_faults, find_fault
-from harness.faults.fault import CATEGORIES
+from harness.candidates import stages_of
+from harness.faults.fault import CATEGORIES, Fault, all_faults, find_fault
+from harness.faults.named import load_named
 from harness.mutants.bench import KILLED, NOT_JUDGED, NOT_PLANTED, SURVIVED, Batch, Bench, Result
 from harness.mutants.matrix import kill_matrix, matrix_jobs
 from harness.mutants.minimal import minimal_jobs
@@ -17,7 +17,7 @@ from harness.mutants.places import Place, place_of
 from harness.mutants.pool import Died, Job, Settings, run_jobs
 from harness.mutants.score import summarize
 from harness.mutants.upstream_run import upstream_jobs, upstream_table
-from harness.session import CandidateStartError
+from harness.running.session import CandidateStartError
 from harness.verdict import UsageError, Verdict
 
 FAULTS_PER_JOB = 4  # their mutants share the problems' numbers
@@ -182,7 +182,7 @@ class _Run:
         """Return the candidate's stages; somebody else's code is loaded in a child, which it may end."""
         r = self.request
         if ":" not in r.candidate:
-            return stages_of(load_candidate(r.candidate))
+            return stages_of(load_named(r.candidate))
         job = Job(Settings(r.candidate, r.profile, r.seed), "run:stages", label="loading and probing it")
         stages: list[str] = []
         for _, stages in run_jobs([job], 1, in_child=r.processes > 1):

@@ -5,8 +5,8 @@ from __future__ import annotations
 from statistics import median
 from typing import Any
 
-from harness.faults import Fault
 from harness.faults.bugs import threads_of
+from harness.faults.fault import Fault
 from harness.mutants.bench import KILLED, NOT_JUDGED, NOT_PLANTED, SURVIVED, Result
 from harness.mutants.places import Place
 

@@ -2,7 +2,7 @@
 
 Each check goes three ways, all of them the machinery of an ordinary run:
 
-1. It judges right candidates on drawn problems (`harness.runner`). A verdict other than PASS gives it away: nothing
+1. It judges right candidates on drawn problems (`harness.running.runner`). A verdict other than PASS gives it away: nothing
    compared, no power, valid rows that nobody looked at, or a false alarm.
 2. It judges probes (`harness.mutants.probing`): one wrong element in one call. Every one of them must be noticed.
 3. It judges faults of the catalog that its rule must kill. None killed is an empty row of the kill matrix: powerless.
@@ -16,8 +16,8 @@ from dataclasses import asdict, dataclass, field
 from functools import cache
 from typing import Any
 
-from harness.problem import Problem, parse_problem
-from harness.profiles import Profile
+from harness.problems.problem import Problem, parse_problem
+from harness.problems.profiles import Profile
 from harness.rules import RULES, Rule
 from harness.verdict import Verdict
 
@@ -114,16 +114,16 @@ class _RuleSession:
 @cache
 def _prepared(candidate: str) -> tuple[Any, Any]:
     """Return a candidate and what is known about it, measured once."""
-    from harness.candidates import load_candidate
-    from harness.probes import measure
+    from harness.faults.named import load_named
+    from harness.running.probes import measure
 
-    loaded = load_candidate(candidate)
+    loaded = load_named(candidate)
     return loaded, measure(loaded).known
 
 
 def _judged(rule: Rule, candidate: Any, problem: Problem, known: Any) -> dict[str, Any]:
-    from harness.context import Context
-    from harness.judging import Watched, judge_context
+    from harness.judging.context import Context
+    from harness.running.judge import Watched, judge_context
 
     return judge_context(rule, Context(Watched(candidate), problem, known))
 
@@ -146,7 +146,7 @@ def examine(name: str, rule: Rule) -> Finding:
 
 def _run(finding: Finding, rule: Rule) -> None:
     """Run the check as `harness check` runs a rule, on right candidates."""
-    from harness.runner import RunSettings, run_rule
+    from harness.running.runner import RunSettings, run_rule
 
     finding.verdict = Verdict.PASS.value
     for candidate in (WITH_HINTS,) if rule.id == "HINTS" else CANDIDATES:
@@ -208,7 +208,7 @@ def _refused(outcome: dict[str, Any], rule: Rule) -> bool:
 
 def _kill(finding: Finding, rule: Rule) -> None:
     """Judge a few faults of the catalog that the rule must kill, everywhere at full strength."""
-    from harness.faults import Planting, all_faults
+    from harness.faults.fault import Planting, all_faults
     from harness.faults.mutant import Mutant
 
     base, known = _prepared(CANDIDATES[1])

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.expert_parallel import ExpertParallel
+from harness.candidates.expert_parallel import ExpertParallel
 from reference.e2m1 import pack_e2m1
 from reference.loading import tensor_name
 from reference.nvfp4 import SCALE_RANGE, quantize_nvfp4

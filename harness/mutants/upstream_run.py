@@ -8,7 +8,8 @@ from torch import Tensor
 
 from harness.candidates import stages_of, traits_of
 from harness.candidates.eager import Eager
-from harness.faults import Mutant, parse_planting
+from harness.faults.fault import parse_planting
+from harness.faults.mutant import Mutant
 from harness.mutants.bench import Bench
 from harness.mutants.pool import Job, Settings
 from harness.mutants.upstream import CRITERIA

@@ -143,7 +143,7 @@ def _chosen(ptx: str, only: str) -> Iterator[Mutation]:
 
 def _judge(result: HuntResult, out: Tensor) -> None:
     """Compare the intact kernel's output with the exact result, and count the rows that it wrote."""
-    from harness.physical import codes_of
+    from harness.candidates.layouts import codes_of
     from harness.races.problem import SENTINEL
     from reference.nvfp4 import decode_blocks
 

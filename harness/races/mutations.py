@@ -185,7 +185,7 @@ def _masked_m_short(problem: RaceProblem) -> None:
 
 
 def _scales_linear(problem: RaceProblem) -> None:
-    from harness.physical import as_mma
+    from harness.candidates.layouts import as_mma
 
     problem.a_scale = as_mma(
         problem.a_block_scale
@@ -193,9 +193,9 @@ def _scales_linear(problem: RaceProblem) -> None:
 
 
 def _scales_of_another_expert(problem: RaceProblem) -> None:
-    from harness import physical
+    from harness.candidates import layouts
 
-    problem.b_scale = physical.scales(problem.b_block_scale.roll(1, dims=0))
+    problem.b_scale = layouts.scales(problem.b_block_scale.roll(1, dims=0))
 
 
 def _nibbles(problem: RaceProblem) -> None:

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from harness import physical
-from harness.candidates import cutedsl_on_cpu
+from harness.candidates import cutedsl_on_cpu, layouts
 
 if TYPE_CHECKING:
     from harness.interpreter.schedule import Schedule
@@ -57,7 +56,7 @@ class RaceProblem:
     def run(self, options: dict[str, Any], schedule: Callable[[], Schedule] | None = None) -> Tensor:
         """Return the output `(l, m, n)` float32; rows that the kernel leaves alone hold a sentinel."""
         experts, rows, n, _ = self.shape
-        out = physical.empty_out(experts, rows, n, torch.float32, "cpu", SENTINEL)
+        out = layouts.empty_out(experts, rows, n, torch.float32, "cpu", SENTINEL)
         cutedsl_on_cpu.gemm(
             (self.a, self.a_scale),
             (self.b, self.b_scale),
@@ -81,10 +80,10 @@ def race_problem(seed: int = 0) -> RaceProblem:
         torch.randint(0x30, 0x48, (experts, r, k // 16), dtype=torch.uint8, generator=draw) for r in (rows, n)
     )
     return RaceProblem(
-        physical.operand(a_codes),
-        physical.scales(a_scale),
-        physical.operand(b_codes),
-        physical.scales(b_scale),
+        layouts.operand(a_codes),
+        layouts.scales(a_scale),
+        layouts.operand(b_codes),
+        layouts.scales(b_scale),
         torch.tensor([256, 129, 0, 1], dtype=torch.int32),
         torch.rand(experts, generator=draw) + 0.5,
         a_scale,

@@ -7,17 +7,17 @@ sessions.py; about what stands around the kernels in routing.py, dispatch.py, lo
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from harness.verdict import UsageError
+from harness.problems.problem import Drawn
+from harness.verdict import unknown_name
 
 if TYPE_CHECKING:
-    from harness.comparison import Comparison
-    from harness.context import Context
+    from harness.judging.comparison import Comparison
+    from harness.judging.context import Context
 
 RuleFunction = Callable[["Context"], "list[Comparison]"]
 
@@ -38,7 +38,7 @@ class Rule:
         share: examples relative to the profile's number; rules that run a stage many times get fewer.
         power: fraction of the problems on which the comparison must have power, else the rule is UNKNOWN. One problem
             without is let pass where another has it.
-        traps: "all", or "finite" for rules that compare outputs bit for bit where NaN inputs say nothing.
+        drawn: the traps and options that its problems may hold.
         every_row: its comparisons look at every valid row of the problem; one that does not is blind there: UNKNOWN.
         may_refuse: a candidate may raise an error instead of answering; elsewhere a rule that goes on after one hides it.
     """
@@ -48,7 +48,7 @@ class Rule:
     target: str
     stages: tuple[str, ...]
     share: float = 1.0
-    traps: str = "all"
+    drawn: Drawn = field(default_factory=Drawn)
     power: float = 0.5
     every_row: bool = True
     may_refuse: bool = False
@@ -67,12 +67,14 @@ _QUANT, _ACT, _GEMM, _MOE = (
     "masked_moe",
 )
 
+_FINITE = Drawn(finite=True)
+
 RULES = (
     Rule("QUANT", "every stored block scale and code is legal for its input", "numbers:quantize", (_QUANT,)),
     Rule("ACT", "every stored scale and code of bf16(silu(gate) * up) is legal", "numbers:activation", (_ACT,)),
-    Rule("GEMM", "every output is the exact result, or within its derived bound", "numbers:gemm", (_GEMM,)),
-    Rule("PIPELINE", "each stage is legal on the candidate's own previous stage", "layer:pipeline", (_QUANT, _GEMM)),
-    Rule("MOE", "the whole layer is legal, stage by stage or by propagated bound", "layer:moe", (_MOE,), power=0.9),
+    Rule("GEMM", "every output is the exact result, or within its derived bound", "numbers:gemm", (_GEMM,), drawn=Drawn(options=("no_alpha", "float32_out", "float16_out"))),
+    Rule("PIPELINE", "each stage is legal on the candidate's own previous stage", "layer:pipeline", (_QUANT, _GEMM), drawn=Drawn(options=("relu2",))),
+    Rule("MOE", "the whole layer is legal, stage by stage or by propagated bound", "layer:moe", (_MOE,), power=0.9, drawn=Drawn(options=("relu2", "prequantized"))),
     Rule("PAD-ROWS", "rows at or past masked_m never change a valid row", "poison:padding_rows", (), 0.4),
     Rule("PAD-SCALES", "padding of the block scales never changes a valid row", "poison:padding_scales", (_GEMM,), 0.4),
     Rule("PAD-OUT", "every valid element is written, whatever the buffers held before", "poison:outputs", (), 0.4),
@@ -80,15 +82,15 @@ RULES = (
     Rule("INPUTS", "no input is changed", "memory:inputs", (), 0.3),
     Rule("LAYOUT-OUT", "an output in another layout is refused or written right", "memory:output_layout", (_GEMM,), 0.2, may_refuse=True),
     Rule("LAYOUT-IN", "an operand in another layout is refused or read right", "memory:operand_layout", (_GEMM,), 0.2, may_refuse=True),
-    Rule("REPEAT", "the same call gives the same bits", "symmetry:repeat", (), 0.3, "finite"),
-    Rule("ISOLATION", "an expert's data never changes another expert's output", "symmetry:isolation", (_GEMM,), 0.3, "finite", every_row=False),
-    Rule("EXPERTS", "permuting experts permutes outputs", "symmetry:expert_permutation", (), 0.3, "finite"),
-    Rule("TOKENS", "permuting an expert's rows permutes outputs", "symmetry:token_permutation", (), 0.3, "finite"),
-    Rule("POW2", "a power of two moves from data to scale without changing a bit", "symmetry:power_of_two", (_QUANT,), 0.3, "finite"),
-    Rule("CAPACITY", "a larger capacity changes no valid row", "symmetry:capacity", (), 0.3, "finite"),
-    Rule("HINTS", "performance hints change no value", "symmetry:hints", (_GEMM,), 0.3, "finite"),
-    Rule("SHAPES", "shapes that follow each other in one process do not disturb each other", "sessions:shapes", (_GEMM,), 0.2, "finite", every_row=False),
-    Rule("GRAPH", "a replayed CUDA graph reads the new data and the new masked_m", "sessions:graph_replay", (), 0.2, "finite", every_row=False),
+    Rule("REPEAT", "the same call gives the same bits", "symmetry:repeat", (), 0.3, _FINITE),
+    Rule("ISOLATION", "an expert's data never changes another expert's output", "symmetry:isolation", (_GEMM,), 0.3, _FINITE, every_row=False),
+    Rule("EXPERTS", "permuting experts permutes outputs", "symmetry:expert_permutation", (), 0.3, _FINITE),
+    Rule("TOKENS", "permuting an expert's rows permutes outputs", "symmetry:token_permutation", (), 0.3, _FINITE),
+    Rule("POW2", "a power of two moves from data to scale without changing a bit", "symmetry:power_of_two", (_QUANT,), 0.3, _FINITE),
+    Rule("CAPACITY", "a larger capacity changes no valid row", "symmetry:capacity", (), 0.3, _FINITE),
+    Rule("HINTS", "performance hints change no value", "symmetry:hints", (_GEMM,), 0.3, _FINITE),
+    Rule("SHAPES", "shapes that follow each other in one process do not disturb each other", "sessions:shapes", (_GEMM,), 0.2, _FINITE, every_row=False),
+    Rule("GRAPH", "a replayed CUDA graph reads the new data and the new masked_m", "sessions:graph_replay", (), 0.2, _FINITE, every_row=False),
     Rule("ROUTE", "tokens go to the experts with the largest logits, with softmax weights", "routing:route", ("route_topk",), 0.4, every_row=False),
     Rule("DISPATCH", "every token arrives once at each of its experts, bytes or legal codes", "dispatch:dispatch", ("dispatch",), 0.3, every_row=False),
     Rule("COMBINE", "outputs are the float32 sum of weighted rows in slot order, rounded once", "routing:combine", ("combine",), 0.4, every_row=False),
@@ -107,8 +109,6 @@ def find_rules(names: list[str]) -> list[Rule]:
     by_id = {rule.id: rule for rule in RULES}
     for name in names:
         if name.upper() not in by_id:
-            near = difflib.get_close_matches(name.upper(), RULE_IDS, n=1, cutoff=0.3)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            raise UsageError(f"unknown rule {name!r}: {hint}Known: {', '.join(RULE_IDS)}")
+            raise unknown_name("rule", name, RULE_IDS)
     wanted = {name.upper() for name in names}
     return [rule for rule in RULES if not wanted or rule.id in wanted]

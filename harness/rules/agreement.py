@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from harness.comparison import Comparison, Rows, compare_equal
-from harness.context import Context
-from harness.judge_gemm import judge_gemm
-from harness.judge_quantize import QuantizerInput, judge_quantized
+from harness.judging.comparison import Comparison, compare_equal
+from harness.judging.context import Context
+from harness.judging.gemm import judge_gemm
+from harness.judging.quantize import QuantizerInput, judge_quantized
+from harness.problems.rows import Rows
 from reference.nvfp4 import BLOCK, decode_blocks
 
 

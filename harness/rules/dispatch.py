@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from harness.comparison import Comparison, Rows, altered_copies, compare, half
-from harness.context import Context, ContractError
-from harness.judge_quantize import QuantizerInput, judge_quantized
-from harness.layer_problem import LayerProblem
+from harness.judging.comparison import Comparison, altered_copies, compare, half
+from harness.judging.context import Context, ContractError
+from harness.judging.quantize import QuantizerInput, judge_quantized
+from harness.problems.layer import LayerProblem
+from harness.problems.rows import Rows
 from reference import fp8_tokens
 from reference.e2m1 import unpack_e2m1
 from reference.e4m3 import decode_e4m3, take

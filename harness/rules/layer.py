@@ -7,11 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness import physical
-from harness.comparison import Comparison, Rows, accepted, altered_copies, compare
-from harness.context import Context, Quantized, checked_moe_output, checked_quantized
-from harness.judge_gemm import judge_gemm
-from harness.judge_quantize import QuantizerInput, judge_quantized
+from harness.candidates import layouts
+from harness.judging.comparison import Comparison, accepted, altered_copies, compare
+from harness.judging.context import Context, Quantized, checked_moe_output, checked_quantized
+from harness.judging.gemm import judge_gemm
+from harness.judging.quantize import QuantizerInput, judge_quantized
+from harness.problems.rows import Rows
 from reference import propagate
 from reference.nvfp4 import decode_blocks
 
@@ -115,7 +116,7 @@ def judge_taps(ctx: Context, out: Tensor, calls: list[Any]) -> list[Comparison]:
             f"masked_moe_tapped recorded {len(gemms)} GEMMs, expected 2: the taps missed the engine's calls"
         )
     last = rows.take(gemms[-1].outputs["out"].permute(2, 0, 1))
-    from harness.comparison import compare_equal
+    from harness.judging.comparison import compare_equal
 
     found.append(
         compare_equal("layer output", rows.take(out), last, rows, "the last GEMM stored something else")
@@ -124,9 +125,9 @@ def judge_taps(ctx: Context, out: Tensor, calls: list[Any]) -> list[Comparison]:
 
 
 def _decoded(packed: Tensor, scales: Tensor) -> Quantized:
-    codes = physical.codes_of(packed)
+    codes = layouts.codes_of(packed)
     return Quantized(
-        packed, scales, codes, physical.block_scales_of(scales, codes.shape[1], codes.shape[2] // 16)
+        packed, scales, codes, layouts.block_scales_of(scales, codes.shape[1], codes.shape[2] // 16)
     )
 
 

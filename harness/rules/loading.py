@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.comparison import Comparison, Rows, altered_copies, compare, compare_equal
-from harness.context import Context, ContractError
-from harness.layer_problem import LayerProblem
+from harness.judging.comparison import Comparison, altered_copies, compare, compare_equal
+from harness.judging.context import Context, ContractError
+from harness.problems.layer import LayerProblem
+from harness.problems.rows import Rows
 from reference.e2m1 import unpack_e2m1
 from reference.e4m3 import take
 from reference.layout import padded_extents, unswizzle_128x4

@@ -8,10 +8,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from harness import physical
-from harness.comparison import Comparison, Rows, compare
-from harness.context import Context, device_is_lost
-from harness.judge_gemm import judge_gemm
+from harness.candidates import layouts
+from harness.judging.comparison import Comparison, compare
+from harness.judging.context import Context, device_is_lost
+from harness.judging.gemm import judge_gemm
+from harness.problems.rows import Rows
 from harness.rules.agreement import agree
 from reference.nvfp4 import decode_blocks
 
@@ -30,8 +31,8 @@ def writes(ctx: Context) -> list[Comparison]:
     a = ctx.reference_operand()
     ctx.candidate.masked_grouped_gemm(
         *a,
-        physical.operand(t.w1.codes),
-        physical.scales(t.w1.block_scale),
+        layouts.operand(t.w1.codes),
+        layouts.scales(t.w1.block_scale),
         out.permute(1, 2, 0),
         t.masked_m,
         t.w1_alpha,
@@ -116,14 +117,14 @@ def inputs(ctx: Context) -> list[Comparison]:
     if ctx.has("masked_grouped_gemm"):
         a, a_scale = ctx.reference_operand()
         p = ctx.problem
-        out = physical.empty_out(
+        out = layouts.empty_out(
             p.experts, p.capacity, t.w1.codes.shape[1], torch.bfloat16, ctx.traits.device, 0.0
         )
         given = {
             "a": a,
             "a_scale": a_scale,
-            "b": physical.operand(t.w1.codes),
-            "b_scale": physical.scales(t.w1.block_scale),
+            "b": layouts.operand(t.w1.codes),
+            "b_scale": layouts.scales(t.w1.block_scale),
             "masked_m": t.masked_m.clone(),
             "alpha": t.w1_alpha.clone(),
         }
@@ -179,7 +180,7 @@ def output_layout(ctx: Context) -> list[Comparison]:
     out = torch.full((p.capacity, n, p.experts), SENTINEL, dtype=torch.bfloat16, device=ctx.traits.device)
     try:
         ctx.candidate.masked_grouped_gemm(
-            *a, physical.operand(t.w1.codes), physical.scales(t.w1.block_scale), out, t.masked_m, t.w1_alpha
+            *a, layouts.operand(t.w1.codes), layouts.scales(t.w1.block_scale), out, t.masked_m, t.w1_alpha
         )
     except _REFUSALS as error:
         return [_refused("output, experts innermost", error)]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from harness.comparison import Comparison
-from harness.context import Context
-from harness.judge_gemm import judge_gemm
-from harness.judge_quantize import QuantizerInput, judge_quantized
+from harness.judging.comparison import Comparison
+from harness.judging.context import Context
+from harness.judging.gemm import judge_gemm
+from harness.judging.quantize import QuantizerInput, judge_quantized
 from reference.nvfp4 import decode_blocks
 
 

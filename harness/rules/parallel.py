@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from harness.comparison import Comparison, compare_equal
-from harness.context import Context, ContractError
-from harness.expert_parallel import ExpertParallel
+from harness.candidates.expert_parallel import ExpertParallel
+from harness.judging.comparison import Comparison, compare_equal
+from harness.judging.context import Context, ContractError
 from harness.rules import NotApplicableError
 from reference.routing import TRANSPORTS
 

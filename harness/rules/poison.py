@@ -7,9 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from harness import physical
-from harness.comparison import Comparison
-from harness.context import Context, poisoned_allocations
+from harness.candidates import layouts
+from harness.judging.comparison import Comparison
+from harness.judging.context import Context, poisoned_allocations
 from harness.rules.agreement import agree
 from reference.moe import valid_rows
 
@@ -56,7 +56,7 @@ def _operand_with_padding(ctx: Context, code: int, scale: int) -> tuple[Tensor, 
     """Return the quantized tokens, padding rows holding one code and one scale byte (tile padding included)."""
     codes, block_scale = ctx.reference_quantized()
     padding = ~valid_rows(ctx.tensors.masked_m, codes.shape[1]).unsqueeze(-1)
-    return physical.operand(codes.masked_fill(padding, code)), physical.scales(
+    return layouts.operand(codes.masked_fill(padding, code)), layouts.scales(
         block_scale.masked_fill(padding, scale), scale
     )
 
@@ -70,7 +70,7 @@ def padding_scales(ctx: Context) -> list[Comparison]:
                 ctx.reference_operand(fill),
                 t.w1,
                 t.w1_alpha,
-                b_scales=physical.scales(t.w1.block_scale, fill),
+                b_scales=layouts.scales(t.w1.block_scale, fill),
             )
         )
         for fill in (0, NAN_SCALE, MAX_SCALE)

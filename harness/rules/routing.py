@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from harness.comparison import Comparison, Rows, altered_copies, compare
-from harness.context import Context, ContractError
-from harness.layer_problem import LayerProblem
+from harness.judging.comparison import Comparison, altered_copies, compare
+from harness.judging.context import Context, ContractError
+from harness.problems.layer import LayerProblem
+from harness.problems.rows import Rows
 from reference import routing
 from reference.routing import Dispatched
 

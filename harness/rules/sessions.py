@@ -6,9 +6,9 @@ import dataclasses
 
 import torch
 
-from harness.comparison import Comparison, compare_equal
-from harness.context import Context
-from harness.judge_gemm import judge_gemm
+from harness.judging.comparison import Comparison, compare_equal
+from harness.judging.context import Context
+from harness.judging.gemm import judge_gemm
 from harness.rules import NotApplicableError
 from reference.nvfp4 import decode_blocks
 

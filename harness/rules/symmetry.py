@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from harness import physical
-from harness.comparison import Comparison, Rows, compare_equal
-from harness.context import Context, Quantized, checked_moe_output
-from harness.judge_gemm import judge_gemm
-from harness.problem_tensors import Weights
+from harness.candidates import layouts
+from harness.judging.comparison import Comparison, compare_equal
+from harness.judging.context import Context, Quantized, checked_moe_output
+from harness.judging.gemm import judge_gemm
+from harness.problems.rows import Rows
+from harness.problems.tensors import Weights
 from harness.rules import NotApplicableError
 from reference.e4m3 import take
 from reference.nvfp4 import decode_blocks
@@ -67,7 +68,7 @@ def isolation(ctx: Context) -> list[Comparison]:
     codes, block_scale = ctx.reference_quantized()
     clean = ctx.gemm(ctx.reference_operand(), t.w1, t.w1_alpha)
     block_scale[poisoned] = 0x7F
-    dirty = ctx.gemm((physical.operand(codes), physical.scales(block_scale)), t.w1, t.w1_alpha)
+    dirty = ctx.gemm((layouts.operand(codes), layouts.scales(block_scale)), t.w1, t.w1_alpha)
     rows = ctx.rows()
     others = rows.expert != poisoned
     kept = Rows(rows.expert[others], rows.row[others], p.experts, p.capacity)
@@ -104,7 +105,7 @@ def expert_permutation(ctx: Context) -> list[Comparison]:
     if ctx.has("masked_grouped_gemm"):
         codes, block_scale = ctx.reference_quantized()
         clean = rows.take(ctx.gemm(ctx.reference_operand(), t.w1, t.w1_alpha))
-        moved_a = physical.operand(codes[order]), physical.scales(block_scale[order])
+        moved_a = layouts.operand(codes[order]), layouts.scales(block_scale[order])
         moved_out = ctx.gemm(
             moved_a, _permuted_weights(t.w1, order), t.w1_alpha[order].contiguous(), masked_m=masked_m
         )
@@ -147,7 +148,7 @@ def token_permutation(ctx: Context) -> list[Comparison]:
         found.append(compare_equal("activation", got, clean, rows, what))
     if ctx.has("masked_grouped_gemm"):
         codes, block_scale = ctx.reference_quantized()
-        a = physical.operand(moved(codes)), physical.scales(moved(block_scale))
+        a = layouts.operand(moved(codes)), layouts.scales(moved(block_scale))
         got = mirrored.take(ctx.gemm(a, t.w1, t.w1_alpha))
         found.append(
             compare_equal(
@@ -205,7 +206,7 @@ def capacity(ctx: Context) -> list[Comparison]:
         found.append(compare_equal("activation", got, clean, rows, what))
     if ctx.has("masked_grouped_gemm"):
         codes, block_scale = ctx.reference_quantized()
-        a = physical.operand(grown(codes)), physical.scales(grown(block_scale))
+        a = layouts.operand(grown(codes)), layouts.scales(grown(block_scale))
         clean = rows.take(ctx.gemm(ctx.reference_operand(), t.w1, t.w1_alpha))
         found.append(compare_equal("gemm", rows.take(ctx.gemm(a, t.w1, t.w1_alpha)), clean, rows, what))
     if ctx.has("masked_moe"):

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from harness.record import RunRecord, load_record
+from harness.records.record import RunRecord, load_record
 from reports.html import write_report
 
 RECORDS = Path(__file__).parent.parent / "reports" / "records"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from harness.canary.table import VARIANTS, Experiment, experiments, run_experiment
-from harness.faults import all_faults
+from harness.faults.fault import all_faults
 from harness.verdict import UsageError
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from harness import physical
+from harness.candidates import layouts
 from harness.candidates.decoded import LIMIT, DecodedOperands
 from harness.candidates.eager import Eager
 from harness.candidates.physical import Physical
@@ -16,10 +16,10 @@ def _operands(seed: int):
     generator = torch.Generator().manual_seed(seed)
 
     def codes(rows: int) -> torch.Tensor:
-        return physical.operand(torch.randint(0, 16, (2, rows, 64), dtype=torch.uint8, generator=generator))
+        return layouts.operand(torch.randint(0, 16, (2, rows, 64), dtype=torch.uint8, generator=generator))
 
     def scales(rows: int) -> torch.Tensor:
-        return physical.scales(torch.randint(40, 90, (2, rows, 4), dtype=torch.uint8, generator=generator))
+        return layouts.scales(torch.randint(40, 90, (2, rows, 4), dtype=torch.uint8, generator=generator))
 
     return codes(5), scales(5), codes(16), scales(16)
 

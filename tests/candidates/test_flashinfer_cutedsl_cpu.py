@@ -8,10 +8,9 @@ import random
 import pytest
 import torch
 
-from harness import physical
-from harness.candidates import cutedsl_on_cpu
+from harness.candidates import cutedsl_on_cpu, layouts
 from harness.candidates.flashinfer_cutedsl_cpu import HINTS, FlashInferCuteDslCpu
-from harness.judge_gemm import judge_gemm
+from harness.judging.gemm import judge_gemm
 from reference.bounds import Accumulator
 from reference.nvfp4 import decode_blocks
 
@@ -80,8 +79,8 @@ class Case:
         self.masked_m = list(masked_m)
         self.a, self.b = (decode_blocks(c, s, torch.float32) for c, s in zip(codes, scales, strict=True))
         self.alpha = torch.rand(experts, generator=draw) + 0.5 if alpha else None
-        out = physical.empty_out(experts, rows, n, getattr(torch, dtype), "cpu", SENTINEL)
-        a, b = ((physical.operand(c), physical.scales(s)) for c, s in zip(codes, scales, strict=True))
+        out = layouts.empty_out(experts, rows, n, getattr(torch, dtype), "cpu", SENTINEL)
+        a, b = ((layouts.operand(c), layouts.scales(s)) for c, s in zip(codes, scales, strict=True))
         FlashInferCuteDslCpu(quantizers="emulated").masked_grouped_gemm(
             *a, *b, out, torch.tensor(masked_m, dtype=torch.int32), self.alpha, **options
         )
@@ -190,13 +189,13 @@ def test_other_formats_of_the_same_kernel(ab, block):
             )
             for c in raw
         ]
-        operands = [physical.operand(c) for c in raw]
+        operands = [layouts.operand(c) for c in raw]
     a, b = (
         v * torch.exp2(s.double() - 127).repeat_interleave(block, -1)
         for v, s in zip(values, scales, strict=True)
     )
-    placed = [physical.scales(s) for s in scales]
-    out = physical.empty_out(experts, rows, n, torch.float32, "cpu", SENTINEL)
+    placed = [layouts.scales(s) for s in scales]
+    out = layouts.empty_out(experts, rows, n, torch.float32, "cpu", SENTINEL)
     options = {"ab_dtype": ab, "sf_dtype": "float8_e8m0fnu", "sf_vec_size": block}
     cutedsl_on_cpu.gemm(
         (operands[0], placed[0]),
@@ -225,14 +224,14 @@ def test_a_kernel_that_leaves_its_buffers_is_a_fault_not_a_crash():
     from harness.interpreter.errors import MemoryFaultError
 
     codes = torch.zeros(1, 128, 64, dtype=torch.uint8)
-    scales = physical.scales(torch.zeros(1, 128, 4, dtype=torch.uint8))
-    out = physical.empty_out(1, 128, 64, torch.bfloat16, "cpu", 0.0)
+    scales = layouts.scales(torch.zeros(1, 128, 4, dtype=torch.uint8))
+    out = layouts.empty_out(1, 128, 64, torch.bfloat16, "cpu", 0.0)
     masked_m = torch.tensor([128], dtype=torch.int32)
-    short = physical.scales(torch.zeros(1, 64, 4, dtype=torch.uint8))[..., :0]
+    short = layouts.scales(torch.zeros(1, 64, 4, dtype=torch.uint8))[..., :0]
     candidate = FlashInferCuteDslCpu(quantizers="emulated")
     with pytest.raises(MemoryFaultError, match="outside every known buffer"):
         candidate.masked_grouped_gemm(
-            physical.operand(codes), scales, physical.operand(codes[:, :64]), short, out, masked_m, None
+            layouts.operand(codes), scales, layouts.operand(codes[:, :64]), short, out, masked_m, None
         )
 
 
@@ -267,7 +266,7 @@ def test_the_quantizers_interpreted_are_the_emulation_bit_for_bit(silu, source):
             (c.silu_mul_quantize_grouped if silu else c.quantize_grouped)(x, masked_m, scale)
             for c in (candidate, Emulated())
         )
-        bytes_of = [physical.block_scales_of(scales, rows, k // 16) for _, scales in (found, wanted)]
+        bytes_of = [layouts.block_scales_of(scales, rows, k // 16) for _, scales in (found, wanted)]
         for expert, count in enumerate(counts):
             scales = bytes_of[0][expert, :count]
             assert torch.equal(scales, bytes_of[1][expert, :count])

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from harness.candidates import load_candidate
-from harness.problem import parse_problem
-from harness.profiles import PROFILES
+from harness.faults.named import load_named
+from harness.problems.problem import parse_problem
+from harness.problems.profiles import PROFILES
 from harness.rules import find_rules
-from harness.runner import RunSettings, run_problem
-from harness.session import InProcess
+from harness.running.runner import RunSettings, run_problem
+from harness.running.session import InProcess
 from harness.verdict import Verdict
 
 pytestmark = pytest.mark.flashinfer
@@ -27,7 +27,7 @@ FAULTS = (
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_wrong_argument_of_the_real_kernel_is_caught_and_named(fault: str) -> None:
-    candidate = load_candidate(f"flashinfer-cutedsl-cpu+{fault}")
+    candidate = load_named(f"flashinfer-cutedsl-cpu+{fault}")
     settings = RunSettings(PROFILES["quick"], candidate=f"flashinfer-cutedsl-cpu+{fault}")
     result, _ = run_problem(find_rules(["GEMM"])[0], InProcess(candidate), settings, parse_problem(PROBLEM))
     assert result.verdict is Verdict.FAIL

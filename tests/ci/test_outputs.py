@@ -13,7 +13,7 @@ from harness.ci.junit import write_junit
 from harness.ci.outputs import write_outputs
 from harness.ci.policy import exit_under
 from harness.ci.step_summary import step_summary
-from harness.record import CandidateRun, Failure, RuleResult, RunRecord
+from harness.records.record import CandidateRun, Failure, RuleResult, RunRecord
 from harness.verdict import ExitCode, Verdict
 
 HOSTILE = "<script>alert(1)</script> `x` \x00\x1b[31m \ud800 ::error::boo\r\n%0A"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.record import RunRecord, load_record
+from harness.records.record import RunRecord, load_record
 
 CANDIDATES = Path(__file__).parent.parent / "candidates"
 

@@ -11,11 +11,11 @@ import pytest
 
 from harness.candidates import CANDIDATES
 from harness.cli import COMMANDS, run
-from harness.problem import OPTIONS, PLANTED_TRAPS, SHAPE_TRAPS
-from harness.profiles import PROFILES
-from harness.record import RuleResult, RunRecord
+from harness.problems.problem import OPTIONS, PLANTED_TRAPS, SHAPE_TRAPS
+from harness.problems.profiles import PROFILES
+from harness.problems.shapes import MODELS
+from harness.records.record import RuleResult, RunRecord
 from harness.rules import RULES
-from harness.shapes import MODELS
 from harness.verdict import Verdict
 
 
@@ -43,7 +43,7 @@ def test_every_command_has_its_own_help(capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
-    from harness import __version__
+    from harness.version import __version__
 
     assert run(["--version"]) == 0
     assert __version__ in capsys.readouterr().out
@@ -77,7 +77,7 @@ def test_doctor_says_of_every_candidate_whether_it_runs_or_why_not(
 def test_doctor_is_unknown_where_nothing_runs(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from harness.support import unsupported
+    from harness.candidates.support import unsupported
 
     monkeypatch.setattr("harness.candidates.support_of", lambda _: unsupported("nothing runs here"))
     assert run(["doctor"]) == 2
@@ -146,10 +146,10 @@ def test_judging_in_a_child_needs_no_torch_in_the_parent() -> None:
     """Only the description of the environment loads it there, to ask for the GPUs."""
     statement = """
 import sys
-from harness.check import CheckRequest, Progress, run_check
-from harness.problem import parse_problem
-from harness.profiles import PROFILES
-from harness.record import RunRecord
+from harness.running.check import CheckRequest, Progress, run_check
+from harness.problems.problem import parse_problem
+from harness.problems.profiles import PROFILES
+from harness.records.record import RunRecord
 from harness.rules import find_rules
 from reports.html import render
 request = CheckRequest(["eager"], find_rules(["QUANT"]), PROFILES["quick"], problem=parse_problem("1x4x32x32:2:normal:1"))

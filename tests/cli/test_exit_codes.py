@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.record import load_record
+from harness.records.record import load_record
 from harness.verdict import Verdict
 
 CANDIDATES = Path(__file__).parent.parent / "candidates"

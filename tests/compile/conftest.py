@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from harness.candidates.support import supported
 from harness.compile.case import make_case
 from harness.compile.matrix import Entry
 from harness.compile.packages import Packages
 from harness.compile.result import Result
-from harness.record import load_record
-from harness.support import supported
+from harness.records.record import load_record
 
 FAKE = Path(__file__).parent / "fake_packages"
 PACKAGES = Packages({"flashinfer-python": "9.9.0", "nvidia-cutlass-dsl": "9.8.0"}, "digest")

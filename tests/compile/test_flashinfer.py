@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from harness.compile.baseline import SHIPPED, load_baseline
-from harness.record import load_record
+from harness.records.record import load_record
 
 pytestmark = pytest.mark.flashinfer
 

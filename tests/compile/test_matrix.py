@@ -9,7 +9,7 @@ import pytest
 from harness.compile.case import ARCHITECTURES, pair
 from harness.compile.draw import draw_shapes
 from harness.compile.matrix import drawn_shapes, matrix
-from harness.shapes import MODELS
+from harness.problems.shapes import MODELS
 
 ENTRIES = matrix()
 BITS = {

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from harness.candidates.support import unsupported
 from harness.compile.baseline import Baseline
 from harness.compile.pool import StartError
 from harness.compile.result import Result
 from harness.compile.run import MEASURED_AGAIN, CompileRequest, Progress, run_compile
-from harness.support import unsupported
 from harness.verdict import Verdict
 
 
@@ -153,7 +153,7 @@ def test_changes_are_in_the_stage_the_bad_ones_first_and_what_is_gone_only_for_t
 
 
 def test_the_stage_goes_into_a_record_and_comes_back(request_for, entry, compiled, find, tmp_path):
-    from harness.record import RunRecord, load_record
+    from harness.records.record import RunRecord, load_record
 
     outcome = run_compile(request_for([entry()]), Progress(), find, FakePool({entry().case: [compiled()]}))
     record = RunRecord("r", "now", ["harness"], compile=outcome.stage)

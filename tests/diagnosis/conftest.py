@@ -16,8 +16,8 @@ PROBLEM = "4x32x128x128:32,30,32,17:normal:5"
 @pytest.fixture
 def diagnosed() -> Callable[..., list[dict[str, Any]]]:
     """Judge a mutant of a candidate on a problem, expect it to fail, and return the diagnosis."""
-    from harness.faults import plant
-    from harness.judging import Judge
+    from harness.faults.named import plant
+    from harness.running.judge import Judge
 
     def diagnose(rule: str, *faults: str, base: str = "physical", problem: str = PROBLEM) -> Any:
         judge = Judge(plant(base, *faults))

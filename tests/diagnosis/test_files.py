@@ -7,9 +7,9 @@ import torch
 
 from harness.cli import run
 from harness.diagnosis.tensor_file import diagnose_file
-from harness.faults import plant
-from harness.problem import parse_problem
-from harness.problem_tensors import ProblemTensors
+from harness.faults.named import plant
+from harness.problems.problem import parse_problem
+from harness.problems.tensors import ProblemTensors
 from harness.verdict import UsageError
 
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from harness.diagnosis import diagnose
-from harness.faults import plant
 from harness.faults.layer_calls import LoadedMoeCall
-from harness.judging import Judge
+from harness.faults.named import plant
+from harness.running.judge import Judge
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 try:
@@ -71,7 +71,7 @@ def test_an_input_that_the_layer_changes_is_a_finding() -> None:
 
 def test_the_rows_of_the_weights_that_have_the_fault_are_found() -> None:
     """The last ten gate rows and one up row of one expert, in w1 alone."""
-    from harness.candidates import load_candidate
+    from harness.faults.named import load_named
 
     class SomeRowsSwapped(FinalOutputOnly):
         def masked_moe(self, *arguments: Any, **named: Any) -> Any:
@@ -84,7 +84,7 @@ def test_the_rows_of_the_weights_that_have_the_fault_are_found() -> None:
                 setattr(call, name, wrong)
             return call.result()
 
-    judge = Judge(SomeRowsSwapped(load_candidate("physical")))
+    judge = Judge(SomeRowsSwapped(load_named("physical")))
     first = judge.diagnose("MOE", PROBLEM, "")[0]
     assert "gate_up_swapped" in {first["fault"], *first.get("same_as", ())}
     assert "in w1: experts 2, weight rows 118 to 127 and 130" in first["place"]

@@ -5,19 +5,19 @@ from __future__ import annotations
 import pytest
 import torch
 
-from harness.candidates import load_candidate
 from harness.candidates.physical import Physical
-from harness.context import Known
 from harness.diagnosis.diagnose import run_rule_once
 from harness.diagnosis.habits import Habits, learned_habits
 from harness.diagnosis.models import models
 from harness.diagnosis.observation import MASKED_GEMM, Recorder, name_calls
 from harness.diagnosis.views import seen, valid
-from harness.probes import measure
+from harness.faults.named import load_named
+from harness.judging.context import Known
+from harness.running.probes import measure
 
 
 def observed(rule: str, stage: str, problem: str = "2x16x64x64:16,9:normal:1"):
-    recorder = Recorder(load_candidate("physical"))
+    recorder = Recorder(load_named("physical"))
     run_rule_once(recorder, measure(recorder.candidate, probe=False).known, rule, problem)
     name_calls(recorder.calls)
     return next(call for call in recorder.calls if call.stage == stage)

@@ -11,8 +11,8 @@ from harness.candidates.physical import Physical
 from harness.diagnosis import diagnose
 from harness.diagnosis.choices import Choices
 from harness.diagnosis.diagnose import bounds_of, failing_calls
-from harness.judging import Judge
-from harness.probes import measure
+from harness.running.judge import Judge
+from harness.running.probes import measure
 
 PROBLEM = "2x16x64x64:16,9:normal:1"
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from harness.diagnosis.diagnose import diagnose_problem
-from harness.faults import all_faults, plant
-from harness.judging import Judge
-from harness.probes import measure
+from harness.faults.fault import all_faults
+from harness.faults.named import plant
+from harness.running.judge import Judge
+from harness.running.probes import measure
 
 
 @pytest.mark.parametrize(
@@ -72,16 +73,16 @@ def test_what_looks_like_something_else_at_first_is_found(rule, fault, base, pro
 
 
 def test_a_rule_that_compares_nothing_has_no_diagnosis() -> None:
-    from harness.candidates import load_candidate
+    from harness.faults.named import load_named
 
-    judge = Judge(load_candidate("physical"))  # on the CPU: no graphs
+    judge = Judge(load_named("physical"))  # on the CPU: no graphs
     assert judge.diagnose("GRAPH", "2x16x64x64:16,9:normal:1", "") == []
 
 
 def test_a_right_candidate_has_no_diagnosis() -> None:
-    from harness.candidates import load_candidate
+    from harness.faults.named import load_named
 
-    judge = Judge(load_candidate("physical"))
+    judge = Judge(load_named("physical"))
     for rule in ("GEMM", "QUANT", "MOE", "REPEAT", "DISPATCH"):
         (finding,) = judge.diagnose(rule, "2x16x64x64:16,9:normal:1", "")
         assert finding["passed"] > 1

@@ -15,7 +15,7 @@ from harness.diagnosis.case import Case
 from harness.diagnosis.diagnose import bounds_of, opaque_cases, run_rule_once
 from harness.diagnosis.observation import MASKED_MOE, Recorder
 from harness.diagnosis.taken_over import ThroughLayer
-from harness.probes import measure
+from harness.running.probes import measure
 
 ROW = (1, 7)
 

@@ -40,7 +40,7 @@ def test_check_names_the_fault_in_its_message_its_record_and_its_report(tmp_path
 
 
 def test_the_same_layer_without_the_fault_passes_and_is_not_diagnosed(users_layer) -> None:
-    from harness.judging import Judge
+    from harness.running.judge import Judge
 
     judge = Judge(users_layer.UsersLayer())
     assert not any(c["illegal"] for c in judge.judge("MOE", PROBLEM)["comparisons"])

@@ -25,7 +25,7 @@ class UsersLayer:
     ):  # fmt: skip
         import torch
 
-        from harness import physical
+        from harness.candidates import layouts
         from reference.e2m1 import unpack_e2m1
         from reference.layout import unswizzle_128x4
         from reference.nvfp4 import decode_blocks, quantize_nvfp4
@@ -42,8 +42,8 @@ class UsersLayer:
                 q = quantize_nvfp4(x[e, :count], input_global_scale[e])
                 a = decode_blocks(q.codes, q.block_scale, torch.float32)
             else:
-                codes = physical.codes_of(x)
-                scale = physical.block_scales_of(x_scale, rows, codes.shape[2] // 16)
+                codes = layouts.codes_of(x)
+                scale = layouts.block_scales_of(x_scale, rows, codes.shape[2] // 16)
                 a = decode_blocks(codes[e, :count], scale[e, :count], torch.float32)
             gemm1 = (a @ weights(w1[e], w1_blockscale[e]).T * w1_alpha[e]).bfloat16().float()
             if activation == "silu":

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from harness.candidates.protocol import ALL_STAGES, Traits
-from harness.problem import Problem, parse_problem
+from harness.problems.problem import Problem, parse_problem
 
 CANDIDATES = Path(__file__).parent.parent / "candidates"
 Answer = Callable[[Problem], dict[str, Any]]
@@ -39,7 +39,7 @@ def judged(**words: Any) -> dict[str, Any]:
 
 
 class ToldSession:
-    """A harness.session.Session whose answers are a function of the problem."""
+    """A harness.running.session.Session whose answers are a function of the problem."""
 
     def __init__(self, answer: Answer, traits: Traits | None = None) -> None:
         self.answer = answer

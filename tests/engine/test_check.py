@@ -11,16 +11,16 @@ from typing import Any
 import pytest
 from hypothesis import strategies as st
 
-from harness import check
 from harness.candidates import CANDIDATES
 from harness.candidates.protocol import Traits
-from harness.check import CheckRequest, Progress, run_check
-from harness.problem import PLANTED_TRAPS, SHAPE_TRAPS, parse_problem
-from harness.profiles import PROFILES
-from harness.record import RunRecord
+from harness.problems.problem import PLANTED_TRAPS, SHAPE_TRAPS, parse_problem
+from harness.problems.profiles import PROFILES
+from harness.problems.strategies import possible_traps
+from harness.records.record import RunRecord
 from harness.rules import find_rules
-from harness.session import CandidateStartError
-from harness.strategies import possible_traps
+from harness.running import check
+from harness.running.check import CheckRequest, Progress, run_check
+from harness.running.session import CandidateStartError
 from harness.verdict import Verdict
 
 # As many problems as in standard, with extents that are drawn quickly.
@@ -55,7 +55,7 @@ def without_nan(*_: object) -> st.SearchStrategy[Any]:
 
 
 def test_a_trap_that_was_never_drawn_fails_a_standard_run(run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("harness.strategies.problems", without_nan)
+    monkeypatch.setattr("harness.problems.strategies.problems", without_nan)
     record = run(CheckRequest(["mine"], find_rules(["QUANT", "GEMM"]), STANDARD))
     assert record.verdict is Verdict.FAIL
     assert record.missing_traps == ["nan", "one_expert"]
@@ -72,7 +72,7 @@ def test_a_trap_that_was_never_drawn_fails_a_standard_run(run, monkeypatch: pyte
     ],
 )
 def test_a_part_of_a_run_need_not_draw_every_trap(run, monkeypatch: pytest.MonkeyPatch, part: Any) -> None:
-    monkeypatch.setattr("harness.strategies.problems", without_nan)
+    monkeypatch.setattr("harness.problems.strategies.problems", without_nan)
     values = {"profile": STANDARD} | part
     record = run(CheckRequest(["mine"], find_rules(["QUANT"]), **values))
     assert record.missing_traps == []

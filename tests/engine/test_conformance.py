@@ -6,8 +6,8 @@ import pytest
 
 from harness import conformance
 from harness.candidates.eager import Eager
-from harness.conform import UnknownVerdictError
-from harness.support import unsupported
+from harness.candidates.support import unsupported
+from harness.running.conform import UnknownVerdictError
 from harness.verdict import UsageError, Verdict
 
 RULES = ["QUANT", "MOE"]
@@ -21,7 +21,9 @@ def test_a_right_candidate_passes_and_its_results_come_back() -> None:
 
 
 def test_a_faulty_candidate_raises_with_the_element_the_problem_and_the_rule(faulty, monkeypatch) -> None:
-    monkeypatch.setattr("harness.runner.SHRINK_SECONDS", 6.0)  # enough where others use the machine too
+    monkeypatch.setattr(
+        "harness.running.runner.SHRINK_SECONDS", 6.0
+    )  # enough where others use the machine too
     with pytest.raises(AssertionError) as caught:
         conformance(faulty.Doubled(), rules=["QUANT", "GEMM"], max_seconds=5)
     message = str(caught.value)
@@ -71,6 +73,6 @@ def test_unknown_rules_and_profiles_are_refused(words) -> None:
 
 
 def test_a_candidate_that_raises_in_every_gemm_fails_with_its_own_error(faulty, monkeypatch) -> None:
-    monkeypatch.setattr("harness.runner.SHRINK_SECONDS", 0.0)
+    monkeypatch.setattr("harness.running.runner.SHRINK_SECONDS", 0.0)
     with pytest.raises(AssertionError, match=r"raised: KeyError: 'tile shape \(128, 4\)'"):
         conformance(faulty.Raises(), rules=["GEMM"])

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 
-from harness.problem import parse_problem
-from harness.profiles import PROFILES
+from harness.problems.problem import parse_problem
+from harness.problems.profiles import PROFILES
 from harness.rules import find_rules
-from harness.runner import DIAGNOSED_SIZE, RunSettings, run_problem, run_rule
+from harness.running.runner import DIAGNOSED_SIZE, RunSettings, run_problem, run_rule
 
 (GEMM,) = find_rules(["GEMM"])
 SETTINGS = RunSettings(

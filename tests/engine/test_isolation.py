@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from harness.candidates.protocol import Traits
-from harness.problem import parse_problem
-from harness.profiles import PROFILES
+from harness.problems.problem import parse_problem
+from harness.problems.profiles import PROFILES
 from harness.rules import find_rules
-from harness.runner import RunSettings, run_problem
-from harness.session import CandidateStartError, Child
+from harness.running.runner import RunSettings, run_problem
+from harness.running.session import CandidateStartError, Child
 from harness.verdict import UsageError, Verdict
 
 pytestmark = pytest.mark.usefixtures("in_candidates_folder")

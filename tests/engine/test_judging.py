@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from harness.judging import Judge
 from harness.rules import RULES
+from harness.running.judge import Judge
 
 PROBLEM = "2x8x32x32:5,2:normal:3"
 

@@ -8,12 +8,17 @@ from typing import Any
 
 import pytest
 
-from harness.check import CheckRequest, conclude, run_check
-from harness.known_failures import KnownFailure, apply_known_failures, default_path, load_known_failures
-from harness.problem import parse_problem
-from harness.profiles import PROFILES
-from harness.record import CandidateRun, Failure, RuleResult, RunRecord
+from harness.problems.problem import parse_problem
+from harness.problems.profiles import PROFILES
+from harness.records.record import CandidateRun, Failure, RuleResult, RunRecord
 from harness.rules import find_rules
+from harness.running.check import CheckRequest, conclude, run_check
+from harness.running.known_failures import (
+    KnownFailure,
+    apply_known_failures,
+    default_path,
+    load_known_failures,
+)
 from harness.verdict import UsageError, Verdict
 
 
@@ -168,7 +173,7 @@ def test_a_list_that_is_not_there_is_bad_usage(tmp_path: Path) -> None:
 
 def test_a_check_applies_the_list(told, answer, monkeypatch: pytest.MonkeyPatch) -> None:
     """From the request to the record; on one chosen problem a pass is no alarm."""
-    from harness import check
+    from harness.running import check
 
     def run(illegal: int, problem: str | None = None) -> RunRecord:
         monkeypatch.setattr(check, "open_session", lambda *_: told(lambda _: answer(illegal=illegal)))

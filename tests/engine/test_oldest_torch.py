@@ -9,8 +9,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from harness.candidates.physical import Physical
-from harness.judging import Judge
 from harness.rules import RULES
+from harness.running.judge import Judge
 
 PROBLEM = "4x8x64x64:5,2,0,8:normal:3"
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from harness import physical
+from harness.candidates import layouts
 from harness.candidates.eager import Eager
 from harness.candidates.physical import Physical
 from harness.candidates.protocol import Traits
 from harness.emulation.accumulate import aligned_gemm, blocked_gemm
-from harness.probes import _ARRANGEMENTS, _GAPS, _read, find_reciprocal, measure, probe_accumulator
+from harness.running.probes import _ARRANGEMENTS, _GAPS, _read, find_reciprocal, measure, probe_accumulator
 from reference.bounds import Accumulator
 from reference.nvfp4 import decode_blocks
 
@@ -26,8 +26,8 @@ class Adds(Eager):
     def masked_grouped_gemm(self, a, a_scale, b, b_scale, out, masked_m, alpha) -> None:
         operands = []
         for packed, scale in ((a, a_scale), (b, b_scale)):
-            codes = physical.codes_of(packed)
-            stored = physical.block_scales_of(scale, codes.shape[1], codes.shape[2] // 16)
+            codes = layouts.codes_of(packed)
+            stored = layouts.block_scales_of(scale, codes.shape[1], codes.shape[2] // 16)
             operands.append(decode_blocks(codes, stored, torch.float32))
         for expert in range(a.shape[2]):
             out[:, :, expert] = self.add(operands[0][expert], operands[1][expert]).to(out.dtype)
@@ -107,7 +107,7 @@ def test_one_arrangement_that_loses_bits_is_enough() -> None:
 )
 def test_a_fault_that_looks_like_a_narrow_accumulator_does_not_widen_its_own_bound(fault, words) -> None:
     """It is judged as a float32 accumulator without demanding bit equality."""
-    from harness.faults import plant
+    from harness.faults.named import plant
 
     measured = measure(plant("physical", fault))
     accumulator = measured.known.accumulator

@@ -10,19 +10,19 @@ from typing import Any
 
 import pytest
 
-from harness.check import conclude
-from harness.record import (
+from harness.records.from_json import RecordError
+from harness.records.merge import merge_records, merge_rules
+from harness.records.record import (
     CandidateRun,
     Failure,
     Heatmap,
     Histogram,
-    RecordError,
     RuleResult,
     RunRecord,
     Skip,
     load_record,
 )
-from harness.record_merge import merge_records, merge_rules
+from harness.running.check import conclude
 from harness.verdict import Verdict
 
 

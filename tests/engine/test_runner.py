@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from harness import runner
 from harness.candidates.protocol import Traits
-from harness.problem import parse_problem
-from harness.profiles import PROFILES
+from harness.problems.problem import parse_problem
+from harness.problems.profiles import PROFILES
+from harness.problems.shapes import ModelShape
 from harness.rules import find_rules
-from harness.runner import InternalError, RunSettings, reproduce_command, run_problem, run_rule
-from harness.shapes import ModelShape
+from harness.running import runner
+from harness.running.runner import InternalError, RunSettings, reproduce_command, run_problem, run_rule
 from harness.verdict import Verdict
 
 QUANT, GEMM, MOE, HINTS = (find_rules([name])[0] for name in ("QUANT", "GEMM", "MOE", "HINTS"))

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from harness.problem import Problem
-from harness.shapes import MODELS, find_shape
+from harness.problems.problem import Problem
+from harness.problems.shapes import MODELS, find_shape
 from harness.verdict import UsageError
 
 # The keys that matter here of published config.json files, as each family spells them.

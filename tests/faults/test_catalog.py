@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from harness.candidates import load_candidate
 from harness.cli import run
-from harness.faults import Fault, all_faults, plant
 from harness.faults.bugs import all_bugs, bug_classes
-from harness.judging import Judge
+from harness.faults.fault import Fault, all_faults
+from harness.faults.named import load_named, plant
 from harness.mutants.broken_checks import BROKEN_CHECKS
 from harness.rules import RULE_IDS
+from harness.running.judge import Judge
 
 FEWEST_FAULTS = 170
 FAULTS = all_faults()
@@ -121,7 +121,7 @@ def test_a_fault_says_what_it_is(fault: Fault) -> None:
 def test_without_a_fault_the_rules_find_nothing(rule: str) -> None:
     """Otherwise every fault would seem to be killed."""
     for name in ("eager",) if rule == "LAYOUT-IN" else ("eager", "physical"):
-        judge = Judge(load_candidate(name), threads=1)
+        judge = Judge(load_named(name), threads=1)
         assert [p for p in PROBLEMS if illegal(judge.judge(rule, p))] == []
 
 

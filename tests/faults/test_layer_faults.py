@@ -9,15 +9,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness.candidates import load_candidate
 from harness.candidates.eager import Eager
+from harness.candidates.expert_parallel import ExpertParallel
 from harness.candidates.layer_stages import KernelStages
 from harness.candidates.protocol import LAYER_STAGES, stages_of, traits_of
-from harness.expert_parallel import ExpertParallel
-from harness.faults import Fault, all_faults, plant
-from harness.judging import Judge
-from harness.layer_problem import LayerProblem
-from harness.problem import parse_problem
+from harness.faults.fault import Fault, all_faults
+from harness.faults.named import load_named, plant
+from harness.problems.layer import LayerProblem
+from harness.problems.problem import parse_problem
+from harness.running.judge import Judge
 from reference.routing import Dispatched
 
 LAYER = {n: f for n, f in all_faults().items() if f.category in {"routing", "dispatch", "combine", "loading"}}
@@ -44,7 +44,7 @@ FIXED = {
 
 
 def layer(ranks: int = 2, topk: int = 2) -> LayerProblem:
-    made = LayerProblem(PROBLEM, traits_of(load_candidate("eager")))
+    made = LayerProblem(PROBLEM, traits_of(load_named("eager")))
     made.ranks, made.counts, made.topk = ranks, [9] * ranks, topk
     return made
 
@@ -87,7 +87,7 @@ def test_a_weakest_fault_of_dispatch_is_one_row(name: str) -> None:
     x = made.tokens(128)
     arguments = (x, made.topk_idx, made.experts, 9)
     transport = "fp8" if name.startswith("fp8") else "bf16"
-    healthy = load_candidate("physical").dispatch(*arguments, transport=transport)
+    healthy = load_named("physical").dispatch(*arguments, transport=transport)
     everywhere = plant("physical", name).dispatch(*arguments, transport=transport)
     weakest = plant("physical", f"{name}@weakest").dispatch(*arguments, transport=transport)
     assert differing_rows(healthy, everywhere) > 4
@@ -96,10 +96,10 @@ def test_a_weakest_fault_of_dispatch_is_one_row(name: str) -> None:
 
 def test_a_weakest_fault_of_combine_is_one_token() -> None:
     made = layer()
-    received = load_candidate("physical").dispatch(made.tokens(128), made.topk_idx, made.experts, 9)
+    received = load_named("physical").dispatch(made.tokens(128), made.topk_idx, made.experts, 9)
     y = [torch.randn(got.x.shape).bfloat16() for got in received]
     arguments = (y, received, made.topk_idx, made.topk_weights)
-    healthy = torch.cat(load_candidate("physical").combine(*arguments))
+    healthy = torch.cat(load_named("physical").combine(*arguments))
     weakest = torch.cat(plant("physical", "weights_applied_twice@weakest").combine(*arguments))
     everywhere = torch.cat(plant("physical", "weights_applied_twice").combine(*arguments))
     assert int((healthy != weakest).any(-1).sum()) == 1
@@ -119,7 +119,7 @@ def test_a_weakest_fault_of_loading_is_one_expert_and_changes_nothing_in_place(n
     made = layer()
     checkpoint = made.checkpoint()
     before = {key: value.clone() for key, value in checkpoint.items()}
-    healthy = load_candidate("eager").load_experts(checkpoint, range(8))
+    healthy = load_named("eager").load_experts(checkpoint, range(8))
     loaded = plant("eager", f"{name}@weakest").load_experts(checkpoint, range(8))
     if name != "local_input_scale":  # on one rank, local is global
         assert len(changed_experts(healthy, loaded)) == 1
@@ -136,7 +136,7 @@ def test_a_fault_of_loading_does_the_same_to_masked_moe_alone(name: str) -> None
     """A candidate without load_experts: the fault changes masked_moe's weight arguments instead."""
     made = layer(ranks=1)
     checkpoint = made.checkpoint()
-    kernels = KernelStages(load_candidate("eager"))
+    kernels = KernelStages(load_named("eager"))
     assert not set(stages_of(kernels)) & set(LAYER_STAGES)
     x, ids, weights = made.tokens(made.hidden), made.topk_idx, made.topk_weights
     healthy = ExpertParallel(kernels, checkpoint)(x, ids, weights)[0]
@@ -153,7 +153,7 @@ def test_a_fault_of_loading_is_planted_in_one_place_only() -> None:
     """Swapped twice would be right again."""
     made = layer(ranks=1)
     checkpoint = made.checkpoint()
-    mutant, healthy = plant("eager", "gate_up_swapped"), load_candidate("eager")
+    mutant, healthy = plant("eager", "gate_up_swapped"), load_named("eager")
     arguments = (made.tokens(made.hidden), made.topk_idx, made.topk_weights)
     wrong = ExpertParallel(mutant, checkpoint)(*arguments)[0]
     assert not torch.equal(wrong, ExpertParallel(healthy, checkpoint)(*arguments)[0])

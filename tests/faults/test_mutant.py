@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness.candidates import load_candidate
-from harness.context import Context, Known
-from harness.faults import Fault, all_faults, plant
 from harness.faults.bugs import all_bugs
-from harness.judging import Judge
-from harness.problem import parse_problem
+from harness.faults.fault import Fault, all_faults
+from harness.faults.named import load_named, plant
+from harness.judging.context import Context, Known
+from harness.problems.problem import parse_problem
+from harness.running.judge import Judge
 from harness.verdict import UsageError
 
 PROBLEM = "3x200x272x80:200,130,24:normal:4:subnormal_scales+e2m1_ties+negative_zero+zero_block"
@@ -19,7 +19,7 @@ STAGES = ("quantize_grouped", "silu_mul_quantize_grouped", "masked_grouped_gemm"
 FAULTS = {name: f for name, f in all_faults().items() if set(f.stages) & set(STAGES)}
 KEPT = {name: f for name, f in FAULTS.items() if f.unit != "call"}
 SHARED = Context(
-    load_candidate("physical"), parse_problem(PROBLEM), Known.declared(load_candidate("physical").traits)
+    load_named("physical"), parse_problem(PROBLEM), Known.declared(load_named("physical").traits)
 )
 
 
@@ -104,7 +104,7 @@ def test_faults_add_up_and_pass_through_the_composed_layer() -> None:
 
 def test_a_name_that_is_not_a_planting_says_what_would_be() -> None:
     for text, words in (
-        ("alpha_of_neighbor", "did you mean alpha_of_neighbour"),
+        ("alpha_of_neighbor", "did you mean 'alpha_of_neighbour'"),
         ("alpha_of_neighbour@", "after @ must come a seed"),
         ("alpha_of_neighbour@-1", "after @ must come a seed"),
         ("alpha_of_neighbour@strongest", "after @ must come a seed"),
@@ -115,8 +115,8 @@ def test_a_name_that_is_not_a_planting_says_what_would_be() -> None:
 
 def test_a_fault_of_a_stage_that_a_candidate_lacks_is_refused() -> None:
     class QuantizesOnly:
-        traits = load_candidate("physical").traits
-        quantize_grouped = load_candidate("physical").quantize_grouped
+        traits = load_named("physical").traits
+        quantize_grouped = load_named("physical").quantize_grouped
 
     with pytest.raises(UsageError, match="masked_grouped_gemm, which QuantizesOnly"):
         plant(QuantizesOnly(), "alpha_of_neighbour")

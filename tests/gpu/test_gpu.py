@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from harness import Support, Traits, conformance
-from harness.profiles import PROFILES
+from harness.problems.profiles import PROFILES
 from harness.rules import find_rules
-from harness.runner import RunSettings, run_rule
-from harness.session import Child, InProcess
+from harness.running.runner import RunSettings, run_rule
+from harness.running.session import Child, InProcess
 from harness.verdict import Verdict
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -63,7 +63,7 @@ def test_a_graph_that_keeps_an_old_masked_m_fails(tensor_core):
 
 def test_the_probed_reciprocal_is_within_a_unit_and_exact_where_it_should_be():
     pytest.importorskip("triton")
-    from harness.probe_rcp import device_reciprocal
+    from harness.running.probe_rcp import device_reciprocal
 
     x = torch.arange(1 << 23, dtype=torch.int32, device="cuda").add_(127 << 23).view(torch.float32)
     got, rounded = device_reciprocal(x), (1 / x.double()).float()

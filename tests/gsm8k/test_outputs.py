@@ -10,7 +10,7 @@ from xml.etree import ElementTree as ET
 from harness.ci.cases import GSM8K_CASES
 from harness.ci.junit import write_junit
 from harness.gsm8k.progress import Progress
-from harness.record import load_record
+from harness.records.record import load_record
 
 
 def cases(path):

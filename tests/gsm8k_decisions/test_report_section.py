@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from harness.gsm8k.decision import full_decision, smoke_decision
-from harness.record import RunRecord
+from harness.records.record import RunRecord
 from reports import gsm8k
 from reports.gsm8k_charts import count_chart, interval_chart
 from reports.gsm8k_text import Cut, fitted

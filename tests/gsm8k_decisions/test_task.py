@@ -132,7 +132,7 @@ def test_a_bad_data_file_is_one_clear_line(small_data, tmp_path, content, messag
 
 
 def test_bad_usage_is_named(small_data, tmp_path):
-    with pytest.raises(UsageError, match="did you mean gsm8k_cot"):
+    with pytest.raises(UsageError, match=r"did you mean .gsm8k_cot"):
         load_task("gsm8k_cott", **small_data)
     with pytest.raises(UsageError, match="no such file"):
         load_task(str(tmp_path / "none.yaml"), **small_data)

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness.candidates import load_candidate
+from harness.candidates.expert_parallel import ExpertParallel, masked_moe_input, slice_of_width
 from harness.candidates.layer_stages import KernelStages
 from harness.candidates.protocol import traits_of
-from harness.expert_parallel import ExpertParallel, masked_moe_input, slice_of_width
-from harness.layer_problem import LayerProblem
-from harness.problem import parse_problem
+from harness.faults.named import load_named
+from harness.problems.layer import LayerProblem
+from harness.problems.problem import parse_problem
 from reference.e2m1 import unpack_e2m1
 from reference.fp8_tokens import dequantize_fp8_tokens
 from reference.loading import load_experts, tensor_name
@@ -25,7 +25,7 @@ TOPK = 2
 
 
 def made(problem: str = "4x24x128x64:24*4:normal:7", ranks: int = 2) -> LayerProblem:
-    layer = LayerProblem(parse_problem(problem), traits_of(load_candidate("eager")))
+    layer = LayerProblem(parse_problem(problem), traits_of(load_named("eager")))
     layer.ranks, layer.counts, layer.topk = ranks, [5, 8, 0, 3][:ranks], TOPK
     return layer
 
@@ -80,7 +80,7 @@ def token_by_token(
 def test_a_layer_over_ranks_is_the_layer(name: str, sharding: str, transport: str) -> None:
     layer = made()
     checkpoint, x = layer.checkpoint(), layer.tokens(layer.hidden)
-    candidate = load_candidate(name)
+    candidate = load_named(name)
     parallel = ExpertParallel(candidate, checkpoint, ranks=2, sharding=sharding, transport=transport)
     got = parallel(x, layer.topk_idx, layer.topk_weights)
     assert [len(out) for out in got] == layer.counts
@@ -95,8 +95,8 @@ def test_a_layer_over_ranks_is_the_layer(name: str, sharding: str, transport: st
 def test_ranks_change_no_bit_when_whole_experts_are_sharded(transport: str) -> None:
     layer = made(ranks=4)
     checkpoint, x = layer.checkpoint(), layer.tokens(layer.hidden)
-    many = ExpertParallel(load_candidate("physical"), checkpoint, ranks=4, transport=transport)
-    one = ExpertParallel(load_candidate("physical"), checkpoint, transport=transport)
+    many = ExpertParallel(load_named("physical"), checkpoint, ranks=4, transport=transport)
+    one = ExpertParallel(load_named("physical"), checkpoint, transport=transport)
     together = one([torch.cat(x)], [torch.cat(layer.topk_idx)], [torch.cat(layer.topk_weights)])
     assert torch.equal(torch.cat(many(x, layer.topk_idx, layer.topk_weights)), together[0])
 
@@ -105,7 +105,7 @@ def test_a_candidate_without_layer_stages_gets_the_references() -> None:
     layer = made()
     checkpoint = layer.checkpoint()
     arguments = (layer.tokens(layer.hidden), layer.topk_idx, layer.topk_weights)
-    eager = load_candidate("eager")
+    eager = load_named("eager")
     bare = ExpertParallel(KernelStages(eager), checkpoint, ranks=2)
     for one, other in zip(
         bare(*arguments), ExpertParallel(eager, checkpoint, ranks=2)(*arguments), strict=True
@@ -136,12 +136,12 @@ def test_slices_of_width_add_up() -> None:
 )
 def test_bad_layouts_are_refused(words: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        ExpertParallel(load_candidate("eager"), made().checkpoint(), **words)  # type: ignore[arg-type]
+        ExpertParallel(load_named("eager"), made().checkpoint(), **words)  # type: ignore[arg-type]
 
 
 def test_wrong_calls_are_refused() -> None:
     layer = made()
-    parallel = ExpertParallel(load_candidate("eager"), layer.checkpoint(), ranks=2)
+    parallel = ExpertParallel(load_named("eager"), layer.checkpoint(), ranks=2)
     with pytest.raises(ValueError, match="tokens of 2 ranks, got 1"):
         parallel(layer.tokens(layer.hidden)[:1], layer.topk_idx[:1], layer.topk_weights[:1])
     bare = Dispatched(torch.zeros(1, 4, 64, dtype=torch.uint8), torch.zeros(1), torch.zeros(1, 4, 2))

@@ -11,16 +11,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness import physical
+from harness.candidates import layouts
 from harness.candidates.eager import Eager
 from harness.candidates.physical import Physical
-from harness.comparison import Comparison
-from harness.context import Context, Known
 from harness.emulation.accumulate import aligned_gemm, blocked_gemm
-from harness.judge_gemm import judge_gemm
-from harness.probes import measure, probe_accumulator
-from harness.problem import MAGNITUDE_TRAPS, PLANTED_TRAPS, parse_problem
+from harness.judging.comparison import Comparison
+from harness.judging.context import Context, Known
+from harness.judging.gemm import judge_gemm
+from harness.problems.problem import MAGNITUDE_TRAPS, PLANTED_TRAPS, parse_problem
 from harness.rules import find_rules
+from harness.running.probes import measure, probe_accumulator
 from reference.bounds import Accumulator
 from reference.nvfp4 import decode_blocks, quantize_nvfp4
 
@@ -247,8 +247,8 @@ class Narrow(Physical):
         self, a: Tensor, sa: Tensor, b: Tensor, sb: Tensor, out: Tensor, m: Tensor, alpha: Any
     ) -> None:
         columns, chunk = a.shape[1] // 8, self.traits.accumulator_chunk
-        x = physical.codes_of(a), physical.block_scales_of(sa, a.shape[0], columns)
-        w = physical.codes_of(b), physical.block_scales_of(sb, b.shape[0], columns)
+        x = layouts.codes_of(a), layouts.block_scales_of(sa, a.shape[0], columns)
+        w = layouts.codes_of(b), layouts.block_scales_of(sb, b.shape[0], columns)
         for expert in range(a.shape[2]):
             pair = [decode_blocks(codes[expert], scale[expert], torch.float32) for codes, scale in (x, w)]
             if self.window is None:

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from harness.candidates.eager import Eager
 from harness.candidates.physical import Physical
-from harness.context import Context, Known
-from harness.probes import measure
-from harness.problem import PLANTED_TRAPS, parse_problem
+from harness.judging.context import Context, Known
+from harness.problems.problem import PLANTED_TRAPS, parse_problem
 from harness.rules.layer import judge_opaque
+from harness.running.probes import measure
 from reference import propagate
 from reference.bounds import Accumulator
 from reference.legal import Arithmetic

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness.comparison import Comparison, Rows
 from harness.emulation import quantize as kernel
-from harness.judge_quantize import QuantizerInput, judge_quantized
+from harness.judging.comparison import Comparison
+from harness.judging.quantize import QuantizerInput, judge_quantized
+from harness.problems.rows import Rows
 from reference import e2m1, e4m3
 from reference.legal import Arithmetic
 from reference.moe import relu2, silu_mul

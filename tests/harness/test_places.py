@@ -7,9 +7,10 @@ import json
 import pytest
 import torch
 
-from harness.comparison import Rows, compare
-from harness.record import Histogram, RuleResult, RunRecord
-from harness.record_merge import merge_rules
+from harness.judging.comparison import compare
+from harness.problems.rows import Rows
+from harness.records.merge import merge_rules
+from harness.records.record import Histogram, RuleResult, RunRecord
 from harness.verdict import Verdict
 
 

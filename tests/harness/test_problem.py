@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.problem import DATA, OPTIONS, PLANTED_TRAPS, Problem, parse_problem
+from harness.problems.problem import DATA, OPTIONS, PLANTED_TRAPS, Problem, parse_problem
 from harness.verdict import UsageError
 
 
@@ -104,5 +104,5 @@ def test_a_typing_error_is_a_usage_error_at_most(place: int, typed: str) -> None
 
 def test_the_module_imports_no_torch() -> None:
     """PROBLEM: strings are checked before anything heavy is loaded."""
-    code = "import sys, harness.problem; sys.exit('torch' in sys.modules or 'hypothesis' in sys.modules)"
+    code = "import sys, harness.problems.problem; sys.exit('torch' in sys.modules or 'hypothesis' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

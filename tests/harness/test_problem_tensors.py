@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness.problem import BLOCK_TRAPS, DATA, PLANTED_TRAPS, SHAPE_TRAPS, parse_problem
-from harness.problem_tensors import ProblemTensors
+from harness.problems.problem import BLOCK_TRAPS, DATA, PLANTED_TRAPS, SHAPE_TRAPS, parse_problem
+from harness.problems.tensors import ProblemTensors
 from reference import e2m1, e4m3
 from reference.moe import activate
 from reference.nvfp4 import BLOCK, quantize_nvfp4
@@ -27,7 +27,7 @@ ALL_TRAPS = "+".join(PLANTED_TRAPS)
 @pytest.mark.parametrize("text", ["3x9x64x48:0,9,4:normal:5", f"3x9x256x64:0,9,4:grid:77:{ALL_TRAPS}+relu2"])
 def test_numbers_depend_on_the_string_alone(text: str) -> None:
     """PROBLEM: the same bytes again, whatever the global random state, the order of asking and the weights' cache."""
-    from harness.problem_tensors import make_weights
+    from harness.problems.tensors import make_weights
 
     torch.manual_seed(1)
     first = tensors_of(ProblemTensors(parse_problem(text)))

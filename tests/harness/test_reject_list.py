@@ -15,14 +15,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness import physical
+from harness.candidates import layouts
 from harness.candidates.eager import Eager
 from harness.candidates.physical import Physical
-from harness.comparison import Comparison, Rows
-from harness.context import Context, Known
-from harness.probes import measure
-from harness.problem import parse_problem
+from harness.judging.comparison import Comparison
+from harness.judging.context import Context, Known
+from harness.problems.problem import parse_problem
+from harness.problems.rows import Rows
 from harness.rules import find_rules
+from harness.running.probes import measure
 from reference import e2m1, e4m3
 
 CANDIDATES = {"physical": Physical, "eager": Eager}
@@ -128,10 +129,10 @@ class Altered:
         """Alter the codes or the scales of a quantizer's result."""
         packed, scales = result
         if self.stage == f"{name}.codes":
-            packed = physical.operand(self.changed("codes", physical.codes_of(packed), masked_m))
+            packed = layouts.operand(self.changed("codes", layouts.codes_of(packed), masked_m))
         if self.stage == f"{name}.scale":
-            linear = physical.block_scales_of(scales, packed.shape[0], packed.shape[1] // 8)
-            scales = physical.scales(self.changed("scale", linear, masked_m))
+            linear = layouts.block_scales_of(scales, packed.shape[0], packed.shape[1] // 8)
+            scales = layouts.scales(self.changed("scale", linear, masked_m))
         return packed, scales
 
     def quantize_grouped(self, x: Tensor, masked_m: Tensor, gs: Tensor) -> tuple[Tensor, Tensor]:

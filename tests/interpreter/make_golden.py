@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from harness import physical
+from harness.candidates import layouts
 from harness.candidates.cutedsl_on_cpu import gemm
 
 GOLDEN = Path(__file__).parent / "data" / "golden.npz"
@@ -36,9 +36,9 @@ def interpreted(name):
     """Inputs and output of one problem, as arrays to store."""
     experts, rows, n, k, masked_m, dtype, options = PROBLEMS[name]
     codes, scales, alpha = inputs(sorted(PROBLEMS).index(name), experts, rows, n, k)
-    out = physical.empty_out(experts, rows, n, getattr(torch, dtype), "cpu", SENTINEL)
+    out = layouts.empty_out(experts, rows, n, getattr(torch, dtype), "cpu", SENTINEL)
     operands = [
-        (physical.operand(torch.from_numpy(c)), physical.scales(torch.from_numpy(s)))
+        (layouts.operand(torch.from_numpy(c)), layouts.scales(torch.from_numpy(s)))
         for c, s in zip(codes, scales, strict=True)
     ]
     gemm(*operands, out, torch.tensor(masked_m, dtype=torch.int32), torch.from_numpy(alpha), options)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from harness.judge_gemm import judge_gemm
+from harness.judging.gemm import judge_gemm
 from reference.bounds import Accumulator
 from reference.nvfp4 import decode_blocks
 from tests.interpreter.make_golden import GOLDEN, PROBLEMS, SENTINEL

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from harness.candidates.support import supported, unsupported
 from harness.cli import run
 from harness.races.hunt import Caught, HuntResult, describe
 from harness.races.mutations import ARGUMENT_MUTATIONS, mutations_of
-from harness.support import supported, unsupported
 from tests.interpreter import pipeline
 
 

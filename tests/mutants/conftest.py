@@ -6,8 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from harness.faults import Fault, all_faults, fault
-from harness.faults.fault import _CATALOG
+from harness.faults.fault import _CATALOG, Fault, all_faults, fault
 from harness.mutants.run import MutantsRequest, run_mutants
 
 INVISIBLE = "changes_nothing_at_all"

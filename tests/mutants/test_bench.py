@@ -6,16 +6,18 @@ from pathlib import Path
 
 import pytest
 
-from harness.candidates import load_candidate, traits_of
+from harness.candidates import traits_of
 from harness.candidates.eager import Eager
-from harness.faults import Mutant, find_fault, parse_planting
+from harness.faults.fault import find_fault, parse_planting
+from harness.faults.mutant import Mutant
+from harness.faults.named import load_named
 from harness.mutants.bench import Bench, SharedProblem
 from harness.mutants.places import place_of
 from harness.mutants.problems import QUICK, drawn_problems, quick_first, work
-from harness.problem import parse_problem
-from harness.profiles import find_profile
+from harness.problems.problem import parse_problem
+from harness.problems.profiles import find_profile
 from harness.rules import find_rules
-from harness.runner import misfit
+from harness.running.runner import misfit
 
 CANDIDATES = Path(__file__).parent.parent / "candidates"
 STAGES = ["quantize_grouped", "silu_mul_quantize_grouped", "masked_grouped_gemm", "masked_moe"]
@@ -79,7 +81,7 @@ class WritesIntoTokens(Eager):
 
 
 def test_a_mutant_that_writes_into_shared_tensors_spoils_them_for_nobody():
-    eager = load_candidate("eager")
+    eager = load_named("eager")
     bench = Bench("eager", "quick")
     shared = SharedProblem(
         eager, parse_problem("2x4x32x32:4,3:normal:1"), bench.measured.known, rule("QUANT")
@@ -95,7 +97,7 @@ def test_a_mutant_that_writes_into_shared_tensors_spoils_them_for_nobody():
 
 
 def test_problems_are_distinct_repeatable_and_quick_ones_come_first():
-    traits, profile = traits_of(load_candidate("physical")), find_profile("quick")
+    traits, profile = traits_of(load_named("physical")), find_profile("quick")
     drawn = drawn_problems(rule("GEMM"), traits, profile)
     assert 36 <= len(drawn) <= profile.examples
     assert len({(p.seed, p.extras) for p in drawn}) > 0.9 * len(drawn), "not variations of a few"

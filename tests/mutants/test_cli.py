@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from harness.cli import run
-from harness.record import load_record
+from harness.records.record import load_record
 from harness.verdict import Verdict
 
 CANDIDATES = Path(__file__).parent.parent / "candidates"
@@ -77,7 +77,7 @@ def test_a_survivor_exits_1_and_is_named(invisible, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--fault", "output_scale"], "unknown fault 'output_scale': did you mean output_scaled"),
+        (["--fault", "output_scale"], "unknown fault 'output_scale': did you mean 'output_scaled'"),
         (["--category", "gem"], "unknown category 'gem'; known: scales"),
         (["--candidate", "phisical"], "unknown candidate 'phisical': did you mean 'physical'"),
         (["--profile", "huge"], "unknown profile 'huge'"),

@@ -10,22 +10,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness import physical
-from harness.candidates import load_candidate
+from harness.candidates import layouts
+from harness.candidates.controls.catalog import CONTROLS
+from harness.candidates.controls.layer_variants import LAYER_HABITS
+from harness.candidates.controls.variant import Habit, Variant
 from harness.cli import run
-from harness.context import Context, Known
 from harness.emulation.accumulate import aligned_gemm, blocked_gemm
 from harness.emulation.activations import ACTIVATIONS
 from harness.emulation.orders import Order, accumulate
 from harness.emulation.quantize import quantize_real_with_fma, reciprocal_table
-from harness.faults import plant
+from harness.faults.named import load_named, plant
+from harness.judging.context import Context, Known
 from harness.mutants import controls, false_alarms
-from harness.mutants.controls import CONTROLS
 from harness.mutants.false_alarms import count_false_alarms
-from harness.mutants.layer_variants import LAYER_HABITS
-from harness.mutants.variant import Habit, Variant
-from harness.problem import PLANTED_TRAPS, parse_problem
-from harness.problem_tensors import ProblemTensors
+from harness.problems.problem import PLANTED_TRAPS, parse_problem
+from harness.problems.tensors import ProblemTensors
 from harness.rules import RULE_IDS
 from harness.verdict import UsageError
 from reference.nvfp4 import quantize_nvfp4
@@ -93,12 +92,10 @@ def outputs(name: str) -> dict[str, Tensor]:
             ("quantize", candidate.quantize_grouped(t.x, t.masked_m, t.input_scale)),
             ("silu", candidate.silu_mul_quantize_grouped(t.gate_up, t.masked_m, t.a2_scale)),
         ):
-            found[f"{text} {stage}"] = torch.cat(
-                (packed.flatten(), physical.swizzled_bytes(scales).flatten())
-            )
+            found[f"{text} {stage}"] = torch.cat((packed.flatten(), layouts.swizzled_bytes(scales).flatten()))
         shape = (ctx.problem.experts, ctx.problem.capacity, t.w1.codes.shape[1])
-        out = physical.empty_out(*shape, torch.float32, "cpu", 13.0)
-        operands = *ctx.reference_operand(), physical.operand(t.w1.codes), physical.scales(t.w1.block_scale)
+        out = layouts.empty_out(*shape, torch.float32, "cpu", 13.0)
+        operands = *ctx.reference_operand(), layouts.operand(t.w1.codes), layouts.scales(t.w1.block_scale)
         candidate.masked_grouped_gemm(*operands, out, t.masked_m, t.w1_alpha)
         found[f"{text} gemm"] = out.nan_to_num(12345.0)
     return found
@@ -168,11 +165,14 @@ def test_a_reciprocal_table_stays_within_one_unit() -> None:
 
 
 def test_controls_have_names_on_the_command_line() -> None:
-    assert load_candidate("control:split_k_4").name == "split_k_4"
-    assert load_candidate("harness.mutants.controls:reversed_accumulation").name == "reversed_accumulation"
-    assert load_candidate("control:combine_with_fma").habit is LAYER_HABITS["combine_with_fma"]
+    assert load_named("control:split_k_4").name == "split_k_4"
+    assert (
+        load_named("harness.candidates.controls.catalog:reversed_accumulation").name
+        == "reversed_accumulation"
+    )
+    assert load_named("control:combine_with_fma").habit is LAYER_HABITS["combine_with_fma"]
     with pytest.raises(UsageError, match="did you mean 'split_k_4'"):
-        load_candidate("control:splitk4")
+        load_named("control:splitk4")
 
 
 def test_the_command_counts_and_writes_a_record(tmp_path, capsys) -> None:

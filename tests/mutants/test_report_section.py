@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from harness.record import RunRecord
+from harness.records.record import RunRecord
 from reports import mutants
 from reports.html import render
 

@@ -12,7 +12,7 @@ from harness.mutants import matrix
 from harness.mutants.bench import KILLED, NOT_PLANTED, SURVIVED, Batch, Bench, Result
 from harness.mutants.minimal import minimal_problem
 from harness.mutants.run import MutantsRequest, chosen_faults, plantings
-from harness.problem import parse_problem
+from harness.problems.problem import parse_problem
 from harness.verdict import UsageError, Verdict
 
 ROOT = Path(__file__).parents[2]

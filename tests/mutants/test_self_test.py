@@ -9,14 +9,15 @@ import pytest
 import torch
 
 from harness.cli import mutants_checks
-from harness.comparison import Rows, altered_copies, compare
-from harness.context import Context
-from harness.judging import Watched, judge_context
+from harness.judging.comparison import altered_copies, compare
+from harness.judging.context import Context
 from harness.mutants.broken_checks import BROKEN_CHECKS
 from harness.mutants.probing import Probe, Probed
 from harness.mutants.self_test import CANDIDATES, PROBING, _prepared, examine
-from harness.problem import parse_problem
+from harness.problems.problem import parse_problem
+from harness.problems.rows import Rows
 from harness.rules import RULES, find_rules
+from harness.running.judge import Watched, judge_context
 
 NO_POWER, BLIND_ROWS, NOTHING = "an altered copy", "no comparison looked at", "nothing was compared"
 BY = {

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.record import RunRecord, load_record
+from harness.records.record import RunRecord, load_record
 from harness.verdict import Verdict
 
 REPOSITORY = Path(__file__).parent.parent.parent

@@ -9,7 +9,7 @@ pytest_plugins = "pytester"
 HEAVY = """
 import sys
 def test_nothing_heavy_is_loaded():
-    assert not {"torch", "reports", "harness.record", "harness.check"} & set(sys.modules)
+    assert not {"torch", "reports", "harness.records.record", "harness.running.check"} & set(sys.modules)
 """
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from harness.record import (
+from harness.records.record import (
     CandidateRun,
     Environment,
     Failure,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from harness.record import RuleResult, RunRecord, load_record
+from harness.records.record import RuleResult, RunRecord, load_record
 from harness.verdict import Verdict
 
 RECORDS = Path(__file__).parent / "records"

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from harness.record import Heatmap, Histogram
+from harness.records.record import Heatmap, Histogram
 from reports import charts
 from reports.charts import bin_name, heat_chart, histogram_chart
 

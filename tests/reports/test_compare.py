@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from harness.compare_records import Run, compare, compare_records, newest_pair
-from harness.record import CandidateRun, RuleResult, Skip, load_record
-from harness.record_changes import Direction
+from harness.comparing.runs import Run, compare, compare_records, newest_pair
+from harness.records.changes import Direction
+from harness.records.record import CandidateRun, RuleResult, Skip, load_record
 from harness.verdict import Verdict
 from reports.compare import render
 from reports.compare_markdown import markdown

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from harness.compare_accuracy import difference_interval
-from harness.compare_records import Run, compare, compare_records
+from harness.comparing.accuracy import difference_interval
+from harness.comparing.runs import Run, compare, compare_records
 from harness.gsm8k.paired import pair_counts
 from harness.gsm8k.statistics import wilson
-from harness.record import RecordError, RunRecord
-from harness.record_changes import Direction, Estimate
+from harness.records.changes import Direction, Estimate
+from harness.records.from_json import RecordError
+from harness.records.record import RunRecord
 from reports.compare_markdown import markdown
 from tests.reports.kept_records import read
 

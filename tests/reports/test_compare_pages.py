@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from harness.cli import run
-from harness.compare_records import compare_records
-from harness.record import RunRecord, parse_record
+from harness.comparing.runs import compare_records
+from harness.records.record import RunRecord, parse_record
 from harness.verdict import Verdict
 from reports.compare import render
 from reports.compare_markdown import code, escape, markdown

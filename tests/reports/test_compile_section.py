@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from html import unescape
 
-from harness.record import RunRecord
+from harness.records.record import RunRecord
 from harness.verdict import Verdict
 from reports import compile as cross_compile
 from reports.html import render

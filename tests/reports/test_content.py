@@ -7,7 +7,7 @@ from html import unescape
 
 import pytest
 
-from harness.record import CandidateRun, Failure, Heatmap, Histogram, RuleResult, RunRecord
+from harness.records.record import CandidateRun, Failure, Heatmap, Histogram, RuleResult, RunRecord
 from harness.verdict import Verdict
 from reports import candidates, environment, errors, failures, known, margins, rules, skips, summary, traps
 from reports.html import render

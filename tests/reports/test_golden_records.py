@@ -27,7 +27,7 @@ from typing import Any
 import pytest
 
 from harness import load_record
-from harness.record import RecordError
+from harness.records.from_json import RecordError
 from harness.verdict import Verdict
 from reports.html import render
 from tests.reports.kept_records import RECORDS, read
@@ -87,8 +87,8 @@ SCRIPT = """
 import hashlib, sys
 from pathlib import Path
 from harness import load_record
-from harness.compare_records import Run, compare
-from harness.gather_history import gather_history
+from harness.comparing.runs import Run, compare
+from harness.comparing.history import gather_history
 from reports import compare as compared, history
 from reports.compare_markdown import markdown
 from reports.html import render

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from harness.cli import run
-from harness.gather_history import gather_history, read_figures
+from harness.comparing.history import gather_history, read_figures
 from harness.gsm8k.statistics import wilson
-from harness.record import RuleResult, RunRecord
-from harness.record_history import History, HistoryPoint, Line, Series, VersionMark
+from harness.records.history import History, HistoryPoint, Line, Series, VersionMark
+from harness.records.record import RuleResult, RunRecord
 from harness.verdict import Verdict
 from reports.history import render
 from reports.history_charts import MOST_COLUMNS, trend_chart

@@ -12,7 +12,7 @@ from itertools import pairwise
 
 import pytest
 
-from harness.record import RunRecord, load_record
+from harness.records.record import RunRecord, load_record
 from reports import sections
 from reports.html import render, write_report
 from reports.sections import SECTIONS, Section

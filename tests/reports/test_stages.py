@@ -7,7 +7,7 @@ import copy
 import pytest
 
 from harness.faults.bugs import all_bugs
-from harness.record import Failure, Heatmap, Histogram, RunRecord
+from harness.records.record import Failure, Heatmap, Histogram, RunRecord
 from reports import canary, failures, summary
 from reports.charts import heat_chart, histogram_chart
 from reports.diagnosis import read

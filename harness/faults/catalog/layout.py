@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from harness import physical
+from harness.candidates import layouts
 from harness.faults.calls import GemmCall, QuantizeCall
 from harness.faults.fault import Parameters, fault
 from reference.layout import pad_scales, padded_extents
@@ -20,7 +20,7 @@ _GEMM = "masked_grouped_gemm"
 def scales_linear(call: QuantizeCall, _: Parameters) -> None:
     """Block scales are published row by row to a reader of 128x4 tiles."""
     call.run()
-    call.scales = physical.as_mma(pad_scales(call.block_scale, "128x4", 0x7F))
+    call.scales = layouts.as_mma(pad_scales(call.block_scale, "128x4", 0x7F))
 
 
 @fault(category="layout", stages=_QUANTIZERS, bugs=("A13",), killed_by="QUANT", effect="collapse")
@@ -30,7 +30,7 @@ def scales_8x4(call: QuantizeCall, _: Parameters) -> None:
     padded = pad_scales(call.block_scale, "128x4", 0x7F)
     experts, rows, columns = padded.shape
     tiles = padded.view(experts, rows // 8, 8, columns // 4, 4).transpose(2, 3)
-    call.scales = physical.as_mma(tiles.reshape(experts, rows, columns))
+    call.scales = layouts.as_mma(tiles.reshape(experts, rows, columns))
 
 
 @fault(category="layout", stages=_QUANTIZERS, bugs=("B17", "C16"), killed_by="QUANT", effect="collapse")
@@ -39,7 +39,7 @@ def scales_swizzled_twice(call: QuantizeCall, _: Parameters) -> None:
     from reference.layout import swizzle_128x4
 
     call.run()
-    call.scales = physical.as_mma(swizzle_128x4(physical.swizzled_bytes(call.scales)))
+    call.scales = layouts.as_mma(swizzle_128x4(layouts.swizzled_bytes(call.scales)))
 
 
 @fault(category="layout", stages=_QUANTIZERS, bugs=("A19", "C02"), killed_by="QUANT", effect="collapse")
@@ -49,11 +49,11 @@ def scale_row_pitch_unpadded(call: QuantizeCall, _: Parameters) -> None:
     bytes_ = call.block_scale
     experts, rows, columns = bytes_.shape
     place = _offsets(rows, columns, tiles_in_row=max(columns // 4, 1)).to(bytes_.device)
-    memory = physical.swizzled_bytes(call.scales).flatten(1)
+    memory = layouts.swizzled_bytes(call.scales).flatten(1)
     for row in range(0, rows, 128):  # later tiles over earlier ones, as a loop over rows has it
         part = slice(row, row + 128)
         memory.scatter_(1, place[part].flatten().expand(experts, -1), bytes_[:, part].flatten(1))
-    call.scales = physical.as_mma(memory.view(experts, *padded_extents(rows, columns, "128x4")))
+    call.scales = layouts.as_mma(memory.view(experts, *padded_extents(rows, columns, "128x4")))
 
 
 def _offsets(rows: int, columns: int, *, tiles_in_row: int) -> Tensor:
@@ -65,7 +65,7 @@ def _offsets(rows: int, columns: int, *, tiles_in_row: int) -> Tensor:
 
 def _read(call: GemmCall, index: Tensor) -> Tensor:
     """Return B's scales read at other byte offsets than the right ones, `(l, n, k/16)`; memory goes round at its end."""
-    memory = physical.swizzled_bytes(call.b_scale).flatten(1)
+    memory = layouts.swizzled_bytes(call.b_scale).flatten(1)
     rows, columns = index.shape
     index = (index % memory.shape[1]).flatten().to(memory.device).expand(memory.shape[0], -1)
     return memory.gather(1, index).view(-1, rows, columns)
@@ -124,7 +124,7 @@ def weight_scales_one_tile_off(call: GemmCall, _: Parameters) -> None:
 def expert_scale_stride_unpadded(call: GemmCall, _: Parameters) -> None:
     """B's scales of expert e are looked for at e * n * k/16 bytes, but each expert's are padded to whole tiles."""
     experts, rows, columns = call.b_block_scale.shape
-    memory = physical.swizzled_bytes(call.b_scale).flatten()
+    memory = layouts.swizzled_bytes(call.b_scale).flatten()
     place = _offsets(rows, columns, tiles_in_row=math.ceil(columns / 4)).to(memory.device)
     start = torch.arange(experts, device=memory.device).view(-1, 1, 1) * rows * columns
     call.b_block_scale = memory[(start + place) % memory.numel()]

@@ -7,7 +7,7 @@ import itertools
 import torch
 from torch import Tensor
 
-from harness import physical
+from harness.candidates import layouts
 from harness.faults.calls import GemmCall, QuantizeCall
 from harness.faults.fault import Parameters, fault
 from reference.e4m3 import round_to_byte
@@ -108,7 +108,7 @@ def _with_scales_behind(call: GemmCall, *, rows: bool) -> Tensor:
     """Return A's scales with those of each expert's last row (or the last column) replaced by the ones behind it."""
     scale = call.a_block_scale
     _, count, columns = scale.shape
-    wide = physical.block_scales_of(
+    wide = layouts.block_scales_of(
         call.a_scale, -(-count // 128) * 128, -(-columns // 4) * 4
     )  # padding included
     if not rows:
@@ -147,7 +147,7 @@ def padding_blocks_multiplied(call: GemmCall, _: Parameters) -> None:
     """Padding columns enter the product as 0 x scale: NaN if the padding scale is NaN."""
     call.run()
     columns = call.a.shape[1] // 8
-    padded = physical.block_scales_of(call.b_scale, call.b.shape[0], -(-columns // 4) * 4)[..., columns:]
+    padded = layouts.block_scales_of(call.b_scale, call.b.shape[0], -(-columns // 4) * 4)[..., columns:]
     nan = (padded & 0x7F == 0x7F).any(-1).unsqueeze(1)
     call.store(torch.where(nan, torch.nan, call.product))
 

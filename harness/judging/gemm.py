@@ -1,0 +1,122 @@
+"""Judge a masked GEMM's output against the legal interval of every element (reference.bounds)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from harness.judging.comparison import Comparison, altered_copies, compare
+from harness.problems.rows import Rows
+from reference.bounds import Accumulator, LegalOutput, legal_gemm
+
+
+def judge_gemm(
+    stage: str,
+    out: Tensor,
+    a: Tensor,
+    b: Tensor,
+    alpha: Tensor | None,
+    masked_m: list[int],
+    accumulator: Accumulator,
+    *,
+    b_steps: Tensor | None = None,
+) -> Comparison:
+    """Judge the valid rows of a GEMM on the operands that it was really given.
+
+    Args:
+        stage: name for messages and the record.
+        out: logical `(experts, capacity, n)`, the candidate's output.
+        a: `(experts, capacity, k)` float32, the decoded operand: the candidate's own previous stage.
+        b: `(experts, n, k)` float32, the decoded weights.
+        alpha: `(experts,)` float32 or None.
+        masked_m: valid rows of each expert.
+        accumulator: how the candidate adds.
+        b_steps: `(experts, n)`, `step_exponents(b)` where known.
+    """
+    rows = Rows.valid(masked_m, out.shape[1], out.device)
+    legal = legal_rows(a, b, alpha, masked_m, out.dtype, accumulator, b_steps=b_steps)
+    if legal is None:
+        return Comparison(stage)
+    got = rows.take(out)
+    # float32 holds every value of the narrower types, and compares several times faster than they do
+    low = legal.low.float()
+    high = low if legal.high is legal.low else legal.high.float()
+    wide = LegalOutput(low, high, legal.exact, legal.bit_equal, legal.oracle_exact)
+    accepts = _acceptor(wide)
+    bit_equal = int(legal.bit_equal.sum())
+    by_bound = ~legal.bit_equal
+    judged = {f"bit equality: {accumulator.describe()}": bit_equal}
+    # Where the certificate holds the float64 oracle is exact too; elsewhere the bound has room for its rounding.
+    oracle = "" if legal.oracle_exact else "; float64 oracle itself rounded"
+    judged[f"derived bound: {accumulator.describe()}{oracle}"] = got.numel() - bit_equal
+    values = got.float()
+    mask = accepts(values, slice(None))
+    failed = not bool(mask.all())
+    ratio = wide.ratio(values) if failed else (wide.ratio(values)[by_bound] if bool(by_bound.any()) else None)
+
+    def show(r: int, c: int) -> str:
+        low, high, exact = (float(t[r, c]) for t in (legal.low, legal.high, legal.exact))
+        value = float(got[r, c])
+        allowed = (
+            f"the only legal value is {low:.8g}" if low == high else f"legal are {low:.8g} to {high:.8g}"
+        )
+        times = "" if exact == 0 or not abs(value / exact) < 1e6 else f", {value / exact:.6g} times it"
+        return f"= {value:.8g}, exact result {exact:.8g}{times}; {allowed}"
+
+    return compare(
+        stage,
+        mask,
+        rows,
+        judged=judged,
+        altered=altered_copies(values, accepts),
+        show=show,
+        ratio=ratio,
+    )
+
+
+def legal_rows(
+    a: Tensor,
+    b: Tensor,
+    alpha: Tensor | None,
+    masked_m: list[int],
+    dtype: torch.dtype,
+    accumulator: Accumulator,
+    *,
+    b_steps: Tensor | None = None,
+) -> LegalOutput | None:
+    """Return the legal outputs of all valid rows, experts one after the other; None where there is no valid row."""
+    parts = [
+        legal_gemm(
+            a[expert, :count],
+            b[expert],
+            None if alpha is None else alpha.reshape(-1)[expert],
+            dtype,
+            accumulator,
+            b_steps=None if b_steps is None else b_steps[expert],
+        )
+        for expert, count in enumerate(masked_m)
+        if count
+    ]
+    if not parts:
+        return None
+    low, exact, bit_equal = (
+        torch.cat([getattr(part, name) for part in parts]) for name in ("low", "exact", "bit_equal")
+    )
+    high = low if all(part.high is part.low for part in parts) else torch.cat([part.high for part in parts])
+    return LegalOutput(low, high, exact, bit_equal, all(part.oracle_exact for part in parts))
+
+
+def _acceptor(legal: LegalOutput) -> Callable[[Tensor, slice], Tensor]:
+    """Return LegalOutput.accepts for a slice of the rows, without its test for NaN where no exact result is NaN."""
+    expect_nan = legal.exact.isnan() if bool(legal.exact.isnan().any()) else None
+
+    def accepts(out: Tensor, rows: slice) -> Tensor:
+        if legal.low is legal.high:
+            inside = out == legal.low[rows]
+        else:
+            inside = (out >= legal.low[rows]) & (out <= legal.high[rows])
+        return inside if expect_nan is None else torch.where(expect_nan[rows], out.isnan(), inside)
+
+    return accepts

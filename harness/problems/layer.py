@@ -1,0 +1,182 @@
+"""What a problem means to the stages around the masked MoE: ranks, their tokens, logits, routes, and a checkpoint.
+
+Everything is a pure function of the problem, like harness.problems.tensors: the same string gives the same ranks. Extents
+are kept small, since these stages move data and compute little.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from harness.candidates.protocol import Traits
+from harness.problems.problem import Problem
+from harness.problems.rows import Rows
+from harness.problems.tensors import WEIGHT_SEEDS, make_weights
+from reference.e2m1 import pack_e2m1
+from reference.fp8_tokens import CHANNELS
+from reference.loading import tensor_name
+from reference.nvfp4 import SCALE_RANGE
+from reference.routing import NO_EXPERT
+
+MOST_RANKS = 8
+MOST_TOKENS = 24  # of one rank
+MOST_TOPK = 8
+_MOST_HIDDEN, _MOST_INTER = 256, 128  # half of it for many experts
+_MANY_EXPERTS = 32
+
+
+class LayerProblem:
+    """Ranks, routes and weights of one problem.
+
+    Args:
+        problem: experts are all experts of the layer; capacity bounds the tokens of a rank; the seed decides the rest.
+        traits: alignments of the candidate.
+
+    Attributes:
+        ranks: simulated ranks, a divisor of the experts.
+        counts: tokens of each rank; a rank may have none.
+        max_tokens: what a rank may send at most.
+        topk: experts per token.
+        hidden, inter: extents of the checkpoint, multiples of what the candidate needs.
+    """
+
+    def __init__(self, problem: Problem, traits: Traits) -> None:
+        self.problem, self.device = problem, traits.device
+        rng = random.Random(f"layer {problem}")
+        most = max(1, problem.experts // traits.min_experts)
+        divisors = [r for r in range(1, min(MOST_RANKS, most) + 1) if problem.experts % r == 0]
+        self.ranks = (
+            rng.choice(divisors[-3:]) if rng.random() < 0.2 else rng.choice(divisors[1:][-3:] or divisors)
+        )
+        step = traits.m_multiple
+        self.max_tokens = -(-max(1, min(problem.capacity, MOST_TOKENS)) // step) * step
+        self.counts = [
+            rng.choice((self.max_tokens, rng.randint(0, self.max_tokens))) for _ in range(self.ranks)
+        ]
+        fewer = max(1, problem.experts - (rng.random() > 0.1))  # now and then every expert gets every token
+        self.topk = rng.randint(1, min(fewer, MOST_TOPK))
+        self.normalize = rng.random() < 0.5
+        width, share = traits.width_multiple, 2 if problem.experts > _MANY_EXPERTS else 1
+        self.hidden, self.inter = (
+            min(extent, max(most // share // width, 1) * width)
+            for extent, most in ((problem.hidden, _MOST_HIDDEN), (problem.inter, _MOST_INTER))
+        )
+        self._shift = rng.choice((0.0, -20.0, 12.0))
+        self._lonely = rng.random() < 0.5
+        self._skew = rng.choice((0.0, 0.0, 3.0))
+        self._checkpoints: dict[bool, dict[str, Tensor]] = {}
+        self._generator = torch.Generator().manual_seed(rng.getrandbits(48))
+
+    def token_rows(self) -> Rows:
+        """Return where the rows of all ranks' tokens, one rank after the other, come from."""
+        rows = Rows.valid(self.counts, self.max_tokens, self.device)
+        return replace(rows, expert_name="rank", row_name="token")
+
+    @property
+    def experts(self) -> int:
+        """Experts of the layer."""
+        return self.problem.experts
+
+    @cached_property
+    def logits(self) -> list[Tensor]:
+        """Per rank `(tokens, experts)` float32: shifted (all negative, far above zero), sometimes skewed; with ties."""
+        skew = self._skew * torch.randn(self.experts, generator=self._generator)
+        found = []
+        for count in self.counts:
+            logits = 2 * torch.randn(count, self.experts, generator=self._generator) + skew
+            logits[::4] = (logits[::4] * 2).round() / 2
+            found.append((logits + self._shift).to(self.device))
+        return found
+
+    @cached_property
+    def topk_idx(self) -> list[Tensor]:
+        """Per rank `(tokens, topk)` int64, distinct, a sixth of the slots -1; now and then a token has no expert."""
+        found = []
+        for logits in self.logits:
+            ids = logits.cpu().topk(self.topk, dim=-1).indices
+            empty = torch.rand(ids.shape, generator=self._generator) < 1 / 6
+            empty[1:2] |= self._lonely
+            found.append(ids.masked_fill(empty, NO_EXPERT).to(self.device))
+        return found
+
+    @cached_property
+    def topk_weights(self) -> list[Tensor]:
+        """Per rank `(tokens, topk)` float32 in [0.1, 0.9); slots without an expert hold numbers as well."""
+        return [
+            (torch.rand(ids.shape, generator=self._generator) * 0.8 + 0.1).to(self.device)
+            for ids in self.topk_idx
+        ]
+
+    def tokens(self, hidden: int) -> list[Tensor]:
+        """Return per rank `(tokens, hidden)` bfloat16: a zero row, a tiny one, groups of channels 50 times larger, -0.0."""
+        generator = torch.Generator().manual_seed(self.problem.seed)
+        found = []
+        for rank, count in enumerate(self.counts):
+            x = torch.randn(count, hidden, generator=generator)
+            for row in range(count):
+                kind = (row + rank) % 8
+                if kind == 2:
+                    x[row] *= 1e-6
+                elif kind == 4:
+                    start = int(torch.randint(hidden // 16, (), generator=generator)) * 16
+                    x[row, start : start + 16] *= 50
+                elif kind == 6:
+                    x[row, ::5] = -0.0
+                elif kind == 7 and row > 8:
+                    x[row] = 0
+            found.append(x.bfloat16().to(self.device))
+        return found
+
+    @property
+    def dispatch_hidden(self) -> int:
+        """Width of the dispatched tokens: FP8 scales need multiples of 128."""
+        return -(-self.hidden // CHANNELS) * CHANNELS
+
+    def token_scale(self, x: list[Tensor]) -> Tensor:
+        """Return one encode scale for all tokens, `(1,)` float32, a little less than what fills the range."""
+        amax = max((float(tokens.abs().amax()) for tokens in x if len(tokens)), default=0.0) or 1.0
+        return torch.tensor([SCALE_RANGE / amax * 0.9], dtype=torch.float32, device=self.device)
+
+    def checkpoint(self, *, same_scales: bool = True) -> dict[str, Tensor]:
+        """Return one layer's ModelOpt tensors; scales differ from expert to expert and from projection to projection.
+
+        Args:
+            same_scales: gate and up of an expert share their weight_scale_2, as masked_moe needs it.
+        """
+        if same_scales not in self._checkpoints:
+            self._checkpoints[same_scales] = self._make_checkpoint(same_scales=same_scales)
+        return dict(self._checkpoints[same_scales])
+
+    def _make_checkpoint(self, *, same_scales: bool) -> dict[str, Tensor]:
+        p, seed = self.problem, self.problem.seed % WEIGHT_SEEDS
+        w1 = make_weights(p.experts, 2 * self.inter, self.hidden, p.data, seed, self.device)
+        w2 = make_weights(p.experts, self.hidden, self.inter, p.data, seed + WEIGHT_SEEDS, self.device)
+        rng = random.Random(f"scales {p.seed}")
+        found: dict[str, Tensor] = {}
+
+        def put(expert: int, projection: str, kind: str, value: Tensor | float) -> None:
+            tensor = value if isinstance(value, Tensor) else torch.tensor(value, device=self.device)
+            found[tensor_name(expert, projection, kind)] = tensor
+
+        for expert in range(p.experts):
+            # w_scale_2 of trained models is about 1e-5 to 1e-3; neighbours differ several times
+            scale = 2.0 ** (-14 + (expert * 5) % 7) * rng.uniform(0.7, 1.4) / self.hidden**0.5
+            halves = {"gate": slice(0, self.inter), "up": slice(self.inter, None)}
+            for projection, rows in halves.items():
+                put(expert, projection, "weight", pack_e2m1(w1.codes[expert, rows]))
+                put(
+                    expert, projection, "weight_scale", w1.block_scale[expert, rows].view(torch.float8_e4m3fn)
+                )
+                other = projection == "up" and not same_scales
+                put(expert, projection, "weight_scale_2", scale * (1.5 if other else 1))
+                put(expert, projection, "input_scale", 5 / SCALE_RANGE * 2.0 ** -rng.uniform(0.0, 3.0))
+            put(expert, "down", "weight", pack_e2m1(w2.codes[expert]))
+            put(expert, "down", "weight_scale", w2.block_scale[expert].view(torch.float8_e4m3fn))
+            put(expert, "down", "weight_scale_2", scale * rng.uniform(2.0, 6.0))
+            put(expert, "down", "input_scale", 3 / SCALE_RANGE * 2.0 ** -rng.uniform(0.0, 2.0))
+        return found

@@ -1,0 +1,216 @@
+"""A problem: one masked MoE, written as one short string and rebuilt from it. No torch here.
+
+    4x160x256x128:64,0,3,160:normal:20394:e2m1_ties+relu2
+    experts x capacity x hidden x inter : masked_m : data : seed : traps and options
+
+`masked_m` may repeat: `0*30,128*2`. `harness.problems.tensors` fills in the numbers.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from harness.verdict import UsageError
+
+DATA = {
+    "normal": "Gaussian activations and weights, distinct scales per expert",
+    "spread": "Gaussian, each block of 16 times its own power of two: few dot products are exact in float32",
+    "grid": "few codes and power-of-two block scales: dot products stay exact up to k 7,168",
+}
+
+PLANTED_TRAPS = {
+    "e2m1_ties": "values on every midpoint between two E2M1 codes",
+    "e4m3_ties": "block maxima on midpoints between two E4M3 scales",
+    "scale_underflow": "blocks whose scale rounds to zero, or just does not",
+    "scale_saturation": "blocks whose scale exceeds 448",
+    "zero_block": "blocks of zeros",
+    "zero_row": "rows of zeros",
+    "zero_expert": "an expert whose rows are all zero",
+    "subnormal_scales": "a row of tokens, and rows of the weights, whose block scales are all E4M3 subnormals",
+    "subnormal": "bfloat16 subnormals",
+    "negative_zero": "elements of -0.0",
+    "nan": "single NaN elements and a block of nothing but NaN",
+    "inf": "infinite elements",
+    "outlier_block": "a block 100 times larger than its row",
+    "magnitude_spread": "experts whose magnitudes differ 100-fold",
+}
+# Traps that are written into whole blocks of 16, in this order, BLOCKS_PER_TRAP blocks each.
+BLOCK_TRAPS = (
+    "e2m1_ties",
+    "e4m3_ties",
+    "scale_underflow",
+    "scale_saturation",
+    "zero_block",
+    "subnormal",
+    "negative_zero",
+    "nan",
+    "inf",
+)
+BLOCKS_PER_TRAP = 4
+SHAPE_TRAPS = {
+    "empty_expert": "an expert with masked_m = 0",
+    "full_expert": "an expert with masked_m = capacity",
+    "one_row_expert": "an expert with masked_m = 1",
+    "one_expert": "a single expert",
+    "ragged_capacity": "capacity not a multiple of 128",
+    "ragged_blocks": "hidden / 16 not a multiple of 4: scale columns are padded",
+}
+MAGNITUDE_TRAPS = frozenset(
+    {"outlier_block", "scale_underflow", "scale_saturation", "subnormal", "inf", "nan"}
+)
+OPTIONS = {
+    "relu2": "activation relu2 instead of silu",
+    "prequantized": "the layer gets a quantized pair instead of bfloat16",
+    "float32_out": "the GEMM stores float32",
+    "float16_out": "the GEMM stores float16",
+    "no_alpha": "the GEMM gets no alpha",
+}
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What may be drawn for a rule beside shapes, data and seed.
+
+    Attributes:
+        finite: no traps that make inputs NaN or infinite: for rules that compare outputs bit for bit.
+        options: keys of OPTIONS; those that a candidate has to declare are drawn where it does.
+    """
+
+    finite: bool = False
+    options: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Problem:
+    """The inputs of one masked MoE, without their numbers.
+
+    Attributes:
+        experts: experts on this rank.
+        capacity: rows per expert.
+        hidden: width of the tokens, k of the first GEMM.
+        inter: width of one half of the first GEMM's output, k of the second.
+        masked_m: valid leading rows of each expert.
+        data: a key of DATA.
+        seed: of the numbers.
+        extras: traps that are planted and options, keys of PLANTED_TRAPS and OPTIONS.
+    """
+
+    experts: int
+    capacity: int
+    hidden: int
+    inter: int
+    masked_m: tuple[int, ...]
+    data: str = "normal"
+    seed: int = 0
+    extras: frozenset[str] = field(default_factory=frozenset)
+
+    def __post_init__(self) -> None:
+        for name, least in (("experts", 1), ("capacity", 1), ("hidden", 16), ("inter", 16), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise UsageError(f"problem: {name} must be at least {least}, got {getattr(self, name)}")
+        for name in ("hidden", "inter"):
+            if getattr(self, name) % 16:
+                raise UsageError(f"problem: {name} must be a multiple of 16, got {getattr(self, name)}")
+        if len(self.masked_m) != self.experts:
+            raise UsageError(f"problem: masked_m must have {self.experts} entries, got {len(self.masked_m)}")
+        if any(not 0 <= rows <= self.capacity for rows in self.masked_m):
+            raise UsageError(f"problem: masked_m must lie in [0, {self.capacity}], got {list(self.masked_m)}")
+        if self.data not in DATA:
+            raise UsageError(f"problem: data must be one of {', '.join(DATA)}, got {self.data!r}")
+        if unknown := sorted(self.extras - PLANTED_TRAPS.keys() - OPTIONS.keys()):
+            raise UsageError(
+                f"problem: unknown trap or option {unknown[0]!r}; known: {', '.join([*PLANTED_TRAPS, *OPTIONS])}"
+            )
+
+    def __str__(self) -> str:
+        shape = f"{self.experts}x{self.capacity}x{self.hidden}x{self.inter}"
+        text = f"{shape}:{_runs(self.masked_m)}:{self.data}:{self.seed}"
+        return f"{text}:{'+'.join(sorted(self.extras))}" if self.extras else text
+
+    @property
+    def tokens(self) -> int:
+        """Valid rows over all experts."""
+        return sum(self.masked_m)
+
+    @property
+    def activation(self) -> str:
+        """Activation of the layer: "silu" or "relu2"."""
+        return "relu2" if "relu2" in self.extras else "silu"
+
+    @property
+    def out_dtype(self) -> str:
+        """Output type of the GEMM under test."""
+        for word in ("float32", "float16"):
+            if f"{word}_out" in self.extras:
+                return word
+        return "bfloat16"
+
+    def traps(self) -> list[str]:
+        """Return the traps that this problem really holds: planted ones need valid rows and blocks of their own."""
+        shape = {
+            "empty_expert": 0 in self.masked_m,
+            "full_expert": self.capacity in self.masked_m,
+            "one_row_expert": 1 in self.masked_m,
+            "one_expert": self.experts == 1,
+            "ragged_capacity": self.capacity % 128 != 0,
+            "ragged_blocks": self.hidden // 16 % 4 != 0,
+        }
+        planted = [trap for trap in PLANTED_TRAPS if trap in self.extras and self.tokens > 0]
+        missing = {"magnitude_spread"} if self.experts == 1 else set()
+        if self.data == "grid":
+            missing = {"magnitude_spread", "outlier_block"}  # they would take the data off its grid
+        room = max(self._free_blocks() // BLOCKS_PER_TRAP, 0)
+        missing.update([trap for trap in BLOCK_TRAPS if trap in planted][room:])
+        planted = [trap for trap in planted if trap not in missing]
+        return [trap for trap, there in shape.items() if there] + planted
+
+    def _free_blocks(self) -> int:
+        """Return how many blocks are left for block traps, at least, in tokens and intermediate alike."""
+        zeroed = max(self.masked_m) if "zero_expert" in self.extras else 0
+        rows = self.tokens - zeroed - ("zero_row" in self.extras) - ("subnormal_scales" in self.extras)
+        taken = sum(count > 0 for count in self.masked_m) if "outlier_block" in self.extras else 0
+        return rows * (min(self.hidden, self.inter) // 16) - taken
+
+
+def parse_problem(text: str) -> Problem:
+    """Return the problem that a string describes; `parse_problem(str(problem)) == problem`.
+
+    Raises:
+        UsageError: the string is not of the form shown in the module's docstring.
+    """
+    parts = text.strip().split(":")
+    shape = re.fullmatch(r"(\d+)x(\d+)x(\d+)x(\d+)", parts[0])
+    if len(parts) not in {4, 5} or not shape or not parts[3].isdigit():
+        raise UsageError(
+            f"problem: {text!r} is not of the form EXPERTSxCAPACITYxHIDDENxINTER:MASKED_M:DATA:SEED[:TRAP+OPTION], "
+            "for example 4x160x256x128:64,0,3,160:normal:20394:e2m1_ties"
+        )
+    experts, capacity, hidden, inter = map(int, shape.groups())
+    extras = frozenset(parts[4].split("+")) if len(parts) == 5 else frozenset()
+    return Problem(
+        experts, capacity, hidden, inter, _parse_runs(parts[1], text), parts[2], int(parts[3]), extras
+    )
+
+
+def _runs(numbers: Iterable[int]) -> str:
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and runs[-1][0] == number:
+            runs[-1][1] += 1
+        else:
+            runs.append([number, 1])
+    return ",".join(
+        f"{number}*{times}" if times > 2 else ",".join([str(number)] * times) for number, times in runs
+    )
+
+
+def _parse_runs(text: str, whole: str) -> tuple[int, ...]:
+    numbers: list[int] = []
+    for run in text.split(","):
+        match = re.fullmatch(r"(\d+)(?:\*(\d+))?", run)
+        if not match or len(numbers) + int(match[2] or 1) > 1 << 16:
+            raise UsageError(f"problem: masked_m must be numbers such as 64,0*3,1, got {text!r} in {whole!r}")
+        numbers.extend([int(match[1])] * int(match[2] or 1))
+    return tuple(numbers)

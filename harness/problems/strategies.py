@@ -1,0 +1,127 @@
+"""Hypothesis strategies for problems: shapes that kernels trip over, traps, and seeds. Imports hypothesis, not torch.
+
+Small values come first in every draw, so that a failing problem shrinks to few experts, few rows and small extents.
+"""
+
+from __future__ import annotations
+
+from hypothesis import strategies as st
+
+from harness.candidates.protocol import Traits
+from harness.problems.problem import PLANTED_TRAPS, Drawn, Problem
+from harness.problems.profiles import Profile
+from harness.problems.shapes import ModelShape
+
+_EDGES = (1, 2, 7, 8, 31, 32, 63, 64, 127, 128, 129, 160, 192, 255, 256, 257, 300, 384)
+_NOT_FINITE = frozenset({"nan", "inf"})
+_DECLARED = frozenset({"relu2", "float32_out", "float16_out"})  # options that a candidate's traits allow
+
+
+@st.composite
+def problems(
+    draw: st.DrawFn, drawn: Drawn, traits: Traits, profile: Profile, shape: ModelShape | None = None
+) -> Problem:
+    """Draw a problem that the candidate declares it can take.
+
+    Args:
+        draw: given by hypothesis.
+        drawn: which traps and options.
+        traits: the candidate's declared alignments and types.
+        profile: the largest extents.
+        shape: fixed widths of a real model, or None.
+    """
+    experts = draw(_experts(traits, profile)) if shape is None else shape.local_experts
+    capacity = draw(_capacity(traits, profile))
+    step = traits.width_multiple
+    hidden = shape.hidden if shape else draw(_extent(step, profile.k))
+    inter = shape.inter if shape else draw(_extent(step, min(profile.n, profile.k)))
+    # Halve what is largest until the work fits: the extremes of all extents never meet in one problem.
+    while shape is None and experts * capacity * hidden * inter * 2 > profile.work << 20:
+        if capacity >= 2 * traits.m_multiple and capacity > 64:
+            capacity = max(capacity // 2 // traits.m_multiple, 1) * traits.m_multiple
+        elif experts > max(4, 2 * traits.min_experts):
+            experts //= 2
+        else:
+            inter = max(inter // 2 // step, 1) * step
+            if inter == step:
+                break
+    masked_m = draw(_masked_m(experts, capacity))
+    data = draw(st.sampled_from(["normal", "grid", "spread"]))
+    extras = draw(_extras(drawn, traits))
+    # Where nothing but zeros would be left no comparison has power.
+    if sum(count > 0 for count in masked_m) < 2:
+        extras -= {"zero_expert"}
+    if sum(masked_m) < 2:
+        extras -= {"zero_row"}
+    return Problem(experts, capacity, hidden, inter, masked_m, data, draw(st.integers(0, 99_999)), extras)
+
+
+def _experts(traits: Traits, profile: Profile) -> st.SearchStrategy[int]:
+    least = traits.min_experts
+    return st.one_of(st.integers(least, max(least, 4)), st.integers(least, max(least, profile.experts)))
+
+
+def _capacity(traits: Traits, profile: Profile) -> st.SearchStrategy[int]:
+    step = traits.m_multiple
+    edges = sorted({-(-c // step) * step for c in _EDGES if c <= profile.capacity})
+    return st.one_of(
+        st.sampled_from(edges), st.integers(1, max(1, profile.capacity // step)).map(lambda c: c * step)
+    )
+
+
+def _extent(step: int, most: int) -> st.SearchStrategy[int]:
+    """Multiples of the alignment, mostly small; the multiples of 64 and 128 that tiles are made of are common too."""
+    most = max(most // step, 1)
+    return st.one_of(
+        st.integers(1, min(most, 16)),
+        st.integers(1, most),
+        st.integers(1, max(1, most * step // 128)).map(lambda tiles: max(1, tiles * 128 // step)),
+    ).map(lambda count: count * step)
+
+
+@st.composite
+def _masked_m(draw: st.DrawFn, experts: int, capacity: int) -> tuple[int, ...]:
+    """Valid rows of each expert: anything, with the edges (none, one, all, around a tile of 128) far above chance."""
+    edges = sorted({c for c in (0, 1, capacity, capacity - 1, 127, 128, 129) if 0 <= c <= capacity})
+    row = st.one_of(st.sampled_from(edges), st.integers(0, capacity))
+    counts = draw(st.lists(row, min_size=experts, max_size=experts))
+    # A layer without any token is worth a problem now and then, not one in five, as chance has it for one expert.
+    if not any(counts) and draw(st.integers(0, 3)):
+        counts[draw(st.integers(0, experts - 1))] = capacity
+    return tuple(counts)
+
+
+def traps_of(drawn: Drawn) -> list[str]:
+    """Return the planted traps that may be drawn."""
+    return [trap for trap in PLANTED_TRAPS if not drawn.finite or trap not in _NOT_FINITE]
+
+
+def options_of(drawn: Drawn, traits: Traits) -> list[str]:
+    """Return the options that may be drawn for a candidate."""
+    takes = {*traits.activations, *(f"{dtype}_out" for dtype in traits.out_dtypes)}
+    return [option for option in drawn.options if option not in _DECLARED or option in takes]
+
+
+def _extras(drawn: Drawn, traits: Traits) -> st.SearchStrategy[frozenset[str]]:
+    traps, options = traps_of(drawn), options_of(drawn, traits)
+    none: st.SearchStrategy[list[str]] = st.just([])
+    # The number first: hypothesis likes short lists, and every trap must be drawn often enough to count as tested.
+    planted = st.integers(0, 4).flatmap(
+        lambda count: st.lists(st.sampled_from(traps), min_size=count, max_size=count, unique=True)
+    )
+    chosen = st.lists(st.sampled_from(options), max_size=1) if options else none
+    return st.tuples(planted, chosen).map(lambda both: frozenset([*both[0], *both[1]]))
+
+
+def possible_traps(traits: Traits) -> list[str]:
+    """Return the traps that problems for this candidate can hold at all, given its declared alignments."""
+    from harness.problems.problem import SHAPE_TRAPS
+
+    shape_traps = list(SHAPE_TRAPS)
+    if traits.width_multiple % 64 == 0:
+        shape_traps.remove("ragged_blocks")
+    if traits.m_multiple % 128 == 0:
+        shape_traps.remove("ragged_capacity")
+    if traits.min_experts > 1:
+        shape_traps.remove("one_expert")
+    return [*shape_traps, *PLANTED_TRAPS]

@@ -1,0 +1,225 @@
+"""The numbers of a problem: a pure function of its string, made on the CPU and moved to the candidate's device.
+
+Weights are drawn from a small pool of seeds and cached, since a run asks for the same shapes again and again.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+import torch
+from torch import Tensor
+
+from harness.problems import traps
+from harness.problems.problem import Problem
+from reference.certificate import step_exponents
+from reference.nvfp4 import BLOCK, SCALE_RANGE, decode_blocks, quantize_nvfp4
+
+WEIGHT_SEEDS = 8  # different weights per shape; a problem's seed picks one
+SMALL_ROWS = (
+    8  # with the trap subnormal_scales, one row of the weights in so many has nothing but small scales
+)
+_SPREAD = 5  # "spread": blocks are scaled by 2^-5 to 2^5; every block scale stays a normal E4M3 value
+_GRID_ODD = (1, 3, 5, 7, 9, 11, 13)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """One GEMM's weights of all experts.
+
+    Attributes:
+        codes: `(experts, n, k)` uint8.
+        block_scale: `(experts, n, k / 16)` uint8, E4M3.
+    """
+
+    codes: Tensor
+    block_scale: Tensor
+
+    @cached_property
+    def values(self) -> Tensor:
+        """Codes times block scales, `(experts, n, k)` float32, exact."""
+        return decode_blocks(self.codes, self.block_scale, torch.float32)
+
+    @cached_property
+    def deviation(self) -> Tensor:
+        """Root mean square of the values of each expert, `(experts,)` float64 on the CPU."""
+        return self.values.double().square().mean((1, 2)).sqrt().cpu()
+
+    @cached_property
+    def steps(self) -> Tensor:
+        """Grid step of each row, `(experts, n)`: see reference.certificate."""
+        return step_exponents(self.values)
+
+
+@lru_cache(maxsize=32)
+def make_weights(
+    experts: int, n: int, k: int, data: str, seed: int, device: str, *, small_rows: bool = False
+) -> Weights:
+    """Return weights for one GEMM. Cached: treat them as read-only (rules check that candidates do).
+
+    Args:
+        experts: experts on this rank.
+        n: rows of each expert's weights.
+        k: their width.
+        data: "normal" or "grid".
+        seed: of the numbers.
+        device: torch device type.
+        small_rows: give every eighth row block scales that are E4M3 subnormals (bytes 1 to 7), as a checkpoint has them
+            whose per-tensor scale was folded into its block scales (flashinfer#3932).
+    """
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + n * 1009 + k)
+    if small_rows:
+        plain = make_weights(experts, n, k, data, seed, device)
+        scale = plain.block_scale.clone()
+        small = torch.randint(1, 8, scale[:, ::SMALL_ROWS].shape, generator=generator, dtype=torch.uint8)
+        scale[:, ::SMALL_ROWS] = small.to(device)
+        return Weights(plain.codes, scale)
+    if data == "grid":
+        codes = _grid_codes((experts, n, k // BLOCK), generator).view(experts, n, k)
+        scale = torch.randint(6, 8, (experts, n, k // BLOCK), generator=generator, dtype=torch.uint8) * 8
+        return Weights(codes.to(device), scale.to(device))
+    values = torch.randn(experts, n, k, generator=generator)
+    values = (values * _block_gains(values, generator) if data == "spread" else values).bfloat16()
+    amax = values.abs().amax((1, 2)).float()
+    quantized = quantize_nvfp4(values, SCALE_RANGE / amax)
+    return Weights(quantized.codes.to(device), quantized.block_scale.to(device))
+
+
+def _block_gains(values: Tensor, generator: torch.Generator) -> Tensor:
+    """Return a power of two for each block of 16, `(*, k)`, such that dot products spread over many binades."""
+    shape = (*values.shape[:-1], values.shape[-1] // BLOCK)
+    exponent = torch.randint(-_SPREAD, _SPREAD + 1, shape, generator=generator)
+    return torch.ldexp(torch.ones(shape), exponent).repeat_interleave(BLOCK, -1)
+
+
+def _grid_codes(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Return blocks of small codes with one +-6 each, so that the block scale is a known power of two."""
+    codes = torch.randint(0, 5, (*shape, BLOCK), generator=generator, dtype=torch.uint8)
+    place = torch.randint(0, BLOCK, (*shape, 1), generator=generator)
+    codes.scatter_(-1, place, torch.full_like(place, 7, dtype=torch.uint8))
+    return codes | (torch.randint(0, 2, codes.shape, generator=generator, dtype=torch.uint8) << 3)
+
+
+class ProblemTensors:
+    """Tensors of one problem, each made when first asked for.
+
+    Attributes:
+        problem: what is described.
+        device: torch device type.
+        masked_m: `(experts,)` int32.
+        input_scale: `(experts,)` float32, encode scale of the tokens; distinct per expert, not 1.
+        a2_scale: `(experts,)` float32, encode scale of the intermediate.
+    """
+
+    def __init__(self, problem: Problem, device: str = "cpu") -> None:
+        self.problem = problem
+        self.device = device
+        self._generator = torch.Generator().manual_seed(problem.seed)
+        p, generator = problem, self._generator
+        self.masked_m = torch.tensor(p.masked_m, dtype=torch.int32).to(device)
+        ties = bool(p.extras & traps.TIE_TRAPS)
+        # jitter keeps the scales distinct and off the value that exactly fills the range
+        jitter = torch.rand(2, p.experts, generator=generator) * 0.5 + 0.5
+        spread = torch.ones(p.experts)
+        if "magnitude_spread" in p.extras and p.experts > 1:
+            spread = 100 ** (torch.arange(p.experts) / (p.experts - 1) - 0.5)
+        self._gain = (
+            torch.rand(p.experts, generator=generator) * 2 + 0.5
+        )  # standard deviation of the first GEMM
+        # 28 pairs of an odd divisor and an exponent: distinct scales for that many experts
+        pair = torch.randperm(len(_GRID_ODD) * 4, generator=generator)[
+            torch.arange(p.experts) % (len(_GRID_ODD) * 4)
+        ]
+        odd, exponent = torch.tensor(_GRID_ODD)[pair // 4], pair % 4 + 3
+        raw = torch.randn(p.experts, p.capacity, p.hidden, generator=generator)
+        if p.data == "grid":
+            input_scale = torch.ldexp(1 / odd.float(), exponent)
+            x, taken = self._grid_tokens(input_scale, generator), None
+        else:
+            raw = raw * _block_gains(raw, generator) if p.data == "spread" else raw
+            x = (raw * spread.view(-1, 1, 1)).bfloat16()
+            taken = self._plant_outliers(x, generator)
+            amax = x.abs().amax((1, 2)).float().clamp(min=1e-6)
+            input_scale = SCALE_RANGE / amax * jitter[0]
+        a2_scale = SCALE_RANGE / (3 * self._gain) ** 2 * jitter[1]
+        if ties:
+            input_scale, a2_scale = (torch.exp2(torch.log2(s).floor()) for s in (input_scale, a2_scale))
+        traps.plant(x, list(p.masked_m), input_scale, p.extras, generator, taken)
+        self.x = x.to(device)
+        self.input_scale = input_scale.float().to(device)
+        self.a2_scale = a2_scale.float().to(device)
+
+    def _grid_tokens(self, scale: Tensor, generator: torch.Generator) -> Tensor:
+        p = self.problem
+        shape = (p.experts, p.capacity, p.hidden // BLOCK)
+        codes = _grid_codes(shape, generator)
+        magnitudes = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6], dtype=torch.float64)[(codes & 7).int()]
+        values = torch.where(codes > 7, -magnitudes, magnitudes)
+        step = torch.randint(0, 3, shape, generator=generator)
+        values = torch.ldexp(values, step.unsqueeze(-1)).view(p.experts, p.capacity, p.hidden)
+        return (values / scale.double().view(-1, 1, 1)).bfloat16()
+
+    def _plant_outliers(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """Make one block of each expert 100 times larger; return which blocks those are."""
+        p = self.problem
+        taken = torch.zeros(p.experts, p.capacity, p.hidden // BLOCK, dtype=torch.bool)
+        if "outlier_block" not in p.extras:
+            return taken
+        for expert, rows in enumerate(p.masked_m):
+            if rows:
+                row = int(torch.randint(rows, (), generator=generator))
+                block = int(torch.randint(p.hidden // BLOCK, (), generator=generator))
+                x[expert, row, block * BLOCK : (block + 1) * BLOCK] *= 100
+                taken[expert, row, block] = True
+        return taken
+
+    @cached_property
+    def w1(self) -> Weights:
+        """Weights of the first GEMM: `n = 2 * inter`, gate rows first (`inter` for relu2)."""
+        p = self.problem
+        n = p.inter if p.activation == "relu2" else 2 * p.inter
+        return self._weights(n, p.hidden, p.seed % WEIGHT_SEEDS)
+
+    @cached_property
+    def w2(self) -> Weights:
+        """Weights of the second GEMM: `n = hidden`, `k = inter`."""
+        p = self.problem
+        return self._weights(p.hidden, p.inter, p.seed % WEIGHT_SEEDS + WEIGHT_SEEDS)
+
+    def _weights(self, n: int, k: int, seed: int) -> Weights:
+        p, small_rows = self.problem, "subnormal_scales" in self.problem.extras
+        return make_weights(p.experts, n, k, p.data, seed, self.device, small_rows=small_rows)
+
+    @cached_property
+    def w1_alpha(self) -> Tensor:
+        """`(experts,)` float32: 1 / (input encode scale * w1 encode scale), such that gate and up deviate by `gain`."""
+        encoded = self.x.double().nan_to_num(0, 0, 0) * self.input_scale.double().view(-1, 1, 1)
+        return self._alpha(encoded.square().mean((1, 2)).sqrt().cpu(), self.w1, self._gain)
+
+    @cached_property
+    def w2_alpha(self) -> Tensor:
+        """`(experts,)` float32: 1 / (a2 encode scale * w2 encode scale), such that outputs deviate by about 1."""
+        return self._alpha(self._gain**2 * self.a2_scale.cpu(), self.w2, torch.ones_like(self._gain))
+
+    def _alpha(self, operand_deviation: Tensor, weights: Weights, wanted: Tensor) -> Tensor:
+        terms = weights.values.shape[-1]
+        got = operand_deviation.double().clamp(1e-3, 1e9) * weights.deviation * math.sqrt(terms)
+        return (wanted / got).float().to(self.device)
+
+    @cached_property
+    def gate_up(self) -> Tensor:
+        """`(experts, capacity, 2 * inter)` bfloat16, a drawn input of the activation stage, with the traps planted.
+
+        A planted value t is written as gate 32 and up t / 32: silu(32) is 32 in float32, so the product is t exactly.
+        """
+        p, generator = self.problem, self._generator
+        values = torch.randn(p.experts, p.capacity, 2 * p.inter, generator=generator)
+        gate_up = (values * self._gain.view(-1, 1, 1)).bfloat16()
+        target = torch.zeros(p.experts, p.capacity, p.inter, dtype=torch.bfloat16)
+        planted = traps.plant(target, list(p.masked_m), self.a2_scale.cpu(), p.extras, generator)
+        mask = planted.repeat_interleave(BLOCK, -1)
+        gate_up[..., : p.inter][mask] = 32
+        gate_up[..., p.inter :][mask] = target[mask] / 32
+        return gate_up.to(self.device)

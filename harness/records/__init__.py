@@ -1,0 +1,1 @@
+"""What a run found out, kept as one JSON file. Start with record.py. Standard library only."""

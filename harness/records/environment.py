@@ -1,0 +1,84 @@
+"""What this machine is: for the record and for `harness doctor`. Imports torch only where it is asked about devices."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+from pathlib import Path
+
+from harness.records.record import Environment
+
+PACKAGES = (
+    "torch",
+    "triton",
+    "hypothesis",
+    "pytest",
+    "flashinfer-python",
+    "nvidia-cutlass-dsl",
+    "sglang",
+    "vllm",
+    "deep_ep",
+    "lm_eval",
+    "aiohttp",
+    "tenacity",
+    "transformers",
+)
+
+
+def describe_environment(device: str = "cpu", *, devices: bool = True) -> Environment:
+    """Return versions, devices and the state of the git checkout in the current directory.
+
+    Args:
+        device: device type that the run uses.
+        devices: ask torch about GPUs; without it torch is not imported.
+    """
+    packages = {}
+    for name in PACKAGES:
+        try:
+            packages[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    environment = Environment(
+        python=platform.python_version(),
+        platform=platform.platform(),
+        cpu_count=len(os.sched_getaffinity(0)),
+        device=device,
+        packages=packages,
+    )
+    environment.git_commit, environment.git_dirty = _git()
+    if devices and "torch" in packages:
+        _add_devices(environment)
+    return environment
+
+
+def _add_devices(environment: Environment) -> None:
+    import torch
+
+    environment.cuda = torch.version.cuda or ""
+    if not torch.cuda.is_available():
+        return
+    environment.gpus = [
+        f"{torch.cuda.get_device_name(i)} (sm_{''.join(map(str, torch.cuda.get_device_capability(i)))})"
+        for i in range(torch.cuda.device_count())
+    ]
+    driver = _run(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"])
+    environment.driver = driver.splitlines()[0] if driver else ""
+
+
+def _git() -> tuple[str, bool | None]:
+    commit = _run(["git", "rev-parse", "HEAD"])
+    if not commit:
+        return "", None
+    return commit, bool(_run(["git", "status", "--porcelain", "--untracked-files=no"]))
+
+
+def _run(command: list[str]) -> str:
+    try:
+        done = subprocess.run(  # noqa: S603 - fixed commands
+            command, capture_output=True, text=True, timeout=10, cwd=Path.cwd(), check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""

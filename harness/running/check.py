@@ -1,0 +1,285 @@
+"""`harness check`: candidates, rules and problems in, a run record out. Imports no torch."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from harness.canary.verdict import judge_stage
+from harness.candidates import ALL_STAGES, CANDIDATES, support_of
+from harness.faults.named import load_named
+from harness.problems.problem import Problem
+from harness.problems.profiles import Profile, find_profile
+from harness.problems.shapes import ModelShape
+from harness.records.record import CandidateRun, RuleResult, RunRecord, Skip
+from harness.rules import Rule
+from harness.running.known_failures import KnownFailure, apply_known_failures
+from harness.running.runner import RunSettings, run_problem, run_rule, traits_from
+from harness.running.session import CandidateStartError, Child, InProcess, Session
+from harness.verdict import UsageError, Verdict, worst
+
+
+@dataclass
+class CheckRequest:
+    """What `harness check` was asked for.
+
+    Attributes:
+        candidates: names; empty for every built-in one that can run here.
+        rules: which rules.
+        profile: how much.
+        seed: of the draws.
+        problem: judge only this problem.
+        shape: a real model's shape.
+        max_seconds: for the whole run; 0 for no limit.
+        memory_gib: limit of a candidate's process; 0 for none.
+        threads: of torch in each process; 0 for its own choice.
+        isolate: run candidates in child processes.
+        known: list of known failures.
+        all_rules: no rule was selected, so the drawn traps can be counted against their floor.
+        canary: questions of the canary stage, 0 for none.
+        canary_control: fault that is planted in the first candidate to show that the stage sees it, "" for none.
+    """
+
+    candidates: list[str]
+    rules: list[Rule]
+    profile: Profile
+    seed: int = 0
+    problem: Problem | None = None
+    shape: ModelShape | None = None
+    max_seconds: float = 0
+    memory_gib: float = 0
+    threads: int = 0
+    isolate: bool = True
+    known: list[KnownFailure] = field(default_factory=list)
+    all_rules: bool = True
+    canary: int = 0
+    canary_control: str = ""
+
+
+class Progress:
+    """What a run tells while it runs; the command line overrides it."""
+
+    def candidate(self, run: CandidateRun) -> None:
+        """A candidate starts, or does not run."""
+
+    def rule(self, rule: Rule, done: int, wanted: int) -> None:
+        """`done` of `wanted` problems of a rule were judged."""
+
+    def finished(self, result: RuleResult) -> None:
+        """A rule is through."""
+
+    def canary(self, run: dict[str, Any]) -> None:
+        """The canary ran through a candidate: an entry of `record.canary["runs"]` or `["controls"]`."""
+
+
+def run_check(request: CheckRequest, record: RunRecord, progress: Progress) -> RunRecord:
+    """Run the request and fill in the record; on an interrupt the record holds what was found until then.
+
+    Raises:
+        KeyboardInterrupt: after the record was concluded with `interrupted` set.
+    """
+    started = time.monotonic()
+    names = request.candidates or list(CANDIDATES)
+    traps: Counter[str] = Counter()
+    try:
+        for number, name in enumerate(names):
+            left = started + request.max_seconds - time.monotonic()
+            share = left / (len(names) - number) if request.max_seconds else float("inf")
+            deadline = time.monotonic() + share
+            _run_candidate(name, request, record, progress, deadline, traps)
+        if request.canary:
+            _run_canary(request, record, progress)
+    except KeyboardInterrupt:
+        record.interrupted = True
+        raise
+    finally:
+        record.seconds = time.monotonic() - started
+        # A part of the rules, one problem or a cut run draws what it draws.
+        partial = not request.all_rules or request.problem or request.shape or request.max_seconds
+        conclude(record, traps, {} if partial else trap_floor(record))
+    return record
+
+
+def trap_floor(record: RunRecord) -> dict[str, int]:
+    """Return how often each trap must have been drawn in a full run of the record's profile.
+
+    Traps that no candidate of the run can be given at all, by its declared alignments, are left out.
+    """
+    from harness.problems.strategies import possible_traps  # loads hypothesis: bad usage is refused without
+
+    possible = {trap for c in record.candidates if c.ran for trap in possible_traps(traits_from(c.declared))}
+    return dict.fromkeys(sorted(possible), find_profile(record.profile).trap_floor)
+
+
+def _run_candidate(
+    name: str,
+    request: CheckRequest,
+    record: RunRecord,
+    progress: Progress,
+    deadline: float,
+    traps: Counter[str],
+) -> None:
+    """Run all rules on one candidate."""
+    run = CandidateRun(name, requested=bool(request.candidates))
+    record.candidates.append(run)
+    try:
+        session = open_session(name, request)
+    except CandidateStartError as error:
+        run.reason = str(error)
+        progress.candidate(run)
+        return
+    try:
+        described = session.describe()
+        run.ran, run.declared, run.measured = True, described["traits"], described["measured"]
+        run.missing_stages = [s for s in ALL_STAGES if s not in described["stages"]]
+        record.environment.device = described["traits"]["device"]
+        progress.candidate(run)
+        for number, rule in enumerate(request.rules):
+            missing = [stage for stage in rule.stages if stage in run.missing_stages]
+            if missing:
+                record.skips.append(
+                    Skip(f"{rule.id} on {name}", f"the candidate has no {', '.join(missing)}")
+                )
+                continue
+            # What is left of the time is shared evenly among the rules that are left of this candidate.
+            share = (deadline - time.monotonic()) / (len(request.rules) - number)
+            settings = _settings(name, rule, request, time.monotonic() + share, progress)
+            if request.problem is None:
+                result, drawn = run_rule(rule, session, settings)
+            else:
+                result, drawn = run_problem(rule, session, settings, request.problem)
+            traps.update(drawn)
+            record.known_failures += apply_known_failures(
+                [result], request.known, alarm=request.problem is None
+            )
+            record.rules.append(result)
+            if result.skipped:
+                record.skips.append(Skip(f"{rule.id} on {name}", result.skipped))
+            progress.finished(result)
+    finally:
+        session.close()
+
+
+def _run_canary(request: CheckRequest, record: RunRecord, progress: Progress) -> None:
+    """Ask the canary its questions through every candidate that ran, then through one with a planted fault."""
+    from harness.canary.stage import run_stage
+
+    able = []
+    for candidate in record.candidates:
+        if not candidate.ran:
+            continue
+        if "masked_moe" in candidate.missing_stages:
+            record.skips.append(Skip(f"canary on {candidate.name}", "the candidate has no masked_moe"))
+        elif not candidate.declared.get("canary", True):
+            record.skips.append(Skip(f"canary on {candidate.name}", "it declares that it is too slow for it"))
+        else:
+            able.append(candidate.name)
+    if not able:
+        return
+    record.canary = {"questions": request.canary, "runs": [], "controls": []}
+    plans = [(name, "runs") for name in able]
+    if request.canary_control:
+        plans.append((f"{able[0]}+{request.canary_control}", "controls"))
+    with tempfile.TemporaryDirectory(prefix="harness-canary-") as folder:
+        for number, (name, kind) in enumerate(plans):
+            run = run_stage(
+                name, questions=request.canary, folder=Path(folder) / str(number), seed=request.seed
+            )
+            record.canary[kind].append(run)
+            progress.canary(run)
+
+
+def _settings(
+    name: str, rule: Rule, request: CheckRequest, deadline: float, progress: Progress
+) -> RunSettings:
+    def report(done: int, wanted: int) -> None:
+        progress.rule(rule, done, wanted)
+
+    return RunSettings(request.profile, request.seed, deadline, request.shape, name, report)
+
+
+def open_session(name: str, request: CheckRequest) -> Session:
+    """Load a candidate where it will be judged.
+
+    Raises:
+        CandidateStartError: it cannot run here, with the reason.
+        UsageError: there is no such candidate.
+    """
+    # The names of built-in candidates are checked here, before a process is started for them.
+    if name.partition("+")[0] not in CANDIDATES and ":" not in name:
+        load_named(name)
+    if request.isolate:
+        return Child(name, threads=request.threads, memory_gib=request.memory_gib)
+    try:
+        candidate = load_named(name)
+        support = support_of(candidate)
+        if support:
+            return InProcess(candidate, threads=request.threads)
+    except UsageError:
+        raise
+    except Exception as error:  # as in a child: any reason why a candidate does not start is the answer
+        raise CandidateStartError(f"{type(error).__name__}: {error}") from error
+    raise CandidateStartError(support.reason)
+
+
+def conclude(record: RunRecord, traps: Counter[str], floor: dict[str, int]) -> None:
+    """Set the run's verdict and its reason from what the rules found.
+
+    Args:
+        record: with candidates and rules filled in.
+        traps: how often each trap was drawn.
+        floor: how often each trap must have been drawn; missing ones fail the run.
+    """
+    record.traps = dict(sorted(traps.items()))
+    record.missing_traps = [trap for trap, least in floor.items() if traps[trap] < least]
+    judged = [r for r in record.rules if not r.skipped]
+    verdict = worst(r.verdict for r in judged)
+    canary = judge_stage(record.canary)
+    if canary is not None:
+        verdict = worst([verdict, canary[0]])
+    could_not_run = [c for c in record.candidates if c.requested and not c.ran]
+    if record.missing_traps and verdict is not Verdict.FAIL and not record.interrupted:
+        verdict = Verdict.FAIL
+    if could_not_run and verdict is Verdict.PASS:
+        verdict = Verdict.UNKNOWN
+    if (record.interrupted or record.errors) and verdict is Verdict.PASS:
+        verdict = Verdict.UNKNOWN
+    record.verdict = verdict
+    record.reason = _reason(record, judged, could_not_run)
+
+
+def _reason(record: RunRecord, judged: list[RuleResult], could_not_run: list[CandidateRun]) -> str:  # noqa: PLR0911
+    """Return the one sentence that explains the run's verdict."""
+    failed = [r for r in judged if r.verdict is Verdict.FAIL]
+    unknown = [r for r in judged if r.verdict is Verdict.UNKNOWN]
+    if failed:
+        return (
+            f"{len(failed)} of {len(judged)} rules failed; first: {failed[0].rule} on {failed[0].candidate}"
+        )
+    canary = judge_stage(record.canary)
+    if canary is not None and canary[0] is Verdict.FAIL:
+        return canary[1]
+    if record.verdict is Verdict.FAIL:
+        return f"traps drawn too seldom to count as tested: {', '.join(record.missing_traps)}"
+    if could_not_run:
+        return f"{could_not_run[0].name} cannot run here: {could_not_run[0].reason}"
+    if record.interrupted:
+        return "interrupted"
+    if record.errors:
+        return f"internal error: {record.errors[0].splitlines()[0]}"
+    if unknown:
+        return f"{unknown[0].rule} on {unknown[0].candidate}: {unknown[0].reason}"
+    if canary is not None and canary[0] is Verdict.UNKNOWN:
+        return canary[1]
+    if not judged:
+        return "no rule was judged"
+    ran = ", ".join(c.name for c in record.candidates if c.ran)
+    compared = sum(r.compared for r in judged)
+    words = f"{len(judged)} results on {ran}: {compared:,} elements compared, all of them legal"
+    known = sum(k["matched"] for k in record.known_failures)
+    words += f" but for {known} known failure{'s' * (known != 1)}" if known else ""
+    return f"{words}; {canary[1]}" if canary else words

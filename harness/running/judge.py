@@ -1,0 +1,175 @@
+"""Judge one rule on one problem: the step that runs in a process together with the candidate.
+
+What comes back is plain JSON-ready data, so that it makes no difference whether the candidate lives in this process or
+in a child (harness.running.session).
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import traceback
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from harness.candidates.protocol import stages_of, traits_of
+from harness.problems.problem import parse_problem
+from harness.rules import NotApplicableError, Rule, find_rules
+
+if TYPE_CHECKING:
+    from harness.judging.comparison import Comparison
+    from harness.judging.context import Context
+
+
+class Watched:
+    """A candidate whose calls remember what they raised, so that an error is blamed on the one that made it.
+
+    The module names in a traceback would not do: a stage under `torch.no_grad` or `torch.compile` raises from frames of
+    torch, a compiled extension has no frames at all, and an error of our own rules passes through torch as well.
+    """
+
+    def __init__(self, candidate: Any) -> None:
+        self._candidate = candidate
+        self._raised: BaseException | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._candidate, name)
+        return self._watched(value) if callable(value) else value
+
+    def _watched(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function, updated=())
+        def call(*arguments: Any, **named: Any) -> Any:
+            try:
+                return function(*arguments, **named)
+            except (Exception, SystemExit) as error:
+                self._raised = error
+                raise
+
+        return call
+
+    def raised(self, error: BaseException) -> bool:
+        """Return whether the error came out of one of the candidate's calls."""
+        return error is self._raised
+
+    def last_error(self) -> BaseException | None:
+        """Return what the candidate raised last, or None."""
+        return self._raised
+
+    def forget(self) -> None:
+        """Let go of the last error: its trace keeps tensors alive."""
+        self._raised = None
+
+
+class Judge:
+    """A loaded and probed candidate, ready to be judged.
+
+    Args:
+        candidate: an object of the candidate protocol that can run here.
+        threads: threads torch may use, 0 for its own choice.
+        probe: measure it first; not where that has ended the process before.
+    """
+
+    def __init__(self, candidate: Any, *, threads: int = 0, probe: bool = True) -> None:
+        import torch
+
+        from harness.running.probes import measure
+
+        if threads:
+            torch.set_num_threads(threads)
+        self.candidate = Watched(candidate)
+        self._measured = measure(self.candidate, probe=probe)
+
+    def describe(self) -> dict[str, Any]:
+        """Return traits, what was measured, and stages, JSON-ready."""
+        traits = asdict(traits_of(self.candidate))
+        return {
+            # hints may hold anything that a kernel takes, a torch.dtype for example
+            "traits": json.loads(json.dumps(traits, default=str)),
+            "measured": self._measured.notes,
+            "stages": stages_of(self.candidate),
+        }
+
+    def judge(self, rule_id: str, problem: str) -> dict[str, Any]:
+        """Judge one problem.
+
+        Returns:
+            `{"status": "judged", "comparisons": [...]}` or `{"status": "not applicable" | "contract" | "raised",
+            "error": ...}`. A candidate that raises is an answer; errors of the harness itself are raised.
+        """
+        from harness.judging.context import Context
+
+        self.candidate.forget()
+        context = Context(self.candidate, parse_problem(problem), self._measured.known)
+        return judge_context(find_rules([rule_id])[0], context)
+
+    def diagnose(self, rule_id: str, problem: str, command: str) -> list[dict[str, Any]]:
+        """Return which known faults explain the failure of a rule on a problem (harness.diagnosis), JSON-ready.
+
+        Args:
+            rule_id: the rule that failed.
+            problem: on which problem.
+            command: repeats the diagnosis.
+        """
+        from harness.diagnosis.diagnose import diagnose_problem
+
+        try:
+            return diagnose_problem(self.candidate, self._measured.known, rule_id, problem, command=command)
+        except Exception:  # noqa: BLE001 - a failure stays a failure, whatever becomes of its explanation
+            trace = traceback.format_exc()
+            return [{"fault": "", "title": "the diagnosis itself failed", "trace": trace, "command": command}]
+
+
+def judge_context(rule: Rule, context: Context) -> dict[str, Any]:
+    """Judge one rule on a problem whose tensors may be there already; the context's candidate must be `Watched`.
+
+    Returns and raises what `Judge.judge` does.
+    """
+    from harness.judging.context import ContractError, device_is_lost
+
+    try:
+        comparisons = rule.function()(context)
+    except NotApplicableError as reason:
+        return {"status": "not applicable", "error": str(reason)}
+    except ContractError as error:
+        return {"status": "contract", "error": str(error)}
+    except (Exception, SystemExit) as error:
+        if device_is_lost(error):
+            return {"status": "crashed", "error": f"{type(error).__name__}: {error}"}
+        if not context.candidate.raised(error):
+            raise
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{last.filename.rsplit('/', 1)[-1]}:{last.lineno} in {last.name}"
+        return {"status": "raised", "error": f"{type(error).__name__}: {error} ({where})"}
+    hidden = context.candidate.last_error()
+    if hidden is not None and not rule.may_refuse:
+        what = "the rule went on as if the candidate had not raised it"
+        return {"status": "raised", "error": f"{type(hidden).__name__}: {hidden} ({what})", "hidden": True}
+    return {
+        "status": "judged",
+        "comparisons": [c.to_dict() for c in comparisons],
+        "unseen": unseen_rows(rule, comparisons, context.masked_m, context.problem.capacity),
+    }
+
+
+def unseen_rows(
+    rule: Rule, comparisons: list[Comparison], masked_m: list[int], capacity: int
+) -> dict[str, int]:
+    """Return how many valid rows of each expert no comparison of a rule looked at, by expert number as a string.
+
+    Comparisons of something else than an expert's rows (inputs, memory around an output) do not count, and where there
+    are only such, or none that compared anything, nothing is said.
+    """
+    import torch
+
+    seen = torch.zeros(len(masked_m), capacity, dtype=torch.bool)
+    about_rows = False
+    for comparison in comparisons:
+        rows = comparison.rows
+        if rows is not None and (rows.experts, rows.capacity) == tuple(seen.shape):
+            seen[rows.expert.cpu(), rows.row.cpu()] = True
+            about_rows = True
+    if not rule.every_row or not about_rows:
+        return {}
+    missed = [count - int(seen[expert, :count].sum()) for expert, count in enumerate(masked_m)]
+    return {str(expert): rows for expert, rows in enumerate(missed) if rows}

@@ -1,0 +1,121 @@
+"""Known failures: accepted for a candidate and a version range, and an error as soon as they no longer fail."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import tomllib
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.records.record import RuleResult
+from harness.rules import RULE_IDS
+from harness.verdict import UsageError, Verdict
+
+_FIELDS = ("rule", "candidate", "package", "versions", "issue", "date", "reason")
+
+
+@dataclass(frozen=True)
+class KnownFailure:
+    """One entry of known_failures.toml; see the comments at the top of suites/known_failures.toml."""
+
+    rule: str
+    candidate: str
+    package: str
+    versions: str
+    issue: str
+    date: str
+    reason: str
+
+    def applies(self) -> bool:
+        """Return whether the installed version of the package lies in the range; without a package, always."""
+        if not self.package:
+            return True
+        from packaging.specifiers import SpecifierSet
+
+        try:
+            version = importlib.metadata.version(self.package)
+        except importlib.metadata.PackageNotFoundError:
+            return False
+        return SpecifierSet(self.versions).contains(version, prereleases=True)
+
+
+def default_path() -> Path:
+    """Return the list that ships with the suites."""
+    return Path(__file__).parents[2] / "suites" / "known_failures.toml"
+
+
+def load_known_failures(path: Path) -> list[KnownFailure]:
+    """Read a list of known failures.
+
+    Raises:
+        UsageError: the file cannot be read, an entry lacks a field, names an unknown rule or has a bad version range.
+    """
+    from packaging.specifiers import InvalidSpecifier, SpecifierSet
+
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path}: cannot be read as a list of known failures ({error})") from error
+    entries = data.get("failure", [])
+    listed = isinstance(entries, list) and all(isinstance(entry, dict) for entry in entries)
+    if set(data) - {"failure"} or not listed:
+        raise UsageError(f"{path}: must hold nothing but [[failure]] entries, got {', '.join(sorted(data))}")
+    found = []
+    for number, entry in enumerate(entries, start=1):
+        missing = [name for name in _FIELDS if name not in entry]
+        if missing or set(entry) - set(_FIELDS):
+            raise UsageError(
+                f"{path}: entry {number} must have exactly the fields {', '.join(_FIELDS)}, got {sorted(entry)}"
+            )
+        known = KnownFailure(**{name: str(entry[name]) for name in _FIELDS})
+        if known.rule not in RULE_IDS:
+            raise UsageError(
+                f"{path}: entry {number} names rule {known.rule!r}; known: {', '.join(RULE_IDS)}"
+            )
+        try:
+            SpecifierSet(known.versions)
+        except InvalidSpecifier as error:
+            raise UsageError(
+                f"{path}: entry {number} has versions {known.versions!r}, expected a range such as '<=0.7.2'"
+            ) from error
+        found.append(known)
+    return found
+
+
+def apply_known_failures(
+    results: list[RuleResult], known: list[KnownFailure], *, alarm: bool = True
+) -> list[dict[str, Any]]:
+    """Turn failures that are known into known ones, and known ones that pass into failures; in place.
+
+    Only illegal elements can be known: a crash, a hang or a rejection of a valid problem is never accepted.
+
+    Args:
+        results: of the rules.
+        known: the list.
+        alarm: fail where a known failure no longer fails; not where only one chosen problem was judged, or where the
+            time was over before all were: the failure may need another one.
+
+    Returns:
+        One dictionary per entry that met a result: its fields, and `matched`.
+    """
+    met = []
+    for entry in known:
+        for result in results:
+            if (
+                (result.rule, result.candidate) != (entry.rule, entry.candidate)
+                or result.skipped
+                or not entry.applies()
+            ):
+                continue
+            failed = result.verdict is Verdict.FAIL and all(f.kind == "illegal" for f in result.failures)
+            if failed:
+                result.verdict = Verdict.PASS
+                result.reason = f"known failure: {entry.reason} ({entry.issue})"
+                for failure in result.failures:
+                    failure.known_issue, failure.kind = entry.issue, "known"
+            elif alarm and result.verdict is Verdict.PASS and result.compared and not result.reason:
+                result.verdict = Verdict.FAIL
+                result.reason = f"known failure no longer fails: remove the entry for {entry.issue} from known_failures.toml"
+            met.append({**asdict(entry), "matched": failed})
+    return met

@@ -1,0 +1,311 @@
+"""Measuring a candidate before judging it: how many bits its accumulator keeps, and what its reciprocal returns.
+
+The accumulator is probed through the candidate's own GEMM: a dot product L + s - L, everything else zero, with s a power
+of two further and further below L. As long as s comes back exactly, the running sum held all bits from L down to s. The
+three terms stand in the same instruction, in neighbouring ones and far apart, in several orders; the fewest bits count.
+
+A fault of the GEMM can look like a narrow accumulator and must not be judged by a bound as wide as itself. So s alone has
+to come back too, what was lost once has to stay lost as s gets smaller, and no fewer bits count than any known unit keeps.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from harness.candidates import layouts
+from harness.candidates.protocol import stages_of, traits_of
+from harness.judging.context import Known, device_is_lost
+from harness.problems.problem import Problem
+from reference.bounds import Accumulator
+from reference.legal import Arithmetic, Reciprocal
+
+_K = 512
+_GAPS = range(6, 27)  # log2(L / s): all that one operand's range of 2^-10 to 2^10 can express
+_WIDE = max(_GAPS) + 1  # significant bits, where nothing was lost over all gaps
+# No tensor core is known to keep less (Hopper's FP8 path: about 13 bits) of terms that differ in nothing but magnitude.
+_FEWEST = 13
+
+
+_PROBE_ENDED = "not measured: the probe of masked_grouped_gemm ended or stopped the candidate's process"
+
+
+@dataclass(frozen=True)
+class _Arrangement:
+    """Where the terms of one probe stand: blocks of L, s and -L. 64 products, one FP4 instruction, are four blocks.
+
+    `times` L's stand side by side. L has code 4 or, for units that align terms by their block scales before they look at
+    the codes, 0.5 under the same scale; `decoy` is a block of zeros under the largest scale, which such a unit counts too.
+    """
+
+    large: int
+    small: int
+    negative: int
+    times: int = 1
+    code: int = 6  # of 4.0; 1 is 0.5
+    decoy: int | None = None
+
+    @property
+    def scale(self) -> int:
+        """Exponent of L's block scales: 8, the largest, but for the decoy to be larger."""
+        return 0 if self.decoy is not None else 8
+
+    @property
+    def exponent(self) -> int:
+        """Exponent of the product L."""
+        return 2 * (self.scale + {6: 2, 1: -1}[self.code])
+
+    @property
+    def plain(self) -> bool:
+        """Whether a unit that aligns terms by their block scales has no reason to lose more bits here than elsewhere."""
+        return self.code == 6 and self.decoy is None
+
+    @property
+    def one_instruction(self) -> bool:
+        """Whether all terms stand in one instruction."""
+        return max(self.large, self.small, self.negative) < 4
+
+
+_ARRANGEMENTS = (
+    _Arrangement(0, 1, 2),
+    _Arrangement(0, 1, 2, code=1),
+    _Arrangement(0, 1, 2, decoy=3),
+    _Arrangement(0, 1, 2, times=15),
+    _Arrangement(0, 4, 8),
+    _Arrangement(4, 0, 8),
+    _Arrangement(8, 4, 0),
+    _Arrangement(0, 4, 8, code=1),
+    _Arrangement(0, 31, 16),
+    _Arrangement(16, 0, 31),
+    _Arrangement(0, 16, 31),
+    _Arrangement(0, 4, 8, times=15),
+    _Arrangement(16, 31, 0, times=15),
+)
+
+
+@dataclass(frozen=True)
+class AccumulatorProbe:
+    """What the probe of an accumulator found.
+
+    Attributes:
+        bits: significant bits of the running sum that every arrangement kept, at most 24; 0 for no clear answer.
+        window: significant bits that terms of one instruction keep when they are aligned, at most 27.
+        words: the finding, or why there is none.
+    """
+
+    bits: int
+    window: int
+    words: str
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What probing found: what to judge with, and the words for the record."""
+
+    known: Known
+    notes: dict[str, str]
+
+
+def measure(candidate: Any, *, probe: bool = True) -> Measured:
+    """Probe a candidate.
+
+    Args:
+        candidate: an object of the candidate protocol that can run here.
+        probe: False to call none of its stages, because that has ended the process before.
+
+    Returns:
+        What is known now. Whatever could not be measured stays as declared, and the notes say why.
+    """
+    traits = traits_of(candidate)
+    known = Known.declared(traits)
+    notes = {}
+    accumulator = known.accumulator
+    if "masked_grouped_gemm" in stages_of(candidate):
+        found = _probed_accumulator(candidate) if probe else AccumulatorProbe(0, 0, _PROBE_ENDED)
+        notes["accumulator"] = found.words
+        if found.bits:
+            accumulator = Accumulator(
+                found.bits, traits.accumulator_chunk, measured=True, window=found.window
+            )
+    else:
+        notes["accumulator"] = (
+            "not measured: the candidate has no masked_grouped_gemm; bit equality is not demanded"
+        )
+    arithmetic = known.arithmetic
+    if traits.arithmetic == "fast":
+        reciprocal, notes["reciprocals"] = find_reciprocal(candidate)
+        if reciprocal is not None and probe and not _quantizes_with(candidate, reciprocal):
+            reciprocal = None
+            notes["reciprocals"] += (
+                ", but the candidate's quantizer uses another: next to a rounding boundary two codes are legal"
+            )
+        arithmetic = Arithmetic("fast", reciprocal)
+    if warning := getattr(candidate, "warning", ""):
+        notes["warning"] = str(warning)
+    return Measured(Known(arithmetic, accumulator), notes)
+
+
+def _probed_accumulator(candidate: Any) -> AccumulatorProbe:
+    """Return `probe_accumulator`, or the reason where the candidate raises: the rules will say so of a problem."""
+    try:
+        return probe_accumulator(candidate)
+    except (Exception, SystemExit) as error:
+        if device_is_lost(error):
+            raise
+        return AccumulatorProbe(
+            0, 0, f"not measured: masked_grouped_gemm raised {type(error).__name__}: {error}"
+        )
+
+
+def probe_accumulator(candidate: Any) -> AccumulatorProbe:
+    """Measure a candidate's accumulator through its masked_grouped_gemm."""
+    traits = traits_of(candidate)
+    probes = len(_ARRANGEMENTS) * len(_GAPS)
+    rows = -(-2 * probes // traits.m_multiple) * traits.m_multiple  # the second half: s alone
+    columns = -(-max(len(_ARRANGEMENTS), 64) // traits.n_multiple) * traits.n_multiple
+    k = -(-_K // traits.k_multiple) * traits.k_multiple
+    a_codes, b_codes = (torch.zeros(1, r, k // 16, 16, dtype=torch.uint8) for r in (rows, columns))
+    a_scale, b_scale = (torch.full((1, r, k // 16), _byte(0), dtype=torch.uint8) for r in (rows, columns))
+    for column, at in enumerate(_ARRANGEMENTS):
+        for block in (at.large, at.negative):
+            b_codes[0, column, block, : at.times], b_scale[0, column, block] = at.code, _byte(at.scale)
+        small = _small_exponent(at)
+        b_codes[0, column, at.small, 0], b_scale[0, column, at.small] = _power(small)
+        if at.decoy is not None:
+            b_scale[0, column, at.decoy] = _byte(8)
+        for step, gap in enumerate(_GAPS[: _gaps(at)]):
+            row = column * len(_GAPS) + step
+            a_codes[0, row, at.large, : at.times], a_scale[0, row, at.large] = at.code, _byte(at.scale)
+            a_codes[0, row, at.negative, : at.times], a_scale[0, row, at.negative] = (
+                at.code | 8,
+                _byte(at.scale),
+            )
+            for place in (row, row + probes):
+                a_codes[0, place, at.small, 0], a_scale[0, place, at.small] = _power(
+                    at.exponent - gap - small
+                )
+            if at.decoy is not None:
+                a_scale[0, row, at.decoy] = _byte(8)
+    dtype = torch.float32 if "float32" in traits.out_dtypes else torch.bfloat16
+    experts = traits.min_experts
+    out = layouts.empty_out(experts, rows, columns, dtype, traits.device, 0.0)
+    operands = [t.to(traits.device) for t in (a_codes, a_scale, b_codes, b_scale)]
+    codes_a, bytes_a, codes_b, bytes_b = (t.expand(experts, *t.shape[1:]).contiguous() for t in operands)
+    candidate.masked_grouped_gemm(
+        layouts.operand(codes_a.flatten(2)),
+        layouts.scales(bytes_a),
+        layouts.operand(codes_b.flatten(2)),
+        layouts.scales(bytes_b),
+        out,
+        torch.full((experts,), rows, dtype=torch.int32, device=traits.device),
+        torch.ones(experts, device=traits.device),
+    )
+    seen = out[:, :, 0].double().cpu()
+    return _read(seen[:probes], seen[probes:])
+
+
+def _small_exponent(at: _Arrangement) -> int:
+    """Return the exponent of s in B, such that A can hold the rest for every gap."""
+    return max(at.exponent - 16, -10)
+
+
+def _gaps(at: _Arrangement) -> int:
+    """Return how many of the gaps the operands can express: s is at least 2^-20."""
+    return min(len(_GAPS), at.exponent + 20 - _GAPS[0] + 1)
+
+
+def _read(out: torch.Tensor, alone: torch.Tensor) -> AccumulatorProbe:
+    """Read the sums L + s - L and the values of s alone, each `(arrangements * gaps, columns)`."""
+    bits, window = [], _WIDE
+    for column, at in enumerate(_ARRANGEMENTS):
+        rows = slice(column * len(_GAPS), column * len(_GAPS) + _gaps(at))
+        wanted = torch.tensor([2.0 ** (at.exponent - gap) for gap in _GAPS[: _gaps(at)]], dtype=torch.float64)
+        returned = (out[rows, column] == wanted).tolist()
+        kept = _GAPS[returned.index(False) - 1 if False in returned else -1]
+        if not returned[0]:
+            words = f"the probe L + s - L did not return s at L/s = 2^{_GAPS[0]} in arrangement {column}"
+            return AccumulatorProbe(0, 0, f"not measured: {words}")
+        if any(returned[returned.index(False) :] if False in returned else ()):
+            words = (
+                f"L + s - L lost s at L/s = 2^{kept + 1} and returned a smaller one, in arrangement {column}"
+            )
+            return AccumulatorProbe(0, 0, f"not measured: {words}: no accumulator does that")
+        if bool((alone[rows, column] != wanted).any()):
+            words = f"s alone was not returned in arrangement {column}: lost before anything was added"
+            return AccumulatorProbe(0, 0, f"not measured: {words}")
+        bits.append(kept + (1 if at.times == 1 else 4))  # 15 L's are four bits wide
+        if at.plain and bits[-1] < _FEWEST:
+            words = f"{bits[-1]} bits came back in arrangement {column}, no known accumulator keeps under {_FEWEST}"
+            return AccumulatorProbe(0, 0, f"not measured: {words}: taken for a fault")
+        if at.one_instruction and at.times == 1 and kept < _GAPS[_gaps(at) - 1]:
+            window = min(window, kept + 1)
+    fewest = min(bits)
+    aligned = f"terms of one instruction keep {'at least ' * (window == _WIDE)}{window} bits"
+    if fewest >= 24:
+        words = (
+            "24 bits or more, measured through masked_grouped_gemm: sums of 24 bits are exact in every order"
+        )
+        return AccumulatorProbe(24, window, f"{words}; {aligned}")
+    words = f"{fewest} bits, measured through masked_grouped_gemm (per arrangement: {bits}); {aligned}"
+    return AccumulatorProbe(fewest, window, words)
+
+
+def _byte(exponent: int) -> int:
+    """Return the E4M3 byte of a power of two, 2^-9 to 2^8."""
+    return (exponent + 7) * 8 if exponent >= -6 else 1 << (exponent + 9)
+
+
+def _power(exponent: int) -> tuple[int, int]:
+    """Return code and scale byte whose product is 2^exponent, -10 to 10."""
+    scale = min(max(exponent, -9), 8)
+    code = {-1: 1, 0: 2, 1: 4, 2: 6}[exponent - scale]  # 0.5, 1, 2, 4
+    return code, _byte(scale)
+
+
+def _quantizes_with(candidate: Any, reciprocal: Reciprocal) -> bool:
+    """Return whether the candidate's own quantizer agrees with a reciprocal, on tokens with many near-ties.
+
+    A correct kernel need not use the approximate instruction; one that does not must not be judged by its bits. A broken
+    quantizer disagrees with the tighter and with the looser arithmetic alike, so nothing is lost.
+    """
+    from harness.judging.context import Context
+    from harness.rules.numbers import quantize
+
+    traits = traits_of(candidate)
+    if "quantize_grouped" not in stages_of(candidate):
+        return True
+    experts = max(traits.min_experts, 8)
+    rows = max(64, traits.m_multiple)
+    problem = Problem(
+        experts, rows, 4 * traits.width_multiple, traits.width_multiple, (rows,) * experts, seed=1
+    )
+    try:
+        for known in (Arithmetic("fast", reciprocal), Arithmetic("fast")):
+            found = quantize(Context(candidate, problem, Known(known, Accumulator())))
+            if not any(c.illegal for c in found):
+                return known.reciprocal is not None
+    except Exception as error:
+        if device_is_lost(error):
+            raise
+    return True
+
+
+def find_reciprocal(candidate: Any) -> tuple[Reciprocal | None, str]:
+    """Return the device's rcp.approx.ftz as a function, or None, and how it was found in words."""
+    own = getattr(candidate, "reciprocal", None)
+    if own is not None:
+        return own, "known: the candidate gives its reciprocal; one scale and one code are legal"
+    if traits_of(candidate).device != "cuda":
+        return None, "not probed: no CUDA device; next to a rounding boundary two codes are legal"
+    try:
+        from harness.running.probe_rcp import device_reciprocal
+
+        device_reciprocal(torch.tensor([6.0], device="cuda"))
+    except Exception as error:  # noqa: BLE001 - triton missing or failing leaves the range of one unit, nothing worse
+        return (
+            None,
+            f"not probed: {type(error).__name__}: {error}; next to a rounding boundary two codes are legal",
+        )
+    return device_reciprocal, "probed: rcp.approx.ftz of the GPU under test; one scale and one code are legal"

@@ -1,0 +1,209 @@
+"""Where a candidate lives while it is judged: in this process, or in a child that may crash or hang.
+
+A child loads the candidate, probes it, and judges problem after problem. If it dies or exceeds its time, that problem
+is answered "crashed" or "timeout" and the next one gets a fresh child. The parent needs no torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, Protocol
+
+from harness.verdict import UsageError
+
+START_SECONDS = 300.0  # loading torch and compiling a first kernel
+
+
+class CandidateStartError(Exception):
+    """The candidate could not be loaded or probed: the reason, for a verdict of UNKNOWN or FAIL."""
+
+
+class Session(Protocol):
+    """A candidate that answers judgements."""
+
+    def describe(self) -> dict[str, Any]:
+        """Return traits, measurements and stages."""
+
+    def judge(self, rule_id: str, problem: str, seconds: float) -> dict[str, Any]:
+        """Judge one problem within a time limit."""
+
+    def diagnose(self, rule_id: str, problem: str, command: str, seconds: float) -> list[dict[str, Any]]:
+        """Return which known faults explain a failure, within a time limit."""
+
+    def close(self) -> None:
+        """End it."""
+
+
+class InProcess:
+    """The candidate in this process: faster to start, and a crash ends everything."""
+
+    def __init__(self, candidate: Any, *, threads: int = 0) -> None:
+        from harness.running.judge import Judge
+
+        self._judge = Judge(candidate, threads=threads)
+
+    def describe(self) -> dict[str, Any]:
+        """Return traits, measurements and stages."""
+        return self._judge.describe()
+
+    def judge(self, rule_id: str, problem: str, seconds: float) -> dict[str, Any]:  # noqa: ARG002 - no way to enforce it here
+        """Judge one problem; the time limit cannot be kept in this process."""
+        return self._judge.judge(rule_id, problem)
+
+    def diagnose(self, rule_id: str, problem: str, command: str, seconds: float) -> list[dict[str, Any]]:  # noqa: ARG002 - as above
+        """Return which known faults explain a failure; `command` repeats the diagnosis."""
+        return self._judge.diagnose(rule_id, problem, command)
+
+    def close(self) -> None:
+        """Do nothing: the candidate goes with the process."""
+
+
+class Child:
+    """The candidate in a child process, restarted after a crash or a time-out.
+
+    Args:
+        name: candidate name, as on the command line.
+        threads: threads of torch in the child, 0 for its own choice.
+        memory_gib: limit of the child's data segment, 0 for none.
+        environment: added to the child's environment (CUDA_VISIBLE_DEVICES, for example).
+
+    Raises:
+        CandidateStartError: it cannot run here, or did not start, with the reason.
+        UsageError: there is no such candidate.
+    """
+
+    def __init__(
+        self, name: str, *, threads: int = 0, memory_gib: float = 0, environment: dict[str, str] | None = None
+    ) -> None:
+        self._settings = {"candidate": name, "threads": threads, "memory_gib": memory_gib, "probe": True}
+        self._environment = environment or {}
+        self._process: subprocess.Popen[bytes] | None = None
+        self._buffer = b""
+        self._described = self._start()
+
+    def describe(self) -> dict[str, Any]:
+        """Return traits, measurements and stages."""
+        return self._described
+
+    def judge(self, rule_id: str, problem: str, seconds: float) -> dict[str, Any]:
+        """Judge one problem; "crashed" or "timeout" end the child, and the next call starts another."""
+        if self._process is None:
+            try:
+                self._start()
+            except CandidateStartError as error:
+                return {"status": "crashed", "error": f"the candidate did not start again: {error}"}
+        answer = self._ask({"rule": rule_id, "problem": problem}, seconds)
+        if answer["status"] in {"crashed", "timeout"}:
+            self.close()
+        return answer
+
+    def diagnose(self, rule_id: str, problem: str, command: str, seconds: float) -> list[dict[str, Any]]:
+        """Return which known faults explain a failure; nothing where the child dies of it or takes too long."""
+        if self._process is None:
+            return []
+        answer = self._ask({"rule": rule_id, "problem": problem, "diagnose": command}, seconds)
+        if answer["status"] in {"crashed", "timeout"}:
+            self.close()
+        found: list[dict[str, Any]] = answer.get("diagnosis", [])
+        return found
+
+    def close(self) -> None:
+        """Kill the child with everything that it started."""
+        process, self._process, self._buffer = self._process, None, b""
+        if process is None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        for pipe in (self._to_child, self._from_child):
+            os.close(pipe)
+
+    def _start(self) -> dict[str, Any]:
+        read_commands, self._to_child = os.pipe()
+        self._from_child, write_answers = os.pipe()
+        settings = json.dumps({**self._settings, "commands": read_commands, "answers": write_answers})
+        # The child must find the same packages, from a checkout and from an installed wheel alike. -P: a folder of the
+        # current directory that is called like one of ours must not be found first.
+        paths = [str(Path(__file__).parents[2]), str(Path.cwd()), os.environ.get("PYTHONPATH", "")]
+        environment = {
+            # Threads that spin while they wait make torch ten times slower as soon as the cores are shared.
+            "OMP_WAIT_POLICY": "PASSIVE",
+            **os.environ,
+            **self._environment,
+            "PYTHONPATH": os.pathsep.join(p for p in paths if p),
+        }
+        self._process = subprocess.Popen(  # noqa: S603 - our own module
+            [sys.executable, "-P", "-m", "harness.running.worker", settings],
+            pass_fds=(read_commands, write_answers),
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=sys.stderr.fileno() if _has_fileno(sys.stderr) else None,
+            start_new_session=True,  # Ctrl-C is the parent's to handle, and close() kills the whole group
+        )
+        os.close(read_commands)
+        os.close(write_answers)
+        try:
+            answer = self._receive(START_SECONDS)
+            if answer["status"] == "loaded":
+                answer = self._receive(START_SECONDS)
+                if answer["status"] in {"crashed", "timeout"} and self._settings["probe"]:
+                    # It died of the probe, so it may die of a problem: that is for the rules to find, as a failure.
+                    self.close()
+                    self._settings["probe"] = False
+                    return self._start()
+        except BaseException:  # an interrupt while it starts must not leave it behind
+            self.close()
+            raise
+        if answer["status"] != "ready":
+            self.close()
+            error = UsageError if answer["status"] == "usage" else CandidateStartError
+            raise error(answer.get("error", "no reason given"))
+        described: dict[str, Any] = answer["description"]
+        return described
+
+    def _ask(self, message: dict[str, Any], seconds: float) -> dict[str, Any]:
+        try:
+            os.write(self._to_child, json.dumps(message).encode() + b"\n")
+        except OSError:
+            return {"status": "crashed", "error": self._how_it_died()}
+        return self._receive(seconds)
+
+    def _receive(self, seconds: float) -> dict[str, Any]:
+        end = time.monotonic() + seconds
+        while b"\n" not in self._buffer:
+            ready, _, _ = select.select([self._from_child], [], [], max(0.0, end - time.monotonic()))
+            if not ready:
+                return {"status": "timeout", "error": f"no answer within {seconds:g} s"}
+            chunk = os.read(self._from_child, 1 << 20)
+            if not chunk:
+                return {"status": "crashed", "error": self._how_it_died()}
+            self._buffer += chunk
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def _how_it_died(self) -> str:
+        if self._process is None:
+            return "the candidate's process is gone"
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout=5)
+        code = self._process.returncode
+        if code is not None and code < 0:
+            return f"the candidate's process was killed by {signal.Signals(-code).name}"
+        return f"the candidate's process exited with {code}"
+
+
+def _has_fileno(stream: Any) -> bool:
+    try:
+        stream.fileno()
+    except (AttributeError, OSError, ValueError):
+        return False
+    return True

@@ -1,0 +1,118 @@
+"""The counts over the problems of one rule, and the verdict that they come to. Imports no torch."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from harness.problems.problem import Problem
+from harness.records.record import Histogram, RuleResult
+from harness.verdict import Verdict
+
+
+@dataclass
+class Tally:
+    """Counts over the problems of one rule, and the failures found.
+
+    Attributes:
+        result: what goes into the record.
+        traps: how often each was drawn.
+        crashes: problems that ended the candidate's process, or took too long.
+        misfit: why a problem was outside what the candidate declares.
+        unseen: the first problem of which no comparison looked at some valid rows.
+        accepted: altered copies that would have passed, by name.
+        late: whether the time ended the drawing.
+        seen: problems already judged.
+        failed: outcome of each failing problem, while shrinking; the last one is the smallest.
+        first_failure: `time.monotonic()` of it.
+    """
+
+    result: RuleResult
+    traps: Counter[str] = field(default_factory=Counter)
+    crashes: int = 0
+    misfit: str = ""
+    unseen: str = ""
+    accepted: Counter[str] = field(default_factory=Counter)
+    late: bool = False
+    seen: set[Problem] = field(default_factory=set)
+    failed: dict[str, dict[str, Any]] = field(default_factory=dict)
+    first_failure: float | None = None
+
+    def add(self, outcome: dict[str, Any], problem: Problem) -> None:
+        """Add one judged problem: `outcome` as `Session.judge` returns it, status "judged"."""
+        self._add_comparisons(outcome["comparisons"], str(problem))
+        self._note_power(outcome, problem)
+
+    def _note_power(self, outcome: dict[str, Any], problem: Problem) -> None:
+        """Count the altered copies that would have passed, and remember the first problem of which valid rows were left out."""
+        accepted = {name for c in outcome["comparisons"] if c["compared"] for name in c["accepted_altered"]}
+        self.accepted.update(sorted(accepted))
+        missed = outcome.get("unseen")
+        if missed and not self.unseen:
+            rows = sum(missed.values())
+            self.unseen = f"{rows} of {problem.tokens} valid rows (experts {', '.join(missed)}) of {problem}"
+
+    def _add_comparisons(self, comparisons: list[dict[str, Any]], problem: str) -> None:
+        """Add one problem's comparisons to the rule's counts."""
+        result = self.result
+        compared = sum(c["compared"] for c in comparisons)
+        result.compared += compared
+        if not compared:
+            result.empty += 1
+        elif any(c["accepted_altered"] for c in comparisons if c["compared"]):
+            result.powerless += 1
+        for c in comparisons:
+            for word, count in c["judged"].items():
+                result.judged[word] = result.judged.get(word, 0) + count
+            if c["histogram"]:
+                more = Histogram(**c["histogram"])
+                more.worst_at = f"{more.worst_at} of {problem}" if more.worst_at else problem
+                if c["stage"] in result.histograms:
+                    result.histograms[c["stage"]].add(more)
+                else:
+                    result.histograms[c["stage"]] = more
+            ratio = c["worst_ratio"]
+            if ratio is not None and (result.worst_ratio is None or ratio > result.worst_ratio):
+                result.worst_ratio, result.worst_problem = ratio, problem
+
+    def conclude(self, wanted: int, power: float) -> None:
+        """Set the rule's verdict and its reason.
+
+        Args:
+            wanted: problems that the profile asks for.
+            power: the rule's, the fraction of the problems on which it must have power.
+        """
+        result = self.result
+        with_power = result.examples - result.empty - result.powerless - len(result.failures)
+        if result.failures:
+            result.verdict = Verdict.FAIL
+            result.reason = result.failures[0].message.splitlines()[0]
+        elif result.skipped:
+            result.verdict, result.reason = Verdict.PASS, f"not applicable: {result.skipped}"
+        elif result.examples == 0 and self.misfit:
+            result.reason = f"no problem was judged: outside what the candidate declares: {self.misfit}"
+        elif result.examples == 0:
+            result.reason = "no problem was judged: the time was over"
+        elif result.compared == 0:
+            result.reason = f"nothing was compared: no valid row in any of {result.examples} problems"
+        elif self.unseen:
+            result.reason = f"the rule is blind: no comparison looked at {self.unseen}"
+        elif with_power == 0 or (
+            result.powerless > 1 and with_power < power * (result.examples - result.empty)
+        ):
+            # A problem here and there is degenerate (all zeros, one row); many being so means that the check is blind. A
+            # single one is chance, however few problems there was time for, as long as another has power.
+            result.reason = (
+                f"no power: on {result.powerless} of {result.examples - result.empty} problems an altered copy of the same "
+                f"output would have passed as well: {', '.join(f'{name} ({n})' for name, n in self.accepted.most_common())}"
+            )
+        else:
+            result.verdict = Verdict.PASS
+            if result.examples < wanted:
+                why = (
+                    "before the time was over"
+                    if self.late
+                    else "are all that could be drawn in as many tries"
+                )
+                result.reason = f"{result.examples} of {wanted} problems {why}"
