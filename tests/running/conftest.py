@@ -1,10 +1,12 @@
-"""A session without a candidate: it answers what a test tells it to, so that the runner is tested without torch."""
+"""A session that answers what a test tells it to, without torch; pytest sessions of the suites, in another folder."""
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,8 +15,10 @@ import pytest
 
 from harness.candidates.protocol import ALL_STAGES, Traits
 from harness.problems.problem import Problem, parse_problem
+from harness.records.record import RunRecord, load_record
 
-CANDIDATES = Path(__file__).parent.parent / "candidates"
+REPOSITORY = Path(__file__).parents[2]
+CANDIDATES = REPOSITORY / "tests" / "candidates"
 Answer = Callable[[Problem], dict[str, Any]]
 
 
@@ -90,3 +94,40 @@ def faulty() -> Iterator[ModuleType]:
 def in_candidates_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     """A child process looks for `faulty:Name` in the current directory, as it does for a user."""
     monkeypatch.chdir(CANDIDATES)
+
+
+@dataclass
+class Session:
+    """What a pytest session left behind."""
+
+    code: int
+    out: str
+    err: str
+    folder: Path
+
+    @property
+    def record(self) -> RunRecord:
+        return load_record(self.folder)
+
+
+@pytest.fixture(scope="session")
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "GIT_DIR": os.devnull, "PYTEST_ADDOPTS": ""}
+
+
+@pytest.fixture(scope="session")
+def run_pytest(
+    environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Session]:
+    """Run pytest; "suites/..." names the suites of this repository."""
+
+    def run(*arguments: str, cwd: Path = CANDIDATES) -> Session:
+        folder = tmp_path_factory.mktemp("record")
+        words = [str(REPOSITORY / a) if a.startswith("suites") else a for a in arguments]
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *words],
+            cwd=cwd, env=environment | {"RECORD": str(folder)}, capture_output=True, text=True, check=False, timeout=300,
+        )  # fmt: skip
+        return Session(done.returncode, done.stdout, done.stderr, folder)
+
+    return run
