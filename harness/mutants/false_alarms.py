@@ -25,7 +25,9 @@ from harness.candidates.protocol import Traits, stages_of, traits_of
 from harness.problems.problem import Problem
 from harness.problems.strategies import options_of, traps_of
 from harness.rules import RULES, Rule
-from harness.running.runner import misfit, reproduce_command
+from harness.running.failure import reproduce_command
+from harness.running.outcome import Outcome, Status
+from harness.running.runner import misfit
 
 BATCH = 125  # examples that a process judges before it reports
 _WIDE = 8  # one GEMM in so many has a large k
@@ -104,18 +106,19 @@ def judge_control(control: str, examples: int, seed: str, deadline: float = 0.0)
         if reason := misfit(problem, rule, traits):
             raise AssertionError(f"draw_problem drew {problem} for {control}, {rule.id}: {reason}")
         outcome = judge_context(rule, Context(Watched(load_control(control)), problem, _measured(control)))
-        if outcome["status"] == "not applicable":
+        if outcome.status is Status.NOT_APPLICABLE:
             continue  # this rule says nothing about this control: it does not come round again
         rules.append(rule)
         found["examples"] += 1
         counts[rule.id] += 1
         traps.update(problem.traps())
-        comparisons = outcome.get("comparisons", [])
-        compared = sum(c["compared"] for c in comparisons)
+        compared = sum(c.compared for c in outcome.comparisons)
         found["compared"] += compared
-        powerless[rule.id] += not compared or any(c["accepted_altered"] for c in comparisons if c["compared"])
-        for c in comparisons:
-            for word, elements in c["judged"].items():
+        powerless[rule.id] += not compared or any(
+            c.accepted_altered for c in outcome.comparisons if c.compared
+        )
+        for c in outcome.comparisons:
+            for word, elements in c.judged.items():
                 judged[word.split(":")[0]] += elements
         if message := _alarm(outcome):
             found["false_alarms"].append(
@@ -132,10 +135,10 @@ def judge_control(control: str, examples: int, seed: str, deadline: float = 0.0)
     return found | {"judged": dict(judged), "traps": dict(traps)}
 
 
-def _alarm(outcome: dict[str, Any]) -> str:
-    if outcome["status"] != "judged":
-        return f"{outcome['status']}: {outcome['error']}"
-    return next((str(c["message"]) for c in outcome["comparisons"] if c["illegal"]), "")
+def _alarm(outcome: Outcome) -> str:
+    if outcome.status is not Status.JUDGED:
+        return f"{outcome.status}: {outcome.error}"
+    return outcome.illegal[0].message if outcome.illegal else ""
 
 
 def count_false_alarms(

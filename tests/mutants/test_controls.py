@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from harness.candidates import layouts
+from harness.candidates.controls import catalog as controls
 from harness.candidates.controls.catalog import CONTROLS
 from harness.candidates.controls.layer_variants import LAYER_HABITS
 from harness.candidates.controls.variant import Habit, Variant
@@ -21,7 +22,7 @@ from harness.emulation.orders import Order, accumulate
 from harness.emulation.quantize import quantize_real_with_fma, reciprocal_table
 from harness.faults.named import load_named, plant
 from harness.judging.context import Context, Known
-from harness.mutants import controls, false_alarms
+from harness.mutants import false_alarms
 from harness.mutants.false_alarms import count_false_alarms
 from harness.problems.problem import PLANTED_TRAPS, parse_problem
 from harness.problems.tensors import ProblemTensors
