@@ -93,8 +93,8 @@ def failing(make: Any, rule: Any, fault: Any, rng: random.Random, shape: str) ->
         if misfit(problem, rule, candidate.traits):
             continue
         outcome = judge.judge(rule.id, str(problem))
-        bad = any(c["illegal"] for c in outcome.get("comparisons", ()))
-        if outcome["status"] in {"contract", "raised"} or bad:
+        bad = bool(outcome.illegal)
+        if outcome.status in {"contract", "raised"} or bad:
             return judge, str(problem)
     return None
 

@@ -8,7 +8,7 @@ What is used of lm-eval 0.4: `tasks/_yaml_loader.py`, `config.task`, `api.sample
 * `lm_eval.evaluator` imports torch, and collects its environment in child processes (2 s).
 * `utils.apply_template` compiles its template at every call, 15,828 times a run; here once a template.
 
-`tests/gsm8k_decisions/test_same_as_lm_eval.py` compares prompts and scores with plain lm-eval, question by question.
+`tests/gsm8k/test_same_as_lm_eval.py` compares prompts and scores with plain lm-eval, question by question.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ import pytest
 from harness.records.record import RunRecord, load_record
 from reports.html import write_report
 
-RECORDS = Path(__file__).parent.parent / "reports" / "records"
+RECORDS = Path(__file__).parent.parent / "records" / "kept"
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 ARGUMENTS = [
     "--disable-gpu",

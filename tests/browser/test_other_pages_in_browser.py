@@ -12,7 +12,7 @@ from harness.cli.report import report_command
 
 pytestmark = pytest.mark.browser
 
-RECORDS = Path(__file__).parent.parent / "reports" / "records"
+RECORDS = Path(__file__).parent.parent / "records" / "kept"
 AXE_TAGS = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
 
 

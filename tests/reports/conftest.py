@@ -20,6 +20,7 @@ from harness.records.record import (
     Skip,
 )
 from harness.verdict import Verdict
+from tests.gsm8k.samples import make_sample  # noqa: F401  (a fixture)
 
 EDGES = [float(e) for e in range(-20, 5)]
 BIT_EQUAL = "bit equality, accumulator of 24 bits measured"

@@ -17,7 +17,7 @@ from harness.records.record import RunRecord, parse_record
 from harness.verdict import Verdict
 from reports.compare import render
 from reports.compare_markdown import code, escape, markdown
-from tests.reports.kept_records import RECORDS, read, with_rule
+from tests.records.kept_records import RECORDS, read, with_rule
 
 
 def test_the_pages_start_with_regressions() -> None:

@@ -1,4 +1,4 @@
-"""Records that real runs left (tests/reports/records): they load, render, and give the same bytes in every process.
+"""Records that real runs left (tests/records/kept): they load, render, and give the same bytes in every process.
 
 Made with these commands, then read and written again; only `environment.platform` was shortened:
 
@@ -30,7 +30,7 @@ from harness import load_record
 from harness.records.from_json import RecordError
 from harness.verdict import Verdict
 from reports.html import render
-from tests.reports.kept_records import RECORDS, read
+from tests.records.kept_records import RECORDS, read
 
 VERDICTS = {
     "pass": Verdict.PASS,

@@ -20,7 +20,7 @@ from harness.records.record import RuleResult, RunRecord
 from harness.verdict import Verdict
 from reports.history import render
 from reports.history_charts import MOST_COLUMNS, trend_chart
-from tests.reports.kept_records import RECORDS, read
+from tests.records.kept_records import RECORDS, read
 
 
 def put(record: RunRecord, folder: Path, day: int, **changes: Any) -> None:

@@ -12,7 +12,7 @@ from harness.records.changes import Direction, Estimate
 from harness.records.from_json import RecordError
 from harness.records.record import RunRecord
 from reports.compare_markdown import markdown
-from tests.reports.kept_records import read
+from tests.records.kept_records import read
 
 REGRESSION, IMPROVEMENT, CHANGED, SAME = Direction
 

@@ -13,7 +13,7 @@ from harness.records.record import CandidateRun, RuleResult, Skip, load_record
 from harness.verdict import Verdict
 from reports.compare import render
 from reports.compare_markdown import markdown
-from tests.reports.kept_records import RECORDS, read, with_rule
+from tests.records.kept_records import RECORDS, read, with_rule
 
 REGRESSION, IMPROVEMENT, CHANGED, SAME = Direction
 

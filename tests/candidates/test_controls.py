@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from harness.candidates import layouts
-from harness.candidates.controls import catalog as controls
+from harness.candidates.controls import catalog
 from harness.candidates.controls.catalog import CONTROLS
 from harness.candidates.controls.layer_variants import LAYER_HABITS
 from harness.candidates.controls.variant import Habit, Variant
@@ -63,7 +63,7 @@ def test_a_right_kernel_is_never_called_wrong_in_10000_examples(part: int) -> No
 
 def test_a_control_that_is_wrong_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     wrong = plant("eager", "output_scaled")
-    monkeypatch.setattr(controls, "CONTROLS", {"wrong": lambda: wrong, "eager": CONTROLS["eager"]})
+    monkeypatch.setattr(catalog, "CONTROLS", {"wrong": lambda: wrong, "eager": CONTROLS["eager"]})
     false_alarms._measured.cache_clear()
     result = count_false_alarms(2 * 40, seed=3)
     false_alarms._measured.cache_clear()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from harness.records.record import RunRecord
 from harness.rules import find_rules
 from harness.running import check
 from harness.running.check import CheckRequest, Progress, run_check
+from harness.running.outcome import Outcome
 from harness.running.session import CandidateStartError
 from harness.verdict import Verdict
 
@@ -31,7 +33,9 @@ STANDARD = dataclasses.replace(PROFILES["standard"], experts=4, capacity=160, k=
 def run(told, answer, monkeypatch: pytest.MonkeyPatch) -> Any:
     def run(request: CheckRequest, reply: Any = None, traits: Traits | None = None) -> RunRecord:
         monkeypatch.setitem(PROFILES, "standard", STANDARD)
-        monkeypatch.setattr(check, "open_session", lambda *_: told(reply or (lambda _: answer()), traits))
+        monkeypatch.setattr(
+            check, "open_session", lambda *_, **__: told(reply or (lambda _: answer()), traits)
+        )
         return run_check(request, RunRecord("run", "now", [], profile=request.profile.name), Progress())
 
     return run
@@ -99,7 +103,7 @@ def test_widths_are_multiples_of_every_declared_alignment() -> None:
 
 
 def test_max_seconds_ends_the_whole_run_and_leaves_what_was_not_judged_unknown(run, answer) -> None:
-    def slow(_: object) -> dict[str, Any]:
+    def slow(_: object) -> Outcome:
         time.sleep(0.6)
         return answer()
 
@@ -113,7 +117,7 @@ def test_max_seconds_ends_the_whole_run_and_leaves_what_was_not_judged_unknown(r
 def test_an_interrupt_keeps_what_was_found_until_then(told, answer, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = Counter()
 
-    def interrupted(_: object) -> dict[str, Any]:
+    def interrupted(_: object) -> Outcome:
         calls["judged"] += 1
         if calls["judged"] == 50:
             raise KeyboardInterrupt
@@ -122,7 +126,7 @@ def test_an_interrupt_keeps_what_was_found_until_then(told, answer, monkeypatch:
     closed = []
     session = told(interrupted)
     session.close = lambda: closed.append(True)
-    monkeypatch.setattr(check, "open_session", lambda *_: session)
+    monkeypatch.setattr(check, "open_session", lambda *_, **__: session)
     record = RunRecord("run", "now", [], profile="quick")
     with pytest.raises(KeyboardInterrupt):
         run_check(
@@ -137,7 +141,7 @@ def test_an_interrupt_keeps_what_was_found_until_then(told, answer, monkeypatch:
 def test_a_candidate_that_cannot_run_counts_only_if_it_was_asked_for(
     told, answer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def open_session(name: str, _: CheckRequest) -> Any:
+    def open_session(name: str, **_: Any) -> Any:
         if name != "eager":
             raise CandidateStartError("needs sm_100")
         return told(lambda _: answer())
@@ -156,9 +160,9 @@ def test_a_candidate_that_cannot_run_counts_only_if_it_was_asked_for(
 
 def test_a_missing_stage_is_a_skip_with_its_reason(told, answer, monkeypatch: pytest.MonkeyPatch) -> None:
     session = told(lambda _: answer())
-    described = session.describe() | {"stages": ["quantize_grouped"]}
+    described = replace(session.describe(), stages=["quantize_grouped"])
     session.describe = lambda: described
-    monkeypatch.setattr(check, "open_session", lambda *_: session)
+    monkeypatch.setattr(check, "open_session", lambda *_, **__: session)
     record = RunRecord("run", "now", [], profile="quick")
     run_check(CheckRequest(["mine"], find_rules(["QUANT", "GEMM"]), PROFILES["quick"]), record, Progress())
     assert [r.rule for r in record.rules] == ["QUANT"]

@@ -1,4 +1,4 @@
-"""The records that the tests of comparisons begin with: `records/`, and a changed copy."""
+"""The records that the tests of comparisons begin with: `kept/`, and a changed copy."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from harness.records.record import RuleResult, RunRecord, load_record
 from harness.verdict import Verdict
 
-RECORDS = Path(__file__).parent / "records"
+RECORDS = Path(__file__).parent / "kept"
 
 
 def read(name: str) -> RunRecord:
