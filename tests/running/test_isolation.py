@@ -66,7 +66,7 @@ def test_a_gemm_that_never_survives_is_a_failure_of_the_rules_and_not_a_candidat
     """It dies of the probe already; saying "cannot run here" would make a crash an UNKNOWN."""
     session = Child("faulty:AbortsInGemm", threads=1)
     try:
-        assert "ended or stopped" in session.describe()["measured"]["accumulator"]
+        assert "ended or stopped" in session.describe().measured["accumulator"]
         assert session.judge("QUANT", problem(1), 20).status == "judged"
         assert session.judge("GEMM", problem(1), 20).status == "crashed"
     finally:
