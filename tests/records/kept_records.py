@@ -1,8 +1,10 @@
-"""The records that the tests of comparisons begin with: `kept/`, and a changed copy."""
+"""The records that the tests of comparisons begin with: `kept/`, a changed copy, and a copy of another day."""
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
+from typing import Any
 
 from harness.records.record import RuleResult, RunRecord, load_record
 from harness.verdict import Verdict
@@ -24,3 +26,20 @@ def with_rule(
     record.rules.append(rule)
     record.verdict = word
     return record
+
+
+def put(record: RunRecord, folder: Path, day: int, **changes: Any) -> None:
+    """Write a record of a day of January 2027, with other packages and verdicts of a rule REPEAT."""
+    record = copy.deepcopy(record)
+    record.created = f"2027-01-{day:02}T06:30:00+00:00"
+    record.environment.packages = {"torch": changes.pop("torch", "2.13.0")}
+    record.environment.git_commit = ("a" if day < 4 else "b") * 40
+    record.environment.gpus = changes.pop("gpus", [])
+    word = changes.pop("repeat", "")
+    if word:
+        rule = RuleResult("REPEAT", "same bits", "eager", Verdict(word), f"{word} on day {day}", examples=4)
+        rule.worst_ratio, rule.seconds = changes.pop("ratio", 0.5), 2.0
+        record.rules.append(rule)
+    assert not changes
+    (folder / f"day{day}").mkdir(parents=True)
+    record.write(folder / f"day{day}" / "record.json")
