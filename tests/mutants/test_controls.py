@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from harness.candidates import layouts
+from harness.candidates.controls import catalog
 from harness.candidates.controls.catalog import CONTROLS
 from harness.candidates.controls.layer_variants import LAYER_HABITS
 from harness.candidates.controls.variant import Habit, Variant
@@ -21,7 +22,7 @@ from harness.emulation.orders import Order, accumulate
 from harness.emulation.quantize import quantize_real_with_fma, reciprocal_table
 from harness.faults.named import load_named, plant
 from harness.judging.context import Context, Known
-from harness.mutants import controls, false_alarms
+from harness.mutants import false_alarms
 from harness.mutants.false_alarms import count_false_alarms
 from harness.problems.problem import PLANTED_TRAPS, parse_problem
 from harness.problems.tensors import ProblemTensors
@@ -62,7 +63,7 @@ def test_a_right_kernel_is_never_called_wrong_in_10000_examples(part: int) -> No
 
 def test_a_control_that_is_wrong_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     wrong = plant("eager", "output_scaled")
-    monkeypatch.setattr(controls, "CONTROLS", {"wrong": lambda: wrong, "eager": CONTROLS["eager"]})
+    monkeypatch.setattr(catalog, "CONTROLS", {"wrong": lambda: wrong, "eager": CONTROLS["eager"]})
     false_alarms._measured.cache_clear()
     result = count_false_alarms(2 * 40, seed=3)
     false_alarms._measured.cache_clear()
@@ -166,10 +167,7 @@ def test_a_reciprocal_table_stays_within_one_unit() -> None:
 
 def test_controls_have_names_on_the_command_line() -> None:
     assert load_named("control:split_k_4").name == "split_k_4"
-    assert (
-        load_named("harness.candidates.controls.catalog:reversed_accumulation").name
-        == "reversed_accumulation"
-    )
+    assert load_named("control:physical").name == "physical_strict"
     assert load_named("control:combine_with_fma").habit is LAYER_HABITS["combine_with_fma"]
     with pytest.raises(UsageError, match="did you mean 'split_k_4'"):
         load_named("control:splitk4")
