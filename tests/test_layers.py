@@ -126,7 +126,7 @@ GPU_ONLY = {"harness/running/probe_rcp.py", "harness/gsm8k/lm.py"}
     "path",
     [
         "harness/__init__.py", "harness/pytest_plugin.py", "harness/verdict.py", "harness/candidates/support.py",
-        "harness/problems/problem.py", "harness/problems/profiles.py", "harness/records/record.py", "harness/running/runner.py", "harness/running/session.py",
+        "harness/problems/problem.py", "harness/problems/traps.py", "harness/problems/profiles.py", "harness/records/record.py", "harness/running/runner.py", "harness/running/session.py",
         "harness/running/tally.py",
         "harness/running/check.py", "harness/running/judge.py", "harness/running/worker.py", "harness/problems/shapes.py", "harness/problems/strategies.py",
         "harness/running/known_failures.py", "harness/records/environment.py", "harness/rules/__init__.py",
