@@ -6,26 +6,14 @@ import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from harness.candidates import layouts
 from harness.candidates.composition import compose_masked_moe
 from harness.candidates.protocol import ALL_STAGES, stages_of, traits_of
 from harness.faults.calls import Call, GemmCall, MoeCall, QuantizeCall
 from harness.faults.fault import Fault, Parameters, Planting
-from harness.faults.layer_calls import (
-    CombineCall,
-    DispatchCall,
-    LoadCall,
-    LoadedMoeCall,
-    RouteCall,
-    merge_combined,
-    merge_dispatched,
-    merge_loaded,
-    merge_routes,
-)
-from harness.faults.scope import chosen_blocks, chosen_rows
+from harness.faults.layer_calls import CombineCall, DispatchCall, LoadCall, LoadedMoeCall, RouteCall
+from harness.faults.merging import merge
 from harness.verdict import UsageError
 
 CALLS: dict[str, type[Call]] = {
@@ -140,7 +128,7 @@ def _around(
             faulty.out = _copy(faulty.out)
         healthy.run()
         planting.fault.apply(faulty, parameters)
-        _MERGE[kind](healthy, faulty, planting.fault.unit, parameters)
+        merge(healthy, faulty, planting.fault.unit, parameters)
         return healthy.result()
 
     return call
@@ -149,59 +137,3 @@ def _around(
 def _copy(out: Tensor) -> Tensor:
     """Return a copy of an output in the same physical layout."""
     return out.permute(2, 0, 1).clone().permute(1, 2, 0)
-
-
-def _valid(masked_m: Tensor, rows: int) -> Tensor:
-    return torch.arange(rows, device=masked_m.device) < masked_m.unsqueeze(-1)
-
-
-def _differs(a: Tensor, b: Tensor) -> Tensor:
-    return (a != b) & ~((a != a) & (b != b))  # noqa: PLR0124 - NaN differs from itself
-
-
-def _chosen(changed: Tensor, unit: str, parameters: Parameters) -> Tensor:
-    """Return the rows `(experts, rows)` that a fault is kept to; whole experts where it knows nothing smaller."""
-    rows = chosen_rows(changed, parameters)
-    if unit == "expert" and not parameters.weakest:
-        return changed & rows.any(-1, keepdim=True)
-    return rows
-
-
-def _merge_quantized(healthy: QuantizeCall, faulty: QuantizeCall, unit: str, parameters: Parameters) -> None:
-    experts, rows, k = healthy.shape
-    codes, wrong = healthy.codes, faulty.codes
-    scale, wrong_scale = healthy.block_scale, faulty.block_scale
-    by_block = _differs(codes, wrong).view(experts, rows, k // 16, 16).any(-1) | (scale != wrong_scale)
-    by_block &= _valid(healthy.masked_m, rows).unsqueeze(-1)
-    chosen = _chosen(by_block.any(-1), unit, parameters)
-    blocks = (
-        chosen_blocks(by_block, chosen, parameters) if unit == "block" else chosen.unsqueeze(-1) & by_block
-    )
-    healthy.packed = layouts.operand(torch.where(blocks.repeat_interleave(16, -1), wrong, codes))
-    healthy.block_scale = torch.where(blocks, wrong_scale, scale)
-
-
-def _merge_gemm(healthy: GemmCall, faulty: GemmCall, unit: str, parameters: Parameters) -> None:
-    right, wrong = healthy.product, faulty.product
-    changed = _differs(right, wrong).any(-1) & _valid(healthy.masked_m, right.shape[1])
-    chosen = _chosen(changed, unit, parameters)
-    healthy.product = torch.where(chosen.unsqueeze(-1), wrong, right)
-
-
-def _merge_moe(healthy: MoeCall, faulty: MoeCall, unit: str, parameters: Parameters) -> None:
-    right, wrong = healthy.output, faulty.output
-    changed = _differs(right, wrong).any(-1) & _valid(healthy.masked_m, right.shape[1])
-    chosen = _chosen(changed, unit, parameters)
-    healthy.output = torch.where(chosen.unsqueeze(-1), wrong, right)
-
-
-_MERGE: dict[type[Call], Callable[[Any, Any, str, Parameters], None]] = {
-    QuantizeCall: _merge_quantized,
-    GemmCall: _merge_gemm,
-    MoeCall: _merge_moe,
-    RouteCall: merge_routes,
-    DispatchCall: merge_dispatched,
-    CombineCall: merge_combined,
-    LoadCall: merge_loaded,
-    LoadedMoeCall: merge_loaded,
-}

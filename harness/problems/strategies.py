@@ -8,12 +8,12 @@ from __future__ import annotations
 from hypothesis import strategies as st
 
 from harness.candidates.protocol import Traits
-from harness.problems.problem import PLANTED_TRAPS, Drawn, Problem
+from harness.problems.problem import SHAPE_TRAPS, Drawn, Problem
 from harness.problems.profiles import Profile
 from harness.problems.shapes import ModelShape
+from harness.problems.traps import TRAPS
 
 _EDGES = (1, 2, 7, 8, 31, 32, 63, 64, 127, 128, 129, 160, 192, 255, 256, 257, 300, 384)
-_NOT_FINITE = frozenset({"nan", "inf"})
 _DECLARED = frozenset({"relu2", "float32_out", "float16_out"})  # options that a candidate's traits allow
 
 
@@ -92,8 +92,8 @@ def _masked_m(draw: st.DrawFn, experts: int, capacity: int) -> tuple[int, ...]:
 
 
 def traps_of(drawn: Drawn) -> list[str]:
-    """Return the planted traps that may be drawn."""
-    return [trap for trap in PLANTED_TRAPS if not drawn.finite or trap not in _NOT_FINITE]
+    """Return the traps that may be drawn, to be written into the tensors."""
+    return [name for name, trap in TRAPS.items() if trap.finite or not drawn.finite]
 
 
 def options_of(drawn: Drawn, traits: Traits) -> list[str]:
@@ -106,22 +106,13 @@ def _extras(drawn: Drawn, traits: Traits) -> st.SearchStrategy[frozenset[str]]:
     traps, options = traps_of(drawn), options_of(drawn, traits)
     none: st.SearchStrategy[list[str]] = st.just([])
     # The number first: hypothesis likes short lists, and every trap must be drawn often enough to count as tested.
-    planted = st.integers(0, 4).flatmap(
+    written = st.integers(0, 4).flatmap(
         lambda count: st.lists(st.sampled_from(traps), min_size=count, max_size=count, unique=True)
     )
     chosen = st.lists(st.sampled_from(options), max_size=1) if options else none
-    return st.tuples(planted, chosen).map(lambda both: frozenset([*both[0], *both[1]]))
+    return st.tuples(written, chosen).map(lambda both: frozenset([*both[0], *both[1]]))
 
 
 def possible_traps(traits: Traits) -> list[str]:
     """Return the traps that problems for this candidate can hold at all, given its declared alignments."""
-    from harness.problems.problem import SHAPE_TRAPS
-
-    shape_traps = list(SHAPE_TRAPS)
-    if traits.width_multiple % 64 == 0:
-        shape_traps.remove("ragged_blocks")
-    if traits.m_multiple % 128 == 0:
-        shape_traps.remove("ragged_capacity")
-    if traits.min_experts > 1:
-        shape_traps.remove("one_expert")
-    return [*shape_traps, *PLANTED_TRAPS]
+    return [name for name, trap in SHAPE_TRAPS.items() if trap.possible(traits)] + list(TRAPS)

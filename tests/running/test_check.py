@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 
 from harness.candidates import CANDIDATES
 from harness.candidates.protocol import Traits
-from harness.problems.problem import PLANTED_TRAPS, SHAPE_TRAPS, parse_problem
+from harness.problems.problem import SHAPE_TRAPS, parse_problem
 from harness.problems.profiles import PROFILES
 from harness.problems.strategies import possible_traps
+from harness.problems.traps import TRAPS
 from harness.records.record import RunRecord
 from harness.rules import find_rules
 from harness.running import check
@@ -46,11 +47,11 @@ def test_a_standard_run_draws_every_trap_often_enough(run) -> None:
     record = run(CheckRequest(["mine"], find_rules(["QUANT", "ACT", "GEMM"]), STANDARD))
     assert record.missing_traps == []
     assert record.verdict is Verdict.PASS
-    assert min(record.traps[trap] for trap in (*PLANTED_TRAPS, *SHAPE_TRAPS)) >= 5
+    assert min(record.traps[trap] for trap in (*TRAPS, *SHAPE_TRAPS)) >= 5
 
 
 def without_nan(*_: object) -> st.SearchStrategy[Any]:
-    extras = st.sets(st.sampled_from(sorted(set(PLANTED_TRAPS) - {"nan"})), max_size=3)
+    extras = st.sets(st.sampled_from(sorted(set(TRAPS) - {"nan"})), max_size=3)
     return extras.map(
         lambda e: dataclasses.replace(
             parse_problem("3x130x48x256:0,1,130:normal:0"), extras=frozenset(e), seed=len(e)
@@ -88,12 +89,12 @@ def test_traps_that_alignments_rule_out_are_not_asked_for(multiple: int) -> None
     traits = Traits(device="cpu", k_multiple=multiple, n_multiple=1)
     possible = possible_traps(traits)
     assert ("ragged_blocks" in possible) == (multiple < 64)
-    assert set(possible) >= set(PLANTED_TRAPS)
+    assert set(possible) >= set(TRAPS)
     assert ("ragged_capacity" in possible_traps(dataclasses.replace(traits, m_multiple=multiple))) == (
         multiple < 128
     )
     assert "one_expert" not in possible_traps(dataclasses.replace(traits, min_experts=2))
-    assert set(possible) | {"ragged_blocks"} == {*PLANTED_TRAPS, *SHAPE_TRAPS}
+    assert set(possible) | {"ragged_blocks"} == {*TRAPS, *SHAPE_TRAPS}
 
 
 def test_widths_are_multiples_of_every_declared_alignment() -> None:
