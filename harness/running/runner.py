@@ -115,7 +115,7 @@ class RuleRun:
         """Draw and judge in rounds of ten. Raises _IllegalError when a failing problem has been shrunk."""
         from hypothesis import HealthCheck, Phase, Verbosity, given, seed, settings
 
-        from harness.problems.strategies import problems
+        from harness.problems.strategies import only_the_seed, problems
 
         drawing = settings(
             max_examples=ROUND,
@@ -134,7 +134,8 @@ class RuleRun:
             if self._over():
                 break
             start = zlib.crc32(f"{self._rule.id} {self._settings.seed} {number}".encode())
-            seed(start)(drawing(given(drawn)(self._take)))()
+            with only_the_seed():
+                seed(start)(drawing(given(drawn)(self._take)))()
 
     def _over(self) -> bool:
         """Return whether no further problem is to be drawn."""

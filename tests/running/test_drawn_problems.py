@@ -9,9 +9,6 @@ from typing import Any
 
 import hypothesis
 import pytest
-from hypothesis.internal.cache import LRUCache
-from hypothesis.internal.conjecture import providers
-from hypothesis.internal.constants_ast import Constants
 
 from harness.candidates import load_candidate, stages_of
 from harness.problems.profiles import PROFILES
@@ -24,14 +21,8 @@ PINNED = re.findall(r"^hypothesis==(\S+)$", CONSTRAINTS.read_text(), re.MULTILIN
 
 
 @pytest.fixture
-def draw(told, answer, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The one place that knows how a rule is run: returns the problems that it draws for a candidate that is right.
-
-    Hypothesis now and then draws an integer that it has read in the source of a loaded module, which is not in
-    site-packages: a number written into any file of a checkout would draw other problems. An installed harness has none.
-    """
-    monkeypatch.setattr(providers, "_get_local_constants", Constants)
-    monkeypatch.setattr(providers, "CONSTANTS_CACHE", LRUCache(1024))
+def draw(told, answer) -> Any:
+    """The one place that knows how a rule is run: returns the problems that it draws for a candidate that is right."""
 
     def draw(rule: Rule, candidate: str) -> Iterator[str]:
         session = told(lambda _: answer(), load_candidate(candidate).traits)
