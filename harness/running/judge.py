@@ -125,7 +125,8 @@ def judge_context(rule: Rule, context: Context) -> dict[str, Any]:
 
     Returns and raises what `Judge.judge` does.
     """
-    from harness.judging.context import ContractError, device_is_lost
+    from harness.judging.context import device_is_lost
+    from harness.judging.contract import ContractError
 
     try:
         comparisons = rule.function()(context)
