@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from harness.candidates import layouts
-from harness.candidates.composition import compose_masked_moe
+from harness.candidates.composition import ComposedMoe
 from harness.candidates.physical import Physical
 from harness.candidates.support import Support, supported
 from harness.diagnosis.habits import Habits, tail_value
@@ -83,7 +83,7 @@ def at_once(a: Tensor, b: Tensor) -> Tensor:
 
 
 @dataclass
-class Model:
+class Model(ComposedMoe):
     """A candidate that is right.
 
     Attributes:
@@ -208,10 +208,6 @@ class Model:
                 values,
             )  # the tensors too: as long as they live, their memory is theirs
         return self.reads[key][1]
-
-    def masked_moe(self, *arguments: Any, **named: Any) -> Tensor:
-        """Return the layer's output, composed of the stages above."""
-        return compose_masked_moe(self, *arguments, **named)
 
 
 def _identity(tensor: Tensor) -> tuple[Any, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -65,7 +66,7 @@ class Mutant:
         """Return the stage with every fault that is planted in it around it."""
         inner = any(set(p.fault.stages) & set(_INNER) for p in self.plantings)
         if stage == "masked_moe" and inner and set(_INNER) <= set(stages_of(self.base)):
-            function = self._composed
+            function = functools.partial(compose_masked_moe, self)
         names = [name for name in inspect.signature(function).parameters if name != "hints"]
         for planting, parameters in zip(self.plantings, self.parameters, strict=True):
             if self._belongs(planting.fault, stage):
@@ -81,25 +82,6 @@ class Mutant:
         stages = set(stages_of(self.base))
         inner = bool(set(fault.stages) & set(_INNER)) and set(_INNER) <= stages
         return not inner and not ("load_experts" in fault.stages and "load_experts" in stages)
-
-    def _composed(
-        self,
-        hidden_states: tuple[Tensor, Tensor | None],
-        input_global_scale: Tensor | None,
-        w1: Tensor,
-        w1_blockscale: Tensor,
-        w1_alpha: Tensor,
-        w2: Tensor,
-        a2_global_scale: Tensor,
-        w2_blockscale: Tensor,
-        w2_alpha: Tensor,
-        masked_m: Tensor,
-        activation: str = "silu",
-    ) -> Tensor:
-        return compose_masked_moe(
-            self, hidden_states, input_global_scale, w1, w1_blockscale, w1_alpha, w2, a2_global_scale, w2_blockscale,
-            w2_alpha, masked_m, activation,
-        )  # fmt: skip
 
 
 def _around(

@@ -30,7 +30,7 @@ from harness.running.outcome import Outcome, Status
 from harness.running.runner import misfit
 
 BATCH = 125  # examples that a process judges before it reports
-_WIDE = 8  # one GEMM in so many has a large k
+_WIDE = 8  # one GEMM in so many that are judged by their values has a large k
 # "spread" is data on which sums are really rounded: on "normal" every order of accumulation gives the same bits.
 _DATA = ("normal", "spread", "spread", "grid")
 
@@ -48,7 +48,7 @@ def draw_problem(rule: Rule, traits: Traits, rng: random.Random) -> Problem:
     experts = max(traits.min_experts, rng.choice((1, 2, 2, 3, 4)) if capacity < 100 else 1)
     hidden, inter = (max(step, rng.choice((16, 32, 48, 64, 80, 128, 192)) // step * step) for _ in range(2))
     data = rng.choice(_DATA)
-    wide = rule.id in {"GEMM", "PIPELINE", "MOE", "SHAPES", "WRITES", "HINTS"} and rng.random() < 1 / _WIDE
+    wide = _judges_sums(rule) and rng.random() < 1 / _WIDE
     if wide:  # small but for k
         experts, capacity = traits.min_experts, -(-rng.choice((1, 4, 9)) // m_step) * m_step
         hidden, inter = rng.choice((1024, 2048, 4096)), step
@@ -62,6 +62,11 @@ def draw_problem(rule: Rule, traits: Traits, rng: random.Random) -> Problem:
     return Problem(
         experts, capacity, hidden, inter, tuple(masked_m), data, rng.randint(0, 99_999), frozenset(extras)
     )
+
+
+def _judges_sums(rule: Rule) -> bool:
+    """Return whether a rule knows what a GEMM must come to: the longer its sums, the more orders of adding there are."""
+    return rule.knows_values and not {"masked_grouped_gemm", "masked_moe"}.isdisjoint(rule.stages)
 
 
 @cache

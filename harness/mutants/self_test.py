@@ -29,25 +29,6 @@ PROBING = ("3x9x64x32:9,4,7:normal:3", "2x5x48x48:4,4:normal:11")
 MOST_FAULTS = 4
 CANDIDATES = ("eager", "control:physical")
 WITH_HINTS = "control:hints_change_tiles"
-# Calls that a rule makes without judging what comes back.
-NOT_JUDGED = {("COMBINE", "dispatch"): "it says where rows come from; the numbers that are summed are drawn"}
-# Rules that compare with the right value: the same mistake in every call must be noticed too. The others compare calls.
-KNOWS_VALUES = frozenset(
-    {
-        "QUANT",
-        "ACT",
-        "GEMM",
-        "PIPELINE",
-        "MOE",
-        "WRITES",
-        "HINTS",
-        "SHAPES",
-        "ROUTE",
-        "DISPATCH",
-        "COMBINE",
-        "LOAD",
-    }
-)
 
 
 @dataclass
@@ -140,12 +121,17 @@ def examine(name: str, rule: Rule) -> Finding:
     return finding
 
 
+def _candidates(rule: Rule) -> tuple[str, ...]:
+    """Return the right candidates that a rule says something about."""
+    return (WITH_HINTS,) if rule.needs_hints else CANDIDATES
+
+
 def _run(finding: Finding, rule: Rule) -> None:
     """Run the check as `harness check` runs a rule, on right candidates."""
     from harness.running.runner import RuleRun, RunSettings
 
     finding.verdict = Verdict.PASS.value
-    for candidate in (WITH_HINTS,) if rule.id == "HINTS" else CANDIDATES:
+    for candidate in _candidates(rule):
         session = _RuleSession(candidate, rule)
         result = RuleRun(rule, session, RunSettings(PROFILE, candidate=candidate)).draw()
         if result.verdict is not Verdict.PASS:
@@ -158,7 +144,7 @@ def _probe(finding: Finding, rule: Rule) -> None:
     """Plant every probe that the check's own calls allow, one at a time."""
     from harness.mutants.probing import Probe, Probed, probes, stages_with_calls
 
-    base, known = _prepared(WITH_HINTS if rule.id == "HINTS" else CANDIDATES[0])
+    base, known = _prepared(_candidates(rule)[0])
     seen: dict[str, bool] = {}
     for text in PROBING:
         problem = parse_problem(text)
@@ -166,8 +152,8 @@ def _probe(finding: Finding, rule: Rule) -> None:
         if _judged(rule, counted, problem, known).status is Status.NOT_APPLICABLE:
             return
         stages = stages_with_calls(base, counted.calls)
-        planned = list(probes(counted.calls, stages, every_call=rule.id in KNOWS_VALUES))
-        if rule.id == "INPUTS":  # this rule is about what went in
+        planned = list(probes(counted.calls, stages, every_call=rule.knows_values))
+        if rule.judges_inputs:
             planned = [
                 Probe(stage, call, "input changed")
                 for stage in stages
@@ -176,7 +162,7 @@ def _probe(finding: Finding, rule: Rule) -> None:
         for probe in planned:
             candidate = Probed(base, probe)
             outcome = _judged(rule, candidate, problem, known)
-            if not candidate.applied or (rule.id, probe.stage) in NOT_JUDGED:
+            if not candidate.applied or probe.stage in rule.unjudged:
                 continue
             finding.planted += 1
             noticed = _failed(outcome) or (probe.kind == "raises" and _refused(outcome, rule))

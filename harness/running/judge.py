@@ -121,7 +121,8 @@ def judge_context(rule: Rule, context: Context) -> Outcome:
 
     Returns and raises what `Judge.judge` does.
     """
-    from harness.judging.context import ContractError, device_is_lost
+    from harness.judging.context import device_is_lost
+    from harness.judging.contract import ContractError
 
     try:
         comparisons = rule.function()(context)

@@ -210,8 +210,9 @@ def misfit(problem: Problem, rule: Rule, traits: Traits) -> str:
         return f"capacity {problem.capacity} is not a multiple of {traits.m_multiple}"
     if problem.experts < traits.min_experts:
         return f"{problem.experts} experts are fewer than {traits.min_experts}"
-    if rule.id in {"PIPELINE", "MOE"} and problem.activation not in traits.activations:
+    options = rule.drawn.options  # what the rule draws it also asks of the candidate
+    if "relu2" in options and problem.activation not in traits.activations:
         return f"activation {problem.activation} is none of {', '.join(traits.activations)}"
-    if rule.id == "GEMM" and problem.out_dtype not in traits.out_dtypes:
+    if {"float32_out", "float16_out"} & set(options) and problem.out_dtype not in traits.out_dtypes:
         return f"output type {problem.out_dtype} is none of {', '.join(traits.out_dtypes)}"
     return ""
