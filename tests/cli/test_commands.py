@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -20,21 +19,15 @@ from harness.rules import RULES
 from harness.verdict import Verdict
 
 
-def test_help_names_every_command_and_the_exit_codes_and_takes_a_moment(harness) -> None:
-    seconds = []
-    for _ in range(3):
-        started = time.perf_counter()
-        done = harness("--help")
-        seconds.append(time.perf_counter() - started)
-        assert done.code == 0
+def test_help_names_every_command_and_the_exit_codes(harness) -> None:
+    done = harness("--help")
+    assert done.code == 0
     for name, words in COMMANDS.items():
         assert name in done.out
         assert words.split(",")[0] in " ".join(done.out.split())
     assert "0 PASS, 1 FAIL, 2 UNKNOWN, 64 bad usage, 70 internal error, 130 interrupted" in " ".join(
         done.out.split()
     )
-    # That neither torch nor hypothesis is loaded is what makes it fast; the clock of a loaded machine proves nothing.
-    print(f"harness --help: {min(seconds):.2f} s, best of {len(seconds)}")
 
 
 def test_every_command_has_its_own_help(capsys: pytest.CaptureFixture[str]) -> None:

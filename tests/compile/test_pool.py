@@ -6,7 +6,6 @@ import os
 import signal
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -71,12 +70,10 @@ def test_a_crash_costs_one_case_and_says_how_the_process_ended(pool, log, case):
 
 
 def test_a_case_that_hangs_is_ended_after_its_time(pool, log, case):
-    started = time.monotonic()
     results = run(pool(jobs=1, timeout=0.5), [case(m=102), case(m=1)])
     assert [results[c].status for c in (case(m=102), case(m=1))] == ["timeout", "compiled"]
     assert results[case(m=102)].reason == "not compiled within 0.5 s"
-    assert time.monotonic() - started < 20
-    assert alive(log) == []
+    assert alive(log) == [], "the case that hangs for an hour is not waited for"
 
 
 @pytest.mark.parametrize(
@@ -99,24 +96,22 @@ def test_a_worker_that_cannot_start_ends_the_run_with_its_reason(
 
 def test_a_worker_that_never_becomes_ready_is_not_waited_for_forever(monkeypatch, case):
     monkeypatch.setattr(pool_module, "START_SECONDS", 0.3)
-    sleeping = Pool(1, 30.0, command=lambda _arch: [sys.executable, "-c", "import time; time.sleep(60)"])
+    sleeping = Pool(1, 30.0, command=lambda _arch: [sys.executable, "-c", "import time; time.sleep(3600)"])
     with pytest.raises(StartError, match="did not start within"):
         run(sleeping, [case()])
 
 
 def test_an_interrupt_keeps_what_is_done_and_ends_the_workers(pool, log, case):
     results = {}
-    hanging = pool(jobs=1, timeout=60.0)
+    hanging = pool(jobs=1, timeout=3600.0)
     interrupt = threading.Timer(0.5, lambda: os.kill(os.getpid(), signal.SIGINT))
 
     def take(done, result):
         results[done] = result
         interrupt.start()
 
-    started = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         hanging.run([case(m=1), case(m=102), case(m=2)], take)
-    assert time.monotonic() - started < 45, "the case that hangs for a minute is not waited for"
     assert set(results) == {case(m=1)}
     assert alive(log) == []
 

@@ -31,8 +31,12 @@ def tensor_core(monkeypatch):
 def test_the_references_and_all_rules_work_on_cuda():
     from harness.candidates.eager import EagerCuda
 
-    for result in conformance(EagerCuda()):
+    results = conformance(EagerCuda())
+    for result in results:
         print(result.rule, result.examples, result.compared, f"{result.seconds:.1f} s")
+    assert {r.rule for r in results} >= {"QUANT", "ACT", "GEMM", "PIPELINE", "MOE"}
+    assert {r.verdict for r in results} == {Verdict.PASS}
+    assert all(r.compared for r in results)
 
 
 def test_a_tensor_core_candidate_passes_with_its_accumulator_measured(tensor_core):

@@ -11,6 +11,8 @@ import time
 
 import pytest
 
+from harness.gsm8k import preflight
+
 # fault rule, settings, what the error line says, whether it is retried
 FAULTS = {
     "reset in mid-body": ({"fault": "reset"}, {}, "connection lost in the middle of the body", True),
@@ -76,13 +78,15 @@ def test_a_null_text_is_an_answer_with_a_class_of_its_own(concurrency, serve, ru
     assert stage["errors"] == []
 
 
-def test_a_server_that_is_down_is_unknown_within_seconds_and_in_one_line(cli):
+def test_a_server_that_is_down_is_asked_once_and_unknown_in_one_line(cli, monkeypatch):
+    looked = []
+    look = preflight._look
+    monkeypatch.setattr(preflight, "_look", lambda client: looked.append(client) or look(client))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
-    started = time.monotonic()
     done = cli(url)
-    assert time.monotonic() - started < 30
+    assert len(looked) == 1, "nobody asked to wait for it"
     assert done.code == 2
     assert done.stage["verdict"] == "UNKNOWN"
     assert done.stage["qualifier"] == "infra"
@@ -119,9 +123,7 @@ def test_a_server_that_dies_in_mid_run_and_returns_costs_nothing(serve, run_here
 
 def test_a_server_that_dies_and_stays_away_ends_the_run_within_the_retry_seconds(serve, run_here):
     server = serve(latency=0.02, faults=[{"fault": "die", "after": 40}])
-    started = time.monotonic()
     stage = run_here(server.url, concurrency=8, retry_seconds=0.5)
-    assert time.monotonic() - started < 20
     assert (stage["verdict"], stage["qualifier"]) == ("UNKNOWN", "infra")
     assert stage["correct_strict"] == stage["answered"] > 0
     assert stage["not_asked"] > 0
@@ -137,10 +139,10 @@ def test_retry_after_is_waited_for(serve, run_here):
 
 def test_a_retry_after_beyond_the_budget_is_not_waited_for(serve, run_here):
     server = serve(faults=[{"fault": "status", "status": 429, "retry_after": 3600, "after": 10, "until": 11}])
-    started = time.monotonic()
     stage = run_here(server.url, concurrency=1, max_unanswered=0.1)
-    assert time.monotonic() - started < 20
     assert stage["unanswered"] == 1
+    (given_up,) = [sample for sample in stage["samples"] if sample["error"]]
+    assert given_up["attempts"] == 1
 
 
 def test_six_of_1319_always_500_is_finished_scored_and_reported(serve, run_here, write_data):

@@ -55,7 +55,9 @@ def test_junit_holds_no_character_that_xml_forbids(serve, cli, tmp_path):
     record = load_record(done.folder)
     record.gsm8k["reason"] += "\x00\x1b\ud800\ufffe"
     write_junit(record, tmp_path / "odd.xml")
-    cases(tmp_path / "odd.xml")
+    _, found = cases(tmp_path / "odd.xml")  # parsed: a strict reader refuses such characters
+    assert found.keys() == set(GSM8K_CASES)
+    assert found["alive"] == ["failure"]
 
 
 class Terminal(io.StringIO):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 import subprocess
 import sys
@@ -98,9 +97,14 @@ def test_any_text_is_a_problem_or_a_usage_error(text: str) -> None:
 
 @given(st.integers(0, len(GOOD) - 1), st.sampled_from([*GOOD, "²", "٣", "\n", " "]))
 def test_a_typing_error_is_a_usage_error_at_most(place: int, typed: str) -> None:
-    """PROBLEM: one character of a good string replaced by another."""
-    with contextlib.suppress(UsageError):
-        parse_problem(GOOD[:place] + typed + GOOD[place + 1 :])
+    """PROBLEM: one character of a good string replaced by another: refused, or read as what it says."""
+    text = GOOD[:place] + typed + GOOD[place + 1 :]
+    try:
+        problem = parse_problem(text)
+    except UsageError:
+        assert typed != GOOD[place], "the good string itself is refused"
+    else:
+        assert (problem == parse_problem(GOOD)) == (typed == GOOD[place]), "read as another problem"
 
 
 def test_the_module_imports_no_torch() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -56,9 +55,7 @@ def test_each_way_to_die_is_answered_and_the_next_problem_gets_a_fresh_process(c
     assert run(5) == (Verdict.FAIL, "crashed: the candidate's process was killed by SIGSEGV")
     assert run(1)[0] is Verdict.PASS
     hanging = Path(f"/proc/{child._process.pid}")
-    started = time.monotonic()
     assert run(6, seconds=0.5) == (Verdict.FAIL, "timeout: no answer within 0.5 s")
-    assert time.monotonic() - started < 30
     assert not hanging.exists(), "a hanging process is killed and waited for"
 
 
