@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import re
 import struct
 import tempfile
 from collections.abc import Callable, Iterator
@@ -237,11 +236,3 @@ def interpreted(here: Device) -> Iterator[None]:
             raise
         if here.error is not None:
             raise here.error
-
-
-def strip_names(ptx: str) -> str:
-    """Return PTX with its long mangled kernel name shortened, for people and stored tests."""
-    names = re.findall(r"\.entry\s+([\w$]+)", ptx)
-    for number, name in enumerate(names):
-        ptx = ptx.replace(name, f"kernel_{number}")
-    return ptx
