@@ -13,14 +13,23 @@ from typing import Any
 
 import numpy as np
 
-from harness.interpreter import emit_async, emit_float, emit_integer, emit_memory, floats, lanes
+from harness.interpreter import (
+    emit_async,
+    emit_control,
+    emit_float,
+    emit_integer,
+    emit_memory,
+    floats,
+    lanes,
+)
 from harness.interpreter.emit import EMITTERS, Emit, Modifiers, find_emitter, waits
 from harness.interpreter.errors import UnsupportedPtxError
 from harness.interpreter.parser import Instruction, Kernel, Label
 from harness.interpreter.tensor_core import KINDS
 from harness.interpreter.tensor_map import TensorMap
 
-_REGISTERED = (emit_async, emit_float, emit_integer, emit_memory)  # imported for what they register
+# emitters: imported for what they register
+_REGISTERED = (emit_async, emit_control, emit_float, emit_integer, emit_memory)
 Function = Callable[[Any, list[Any], Any], int]
 
 
