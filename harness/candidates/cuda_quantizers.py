@@ -166,7 +166,7 @@ def grouped_quantize(
 
     from harness.candidates import layouts
     from harness.emulation.memory import unwritten
-    from harness.interpreter.machine import Launch, run_launch
+    from harness.interpreter.cluster import Launch, run_launch
     from harness.interpreter.memory import GlobalMemory
     from harness.interpreter.schedule import late
     from reference.layout import padded_extents

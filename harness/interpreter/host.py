@@ -14,8 +14,8 @@ import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from harness.interpreter.cluster import Launch, run_launch
 from harness.interpreter.errors import UnsupportedPtxError
-from harness.interpreter.machine import Launch, run_launch
 from harness.interpreter.memory import GlobalMemory
 from harness.interpreter.parser import parse_ptx
 from harness.interpreter.program import Program

@@ -12,7 +12,7 @@ from harness.interpreter.mbarrier import MBarrier
 from harness.interpreter.memory import RANK_SHIFT
 
 if TYPE_CHECKING:
-    from harness.interpreter.machine import Cta
+    from harness.interpreter.cluster import Cta
 
 BLOCKED = -1
 OFFSET = (1 << RANK_SHIFT) - 1

@@ -13,7 +13,7 @@ from harness.interpreter.warp_memory import WarpMemory
 from harness.interpreter.warp_state import OFFSET
 
 if TYPE_CHECKING:
-    from harness.interpreter.machine import Cta
+    from harness.interpreter.cluster import Cta
 
 
 class WarpTensor(WarpMemory):

@@ -7,7 +7,7 @@ import struct
 import numpy as np
 import pytest
 
-from harness.interpreter.machine import Launch, run_launch
+from harness.interpreter.cluster import Launch, run_launch
 from harness.interpreter.memory import GlobalMemory
 from harness.interpreter.parser import parse_ptx
 from harness.interpreter.program import Program

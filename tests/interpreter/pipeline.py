@@ -155,7 +155,7 @@ def run(ptx, tiles, given, schedule=None):
 def launch_with(ptx, maps, inputs, c, tiles, schedule):
     import struct
 
-    from harness.interpreter.machine import Launch, run_launch
+    from harness.interpreter.cluster import Launch, run_launch
     from harness.interpreter.memory import GlobalMemory
     from harness.interpreter.parser import parse_ptx
     from harness.interpreter.program import Program
