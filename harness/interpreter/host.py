@@ -14,8 +14,9 @@ import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from harness.interpreter.cluster import Launch, run_launch
+from harness.interpreter.cluster import Launch
 from harness.interpreter.errors import UnsupportedPtxError
+from harness.interpreter.launch import run_launch
 from harness.interpreter.memory import GlobalMemory
 from harness.interpreter.parser import parse_ptx
 from harness.interpreter.program import Program
@@ -94,9 +95,8 @@ class Device:
             value = ctypes.string_at(pointers[number], parameter.size)
             parameters[parameter.offset : parameter.offset + parameter.size] = value
         self.launches += 1
-        run_launch(
-            Launch(program, self.memory, grid, block, cluster, shared, bytes(parameters)), self.schedule()
-        )
+        configured = Launch(self.memory, grid, block, cluster, shared, bytes(parameters))
+        run_launch(program, configured, self.schedule())
 
 
 def _configuration(
