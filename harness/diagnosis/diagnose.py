@@ -13,17 +13,17 @@ import torch
 from torch import Tensor
 
 from harness.candidates.protocol import LAYER_STAGES, stages_of, traits_of
-from harness.diagnosis.case import SMALL, Case, same
-from harness.diagnosis.describe import findings, no_illegal_call, passed_again
-from harness.diagnosis.habits import Habits, learned_habits
-from harness.diagnosis.hypotheses import Failed, predict
-from harness.diagnosis.layer import INNER, legal_layer
-from harness.diagnosis.layer_views import layer_legal, layer_models
-from harness.diagnosis.models import Model, models
-from harness.diagnosis.observation import MASKED_GEMM, MASKED_MOE, Observed, Recorder, name_calls
-from harness.diagnosis.opaque import LayerCase
-from harness.diagnosis.search import explain, explain_layer
-from harness.diagnosis.views import Bounds, input_bytes, legal, memory_of, seen, untouchable, valid
+from harness.diagnosis.cases.around import layer_legal, layer_models
+from harness.diagnosis.cases.case import SMALL, Case, same
+from harness.diagnosis.cases.habits import Habits, learned_habits
+from harness.diagnosis.cases.models import Model, models
+from harness.diagnosis.cases.observation import MASKED_GEMM, MASKED_MOE, Observed, Recorder, name_calls
+from harness.diagnosis.cases.views import Bounds, input_bytes, legal, memory_of, seen, untouchable, valid
+from harness.diagnosis.hypotheses.hypothesis import Failed, predict
+from harness.diagnosis.hypotheses.layers import LayerCase
+from harness.diagnosis.hypotheses.planted_layer import INNER, legal_layer
+from harness.diagnosis.hypotheses.search import explain, explain_layer
+from harness.diagnosis.telling.describe import findings, no_illegal_call, passed_again
 from harness.judging.context import Context, Known
 from harness.problems.problem import parse_problem
 from harness.rules import NotApplicableError, find_rules

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from harness.candidates.protocol import STAGES
+from harness.diagnosis.cases.observation import MASKED_GEMM, Observed, name_calls
+from harness.diagnosis.cases.views import Bounds
 from harness.diagnosis.diagnose import diagnose_calls
-from harness.diagnosis.observation import MASKED_GEMM, Observed, name_calls
-from harness.diagnosis.views import Bounds
 from harness.faults.mutant import CALLS
 from harness.verdict import UsageError
 from reference.bounds import Accumulator

@@ -9,8 +9,8 @@ import torch
 
 from harness.candidates.physical import Physical
 from harness.diagnosis import diagnose
-from harness.diagnosis.choices import Choices
 from harness.diagnosis.diagnose import bounds_of, failing_calls
+from harness.diagnosis.hypotheses.choices import Choices
 from harness.running.judge import Judge
 from harness.running.probes import measure
 

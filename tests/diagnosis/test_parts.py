@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from harness.diagnosis.choices import Choices
-from harness.diagnosis.describe import percent, strength_words
-from harness.diagnosis.fingerprints import nice
-from harness.diagnosis.place import numbers, place
+from harness.diagnosis.hypotheses.choices import Choices
+from harness.diagnosis.hypotheses.fingerprints import nice
+from harness.diagnosis.telling.describe import percent, strength_words
+from harness.diagnosis.telling.place import numbers, place
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from harness.candidates.physical import Physical
-from harness.diagnosis.case import Case
+from harness.diagnosis.cases.case import Case
+from harness.diagnosis.cases.observation import MASKED_MOE, Recorder
 from harness.diagnosis.diagnose import bounds_of, opaque_cases, run_rule_once
-from harness.diagnosis.observation import MASKED_MOE, Recorder
-from harness.diagnosis.taken_over import ThroughLayer
+from harness.diagnosis.hypotheses.taken_over import ThroughLayer
 from harness.running.probes import measure
 
 ROW = (1, 7)

@@ -7,9 +7,9 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-from harness.diagnosis.case import Case
-from harness.diagnosis.hypotheses import Hypothesis
-from harness.diagnosis.observation import QUANTIZERS
+from harness.diagnosis.cases.case import Case
+from harness.diagnosis.cases.observation import QUANTIZERS
+from harness.diagnosis.hypotheses.hypothesis import Hypothesis
 from harness.faults.fault import Fault
 
 _NICE = 0.004  # bfloat16 rounding of each element moves a median ratio by less

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from harness.diagnosis.case import Case, same
-from harness.diagnosis.place import place
-from harness.diagnosis.views import SCALE
+from harness.diagnosis.cases.case import Case, same
+from harness.diagnosis.cases.views import SCALE
+from harness.diagnosis.telling.place import place
 
 _PERIODS = (128, 64, 32, 16, 8, 4, 2)
 _MOST_ROWS = 16  # rows that are looked for elsewhere

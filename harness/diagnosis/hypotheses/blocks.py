@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from harness.candidates import layouts
-from harness.diagnosis.case import Case
-from harness.diagnosis.hypotheses import Hypothesis, unharmed
-from harness.diagnosis.layer import Planted, is_second, quantized_in
-from harness.diagnosis.views import decoded_weights
+from harness.diagnosis.cases.case import Case
+from harness.diagnosis.cases.views import decoded_weights
+from harness.diagnosis.hypotheses.hypothesis import Hypothesis, unharmed
+from harness.diagnosis.hypotheses.planted_layer import Planted, is_second, quantized_in
 from harness.faults.calls import split
 from reference.nvfp4 import BLOCK, decode_blocks
 

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from harness.candidates import layouts
-from harness.diagnosis.case import Case
-from harness.diagnosis.exchange import Exchange
-from harness.diagnosis.hypotheses import Hypothesis, unharmed
-from harness.diagnosis.models import Model
-from harness.diagnosis.place import numbers
-from harness.diagnosis.views import decoded_weights
+from harness.diagnosis.cases.case import Case
+from harness.diagnosis.cases.models import Model
+from harness.diagnosis.cases.views import decoded_weights
+from harness.diagnosis.hypotheses.exchange import Exchange
+from harness.diagnosis.hypotheses.hypothesis import Hypothesis, unharmed
+from harness.diagnosis.telling.place import numbers
 from harness.faults.layer_calls import LoadedMoeCall
 from reference.nvfp4 import BLOCK, decode_blocks
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from harness.diagnosis.observation import MASKED_GEMM, QUANTIZERS, Observed
+from harness.diagnosis.cases.observation import MASKED_GEMM, QUANTIZERS, Observed
 
 UNWRITTEN, UNWRITTEN_CODE = 0xFF, 0xF  # a scale byte that no quantizer stores, and the code beside it
 TILE = 128

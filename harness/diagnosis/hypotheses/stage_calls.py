@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.diagnosis.case import Case, same, whole, whole_any
-from harness.diagnosis.choices import FEW_TRIES, Choices
-from harness.diagnosis.hypotheses import Failed, Hypothesis, predict, unharmed
-from harness.diagnosis.layer import Planted, is_inner
-from harness.diagnosis.models import Model
-from harness.diagnosis.observation import MASKED_MOE, Observed
+from harness.diagnosis.cases.case import Case, same, whole, whole_any
+from harness.diagnosis.cases.models import Model
+from harness.diagnosis.cases.observation import MASKED_MOE, Observed
+from harness.diagnosis.hypotheses.choices import FEW_TRIES, Choices
+from harness.diagnosis.hypotheses.hypothesis import Failed, Hypothesis, predict, unharmed
+from harness.diagnosis.hypotheses.planted_layer import Planted, is_inner
 from harness.faults.fault import Parameters
 
 

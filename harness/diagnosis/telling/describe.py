@@ -9,11 +9,11 @@ from typing import Any
 
 from torch import Tensor
 
-from harness.diagnosis.case import Case
-from harness.diagnosis.observation import tensors_in
-from harness.diagnosis.pattern import describe_pattern, total
-from harness.diagnosis.place import place
-from harness.diagnosis.rank import Explanation, unexplained
+from harness.diagnosis.cases.case import Case
+from harness.diagnosis.cases.observation import tensors_in
+from harness.diagnosis.telling.pattern import describe_pattern, total
+from harness.diagnosis.telling.place import place
+from harness.diagnosis.telling.rank import Explanation, unexplained
 from harness.faults.fault import Fault
 
 NOTHING = "no known fault explains it"
@@ -49,7 +49,7 @@ def findings(found: Sequence[Explanation], cases: Sequence[Case], command: str) 
     """Return the diagnosis, JSON-ready; the first entry is the best explanation.
 
     Args:
-        found: from harness.diagnosis.search.explain.
+        found: from harness.diagnosis.hypotheses.search.explain.
         cases: what was to be explained.
         command: repeats the diagnosis.
     """

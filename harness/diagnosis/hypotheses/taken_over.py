@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 
 from harness.candidates.composition import compose_masked_moe
-from harness.diagnosis.case import Case
-from harness.diagnosis.exchange import Exchange
-from harness.diagnosis.hypotheses import unharmed
-from harness.diagnosis.models import Model
-from harness.diagnosis.views import decoded_weights
+from harness.diagnosis.cases.case import Case
+from harness.diagnosis.cases.models import Model
+from harness.diagnosis.cases.views import decoded_weights
+from harness.diagnosis.hypotheses.exchange import Exchange
+from harness.diagnosis.hypotheses.hypothesis import unharmed
 
 Row = tuple[int, int]
 _MOST_ROWS = 8  # a race strikes a few rows; where many are wrong, it is something else

@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.diagnosis.blocks import MUCH_NEARER, blocks_of_row
-from harness.diagnosis.case import Case
-from harness.diagnosis.explain import Score
-from harness.diagnosis.hypotheses import Failed, Hypothesis, unharmed
-from harness.diagnosis.layer import Planted, is_second, quantized_in
-from harness.diagnosis.opaque import NEAR, failing_outputs, judge_variants, relative
-from harness.diagnosis.weight_rows import weights_with_fault
+from harness.diagnosis.cases.case import Case
+from harness.diagnosis.hypotheses.blocks import MUCH_NEARER, blocks_of_row
+from harness.diagnosis.hypotheses.hypothesis import Failed, Hypothesis, unharmed
+from harness.diagnosis.hypotheses.layers import NEAR, failing_outputs, judge_variants, relative
+from harness.diagnosis.hypotheses.planted_layer import Planted, is_second, quantized_in
+from harness.diagnosis.hypotheses.stage_calls import Score
+from harness.diagnosis.hypotheses.weight_rows import weights_with_fault
 
 _ASKED = 4  # failing rows that are asked for their blocks
 _HOPELESS = 1  # of them, without an answer

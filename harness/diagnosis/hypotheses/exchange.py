@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from harness.diagnosis.models import Model
+from harness.diagnosis.cases.models import Model
 from harness.faults.calls import split
 from reference.nvfp4 import BLOCK, decode_blocks
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from harness.candidates import layouts
-from harness.diagnosis.layer_views import layer_elements
-from harness.diagnosis.observation import MASKED_GEMM, MASKED_MOE, QUANTIZERS, Observed, tensors_in
+from harness.diagnosis.cases.around import layer_elements
+from harness.diagnosis.cases.observation import MASKED_GEMM, MASKED_MOE, QUANTIZERS, Observed, tensors_in
 from harness.judging.gemm import legal_rows
 from harness.judging.quantize import CodeJudge, QuantizerInput, free_codes
 from reference.bounds import Accumulator

@@ -23,7 +23,7 @@ from harness.candidates import layouts
 from harness.candidates.composition import compose_masked_moe
 from harness.candidates.physical import Physical
 from harness.candidates.support import Support, supported
-from harness.diagnosis.habits import Habits, tail_value
+from harness.diagnosis.cases.habits import Habits, tail_value
 from harness.emulation.accumulate import blocked_gemm
 from harness.emulation.memory import unwritten
 from harness.emulation.quantize import correctly_rounded_rcp, quantize_kernel_order, simulated_rcp

@@ -16,17 +16,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.diagnosis.blocks import MUCH_NEARER
-from harness.diagnosis.case import Case, same
-from harness.diagnosis.choices import FEW_TRIES, Choices
-from harness.diagnosis.explain import Score
-from harness.diagnosis.habits import Habits
-from harness.diagnosis.hypotheses import Failed, Hypothesis, predict, unharmed
-from harness.diagnosis.layer import Planted, faulted_calls, is_inner
-from harness.diagnosis.models import at_once
-from harness.diagnosis.observation import MASKED_MOE, Observed
-from harness.diagnosis.taken_over import ThroughLayer
-from harness.diagnosis.views import input_bytes
+from harness.diagnosis.cases.case import Case, same
+from harness.diagnosis.cases.habits import Habits
+from harness.diagnosis.cases.models import at_once
+from harness.diagnosis.cases.observation import MASKED_MOE, Observed
+from harness.diagnosis.cases.views import input_bytes
+from harness.diagnosis.hypotheses.blocks import MUCH_NEARER
+from harness.diagnosis.hypotheses.choices import FEW_TRIES, Choices
+from harness.diagnosis.hypotheses.hypothesis import Failed, Hypothesis, predict, unharmed
+from harness.diagnosis.hypotheses.planted_layer import Planted, faulted_calls, is_inner
+from harness.diagnosis.hypotheses.stage_calls import Score
+from harness.diagnosis.hypotheses.taken_over import ThroughLayer
 from harness.faults.fault import Parameters
 
 NEAR = 0.05  # relative distance of a row that legal code flips may cause

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from harness.candidates import layouts
 from harness.candidates.composition import compose_masked_moe
-from harness.diagnosis.choices import Choices
-from harness.diagnosis.hypotheses import Hypothesis
-from harness.diagnosis.observation import MASKED_GEMM, Observed
-from harness.diagnosis.views import Bounds, decoded_weights
+from harness.diagnosis.cases.observation import MASKED_GEMM, Observed
+from harness.diagnosis.cases.views import Bounds, decoded_weights
+from harness.diagnosis.hypotheses.choices import Choices
+from harness.diagnosis.hypotheses.hypothesis import Hypothesis
 from harness.faults.calls import with_block_scale
 from harness.faults.fault import Parameters
 from harness.faults.mutant import CALLS

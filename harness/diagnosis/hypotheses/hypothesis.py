@@ -14,8 +14,8 @@ from typing import Any
 
 from torch import Tensor
 
-from harness.diagnosis.observation import MASKED_GEMM, MASKED_MOE, Observed, with_memory
-from harness.diagnosis.views import elements, input_bytes, memory_of
+from harness.diagnosis.cases.observation import MASKED_GEMM, MASKED_MOE, Observed, with_memory
+from harness.diagnosis.cases.views import elements, input_bytes, memory_of
 from harness.faults.fault import Fault, Parameters, all_faults
 from harness.faults.layer_calls import LoadedMoeCall
 from harness.faults.mutant import CALLS
@@ -76,7 +76,7 @@ def predict(
         call: with the arguments.
         hypothesis: the fault, everywhere.
         parameters: kept from call to call for faults about earlier calls; fresh ones otherwise.
-        views: what of the call, see harness.diagnosis.views.seen.
+        views: what of the call, see harness.diagnosis.cases.views.seen.
 
     Raises:
         Failed: the fault raises on this call.

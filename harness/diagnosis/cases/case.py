@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from harness.candidates.protocol import STAGES
-from harness.diagnosis.habits import UNWRITTEN, UNWRITTEN_CODE, Habits, learned_habits
-from harness.diagnosis.hypotheses import Failed, Hypothesis, predict
-from harness.diagnosis.layer_views import layer_legal
-from harness.diagnosis.models import Model
-from harness.diagnosis.observation import MASKED_GEMM, QUANTIZERS, Observed
-from harness.diagnosis.views import Bounds, decoded, seen, untouchable, valid
+from harness.diagnosis.cases.around import layer_legal
+from harness.diagnosis.cases.habits import UNWRITTEN, UNWRITTEN_CODE, Habits, learned_habits
+from harness.diagnosis.cases.models import Model
+from harness.diagnosis.cases.observation import MASKED_GEMM, QUANTIZERS, Observed
+from harness.diagnosis.cases.views import Bounds, decoded, seen, untouchable, valid
+from harness.diagnosis.hypotheses.hypothesis import Failed, Hypothesis, predict
 
 _ENOUGH_AGREEMENT = 256  # elements that agree bit for bit before bit equality is demanded of a prediction
 _QUANTIZED = 32  # multiplications that an element costs to quantize
@@ -37,7 +37,7 @@ class Case:
         legal: which elements of it are legal.
         models: legal variants, the best one first.
         bounds: how the candidate computes.
-        view: "output", "memory" or "inputs", see harness.diagnosis.views.seen.
+        view: "output", "memory" or "inputs", see harness.diagnosis.cases.views.seen.
         exact: whether the model agrees with the candidate bit for bit where nothing is wrong.
         known_habits: what the candidate leaves in padding, where another call shows it better.
         part: whether it is kept to a few rows (`screened`).

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from harness.diagnosis.case import Case, same
-from harness.diagnosis.explain import Score
-from harness.diagnosis.opaque import LayerCase
+from harness.diagnosis.cases.case import Case, same
+from harness.diagnosis.hypotheses.layers import LayerCase
+from harness.diagnosis.hypotheses.stage_calls import Score
 
 MOST_FINDINGS = 4
 LEAST_SHARE = 0.02  # of the illegal elements, for an explanation to be worth a line

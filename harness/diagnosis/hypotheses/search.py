@@ -6,16 +6,16 @@ import math
 import time
 from collections.abc import Callable
 
-from harness.diagnosis.case import SMALL, Case
-from harness.diagnosis.explain import Score, score
-from harness.diagnosis.fingerprints import fitted, order
-from harness.diagnosis.hypotheses import Hypothesis, hypotheses
-from harness.diagnosis.layer import INNER
-from harness.diagnosis.observation import MASKED_MOE, Observed
-from harness.diagnosis.opaque import reading_other_rows, score_layer
-from harness.diagnosis.opaque_parts import has_blocks, score_blocks, score_weight_rows
-from harness.diagnosis.rank import Explanation, ranked
-from harness.diagnosis.weight_rows import has_weight_rows
+from harness.diagnosis.cases.case import SMALL, Case
+from harness.diagnosis.cases.observation import MASKED_MOE, Observed
+from harness.diagnosis.hypotheses.fingerprints import fitted, order
+from harness.diagnosis.hypotheses.hypothesis import Hypothesis, hypotheses
+from harness.diagnosis.hypotheses.layers import reading_other_rows, score_layer
+from harness.diagnosis.hypotheses.opaque_parts import has_blocks, score_blocks, score_weight_rows
+from harness.diagnosis.hypotheses.planted_layer import INNER
+from harness.diagnosis.hypotheses.stage_calls import Score, score
+from harness.diagnosis.hypotheses.weight_rows import has_weight_rows
+from harness.diagnosis.telling.rank import Explanation, ranked
 
 Test = Callable[[list[Case], list[Observed], Hypothesis], Score | None]
 PartTest = Callable[[list[Case], Hypothesis], Score | None]
