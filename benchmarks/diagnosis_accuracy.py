@@ -68,7 +68,7 @@ def drawn_problem(rng: random.Random, rule: Any, fault: Any, shape: str = "4x32x
 
     experts, capacity = map(int, shape.split("x")[:2])
     rows = [capacity if rng.random() < 0.5 else rng.randint(capacity // 2, capacity) for _ in range(experts)]
-    traps = [t for t in PLANTED_TRAPS if rule.traps == "all" or t not in {"nan", "inf"}]
+    traps = [t for t in PLANTED_TRAPS if not rule.drawn.finite or t not in {"nan", "inf"}]
     extras = rng.sample(traps, rng.randint(1, 3)) if not fault.random_data or rng.random() < 0.25 else []
     if rule.id in {"PIPELINE", "MOE"} and rng.random() < 0.15:
         extras.append("relu2")
