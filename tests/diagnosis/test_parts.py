@@ -7,8 +7,8 @@ import torch
 
 from harness.diagnosis.hypotheses.choices import Choices
 from harness.diagnosis.hypotheses.fingerprints import nice
-from harness.diagnosis.telling.describe import percent, strength_words
-from harness.diagnosis.telling.place import numbers, place
+from harness.diagnosis.telling.numbers import numbers, percent, strength_words
+from harness.diagnosis.telling.place import place
 
 
 @pytest.mark.parametrize(
