@@ -79,7 +79,7 @@ def most_telling(problems: list[str]) -> str:
 
 def diagnose_failure(failure: Failure, session: Session, problem: str) -> None:
     """Add which known faults explain a failure to it and to its message."""
-    from harness.diagnosis.words import diagnose_command, message_lines
+    from harness.diagnosis.telling.words import diagnose_command, message_lines
 
     command = diagnose_command(failure.candidate, failure.rule, problem)
     failure.diagnosis = session.diagnose(failure.rule, problem, command, DIAGNOSIS_SECONDS)

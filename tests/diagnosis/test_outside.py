@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.diagnosis.describe import NOTHING
+from harness.diagnosis.telling.describe import NOTHING
 from harness.running.judge import Judge
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))

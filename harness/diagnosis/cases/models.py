@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
@@ -21,9 +21,7 @@ from torch import Tensor
 
 from harness.candidates import layouts
 from harness.candidates.composition import ComposedMoe
-from harness.candidates.physical import Physical
-from harness.candidates.support import Support, supported
-from harness.diagnosis.habits import Habits, tail_value
+from harness.diagnosis.cases.habits import TILE, Habits, tail_value
 from harness.emulation.accumulate import blocked_gemm
 from harness.emulation.memory import unwritten
 from harness.emulation.quantize import correctly_rounded_rcp, quantize_kernel_order, simulated_rcp
@@ -34,7 +32,6 @@ from reference.nvfp4 import decode_blocks, quantize_nvfp4
 
 Quantizer = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 Product = Callable[[Tensor, Tensor], Tensor]
-TILE = 128
 _KEPT = 64  # decoded operands that are kept between hypotheses
 
 
@@ -52,10 +49,6 @@ def _kernel(rcp: Callable[[Tensor], Tensor]) -> Quantizer:
 
 
 def _real(x: Tensor, gs: Tensor) -> tuple[Tensor, Tensor]:
-    if not len(x):
-        return torch.zeros(x.shape, dtype=torch.uint8), torch.zeros(
-            x.shape[0], x.shape[1] // 16, dtype=torch.uint8
-        )
     codes = torch.empty(x.shape, dtype=torch.uint8)
     block_scale = torch.empty(x.shape[0], x.shape[1] // 16, dtype=torch.uint8)
     for scale in torch.unique(gs):
@@ -84,7 +77,7 @@ def at_once(a: Tensor, b: Tensor) -> Tensor:
 
 @dataclass
 class Model(ComposedMoe):
-    """A candidate that is right.
+    """The stages of a candidate that is right.
 
     Attributes:
         name: for words.
@@ -93,6 +86,7 @@ class Model(ComposedMoe):
         float64_activation: silu in float64 instead of float32.
         rows: rows to compute, by expert; None for all.
         habits: what it leaves where it need not write.
+        reads: decoded weights by the memory that they were decoded from.
         store_rows: a GEMM multiplies and stores whole tiles of so many rows.
     """
 
@@ -102,24 +96,12 @@ class Model(ComposedMoe):
     float64_activation: bool = False
     rows: Mapping[int, Tensor] | None = None
     habits: Habits = field(default_factory=Habits)
-    traits = Physical.traits
     reads: dict[Any, tuple[Any, Tensor]] = field(default_factory=dict)
     store_rows: int = TILE
 
-    def support(self) -> Support:
-        """Return that it runs everywhere."""
-        return supported()
-
-    def reciprocal(self, x: Tensor) -> Tensor:
-        """Return `physical`'s reciprocal: faults that are about reciprocals ask for it."""
-        return simulated_rcp(x)
-
     def keep_to(self, rows: Mapping[int, Tensor] | None) -> Model:
         """Return the same model that computes some rows only; decoded operands are shared."""
-        return Model(
-            self.name, self.quantizer, self.product, self.float64_activation, rows, self.habits, self.reads,
-            self.store_rows,
-        )  # fmt: skip
+        return replace(self, rows=rows)
 
     def _chosen(self, expert: int, count: int) -> Tensor:
         if self.rows is None:
@@ -203,10 +185,7 @@ class Model(ComposedMoe):
             values = _values(b.permute(2, 0, 1)[expert], b_scale, expert, (n, k), torch.arange(n))
             while len(self.reads) >= _KEPT:
                 self.reads.pop(next(iter(self.reads)))
-            self.reads[key] = (
-                (b, b_scale),
-                values,
-            )  # the tensors too: as long as they live, their memory is theirs
+            self.reads[key] = (b, b_scale), values  # the tensors too: while they live, their memory is theirs
         return self.reads[key][1]
 
 
@@ -230,11 +209,12 @@ def _scale_index(rows: int, columns: int) -> Tensor:
     return tile * 512 + row % 32 * 16 + row % 128 // 32 * 4 + column % 4
 
 
-def models(arithmetic: Arithmetic) -> list[Model]:
+def models(arithmetic: Arithmetic, store_rows: int = TILE) -> list[Model]:
     """Return the legal variants, the likeliest first.
 
     Args:
         arithmetic: what the candidate declares, with its own reciprocal where that was probed.
+        store_rows: a GEMM multiplies and stores whole tiles of so many rows.
     """
     kernel = Model("physical", _kernel(arithmetic.reciprocal or simulated_rcp), _chunks)
     real = Model("eager", _real, _float32, float64_activation=True)
@@ -242,9 +222,12 @@ def models(arithmetic: Arithmetic) -> list[Model]:
     rounded = Model("reciprocals rounded", _kernel(correctly_rounded_rcp), at_once, float64_activation=True)
     first = {"real": [real, kernel, exact], "exact": [exact, kernel, real]}
     order = first.get(arithmetic.kind, [kernel, real, exact])
-    return [
+    variants = [
         *order,
         rounded,
         Model("reciprocals up", _kernel(_up), _float32),
         Model("reciprocals down", _kernel(_down), _float32),
     ]
+    for model in variants:
+        model.store_rows = store_rows
+    return variants

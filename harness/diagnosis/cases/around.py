@@ -1,4 +1,4 @@
-"""Outputs of the stages around the masked MoE as comparable elements: routes, dispatched rows, sums, loaded weights."""
+"""The stages around the masked MoE (routing, dispatch, combine, loading): outputs as elements, what is legal, right models."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from reference.routing import Dispatched
 WEIGHT_FREEDOM = 2e-5  # relative: float32 softmax and its sums, see docs/bounds.md, "Routing"
 
 
-def layer_elements(stage: str, output: Any) -> tuple[Tensor, Tensor]:
-    """Return an output as `(groups, rows, 1, elements)` float64, and which rows count, `(groups, rows)` bool.
+def elements_around(stage: str, output: Any) -> tuple[Tensor, Tensor]:
+    """Return an output of such a stage as `(groups, rows, 1, elements)` float64, and which rows count, `(groups, rows)` bool.
 
     Groups are experts (dispatch, load_experts) or ranks (combine); rows are tokens, received rows, or rows of weights.
     """
@@ -63,7 +63,7 @@ def _loaded(output: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     return found.unsqueeze(2), torch.ones(found.shape[:2], dtype=torch.bool)
 
 
-def layer_legal(stage: str, arguments: dict[str, Any], seen: Tensor, right: Tensor) -> Tensor:
+def legal_around(stage: str, arguments: dict[str, Any], seen: Tensor, right: Tensor) -> Tensor:
     """Return which elements are right: equal, within rounding, or another choice among equal logits."""
     if seen.shape != right.shape:
         return torch.zeros_like(seen, dtype=torch.bool)
@@ -103,6 +103,6 @@ class ArrivalStages(PhysicalLayerStages):
     name = "physical"
 
 
-def layer_models() -> list[Any]:
+def models_around() -> list[Any]:
     """Return the right implementations of the stages around the layer."""
     return [ArrivalStages(), ReferenceStages()]

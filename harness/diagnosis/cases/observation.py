@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from harness.candidates.protocol import ALL_STAGES
+from harness.faults.mutant import CALLS
 
 MASKED_GEMM, MASKED_MOE = "masked_grouped_gemm", "masked_moe"
 QUANTIZERS = ("quantize_grouped", "silu_mul_quantize_grouped")
+INNER = (*QUANTIZERS, MASKED_GEMM)  # the stages that a layer is composed of
 
 
 @dataclass
@@ -66,8 +68,6 @@ class Recorder:
         return self._recording(name, value) if name in ALL_STAGES and callable(value) else value
 
     def _recording(self, stage: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        from harness.faults.mutant import CALLS
-
         names = CALLS[stage].names  # in the protocol's order
 
         def call(*positional: Any, **named: Any) -> Any:
@@ -88,7 +88,7 @@ class Recorder:
     def _tapped(self, function: Callable[..., Any]) -> Callable[..., Any]:
         def call(**named: Any) -> Any:
             out, calls = function(**named)
-            self.calls += [from_tap(tap) for tap in calls]
+            self.calls += [_from_tap(tap) for tap in calls]
             return out, calls
 
         return call
@@ -103,7 +103,7 @@ def name_calls(calls: list[Observed]) -> list[Observed]:
     return calls
 
 
-def from_tap(tap: Any) -> Observed:
+def _from_tap(tap: Any) -> Observed:
     """Return a call that harness.candidates.taps recorded inside an engine."""
     arguments = copied(tap.inputs)
     if tap.stage == MASKED_GEMM:
@@ -127,7 +127,7 @@ def changes(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
     return {
         name: copied(tensor)
         for name, tensor in flat_after.items()
-        if name != "out" and not torch.equal(_bytes(flat_before[name]), _bytes(tensor.cpu()))
+        if name != "out" and not torch.equal(bytes_of(flat_before[name]), bytes_of(tensor.cpu()))
     }
 
 
@@ -142,7 +142,8 @@ def tensors_in(arguments: dict[str, Any]) -> list[tuple[str, Tensor]]:
     return found
 
 
-def _bytes(tensor: Tensor) -> Tensor:
+def bytes_of(tensor: Tensor) -> Tensor:
+    """Return the bytes of a tensor in the order of its indices, `(bytes,)` uint8."""
     return tensor.detach().contiguous().reshape(-1).view(torch.uint8)
 
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from harness.diagnosis.models import Model
+from harness.diagnosis.cases.layer_case import LayerCase
+from harness.diagnosis.cases.models import Model
 from harness.faults.calls import split
 from reference.nvfp4 import BLOCK, decode_blocks
 
@@ -72,8 +73,7 @@ class Exchange:
         between = self.between(chosen)
         left = self.distance(between, w2)
         block = column // BLOCK
-        columns = split(w2, BLOCK).transpose(0, 1)  # blocks x k x 16
-        gram = columns.transpose(1, 2) @ columns
+        gram = _gram(w2)
         for _ in range(_ROUNDS):
             gain = self._gains(chosen, (column, halves), between, w2, gram)
             best = torch.zeros(between.shape[1] // BLOCK).scatter_reduce(0, block, gain, "amax")
@@ -96,9 +96,7 @@ class Exchange:
         Returns:
             `(n, 3)`: of the gate column, of the up column, of both; `(n, 1)` without a gate. All columns must be exchangeable.
         """
-        columns = split(w2, BLOCK).transpose(0, 1)
-        gram = columns.transpose(1, 2) @ columns
-        gains = self._gains(chosen, self._options(w2.shape[1]), self.between(chosen), w2, gram)
+        gains = self._gains(chosen, self._options(w2.shape[1]), self.between(chosen), w2, _gram(w2))
         return gains.view(w2.shape[1], -1)
 
     def _options(self, n: int) -> tuple[Tensor, Tensor]:
@@ -127,3 +125,19 @@ class Exchange:
         missing = split((self.wanted - between @ w2.T) @ w2, BLOCK)[:, block]
         own = torch.einsum("tri,rij,trj->r", change, gram[block], change)
         return 2 * (change * missing).sum(-1).sum(0) - own
+
+
+def exchange_of(
+    case: LayerCase, expert: int, tokens: Tensor, products: tuple[Tensor, Tensor], may: Tensor
+) -> Exchange:
+    """Return the exchange of some rows of an expert of a layer; `wanted` is infinite or NaN where what was seen is."""
+    a = case.call.arguments
+    scale, alpha = (a[name].reshape(-1)[expert] for name in ("a2_global_scale", "w2_alpha"))
+    wanted = case.seen[expert, tokens].flatten(1).float() / alpha
+    return Exchange(case.model, products, scale.float(), wanted, may, case.activation == "silu")
+
+
+def _gram(w2: Tensor) -> Tensor:
+    """Return the inner products of the columns of each block of `(k, n)`, `(n / 16, 16, 16)`."""
+    columns = split(w2, BLOCK).transpose(0, 1)
+    return columns.transpose(1, 2) @ columns

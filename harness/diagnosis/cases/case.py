@@ -3,50 +3,52 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from harness.candidates.protocol import STAGES
-from harness.diagnosis.habits import UNWRITTEN, UNWRITTEN_CODE, Habits, learned_habits
-from harness.diagnosis.hypotheses import Failed, Hypothesis, predict
-from harness.diagnosis.layer_views import layer_legal
-from harness.diagnosis.models import Model
-from harness.diagnosis.observation import MASKED_GEMM, QUANTIZERS, Observed
-from harness.diagnosis.views import Bounds, decoded, seen, untouchable, valid
+from harness.diagnosis.cases.around import legal_around
+from harness.diagnosis.cases.habits import UNWRITTEN, UNWRITTEN_CODE, Habits, learned_habits
+from harness.diagnosis.cases.legality import Bounds
+from harness.diagnosis.cases.models import Model
+from harness.diagnosis.cases.observation import MASKED_GEMM, QUANTIZERS, Observed
+from harness.diagnosis.cases.replay import ReplayError, replayed
+from harness.diagnosis.cases.views import decoded, same, seen, untouchable, valid
 
 _ENOUGH_AGREEMENT = 256  # elements that agree bit for bit before bit equality is demanded of a prediction
+_SCREENED_EXPERTS = 4
 _QUANTIZED = 32  # multiplications that an element costs to quantize
 SMALL = 1 << 23  # multiplications below which nothing is screened
 
 
-def same(a: Tensor, b: Tensor) -> Tensor:
-    """Return where two outputs agree bit for bit, NaN with NaN and 0 with -0."""
-    equal = a == b
-    return equal | (a.isnan() & b.isnan()) if a.dtype.is_floating_point else equal
-
-
 @dataclass(eq=False)
-class Case:
-    """A recorded call with illegal elements, and the right model that agrees with the candidate best.
+class CallCase:
+    """A recorded call, which of its elements are illegal, and the right model that agrees with the candidate best.
 
     Attributes:
         call: what was seen.
         legal: which elements of it are legal.
         models: legal variants, the best one first.
         bounds: how the candidate computes.
-        view: "output", "memory" or "inputs", see harness.diagnosis.views.seen.
-        exact: whether the model agrees with the candidate bit for bit where nothing is wrong.
+        view: "output", "memory" or "inputs", see harness.diagnosis.cases.views.elements.
         known_habits: what the candidate leaves in padding, where another call shows it better.
-        part: whether it is kept to a few rows (`screened`).
         refused: why a right implementation refuses the call; then all that came back is illegal.
+        exact: whether the model agrees with the candidate bit for bit where nothing is wrong.
+        valid: `(groups, rows)` bool, rows that count.
+        seen: the observed elements; `healthy`, the model's.
+        care: of memory, what nobody may touch; None where all elements of valid rows are judged.
+        wild: whether padding may hold anything, since the candidate's does.
+        of_few_rows: whether it is kept to a few rows (`screened`).
         kept: the groups and rows that its tensors hold, of all that a call has; None for all.
         wide: the same case with all of them.
 
     Raises:
-        Failed: no right model takes the call's arguments.
+        ReplayError: no right model takes the call's arguments.
     """
 
     call: Observed
@@ -54,20 +56,18 @@ class Case:
     models: list[Model]
     bounds: Bounds
     view: str = "output"
-    exact: bool = False
-    part: bool = False
     known_habits: tuple[Habits, bool] | None = None
     refused: str = ""
-    kept: tuple[Tensor, Tensor] | None = None
 
     def __post_init__(self) -> None:
+        self.exact = self.wild = self.of_few_rows = False
+        self.kept: tuple[Tensor, Tensor] | None = None
         self.wide = self
         self.valid = valid(self.call) if self.view == "output" else torch.ones(1, 1, dtype=torch.bool)
         self.seen = seen(self.call, self.view)
-        # Of memory only what nobody may touch is judged; what the call stores there is the output's business.
-        self.care: Tensor | None = (
-            untouchable(self.call, self.bounds.store_rows) if self.view == "memory" else None
-        )
+        self.care: Tensor | None = None
+        if self.view == "memory":  # what the call stores in its output is the business of the output's view
+            self.care = untouchable(self.call, self.bounds.store_rows)
         self._choose_model()
 
     @property
@@ -87,6 +87,16 @@ class Case:
         return ~self.legal & self.valid[..., None, None]
 
     @cached_property
+    def failing(self) -> Tensor:
+        """Which rows hold illegal elements, `(groups, rows)` bool."""
+        return self.illegal.any(-1).any(-1)
+
+    @property
+    def fails(self) -> bool:
+        """Whether anything is illegal."""
+        return bool(self.failing.any())
+
+    @cached_property
     def slack(self) -> Tensor | None:
         """How far a legal GEMM output may lie from a prediction, apart from rounding; None for bytes."""
         if not self.seen.dtype.is_floating_point:
@@ -102,23 +112,20 @@ class Case:
 
     def _choose_model(self) -> None:
         """Put the model first that agrees with most legal elements."""
-        healthy = self.valid & self.legal.all(-1).all(
-            -1
-        )  # rows: in a faulty one even legal elements may be wrong
-        healthy = healthy[..., None, None].expand_as(self.legal)
-        self.wild = False
+        rows = self.valid & self.legal.all(-1).all(-1)  # in a faulty one even legal elements may be wrong
+        healthy = rows[..., None, None].expand_as(self.legal)
         if self.refused:
             self.healthy = torch.full_like(self.seen, torch.nan)
             return
         best, most, failure = 0, -1, None
         for number, model in enumerate(self.models[:3]):
             try:
-                right = predict(model, self.call, None, views=(self.view,))[self.view]
-            except Failed as error:
+                right = replayed(model, self.call, (self.view,))[self.view]
+            except ReplayError as error:
                 failure = error
                 continue
             if right.shape != self.seen.shape:
-                failure = Failed("another shape")
+                failure = ReplayError("another shape")
                 continue
             agreeing = int((same(right, self.seen) & healthy).sum())
             if agreeing > most:
@@ -140,9 +147,9 @@ class Case:
         for model in self.models:
             model.habits = habits
 
-    def screened(self, experts: int = 4) -> Case:
+    def screened(self) -> Self:
         """Return the case of a few failing rows of a few experts: what is predicted and compared costs a fraction."""
-        wide = self.few_rows(experts)
+        wide = self._few_rows(_SCREENED_EXPERTS)
         part = copy.copy(wide)
         there = wide.valid.nonzero()
         part.kept = torch.unique(there[:, 0]), torch.unique(there[:, 1])
@@ -152,13 +159,13 @@ class Case:
         )
         return part
 
-    def few_rows(self, experts: int) -> Case:
+    def _few_rows(self, experts: int) -> Self:
         """Return the case kept to a few failing rows, in tensors of the same shapes."""
-        few = _spread(self.illegal.any(-1).any(-1), experts)
+        few = _spread(self.failing, experts)
         part = copy.copy(self)
-        for name in ("illegal", "slack"):
+        for name in ("illegal", "failing", "slack"):
             part.__dict__.pop(name, None)
-        part.part = True
+        part.of_few_rows = True
         part.wide = part
         part.valid = torch.zeros_like(self.valid)
         part.valid[few[:, 0], few[:, 1]] = True
@@ -176,16 +183,16 @@ class Case:
             return self.seen.numel() * int(self.call.arguments["a"].shape[1]) * 2
         return self.seen.numel() * (_QUANTIZED if self.call.stage in QUANTIZERS else 1)
 
-    def agrees(self, predicted: Tensor, hypothesis: Hypothesis | None, unit: str) -> Tensor:
+    def agrees(self, predicted: Tensor, of_model: Callable[[Model], Tensor], unit: str) -> Tensor:
         """Return which elements are what was predicted, or a legal neighbour of it.
 
         Args:
-            predicted: elements, under the hypothesis.
-            hypothesis: for asking the other models where a few codes of a unit differ.
+            predicted: elements, of the first model.
+            of_model: what another model predicts, asked where a few codes of a unit differ; may raise ReplayError.
             unit: "block" or "row": within which elements belong together.
         """
         if self.refused:
-            return layer_legal(self.call.stage, self.call.arguments, self.seen, predicted)
+            return legal_around(self.call.stage, self.call.arguments, self.seen, predicted)
         equal = same(predicted, self.seen)
         if self.care is not None:
             equal |= ~self.care
@@ -200,7 +207,7 @@ class Case:
         doubtful = whole(equal.float().mean(-1, keepdim=True) >= 0.5, unit) & ~whole(equal, unit)
         if not bool((doubtful & whole_any(self.illegal, unit)).any()):
             return equal
-        return equal | self._flipped(predicted, hypothesis)
+        return equal | self._flipped(predicted, of_model)
 
     def _near(self, predicted: Tensor) -> Tensor:
         assert self.slack is not None  # noqa: S101 - asked by the caller
@@ -211,13 +218,13 @@ class Case:
         near = (o - p).abs() <= self.slack * gain + step
         return near & (self.legal | ((o - p).abs() < (o - h).abs()))
 
-    def _flipped(self, predicted: Tensor, hypothesis: Hypothesis | None) -> Tensor:
+    def _flipped(self, predicted: Tensor, of_model: Callable[[Model], Tensor]) -> Tensor:
         """Return which bytes lie between what the models predict that store the same scale."""
         low, high = predicted.clone(), predicted.clone()
         for model in self.models[1:]:
             try:
-                other = self.taken(predict(model, self.call, hypothesis)["output"])
-            except Failed:
+                other = self.taken(of_model(model))
+            except ReplayError:
                 continue
             same_scale = other[..., -1:] == self.seen[..., -1:]
             takes = same_scale & (low[..., -1:] != self.seen[..., -1:])

@@ -10,21 +10,18 @@ from torch import Tensor
 
 from harness.candidates import layouts
 from harness.candidates.composition import compose_masked_moe
-from harness.diagnosis.choices import Choices
-from harness.diagnosis.hypotheses import Hypothesis
-from harness.diagnosis.observation import MASKED_GEMM, Observed
-from harness.diagnosis.views import Bounds, decoded_weights
+from harness.diagnosis.cases.observation import INNER, MASKED_GEMM
+from harness.diagnosis.hypotheses.choices import Choices
+from harness.diagnosis.hypotheses.hypothesis import Hypothesis
 from harness.faults.calls import with_block_scale
 from harness.faults.fault import Parameters
 from harness.faults.mutant import CALLS
-from reference import propagate
-from reference.nvfp4 import decode_blocks
 
-INNER = ("quantize_grouped", "silu_mul_quantize_grouped", "masked_grouped_gemm")
 Merge = Callable[[str, int, Any, Any], Any]
+_OUT = 4  # place of `out` among the GEMM's arguments
 
 
-class Planted:
+class PlantedLayer:
     """A right model with a fault in its stages, everywhere, or in some of the stage calls of a layer only.
 
     Args:
@@ -32,7 +29,8 @@ class Planted:
         hypothesis: the fault.
         parameters: kept from call to call.
         only: number of the call of the fault's stages that it is planted in; None for all.
-        merge: what a planted call results in, given its stage, number, the healthy and the faulty result; None: the faulty.
+        merge: what a planted call of a quantizer results in, given its stage, number, the healthy and the faulty result;
+            None: the faulty.
         rows: `(experts, rows)` bool, to which a planted call is kept; None for all.
         healthy: results of a healthy layer's stage calls by number, on the same arguments, used and filled up to the first
             planted call; None to compute them.
@@ -44,13 +42,13 @@ class Planted:
         hypothesis: Hypothesis,
         parameters: Parameters,
         only: int | None = None,
+        *,
         merge: Merge | None = None,
         rows: Tensor | None = None,
         healthy: dict[int, Any] | None = None,
     ) -> None:
         self.model, self.hypothesis, self.parameters = model, hypothesis, parameters
         self.only, self.merge, self.rows, self.healthy = only, merge, rows, healthy
-        self.traits = model.traits
         self._start()
 
     def _start(self) -> None:
@@ -72,46 +70,49 @@ class Planted:
             if isinstance(self.parameters.random, Choices):
                 self.parameters.random.begin(number)
             if self.rows is not None:
-                return self._in_rows(stage, function, positional)
+                return self._in_rows(self.rows, stage, function, positional)
             right = function(*positional) if self.merge is not None else None
-            arguments = dict(zip(CALLS[stage].names, positional, strict=False))
-            planted = CALLS[stage](stage, function, self.model, arguments)
-            self.hypothesis.fault.apply(planted, self.parameters)
-            result = planted.result()
-            return result if self.merge is None else self.merge(stage, number, right, result)
+            faulty = self._faulty(stage, function, positional)
+            return faulty if self.merge is None else self.merge(stage, number, right, faulty)
 
         return call
 
-    def _in_rows(self, stage: str, function: Callable[..., Any], positional: tuple[Any, ...]) -> Any:
-        """Run a planted call and a healthy one, and take the chosen rows of the first."""
-        gemm = stage == MASKED_GEMM
-        given = list(positional)
-        if gemm:
-            given[4] = positional[4].clone(memory_format=torch.preserve_format)
-        right = function(*positional)
-        planted = CALLS[stage](
-            stage, function, self.model, dict(zip(CALLS[stage].names, given, strict=False))
-        )
+    def _faulty(self, stage: str, function: Callable[..., Any], positional: tuple[Any, ...]) -> Any:
+        """Run a stage call with the fault; return its result."""
+        arguments = dict(zip(CALLS[stage].names, positional, strict=False))
+        planted = CALLS[stage](stage, function, self.model, arguments)
         self.hypothesis.fault.apply(planted, self.parameters)
-        if gemm:
-            kept = self.rows.T.unsqueeze(1) if self.rows is not None else torch.ones(())
-            positional[4].copy_(torch.where(kept, given[4], positional[4]))
-            return None
-        return quantized_in(
-            self.rows.unsqueeze(-1) if self.rows is not None else torch.ones(()), right, planted.result()
-        )
+        return planted.result()
+
+    def _in_rows(
+        self, rows: Tensor, stage: str, function: Callable[..., Any], positional: tuple[Any, ...]
+    ) -> Any:
+        """Run a planted call and a healthy one, and take the chosen rows of the first."""
+        if stage != MASKED_GEMM:
+            right = function(*positional)
+            return quantized_in(rows.unsqueeze(-1), right, self._faulty(stage, function, positional))
+        out = positional[_OUT]
+        faulty = out.clone(memory_format=torch.preserve_format)
+        function(*positional)
+        self._faulty(stage, function, (*positional[:_OUT], faulty, *positional[_OUT + 1 :]))
+        out.copy_(torch.where(rows.T.unsqueeze(1), faulty, out))
+        return None
 
     def _right(self, step: int, stage: str, function: Callable[..., Any], positional: tuple[Any, ...]) -> Any:
         """Run a healthy stage call, or take its result from an earlier layer on the same arguments."""
         if self._touched or self.healthy is None:
             return function(*positional)
-        gemm = stage == MASKED_GEMM
-        if step not in self.healthy:
-            result = function(*positional)
-            self.healthy[step] = positional[4].clone(memory_format=torch.preserve_format) if gemm else result
-        elif gemm:
-            positional[4].copy_(self.healthy[step])
-        return None if gemm else self.healthy[step]
+        if stage != MASKED_GEMM:
+            if step not in self.healthy:
+                self.healthy[step] = function(*positional)
+            return self.healthy[step]
+        out = positional[_OUT]
+        if step in self.healthy:
+            out.copy_(self.healthy[step])
+        else:
+            function(*positional)
+            self.healthy[step] = out.clone(memory_format=torch.preserve_format)
+        return None
 
     def masked_moe(self, **arguments: Any) -> Tensor:
         """Return the layer's output, composed of the planted stages."""
@@ -134,43 +135,6 @@ def is_second(stage: str, number: int) -> bool:
 def is_inner(hypothesis: Hypothesis) -> bool:
     """Return whether a fault sits in a stage of the layer."""
     return bool(set(hypothesis.fault.stages) & set(INNER))
-
-
-def legal_layer(call: Observed, bounds: Bounds) -> Tensor:
-    """Return which elements of a layer's output lie in what legal stages can reach, `(groups, rows, 1, elements)`."""
-    a, out = call.arguments, call.output
-    result = torch.ones(out.shape, dtype=torch.bool)
-    x, x_scale = a["hidden_states"]
-    w1, w2 = decoded_weights(a["w1"], a["w1_blockscale"]), decoded_weights(a["w2"], a["w2_blockscale"])
-    if x_scale is None:
-        source, scales = x.double(), a["input_global_scale"]
-    else:
-        codes = layouts.codes_of(x)
-        source = decode_blocks(codes, layouts.block_scales_of(x_scale, codes.shape[1], codes.shape[2] // 16))
-        scales = None
-    for expert, count in enumerate(a["masked_m"].tolist()):
-        if not count:
-            continue
-        rows = source[expert, :count]
-        found = propagate.masked_moe(
-            propagate.Interval(rows, rows),
-            w1[expert],
-            w2[expert],
-            (
-                a["w1_alpha"].reshape(-1)[expert],
-                None if scales is None else scales.reshape(-1)[expert],
-                a["a2_global_scale"].reshape(-1)[expert],
-                a["w2_alpha"].reshape(-1)[expert],
-            ),
-            a.get("activation", "silu"),
-            bounds.arithmetic,
-            bounds.accumulator,
-        )
-        got = out[expert, :count].double()
-        inside = (got >= found.low) & (got <= found.high)
-        nan = found.low.isnan() | found.high.isnan()
-        result[expert, :count] = torch.where(nan, got.isnan(), inside)
-    return result.unsqueeze(2)
 
 
 def quantized_in(mask: Tensor, right: Any, wrong: Any) -> Any:

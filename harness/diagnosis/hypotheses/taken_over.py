@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 
 from harness.candidates.composition import compose_masked_moe
-from harness.diagnosis.case import Case
-from harness.diagnosis.exchange import Exchange
-from harness.diagnosis.hypotheses import unharmed
-from harness.diagnosis.models import Model
-from harness.diagnosis.views import decoded_weights
+from harness.diagnosis.cases.layer_case import LayerCase
+from harness.diagnosis.cases.models import Model
+from harness.diagnosis.cases.replay import unharmed
+from harness.diagnosis.cases.views import decoded_weights
+from harness.diagnosis.hypotheses.exchange import Exchange, exchange_of
 
 Row = tuple[int, int]
 _MOST_ROWS = 8  # a race strikes a few rows; where many are wrong, it is something else
@@ -40,7 +40,7 @@ class ThroughLayer:
         case: a layer.
     """
 
-    def __init__(self, case: Case) -> None:
+    def __init__(self, case: LayerCase) -> None:
         self._case = case
         self._products: Tensor | None = None
         self._found: dict[Row, list[tuple[Row, Tensor]]] = {}
@@ -72,17 +72,18 @@ class ThroughLayer:
     def _solved(self, row: Row) -> list[tuple[Row, Tensor]]:
         """Return sources that explain a row, the nearest first, each with all columns, those first that are surely taken."""
         a, products = self._case.call.arguments, self._first_products()
-        expert, gated = row[0], a.get("activation", "silu") == "silu"
+        expert, token = row
         one = slice(expert, expert + 1)
         w2 = decoded_weights(a["w2"][one], a["w2_blockscale"][one])[0]
-        wanted = self._case.seen[row].flatten().float() / a["w2_alpha"].reshape(-1)[expert]
-        index = self._case.valid.clone().index_put_(tuple(torch.tensor(row)), torch.tensor(False)).nonzero()
-        if not len(index) or not bool(wanted.isfinite().all()):
-            return []
-        own, theirs = products[row], products[index[:, 0], index[:, 1]]
+        own = products[row]
         everything = torch.ones(own.shape, dtype=torch.bool)
-        scale = a["a2_global_scale"].reshape(-1)[expert].float()
-        exchange = Exchange(self._case.model, (own[None], own[None]), scale, wanted[None], everything, gated)
+        exchange = exchange_of(self._case, expert, torch.tensor([token]), (own[None], own[None]), everything)
+        others = self._case.valid.clone()
+        others[row] = False
+        index = others.nonzero()
+        if not len(index) or not bool(exchange.wanted.isfinite().all()):
+            return []
+        theirs = products[index[:, 0], index[:, 1]]
         right = exchange.distance(exchange.between(~everything), w2)
         cost, beginnings = _nearest_columns(exchange, theirs, w2)
         found = []
@@ -90,7 +91,7 @@ class ThroughLayer:
             of_source = replace(exchange, products=(own[None], theirs[number][None]))
             chosen = of_source.exchanged(beginnings[number], w2)
             left = of_source.distance(of_source.between(chosen), w2)
-            if left <= right * min(_LEFT, 2 ** (-(len(own) + _SPARE_BITS) / wanted.numel())):
+            if left <= right * min(_LEFT, 2 ** (-(len(own) + _SPARE_BITS) / exchange.wanted.numel())):
                 source = int(index[number, 0]), int(index[number, 1])
                 found.append((left, source, _surest_first(chosen, of_source.gains(chosen, w2), right)))
         return [(source, columns) for _, source, columns in sorted(found, key=lambda f: f[0])]

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.diagnosis.taken_over import ThroughLayer
+from harness.diagnosis.hypotheses.taken_over import ThroughLayer
 
 MOST_TRIES = 64  # two cuts along a k of 128 are 49 pairs
 FEW_TRIES = 16  # after which at least something must fit

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from fractions import Fraction
 from typing import Any
 
 from torch import Tensor
 
-from harness.diagnosis.case import Case
-from harness.diagnosis.observation import tensors_in
-from harness.diagnosis.pattern import describe_pattern, total
-from harness.diagnosis.place import place
-from harness.diagnosis.rank import Explanation, unexplained
+from harness.diagnosis.cases.case import CallCase
+from harness.diagnosis.cases.observation import tensors_in
+from harness.diagnosis.hypotheses.score import Score
+from harness.diagnosis.telling.numbers import numbers, percent, strength_words
+from harness.diagnosis.telling.pattern import describe_pattern, total
+from harness.diagnosis.telling.place import place
+from harness.diagnosis.telling.rank import Explanation, ranked, unexplained
+from harness.faults.bugs import all_bugs
 from harness.faults.fault import Fault
 
 NOTHING = "no known fault explains it"
@@ -22,46 +23,24 @@ _NOT_A_NUMBER = -1e300  # stands for NaN, which differs from itself
 _SAMPLE = 4096  # illegal elements of a call that are looked at for it
 
 
-def strength_words(strength: Any) -> str:
-    """Return a strength as people write it: "x0.0625 = 1/16", "x1.01", "8"; "" for none."""
-    if strength is None:
-        return ""
-    if not isinstance(strength, float):
-        return str(strength)
-    words = f"x{strength:.6g}"
-    fraction = Fraction(strength).limit_denominator(64)
-    if fraction and fraction.denominator > 1 and math.isclose(float(fraction), strength, rel_tol=1e-4):
-        return f"{words} = {fraction}"
-    return words
-
-
-def threads(fault: Fault) -> list[str]:
-    """Return the real threads that had the same cause, as addresses or ids."""
-    try:
-        from harness.faults.bugs import all_bugs
-    except ImportError:
-        return list(fault.bugs)
-    known = all_bugs()
-    return [known[name].thread if name in known else name for name in fault.bugs]
-
-
-def findings(found: Sequence[Explanation], cases: Sequence[Case], command: str) -> list[dict[str, Any]]:
+def findings(scores: list[Score], cases: Sequence[CallCase], command: str) -> list[dict[str, Any]]:
     """Return the diagnosis, JSON-ready; the first entry is the best explanation.
 
     Args:
-        found: from harness.diagnosis.search.explain.
+        scores: of the hypotheses that were tested.
         cases: what was to be explained.
         command: repeats the diagnosis.
     """
+    found = ranked(scores, cases)
     illegal = total([case.illegal for case in cases])
     result = [_explained(e, cases, command) for e in found]
-    left = unexplained(list(found), list(cases))
+    left = unexplained(found, cases)
     if total(left) or not found:
         result.append(_unexplained(left, cases, illegal, command, rest=bool(found)))
     return result
 
 
-def case_place(case: Case, mask: Tensor) -> dict[str, Any]:
+def _case_place(case: CallCase, mask: Tensor) -> dict[str, Any]:
     """Say where a mask of a case is True: experts, rows, blocks, columns; names of inputs; places in memory."""
     if case.view == "output":
         return place(mask, case.valid)
@@ -80,23 +59,23 @@ def case_place(case: Case, mask: Tensor) -> dict[str, Any]:
     return {"words": words, "elements": [first, last]}
 
 
-def _explained(e: Explanation, cases: Sequence[Case], command: str) -> dict[str, Any]:
+def _explained(e: Explanation, cases: Sequence[CallCase], command: str) -> dict[str, Any]:
     fault = e.score.hypothesis.fault
     illegal = sum(e.score.of.values())
     share = e.elements / illegal if illegal else 0.0
-    places = {cases[n].name: case_place(cases[n], mask) for n, mask in sorted(e.masks.items())}
+    places = {cases[n].name: _case_place(cases[n], mask) for n, mask in sorted(e.masks.items())}
     words = "; ".join(f"{name}: {p['words']}" for name, p in places.items())
     if len({p["words"] for p in places.values()}) == 1:
         words = next(iter(places.values()))["words"] + f" ({', '.join(places)})"
     if e.score.inside:
-        words += f"; in {e.score.inside}"
+        words += f"; in {'; '.join(_weight_rows(*inside) for inside in e.score.inside.items())}"
     same = sorted({s.hypothesis.fault.name for s in e.same} | set(fault.same_as))
     evidence = f"reproduces {percent(share)} of {illegal:,} illegal elements"
     if not e.score.exact:
         evidence += ", each within what the order of addition and rounding leave free"
     if any(cases[n].refused for n in e.masks):
         evidence += " of what should have been refused"
-    changes = distinct_changes(e, cases)
+    changes = _distinct_changes(e, cases)
     counted = "1 change" if changes == 1 else f"{changes} different changes"
     weak = f"only {counted} of value: on these inputs other mistakes look the same"
     if changes < _DISTINCT:
@@ -117,14 +96,26 @@ def _explained(e: Explanation, cases: Sequence[Case], command: str) -> dict[str,
         **({"weak": weak} if changes < _DISTINCT else {}),
         **({"alternative": "explains elements that a better explanation covers"} if e.alternative else {}),
         **({"same_as": same} if same else {}),
-        "bugs": threads(fault),
+        "bugs": _threads(fault),
         **({"simulated": fault.simulated} if fault.simulated else {}),
         "where": {name: {k: v for k, v in p.items() if k != "words"} for name, p in places.items()},
         "command": command,
     }
 
 
-def distinct_changes(e: Explanation, cases: Sequence[Case]) -> int:
+def _threads(fault: Fault) -> list[str]:
+    """Return the real threads that had the same cause, as addresses or ids."""
+    known = all_bugs()
+    return [known[name].thread if name in known else name for name in fault.bugs]
+
+
+def _weight_rows(name: str, rows: Tensor) -> str:
+    """Say where a weight's rows `(experts, rows)` are True."""
+    experts, numbered = (rows.any(axis).nonzero().flatten().tolist() for axis in (-1, 0))
+    return f"{name}: experts {numbers(experts)}, weight rows {numbers(numbered)}"
+
+
+def _distinct_changes(e: Explanation, cases: Sequence[CallCase]) -> int:
     """Return how many different (right, observed) values the explained elements have, in a sample of them.
 
     On coarse data a fault that the catalog lacks does the same as one that it has: three scale bytes, each one code
@@ -140,7 +131,7 @@ def distinct_changes(e: Explanation, cases: Sequence[Case]) -> int:
 
 
 def _unexplained(
-    left: Sequence[Any], cases: Sequence[Case], illegal: int, command: str, *, rest: bool
+    left: Sequence[Tensor], cases: Sequence[CallCase], illegal: int, command: str, *, rest: bool
 ) -> dict[str, Any]:
     count = total(left)
     pattern = [
@@ -186,10 +177,3 @@ def passed_again(rule: str, runs: int, command: str) -> dict[str, Any]:
         "evidence": "if it failed before, what is wrong strikes now and then: a race, or something left by earlier calls",
         "command": command,
     }
-
-
-def percent(share: float) -> str:
-    """Return a share in percent that says 100 only where it is all."""
-    if share == 1:
-        return "100 %"
-    return "under 0.1 %" if share < 0.001 else f"{min(share * 100, 99.9):.3g} %"

@@ -1,4 +1,4 @@
-"""Which rows of the weights have a fault, read off the layer's final output.
+"""Faults that only some rows of the weights have, read off a layer's final output.
 
 A row of w2 is a column of the output: it is the faulty one where the faulty one comes nearer. A row of w1 is a column of
 the first GEMM's output (`exchange.py`). A few tokens of an expert tell its rows.
@@ -6,23 +6,25 @@ the first GEMM's output (`exchange.py`). A few tokens of an expert tell its rows
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from harness.candidates import layouts
-from harness.diagnosis.case import Case
-from harness.diagnosis.exchange import Exchange
-from harness.diagnosis.hypotheses import Hypothesis, unharmed
-from harness.diagnosis.models import Model
-from harness.diagnosis.place import numbers
-from harness.diagnosis.views import decoded_weights
+from harness.diagnosis.cases.layer_case import LayerCase
+from harness.diagnosis.cases.models import Model
+from harness.diagnosis.cases.replay import unharmed
+from harness.diagnosis.cases.views import decoded, decoded_weights
+from harness.diagnosis.hypotheses.exchange import Exchange, exchange_of
+from harness.diagnosis.hypotheses.hypothesis import Hypothesis
+from harness.diagnosis.hypotheses.layers import illegal_elements, score_variants
+from harness.diagnosis.hypotheses.score import Score
 from harness.faults.layer_calls import LoadedMoeCall
-from reference.nvfp4 import BLOCK, decode_blocks
+from reference.nvfp4 import decode_blocks
 
-WEIGHTS = ("w1", "w2")
+_WEIGHTS = ("w1", "w2")
 _TOKENS = 12  # rows of an expert that are looked at
 _TURNS = 2  # between w1 and w2
 _HALF = 0.5  # of the distance of the right output: what one expert must reach for the others to be solved for
@@ -33,12 +35,32 @@ def has_weight_rows(hypothesis: Hypothesis) -> bool:
     return hypothesis.fault.unit == "row" and "load_experts" in hypothesis.fault.stages
 
 
-def weights_with_fault(case: Case, hypothesis: Hypothesis) -> tuple[dict[str, Any], str] | None:
+def score_weight_rows(cases: Sequence[LayerCase], hypothesis: Hypothesis) -> Score | None:
+    """Test a fault of the weights that only some of their rows have; None where it cannot be planted or no rows explain much."""
+
+    def variants(case: LayerCase, score: Score) -> list[Tensor] | None:
+        found = _weights_with_fault(case, hypothesis)
+        if found is None:
+            return None
+        arguments, score.inside = found
+        with unharmed(case.call):
+            return [case.model.masked_moe(**arguments).unsqueeze(2)]
+
+    result = Score(hypothesis, illegal_elements(cases, ("output",)), chosen=True)
+    return score_variants(result, cases, variants)
+
+
+def _weights_with_fault(
+    case: LayerCase, hypothesis: Hypothesis
+) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
     """Return the layer's arguments with the fault in those rows of the weights that explain what was seen most nearly.
 
     Returns:
-        masked_moe's arguments, and the rows in words; None where no choice of rows comes much nearer. Raises Failed where
-        the fault cannot be planted.
+        masked_moe's arguments, and the rows of each weight that has any, `(l, rows)` bool by name; None where no choice of
+        rows comes much nearer.
+
+    Raises:
+        ReplayError: the fault cannot be planted.
     """
     arguments = dict(case.call.arguments)
     right, wrong = (
@@ -46,26 +68,21 @@ def weights_with_fault(case: Case, hypothesis: Hypothesis) -> tuple[dict[str, An
     )
     with unharmed(case.call):
         hypothesis.fault.apply(wrong, hypothesis.parameters())
-    may = [_changed(right, wrong, name) for name in WEIGHTS]
-    chosen = [torch.zeros_like(changed) for changed in may]
-    failing = case.illegal.any(-1).any(-1).sum(-1)
+    may = [_changed(right, wrong, name) for name in _WEIGHTS]
+    chosen = {name: torch.zeros_like(changed) for name, changed in zip(_WEIGHTS, may, strict=True)}
+    failing = case.failing.sum(-1)
     for number, expert in enumerate(failing.argsort(descending=True).tolist()):
         if not failing[expert]:
             break
         solver = _Expert.of(case, expert, (right, wrong), (may[0][expert], may[1][expert]))
-        left, first, second = solver.solved()
+        left, chosen["w1"][expert], chosen["w2"][expert] = solver.solved()
         if number == 0 and left > _HALF:
             return None
-        chosen[0][expert], chosen[1][expert] = first, second
-    words = []
-    for name, rows in zip(WEIGHTS, chosen, strict=True):
+    for name, rows in chosen.items():
         for attribute in (f"{name}_codes", f"{name}_block_scale"):
             kept = torch.where(rows.unsqueeze(-1), getattr(wrong, attribute), getattr(right, attribute))
             setattr(right, attribute, kept)
-        if bool(rows.any()):
-            experts, numbered = (rows.any(axis).nonzero().flatten().tolist() for axis in (-1, 0))
-            words.append(f"{name}: experts {numbers(experts)}, weight rows {numbers(numbered)}")
-    return right.arguments(), "; ".join(words)
+    return right.arguments(), {name: rows for name, rows in chosen.items() if bool(rows.any())}
 
 
 def _changed(right: LoadedMoeCall, wrong: LoadedMoeCall, name: str) -> Tensor:
@@ -76,20 +93,26 @@ def _changed(right: LoadedMoeCall, wrong: LoadedMoeCall, name: str) -> Tensor:
 
 
 @dataclass(eq=False)
-class _Expert(Exchange):
-    """Some tokens of one expert; the other products are those with the faulty w1.
+class _Expert:
+    """Some tokens of one expert.
 
     Attributes:
+        exchange: of columns of the first GEMM's output with those of the faulty w1.
         w2: the right and the faulty one, code x block scale, `(k, n)` float32.
         may_second: which rows of w2 the fault changes.
     """
 
+    exchange: Exchange
     w2: tuple[Tensor, Tensor]
     may_second: Tensor
 
     @classmethod
     def of(
-        cls, case: Case, expert: int, calls: tuple[LoadedMoeCall, LoadedMoeCall], may: tuple[Tensor, Tensor]
+        cls,
+        case: LayerCase,
+        expert: int,
+        calls: tuple[LoadedMoeCall, LoadedMoeCall],
+        may: tuple[Tensor, Tensor],
     ) -> _Expert:
         """Take the tokens of an expert that are furthest from what is right."""
         a, model = case.call.arguments, case.model
@@ -99,7 +122,7 @@ class _Expert(Exchange):
         tokens = tokens[case.valid[expert][tokens]]
         one = slice(expert, expert + 1)
         values = _first_operand(model, a, expert, tokens)
-        alpha, last_alpha = (a[name].reshape(-1)[expert] for name in ("w1_alpha", "w2_alpha"))
+        alpha = a["w1_alpha"].reshape(-1)[expert]
         weights = [
             [
                 decoded_weights(w[one], scale[one])[0]
@@ -108,27 +131,24 @@ class _Expert(Exchange):
             for c in calls
         ]
         products = [(model.product(values, w1) * alpha).bfloat16() for w1, _ in weights]
-        wanted = (case.seen[expert, tokens].flatten(1).float() / last_alpha).nan_to_num(0, posinf=0, neginf=0)
-        return cls(
-            model, (products[0], products[1]), a["a2_global_scale"].reshape(-1)[expert].float(), wanted, may[0],
-            a.get("activation", "silu") == "silu", (weights[0][1], weights[1][1]), may[1],
-        )  # fmt: skip
+        exchange = exchange_of(case, expert, tokens, (products[0], products[1]), may[0])
+        wanted = exchange.wanted.nan_to_num(0, posinf=0, neginf=0)
+        return cls(replace(exchange, wanted=wanted), (weights[0][1], weights[1][1]), may[1])
 
     def solved(self) -> tuple[float, Tensor, Tensor]:
         """Return how much of the right output's distance is left, and the rows of w1 and of w2, the better of two beginnings."""
-        none = torch.zeros_like(self.may)
-        right = self.distance(self.between(none), self.w2[0])
-        best: tuple[float, Tensor, Tensor] | None = None
-        for beginning in (none, self.may):
+        exchange = self.exchange
+        none = torch.zeros_like(exchange.may)
+        right = exchange.distance(exchange.between(none), self.w2[0])
+        solutions = []
+        for beginning in (none, exchange.may):
             first = beginning
             for _ in range(_TURNS):
-                first = self.exchanged(first, self._mixed(self._second(first)))
+                first = exchange.exchanged(first, self._mixed(self._second(first)))
             second = self._second(first)
-            left = self.distance(self.between(first), self._mixed(second)) / max(right, 1e-30)
-            if best is None or left < best[0]:
-                best = left, first, second
-        assert best is not None  # noqa: S101 - there are two beginnings
-        return best
+            left = exchange.distance(exchange.between(first), self._mixed(second)) / max(right, 1e-30)
+            solutions.append((left, first, second))
+        return min(solutions, key=lambda solution: solution[0])
 
     def _mixed(self, second: Tensor) -> Tensor:
         """Return w2 with the chosen rows of the faulty one."""
@@ -136,8 +156,9 @@ class _Expert(Exchange):
 
     def _second(self, first: Tensor) -> Tensor:
         """Return which rows of w2 are nearer as the faulty ones."""
-        between = self.between(first)
-        right, wrong = ((self.wanted - between @ w.T).norm(dim=0) for w in self.w2)
+        exchange = self.exchange
+        between = exchange.between(first)
+        right, wrong = ((exchange.wanted - between @ w.T).norm(dim=0) for w in self.w2)
         return torch.logical_and(wrong < right, self.may_second)
 
 
@@ -145,8 +166,6 @@ def _first_operand(model: Model, arguments: dict[str, Any], expert: int, tokens:
     """Return some rows of the first GEMM's left operand, code x block scale, `(tokens, k)` float32."""
     x, x_scale = arguments["hidden_states"]
     if x_scale is not None:
-        codes = layouts.codes_of(x)
-        scales = layouts.block_scales_of(x_scale, codes.shape[1], codes.shape[2] // BLOCK)
-        return decode_blocks(codes[expert, tokens], scales[expert, tokens], torch.float32)
+        return decoded(x, x_scale)[expert, tokens]
     scale = arguments["input_global_scale"].reshape(-1)[expert].float()
     return decode_blocks(*model.quantizer(x[expert, tokens], scale.expand(len(tokens))), torch.float32)

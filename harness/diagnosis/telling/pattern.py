@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from harness.diagnosis.case import Case, same
-from harness.diagnosis.place import place
-from harness.diagnosis.views import SCALE
+from harness.diagnosis.cases.case import CallCase
+from harness.diagnosis.cases.views import SCALE, same
+from harness.diagnosis.telling.numbers import percent
+from harness.diagnosis.telling.place import place
 
 _PERIODS = (128, 64, 32, 16, 8, 4, 2)
 _MOST_ROWS = 16  # rows that are looked for elsewhere
+_percent = partial(percent, least=0.01)
 
 
-def describe_pattern(case: Case, mask: Tensor) -> list[str]:
+def describe_pattern(case: CallCase, mask: Tensor) -> list[str]:
     """Return sentences about the illegal elements of a mask `(groups, rows, cells, elements)`, most telling first."""
     count, of = int(mask.sum()), int(case.valid.sum()) * mask[0, 0].numel()
     words = [f"{count:,} of {of:,} elements of {case.name} are illegal, {place(mask, case.valid)['words']}"]
@@ -30,7 +33,7 @@ def describe_pattern(case: Case, mask: Tensor) -> list[str]:
     return words
 
 
-def _values(case: Case, mask: Tensor) -> list[str]:
+def _values(case: CallCase, mask: Tensor) -> list[str]:
     o, h = case.seen[mask], case.healthy[mask]
     if not o.dtype.is_floating_point:
         return _bytes(case, mask)
@@ -55,7 +58,7 @@ def _values(case: Case, mask: Tensor) -> list[str]:
     return words
 
 
-def _bytes(case: Case, mask: Tensor) -> list[str]:
+def _bytes(case: CallCase, mask: Tensor) -> list[str]:
     scale, codes = mask[..., SCALE], mask[..., :SCALE]
     words = []
     o, h = case.seen.int(), case.healthy.int()
@@ -81,7 +84,7 @@ def _bytes(case: Case, mask: Tensor) -> list[str]:
     return words
 
 
-def _from_elsewhere(case: Case, mask: Tensor) -> list[str]:
+def _from_elsewhere(case: CallCase, mask: Tensor) -> list[str]:
     """Say whether illegal rows are right for another row, another expert, or another place of the row."""
     rows = mask.any(-1).any(-1).nonzero().tolist()[:_MOST_ROWS]
     flat_seen, right = case.seen.flatten(2), case.healthy.flatten(2)
@@ -142,10 +145,6 @@ def _residues(what: str, there: Sequence[int], of: Sequence[int]) -> list[str]:
             shown = ", ".join(map(str, residues[:8])) + (", ..." if len(residues) > 8 else "")
             return [f"only {what} that are {shown} modulo {period}"]
     return []
-
-
-def _percent(share: float) -> str:
-    return "100 %" if share == 1 else "under 1 %" if share < 0.01 else f"{min(share * 100, 99.9):.3g} %"
 
 
 def total(masks: Sequence[Tensor]) -> int:

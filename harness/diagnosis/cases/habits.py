@@ -11,12 +11,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from harness.diagnosis.observation import MASKED_GEMM, QUANTIZERS, Observed
+from harness.diagnosis.cases.observation import MASKED_GEMM, QUANTIZERS, Observed
+from harness.diagnosis.cases.views import same
 
 UNWRITTEN, UNWRITTEN_CODE = 0xFF, 0xF  # a scale byte that no quantizer stores, and the code beside it
 TILE = 128
 _ROUNDING = 0.02  # of a row's largest element
-OFTEN = 0.25  # of the padding rows: a fault about counts may have written some of them
+_OFTEN = 0.25  # of the padding rows: a fault about counts may have written some of them
 
 
 @dataclass(frozen=True)
@@ -48,16 +49,22 @@ def learned_habits(
     if not bool(padding.any()):
         return Habits(), False
     if call.stage in QUANTIZERS:
-        rows = seen[padding].flatten(1)
-        first = seen[padding][:, :1]
-        constant = (seen[padding] == first).flatten(1).all(-1) & (first[..., :-1] == first[..., :1]).flatten(
-            1
-        ).all(-1)
-        if not len(rows) or float(constant.double().mean()) < OFTEN:
-            return Habits(), True
-        return Habits(fill=int(rows[constant][:, -1].mode().values)), False
-    if call.stage != MASKED_GEMM:
-        return Habits(), False
+        return _quantizer_habits(seen[padding])
+    return (_gemm_habits(call, valid, seen, product) if call.stage == MASKED_GEMM else Habits()), False
+
+
+def _quantizer_habits(rows: Tensor) -> tuple[Habits, bool]:
+    """Return the byte that fills padding rows `(n, blocks, 17)`, and whether too few of them are filled with one byte."""
+    first = rows[:, :1]
+    one_code = (first[..., :-1] == first[..., :1]).flatten(1).all(-1)
+    constant = (rows == first).flatten(1).all(-1) & one_code
+    if float(constant.double().mean()) < _OFTEN:
+        return Habits(), True
+    return Habits(fill=int(rows[constant].flatten(1)[:, -1].mode().values)), False
+
+
+def _gemm_habits(call: Observed, valid: Tensor, seen: Tensor, product: Tensor | None) -> Habits:
+    padding = ~valid
     counts = valid.sum(-1, keepdim=True)
     row = torch.arange(valid.shape[1])
     tail = padding & (row < -(-counts // TILE) * TILE)
@@ -68,23 +75,19 @@ def learned_habits(
             tail = valid & ~_close(seen, product)
     rows = seen[tail].flatten(1)
     if not len(rows):
-        return Habits(), False
+        return Habits()
     before = call.arguments["out"].permute(2, 0, 1)[tail]
-    looks = {
-        "zeros": rows == 0,
-        "before": (rows == before) | (rows.isnan() & before.isnan()),
-        "nan": rows.isnan(),
-    }
+    looks = {"zeros": rows == 0, "before": same(rows, before), "nan": rows.isnan()}
     shares = {tail: float(all_of.all(-1).double().mean()) for tail, all_of in looks.items()}
     likely = max(shares, key=lambda tail: shares[tail])
-    return Habits(tail=likely if shares[likely] >= OFTEN else "product"), False
+    return Habits(tail=likely if shares[likely] >= _OFTEN else "product")
 
 
 def _close(seen: Tensor, product: Tensor) -> Tensor:
     """Return which rows are a product but for rounding, `(groups, rows)` bool."""
     o, p = seen.float().flatten(2), product.float().flatten(2)
     size = p.abs().nan_to_num(0.0).amax(-1, keepdim=True)
-    return (((o - p).abs() <= _ROUNDING * size) | (o == p) | (o.isnan() & p.isnan())).all(-1)
+    return (((o - p).abs() <= _ROUNDING * size) | same(o, p)).all(-1)
 
 
 def tail_value(tail: str) -> float | None:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
-from harness.diagnosis.case import Case, same
-from harness.diagnosis.explain import Score
-from harness.diagnosis.opaque import LayerCase
+from harness.diagnosis.cases.case import CallCase
+from harness.diagnosis.cases.layer_case import LayerCase
+from harness.diagnosis.cases.views import same
+from harness.diagnosis.hypotheses.score import Score
 
-MOST_FINDINGS = 4
-LEAST_SHARE = 0.02  # of the illegal elements, for an explanation to be worth a line
+_MOST_FINDINGS = 4
+_LEAST_SHARE = 0.02  # of the illegal elements, for an explanation to be worth a line
 _MOSTLY = 0.9  # of the rows of an opaque layer, for two explanations to be one
 
 
@@ -38,15 +39,15 @@ class Explanation:
         return sum(int(mask.sum()) for mask in self.masks.values())
 
 
-def ranked(scores: list[Score], cases: list[Case]) -> list[Explanation]:
+def ranked(scores: list[Score], cases: Sequence[CallCase]) -> list[Explanation]:
     """Order scores: greedily by what they explain of what is left, then the alternatives."""
     left = [case.illegal for case in cases]
     by_key = sorted(scores, key=Score.key, reverse=True)
     found: list[Explanation] = []
-    while by_key and len(found) < MOST_FINDINGS:
+    while by_key and len(found) < _MOST_FINDINGS:
         best = max(by_key, key=lambda s: _worth(s, left))
         masks = _of(best, left)
-        if best.part(masks) < LEAST_SHARE:
+        if best.share_of(masks) < _LEAST_SHARE:
             break
         explanation = Explanation(best, masks)
         by_key = _without_same(by_key, explanation, cases)
@@ -54,7 +55,7 @@ def ranked(scores: list[Score], cases: list[Case]) -> list[Explanation]:
         for n, m in masks.items():
             left[n] = left[n] & ~m
     for other in by_key:
-        if len(found) >= MOST_FINDINGS or other.share < LEAST_SHARE:
+        if len(found) >= _MOST_FINDINGS or other.share < _LEAST_SHARE:
             break
         if other in [s for f in found for s in f.same]:
             continue
@@ -67,7 +68,7 @@ def ranked(scores: list[Score], cases: list[Case]) -> list[Explanation]:
 def _worth(found: Score, left: list[Tensor]) -> tuple[float, ...]:
     """Return what a score is worth: the share of what is left of its stages, then in how many calls, then the rest."""
     masks = _of(found, left)
-    return round(found.part(masks), 4), len(masks), *found.key()
+    return round(found.share_of(masks), 4), len(masks), *found.key()
 
 
 def _of(found: Score, left: list[Tensor]) -> dict[int, Tensor]:
@@ -76,7 +77,7 @@ def _of(found: Score, left: list[Tensor]) -> dict[int, Tensor]:
     return {n: mask for n, mask in masks.items() if bool(mask.any())}
 
 
-def _without_same(scores: list[Score], explanation: Explanation, cases: list[Case]) -> list[Score]:
+def _without_same(scores: list[Score], explanation: Explanation, cases: Sequence[CallCase]) -> list[Score]:
     """Move what predicts the same output into the explanation, and return what is left."""
     best, left = explanation.score, []
     for other in scores:
@@ -94,7 +95,7 @@ def _without_same(scores: list[Score], explanation: Explanation, cases: list[Cas
     return left
 
 
-def _is_same(one: Score, other: Score, cases: list[Case]) -> bool:
+def _is_same(one: Score, other: Score, cases: Sequence[CallCase]) -> bool:
     a, b = one.hypothesis.fault, other.hypothesis.fault
     if a.name in b.same_as or b.name in a.same_as:
         return True
@@ -107,20 +108,20 @@ def _is_same(one: Score, other: Score, cases: list[Case]) -> bool:
             # Of an opaque layer each prediction is put together from variants, and only what it explains counts.
             rows, others = (s.explained[n].flatten(2).any(-1) for s in (one, other))
             both = rows & others
-            if int(both.sum()) < _MOSTLY * int(rows.sum()) or int((equal & both).sum()) < _MOSTLY * int(
-                both.sum()
-            ):
+            if int(both.sum()) < _MOSTLY * int(rows.sum()):
+                return False
+            if int((equal & both).sum()) < _MOSTLY * int(both.sum()):
                 return False
         elif not bool((equal | ~case.valid).all()):
             return False
     return True
 
 
-def unexplained(found: list[Explanation], cases: list[Case]) -> list[Tensor]:
+def unexplained(found: Sequence[Explanation], cases: Sequence[CallCase]) -> list[Tensor]:
     """Return the illegal elements of each case that nothing explains."""
     left = [case.illegal for case in cases]
     for explanation in found:
         if not explanation.alternative:
             for n, m in explanation.masks.items():
                 left[n] = left[n] & ~m
-    return [torch.as_tensor(mask) for mask in left]
+    return left

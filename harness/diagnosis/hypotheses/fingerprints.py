@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from fractions import Fraction
 
 import torch
-from torch import Tensor
 
-from harness.diagnosis.case import Case
-from harness.diagnosis.hypotheses import Hypothesis
-from harness.diagnosis.observation import QUANTIZERS
+from harness.diagnosis.cases.case import CallCase
+from harness.diagnosis.cases.observation import QUANTIZERS
+from harness.diagnosis.hypotheses.hypothesis import Hypothesis
 from harness.faults.fault import Fault
 
 _NICE = 0.004  # bfloat16 rounding of each element moves a median ratio by less
 
 
-def gain(case: Case, rows: Tensor | None = None) -> float | None:
+def gain(case: CallCase) -> float | None:
     """Return the median of observed over healthy at the illegal elements, None where it says nothing."""
     if case.call.stage in QUANTIZERS:
         return None
-    mask = case.illegal if rows is None else case.illegal & rows[..., None, None]
-    o, h = case.seen[mask].double(), case.healthy[mask].double()
+    o, h = case.seen[case.illegal].double(), case.healthy[case.illegal].double()
     usable = o.isfinite() & h.isfinite() & (h != 0)
     if int(usable.sum()) < 4:
         return None
@@ -44,7 +43,7 @@ def nice(value: float) -> float:
     return float(f"{value:.4g}")
 
 
-def fitted(tried: list[Hypothesis], cases: list[Case]) -> list[Hypothesis]:
+def fitted(tried: list[Hypothesis], cases: Sequence[CallCase]) -> list[Hypothesis]:
     """Return faults whose strength is a factor, with the factor that was measured."""
     factors = {nice(g) for case in cases if (g := gain(case)) is not None}
     by_name: dict[str, Fault] = {h.fault.name: h.fault for h in tried}
@@ -56,7 +55,7 @@ def fitted(tried: list[Hypothesis], cases: list[Case]) -> list[Hypothesis]:
     ]
 
 
-def order(tried: list[Hypothesis], cases: list[Case]) -> list[Hypothesis]:
+def order(tried: list[Hypothesis], cases: Sequence[CallCase]) -> list[Hypothesis]:
     """Order hypotheses by how well their kind fits: what matters only if time runs out."""
     factors = [g for case in cases if (g := gain(case)) is not None]
 
