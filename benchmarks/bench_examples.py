@@ -30,8 +30,8 @@ def judge(name: str, seed: int, threads: int) -> float:
         rows = tuple(draw.randint(0, 160) for _ in range(4))
         problem = Problem(4, 160, 256, 256, rows, "normal", draw.randrange(100_000))
         outcome = worker.judge("PIPELINE", str(problem))
-        assert len(outcome["comparisons"]) == 6
-        assert not any(c["illegal"] for c in outcome["comparisons"])
+        assert len(outcome.comparisons) == 6
+        assert not bool(outcome.illegal)
         done += 1
     return (done - 20) / (time.perf_counter() - start)
 

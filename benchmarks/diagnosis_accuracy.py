@@ -64,15 +64,18 @@ def base_for(rng: random.Random, stages: tuple[str, ...], needed: tuple[str, ...
 
 
 def drawn_problem(rng: random.Random, rule: Any, fault: Any, shape: str = "4x32x128x128") -> Any:
-    from harness.problems.problem import OPTIONS, PLANTED_TRAPS, parse_problem
+    from harness.problems.problem import parse_problem
+    from harness.problems.strategies import traps_of
 
     experts, capacity = map(int, shape.split("x")[:2])
     rows = [capacity if rng.random() < 0.5 else rng.randint(capacity // 2, capacity) for _ in range(experts)]
-    traps = [t for t in PLANTED_TRAPS if rule.traps == "all" or t not in {"nan", "inf"}]
-    extras = rng.sample(traps, rng.randint(1, 3)) if not fault.random_data or rng.random() < 0.25 else []
+    extras = (
+        rng.sample(traps_of(rule.drawn), rng.randint(1, 3))
+        if not fault.random_data or rng.random() < 0.25
+        else []
+    )
     if rule.id in {"PIPELINE", "MOE"} and rng.random() < 0.15:
         extras.append("relu2")
-    assert set(extras) <= PLANTED_TRAPS.keys() | OPTIONS.keys()
     data = rng.choice(["normal", "normal", "normal", "grid"])
     text = f"{shape}:{','.join(map(str, rows))}:{data}:{rng.randrange(100_000)}"
     return parse_problem(text + (":" + "+".join(sorted(extras)) if extras else ""))
@@ -93,8 +96,8 @@ def failing(make: Any, rule: Any, fault: Any, rng: random.Random, shape: str) ->
         if misfit(problem, rule, candidate.traits):
             continue
         outcome = judge.judge(rule.id, str(problem))
-        bad = any(c["illegal"] for c in outcome.get("comparisons", ()))
-        if outcome["status"] in {"contract", "raised"} or bad:
+        bad = bool(outcome.illegal)
+        if outcome.status in {"contract", "raised"} or bad:
             return judge, str(problem)
     return None
 

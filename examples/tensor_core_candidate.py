@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from harness import Support, Traits
-from harness.candidates.composition import compose_masked_moe
+from harness.candidates.composition import ComposedMoe
 
 _VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 
 
-class TensorCore:
+class TensorCore(ComposedMoe):
     """Every stage in torch on the GPU: float32 quantizers of FlashInfer's exact mode, bf16 matmuls."""
 
     name = "examples.tensor_core_candidate:TensorCore"
@@ -91,10 +91,6 @@ class TensorCore:
         valid = torch.arange(a.shape[0], device=a.device) < masked_m.unsqueeze(-1)
         logical = out.permute(2, 0, 1)
         logical.copy_(torch.where(valid.unsqueeze(-1), product.to(out.dtype), logical))
-
-    def masked_moe(self, *args: Tensor, **kwargs: Tensor) -> Tensor:
-        """Compose the stages as SGLang does."""
-        return compose_masked_moe(self, *args, **kwargs)
 
     def _decode(self, packed: Tensor, scale: Tensor) -> Tensor:
         """Return code x scale, `(l, rows, k)` bfloat16, exact."""

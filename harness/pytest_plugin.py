@@ -198,8 +198,6 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
 
 def _concluded(state: _State, *, interrupted: bool, limited: bool) -> RunRecord:
     """Return the merged record of this process or of all workers, with its verdict."""
-    from collections import Counter
-
     from harness.records.merge import merge_records
     from harness.records.record import parse_record
     from harness.rules import RULE_IDS
@@ -211,7 +209,7 @@ def _concluded(state: _State, *, interrupted: bool, limited: bool) -> RunRecord:
     # A part of the rules (-k, one file, -x) or a cut run draws what it draws.
     seen = {rule.rule for rule in record.rules} | {skip.what.split(" on ")[0] for skip in record.skips}
     partial = limited or not seen.issuperset(RULE_IDS)
-    conclude(record, Counter(record.traps), {} if partial else trap_floor(record))
+    conclude(record, {} if partial else trap_floor(record))
     return record
 
 

@@ -12,7 +12,6 @@ from torch import Tensor
 
 MAX = 448.0
 MIN_NORMAL = 2.0**-6
-MIN_SUBNORMAL = 2.0**-9
 NAN_BYTE = 0x7F
 MAX_BYTE = 0x7E
 

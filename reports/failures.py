@@ -25,7 +25,6 @@ KINDS = {
     "crash": "candidate crashed",
     "timeout": "time limit reached",
     "rejected": "input rejected",
-    "no-trap": "trap not drawn",
     "known": "known failure",
 }
 

@@ -5,14 +5,56 @@ Source: SGLang srt/layers/moe/flashinfer_cutedsl_moe.py, flashinfer_cutedsl_moe_
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from harness.candidates.protocol import MaskedGroupedGemm, QuantizeGrouped, SiluMulQuantizeGrouped
+
+
+class InnerStages(Protocol):
+    """What a masked MoE is composed of."""
+
+    @property
+    def quantize_grouped(self) -> QuantizeGrouped:
+        """The stage of that name."""
+
+    @property
+    def silu_mul_quantize_grouped(self) -> SiluMulQuantizeGrouped:
+        """The stage of that name."""
+
+    @property
+    def masked_grouped_gemm(self) -> MaskedGroupedGemm:
+        """The stage of that name."""
+
+
+class ComposedMoe:
+    """The stage masked_moe, as a mixin of candidates that have the inner ones."""
+
+    def masked_moe(
+        self: InnerStages,
+        hidden_states: tuple[Tensor, Tensor | None],
+        input_global_scale: Tensor | None,
+        w1: Tensor,
+        w1_blockscale: Tensor,
+        w1_alpha: Tensor,
+        w2: Tensor,
+        a2_global_scale: Tensor,
+        w2_blockscale: Tensor,
+        w2_alpha: Tensor,
+        masked_m: Tensor,
+        activation: str = "silu",
+    ) -> Tensor:
+        """Return the layer's output `(l, m, k)` bfloat16, composed of the candidate's own stages."""
+        return compose_masked_moe(
+            self, hidden_states, input_global_scale, w1, w1_blockscale, w1_alpha, w2, a2_global_scale, w2_blockscale,
+            w2_alpha, masked_m, activation,
+        )  # fmt: skip
+
 
 def compose_masked_moe(
-    stages: Any,
+    stages: InnerStages,
     hidden_states: tuple[Tensor, Tensor | None],
     input_global_scale: Tensor | None,
     w1: Tensor,
@@ -52,41 +94,54 @@ def compose_masked_moe(
     """
     import torch
 
-    from harness.candidates import layouts
     from harness.emulation.memory import unwritten
 
     if activation not in {"silu", "relu2"}:
         raise ValueError(f"masked_moe: activation must be 'silu' or 'relu2', got {activation!r}")
-    x, x_scale = hidden_states
-    if (x_scale is None) == (input_global_scale is None):
-        raise ValueError(
-            "masked_moe: hidden_states must be (bfloat16, None) with input_global_scale, or a quantized pair without it"
-        )
-    if x_scale is None:
-        x, x_scale = stages.quantize_grouped(x, masked_m, input_global_scale)
+    x, x_scale = _quantized(stages, hidden_states, masked_m, input_global_scale)
     rows, experts, device = x.shape[0], x.shape[2], x.device
     gemm1 = unwritten((experts, rows, w1.shape[1]), torch.bfloat16, device)
-    stages.masked_grouped_gemm(
-        x,
-        x_scale,
-        w1.permute(1, 2, 0),
-        layouts.as_mma(w1_blockscale),
-        gemm1.permute(1, 2, 0),
-        masked_m,
-        w1_alpha,
-    )
+    _multiply(stages, x, x_scale, w1, w1_blockscale, gemm1, masked_m, w1_alpha)
     if activation == "silu":
         a2, a2_scale = stages.silu_mul_quantize_grouped(gemm1, masked_m, a2_global_scale)
     else:
         a2, a2_scale = stages.quantize_grouped(gemm1.relu().square(), masked_m, a2_global_scale)
     out = unwritten((experts, rows, w2.shape[1]), torch.bfloat16, device)
-    stages.masked_grouped_gemm(
-        a2,
-        a2_scale,
-        w2.permute(1, 2, 0),
-        layouts.as_mma(w2_blockscale),
-        out.permute(1, 2, 0),
-        masked_m,
-        w2_alpha,
-    )
+    _multiply(stages, a2, a2_scale, w2, w2_blockscale, out, masked_m, w2_alpha)
     return out
+
+
+def _quantized(
+    stages: InnerStages,
+    hidden_states: tuple[Tensor, Tensor | None],
+    masked_m: Tensor,
+    input_global_scale: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Return the tokens as the first GEMM takes them."""
+    x, x_scale = hidden_states
+    if x_scale is None and input_global_scale is not None:
+        x, x_scale = stages.quantize_grouped(x, masked_m, input_global_scale)
+        return x, x_scale
+    if x_scale is not None and input_global_scale is None:
+        return x, x_scale
+    raise ValueError(
+        "masked_moe: hidden_states must be (bfloat16, None) with input_global_scale, or a quantized pair without it"
+    )
+
+
+def _multiply(
+    stages: InnerStages,
+    a: Tensor,
+    a_scale: Tensor,
+    w: Tensor,
+    blockscale: Tensor,
+    out: Tensor,
+    masked_m: Tensor,
+    alpha: Tensor,
+) -> None:
+    """Multiply by weights as engines hold them, into out `(l, m, n)`."""
+    from harness.candidates import layouts
+
+    stages.masked_grouped_gemm(
+        a, a_scale, w.permute(1, 2, 0), layouts.as_mma(blockscale), out.permute(1, 2, 0), masked_m, alpha
+    )

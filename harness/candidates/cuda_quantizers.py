@@ -166,7 +166,8 @@ def grouped_quantize(
 
     from harness.candidates import layouts
     from harness.emulation.memory import unwritten
-    from harness.interpreter.machine import Launch, run_launch
+    from harness.interpreter.cluster import Launch
+    from harness.interpreter.launch import run_launch
     from harness.interpreter.memory import GlobalMemory
     from harness.interpreter.schedule import late
     from reference.layout import padded_extents
@@ -192,7 +193,7 @@ def grouped_quantize(
     parameters = struct.pack(
         "<ii5QB3xi", experts * rows, k, *(t.data_ptr() for t in pointers), silu_mul, experts
     )
-    run_launch(Launch(program, memory, (grid, 1, 1), (block, 1, 1), (1, 1, 1), 0, parameters), late())
+    run_launch(program, Launch(memory, (grid, 1, 1), (block, 1, 1), (1, 1, 1), 0, parameters), late())
     return packed.permute(1, 2, 0), layouts.as_mma(swizzled)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from harness.candidates.composition import ComposedMoe
 from harness.candidates.decoded import DecodedOperands
 from harness.candidates.layer_stages import LayerStages
 from harness.candidates.protocol import Traits
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class Eager(LayerStages):
+class Eager(ComposedMoe, LayerStages):
     """Quantizes as the reference defines it, multiplies in float32, honours strides, writes valid rows only.
 
     Args:
@@ -116,28 +117,6 @@ class Eager(LayerStages):
             out[:rows, :, expert] = (product if alpha is None else product * alpha.reshape(-1)[expert]).to(
                 out.dtype
             )
-
-    def masked_moe(
-        self,
-        hidden_states: tuple[Tensor, Tensor | None],
-        input_global_scale: Tensor | None,
-        w1: Tensor,
-        w1_blockscale: Tensor,
-        w1_alpha: Tensor,
-        w2: Tensor,
-        a2_global_scale: Tensor,
-        w2_blockscale: Tensor,
-        w2_alpha: Tensor,
-        masked_m: Tensor,
-        activation: str = "silu",
-    ) -> Tensor:
-        """Return the layer's output `(l, m, k)` bfloat16, composed of the stages above."""
-        from harness.candidates.composition import compose_masked_moe
-
-        return compose_masked_moe(
-            self, hidden_states, input_global_scale, w1, w1_blockscale, w1_alpha, w2, a2_global_scale, w2_blockscale,
-            w2_alpha, masked_m, activation,
-        )  # fmt: skip
 
 
 class EagerCuda(Eager):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from harness.candidates.composition import compose_masked_moe
+from harness.candidates.composition import ComposedMoe
 from harness.candidates.decoded import DecodedOperands
 from harness.candidates.layer_stages import PhysicalLayerStages
 from harness.candidates.protocol import Traits
@@ -23,7 +23,7 @@ TILE = 128
 _WEIGHTS = DecodedOperands()
 
 
-class Physical(PhysicalLayerStages):
+class Physical(ComposedMoe, PhysicalLayerStages):
     """The modelled kernels. See the module's docstring; shapes in harness.candidates.protocol."""
 
     name = "physical"
@@ -127,26 +127,6 @@ class Physical(PhysicalLayerStages):
             b_values = _weight_values(b_memory[expert], b_scale, expert, (n, k))
             product = blocked_gemm(a_values, b_values, chunk=self.traits.accumulator_chunk)
             target[expert, :stored] = (product if alphas is None else product * alphas[expert]).to(out.dtype)
-
-    def masked_moe(
-        self,
-        hidden_states: tuple[Tensor, Tensor | None],
-        input_global_scale: Tensor | None,
-        w1: Tensor,
-        w1_blockscale: Tensor,
-        w1_alpha: Tensor,
-        w2: Tensor,
-        a2_global_scale: Tensor,
-        w2_blockscale: Tensor,
-        w2_alpha: Tensor,
-        masked_m: Tensor,
-        activation: str = "silu",
-    ) -> Tensor:
-        """Return the layer's output `(l, m, k)` bfloat16, composed of the stages above."""
-        return compose_masked_moe(
-            self, hidden_states, input_global_scale, w1, w1_blockscale, w1_alpha, w2, a2_global_scale, w2_blockscale,
-            w2_alpha, masked_m, activation,
-        )  # fmt: skip
 
 
 def _operand_values(

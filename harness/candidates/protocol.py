@@ -39,6 +39,11 @@ reference.routing and reference.loading)
 
 Everything else is optional: `name`, `support()`, `traits`, `reciprocal(x)` (the
 rcp.approx.ftz that its quantizers use, where it is known bit for bit) and `warning` (a sentence for the record).
+
+A candidate inherits nothing. Each stage has a type below, of the same name; one line a stage, anywhere in your code, and
+`mypy --strict` checks names, types and order of its arguments and what it returns:
+
+    quantize: QuantizeGrouped = MyKernel().quantize_grouped
 """
 
 from __future__ import annotations
@@ -48,7 +53,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor
+
     from harness.candidates.support import Support
+    from reference.routing import Dispatched
 
 STAGES = ("quantize_grouped", "silu_mul_quantize_grouped", "masked_grouped_gemm", "masked_moe")
 LAYER_STAGES = ("route_topk", "dispatch", "combine", "load_experts")
@@ -112,6 +122,99 @@ class Candidate(Protocol):
 
     def support(self) -> Support:
         """Return whether it can run here, with the reason if not."""
+
+
+class QuantizeGrouped(Protocol):
+    """quantize_grouped: tokens to NVFP4."""
+
+    def __call__(self, x: Tensor, masked_m: Tensor, global_scale_enc: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (packed, block_scale)."""
+
+
+class SiluMulQuantizeGrouped(Protocol):
+    """silu_mul_quantize_grouped: silu(gate) * up to NVFP4."""
+
+    def __call__(self, gate_up: Tensor, masked_m: Tensor, global_scale_enc: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (packed, block_scale)."""
+
+
+class MaskedGroupedGemm(Protocol):
+    """masked_grouped_gemm: alpha * a @ b.T of every expert's valid rows; hints (`Traits.hints`) are further keywords."""
+
+    def __call__(
+        self,
+        a: Tensor,
+        a_scale: Tensor,
+        b: Tensor,
+        b_scale: Tensor,
+        out: Tensor,
+        masked_m: Tensor,
+        alpha: Tensor | None,
+    ) -> None:
+        """Write into out."""
+
+
+class MaskedMoe(Protocol):
+    """masked_moe: the layer in one call."""
+
+    def __call__(
+        self,
+        hidden_states: tuple[Tensor, Tensor | None],
+        input_global_scale: Tensor | None,
+        w1: Tensor,
+        w1_blockscale: Tensor,
+        w1_alpha: Tensor,
+        w2: Tensor,
+        a2_global_scale: Tensor,
+        w2_blockscale: Tensor,
+        w2_alpha: Tensor,
+        masked_m: Tensor,
+        activation: str = "silu",
+    ) -> Tensor:
+        """Return the layer's output."""
+
+
+class RouteTopk(Protocol):
+    """route_topk: tokens to their experts."""
+
+    def __call__(self, logits: Tensor, topk: int, *, normalize: bool = True) -> tuple[Tensor, Tensor]:
+        """Return (topk_idx, topk_weights)."""
+
+
+class Dispatch(Protocol):
+    """dispatch: tokens to the rows of their experts."""
+
+    def __call__(
+        self,
+        x: list[Tensor],
+        topk_idx: list[Tensor],
+        experts: int,
+        max_tokens: int,
+        *,
+        transport: str = "bf16",
+        global_scale_enc: Tensor | None = None,
+    ) -> list[Dispatched]:
+        """Return what each rank received."""
+
+
+class Combine(Protocol):
+    """combine: the experts' rows back to their tokens."""
+
+    def __call__(
+        self,
+        y: list[Tensor],
+        dispatched: list[Dispatched],
+        topk_idx: list[Tensor],
+        topk_weights: list[Tensor],
+    ) -> list[Tensor]:
+        """Return each rank's tokens."""
+
+
+class LoadExperts(Protocol):
+    """load_experts: a checkpoint's tensors to masked_moe's weight arguments."""
+
+    def __call__(self, checkpoint: Mapping[str, Tensor], experts: range) -> dict[str, Tensor]:
+        """Return the arguments by name."""
 
 
 def stages_of(candidate: Any) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import click
@@ -114,19 +115,8 @@ def check_command(
 
     if shapes is None and ep != 1:
         raise UsageError("--ep says how many ranks share the experts of --shapes; give both")
-    for name, value in (
-        ("--max-seconds", max_seconds),
-        ("--max-memory", max_memory),
-        ("--threads", threads),
-        ("--seed", seed),
-    ):
-        if not value >= 0:  # NaN too
-            raise UsageError(f"{name} must not be negative, got {value}")
-    if canary_questions is not None and not 1 <= canary_questions <= 500:
-        raise UsageError(f"--canary-questions must lie between 1 and 500, got {canary_questions}")
-    if canary is None:
-        canary = canary_questions is not None or not (rules or problem or shapes or max_seconds)
-    size = find_profile(profile)
+    _refuse_negative(max_seconds=max_seconds, max_memory=max_memory, threads=threads, seed=seed)
+    size, a_part = find_profile(profile), bool(rules or problem or shapes or max_seconds)
     request = CheckRequest(
         candidates=list(candidates),
         rules=find_rules(list(rules)),
@@ -140,19 +130,31 @@ def check_command(
         isolate=isolate,
         known=load_known_failures(known_failures or default_path()),
         all_rules=not rules,
-        canary=(canary_questions or size.canary) if canary else 0,
+        canary=_questions(canary, canary_questions, size.canary, a_part=a_part),
         canary_control=canary_control,
     )
     earlier = earlier_record(fail_on, against)
     folder = prepare_folder(out)
     record = new_record(profile, seed)
-    try:
+    with contextlib.suppress(KeyboardInterrupt):  # what was found until then is in the record
         run_check(request, record, TerminalProgress())
-    except KeyboardInterrupt:
-        _write(record, folder, junit)
-        return ExitCode.INTERRUPTED
     _write(record, folder, junit)
-    return exit_with(fail_on, record, earlier)
+    return ExitCode.INTERRUPTED if record.interrupted else exit_with(fail_on, record, earlier)
+
+
+def _questions(asked: bool | None, questions: int | None, usual: int, *, a_part: bool) -> int:
+    """Return how many questions the canary gets: by default none where only a part of a run is asked for."""
+    if questions is not None and not 1 <= questions <= 500:
+        raise UsageError(f"--canary-questions must lie between 1 and 500, got {questions}")
+    if asked is None:
+        asked = questions is not None or not a_part
+    return (questions or usual) if asked else 0
+
+
+def _refuse_negative(**values: float) -> None:
+    for name, value in values.items():
+        if not value >= 0:  # NaN too
+            raise UsageError(f"--{name.replace('_', '-')} must not be negative, got {value}")
 
 
 def _write(record: RunRecord, folder: Path, junit: Path | None) -> None:

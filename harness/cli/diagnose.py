@@ -69,7 +69,7 @@ def _from_record(file: Path, number: int) -> list[tuple[str, str, str]]:
 
 def _repeat(todo: list[tuple[str, str, str]], *, as_json: bool) -> int:
     """Repeat failing problems, each candidate in a process of its own, and diagnose them."""
-    from harness.diagnosis.words import diagnose_command as command_of
+    from harness.diagnosis.telling.words import diagnose_command as command_of
     from harness.problems.problem import parse_problem
     from harness.rules import find_rules
     from harness.running.session import CandidateStartError, Child
@@ -97,7 +97,7 @@ def _repeat(todo: list[tuple[str, str, str]], *, as_json: bool) -> int:
 
 
 def _show(found: list[tuple[str, list[dict[str, Any]]]], *, as_json: bool) -> int:
-    from harness.diagnosis.words import message_lines
+    from harness.diagnosis.telling.words import message_lines
 
     if as_json:
         click.echo(json.dumps([{"what": what, "diagnosis": d} for what, d in found], indent=2))

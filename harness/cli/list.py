@@ -5,9 +5,10 @@ from __future__ import annotations
 import click
 
 from harness.candidates import CANDIDATES
-from harness.problems.problem import DATA, OPTIONS, PLANTED_TRAPS, SHAPE_TRAPS
+from harness.problems.problem import DATA, OPTIONS, SHAPE_TRAPS
 from harness.problems.profiles import PROFILES
 from harness.problems.shapes import MODELS
+from harness.problems.traps import TRAPS
 from harness.rules import RULES
 
 
@@ -35,7 +36,8 @@ def list_command(what: str | None) -> None:
         },
     )
     _section("Data", DATA)
-    _section("Traps", {**SHAPE_TRAPS, **PLANTED_TRAPS})
+    shapes = {name: trap.sentence for name, trap in SHAPE_TRAPS.items()}
+    _section("Traps", shapes | {name: trap.sentence for name, trap in TRAPS.items()})
     _section("Options of a problem", OPTIONS)
     _section(
         "Catalog",

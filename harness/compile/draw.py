@@ -19,7 +19,7 @@ def draw_shapes(count: int, seed_value: int) -> list[dict[str, int]]:
     from harness.candidates.protocol import Traits
     from harness.problems.problem import Problem
     from harness.problems.profiles import find_profile
-    from harness.problems.strategies import problems
+    from harness.problems.strategies import only_the_seed, problems
     from harness.rules import find_rules
 
     (rule,) = find_rules(["GEMM"])
@@ -36,7 +36,8 @@ def draw_shapes(count: int, seed_value: int) -> list[dict[str, int]]:
             shape = {"l": problem.experts, "m": problem.capacity, "n": n, "k": k}
             shapes[str(make_case("masked_gemm", "sm_100a", **shape))] = shape
 
-    collect()
+    with only_the_seed():
+        collect()
     return list(shapes.values())
 
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from harness.candidates.protocol import STAGES
+from harness.diagnosis.cases.legality import Bounds
+from harness.diagnosis.cases.observation import MASKED_GEMM, MASKED_MOE, Observed, name_calls
 from harness.diagnosis.diagnose import diagnose_calls
-from harness.diagnosis.observation import MASKED_GEMM, Observed, name_calls
-from harness.diagnosis.views import Bounds
 from harness.faults.mutant import CALLS
 from harness.verdict import UsageError
 from reference.bounds import Accumulator
@@ -32,12 +32,12 @@ def diagnose_file(path: Path) -> list[dict[str, Any]]:
         data = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise UsageError(f"{path}: cannot be read as a file of torch.save ({error})") from error
-    calls, arithmetic = observed_calls(data, str(path))
+    calls, arithmetic = _observed_calls(data, str(path))
     bounds = Bounds(Arithmetic(arithmetic), Accumulator())
     return diagnose_calls(calls, bounds, SECONDS, f"harness diagnose {shlex.quote(str(path))}")
 
 
-def observed_calls(data: Any, where: str) -> tuple[list[Observed], str]:
+def _observed_calls(data: Any, where: str) -> tuple[list[Observed], str]:
     """Return the calls that a file describes, and the arithmetic of its quantizers."""
     if not isinstance(data, dict):
         raise UsageError(f"{where}: must hold a dict, got {type(data).__name__}")
@@ -63,6 +63,6 @@ def _observed(entry: Any, where: str) -> Observed:
     arguments = {name: value for name, value in _OPTIONAL.items() if name in CALLS[stage].names} | arguments
     if missing := [name for name in CALLS[stage].names if name not in arguments]:
         raise UsageError(f"{where}: {stage}: 'arguments' lacks {', '.join(missing)}")
-    if stage == "masked_moe" and isinstance(arguments["hidden_states"], Tensor):
+    if stage == MASKED_MOE and isinstance(arguments["hidden_states"], Tensor):
         arguments["hidden_states"] = (arguments["hidden_states"], None)
     return Observed(stage, arguments, tuple(output) if isinstance(output, list) else output)

@@ -37,7 +37,7 @@ class Fault:
         title: the first line of the function's docstring.
         apply: the function: takes the stage's call and the parameters, runs the stage with what it changed, and changes
             what came out. It always makes the mistake everywhere; the framework keeps it to the chosen experts, rows or
-            blocks (harness.faults.scope).
+            blocks (harness.faults.merging).
         category: one of CATEGORIES.
         stages: stages of the candidate that it is planted in.
         bugs: ids of harness/faults/bugs.toml, the real bugs it is modelled on.
@@ -46,7 +46,7 @@ class Fault:
         unit: smallest part of an output that it can be kept to: "block" (16 elements along k), "row", "expert", or "call"
             for faults of memory, order and state, which are wherever they are.
         strengths: how strong it can be, strongest first; the last one is one visible step. (None,) where it has none.
-        random_data: whether normal random data can show it at all; else only planted traps do.
+        random_data: whether normal random data can show it at all; else only traps do.
         simulated: what of the real bug a CPU cannot have, and what stands for it here; "" where it is the real thing.
         same_as: faults that are the same by definition wherever both can be seen: a diagnosis counts them as one.
     """

@@ -1,4 +1,4 @@
-"""Calls of the stages around the masked MoE, as a fault sees them, and how a fault is kept to a part of what they return.
+"""Calls of the stages around the masked MoE, as a fault sees them.
 
 A fault of loading changes what was loaded: after `run()` the weight arguments are attributes. The same function is planted
 in `load_experts`, or, in a candidate that has none, in `masked_moe`, whose weight arguments it then changes.
@@ -14,8 +14,6 @@ import torch
 from torch import Tensor
 
 from harness.faults.calls import Call
-from harness.faults.fault import Parameters
-from harness.faults.scope import chosen_rows
 from reference.e2m1 import pack_e2m1, unpack_e2m1
 from reference.layout import swizzle_128x4, unswizzle_128x4
 from reference.routing import Dispatched
@@ -247,106 +245,6 @@ def _with_scales(swizzled: Tensor, block_scale: Tensor) -> Tensor:
     inside = swizzle_128x4(torch.ones_like(block_scale), 0).bool()
     new = torch.where(inside, swizzle_128x4(block_scale, 0), swizzled.view(torch.uint8))
     return new.view(torch.float8_e4m3fn)
-
-
-def _differs(a: Tensor, b: Tensor) -> Tensor:
-    if a.dtype == torch.float8_e4m3fn:
-        a, b = a.view(torch.uint8), b.view(torch.uint8)
-    return (a != b) & ~((a != a) & (b != b))  # noqa: PLR0124 - NaN differs from itself
-
-
-def _where(chosen: Tensor, wrong: Tensor, right: Tensor) -> Tensor:
-    """Take whole slices along the axes of `chosen` from one tensor or the other, any dtype."""
-    as_bytes = torch.uint8 if right.dtype.itemsize == 1 else right.dtype
-    shape = (*chosen.shape, *[1] * (right.ndim - chosen.ndim))
-    return torch.where(chosen.view(shape), wrong.view(as_bytes), right.view(as_bytes)).view(right.dtype)
-
-
-def merge_routes(healthy: RouteCall, faulty: RouteCall, _: str, parameters: Parameters) -> None:
-    """Keep a fault to some tokens."""
-    changed = (healthy.topk_idx != faulty.topk_idx) | _differs(healthy.topk_weights, faulty.topk_weights)
-    chosen = chosen_rows(changed.any(-1).unsqueeze(0), parameters)[0]
-    healthy.topk_idx = _where(chosen, faulty.topk_idx, healthy.topk_idx)
-    healthy.topk_weights = _where(chosen, faulty.topk_weights, healthy.topk_weights)
-
-
-def merge_dispatched(healthy: DispatchCall, faulty: DispatchCall, unit: str, parameters: Parameters) -> None:
-    """Keep a fault to some rows, or to some experts where it changes which rows there are."""
-    merged = []
-    changed = torch.cat([_changed_rows(h, f) for h, f in zip(healthy.received, faulty.received, strict=True)])
-    if unit == "row":
-        chosen = chosen_rows(changed, parameters)
-    else:
-        whole = chosen_rows(changed.any(-1, keepdim=True), parameters)
-        chosen = whole.expand_as(changed)
-    local = len(healthy.received[0].x)
-    for rank, (right, wrong) in enumerate(zip(healthy.received, faulty.received, strict=True)):
-        here = chosen[rank * local : (rank + 1) * local]
-        scales = (
-            None if right.scales is None or wrong.scales is None else _where(here, wrong.scales, right.scales)
-        )
-        counts = right.masked_m if unit == "row" else torch.where(here[:, 0], wrong.masked_m, right.masked_m)
-        merged.append(
-            Dispatched(
-                _where(here, wrong.x, right.x), counts, _where(here, wrong.source, right.source), scales
-            )
-        )
-    healthy.received = merged
-
-
-def _changed_rows(right: Dispatched, wrong: Dispatched) -> Tensor:
-    """Return which rows differ in what they hold or in whether they count, `(local experts, capacity)`."""
-    row = torch.arange(right.x.shape[1], device=right.x.device)
-    valid = row < right.masked_m.unsqueeze(-1)
-    changed = valid != (row < wrong.masked_m.unsqueeze(-1))
-    holds = _differs(right.x, wrong.x).any(-1) | (right.source != wrong.source).any(-1)
-    if right.scales is not None and wrong.scales is not None:
-        holds |= _differs(right.scales, wrong.scales).any(-1)
-    return changed | (holds & valid)
-
-
-def merge_combined(healthy: CombineCall, faulty: CombineCall, _: str, parameters: Parameters) -> None:
-    """Keep a fault to some tokens of some ranks."""
-    most = max((len(out) for out in healthy.outputs), default=0)
-    changed = torch.zeros((len(healthy.outputs), most), dtype=torch.bool)
-    for rank, (right, wrong) in enumerate(zip(healthy.outputs, faulty.outputs, strict=True)):
-        changed[rank, : len(right)] = _differs(right, wrong).any(-1).cpu()
-    chosen = chosen_rows(changed, parameters)
-    healthy.outputs = [
-        _where(chosen[rank, : len(right)].to(right.device), wrong, right)
-        for rank, (right, wrong) in enumerate(zip(healthy.outputs, faulty.outputs, strict=True))
-    ]
-
-
-def merge_loaded(healthy: LoadCall, faulty: LoadCall, unit: str, parameters: Parameters) -> None:
-    """Keep a fault to rows of the weights and their block scales, or to experts and all that belongs to them."""
-    if unit == "row":
-        _merge_weight_rows(healthy, faulty, parameters)
-        return
-    changed = torch.zeros(len(healthy.w1), dtype=torch.bool, device=healthy.w1.device)
-    pairs = [(name, getattr(healthy, name), getattr(faulty, name)) for name in LOADED]
-    for _, right, wrong in pairs:
-        if right is not None:
-            changed |= _differs(right, wrong).flatten(1).any(-1) if right.ndim > 1 else _differs(right, wrong)
-    chosen = chosen_rows((changed & healthy.visible()).unsqueeze(-1), parameters)[:, 0]
-    for name, right, wrong in pairs:
-        if right is not None:
-            setattr(healthy, name, _where(chosen, wrong, right))
-
-
-def _merge_weight_rows(healthy: LoadCall, faulty: LoadCall, parameters: Parameters) -> None:
-    parts = [
-        (name, getattr(healthy, name), getattr(faulty, name), getattr(healthy, scale), getattr(faulty, scale))
-        for name, scale in (("w1", "w1_block_scale"), ("w2", "w2_block_scale"))
-    ]
-    changed = torch.cat(
-        [_differs(w, other).any(-1) | (s != other_s).any(-1) for _, w, other, s, other_s in parts], dim=1
-    )
-    changed &= healthy.visible().unsqueeze(-1)
-    chosen = torch.split(chosen_rows(changed, parameters), [part[1].shape[1] for part in parts], dim=1)
-    for (name, right, wrong, scale, wrong_scale), here in zip(parts, chosen, strict=True):
-        setattr(healthy, name, _where(here, wrong, right))
-        setattr(healthy, f"{name}_block_scale", _where(here, wrong_scale, scale))
 
 
 def with_rows(

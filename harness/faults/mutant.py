@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from harness.candidates import layouts
 from harness.candidates.composition import compose_masked_moe
 from harness.candidates.protocol import ALL_STAGES, stages_of, traits_of
 from harness.faults.calls import Call, GemmCall, MoeCall, QuantizeCall
 from harness.faults.fault import Fault, Parameters, Planting
-from harness.faults.layer_calls import (
-    CombineCall,
-    DispatchCall,
-    LoadCall,
-    LoadedMoeCall,
-    RouteCall,
-    merge_combined,
-    merge_dispatched,
-    merge_loaded,
-    merge_routes,
-)
-from harness.faults.scope import chosen_blocks, chosen_rows
+from harness.faults.layer_calls import CombineCall, DispatchCall, LoadCall, LoadedMoeCall, RouteCall
+from harness.faults.merging import merge
 from harness.verdict import UsageError
 
 CALLS: dict[str, type[Call]] = {
@@ -77,7 +66,7 @@ class Mutant:
         """Return the stage with every fault that is planted in it around it."""
         inner = any(set(p.fault.stages) & set(_INNER) for p in self.plantings)
         if stage == "masked_moe" and inner and set(_INNER) <= set(stages_of(self.base)):
-            function = self._composed
+            function = functools.partial(compose_masked_moe, self)
         names = [name for name in inspect.signature(function).parameters if name != "hints"]
         for planting, parameters in zip(self.plantings, self.parameters, strict=True):
             if self._belongs(planting.fault, stage):
@@ -93,25 +82,6 @@ class Mutant:
         stages = set(stages_of(self.base))
         inner = bool(set(fault.stages) & set(_INNER)) and set(_INNER) <= stages
         return not inner and not ("load_experts" in fault.stages and "load_experts" in stages)
-
-    def _composed(
-        self,
-        hidden_states: tuple[Tensor, Tensor | None],
-        input_global_scale: Tensor | None,
-        w1: Tensor,
-        w1_blockscale: Tensor,
-        w1_alpha: Tensor,
-        w2: Tensor,
-        a2_global_scale: Tensor,
-        w2_blockscale: Tensor,
-        w2_alpha: Tensor,
-        masked_m: Tensor,
-        activation: str = "silu",
-    ) -> Tensor:
-        return compose_masked_moe(
-            self, hidden_states, input_global_scale, w1, w1_blockscale, w1_alpha, w2, a2_global_scale, w2_blockscale,
-            w2_alpha, masked_m, activation,
-        )  # fmt: skip
 
 
 def _around(
@@ -140,7 +110,7 @@ def _around(
             faulty.out = _copy(faulty.out)
         healthy.run()
         planting.fault.apply(faulty, parameters)
-        _MERGE[kind](healthy, faulty, planting.fault.unit, parameters)
+        merge(healthy, faulty, planting.fault.unit, parameters)
         return healthy.result()
 
     return call
@@ -149,59 +119,3 @@ def _around(
 def _copy(out: Tensor) -> Tensor:
     """Return a copy of an output in the same physical layout."""
     return out.permute(2, 0, 1).clone().permute(1, 2, 0)
-
-
-def _valid(masked_m: Tensor, rows: int) -> Tensor:
-    return torch.arange(rows, device=masked_m.device) < masked_m.unsqueeze(-1)
-
-
-def _differs(a: Tensor, b: Tensor) -> Tensor:
-    return (a != b) & ~((a != a) & (b != b))  # noqa: PLR0124 - NaN differs from itself
-
-
-def _chosen(changed: Tensor, unit: str, parameters: Parameters) -> Tensor:
-    """Return the rows `(experts, rows)` that a fault is kept to; whole experts where it knows nothing smaller."""
-    rows = chosen_rows(changed, parameters)
-    if unit == "expert" and not parameters.weakest:
-        return changed & rows.any(-1, keepdim=True)
-    return rows
-
-
-def _merge_quantized(healthy: QuantizeCall, faulty: QuantizeCall, unit: str, parameters: Parameters) -> None:
-    experts, rows, k = healthy.shape
-    codes, wrong = healthy.codes, faulty.codes
-    scale, wrong_scale = healthy.block_scale, faulty.block_scale
-    by_block = _differs(codes, wrong).view(experts, rows, k // 16, 16).any(-1) | (scale != wrong_scale)
-    by_block &= _valid(healthy.masked_m, rows).unsqueeze(-1)
-    chosen = _chosen(by_block.any(-1), unit, parameters)
-    blocks = (
-        chosen_blocks(by_block, chosen, parameters) if unit == "block" else chosen.unsqueeze(-1) & by_block
-    )
-    healthy.packed = layouts.operand(torch.where(blocks.repeat_interleave(16, -1), wrong, codes))
-    healthy.block_scale = torch.where(blocks, wrong_scale, scale)
-
-
-def _merge_gemm(healthy: GemmCall, faulty: GemmCall, unit: str, parameters: Parameters) -> None:
-    right, wrong = healthy.product, faulty.product
-    changed = _differs(right, wrong).any(-1) & _valid(healthy.masked_m, right.shape[1])
-    chosen = _chosen(changed, unit, parameters)
-    healthy.product = torch.where(chosen.unsqueeze(-1), wrong, right)
-
-
-def _merge_moe(healthy: MoeCall, faulty: MoeCall, unit: str, parameters: Parameters) -> None:
-    right, wrong = healthy.output, faulty.output
-    changed = _differs(right, wrong).any(-1) & _valid(healthy.masked_m, right.shape[1])
-    chosen = _chosen(changed, unit, parameters)
-    healthy.output = torch.where(chosen.unsqueeze(-1), wrong, right)
-
-
-_MERGE: dict[type[Call], Callable[[Any, Any, str, Parameters], None]] = {
-    QuantizeCall: _merge_quantized,
-    GemmCall: _merge_gemm,
-    MoeCall: _merge_moe,
-    RouteCall: merge_routes,
-    DispatchCall: merge_dispatched,
-    CombineCall: merge_combined,
-    LoadCall: merge_loaded,
-    LoadedMoeCall: merge_loaded,
-}

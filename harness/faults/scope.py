@@ -1,4 +1,4 @@
-"""Keeping a fault to some experts, rows or blocks: a fault always goes wrong everywhere, the merge is made here.
+"""Which experts, rows or blocks a fault is kept to: it always goes wrong everywhere, and merging.py takes a part of it.
 
 The healthy and the faulty output of a stage are both there, so that the chosen places are ones where the two differ:
 a fault that nobody could see is not planted.

@@ -161,6 +161,19 @@ class Emit:
         return [part.strip() for part in text.strip("{}").split(",")]
 
 
+def set_predicates(e: Emit, operands: tuple[str, ...], test: str, combine: str) -> None:
+    """Write the one or two predicates of a setp, combined with another one where the opcode says so."""
+    first, _, second = operands[0].partition("|")
+    join = ""
+    if combine:
+        join = f" { ({'and': '&', 'or': '|', 'xor': '^'}[combine]) } {e.source(operands[3])}"
+    e.add(f"t0 = {test}")
+    if second:
+        e.add(f"t1 = (t0 ^ True){join}")
+        e.assign(second, "t1")
+    e.assign(first, f"t0{join}")
+
+
 def _float_bits(text: str, width: int) -> int:
     """Return the bits of 0fXXXXXXXX or 0dXXXXXXXXXXXXXXXX; a double is rounded where 32 bits are wanted."""
     bits = int.from_bytes(bytes.fromhex(text[2:]), "big")

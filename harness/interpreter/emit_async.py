@@ -24,10 +24,10 @@ def _barrier(e: Emit, mods: Modifiers, operands: tuple[str, ...]) -> None:
         mods.drop("aligned", *_ORDER)
         mods.done()
         if how == "arrive":
-            e.add("w.cluster_arrive()")
+            e.add("cluster_arrive(w)")
             e.finish(f"return {e.following}", successors={e.following})
         else:
-            _wait(e, f"w.cluster_wait({e.following})")
+            _wait(e, f"cluster_wait(w, {e.following})")
         return
     how = mods.need("sync", "arrive")
     mods.drop("aligned", "cta")
@@ -35,9 +35,9 @@ def _barrier(e: Emit, mods: Modifiers, operands: tuple[str, ...]) -> None:
     number = e.source(operands[0])
     threads = e.source(operands[1]) if len(operands) > 1 else "w.cta.threads"
     if how == "sync":
-        _wait(e, f"w.sync({number}, {threads}, {e.following})")
+        _wait(e, f"sync(w, {number}, {threads}, {e.following})")
     else:
-        e.add(f"w.sync_arrive({number}, {threads})")
+        e.add(f"sync_arrive(w, {number}, {threads})")
         e.finish(f"return {e.following}", successors={e.following})
 
 
@@ -60,18 +60,18 @@ def _mbarrier(e: Emit, mods: Modifiers, operands: tuple[str, ...]) -> None:
             raise UnsupportedPtxError(f"{mods.op}: waiting by state is not modelled, only .parity")
         address, phase = e.address(operands[1], 32), e.source(operands[2])
         blocking = how == "try_wait"
-        _wait(e, f"w.mbarrier_wait({address}, {phase}, {e.following}, blocking={blocking})")
+        _wait(e, f"mbarrier_wait(w, {address}, {phase}, {e.following}, blocking={blocking})")
     elif how == "init":
-        e.add(f"w.mbarrier_init({e.address(operands[0], 32)}, {e.source(operands[1])})")
+        e.add(f"mbarrier_init(w, {e.address(operands[0], 32)}, {e.source(operands[1])})")
     elif how == "inval":
-        e.add(f"w.mbarrier_invalidate({e.address(operands[0], 32)})")
+        e.add(f"mbarrier_invalidate(w, {e.address(operands[0], 32)})")
     elif how == "expect_tx":
-        e.add(f"w.mbarrier_expect({e.address(operands[0], 32)}, {e.source(operands[1])})")
+        e.add(f"mbarrier_expect(w, {e.address(operands[0], 32)}, {e.source(operands[1])})")
     else:
         address = e.address(operands[1], 32)
         extra = e.source(operands[2]) if len(operands) > 2 else ("0" if announces else "1")
         name = "expect" if announces else "count"
-        e.assign(operands[0], f"w.mbarrier_arrive({address}, {name}={extra})")
+        e.assign(operands[0], f"mbarrier_arrive(w, {address}, {name}={extra})")
 
 
 @emits("_result")
@@ -95,12 +95,12 @@ def _bulk(e: Emit, mods: Modifiers, operands: tuple[str, ...]) -> None:
     mods.need("bulk")
     if mods.take("commit_group"):
         mods.done()
-        e.add("w.bulk_commit()")
+        e.add("bulk_commit(w)")
         return
     if mods.take("wait_group"):
         read = bool(mods.take("read"))
         mods.done()
-        _wait(e, f"w.bulk_wait({e.source(operands[0])}, {e.following}, read={read})")
+        _wait(e, f"bulk_wait(w, {e.source(operands[0])}, {e.following}, read={read})")
         return
     if mods.take("prefetch"):
         raise UnsupportedPtxError(f"{mods.op} is not modelled")
@@ -115,7 +115,7 @@ def _bulk(e: Emit, mods: Modifiers, operands: tuple[str, ...]) -> None:
         mods.done()
         tensor, at = _coordinates(e, operands[0])
         _check_rank(mods, at, rank)
-        e.add(f"w.tma_store({tensor}, {at}, {e.address(operands[1], 32)})")
+        e.add(f"tma_store(w, {tensor}, {at}, {e.address(operands[1], 32)})")
         return
     # order of the modifiers: destination first, so the first of the two was taken above
     mods.need("global")
@@ -133,7 +133,7 @@ def _bulk(e: Emit, mods: Modifiers, operands: tuple[str, ...]) -> None:
         rest.pop(0)
     if rest:
         raise UnsupportedPtxError(f"{mods.op}: operands {rest} are not understood")
-    e.add(f"w.tma_load({target}, {tensor}, {at}, {barrier}, ctas={ctas}, pair={pair})")
+    e.add(f"tma_load(w, {target}, {tensor}, {at}, {barrier}, ctas={ctas}, pair={pair})")
 
 
 def _check_rank(mods: Modifiers, at: str, rank: int) -> None:
@@ -165,7 +165,7 @@ def _tensor(e: Emit, mods: Modifiers, operands: tuple[str, ...]) -> None:
         mods.done()
         if how == "alloc":
             _wait(
-                e, f"w.tensor_allocate({e.address(operands[0], 32)}, {e.source(operands[1])}, {e.following})"
+                e, f"tensor_allocate(w, {e.address(operands[0], 32)}, {e.source(operands[1])}, {e.following})"
             )
         else:
             address, columns = e.sources(operands)
@@ -174,7 +174,7 @@ def _tensor(e: Emit, mods: Modifiers, operands: tuple[str, ...]) -> None:
         mods.need("32x128b")
         mods.need("warpx4")
         mods.done()
-        e.add(f"w.tensor_copy({group}, {e.address(operands[0], 32)}, {e.source(operands[1], 64)})")
+        e.add(f"tensor_copy(w, {group}, {e.address(operands[0], 32)}, {e.source(operands[1], 64)})")
     elif how == "commit":
         mods.need("mbarrier::arrive::one")
         mods.need("shared::cluster")
@@ -182,7 +182,7 @@ def _tensor(e: Emit, mods: Modifiers, operands: tuple[str, ...]) -> None:
         mods.need("b64")
         mods.done()
         ctas = e.source(operands[1], 16) if multicast else "None"
-        e.add(f"w.tensor_commit({group}, {e.address(operands[0], 32)}, {ctas})")
+        e.add(f"tensor_commit(w, {group}, {e.address(operands[0], 32)}, {ctas})")
     else:
         _tensor_multiply(e, mods, operands, group)
 
@@ -204,7 +204,7 @@ def _tensor_multiply(e: Emit, mods: Modifiers, operands: tuple[str, ...], group:
     a, b = e.sources(operands[1:3], 64)
     descriptor, accumulate = e.source(operands[3]), e.source(operands[6])
     e.add(
-        f"w.tensor_multiply({group}, KINDS[{(kind, block)!r}], {result}, {a}, {b}, {descriptor}, {a_scale}, {b_scale}, "
+        f"tensor_multiply(w, {group}, KINDS[{(kind, block)!r}], {result}, {a}, {b}, {descriptor}, {a_scale}, {b_scale}, "
         f"{accumulate})"
     )
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from harness.interpreter.emit import Emit, Modifiers, emits
-from harness.interpreter.emit_integer import set_predicates
+from harness.interpreter.emit import Emit, Modifiers, emits, set_predicates
 from harness.interpreter.errors import UnsupportedPtxError
 
 

@@ -1,8 +1,20 @@
-"""Emitters: integers, bits, predicates, moves, conversions between integers, branches (PTX ISA 9.7.1, 9.7.7, 9.7.9, 9.7.12)."""
+"""Emitters: integers, bits, predicates, moves, conversions between integers (PTX ISA 9.7.1, 9.7.7, 9.7.9).
+
+An opcode that integers and floats share stands here; with a float type it is handed to emit_float.
+"""
 
 from __future__ import annotations
 
-from harness.interpreter.emit import WIDTH, Emit, Modifiers, emits
+from harness.interpreter.emit import WIDTH, Emit, Modifiers, emits, set_predicates
+from harness.interpreter.emit_float import (
+    float_add,
+    float_compare,
+    float_convert,
+    float_divide,
+    float_extreme,
+    float_multiply,
+    float_sign,
+)
 from harness.interpreter.errors import UnsupportedPtxError
 
 _INTEGERS = ("s16", "u16", "s32", "u32", "s64", "u64")
@@ -18,8 +30,6 @@ def _integer(mods: Modifiers) -> tuple[str, int, bool]:
 def _add(e: Emit, mods: Modifiers, operands: tuple[str, ...]) -> None:
     kind = mods.take(*_INTEGERS)
     if not kind:
-        from harness.interpreter.emit_float import float_add
-
         float_add(e, mods, operands)
         return
     mods.done()
@@ -32,8 +42,6 @@ def _add(e: Emit, mods: Modifiers, operands: tuple[str, ...]) -> None:
 def _multiply(e: Emit, mods: Modifiers, operands: tuple[str, ...]) -> None:
     part = mods.take("lo", "hi", "wide")
     if not part:
-        from harness.interpreter.emit_float import float_multiply
-
         float_multiply(e, mods, operands)
         return
     _, width, is_signed = _integer(mods)
@@ -61,8 +69,6 @@ def _multiply(e: Emit, mods: Modifiers, operands: tuple[str, ...]) -> None:
 @emits("div", "rem")
 def _divide(e: Emit, mods: Modifiers, operands: tuple[str, ...]) -> None:
     if mods.name == "div" and (rounding := mods.take("rn", "full", "approx")):
-        from harness.interpreter.emit_float import float_divide
-
         float_divide(e, mods, operands, rounding)
         return
     _, width, is_signed = _integer(mods)
@@ -75,8 +81,6 @@ def _divide(e: Emit, mods: Modifiers, operands: tuple[str, ...]) -> None:
 def _extreme(e: Emit, mods: Modifiers, operands: tuple[str, ...]) -> None:
     kind = mods.take(*_INTEGERS)
     if not kind:
-        from harness.interpreter.emit_float import float_extreme
-
         float_extreme(e, mods, operands)
         return
     mods.done()
@@ -110,8 +114,6 @@ def _not(e: Emit, mods: Modifiers, operands: tuple[str, ...]) -> None:
 def _negate(e: Emit, mods: Modifiers, operands: tuple[str, ...]) -> None:
     kind = mods.take("s16", "s32", "s64")
     if not kind:
-        from harness.interpreter.emit_float import float_sign
-
         float_sign(e, mods, operands)
         return
     mods.done()
@@ -196,8 +198,6 @@ def _select(e: Emit, mods: Modifiers, operands: tuple[str, ...]) -> None:
 def _compare(e: Emit, mods: Modifiers, operands: tuple[str, ...]) -> None:
     kind = mods.take(*_INTEGERS, *_BITS)
     if not kind:
-        from harness.interpreter.emit_float import float_compare
-
         float_compare(e, mods, operands)
         return
     how = mods.need("eq", "ne", "lt", "le", "gt", "ge", "lo", "ls", "hi", "hs")
@@ -223,25 +223,10 @@ def _compare(e: Emit, mods: Modifiers, operands: tuple[str, ...]) -> None:
     set_predicates(e, operands, f"({a} {sign[how]} {b})", combine)
 
 
-def set_predicates(e: Emit, operands: tuple[str, ...], test: str, combine: str) -> None:
-    """Write the one or two predicates of a setp, combined with another one where the opcode says so."""
-    first, _, second = operands[0].partition("|")
-    join = ""
-    if combine:
-        join = f" { ({'and': '&', 'or': '|', 'xor': '^'}[combine]) } {e.source(operands[3])}"
-    e.add(f"t0 = {test}")
-    if second:
-        e.add(f"t1 = (t0 ^ True){join}")
-        e.assign(second, "t1")
-    e.assign(first, f"t0{join}")
-
-
 @emits("cvt")
 def _convert(e: Emit, mods: Modifiers, operands: tuple[str, ...]) -> None:
     parts = mods.op.split(".")
     if len(parts) != 3 or not {parts[1], parts[2]} <= {*_INTEGERS, "u8", "s8"}:
-        from harness.interpreter.emit_float import float_convert
-
         float_convert(e, mods, operands)
         return
     to, source = parts[1], parts[2]
@@ -285,65 +270,3 @@ def _permute(e: Emit, mods: Modifiers, operands: tuple[str, ...]) -> None:
     mods.done()
     a, b, c = e.sources(operands[1:])
     e.assign(operands[0], f"byte_permute({a}, {b}, {c})")
-
-
-@emits("shfl.sync")
-def _shuffle(e: Emit, mods: Modifiers, operands: tuple[str, ...]) -> None:
-    mods.need("sync")
-    mode = mods.need("idx", "up", "down", "bfly")
-    mods.need("b32")
-    mods.done()
-    a, b, c, members = e.sources(operands[1:])
-    first, _, second = operands[0].partition("|")
-    e.add(f"w.whole({mods.op!r}, {members})")
-    e.add(f"t0, t1 = shuffle({mode!r}, {a}, {b}, {c})")
-    e.assign(first, "t0")
-    if second:
-        e.assign(second, "t1")
-
-
-@emits("elect.sync")
-def _elect(e: Emit, mods: Modifiers, operands: tuple[str, ...]) -> None:
-    mods.need("sync")
-    mods.done()
-    first, _, second = operands[0].partition("|")
-    e.add(f"w.whole('elect.sync', {e.source(operands[1])})")
-    e.add("t0, t1 = w.elect()")
-    e.assign(first, "t0")
-    e.assign(second, "t1")
-
-
-@emits("bra")
-def _branch(e: Emit, mods: Modifiers, operands: tuple[str, ...]) -> None:
-    mods.drop("uni")
-    mods.done()
-    at = e.targets[operands[0]]
-    e.finish(f"return {at}", successors={at})
-
-
-@emits("bra_if")
-def _branch_if(e: Emit, mods: Modifiers, operands: tuple[str, ...]) -> None:
-    """A guarded branch: the guard is the first operand."""
-    mods.drop("uni")
-    mods.done()
-    p = e.source(operands[0])
-    at, following = e.targets[operands[1]], e.following
-    e.finish(
-        f"t0 = {p}",
-        f"if t0 is True: return {at}",
-        f"if t0 is False: return {following}",
-        f"return w.diverge(t0, {at}, {following})",
-        successors={at, following},
-    )
-
-
-@emits("ret", "exit")
-def _return(e: Emit, mods: Modifiers, _: tuple[str, ...]) -> None:
-    mods.done()
-    e.finish("return w.leave()", successors=set())
-
-
-@emits("trap")
-def _trap(e: Emit, mods: Modifiers, _: tuple[str, ...]) -> None:
-    mods.done()
-    e.finish("w.trap()", successors=set())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from harness.interpreter.emit import WIDTH, Emit, Modifiers, emits
 from harness.interpreter.errors import UnsupportedPtxError
+from harness.interpreter.memory import RANK_SHIFT, SHARED_OFFSET, SHARED_WINDOW
 
 _TYPES = ("b8", "u8", "s8", "b16", "u16", "s16", "b32", "u32", "s32", "b64", "u64", "s64", "f32", "f64")
 # Ordering and cache hints: global memory is coherent here and every access is in order.
@@ -36,12 +37,11 @@ def _load(e: Emit, mods: Modifiers, operands: tuple[str, ...]) -> None:
             e.assign(name, f"sign_extend8({value})" if kind == "s8" else value)
         return
     address = e.address(operands[1], 64 if space == "global" else 32)
-    call = "w.memory.load" if space == "global" else "w.shared_load"
+    call = "w.memory.load(" if space == "global" else "shared_load(w, "
     e.add(f"t0 = {address}")
     for number, name in enumerate(names):
-        e.assign(
-            name, f"{call}(t0 + {number * size}, {size}, mask)" if number else f"{call}(t0, {size}, mask)"
-        )
+        place = f"t0 + {number * size}" if number else "t0"
+        e.assign(name, f"{call}{place}, {size}, mask)")
 
 
 def _parameter(e: Emit, text: str) -> tuple[int, int]:
@@ -73,7 +73,7 @@ def _store(e: Emit, mods: Modifiers, operands: tuple[str, ...]) -> None:
         size = 4
     if len(values) > 1 and size != 4:
         raise UnsupportedPtxError(f"{mods.op}: vectors of {size} bytes are not modelled")
-    e.add(f"w.shared_store({address}, [{', '.join(values)}], {size}, mask)")
+    e.add(f"shared_store(w, {address}, [{', '.join(values)}], {size}, mask)")
 
 
 @emits("atom", "red")
@@ -86,7 +86,7 @@ def _atomic(e: Emit, mods: Modifiers, operands: tuple[str, ...]) -> None:
     if mods.name == "red":
         operands = ("_", *operands)
     address, value = e.address(operands[1]), e.source(operands[2], WIDTH[kind])
-    e.assign(operands[0], f"w.atomic({how!r}, {kind!r}, {address}, {value})")
+    e.assign(operands[0], f"atomic(w, {how!r}, {kind!r}, {address}, {value})")
 
 
 @emits("cvta")
@@ -97,7 +97,7 @@ def _generic(e: Emit, mods: Modifiers, operands: tuple[str, ...]) -> None:
     mods.done()
     value = e.source(operands[1], 64)
     if space.startswith("shared"):
-        value = f"{value} & M32" if to_space else f"{value} | {1 << 56}"
+        value = f"{value} & M32" if to_space else f"{value} | {SHARED_WINDOW}"
     e.assign(operands[0], value)
 
 
@@ -107,7 +107,7 @@ def _map_shared(e: Emit, mods: Modifiers, operands: tuple[str, ...]) -> None:
     mods.need("u32")
     mods.done()
     address, rank = e.sources(operands[1:])
-    e.assign(operands[0], f"({address} & {(1 << 24) - 1}) | ({rank} << 24)")
+    e.assign(operands[0], f"({address} & {SHARED_OFFSET}) | ({rank} << {RANK_SHIFT})")
 
 
 @emits("stmatrix")
@@ -123,7 +123,7 @@ def _store_matrix(e: Emit, mods: Modifiers, operands: tuple[str, ...]) -> None:
     values = e.sources(tuple(e.elements(operands[1])))
     if len(values) != count:
         raise UnsupportedPtxError(f"{mods.op}: {len(values)} registers")
-    e.add(f"w.store_matrix({e.address(operands[0], 32)}, [{', '.join(values)}], transposed={transposed})")
+    e.add(f"store_matrix(w, {e.address(operands[0], 32)}, [{', '.join(values)}], transposed={transposed})")
 
 
 @emits("prefetch", "prefetchu", "applypriority", "discard")
@@ -148,7 +148,7 @@ def _fence(e: Emit, mods: Modifiers, _: tuple[str, ...]) -> None:
             "global",
         )
         mods.done()
-        e.add("w.publish()")
+        e.add("publish(w)")
         return
     mods.drop(
         "mbarrier_init", "release", "acquire", "acq_rel", "sc", "cta", "cluster", "gpu", "sys", "gl", "view"

@@ -6,7 +6,6 @@ result, with subnormals flushed (docs/cutedsl-cpu.md).
 
 from __future__ import annotations
 
-import struct
 from typing import Any
 
 import numpy as np
@@ -206,11 +205,6 @@ def compare(kind: str, a: Any, b: Any) -> Any:
         plain = {"eq": a == b, "ne": a != b, "lt": a < b, "le": a <= b, "gt": a > b, "ge": a >= b}[name]
         result = plain | unordered if kind.endswith("u") and kind != name else plain & ~unordered
     return bool(result) if np.ndim(result) == 0 else result
-
-
-def float_bits(value: float) -> int:
-    """Return the bits of a float32."""
-    return int.from_bytes(struct.pack("<f", value), "little")
 
 
 def from_integer(x: Lanes) -> Lanes:

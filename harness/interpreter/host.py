@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import re
 import struct
 import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from harness.interpreter.cluster import Launch
 from harness.interpreter.errors import UnsupportedPtxError
-from harness.interpreter.machine import Launch, run_launch
+from harness.interpreter.launch import run_launch
 from harness.interpreter.memory import GlobalMemory
 from harness.interpreter.parser import parse_ptx
 from harness.interpreter.program import Program
@@ -95,9 +95,8 @@ class Device:
             value = ctypes.string_at(pointers[number], parameter.size)
             parameters[parameter.offset : parameter.offset + parameter.size] = value
         self.launches += 1
-        run_launch(
-            Launch(program, self.memory, grid, block, cluster, shared, bytes(parameters)), self.schedule()
-        )
+        configured = Launch(self.memory, grid, block, cluster, shared, bytes(parameters))
+        run_launch(program, configured, self.schedule())
 
 
 def _configuration(
@@ -237,11 +236,3 @@ def interpreted(here: Device) -> Iterator[None]:
             raise
         if here.error is not None:
             raise here.error
-
-
-def strip_names(ptx: str) -> str:
-    """Return PTX with its long mangled kernel name shortened, for people and stored tests."""
-    names = re.findall(r"\.entry\s+([\w$]+)", ptx)
-    for number, name in enumerate(names):
-        ptx = ptx.replace(name, f"kernel_{number}")
-    return ptx

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from harness.interpreter.errors import UnsupportedPtxError
+
 Array = npt.NDArray[Any]
 Lanes = Any  # int, bool or Array; every function here takes either
 
@@ -239,8 +241,6 @@ def uniform(x: Lanes, mask: Array | None, what: str) -> int:
         return x
     active = x if mask is None else x[mask]
     if (active != active[0]).any():
-        from harness.interpreter.errors import UnsupportedPtxError
-
         raise UnsupportedPtxError(f"{what} differs between the active lanes, which is not modelled")
     return int(active[0])
 

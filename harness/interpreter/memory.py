@@ -16,6 +16,7 @@ from harness.interpreter.lanes import Array, Lanes, lanes
 
 SHARED_BASE = 1024  # where the dynamic shared memory starts; below lies what the system reserves
 RANK_SHIFT = 24  # the CTA's rank in its cluster, in a shared::cluster address
+SHARED_OFFSET = (1 << RANK_SHIFT) - 1  # the rest of it: the offset in that CTA's shared memory
 SHARED_WINDOW = 1 << 56  # generic addresses of shared memory
 POISON_BYTE = 0xFF
 
@@ -197,7 +198,7 @@ class SharedMemory:
         self.proxy.view(kind)[at] = self.generic.view(kind)[at]
 
     def _offsets(self, offset: Lanes, size: int, mask: Array | None) -> Array:
-        at: Array = (offset & np.uint32((1 << RANK_SHIFT) - 1)).astype(np.int64)
+        at: Array = (offset & np.uint32(SHARED_OFFSET)).astype(np.int64)
         active = at if mask is None else at[mask]
         low, high = int(active.min()), int(active.max())
         self.check(low, high + size)

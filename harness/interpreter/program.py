@@ -13,14 +13,27 @@ from typing import Any
 
 import numpy as np
 
-from harness.interpreter import emit_async, emit_float, emit_integer, emit_memory, floats, lanes
+from harness.interpreter import (
+    emit_async,
+    emit_control,
+    emit_float,
+    emit_integer,
+    emit_memory,
+    floats,
+    lanes,
+    warp_memory,
+    warp_tensor,
+    warp_tma,
+)
 from harness.interpreter.emit import EMITTERS, Emit, Modifiers, find_emitter, waits
 from harness.interpreter.errors import UnsupportedPtxError
 from harness.interpreter.parser import Instruction, Kernel, Label
 from harness.interpreter.tensor_core import KINDS
-from harness.interpreter.tensor_map import TensorMap
 
-_REGISTERED = (emit_async, emit_float, emit_integer, emit_memory)  # imported for what they register
+# emitters: imported for what they register
+_REGISTERED = (emit_async, emit_control, emit_float, emit_integer, emit_memory)
+# what generated code calls by name
+CALLED = (lanes, floats, warp_memory, warp_tensor, warp_tma)
 Function = Callable[[Any, list[Any], Any], int]
 
 
@@ -62,7 +75,6 @@ class Program:
         self._liveness()
         self._functions: dict[tuple[int, int], Function] = {}
         self._full: list[Function | None] = [None] * len(self.blocks)
-        self._maps: dict[bytes, TensorMap] = {}
         self._namespace = self._names_in_code()
 
     def block(self, number: int) -> Function:
@@ -86,12 +98,6 @@ class Program:
         if key not in self._functions:
             self._functions[key] = self._compile(number, needed)
         return self._functions[key]
-
-    def tensor_map(self, block: bytes, decode: Callable[[bytes], TensorMap]) -> TensorMap:
-        """Return a decoded tensor map, remembered by its bytes."""
-        if block not in self._maps:
-            self._maps[block] = decode(block)
-        return self._maps[block]
 
     def where(self, number: int) -> str:
         """Return the line of the PTX where a block starts, in words."""
@@ -161,7 +167,7 @@ class Program:
     @staticmethod
     def _names_in_code() -> dict[str, Any]:
         found: dict[str, Any] = {"KINDS": KINDS, "np": np}
-        for module in (lanes, floats):
+        for module in CALLED:
             found |= {name: value for name, value in vars(module).items() if not name.startswith("_")}
         return found
 

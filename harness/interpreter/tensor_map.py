@@ -6,6 +6,7 @@ is refused. How the layout was confirmed: docs/cutedsl-cpu.md, "Tensor maps".
 
 from __future__ import annotations
 
+import functools
 import struct
 from dataclasses import dataclass
 
@@ -51,8 +52,9 @@ class TensorMap:
         return elements * self.bits // 8
 
 
+@functools.lru_cache(maxsize=1024)
 def decode_tensor_map(block: bytes) -> TensorMap:
-    """Return the meaning of a tensor map.
+    """Return the meaning of a tensor map; a kernel asks again at every copy.
 
     Raises:
         UnsupportedPtxError: a bit is set that no map seen so far had.

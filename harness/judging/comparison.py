@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, field, fields
 
 import torch
 from torch import Tensor
 
+from harness.judging.compared import Compared
 from harness.problems.rows import Rows
 from harness.records.record import Heatmap, Histogram
 
@@ -25,39 +25,14 @@ _SCALED = 16  # columns that one NVFP4 block scale covers
 
 
 @dataclass
-class Comparison:
-    """The result of one comparison, in plain numbers: it crosses a process boundary as JSON.
+class Comparison(Compared):
+    """The result of one comparison, with the rows that were compared, None where it is not about rows of experts."""
 
-    Attributes:
-        stage: which output, for example "gemm1" or "quantize.codes".
-        compared: elements that were compared.
-        illegal: elements that were illegal.
-        judged: elements by how they were judged.
-        accepted_altered: altered copies that would have been accepted too: no power.
-        worst_ratio: largest error over bound, None where the comparison is of bits.
-        message: first lines of the failure, "" where all is legal.
-        heatmap: illegal elements by expert and row.
-        heatmaps: further views of them: row by block of columns, in the expert that has most.
-        rows: the rows that were compared; in JSON their number.
-    """
-
-    stage: str
-    compared: int = 0
-    illegal: int = 0
-    judged: dict[str, int] = field(default_factory=dict)
-    accepted_altered: list[str] = field(default_factory=list)
-    worst_ratio: float | None = None
-    histogram: Histogram | None = None
-    message: str = ""
-    place: dict[str, int] = field(default_factory=dict)
-    extent: dict[str, Any] = field(default_factory=dict)
-    heatmap: Heatmap | None = None
-    heatmaps: list[Heatmap] = field(default_factory=list)
     rows: Rows | None = field(default=None, repr=False)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return it as JSON-ready values, without the rows."""
-        return asdict(replace(self, rows=None)) | {"rows": len(self.rows) if self.rows is not None else 0}
+    def plain(self) -> Compared:
+        """Return it without the rows."""
+        return Compared(**{each.name: getattr(self, each.name) for each in fields(Compared)})
 
 
 def roll_rows(rows: Tensor) -> Tensor:

@@ -1,9 +1,7 @@
-"""What a rule gets: the candidate, what is known about it, the problem's tensors, and checked calls of its stages."""
+"""What a rule gets: a candidate, what is known about it, a problem's tensors, stage calls that are checked, and judgement."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -13,16 +11,17 @@ from torch import Tensor
 
 from harness.candidates import layouts
 from harness.candidates.protocol import Traits, stages_of, traits_of
+from harness.judging.comparison import Comparison
+from harness.judging.contract import Quantized, checked_moe_output, checked_quantized
+from harness.judging.gemm import judge_gemm
+from harness.judging.quantize import QuantizerInput, judge_quantized
 from harness.problems.layer import LayerProblem
 from harness.problems.problem import Problem
 from harness.problems.rows import Rows
 from harness.problems.tensors import ProblemTensors, Weights
 from reference.bounds import Accumulator
 from reference.legal import Arithmetic
-
-
-class ContractError(Exception):
-    """A stage returned something of another shape, dtype or layout than the contract says: a FAIL, with the reason."""
+from reference.nvfp4 import decode_blocks, quantize_nvfp4
 
 
 @dataclass(frozen=True)
@@ -36,27 +35,6 @@ class Known:
     def declared(cls, traits: Traits) -> Known:
         """Return what the traits say, nothing measured."""
         return cls(Arithmetic(traits.arithmetic), Accumulator(chunk=traits.accumulator_chunk))
-
-
-@dataclass(frozen=True)
-class Quantized:
-    """A stage's quantized output: as it was returned, and decoded.
-
-    Attributes:
-        packed: logical `(m, k/2, l)` uint8.
-        scales: logical 6-D float8_e4m3fn.
-        codes: `(l, m, k)` uint8.
-        block_scale: `(l, m, k/16)` uint8.
-    """
-
-    packed: Tensor
-    scales: Tensor
-    codes: Tensor
-    block_scale: Tensor
-
-    def valid_bytes(self, rows: Rows) -> Tensor:
-        """Return codes and scales of the valid rows side by side, `(rows, k + k/16)` uint8."""
-        return torch.cat((rows.take(self.codes), rows.take(self.block_scale)), dim=-1)
 
 
 @dataclass
@@ -134,14 +112,28 @@ class Context:
             masked_m: replaces the problem's own.
             hints: extra keyword arguments.
         """
-        masked_m = self.tensors.masked_m if masked_m is None else masked_m
         experts, n = weights.codes.shape[:2]
         out = layouts.empty_out(experts, a[0].shape[0], n, dtype, self.traits.device, fill)
+        self.gemm_into(out, a, weights, alpha, b_scales=b_scales, masked_m=masked_m, hints=hints)
+        return out.permute(2, 0, 1)
+
+    def gemm_into(
+        self,
+        out: Tensor,
+        a: tuple[Tensor, Tensor],
+        weights: Weights,
+        alpha: Tensor | None,
+        *,
+        b_scales: Tensor | None = None,
+        masked_m: Tensor | None = None,
+        hints: dict[str, Any] | None = None,
+    ) -> None:
+        """Call masked_grouped_gemm on an output of the caller's, logical `(m, n, l)`; arguments as those of `gemm`."""
+        masked_m = self.tensors.masked_m if masked_m is None else masked_m
         b_scales = layouts.scales(weights.block_scale) if b_scales is None else b_scales
         self.candidate.masked_grouped_gemm(
             *a, layouts.operand(weights.codes), b_scales, out, masked_m, alpha, **(hints or {})
         )
-        return out.permute(2, 0, 1)
 
     def moe_arguments(
         self, hidden_states: tuple[Tensor, Tensor | None], masked_m: Tensor | None = None
@@ -181,55 +173,66 @@ class Context:
 
     def reference_quantized(self) -> tuple[Tensor, Tensor]:
         """Return codes and linear block scales of the tokens, by the reference."""
-        from reference.nvfp4 import quantize_nvfp4
-
         quantized = quantize_nvfp4(self.tensors.x, self.tensors.input_scale)
         return quantized.codes, quantized.block_scale
 
+    def judge_gemm(
+        self, stage: str, out: Tensor, weights: Weights, alpha: Tensor | None, a: Quantized | None = None
+    ) -> Comparison:
+        """Judge a GEMM's output on the operand that it was really given.
 
-def checked_moe_output(out: Any, problem: Problem) -> Tensor:
-    """Return masked_moe's output, or raise ContractError if it is not `(l, m, k)` bfloat16."""
-    wanted = (problem.experts, problem.capacity, problem.hidden)
-    if not isinstance(out, Tensor) or tuple(out.shape) != wanted or out.dtype != torch.bfloat16:
-        raise ContractError(f"masked_moe must return {wanted} bfloat16, got {_described(out)}")
-    return out
-
-
-def checked_quantized(result: Any, shape: torch.Size, stage: str) -> Quantized:
-    """Return a stage's output decoded, or raise ContractError where shape, dtype or physical layout is another.
-
-    Args:
-        result: what the stage returned.
-        shape: `(l, m, k)` that was quantized.
-        stage: name for the message.
-    """
-    experts, rows, k = shape
-    if not isinstance(result, tuple) or len(result) != 2:
-        raise ContractError(f"{stage} must return (packed, block_scale), got {_described(result)}")
-    packed, scales = result
-    wanted, wanted_scales = (rows, k // 2, experts), layouts.expected_scale_shape(experts, rows, k // 16)
-    if not isinstance(packed, Tensor) or tuple(packed.shape) != wanted or packed.dtype != torch.uint8:
-        raise ContractError(
-            f"{stage} must return packed codes {wanted} uint8, logical (m, k/2, l), got {_described(packed)}"
+        Args:
+            stage: name for messages and the record.
+            out: logical `(l, m, n)`.
+            weights: the other operand.
+            alpha: `(l,)` float32 or None.
+            a: the operand, what a stage before returned; None: the reference's, as `reference_operand` gives it.
+        """
+        codes, block_scale = self.reference_quantized() if a is None else (a.codes, a.block_scale)
+        rows, values = self.rows(), torch.zeros(codes.shape, dtype=torch.float32, device=codes.device)
+        values[rows.expert, rows.row] = decode_blocks(rows.take(codes), rows.take(block_scale), torch.float32)
+        return judge_gemm(
+            stage,
+            out,
+            values,
+            weights.values,
+            alpha,
+            self.masked_m,
+            self.known.accumulator,
+            b_steps=weights.steps,
         )
-    if not isinstance(scales, Tensor) or tuple(scales.shape) != wanted_scales or scales.element_size() != 1:
-        raise ContractError(
-            f"{stage} must return block scales {wanted_scales} float8_e4m3fn, logical (32, 4, rm, 4, rk, l), "
-            f"got {_described(scales)}"
+
+    def judge_quantized(
+        self,
+        stage: str,
+        given: QuantizerInput,
+        codes: Tensor,
+        block_scale: Tensor,
+        global_scale_enc: Tensor,
+        rows: Rows,
+    ) -> list[Comparison]:
+        """Judge what a quantizer stored: scales and codes, two comparisons, empty ones of no rows.
+
+        Args:
+            stage: name for messages and the record; ".scale" and ".codes" are added.
+            given: what was quantized.
+            codes: `(rows, k)` uint8.
+            block_scale: `(rows, k/16)` uint8.
+            global_scale_enc: `(l,)` float32.
+            rows: where the rows come from.
+        """
+        if not len(rows):
+            return [Comparison(f"{stage}.scale"), Comparison(f"{stage}.codes")]
+        return judge_quantized(
+            stage,
+            given,
+            codes,
+            block_scale,
+            global_scale_enc,
+            rows,
+            self.known.arithmetic,
+            keeps_sign_of_zero=self.traits.keeps_sign_of_zero,
         )
-    for kind, tensor in (("rows", packed), ("scales", scales)):
-        if not layouts.canonical(tensor, kind):
-            raise ContractError(
-                f"{stage}: the {'packed codes' if kind == 'rows' else 'block scales'} lie in memory with strides "
-                f"{tensor.stride()}; the GEMM reads raw memory, experts outermost, and ignores strides"
-            )
-    return Quantized(packed, scales, layouts.codes_of(packed), layouts.block_scales_of(scales, rows, k // 16))
-
-
-def _described(value: Any) -> str:
-    if isinstance(value, Tensor):
-        return f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')} on {value.device}"
-    return type(value).__name__
 
 
 def device_is_lost(error: BaseException) -> bool:
@@ -238,22 +241,3 @@ def device_is_lost(error: BaseException) -> bool:
     return any(
         word in text for word in ("CUDA error", "device-side assert", "illegal memory access", "cudaError")
     )
-
-
-@contextmanager
-def poisoned_allocations(device: str) -> Iterator[None]:
-    """Make every `torch.empty` of the block hold NaN (0xFF in bytes), so that what no kernel writes shows.
-
-    Uses torch.utils.deterministic.fill_uninitialized_memory, which C++ allocations honour as well.
-    """
-    was = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    filled = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
-    torch.use_deterministic_algorithms(mode=True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = True  # type: ignore[attr-defined]
-    try:
-        yield
-        if device == "cuda":
-            torch.cuda.synchronize()
-    finally:
-        torch.utils.deterministic.fill_uninitialized_memory = filled  # type: ignore[attr-defined]
-        torch.use_deterministic_algorithms(was[0], warn_only=was[1])

@@ -39,11 +39,7 @@ def judge_gemm(
     legal = legal_rows(a, b, alpha, masked_m, out.dtype, accumulator, b_steps=b_steps)
     if legal is None:
         return Comparison(stage)
-    got = rows.take(out)
-    # float32 holds every value of the narrower types, and compares several times faster than they do
-    low = legal.low.float()
-    high = low if legal.high is legal.low else legal.high.float()
-    wide = LegalOutput(low, high, legal.exact, legal.bit_equal, legal.oracle_exact)
+    got, wide = rows.take(out), _widened(legal)
     accepts = _acceptor(wide)
     bit_equal = int(legal.bit_equal.sum())
     by_bound = ~legal.bit_equal
@@ -106,6 +102,13 @@ def legal_rows(
     )
     high = low if all(part.high is part.low for part in parts) else torch.cat([part.high for part in parts])
     return LegalOutput(low, high, exact, bit_equal, all(part.oracle_exact for part in parts))
+
+
+def _widened(legal: LegalOutput) -> LegalOutput:
+    """Return it in float32, which holds every value of the narrower types and compares several times faster than they do."""
+    low = legal.low.float()
+    high = low if legal.high is legal.low else legal.high.float()
+    return LegalOutput(low, high, legal.exact, legal.bit_equal, legal.oracle_exact)
 
 
 def _acceptor(legal: LegalOutput) -> Callable[[Tensor, slice], Tensor]:

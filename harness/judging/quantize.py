@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -144,7 +144,7 @@ def _judge_scales(
     return compare(
         stage,
         legal.accepts(stored),
-        Rows(rows.expert, rows.row, rows.experts, rows.capacity, "block"),
+        replace(rows, column_name="block"),
         judged={
             f"one legal scale: {arithmetic.describe()}": stored.numel() - ambiguous,
             f"two legal scales: {arithmetic.describe()}": ambiguous,

@@ -22,6 +22,7 @@ from harness.problems.profiles import find_profile
 from harness.problems.tensors import ProblemTensors, make_weights
 from harness.rules import RULES, Rule, find_rules
 from harness.running.judge import Watched, judge_context
+from harness.running.outcome import Outcome, Status
 from harness.running.probes import measure
 from harness.running.session import CandidateStartError
 from harness.verdict import UsageError
@@ -89,7 +90,7 @@ class SharedProblem:
         self.base = judge_context(rule, self._context)
         self._versions = _versions(self._context.tensors)
 
-    def judge(self, candidate: Any) -> dict[str, Any]:
+    def judge(self, candidate: Any) -> Outcome:
         """Judge a candidate on this problem; what harness.running.judge.Judge.judge returns."""
         context = copy.copy(self._context)
         context.candidate = Watched(candidate)
@@ -189,8 +190,8 @@ class Bench:
                 _all([r for _, r in alive], NOT_JUDGED, "the time was over")
                 return Batch(results, failures)
             shared = SharedProblem(self.base, problem, self.measured.known, rule)
-            if shared.base["status"] == "not applicable":
-                return Batch(_all(results, NOT_PLANTED, f"{rule_id}: {shared.base['error']}"), failures)
+            if shared.base.status is Status.NOT_APPLICABLE:
+                return Batch(_all(results, NOT_PLANTED, f"{rule_id}: {shared.base.error}"), failures)
             if how := _kill(shared.base):
                 failures.append({"rule": rule_id, "problem": str(problem), "message": how[1]})
                 if not clean and len(failures) == HOPELESS:
@@ -225,12 +226,11 @@ class Bench:
         return bool(stages & (called | (INNER | {"masked_moe"} if composed else set())))
 
 
-def _kill(outcome: dict[str, Any]) -> tuple[str, str] | None:
+def _kill(outcome: Outcome) -> tuple[str, str] | None:
     """Return how an outcome condemns a candidate, and the first line of why; None where it does not."""
-    if outcome["status"] != "judged":
-        return (outcome["status"], outcome["error"].splitlines()[0][:300])
-    bad = next((c for c in outcome["comparisons"] if c["illegal"]), None)
-    return ("illegal", bad["message"].splitlines()[0][:300]) if bad else None
+    if outcome.status is not Status.JUDGED:
+        return (outcome.status.value, outcome.error.splitlines()[0][:300])
+    return ("illegal", outcome.illegal[0].message.splitlines()[0][:300]) if outcome.illegal else None
 
 
 def _all(results: list[Result], status: str, message: str) -> list[Result]:

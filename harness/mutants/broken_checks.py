@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from harness.candidates import layouts
 from harness.judging.comparison import Comparison, altered_copies, compare, compare_equal
 from harness.judging.context import Context
 from harness.judging.gemm import judge_gemm
@@ -179,9 +178,7 @@ def compares_nothing(ctx: Context) -> list[Comparison]:
     """A filter leaves no element over: those with an error above a thousand, of which there are none."""
     got, wanted = _gemm(ctx)
     far = (got - wanted).abs().amax(-1) > 1e9
-    rows = ctx.rows()
-    left = Rows(rows.expert[far], rows.row[far], rows.experts, rows.capacity)
-    return [compare_equal("gemm", got[far], wanted[far], left, "the reference")]
+    return [compare_equal("gemm", got[far], wanted[far], ctx.rows().only(far), "the reference")]
 
 
 @broken("GEMM", "TRT-LLM#9551")
@@ -213,14 +210,7 @@ def expected_is_overwritten(ctx: Context) -> list[Comparison]:
     t, rows = ctx.tensors, ctx.rows()
     values = decode_blocks(*ctx.reference_quantized())
     expected = masked_grouped_gemm(values, t.w1.values, t.masked_m, t.w1_alpha).bfloat16()
-    ctx.candidate.masked_grouped_gemm(
-        *ctx.reference_operand(),
-        layouts.operand(t.w1.codes),
-        layouts.scales(t.w1.block_scale),
-        expected.permute(1, 2, 0),
-        t.masked_m,
-        t.w1_alpha,
-    )
+    ctx.gemm_into(expected.permute(1, 2, 0), ctx.reference_operand(), t.w1, t.w1_alpha)
     return [compare_equal("gemm", rows.take(expected), rows.take(expected), rows, "the reference")]
 
 

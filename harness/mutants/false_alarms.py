@@ -25,10 +25,12 @@ from harness.candidates.protocol import Traits, stages_of, traits_of
 from harness.problems.problem import Problem
 from harness.problems.strategies import options_of, traps_of
 from harness.rules import RULES, Rule
-from harness.running.runner import misfit, reproduce_command
+from harness.running.failure import reproduce_command
+from harness.running.outcome import Outcome, Status
+from harness.running.runner import misfit
 
 BATCH = 125  # examples that a process judges before it reports
-_WIDE = 8  # one GEMM in so many has a large k
+_WIDE = 8  # one GEMM in so many that are judged by their values has a large k
 # "spread" is data on which sums are really rounded: on "normal" every order of accumulation gives the same bits.
 _DATA = ("normal", "spread", "spread", "grid")
 
@@ -46,7 +48,7 @@ def draw_problem(rule: Rule, traits: Traits, rng: random.Random) -> Problem:
     experts = max(traits.min_experts, rng.choice((1, 2, 2, 3, 4)) if capacity < 100 else 1)
     hidden, inter = (max(step, rng.choice((16, 32, 48, 64, 80, 128, 192)) // step * step) for _ in range(2))
     data = rng.choice(_DATA)
-    wide = rule.id in {"GEMM", "PIPELINE", "MOE", "SHAPES", "WRITES", "HINTS"} and rng.random() < 1 / _WIDE
+    wide = _judges_sums(rule) and rng.random() < 1 / _WIDE
     if wide:  # small but for k
         experts, capacity = traits.min_experts, -(-rng.choice((1, 4, 9)) // m_step) * m_step
         hidden, inter = rng.choice((1024, 2048, 4096)), step
@@ -60,6 +62,11 @@ def draw_problem(rule: Rule, traits: Traits, rng: random.Random) -> Problem:
     return Problem(
         experts, capacity, hidden, inter, tuple(masked_m), data, rng.randint(0, 99_999), frozenset(extras)
     )
+
+
+def _judges_sums(rule: Rule) -> bool:
+    """Return whether a rule knows what a GEMM must come to: the longer its sums, the more orders of adding there are."""
+    return rule.knows_values and not {"masked_grouped_gemm", "masked_moe"}.isdisjoint(rule.stages)
 
 
 @cache
@@ -104,18 +111,19 @@ def judge_control(control: str, examples: int, seed: str, deadline: float = 0.0)
         if reason := misfit(problem, rule, traits):
             raise AssertionError(f"draw_problem drew {problem} for {control}, {rule.id}: {reason}")
         outcome = judge_context(rule, Context(Watched(load_control(control)), problem, _measured(control)))
-        if outcome["status"] == "not applicable":
+        if outcome.status is Status.NOT_APPLICABLE:
             continue  # this rule says nothing about this control: it does not come round again
         rules.append(rule)
         found["examples"] += 1
         counts[rule.id] += 1
         traps.update(problem.traps())
-        comparisons = outcome.get("comparisons", [])
-        compared = sum(c["compared"] for c in comparisons)
+        compared = sum(c.compared for c in outcome.comparisons)
         found["compared"] += compared
-        powerless[rule.id] += not compared or any(c["accepted_altered"] for c in comparisons if c["compared"])
-        for c in comparisons:
-            for word, elements in c["judged"].items():
+        powerless[rule.id] += not compared or any(
+            c.accepted_altered for c in outcome.comparisons if c.compared
+        )
+        for c in outcome.comparisons:
+            for word, elements in c.judged.items():
                 judged[word.split(":")[0]] += elements
         if message := _alarm(outcome):
             found["false_alarms"].append(
@@ -132,10 +140,10 @@ def judge_control(control: str, examples: int, seed: str, deadline: float = 0.0)
     return found | {"judged": dict(judged), "traps": dict(traps)}
 
 
-def _alarm(outcome: dict[str, Any]) -> str:
-    if outcome["status"] != "judged":
-        return f"{outcome['status']}: {outcome['error']}"
-    return next((str(c["message"]) for c in outcome["comparisons"] if c["illegal"]), "")
+def _alarm(outcome: Outcome) -> str:
+    if outcome.status is not Status.JUDGED:
+        return f"{outcome.status}: {outcome.error}"
+    return outcome.illegal[0].message if outcome.illegal else ""
 
 
 def count_false_alarms(

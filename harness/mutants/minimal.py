@@ -8,8 +8,10 @@ from harness.faults.named import load_named
 from harness.mutants.bench import Bench
 from harness.mutants.pool import Job, Settings
 from harness.rules import find_rules
+from harness.running.failure import reproduce_command
 from harness.running.judge import Judge
-from harness.running.runner import RunSettings, reproduce_command, run_rule
+from harness.running.outcome import Outcome
+from harness.running.runner import RuleRun, RunSettings
 from harness.running.session import InProcess
 
 
@@ -31,7 +33,7 @@ class _Forgetful(_Undiagnosed):
         super().__init__(name)
         self._name = name
 
-    def judge(self, rule_id: str, problem: str, seconds: float) -> dict[str, Any]:
+    def judge(self, rule_id: str, problem: str, seconds: float) -> Outcome:
         """Judge one problem through a new mutant."""
         return _Undiagnosed(self._name).judge(rule_id, problem, seconds)
 
@@ -62,17 +64,17 @@ def minimal_problem(bench: Bench, fault: str, rule_id: str) -> dict[str, Any] | 
         _Undiagnosed,
         _Forgetful,
     ):  # a fault that remembers earlier problems may show on a later one only
-        result, _ = run_rule(rule, session(name), settings)
+        result = RuleRun(rule, session(name), settings).draw()
         if not result.failures:
             return None
         problem = result.failures[0].problem
         again = Judge(load_named(name)).judge(rule_id, problem)
-        if again["status"] != "judged" or any(c["illegal"] for c in again["comparisons"]):
+        if again.fails:
             break
     return {
         "rule": rule_id,
         "problem": problem,
         "command": reproduce_command(rule_id, name, problem),
         "message": result.failures[0].message.splitlines()[0],
-        "reproduced": again["status"] != "judged" or any(c["illegal"] for c in again["comparisons"]),
+        "reproduced": again.fails,
     }

@@ -11,6 +11,7 @@ from harness.rules import RULE_IDS, find_rules
 from harness.running.known_failures import default_path, load_known_failures
 
 MODEL, CONTROL = "physical", "eager"
+OF_THE_LAYER = "MOE"  # the rule that judges a kernel that is one call
 
 
 @dataclass(frozen=True)
@@ -38,10 +39,8 @@ def place_of(fault: Fault, candidate: str, stages: list[str]) -> Place:
     if not place.candidate and candidate == MODEL:
         control = _in(fault, CONTROL, stages_of(load_named(CONTROL)), fault.killed_by)
         return control if control.candidate else place
-    if (
-        not place.candidate and "masked_moe" in fault.stages
-    ):  # a kernel that is one call: the layer's rule judges it
-        whole = _in(fault, candidate, stages, "MOE")
+    if not place.candidate and "masked_moe" in fault.stages:
+        whole = _in(fault, candidate, stages, OF_THE_LAYER)
         return whole if whole.candidate else place
     return place
 

@@ -22,7 +22,7 @@ def drawn_problems(rule: Rule, traits: Traits, profile: Profile, seed: int = 0) 
     from hypothesis import HealthCheck, Phase, Verbosity, given, settings
     from hypothesis import seed as hypothesis_seed
 
-    from harness.problems.strategies import problems
+    from harness.problems.strategies import only_the_seed, problems
 
     wanted = max(profile.least, round(profile.examples * rule.share))
     drawn: dict[Problem, None] = {}
@@ -47,7 +47,8 @@ def drawn_problems(rule: Rule, traits: Traits, profile: Profile, seed: int = 0) 
             if not misfit(problem, rule, traits):
                 drawn[problem] = None
 
-        draw()
+        with only_the_seed():
+            draw()
     return list(drawn)[:wanted]
 
 

@@ -16,9 +16,11 @@ from dataclasses import asdict, dataclass, field
 from functools import cache
 from typing import Any
 
+from harness.candidates.protocol import stages_of, traits_of
 from harness.problems.problem import Problem, parse_problem
 from harness.problems.profiles import Profile
 from harness.rules import RULES, Rule
+from harness.running.outcome import Description, Outcome, Status
 from harness.verdict import Verdict
 
 # Small, and still with several experts, capacities and widths that are no multiples of tiles, and padding rows.
@@ -27,25 +29,6 @@ PROBING = ("3x9x64x32:9,4,7:normal:3", "2x5x48x48:4,4:normal:11")
 MOST_FAULTS = 4
 CANDIDATES = ("eager", "control:physical")
 WITH_HINTS = "control:hints_change_tiles"
-# Calls that a rule makes without judging what comes back.
-NOT_JUDGED = {("COMBINE", "dispatch"): "it says where rows come from; the numbers that are summed are drawn"}
-# Rules that compare with the right value: the same mistake in every call must be noticed too. The others compare calls.
-KNOWS_VALUES = frozenset(
-    {
-        "QUANT",
-        "ACT",
-        "GEMM",
-        "PIPELINE",
-        "MOE",
-        "WRITES",
-        "HINTS",
-        "SHAPES",
-        "ROUTE",
-        "DISPATCH",
-        "COMBINE",
-        "LOAD",
-    }
-)
 
 
 @dataclass
@@ -92,16 +75,10 @@ class _RuleSession:
         self._candidate, self._known = _prepared(candidate)
         self._rule = rule
 
-    def describe(self) -> dict[str, Any]:
-        from harness.candidates.protocol import stages_of, traits_of
+    def describe(self) -> Description:
+        return Description(asdict(traits_of(self._candidate)), stages=stages_of(self._candidate))
 
-        return {
-            "traits": asdict(traits_of(self._candidate)),
-            "measured": {},
-            "stages": stages_of(self._candidate),
-        }
-
-    def judge(self, _rule_id: str, problem: str, _seconds: float) -> dict[str, Any]:
+    def judge(self, rule_id: str, problem: str, seconds: float) -> Outcome:  # noqa: ARG002 - a session's signature
         return _judged(self._rule, self._candidate, parse_problem(problem), self._known)
 
     def diagnose(self, *_arguments: Any) -> list[dict[str, Any]]:
@@ -121,7 +98,7 @@ def _prepared(candidate: str) -> tuple[Any, Any]:
     return loaded, measure(loaded).known
 
 
-def _judged(rule: Rule, candidate: Any, problem: Problem, known: Any) -> dict[str, Any]:
+def _judged(rule: Rule, candidate: Any, problem: Problem, known: Any) -> Outcome:
     from harness.judging.context import Context
     from harness.running.judge import Watched, judge_context
 
@@ -144,13 +121,19 @@ def examine(name: str, rule: Rule) -> Finding:
     return finding
 
 
+def _candidates(rule: Rule) -> tuple[str, ...]:
+    """Return the right candidates that a rule says something about."""
+    return (WITH_HINTS,) if rule.needs_hints else CANDIDATES
+
+
 def _run(finding: Finding, rule: Rule) -> None:
     """Run the check as `harness check` runs a rule, on right candidates."""
-    from harness.running.runner import RunSettings, run_rule
+    from harness.running.runner import RuleRun, RunSettings
 
     finding.verdict = Verdict.PASS.value
-    for candidate in (WITH_HINTS,) if rule.id == "HINTS" else CANDIDATES:
-        result, _ = run_rule(rule, _RuleSession(candidate, rule), RunSettings(PROFILE, candidate=candidate))
+    for candidate in _candidates(rule):
+        session = _RuleSession(candidate, rule)
+        result = RuleRun(rule, session, RunSettings(PROFILE, candidate=candidate)).draw()
         if result.verdict is not Verdict.PASS:
             finding.verdict, finding.reason = result.verdict.value, f"{candidate}: {result.reason}"
             return
@@ -161,16 +144,16 @@ def _probe(finding: Finding, rule: Rule) -> None:
     """Plant every probe that the check's own calls allow, one at a time."""
     from harness.mutants.probing import Probe, Probed, probes, stages_with_calls
 
-    base, known = _prepared(WITH_HINTS if rule.id == "HINTS" else CANDIDATES[0])
+    base, known = _prepared(_candidates(rule)[0])
     seen: dict[str, bool] = {}
     for text in PROBING:
         problem = parse_problem(text)
         counted = Probed(base)
-        if _judged(rule, counted, problem, known)["status"] == "not applicable":
+        if _judged(rule, counted, problem, known).status is Status.NOT_APPLICABLE:
             return
         stages = stages_with_calls(base, counted.calls)
-        planned = list(probes(counted.calls, stages, every_call=rule.id in KNOWS_VALUES))
-        if rule.id == "INPUTS":  # this rule is about what went in
+        planned = list(probes(counted.calls, stages, every_call=rule.knows_values))
+        if rule.judges_inputs:
             planned = [
                 Probe(stage, call, "input changed")
                 for stage in stages
@@ -179,7 +162,7 @@ def _probe(finding: Finding, rule: Rule) -> None:
         for probe in planned:
             candidate = Probed(base, probe)
             outcome = _judged(rule, candidate, problem, known)
-            if not candidate.applied or (rule.id, probe.stage) in NOT_JUDGED:
+            if not candidate.applied or probe.stage in rule.unjudged:
                 continue
             finding.planted += 1
             noticed = _failed(outcome) or (probe.kind == "raises" and _refused(outcome, rule))
@@ -188,22 +171,21 @@ def _probe(finding: Finding, rule: Rule) -> None:
             if noticed:
                 finding.noticed += 1
             elif len(finding.unnoticed) < 8:
-                hidden = " (the check went on after an error)" if outcome.get("hidden") else ""
+                hidden = " (the check went on after an error)" if outcome.hidden else ""
                 finding.unnoticed.append(f"{probe}{hidden}")
     finding.unseen = [what for what, noticed in seen.items() if not noticed]
 
 
-def _failed(outcome: dict[str, Any]) -> bool:
+def _failed(outcome: Outcome) -> bool:
     """Return whether the check itself, and not the harness around it, found a mistake."""
-    if outcome["status"] == "judged":
-        return any(c["illegal"] for c in outcome["comparisons"])
-    return not outcome.get("hidden")
+    if outcome.status is Status.JUDGED:
+        return bool(outcome.illegal)
+    return not outcome.hidden
 
 
-def _refused(outcome: dict[str, Any], rule: Rule) -> bool:
+def _refused(outcome: Outcome, rule: Rule) -> bool:
     """Return whether the check took an error for a refusal, which it may."""
-    comparisons = outcome.get("comparisons", [])
-    return rule.may_refuse and any("refused with an error" in c["judged"] for c in comparisons)
+    return rule.may_refuse and any("refused with an error" in c.judged for c in outcome.comparisons)
 
 
 def _kill(finding: Finding, rule: Rule) -> None:

@@ -9,9 +9,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
+from harness.candidates.protocol import Traits
+from harness.problems.traps import BLOCKS_PER_TRAP, TRAPS
 from harness.verdict import UsageError
 
 DATA = {
@@ -20,46 +22,6 @@ DATA = {
     "grid": "few codes and power-of-two block scales: dot products stay exact up to k 7,168",
 }
 
-PLANTED_TRAPS = {
-    "e2m1_ties": "values on every midpoint between two E2M1 codes",
-    "e4m3_ties": "block maxima on midpoints between two E4M3 scales",
-    "scale_underflow": "blocks whose scale rounds to zero, or just does not",
-    "scale_saturation": "blocks whose scale exceeds 448",
-    "zero_block": "blocks of zeros",
-    "zero_row": "rows of zeros",
-    "zero_expert": "an expert whose rows are all zero",
-    "subnormal_scales": "a row of tokens, and rows of the weights, whose block scales are all E4M3 subnormals",
-    "subnormal": "bfloat16 subnormals",
-    "negative_zero": "elements of -0.0",
-    "nan": "single NaN elements and a block of nothing but NaN",
-    "inf": "infinite elements",
-    "outlier_block": "a block 100 times larger than its row",
-    "magnitude_spread": "experts whose magnitudes differ 100-fold",
-}
-# Traps that are written into whole blocks of 16, in this order, BLOCKS_PER_TRAP blocks each.
-BLOCK_TRAPS = (
-    "e2m1_ties",
-    "e4m3_ties",
-    "scale_underflow",
-    "scale_saturation",
-    "zero_block",
-    "subnormal",
-    "negative_zero",
-    "nan",
-    "inf",
-)
-BLOCKS_PER_TRAP = 4
-SHAPE_TRAPS = {
-    "empty_expert": "an expert with masked_m = 0",
-    "full_expert": "an expert with masked_m = capacity",
-    "one_row_expert": "an expert with masked_m = 1",
-    "one_expert": "a single expert",
-    "ragged_capacity": "capacity not a multiple of 128",
-    "ragged_blocks": "hidden / 16 not a multiple of 4: scale columns are padded",
-}
-MAGNITUDE_TRAPS = frozenset(
-    {"outlier_block", "scale_underflow", "scale_saturation", "subnormal", "inf", "nan"}
-)
 OPTIONS = {
     "relu2": "activation relu2 instead of silu",
     "prequantized": "the layer gets a quantized pair instead of bfloat16",
@@ -67,6 +29,45 @@ OPTIONS = {
     "float16_out": "the GEMM stores float16",
     "no_alpha": "the GEMM gets no alpha",
 }
+
+
+@dataclass(frozen=True)
+class ShapeTrap:
+    """One trap that follows from a problem's extents.
+
+    Attributes:
+        name: what it is counted under.
+        sentence: what it is, for `harness list`.
+        holds: whether a problem has it.
+        possible: whether a candidate with these traits can be given it at all.
+    """
+
+    name: str
+    sentence: str
+    holds: Callable[[Problem], bool]
+    possible: Callable[[Traits], bool] = lambda _: True
+
+
+SHAPE_TRAPS = {
+    trap.name: trap
+    for trap in (
+        ShapeTrap("empty_expert", "an expert with masked_m = 0", lambda p: 0 in p.masked_m),
+        ShapeTrap("full_expert", "an expert with masked_m = capacity", lambda p: p.capacity in p.masked_m),
+        ShapeTrap("one_row_expert", "an expert with masked_m = 1", lambda p: 1 in p.masked_m),
+        ShapeTrap(
+            "one_expert", "a single expert",
+            lambda p: p.experts == 1, possible=lambda t: t.min_experts <= 1,
+        ),
+        ShapeTrap(
+            "ragged_capacity", "capacity not a multiple of 128",
+            lambda p: p.capacity % 128 != 0, possible=lambda t: t.m_multiple % 128 != 0,
+        ),
+        ShapeTrap(
+            "ragged_blocks", "hidden / 16 not a multiple of 4: scale columns are padded",
+            lambda p: p.hidden // 16 % 4 != 0, possible=lambda t: t.width_multiple % 64 != 0,
+        ),
+    )
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ class Problem:
         masked_m: valid leading rows of each expert.
         data: a key of DATA.
         seed: of the numbers.
-        extras: traps that are planted and options, keys of PLANTED_TRAPS and OPTIONS.
+        extras: traps that are written into its tensors and options, keys of TRAPS and OPTIONS.
     """
 
     experts: int
@@ -119,9 +120,9 @@ class Problem:
             raise UsageError(f"problem: masked_m must lie in [0, {self.capacity}], got {list(self.masked_m)}")
         if self.data not in DATA:
             raise UsageError(f"problem: data must be one of {', '.join(DATA)}, got {self.data!r}")
-        if unknown := sorted(self.extras - PLANTED_TRAPS.keys() - OPTIONS.keys()):
+        if unknown := sorted(self.extras - TRAPS.keys() - OPTIONS.keys()):
             raise UsageError(
-                f"problem: unknown trap or option {unknown[0]!r}; known: {', '.join([*PLANTED_TRAPS, *OPTIONS])}"
+                f"problem: unknown trap or option {unknown[0]!r}; known: {', '.join([*TRAPS, *OPTIONS])}"
             )
 
     def __str__(self) -> str:
@@ -148,28 +149,20 @@ class Problem:
         return "bfloat16"
 
     def traps(self) -> list[str]:
-        """Return the traps that this problem really holds: planted ones need valid rows and blocks of their own."""
-        shape = {
-            "empty_expert": 0 in self.masked_m,
-            "full_expert": self.capacity in self.masked_m,
-            "one_row_expert": 1 in self.masked_m,
-            "one_expert": self.experts == 1,
-            "ragged_capacity": self.capacity % 128 != 0,
-            "ragged_blocks": self.hidden // 16 % 4 != 0,
-        }
-        planted = [trap for trap in PLANTED_TRAPS if trap in self.extras and self.tokens > 0]
+        """Return the traps that this problem really holds: written ones need valid rows and blocks of their own."""
+        asked = [trap for name, trap in TRAPS.items() if name in self.extras and self.tokens > 0]
         missing = {"magnitude_spread"} if self.experts == 1 else set()
-        if self.data == "grid":
-            missing = {"magnitude_spread", "outlier_block"}  # they would take the data off its grid
+        if self.data == "grid":  # they would take the data off it
+            missing = {trap.name for trap in asked if trap.block is None}
         room = max(self._free_blocks() // BLOCKS_PER_TRAP, 0)
-        missing.update([trap for trap in BLOCK_TRAPS if trap in planted][room:])
-        planted = [trap for trap in planted if trap not in missing]
-        return [trap for trap, there in shape.items() if there] + planted
+        missing.update([trap.name for trap in asked if trap.block and trap.where == "blocks"][room:])
+        shape = [name for name, trap in SHAPE_TRAPS.items() if trap.holds(self)]
+        return shape + [trap.name for trap in asked if trap.name not in missing]
 
     def _free_blocks(self) -> int:
-        """Return how many blocks are left for block traps, at least, in tokens and intermediate alike."""
-        zeroed = max(self.masked_m) if "zero_expert" in self.extras else 0
-        rows = self.tokens - zeroed - ("zero_row" in self.extras) - ("subnormal_scales" in self.extras)
+        """Return how many blocks are left for traps of blocks, at least, in tokens and intermediate alike."""
+        filled = [TRAPS[name].where for name in self.extras if name in TRAPS]
+        rows = self.tokens - filled.count("expert") * max(self.masked_m) - filled.count("row")
         taken = sum(count > 0 for count in self.masked_m) if "outlier_block" in self.extras else 0
         return rows * (min(self.hidden, self.inter) // 16) - taken
 

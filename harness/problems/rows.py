@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -37,6 +37,10 @@ class Rows:
     def take(self, tensor: Tensor) -> Tensor:
         """Return the rows of a logical `(experts, capacity, ...)` tensor."""
         return tensor[self.expert, self.row]
+
+    def only(self, kept: Tensor) -> Rows:
+        """Return those of the rows that `kept`, `(rows,)` bool, says."""
+        return replace(self, expert=self.expert[kept], row=self.row[kept])
 
     def __len__(self) -> int:
         return len(self.expert)

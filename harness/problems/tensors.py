@@ -12,15 +12,14 @@ from functools import cached_property, lru_cache
 import torch
 from torch import Tensor
 
-from harness.problems import traps
 from harness.problems.problem import Problem
+from harness.problems.trap_writing import write_traps
+from harness.problems.traps import TRAPS
 from reference.certificate import step_exponents
 from reference.nvfp4 import BLOCK, SCALE_RANGE, decode_blocks, quantize_nvfp4
 
 WEIGHT_SEEDS = 8  # different weights per shape; a problem's seed picks one
-SMALL_ROWS = (
-    8  # with the trap subnormal_scales, one row of the weights in so many has nothing but small scales
-)
+SMALL_ROWS = 8  # with the trap subnormal_scales, one row of the weights in so many has small scales only
 _SPREAD = 5  # "spread": blocks are scaled by 2^-5 to 2^5; every block scale stays a normal E4M3 value
 _GRID_ODD = (1, 3, 5, 7, 9, 11, 13)
 
@@ -63,7 +62,7 @@ def make_weights(
         experts: experts on this rank.
         n: rows of each expert's weights.
         k: their width.
-        data: "normal" or "grid".
+        data: a key of harness.problems.problem.DATA.
         seed: of the numbers.
         device: torch device type.
         small_rows: give every eighth row block scales that are E4M3 subnormals (bytes 1 to 7), as a checkpoint has them
@@ -102,6 +101,13 @@ def _grid_codes(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     return codes | (torch.randint(0, 2, codes.shape, generator=generator, dtype=torch.uint8) << 3)
 
 
+def _grid_scale(experts: int, generator: torch.Generator) -> Tensor:
+    """Return encode scales `(experts,)` float32: 28 different ones, a power of two over an odd number."""
+    pairs = len(_GRID_ODD) * 4
+    pair = torch.randperm(pairs, generator=generator)[torch.arange(experts) % pairs]
+    return torch.ldexp(1 / torch.tensor(_GRID_ODD)[pair // 4].float(), pair % 4 + 3)
+
+
 class ProblemTensors:
     """Tensors of one problem, each made when first asked for.
 
@@ -114,42 +120,41 @@ class ProblemTensors:
     """
 
     def __init__(self, problem: Problem, device: str = "cpu") -> None:
-        self.problem = problem
+        self.problem = p = problem
         self.device = device
-        self._generator = torch.Generator().manual_seed(problem.seed)
-        p, generator = problem, self._generator
+        self._generator = generator = torch.Generator().manual_seed(p.seed)
+        self._traps = frozenset(name for name in p.extras if name in TRAPS)
         self.masked_m = torch.tensor(p.masked_m, dtype=torch.int32).to(device)
-        ties = bool(p.extras & traps.TIE_TRAPS)
         # jitter keeps the scales distinct and off the value that exactly fills the range
         jitter = torch.rand(2, p.experts, generator=generator) * 0.5 + 0.5
-        spread = torch.ones(p.experts)
-        if "magnitude_spread" in p.extras and p.experts > 1:
-            spread = 100 ** (torch.arange(p.experts) / (p.experts - 1) - 0.5)
-        self._gain = (
-            torch.rand(p.experts, generator=generator) * 2 + 0.5
-        )  # standard deviation of the first GEMM
-        # 28 pairs of an odd divisor and an exponent: distinct scales for that many experts
-        pair = torch.randperm(len(_GRID_ODD) * 4, generator=generator)[
-            torch.arange(p.experts) % (len(_GRID_ODD) * 4)
-        ]
-        odd, exponent = torch.tensor(_GRID_ODD)[pair // 4], pair % 4 + 3
+        self._gain = torch.rand(p.experts, generator=generator) * 2 + 0.5  # deviation of the first GEMM
+        grid_scale = _grid_scale(p.experts, generator)
         raw = torch.randn(p.experts, p.capacity, p.hidden, generator=generator)
+        taken = None
         if p.data == "grid":
-            input_scale = torch.ldexp(1 / odd.float(), exponent)
-            x, taken = self._grid_tokens(input_scale, generator), None
+            input_scale = grid_scale
+            x = self._grid_tokens(input_scale, generator)
         else:
-            raw = raw * _block_gains(raw, generator) if p.data == "spread" else raw
-            x = (raw * spread.view(-1, 1, 1)).bfloat16()
-            taken = self._plant_outliers(x, generator)
+            x, taken = self._tokens(raw, generator)
             amax = x.abs().amax((1, 2)).float().clamp(min=1e-6)
             input_scale = SCALE_RANGE / amax * jitter[0]
         a2_scale = SCALE_RANGE / (3 * self._gain) ** 2 * jitter[1]
-        if ties:
+        if any(TRAPS[name].ties for name in self._traps):
             input_scale, a2_scale = (torch.exp2(torch.log2(s).floor()) for s in (input_scale, a2_scale))
-        traps.plant(x, list(p.masked_m), input_scale, p.extras, generator, taken)
+        write_traps(x, list(p.masked_m), input_scale, self._traps, generator, taken)
         self.x = x.to(device)
         self.input_scale = input_scale.float().to(device)
         self.a2_scale = a2_scale.float().to(device)
+
+    def _tokens(self, raw: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Return tokens made of Gaussian numbers, with the traps that encode scales follow, and the blocks of those."""
+        p = self.problem
+        values = raw * _block_gains(raw, generator) if p.data == "spread" else raw
+        if "magnitude_spread" in self._traps and p.experts > 1:
+            spread = 100 ** (torch.arange(p.experts) / (p.experts - 1) - 0.5)
+            values = values * spread.view(-1, 1, 1)
+        x = values.bfloat16()
+        return x, self._write_outliers(x, generator)
 
     def _grid_tokens(self, scale: Tensor, generator: torch.Generator) -> Tensor:
         p = self.problem
@@ -161,11 +166,11 @@ class ProblemTensors:
         values = torch.ldexp(values, step.unsqueeze(-1)).view(p.experts, p.capacity, p.hidden)
         return (values / scale.double().view(-1, 1, 1)).bfloat16()
 
-    def _plant_outliers(self, x: Tensor, generator: torch.Generator) -> Tensor:
+    def _write_outliers(self, x: Tensor, generator: torch.Generator) -> Tensor:
         """Make one block of each expert 100 times larger; return which blocks those are."""
         p = self.problem
         taken = torch.zeros(p.experts, p.capacity, p.hidden // BLOCK, dtype=torch.bool)
-        if "outlier_block" not in p.extras:
+        if "outlier_block" not in self._traps:
             return taken
         for expert, rows in enumerate(p.masked_m):
             if rows:
@@ -189,7 +194,7 @@ class ProblemTensors:
         return self._weights(p.hidden, p.inter, p.seed % WEIGHT_SEEDS + WEIGHT_SEEDS)
 
     def _weights(self, n: int, k: int, seed: int) -> Weights:
-        p, small_rows = self.problem, "subnormal_scales" in self.problem.extras
+        p, small_rows = self.problem, "subnormal_scales" in self._traps
         return make_weights(p.experts, n, k, p.data, seed, self.device, small_rows=small_rows)
 
     @cached_property
@@ -210,16 +215,16 @@ class ProblemTensors:
 
     @cached_property
     def gate_up(self) -> Tensor:
-        """`(experts, capacity, 2 * inter)` bfloat16, a drawn input of the activation stage, with the traps planted.
+        """`(experts, capacity, 2 * inter)` bfloat16, a drawn input of the activation stage, with the traps in it.
 
-        A planted value t is written as gate 32 and up t / 32: silu(32) is 32 in float32, so the product is t exactly.
+        A trap's value t is written as gate 32 and up t / 32: silu(32) is 32 in float32, so the product is t exactly.
         """
         p, generator = self.problem, self._generator
         values = torch.randn(p.experts, p.capacity, 2 * p.inter, generator=generator)
         gate_up = (values * self._gain.view(-1, 1, 1)).bfloat16()
         target = torch.zeros(p.experts, p.capacity, p.inter, dtype=torch.bfloat16)
-        planted = traps.plant(target, list(p.masked_m), self.a2_scale.cpu(), p.extras, generator)
-        mask = planted.repeat_interleave(BLOCK, -1)
+        written = write_traps(target, list(p.masked_m), self.a2_scale.cpu(), self._traps, generator)
+        mask = written.repeat_interleave(BLOCK, -1)
         gate_up[..., : p.inter][mask] = 32
         gate_up[..., p.inter :][mask] = target[mask] / 32
         return gate_up.to(self.device)

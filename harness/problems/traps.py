@@ -1,130 +1,138 @@
-"""Planting traps into a tensor that is about to be quantized: values that sit where quantizers go wrong.
+"""The traps that are written into a problem's tensors: what each is called, is made of, and asks for. No torch here.
 
-Each trap is written into whole blocks of 16 in valid rows, relative to the expert's encode scale, so that it stays what
-it is called whatever the scale. Where a trap needs exact ties the expert's scale must be a power of two: see
-`TIE_TRAPS`.
+A new one is a line in `TRAPS` and the function of its block of 16 values. Those that follow from a problem's extents are
+`SHAPE_TRAPS` of harness.problems.problem.
 """
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
-from harness.problems.problem import BLOCK_TRAPS, BLOCKS_PER_TRAP
-from reference.e2m1 import MIDPOINTS
-from reference.nvfp4 import BLOCK
+from harness.verdict import unknown_name
 
-TIE_TRAPS = frozenset({"e2m1_ties", "e4m3_ties"})
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from harness.problems.block_draw import BlockDraw
+
+Block = Callable[["BlockDraw", int], "Tensor"]
+BLOCKS_PER_TRAP = 4  # of a trap that is written into blocks of its own
 
 
-def plant(
-    x: Tensor,
-    masked_m: list[int],
-    scale: Tensor,
-    traps: frozenset[str],
-    generator: torch.Generator,
-    taken: Tensor | None = None,
-) -> Tensor:
-    """Write the block and row traps into `x`, in place, each into blocks of its own as long as there are any.
+@dataclass(frozen=True)
+class Trap:
+    """One trap, written relative to the expert's encode scale, so that it is what it is called whatever the scale.
 
-    Args:
-        x: `(experts, capacity, k)` bfloat16.
-        masked_m: valid rows of each expert.
-        scale: `(experts,)` float32 encode scales.
-        traps: names out of PLANTED_TRAPS; others are ignored.
-        generator: source of the places and signs.
-        taken: `(experts, capacity, k / 16)` bool, blocks that hold something planted already.
-
-    Returns:
-        `(experts, capacity, k / 16)` bool: blocks that were written, or were taken before.
+    Attributes:
+        name: as it stands in a problem's string.
+        sentence: what it is, for `harness list`.
+        block: makes one block, `(16,)` float64 in units of 1 / global_scale_enc, from what it draws and the block's
+            number in the trap; None where ProblemTensors makes the trap, before the encode scales are known.
+        where: what its blocks fill: "blocks" (BLOCKS_PER_TRAP in any valid rows), "row" (one valid row) or "expert" (all
+            rows of one expert, each the same, padding too).
+        finite: whether inputs with it stay finite.
+        ties: whether it needs exact ties: all encode scales of the problem are then powers of two.
+        stretches: whether magnitudes then lie so far apart that fewer dot products are exact.
+        scaled: whether the block is in those units; else its values are stored as they are.
     """
-    experts, capacity, k = x.shape
-    planted = torch.zeros(experts, capacity, k // BLOCK, dtype=torch.bool) if taken is None else taken.clone()
-    rows = [(e, r) for e, count in enumerate(masked_m) for r in range(count)]
-    if not rows:
-        return planted
-    blocks = x.view(experts, capacity, -1, BLOCK)
-    if "zero_expert" in traps:
-        zeroed = rows[_draw(len(rows), generator)][0]
-        x[zeroed] = 0
-        planted[zeroed] = True
-        rows = [(e, r) for e, r in rows if e != zeroed]
-    if "zero_row" in traps and rows:
-        expert, row = rows.pop(_draw(len(rows), generator))
-        x[expert, row] = 0
-        planted[expert, row] = True
-    if "subnormal_scales" in traps and rows:
-        expert, row = rows.pop(_draw(len(rows), generator))
-        values = torch.stack([_small_block(generator) for _ in range(k // BLOCK)])
-        blocks[expert, row] = (values / scale[expert].double()).bfloat16()
-        planted[expert, row] = True
-    for trap in BLOCK_TRAPS:
-        if trap not in traps:
-            continue
-        for number in range(BLOCKS_PER_TRAP):
-            place = _free_place(planted, rows, k // BLOCK, generator)
-            if place is None:
-                return planted
-            values = _block(trap, number, generator)
-            blocks[place] = (values / scale[place[0]].double() if trap != "subnormal" else values).bfloat16()
-            planted[place] = True
-    return planted
+
+    name: str
+    sentence: str
+    block: Block | None
+    where: Literal["blocks", "row", "expert"] = "blocks"
+    finite: bool = True
+    ties: bool = False
+    stretches: bool = False
+    scaled: bool = True
 
 
-def _small_block(generator: torch.Generator) -> Tensor:
-    """Return one block whose scale is one of the seven E4M3 subnormals, in units of 1 / global_scale_enc."""
-    values = torch.rand(BLOCK, generator=generator, dtype=torch.float64) * 2 - 1
-    return values / values.abs().amax() * 6 * (1 + _draw(7, generator)) * 2.0**-9
+def _e2m1_ties(draw: BlockDraw, _: int) -> Tensor:
+    from reference.e2m1 import MIDPOINTS
+
+    return draw.shuffled([6.0, *MIDPOINTS, *MIDPOINTS, 6.0]) * draw.sign * draw.step
 
 
-def _free_place(
-    planted: Tensor, rows: list[tuple[int, int]], columns: int, generator: torch.Generator
-) -> tuple[int, int, int] | None:
-    """Return expert, row and block that nothing is planted in: a drawn one, or the next after it; None if all are."""
-    total = len(rows) * columns
-    start = _draw(total, generator) if total else 0
-    for step in range(total):
-        row, column = divmod((start + step) % total, columns)
-        if not planted[(*rows[row], column)]:
-            return (*rows[row], column)
-    return None
+def _e4m3_ties(draw: BlockDraw, _: int) -> Tensor:
+    # halfway between the E4M3 values (8 + n) / 8 and (9 + n) / 8
+    amax = 6 * (17 + 2 * draw.number(8)) / 16
+    values = draw.uniform() * amax * 0.9
+    values[draw.place()] = amax
+    return values * draw.sign * draw.step
 
 
-def _draw(count: int, generator: torch.Generator) -> int:
-    return int(torch.randint(count, (), generator=generator))
+def _scale_underflow(draw: BlockDraw, number: int) -> Tensor:
+    # 2^-10 is the midpoint between scale 0 and the smallest subnormal scale
+    amax = 6 * 2.0**-10 * (0.5, 1.0, 1.0078125, 1.5)[number]
+    return draw.ramp(0, 1) * draw.sign * amax
 
 
-def _block(trap: str, place: int, generator: torch.Generator) -> Tensor:  # noqa: PLR0911 - one return a trap
-    """Return one block of 16 float64 values in units of 1 / global_scale_enc."""
-    sign = torch.randint(0, 2, (BLOCK,), generator=generator).double() * 2 - 1
-    step = 2.0 ** _draw(6, generator)  # the block scale that ties are measured in
-    if trap == "e2m1_ties":
-        ties = torch.tensor([6.0, *MIDPOINTS, *MIDPOINTS, 6.0], dtype=torch.float64)
-        return ties[torch.randperm(BLOCK, generator=generator)] * sign * step
-    if trap == "e4m3_ties":
-        # halfway between the E4M3 values (8 + n) / 8 and (9 + n) / 8
-        amax = 6 * (17 + 2 * _draw(8, generator)) / 16
-        values = torch.rand(BLOCK, generator=generator, dtype=torch.float64) * amax * 0.9
-        values[_draw(BLOCK, generator)] = amax
-        return values * sign * step
-    if trap == "scale_underflow":
-        # 2^-10 is the midpoint between scale 0 and the smallest subnormal scale
-        amax = 6 * 2.0**-10 * (0.5, 1.0, 1.0078125, 1.5)[place]
-        return torch.linspace(0, 1, BLOCK, dtype=torch.float64) * sign * amax
-    if trap == "scale_saturation":
-        return torch.linspace(0.01, 1, BLOCK, dtype=torch.float64) * sign * 6 * (449, 464, 600, 4480)[place]
-    if trap == "zero_block":
-        return torch.zeros(BLOCK, dtype=torch.float64)
-    if trap == "subnormal":
-        # Unscaled. 2^-133 is the smallest bfloat16 subnormal; multiples of 2^-128 can be halved five times.
-        return sign * torch.arange(BLOCK) * (2.0**-133, 2.0**-128)[place % 2]
-    if trap == "negative_zero":
-        return torch.where(sign > 0, -0.0, torch.linspace(-6, 6, BLOCK, dtype=torch.float64))
-    values = torch.randn(BLOCK, generator=generator, dtype=torch.float64) * step
-    if trap == "nan":
-        if place == 0:
-            return torch.full((BLOCK,), torch.nan, dtype=torch.float64)
-        values[_draw(BLOCK, generator)] = torch.nan * float(sign[0])
-        return values
-    values[_draw(BLOCK, generator)] = torch.inf * float(sign[0])
+def _scale_saturation(draw: BlockDraw, number: int) -> Tensor:
+    return draw.ramp(0.01, 1) * draw.sign * 6 * (449, 464, 600, 4480)[number]
+
+
+def _zeros(draw: BlockDraw, _: int) -> Tensor:
+    return draw.filled(0.0)
+
+
+def _subnormal_scale(draw: BlockDraw, _: int) -> Tensor:
+    values = draw.uniform() * 2 - 1
+    return values / values.abs().amax() * 6 * (1 + draw.number(7)) * 2.0**-9
+
+
+def _subnormal(draw: BlockDraw, number: int) -> Tensor:
+    # 2^-133 is the smallest bfloat16 subnormal; multiples of 2^-128 can be halved five times.
+    return draw.sign * draw.ramp(0, 15) * (2.0**-133, 2.0**-128)[number % 2]
+
+
+def _negative_zero(draw: BlockDraw, _: int) -> Tensor:
+    return draw.ramp(-6, 6).masked_fill(draw.sign > 0, -0.0)
+
+
+def _nan(draw: BlockDraw, number: int) -> Tensor:
+    values = draw.normal() * draw.step
+    if number == 0:
+        return draw.filled(math.nan)
+    values[draw.place()] = math.nan
     return values
+
+
+def _inf(draw: BlockDraw, _: int) -> Tensor:
+    values = draw.normal() * draw.step
+    values[draw.place()] = math.inf * float(draw.sign[0])
+    return values
+
+
+TRAPS = {
+    trap.name: trap
+    for trap in (
+        Trap("e2m1_ties", "values on every midpoint between two E2M1 codes", _e2m1_ties, ties=True),
+        Trap("e4m3_ties", "block maxima on midpoints between two E4M3 scales", _e4m3_ties, ties=True),
+        Trap("scale_underflow", "blocks whose scale rounds to zero, or just does not", _scale_underflow, stretches=True),
+        Trap("scale_saturation", "blocks whose scale exceeds 448", _scale_saturation, stretches=True),
+        Trap("zero_block", "blocks of zeros", _zeros),
+        Trap("zero_row", "rows of zeros", _zeros, where="row"),
+        Trap("zero_expert", "an expert whose rows are all zero", _zeros, where="expert"),
+        Trap("subnormal_scales", "a row of tokens, and rows of the weights, whose block scales are all E4M3 subnormals", _subnormal_scale, where="row"),
+        Trap("subnormal", "bfloat16 subnormals", _subnormal, stretches=True, scaled=False),
+        Trap("negative_zero", "elements of -0.0", _negative_zero),
+        Trap("nan", "single NaN elements and a block of nothing but NaN", _nan, finite=False, stretches=True),
+        Trap("inf", "infinite elements", _inf, finite=False, stretches=True),
+        Trap("outlier_block", "a block 100 times larger than its row", None, stretches=True),
+        Trap("magnitude_spread", "experts whose magnitudes differ 100-fold", None),
+    )
+}  # fmt: skip
+"""By name, in the order in which they are drawn and written: another order draws and writes other problems."""
+
+
+def find_trap(name: str) -> Trap:
+    """Return the trap of that name.
+
+    Raises:
+        UsageError: no such trap; the message gives the nearest name.
+    """
+    if name not in TRAPS:
+        raise unknown_name("trap", name, TRAPS)
+    return TRAPS[name]

@@ -5,10 +5,9 @@ from __future__ import annotations
 import types
 import typing
 from dataclasses import MISSING, fields, is_dataclass
+from enum import StrEnum
 from functools import cache
 from typing import Any
-
-from harness.verdict import Verdict
 
 
 class RecordError(Exception):
@@ -53,10 +52,10 @@ def build_from_json(kind: Any, value: Any, where: str) -> Any:  # noqa: PLR0911,
             raise RecordError(f"{where} must be an object, got {type(value).__name__}")
         of = typing.get_args(kind)[1]
         return value if of is Any else {k: build_from_json(of, v, f"{where}.{k}") for k, v in value.items()}
-    if kind is Verdict:
-        if not isinstance(value, str) or value not in set(Verdict):
-            raise RecordError(f"{where} must be one of {', '.join(Verdict)}, got {value!r}")
-        return Verdict(value)
+    if issubclass(kind, StrEnum):
+        if not isinstance(value, str) or value not in set(kind):
+            raise RecordError(f"{where} must be one of {', '.join(kind)}, got {value!r}")
+        return kind(value)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):

@@ -95,7 +95,7 @@ class Heatmap:
 class Failure:
     """One failing problem of one rule, with everything needed to see it and to repeat it.
 
-    `kind` is one of: illegal, crash, timeout, rejected, no-trap, known. `heatmap` is the failing problem's by expert and
+    `kind` is one of: illegal, crash, timeout, rejected, known. `heatmap` is the failing problem's by expert and
     row; `heatmaps` are further views: rows by blocks of columns, and the same two of the largest problem that failed,
     since a problem shrunk to one row shows no pattern.
     """

@@ -41,6 +41,12 @@ class Rule:
         drawn: the traps and options that its problems may hold.
         every_row: its comparisons look at every valid row of the problem; one that does not is blind there: UNKNOWN.
         may_refuse: a candidate may raise an error instead of answering; elsewhere a rule that goes on after one hides it.
+        knows_values: it compares with the right value, so that the same mistake in every call shows too; the other rules
+            compare calls with each other.
+        judges_inputs: it judges what a call did to its inputs, not what came out.
+        needs_hints: it says something only about a candidate that declares hints.
+        unjudged: stages that it calls without judging what comes back (COMBINE: the rows that dispatch sends hold drawn
+            numbers instead).
     """
 
     id: str
@@ -52,6 +58,10 @@ class Rule:
     power: float = 0.5
     every_row: bool = True
     may_refuse: bool = False
+    knows_values: bool = False
+    judges_inputs: bool = False
+    needs_hints: bool = False
+    unjudged: tuple[str, ...] = ()
 
     def function(self) -> RuleFunction:
         """Import and return the rule's code."""
@@ -70,16 +80,16 @@ _QUANT, _ACT, _GEMM, _MOE = (
 _FINITE = Drawn(finite=True)
 
 RULES = (
-    Rule("QUANT", "every stored block scale and code is legal for its input", "numbers:quantize", (_QUANT,)),
-    Rule("ACT", "every stored scale and code of bf16(silu(gate) * up) is legal", "numbers:activation", (_ACT,)),
-    Rule("GEMM", "every output is the exact result, or within its derived bound", "numbers:gemm", (_GEMM,), drawn=Drawn(options=("no_alpha", "float32_out", "float16_out"))),
-    Rule("PIPELINE", "each stage is legal on the candidate's own previous stage", "layer:pipeline", (_QUANT, _GEMM), drawn=Drawn(options=("relu2",))),
-    Rule("MOE", "the whole layer is legal, stage by stage or by propagated bound", "layer:moe", (_MOE,), power=0.9, drawn=Drawn(options=("relu2", "prequantized"))),
+    Rule("QUANT", "every stored block scale and code is legal for its input", "numbers:quantize", (_QUANT,), knows_values=True),
+    Rule("ACT", "every stored scale and code of bf16(silu(gate) * up) is legal", "numbers:activation", (_ACT,), knows_values=True),
+    Rule("GEMM", "every output is the exact result, or within its derived bound", "numbers:gemm", (_GEMM,), drawn=Drawn(options=("no_alpha", "float32_out", "float16_out")), knows_values=True),
+    Rule("PIPELINE", "each stage is legal on the candidate's own previous stage", "layer:pipeline", (_QUANT, _GEMM), drawn=Drawn(options=("relu2",)), knows_values=True),
+    Rule("MOE", "the whole layer is legal, stage by stage or by propagated bound", "layer:moe", (_MOE,), power=0.9, drawn=Drawn(options=("relu2", "prequantized")), knows_values=True),
     Rule("PAD-ROWS", "rows at or past masked_m never change a valid row", "poison:padding_rows", (), 0.4),
     Rule("PAD-SCALES", "padding of the block scales never changes a valid row", "poison:padding_scales", (_GEMM,), 0.4),
     Rule("PAD-OUT", "every valid element is written, whatever the buffers held before", "poison:outputs", (), 0.4),
-    Rule("WRITES", "nothing is written outside whole tiles of valid rows", "memory:writes", (_GEMM,), 0.4),
-    Rule("INPUTS", "no input is changed", "memory:inputs", (), 0.3),
+    Rule("WRITES", "nothing is written outside whole tiles of valid rows", "memory:writes", (_GEMM,), 0.4, knows_values=True),
+    Rule("INPUTS", "no input is changed", "memory:inputs", (), 0.3, judges_inputs=True),
     Rule("LAYOUT-OUT", "an output in another layout is refused or written right", "memory:output_layout", (_GEMM,), 0.2, may_refuse=True),
     Rule("LAYOUT-IN", "an operand in another layout is refused or read right", "memory:operand_layout", (_GEMM,), 0.2, may_refuse=True),
     Rule("REPEAT", "the same call gives the same bits", "symmetry:repeat", (), 0.3, _FINITE),
@@ -88,13 +98,13 @@ RULES = (
     Rule("TOKENS", "permuting an expert's rows permutes outputs", "symmetry:token_permutation", (), 0.3, _FINITE),
     Rule("POW2", "a power of two moves from data to scale without changing a bit", "symmetry:power_of_two", (_QUANT,), 0.3, _FINITE),
     Rule("CAPACITY", "a larger capacity changes no valid row", "symmetry:capacity", (), 0.3, _FINITE),
-    Rule("HINTS", "performance hints change no value", "symmetry:hints", (_GEMM,), 0.3, _FINITE),
-    Rule("SHAPES", "shapes that follow each other in one process do not disturb each other", "sessions:shapes", (_GEMM,), 0.2, _FINITE, every_row=False),
+    Rule("HINTS", "performance hints change no value", "symmetry:hints", (_GEMM,), 0.3, _FINITE, needs_hints=True, knows_values=True),
+    Rule("SHAPES", "shapes that follow each other in one process do not disturb each other", "sessions:shapes", (_GEMM,), 0.2, _FINITE, every_row=False, knows_values=True),
     Rule("GRAPH", "a replayed CUDA graph reads the new data and the new masked_m", "sessions:graph_replay", (), 0.2, _FINITE, every_row=False),
-    Rule("ROUTE", "tokens go to the experts with the largest logits, with softmax weights", "routing:route", ("route_topk",), 0.4, every_row=False),
-    Rule("DISPATCH", "every token arrives once at each of its experts, bytes or legal codes", "dispatch:dispatch", ("dispatch",), 0.3, every_row=False),
-    Rule("COMBINE", "outputs are the float32 sum of weighted rows in slot order, rounded once", "routing:combine", ("combine",), 0.4, every_row=False),
-    Rule("LOAD", "loaded weights and scales mean what the checkpoint means, on every rank", "loading:load", ("load_experts",), 0.3, every_row=False, may_refuse=True),
+    Rule("ROUTE", "tokens go to the experts with the largest logits, with softmax weights", "routing:route", ("route_topk",), 0.4, every_row=False, knows_values=True),
+    Rule("DISPATCH", "every token arrives once at each of its experts, bytes or legal codes", "dispatch:dispatch", ("dispatch",), 0.3, every_row=False, knows_values=True),
+    Rule("COMBINE", "outputs are the float32 sum of weighted rows in slot order, rounded once", "routing:combine", ("combine",), 0.4, every_row=False, knows_values=True, unjudged=("dispatch",)),
+    Rule("LOAD", "loaded weights and scales mean what the checkpoint means, on every rank", "loading:load", ("load_experts",), 0.3, every_row=False, may_refuse=True, knows_values=True),
     Rule("EP", "the layer over several ranks gives the bits of one rank", "parallel:expert_parallel", ("masked_moe", "dispatch", "combine", "load_experts"), 0.3, every_row=False),
 )  # fmt: skip
 RULE_IDS = tuple(rule.id for rule in RULES)

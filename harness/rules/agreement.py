@@ -7,10 +7,28 @@ from torch import Tensor
 
 from harness.judging.comparison import Comparison, compare_equal
 from harness.judging.context import Context
-from harness.judging.gemm import judge_gemm
-from harness.judging.quantize import QuantizerInput, judge_quantized
+from harness.judging.quantize import QuantizerInput
 from harness.problems.rows import Rows
-from reference.nvfp4 import BLOCK, decode_blocks
+from harness.rules import NotApplicableError
+from harness.rules.layer import judge_opaque
+from reference.nvfp4 import BLOCK
+
+
+def need_determinism(ctx: Context) -> None:
+    """Raise NotApplicableError for a candidate whose bits may differ between two equal calls."""
+    if not ctx.traits.deterministic:
+        raise NotApplicableError(
+            "the candidate declares deterministic=False: bits may differ between two calls"
+        )
+
+
+def need_invariance(ctx: Context) -> None:
+    """Raise NotApplicableError for a candidate whose bits may also depend on a row's place."""
+    need_determinism(ctx)
+    if not ctx.traits.place_invariant:
+        raise NotApplicableError(
+            "the candidate declares place_invariant=False: bits may depend on where a row stands"
+        )
 
 
 def agree(
@@ -41,24 +59,11 @@ def _legal(ctx: Context, stage: str, valid: Tensor, rows: Rows) -> list[Comparis
     t = ctx.tensors
     if stage in {"quantize", "activation"}:
         k = valid.shape[1] * BLOCK // (BLOCK + 1)
-        silu = stage == "activation"
-        given = (
-            QuantizerInput.activated(rows.take(t.gate_up), "silu")
-            if silu
-            else QuantizerInput.known(rows.take(t.x))
-        )
-        return judge_quantized(
-            stage, given, valid[:, :k], valid[:, k:], t.a2_scale if silu else t.input_scale, rows, ctx.known.arithmetic,
-            keeps_sign_of_zero=ctx.traits.keeps_sign_of_zero,
-        )  # fmt: skip
+        if stage == "activation":
+            given, scale = QuantizerInput.activated(rows.take(t.gate_up), "silu"), t.a2_scale
+        else:
+            given, scale = QuantizerInput.known(rows.take(t.x)), t.input_scale
+        return ctx.judge_quantized(stage, given, valid[:, :k], valid[:, k:], scale, rows)
     out = torch.zeros((rows.experts, rows.capacity, valid.shape[1]), dtype=valid.dtype, device=valid.device)
     out[rows.expert, rows.row] = valid
-    if stage == "layer":
-        from harness.rules.layer import judge_opaque
-
-        return [judge_opaque(ctx, out)]
-    values = decode_blocks(*ctx.reference_quantized(), torch.float32)
-    accumulator = ctx.known.accumulator
-    return [
-        judge_gemm(stage, out, values, t.w1.values, t.w1_alpha, ctx.masked_m, accumulator, b_steps=t.w1.steps)
-    ]
+    return [judge_opaque(ctx, out) if stage == "layer" else ctx.judge_gemm(stage, out, t.w1, t.w1_alpha)]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from harness.judging.comparison import Comparison, altered_copies, compare, half
-from harness.judging.context import Context, ContractError
-from harness.judging.quantize import QuantizerInput, judge_quantized
+from harness.judging.context import Context
+from harness.judging.contract import ContractError
+from harness.judging.quantize import QuantizerInput
 from harness.problems.layer import LayerProblem
 from harness.problems.rows import Rows
 from reference import fp8_tokens
@@ -44,15 +47,13 @@ def dispatch(ctx: Context) -> list[Comparison]:
         if transport == "fp8":
             found += _judge_fp8(sent, got, scales, arrived)
         elif scale is not None:
-            found += judge_quantized(
+            found += ctx.judge_quantized(
                 "dispatch.nvfp4",
                 QuantizerInput.known(sent),
                 unpack_e2m1(got),
                 scales.view(torch.uint8),
                 scale.expand(layer.experts),
                 arrived,
-                ctx.known.arithmetic,
-                keeps_sign_of_zero=ctx.traits.keeps_sign_of_zero,
             )
     return found
 
@@ -113,11 +114,10 @@ def _judge_places(
         wanted[ids[token, slot], rank, token] = True
     count = torch.cat([r.masked_m for r in received]).long().unsqueeze(-1)
     expected = wanted.sum((1, 2)).unsqueeze(-1)
-    everyone = torch.arange(layer.experts, device=device)
     counts = compare(
         f"{stage}.count",
         count == expected,
-        Rows(everyone, torch.zeros_like(everyone), layer.experts, 1),
+        Rows.valid([1] * layer.experts, 1, device),
         judged={"equal": count.numel()},
         altered={
             "zeros": lambda: bool((expected == 0).all()),
@@ -156,7 +156,7 @@ def _judge_places(
     inside = (source >= 0).all(-1) & (source[:, 0] < layer.ranks) & (source[:, 1] < layer.max_tokens)
     limits = torch.tensor(layer.counts, device=device)[source[:, 0].clamp(0, layer.ranks - 1)]
     exists = inside & (source[:, 1] < limits)
-    return counts, places, Rows(rows.expert[exists], rows.row[exists], layer.experts, capacity)
+    return counts, places, rows.only(exists)
 
 
 def _legal_places(source: Tensor, rows: Rows, wanted: Tensor) -> Tensor:
@@ -228,7 +228,7 @@ def _judge_fp8(sent: Tensor, got: Tensor, scales: Tensor, rows: Rows) -> list[Co
         compare(
             "dispatch.fp8.scale",
             legal_scale,
-            Rows(rows.expert, rows.row, rows.experts, rows.capacity, "channels / 128"),
+            replace(rows, column_name="channels / 128"),
             judged={"amax / 448 within float32's rounding": scales.numel()},
             altered=altered_copies(scales, scale_accepts),
             show=lambda r, c: f"= {float(scales[r, c]):.9g}, legal is amax / 448 = {float(wanted[r, c]):.9g}",

@@ -7,12 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.candidates import layouts
-from harness.judging.comparison import Comparison, accepted, altered_copies, compare
-from harness.judging.context import Context, Quantized, checked_moe_output, checked_quantized
-from harness.judging.gemm import judge_gemm
-from harness.judging.quantize import QuantizerInput, judge_quantized
-from harness.problems.rows import Rows
+from harness.judging.comparison import Comparison, accepted, altered_copies, compare, compare_equal
+from harness.judging.context import Context
+from harness.judging.contract import Quantized, checked_moe_output, checked_quantized
+from harness.judging.quantize import QuantizerInput
 from reference import propagate
 from reference.nvfp4 import decode_blocks
 
@@ -21,9 +19,10 @@ def pipeline(ctx: Context) -> list[Comparison]:
     """PIPELINE: quantize, GEMM, activation, GEMM, called one after the other."""
     t, rows = ctx.tensors, ctx.rows()
     a = ctx.quantize(t.x, t.input_scale)
-    found = _judge_quantized(ctx, "quantize", QuantizerInput.known(rows.take(t.x)), a, t.input_scale, rows)
+    given = QuantizerInput.known(rows.take(t.x))
+    found = ctx.judge_quantized("quantize", given, *a.valid(rows), t.input_scale, rows)
     gemm1 = ctx.gemm((a.packed, a.scales), t.w1, t.w1_alpha)
-    found.append(_judge_gemm(ctx, "gemm1", gemm1, a, t.w1, t.w1_alpha))
+    found.append(ctx.judge_gemm("gemm1", gemm1, t.w1, t.w1_alpha, a))
     if ctx.problem.activation == "silu" and not ctx.has("silu_mul_quantize_grouped"):
         return found
     if ctx.problem.activation == "silu":
@@ -31,37 +30,10 @@ def pipeline(ctx: Context) -> list[Comparison]:
     else:
         a2 = ctx.quantize(gemm1.relu().square().contiguous(), t.a2_scale)
     given = QuantizerInput.activated(rows.take(gemm1), ctx.problem.activation)
-    found += _judge_quantized(ctx, "activation", given, a2, t.a2_scale, rows)
+    found += ctx.judge_quantized("activation", given, *a2.valid(rows), t.a2_scale, rows)
     gemm2 = ctx.gemm((a2.packed, a2.scales), t.w2, t.w2_alpha)
-    found.append(_judge_gemm(ctx, "gemm2", gemm2, a2, t.w2, t.w2_alpha))
+    found.append(ctx.judge_gemm("gemm2", gemm2, t.w2, t.w2_alpha, a2))
     return found
-
-
-def _judge_quantized(
-    ctx: Context, stage: str, given: QuantizerInput, got: Quantized, scale: Tensor, rows: Rows
-) -> list[Comparison]:
-    if not len(rows):
-        return [Comparison(f"{stage}.scale"), Comparison(f"{stage}.codes")]
-    return judge_quantized(
-        stage, given, rows.take(got.codes), rows.take(got.block_scale), scale, rows, ctx.known.arithmetic,
-        keeps_sign_of_zero=ctx.traits.keeps_sign_of_zero,
-    )  # fmt: skip
-
-
-def _judge_gemm(
-    ctx: Context, stage: str, out: Tensor, a: Quantized, weights: Any, alpha: Tensor
-) -> Comparison:
-    values = decode_valid(a, ctx.rows())
-    return judge_gemm(
-        stage, out, values, weights.values, alpha, ctx.masked_m, ctx.known.accumulator, b_steps=weights.steps
-    )
-
-
-def decode_valid(a: Quantized, rows: Rows) -> Tensor:
-    """Return code x block scale of the valid rows, `(l, m, k)` float32, zero in padding rows."""
-    values = torch.zeros(a.codes.shape, dtype=torch.float32, device=a.codes.device)
-    values[rows.expert, rows.row] = decode_blocks(rows.take(a.codes), rows.take(a.block_scale), torch.float32)
-    return values
 
 
 def moe(ctx: Context) -> list[Comparison]:
@@ -86,49 +58,32 @@ def judge_taps(ctx: Context, out: Tensor, calls: list[Any]) -> list[Comparison]:
     """
     t, rows = ctx.tensors, ctx.rows()
     found: list[Comparison] = []
-    gemms = [c for c in calls if c.stage == "masked_grouped_gemm"]
+    gemms: list[Tensor] = []
     for call in calls:
         if call.stage == "masked_grouped_gemm":
-            first = call is gemms[0]
-            weights, name = (t.w1, "gemm1") if first else (t.w2, "gemm2")
-            a = _decoded(call.inputs["a"], call.inputs["a_scale"])
-            alpha = t.w1_alpha if first else t.w2_alpha
-            found.append(
-                _judge_gemm(ctx, f"tapped {name}", call.outputs["out"].permute(2, 0, 1), a, weights, alpha)
-            )
+            name, weights, alpha = ("gemm2", t.w2, t.w2_alpha) if gemms else ("gemm1", t.w1, t.w1_alpha)
+            a = Quantized.decoded(call.inputs["a"], call.inputs["a_scale"])
+            gemms.append(call.outputs["out"].permute(2, 0, 1))
+            found.append(ctx.judge_gemm(f"tapped {name}", gemms[-1], weights, alpha, a))
             continue
         silu = call.stage == "silu_mul_quantize_grouped"
         source = call.inputs["gate_up" if silu else "x"]
-        given = (
-            QuantizerInput.activated(rows.take(source), "silu")
-            if silu
-            else QuantizerInput.known(rows.take(source))
-        )
+        x = rows.take(source)
+        given = QuantizerInput.activated(x, "silu") if silu else QuantizerInput.known(x)
         shape = torch.Size((*source.shape[:2], source.shape[2] // 2)) if silu else source.shape
         got = checked_quantized((call.outputs["packed"], call.outputs["block_scale"]), shape, call.stage)
-        second = silu or any(c.stage == "masked_grouped_gemm" for c in calls[: calls.index(call)])
-        scale = t.a2_scale if second else t.input_scale
-        found += _judge_quantized(
-            ctx, "tapped activation" if second else "tapped quantize", given, got, scale, rows
-        )
+        name, scale = ("activation", t.a2_scale) if silu or gemms else ("quantize", t.input_scale)
+        found += ctx.judge_quantized(f"tapped {name}", given, *got.valid(rows), scale, rows)
     if len(gemms) != 2:
         raise RuntimeError(
             f"masked_moe_tapped recorded {len(gemms)} GEMMs, expected 2: the taps missed the engine's calls"
         )
-    last = rows.take(gemms[-1].outputs["out"].permute(2, 0, 1))
-    from harness.judging.comparison import compare_equal
-
     found.append(
-        compare_equal("layer output", rows.take(out), last, rows, "the last GEMM stored something else")
+        compare_equal(
+            "layer output", rows.take(out), rows.take(gemms[-1]), rows, "the last GEMM stored something else"
+        )
     )
     return found
-
-
-def _decoded(packed: Tensor, scales: Tensor) -> Quantized:
-    codes = layouts.codes_of(packed)
-    return Quantized(
-        packed, scales, codes, layouts.block_scales_of(scales, codes.shape[1], codes.shape[2] // 16)
-    )
 
 
 def judge_opaque(ctx: Context, out: Tensor) -> Comparison:

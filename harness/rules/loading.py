@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from harness.judging.comparison import Comparison, altered_copies, compare, compare_equal
-from harness.judging.context import Context, ContractError
+from harness.judging.context import Context
+from harness.judging.contract import ContractError
 from harness.problems.layer import LayerProblem
 from harness.problems.rows import Rows
 from reference.e2m1 import unpack_e2m1
@@ -29,7 +30,8 @@ def load(ctx: Context) -> list[Comparison]:
     checkpoint = layer.checkpoint()
     everyone = range(layer.experts)
     whole = _load(ctx, layer, checkpoint, everyone)
-    found = [*_judge_weights(layer, checkpoint, whole), *_judge_scales(layer, checkpoint, whole)]
+    found = [_judge_matrix(f"load.{name}", layer, checkpoint, whole, name) for name in ("w1", "w2")]
+    found += _judge_scales(layer, checkpoint, whole)
     if layer.ranks > 1:
         local = layer.experts // layer.ranks
         parts = [_load(ctx, layer, checkpoint, range(r * local, (r + 1) * local)) for r in range(layer.ranks)]
@@ -100,12 +102,6 @@ def _linear_scales(name: str, loaded: Mapping[str, Tensor]) -> Tensor:
     return unswizzle_128x4(loaded[f"{name}_blockscale"].view(torch.uint8), rows, half // 8)
 
 
-def _judge_weights(
-    layer: LayerProblem, checkpoint: Mapping[str, Tensor], loaded: Mapping[str, Tensor]
-) -> list[Comparison]:
-    return [_judge_matrix(f"load.{name}", layer, checkpoint, loaded, name) for name in ("w1", "w2")]
-
-
 def _judge_matrix(
     stage: str, layer: LayerProblem, checkpoint: Mapping[str, Tensor], loaded: Mapping[str, Tensor], name: str
 ) -> Comparison:
@@ -123,8 +119,7 @@ def _judge_matrix(
     gain = loaded[alpha].double() * loaded[scale].double()
     values = (blocks * gain.view(-1, 1, 1)).flatten(0, 1)
     count = loaded[name].shape[1]
-    numbers = torch.arange(layer.experts * count, device=layer.device)
-    rows = Rows(numbers // count, numbers % count, layer.experts, count)
+    rows = Rows.valid([count] * layer.experts, count, layer.device)
 
     def accepts(values: Tensor, part: slice = slice(None)) -> Tensor:
         return (values - wanted[part]).abs() <= wanted[part].abs() * ROUNDINGS
@@ -164,8 +159,7 @@ def _judge_scales(
         "input_global_scale": [1 / largest for _ in experts],
         "a2_global_scale": [1 / inputs(e, "down") for e in experts],
     }
-    numbers = torch.arange(layer.experts, device=layer.device)
-    rows = Rows(numbers, torch.zeros_like(numbers), layer.experts, 1)
+    rows = Rows.valid([1] * layer.experts, 1, layer.device)
     found = []
     for name, values in wanted.items():
         got = loaded[name].double().unsqueeze(-1)
@@ -197,8 +191,7 @@ def _same(
     stage: str, layer: LayerProblem, got: Mapping[str, Tensor], wanted: Mapping[str, Tensor], what: str
 ) -> Comparison:
     """Compare every byte of two loads, padding of the scales left out."""
-    numbers = torch.arange(layer.experts, device=layer.device)
-    rows = Rows(numbers, torch.zeros_like(numbers), layer.experts, 1, "byte")
+    rows = Rows.valid([1] * layer.experts, 1, layer.device, "byte")
     return compare_equal(stage, _bytes(got), _bytes(wanted), rows, what)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -11,10 +12,8 @@ from torch import Tensor
 from harness.candidates import layouts
 from harness.judging.comparison import Comparison, compare
 from harness.judging.context import Context, device_is_lost
-from harness.judging.gemm import judge_gemm
 from harness.problems.rows import Rows
 from harness.rules.agreement import agree
-from reference.nvfp4 import decode_blocks
 
 SENTINEL = 13.0
 _REFUSALS = (ValueError, TypeError, AssertionError, RuntimeError)
@@ -28,15 +27,7 @@ def writes(ctx: Context) -> list[Comparison]:
     size = p.experts * p.capacity * n
     memory = torch.full((size + 2 * _GUARD,), SENTINEL, dtype=torch.bfloat16, device=ctx.traits.device)
     out = memory[_GUARD : _GUARD + size].view(p.experts, p.capacity, n)
-    a = ctx.reference_operand()
-    ctx.candidate.masked_grouped_gemm(
-        *a,
-        layouts.operand(t.w1.codes),
-        layouts.scales(t.w1.block_scale),
-        out.permute(1, 2, 0),
-        t.masked_m,
-        t.w1_alpha,
-    )
+    ctx.gemm_into(out.permute(1, 2, 0), ctx.reference_operand(), t.w1, t.w1_alpha)
     store = ctx.traits.store_rows
     kept = [range(min(math.ceil(count / store) * store, p.capacity), p.capacity) for count in p.masked_m]
     expert = torch.tensor(
@@ -55,7 +46,7 @@ def writes(ctx: Context) -> list[Comparison]:
             f"stores may cover whole tiles of {store} rows only",
         ),
         _untouched("memory around the output", guard, around, "nothing outside the output may be written"),
-        *_wrote_something(ctx, out),
+        ctx.judge_gemm("gemm", out, t.w1, t.w1_alpha),  # one that writes nothing at all must not pass
     ]
 
 
@@ -74,83 +65,38 @@ def _untouched(stage: str, got: Tensor, rows: Rows, contract: str) -> Comparison
     )
 
 
-def _wrote_something(ctx: Context, out: Tensor) -> list[Comparison]:
-    """Judge the valid rows as well: a GEMM that writes nothing at all must not pass this rule."""
-    t = ctx.tensors
-    values = decode_blocks(*ctx.reference_quantized(), torch.float32)
-    return [
-        judge_gemm(
-            "gemm",
-            out,
-            values,
-            t.w1.values,
-            t.w1_alpha,
-            ctx.masked_m,
-            ctx.known.accumulator,
-            b_steps=t.w1.steps,
-        )
-    ]
-
-
 def inputs(ctx: Context) -> list[Comparison]:
     """INPUTS: every byte of every input, padding included, is what it was before the call."""
-    t = ctx.tensors
+    t, p = ctx.tensors, ctx.problem
     found = []
-    if ctx.has("quantize_grouped"):
-        given = {"x": t.x.clone(), "masked_m": t.masked_m.clone(), "global_scale_enc": t.input_scale.clone()}
-        found.append(
-            _unchanged("quantize_grouped", given, lambda g: ctx.candidate.quantize_grouped(*g.values()))
-        )
-    if ctx.has("silu_mul_quantize_grouped"):
-        given = {
-            "gate_up": t.gate_up.clone(),
-            "masked_m": t.masked_m.clone(),
-            "global_scale_enc": t.a2_scale.clone(),
-        }
-        found.append(
-            _unchanged(
-                "silu_mul_quantize_grouped",
-                given,
-                lambda g: ctx.candidate.silu_mul_quantize_grouped(*g.values()),
-            )
-        )
+    for stage, x, scale in (
+        ("quantize_grouped", {"x": t.x}, t.input_scale),
+        ("silu_mul_quantize_grouped", {"gate_up": t.gate_up}, t.a2_scale),
+    ):
+        if ctx.has(stage):
+            arguments = {**x, "masked_m": t.masked_m, "global_scale_enc": scale}
+            given = {name: tensor.clone() for name, tensor in arguments.items()}
+            found.append(_unchanged(stage, given, partial(getattr(ctx.candidate, stage), *given.values())))
     if ctx.has("masked_grouped_gemm"):
         a, a_scale = ctx.reference_operand()
-        p = ctx.problem
+        b, b_scale = layouts.operand(t.w1.codes), layouts.scales(t.w1.block_scale)
+        masked_m, alpha = t.masked_m.clone(), t.w1_alpha.clone()
         out = layouts.empty_out(
             p.experts, p.capacity, t.w1.codes.shape[1], torch.bfloat16, ctx.traits.device, 0.0
         )
-        given = {
-            "a": a,
-            "a_scale": a_scale,
-            "b": layouts.operand(t.w1.codes),
-            "b_scale": layouts.scales(t.w1.block_scale),
-            "masked_m": t.masked_m.clone(),
-            "alpha": t.w1_alpha.clone(),
-        }
-        found.append(
-            _unchanged(
-                "masked_grouped_gemm",
-                given,
-                lambda g: ctx.candidate.masked_grouped_gemm(
-                    g["a"], g["a_scale"], g["b"], g["b_scale"], out, g["masked_m"], g["alpha"]
-                ),
-            )
-        )
+        given = {"a": a, "a_scale": a_scale, "b": b, "b_scale": b_scale, "masked_m": masked_m, "alpha": alpha}
+        call = partial(ctx.candidate.masked_grouped_gemm, a, a_scale, b, b_scale, out, masked_m, alpha)
+        found.append(_unchanged("masked_grouped_gemm", given, call))
     if ctx.has("masked_moe"):
-        arguments = ctx.moe_arguments((t.x.clone(), None))
-        given = {k: v for k, v in arguments.items() if isinstance(v, Tensor)} | {
-            "x": arguments["hidden_states"][0]
-        }
-        found.append(_unchanged("masked_moe", given, lambda _: ctx.candidate.masked_moe(**arguments)))
+        named = ctx.moe_arguments((t.x.clone(), None))
+        given = {k: v for k, v in named.items() if isinstance(v, Tensor)} | {"x": named["hidden_states"][0]}
+        found.append(_unchanged("masked_moe", given, partial(ctx.candidate.masked_moe, **named)))
     return found
 
 
-def _unchanged(
-    stage: str, given: dict[str, Tensor], call: Callable[[dict[str, Tensor]], object]
-) -> Comparison:
+def _unchanged(stage: str, given: dict[str, Tensor], call: Callable[[], object]) -> Comparison:
     before = {name: _bytes(tensor).clone() for name, tensor in given.items()}
-    call(given)
+    call()
     names = list(before)
     same = torch.stack([(_bytes(given[name]) == before[name]).all() for name in names]).unsqueeze(0).cpu()
     zero = torch.zeros(1, dtype=torch.long)
@@ -176,16 +122,14 @@ def output_layout(ctx: Context) -> list[Comparison]:
     t, p = ctx.tensors, ctx.problem
     n = t.w1.codes.shape[1]
     rows, a = ctx.rows(), ctx.reference_operand()
+    name = "output, experts innermost"
     wanted = rows.take(ctx.gemm(a, t.w1, t.w1_alpha))
     out = torch.full((p.capacity, n, p.experts), SENTINEL, dtype=torch.bfloat16, device=ctx.traits.device)
     try:
-        ctx.candidate.masked_grouped_gemm(
-            *a, layouts.operand(t.w1.codes), layouts.scales(t.w1.block_scale), out, t.masked_m, t.w1_alpha
-        )
+        ctx.gemm_into(out, a, t.w1, t.w1_alpha)
     except _REFUSALS as error:
-        return [_refused("output, experts innermost", error)]
+        return [_refused(name, error)]
     got = rows.take(out.permute(2, 0, 1))
-    name = "output, experts innermost"
     return agree(ctx, "gemm", got, wanted, "the strides of the output were ignored", name=name)
 
 

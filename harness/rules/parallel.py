@@ -6,7 +6,8 @@ import torch
 
 from harness.candidates.expert_parallel import ExpertParallel
 from harness.judging.comparison import Comparison, compare_equal
-from harness.judging.context import Context, ContractError
+from harness.judging.context import Context
+from harness.judging.contract import ContractError
 from harness.rules import NotApplicableError
 from reference.routing import TRANSPORTS
 

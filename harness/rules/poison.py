@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
 from harness.candidates import layouts
 from harness.judging.comparison import Comparison
-from harness.judging.context import Context, poisoned_allocations
+from harness.judging.context import Context
 from harness.rules.agreement import agree
 from reference.moe import valid_rows
 
@@ -105,10 +106,29 @@ def _twice(ctx: Context, stage: str, run: Callable[[], Tensor]) -> list[Comparis
     # Blocks of the same size that were just freed hold this, and allocators hand them out again.
     _leave_behind(ctx)
     clean = run()
-    with poisoned_allocations(ctx.traits.device):
+    with _poisoned_allocations(ctx.traits.device):
         poisoned = run()
     what = "fresh allocations hold NaN patterns instead of leftovers"
     return _named_unwritten(agree(ctx, stage, poisoned, clean, what), poisoned)
+
+
+@contextmanager
+def _poisoned_allocations(device: str) -> Iterator[None]:
+    """Make every `torch.empty` of the block hold NaN (0xFF in bytes), so that what no kernel writes shows.
+
+    Uses torch.utils.deterministic.fill_uninitialized_memory, which C++ allocations honour as well.
+    """
+    was = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    filled = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    torch.use_deterministic_algorithms(mode=True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = True  # type: ignore[attr-defined]
+    try:
+        yield
+        if device == "cuda":
+            torch.cuda.synchronize()
+    finally:
+        torch.utils.deterministic.fill_uninitialized_memory = filled  # type: ignore[attr-defined]
+        torch.use_deterministic_algorithms(was[0], warn_only=was[1])
 
 
 def _leave_behind(ctx: Context) -> None:

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from harness.judging.comparison import Comparison, altered_copies, compare
-from harness.judging.context import Context, ContractError
+from harness.judging.context import Context
+from harness.judging.contract import ContractError
 from harness.problems.layer import LayerProblem
 from harness.problems.rows import Rows
 from reference import routing

@@ -8,9 +8,8 @@ import torch
 
 from harness.judging.comparison import Comparison, compare_equal
 from harness.judging.context import Context
-from harness.judging.gemm import judge_gemm
 from harness.rules import NotApplicableError
-from reference.nvfp4 import decode_blocks
+from harness.rules.agreement import need_determinism
 
 
 def shapes(ctx: Context) -> list[Comparison]:
@@ -25,7 +24,9 @@ def shapes(ctx: Context) -> list[Comparison]:
     second = Context(ctx.candidate, other, ctx.known)
     t, rows = ctx.tensors, ctx.rows()
     before = rows.take(ctx.gemm(ctx.reference_operand(), t.w1, t.w1_alpha))
-    found = [_judged(second, "gemm, second shape")]
+    w1, alpha = second.tensors.w1, second.tensors.w1_alpha
+    out = second.gemm(second.reference_operand(), w1, alpha)
+    found = [second.judge_gemm("gemm, second shape", out, w1, alpha)]
     after = rows.take(ctx.gemm(ctx.reference_operand(), t.w1, t.w1_alpha))
     if ctx.traits.deterministic:
         found.append(
@@ -34,25 +35,13 @@ def shapes(ctx: Context) -> list[Comparison]:
     return found
 
 
-def _judged(ctx: Context, name: str) -> Comparison:
-    t = ctx.tensors
-    out = ctx.gemm(ctx.reference_operand(), t.w1, t.w1_alpha)
-    values = decode_blocks(*ctx.reference_quantized(), torch.float32)
-    return judge_gemm(
-        name, out, values, t.w1.values, t.w1_alpha, ctx.masked_m, ctx.known.accumulator, b_steps=t.w1.steps
-    )
-
-
 def graph_replay(ctx: Context) -> list[Comparison]:
     """GRAPH: capture the layer, change tokens and masked_m in place, replay: equal to a fresh call on the new data."""
     if ctx.traits.device != "cuda":
         raise NotApplicableError("CUDA graphs need a CUDA device")
     if not ctx.traits.cuda_graph:
         raise NotApplicableError("the candidate declares cuda_graph=False")
-    if not ctx.traits.deterministic:
-        raise NotApplicableError(
-            "the candidate declares deterministic=False: bits may differ between two calls"
-        )
+    need_determinism(ctx)
     if not ctx.has("masked_moe"):
         raise NotApplicableError("the candidate has no masked_moe")
     t, p = ctx.tensors, ctx.problem

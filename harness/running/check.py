@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from harness.canary.verdict import judge_stage
-from harness.candidates import ALL_STAGES, CANDIDATES, support_of
-from harness.faults.named import load_named
+from harness.candidates import ALL_STAGES, CANDIDATES
 from harness.problems.problem import Problem
 from harness.problems.profiles import Profile, find_profile
 from harness.problems.shapes import ModelShape
 from harness.records.record import CandidateRun, RuleResult, RunRecord, Skip
 from harness.rules import Rule
-from harness.running.known_failures import KnownFailure, apply_known_failures
-from harness.running.runner import RunSettings, run_problem, run_rule, traits_from
-from harness.running.session import CandidateStartError, Child, InProcess, Session
-from harness.verdict import UsageError, Verdict, worst
+from harness.running.known_failures import KnownFailure
+from harness.running.outcome import traits_from
+from harness.running.rules import judge_rules
+from harness.running.runner import RunSettings
+from harness.running.session import CandidateStartError, Session, open_session
+from harness.verdict import Verdict, worst
 
 
 @dataclass
@@ -84,13 +84,11 @@ def run_check(request: CheckRequest, record: RunRecord, progress: Progress) -> R
     """
     started = time.monotonic()
     names = request.candidates or list(CANDIDATES)
-    traps: Counter[str] = Counter()
     try:
         for number, name in enumerate(names):
             left = started + request.max_seconds - time.monotonic()
             share = left / (len(names) - number) if request.max_seconds else float("inf")
-            deadline = time.monotonic() + share
-            _run_candidate(name, request, record, progress, deadline, traps)
+            _run_candidate(name, request, record, progress, time.monotonic() + share)
         if request.canary:
             _run_canary(request, record, progress)
     except KeyboardInterrupt:
@@ -100,7 +98,7 @@ def run_check(request: CheckRequest, record: RunRecord, progress: Progress) -> R
         record.seconds = time.monotonic() - started
         # A part of the rules, one problem or a cut run draws what it draws.
         partial = not request.all_rules or request.problem or request.shape or request.max_seconds
-        conclude(record, traps, {} if partial else trap_floor(record))
+        conclude(record, {} if partial else trap_floor(record))
     return record
 
 
@@ -116,52 +114,47 @@ def trap_floor(record: RunRecord) -> dict[str, int]:
 
 
 def _run_candidate(
-    name: str,
-    request: CheckRequest,
-    record: RunRecord,
-    progress: Progress,
-    deadline: float,
-    traps: Counter[str],
+    name: str, request: CheckRequest, record: RunRecord, progress: Progress, deadline: float
 ) -> None:
     """Run all rules on one candidate."""
     run = CandidateRun(name, requested=bool(request.candidates))
-    record.candidates.append(run)
-    try:
-        session = open_session(name, request)
-    except CandidateStartError as error:
-        run.reason = str(error)
-        progress.candidate(run)
+    session = open_candidate(
+        run, record, threads=request.threads, memory_gib=request.memory_gib, isolate=request.isolate
+    )
+    progress.candidate(run)
+    if session is None:
         return
+    settings = RunSettings(request.profile, request.seed, deadline, request.shape, name, progress.rule)
     try:
-        described = session.describe()
-        run.ran, run.declared, run.measured = True, described["traits"], described["measured"]
-        run.missing_stages = [s for s in ALL_STAGES if s not in described["stages"]]
-        record.environment.device = described["traits"]["device"]
-        progress.candidate(run)
-        for number, rule in enumerate(request.rules):
-            missing = [stage for stage in rule.stages if stage in run.missing_stages]
-            if missing:
-                record.skips.append(
-                    Skip(f"{rule.id} on {name}", f"the candidate has no {', '.join(missing)}")
-                )
-                continue
-            # What is left of the time is shared evenly among the rules that are left of this candidate.
-            share = (deadline - time.monotonic()) / (len(request.rules) - number)
-            settings = _settings(name, rule, request, time.monotonic() + share, progress)
-            if request.problem is None:
-                result, drawn = run_rule(rule, session, settings)
-            else:
-                result, drawn = run_problem(rule, session, settings, request.problem)
-            traps.update(drawn)
-            record.known_failures += apply_known_failures(
-                [result], request.known, alarm=request.problem is None
-            )
-            record.rules.append(result)
-            if result.skipped:
-                record.skips.append(Skip(f"{rule.id} on {name}", result.skipped))
-            progress.finished(result)
+        for found in judge_rules(
+            session, request.rules, settings, problem=request.problem, known=request.known
+        ):
+            found.keep(record)
+            if found.result is not None:
+                progress.finished(found.result)
     finally:
         session.close()
+
+
+def open_candidate(
+    run: CandidateRun, record: RunRecord, *, threads: int = 0, memory_gib: float = 0, isolate: bool = True
+) -> Session | None:
+    """Load the candidate of a run and write into the record what it is, or why it cannot run here (None).
+
+    Raises:
+        UsageError: there is no such candidate.
+    """
+    record.candidates.append(run)
+    try:
+        session = open_session(run.name, threads=threads, memory_gib=memory_gib, isolate=isolate)
+    except CandidateStartError as error:
+        run.reason = str(error)
+        return None
+    described = session.describe()
+    run.ran, run.declared, run.measured = True, described.traits, described.measured
+    run.missing_stages = [stage for stage in ALL_STAGES if stage not in described.stages]
+    record.environment.device = described.traits["device"]
+    return session
 
 
 def _run_canary(request: CheckRequest, record: RunRecord, progress: Progress) -> None:
@@ -193,49 +186,15 @@ def _run_canary(request: CheckRequest, record: RunRecord, progress: Progress) ->
             progress.canary(run)
 
 
-def _settings(
-    name: str, rule: Rule, request: CheckRequest, deadline: float, progress: Progress
-) -> RunSettings:
-    def report(done: int, wanted: int) -> None:
-        progress.rule(rule, done, wanted)
-
-    return RunSettings(request.profile, request.seed, deadline, request.shape, name, report)
-
-
-def open_session(name: str, request: CheckRequest) -> Session:
-    """Load a candidate where it will be judged.
-
-    Raises:
-        CandidateStartError: it cannot run here, with the reason.
-        UsageError: there is no such candidate.
-    """
-    # The names of built-in candidates are checked here, before a process is started for them.
-    if name.partition("+")[0] not in CANDIDATES and ":" not in name:
-        load_named(name)
-    if request.isolate:
-        return Child(name, threads=request.threads, memory_gib=request.memory_gib)
-    try:
-        candidate = load_named(name)
-        support = support_of(candidate)
-        if support:
-            return InProcess(candidate, threads=request.threads)
-    except UsageError:
-        raise
-    except Exception as error:  # as in a child: any reason why a candidate does not start is the answer
-        raise CandidateStartError(f"{type(error).__name__}: {error}") from error
-    raise CandidateStartError(support.reason)
-
-
-def conclude(record: RunRecord, traps: Counter[str], floor: dict[str, int]) -> None:
+def conclude(record: RunRecord, floor: dict[str, int]) -> None:
     """Set the run's verdict and its reason from what the rules found.
 
     Args:
-        record: with candidates and rules filled in.
-        traps: how often each trap was drawn.
+        record: with candidates, rules and traps filled in.
         floor: how often each trap must have been drawn; missing ones fail the run.
     """
-    record.traps = dict(sorted(traps.items()))
-    record.missing_traps = [trap for trap, least in floor.items() if traps[trap] < least]
+    record.traps = dict(sorted(record.traps.items()))
+    record.missing_traps = [trap for trap, least in floor.items() if record.traps.get(trap, 0) < least]
     judged = [r for r in record.rules if not r.skipped]
     verdict = worst(r.verdict for r in judged)
     canary = judge_stage(record.canary)

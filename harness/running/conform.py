@@ -14,7 +14,8 @@ from harness.candidates import CANDIDATES, Support, stages_of, support_of
 from harness.problems.profiles import find_profile
 from harness.records.record import RuleResult
 from harness.rules import find_rules
-from harness.running.runner import RunSettings, run_rule
+from harness.running.rules import judge_rules
+from harness.running.runner import RunSettings
 from harness.running.session import InProcess
 from harness.verdict import Verdict
 
@@ -48,14 +49,11 @@ def conformance(
         UnknownVerdictError: the candidate cannot run here, has no stage, or a rule could not be judged.
         UsageError: unknown profile or rule.
     """
-    import time
-
     __tracebackhide__ = True  # pytest then shows the message under the caller's line, and none of this
     support: Support = support_of(candidate)
     if not support:
         raise UnknownVerdictError(f"UNKNOWN: the candidate cannot run here: {support.reason}")
-    stages = stages_of(candidate)
-    if not stages:
+    if not stages_of(candidate):
         raise UnknownVerdictError(
             "UNKNOWN: the candidate has none of the stages of harness.candidates.protocol"
         )
@@ -63,14 +61,9 @@ def conformance(
     # What the command line would find it by: `name` is the candidate's own business, and inherited.
     address = f"{type(candidate).__module__}:{type(candidate).__qualname__}"
     name = next((name for name, target in CANDIDATES.items() if target == address), address)
-    results = []
-    for rule in find_rules(rules or []):
-        if any(stage not in stages for stage in rule.stages):
-            continue
-        deadline = time.monotonic() + max_seconds if max_seconds else float("inf")
-        result, _ = run_rule(rule, session, RunSettings(find_profile(profile), seed, deadline, None, name))
-        if not result.skipped:
-            results.append(result)
+    settings = RunSettings(find_profile(profile), seed, candidate=name)
+    found = judge_rules(session, find_rules(rules or []), settings, rule_seconds=max_seconds)
+    results = [each.result for each in found if each.result and not each.skipped]
     failed = [r for r in results if r.verdict is Verdict.FAIL]
     if failed:
         raise AssertionError("\n\n".join(failure.message for result in failed for failure in result.failures))

@@ -1,7 +1,7 @@
 """Judge one rule on one problem: the step that runs in a process together with the candidate.
 
-What comes back is plain JSON-ready data, so that it makes no difference whether the candidate lives in this process or
-in a child (harness.running.session).
+What comes back is an Outcome of plain numbers, so that it makes no difference whether the candidate lives in this
+process or in a child (harness.running.session).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from harness.candidates.protocol import stages_of, traits_of
 from harness.problems.problem import parse_problem
 from harness.rules import NotApplicableError, Rule, find_rules
+from harness.running.outcome import Description, Outcome, Status
 
 if TYPE_CHECKING:
     from harness.judging.comparison import Comparison
@@ -80,22 +81,17 @@ class Judge:
         self.candidate = Watched(candidate)
         self._measured = measure(self.candidate, probe=probe)
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> Description:
         """Return traits, what was measured, and stages, JSON-ready."""
         traits = asdict(traits_of(self.candidate))
-        return {
-            # hints may hold anything that a kernel takes, a torch.dtype for example
-            "traits": json.loads(json.dumps(traits, default=str)),
-            "measured": self._measured.notes,
-            "stages": stages_of(self.candidate),
-        }
+        # hints may hold anything that a kernel takes, a torch.dtype for example
+        ready = json.loads(json.dumps(traits, default=str))
+        return Description(ready, self._measured.notes, stages_of(self.candidate))
 
-    def judge(self, rule_id: str, problem: str) -> dict[str, Any]:
-        """Judge one problem.
+    def judge(self, rule_id: str, problem: str) -> Outcome:
+        """Judge one problem: JUDGED, NOT_APPLICABLE, CONTRACT, RAISED or, with a lost GPU, CRASHED.
 
-        Returns:
-            `{"status": "judged", "comparisons": [...]}` or `{"status": "not applicable" | "contract" | "raised",
-            "error": ...}`. A candidate that raises is an answer; errors of the harness itself are raised.
+        A candidate that raises is an answer; errors of the harness itself are raised.
         """
         from harness.judging.context import Context
 
@@ -120,36 +116,37 @@ class Judge:
             return [{"fault": "", "title": "the diagnosis itself failed", "trace": trace, "command": command}]
 
 
-def judge_context(rule: Rule, context: Context) -> dict[str, Any]:
+def judge_context(rule: Rule, context: Context) -> Outcome:
     """Judge one rule on a problem whose tensors may be there already; the context's candidate must be `Watched`.
 
     Returns and raises what `Judge.judge` does.
     """
-    from harness.judging.context import ContractError, device_is_lost
+    from harness.judging.context import device_is_lost
+    from harness.judging.contract import ContractError
 
     try:
         comparisons = rule.function()(context)
     except NotApplicableError as reason:
-        return {"status": "not applicable", "error": str(reason)}
+        return Outcome(Status.NOT_APPLICABLE, str(reason))
     except ContractError as error:
-        return {"status": "contract", "error": str(error)}
+        return Outcome(Status.CONTRACT, str(error))
     except (Exception, SystemExit) as error:
         if device_is_lost(error):
-            return {"status": "crashed", "error": f"{type(error).__name__}: {error}"}
+            return Outcome(Status.CRASHED, f"{type(error).__name__}: {error}")
         if not context.candidate.raised(error):
             raise
         last = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{last.filename.rsplit('/', 1)[-1]}:{last.lineno} in {last.name}"
-        return {"status": "raised", "error": f"{type(error).__name__}: {error} ({where})"}
+        return Outcome(Status.RAISED, f"{type(error).__name__}: {error} ({where})")
     hidden = context.candidate.last_error()
     if hidden is not None and not rule.may_refuse:
         what = "the rule went on as if the candidate had not raised it"
-        return {"status": "raised", "error": f"{type(hidden).__name__}: {hidden} ({what})", "hidden": True}
-    return {
-        "status": "judged",
-        "comparisons": [c.to_dict() for c in comparisons],
-        "unseen": unseen_rows(rule, comparisons, context.masked_m, context.problem.capacity),
-    }
+        return Outcome(Status.RAISED, f"{type(hidden).__name__}: {hidden} ({what})", hidden=True)
+    return Outcome(
+        Status.JUDGED,
+        comparisons=[c.plain() for c in comparisons],
+        unseen=unseen_rows(rule, comparisons, context.masked_m, context.problem.capacity),
+    )
 
 
 def unseen_rows(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import tomllib
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -84,7 +85,7 @@ def load_known_failures(path: Path) -> list[KnownFailure]:
 
 
 def apply_known_failures(
-    results: list[RuleResult], known: list[KnownFailure], *, alarm: bool = True
+    results: Sequence[RuleResult], known: Sequence[KnownFailure], *, alarm: bool = True
 ) -> list[dict[str, Any]]:
     """Turn failures that are known into known ones, and known ones that pass into failures; in place.
 

@@ -1,22 +1,33 @@
 """Where a candidate lives while it is judged: in this process, or in a child that may crash or hang.
 
 A child loads the candidate, probes it, and judges problem after problem. If it dies or exceeds its time, that problem
-is answered "crashed" or "timeout" and the next one gets a fresh child. The parent needs no torch.
+is answered CRASHED or TIMEOUT and the next one gets a fresh child. The parent needs no torch.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import select
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from harness.candidates import CANDIDATES, support_of
+from harness.faults.named import load_named
+from harness.running.outcome import (
+    Command,
+    Description,
+    Outcome,
+    Status,
+    WorkerSettings,
+    outcome_from,
+    to_line,
+)
 from harness.verdict import UsageError
 
 START_SECONDS = 300.0  # loading torch and compiling a first kernel
@@ -29,10 +40,10 @@ class CandidateStartError(Exception):
 class Session(Protocol):
     """A candidate that answers judgements."""
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> Description:
         """Return traits, measurements and stages."""
 
-    def judge(self, rule_id: str, problem: str, seconds: float) -> dict[str, Any]:
+    def judge(self, rule_id: str, problem: str, seconds: float) -> Outcome:
         """Judge one problem within a time limit."""
 
     def diagnose(self, rule_id: str, problem: str, command: str, seconds: float) -> list[dict[str, Any]]:
@@ -50,11 +61,11 @@ class InProcess:
 
         self._judge = Judge(candidate, threads=threads)
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> Description:
         """Return traits, measurements and stages."""
         return self._judge.describe()
 
-    def judge(self, rule_id: str, problem: str, seconds: float) -> dict[str, Any]:  # noqa: ARG002 - no way to enforce it here
+    def judge(self, rule_id: str, problem: str, seconds: float) -> Outcome:  # noqa: ARG002 - no way to enforce it here
         """Judge one problem; the time limit cannot be kept in this process."""
         return self._judge.judge(rule_id, problem)
 
@@ -63,7 +74,7 @@ class InProcess:
         return self._judge.diagnose(rule_id, problem, command)
 
     def close(self) -> None:
-        """Do nothing: the candidate goes with the process."""
+        """Leave it: the candidate goes with the process."""
 
 
 class Child:
@@ -83,37 +94,30 @@ class Child:
     def __init__(
         self, name: str, *, threads: int = 0, memory_gib: float = 0, environment: dict[str, str] | None = None
     ) -> None:
-        self._settings = {"candidate": name, "threads": threads, "memory_gib": memory_gib, "probe": True}
+        self._settings = WorkerSettings(name, threads, memory_gib)
         self._environment = environment or {}
         self._process: subprocess.Popen[bytes] | None = None
         self._buffer = b""
         self._described = self._start()
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> Description:
         """Return traits, measurements and stages."""
         return self._described
 
-    def judge(self, rule_id: str, problem: str, seconds: float) -> dict[str, Any]:
-        """Judge one problem; "crashed" or "timeout" end the child, and the next call starts another."""
+    def judge(self, rule_id: str, problem: str, seconds: float) -> Outcome:
+        """Judge one problem; CRASHED or TIMEOUT end the child, and the next call starts another."""
         if self._process is None:
             try:
                 self._start()
             except CandidateStartError as error:
-                return {"status": "crashed", "error": f"the candidate did not start again: {error}"}
-        answer = self._ask({"rule": rule_id, "problem": problem}, seconds)
-        if answer["status"] in {"crashed", "timeout"}:
-            self.close()
-        return answer
+                return Outcome(Status.CRASHED, f"the candidate did not start again: {error}")
+        return self._ask(Command(rule_id, problem), seconds)
 
     def diagnose(self, rule_id: str, problem: str, command: str, seconds: float) -> list[dict[str, Any]]:
         """Return which known faults explain a failure; nothing where the child dies of it or takes too long."""
         if self._process is None:
             return []
-        answer = self._ask({"rule": rule_id, "problem": problem, "diagnose": command}, seconds)
-        if answer["status"] in {"crashed", "timeout"}:
-            self.close()
-        found: list[dict[str, Any]] = answer.get("diagnosis", [])
-        return found
+        return self._ask(Command(rule_id, problem, command), seconds).diagnosis
 
     def close(self) -> None:
         """Kill the child with everything that it started."""
@@ -126,10 +130,10 @@ class Child:
         for pipe in (self._to_child, self._from_child):
             os.close(pipe)
 
-    def _start(self) -> dict[str, Any]:
+    def _start(self) -> Description:
         read_commands, self._to_child = os.pipe()
         self._from_child, write_answers = os.pipe()
-        settings = json.dumps({**self._settings, "commands": read_commands, "answers": write_answers})
+        settings = replace(self._settings, commands=read_commands, answers=write_answers)
         # The child must find the same packages, from a checkout and from an installed wheel alike. -P: a folder of the
         # current directory that is called like one of ours must not be found first.
         paths = [str(Path(__file__).parents[2]), str(Path.cwd()), os.environ.get("PYTHONPATH", "")]
@@ -141,7 +145,7 @@ class Child:
             "PYTHONPATH": os.pathsep.join(p for p in paths if p),
         }
         self._process = subprocess.Popen(  # noqa: S603 - our own module
-            [sys.executable, "-P", "-m", "harness.running.worker", settings],
+            [sys.executable, "-P", "-m", "harness.running.worker", to_line(settings)],
             pass_fds=(read_commands, write_answers),
             env=environment,
             stdin=subprocess.DEVNULL,
@@ -152,43 +156,45 @@ class Child:
         os.close(write_answers)
         try:
             answer = self._receive(START_SECONDS)
-            if answer["status"] == "loaded":
+            if answer.status is Status.LOADED:
                 answer = self._receive(START_SECONDS)
-                if answer["status"] in {"crashed", "timeout"} and self._settings["probe"]:
+                if answer.lost and self._settings.probe:
                     # It died of the probe, so it may die of a problem: that is for the rules to find, as a failure.
                     self.close()
-                    self._settings["probe"] = False
+                    self._settings = replace(self._settings, probe=False)
                     return self._start()
         except BaseException:  # an interrupt while it starts must not leave it behind
             self.close()
             raise
-        if answer["status"] != "ready":
+        if answer.description is None:
             self.close()
-            error = UsageError if answer["status"] == "usage" else CandidateStartError
-            raise error(answer.get("error", "no reason given"))
-        described: dict[str, Any] = answer["description"]
-        return described
+            error = UsageError if answer.status is Status.USAGE else CandidateStartError
+            raise error(answer.error or "no reason given")
+        return answer.description
 
-    def _ask(self, message: dict[str, Any], seconds: float) -> dict[str, Any]:
+    def _ask(self, command: Command, seconds: float) -> Outcome:
+        """Send a command and wait for its outcome; a child that is lost is ended."""
         try:
-            os.write(self._to_child, json.dumps(message).encode() + b"\n")
+            os.write(self._to_child, to_line(command).encode() + b"\n")
+            outcome = self._receive(seconds)
         except OSError:
-            return {"status": "crashed", "error": self._how_it_died()}
-        return self._receive(seconds)
+            outcome = Outcome(Status.CRASHED, self._how_it_died())
+        if outcome.lost:
+            self.close()
+        return outcome
 
-    def _receive(self, seconds: float) -> dict[str, Any]:
+    def _receive(self, seconds: float) -> Outcome:
         end = time.monotonic() + seconds
         while b"\n" not in self._buffer:
             ready, _, _ = select.select([self._from_child], [], [], max(0.0, end - time.monotonic()))
             if not ready:
-                return {"status": "timeout", "error": f"no answer within {seconds:g} s"}
+                return Outcome(Status.TIMEOUT, f"no answer within {seconds:g} s")
             chunk = os.read(self._from_child, 1 << 20)
             if not chunk:
-                return {"status": "crashed", "error": self._how_it_died()}
+                return Outcome(Status.CRASHED, self._how_it_died())
             self._buffer += chunk
         line, _, self._buffer = self._buffer.partition(b"\n")
-        answer: dict[str, Any] = json.loads(line)
-        return answer
+        return outcome_from(line)
 
     def _how_it_died(self) -> str:
         if self._process is None:
@@ -199,6 +205,36 @@ class Child:
         if code is not None and code < 0:
             return f"the candidate's process was killed by {signal.Signals(-code).name}"
         return f"the candidate's process exited with {code}"
+
+
+def open_session(name: str, *, threads: int = 0, memory_gib: float = 0, isolate: bool = True) -> Session:
+    """Load a candidate where it will be judged.
+
+    Args:
+        name: as on the command line.
+        threads: of torch, 0 for its own choice.
+        memory_gib: limit of a child's data segment, 0 for none.
+        isolate: in a child process.
+
+    Raises:
+        CandidateStartError: it cannot run here, with the reason.
+        UsageError: there is no such candidate.
+    """
+    # The names of built-in candidates are checked here, before a process is started for them.
+    if name.partition("+")[0] not in CANDIDATES and ":" not in name:
+        load_named(name)
+    if isolate:
+        return Child(name, threads=threads, memory_gib=memory_gib)
+    try:
+        candidate = load_named(name)
+        support = support_of(candidate)
+        if support:
+            return InProcess(candidate, threads=threads)
+    except UsageError:
+        raise
+    except Exception as error:  # as in a child: any reason why a candidate does not start is the answer
+        raise CandidateStartError(f"{type(error).__name__}: {error}") from error
+    raise CandidateStartError(support.reason)
 
 
 def _has_fileno(stream: Any) -> bool:

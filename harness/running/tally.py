@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
 
+from harness.judging.compared import Compared
 from harness.problems.problem import Problem
-from harness.records.record import Histogram, RuleResult
+from harness.records.record import RuleResult
+from harness.running.outcome import Outcome, Status
 from harness.verdict import Verdict
 
 
@@ -18,63 +19,58 @@ class Tally:
     Attributes:
         result: what goes into the record.
         traps: how often each was drawn.
-        crashes: problems that ended the candidate's process, or took too long.
         misfit: why a problem was outside what the candidate declares.
         unseen: the first problem of which no comparison looked at some valid rows.
         accepted: altered copies that would have passed, by name.
         late: whether the time ended the drawing.
-        seen: problems already judged.
-        failed: outcome of each failing problem, while shrinking; the last one is the smallest.
-        first_failure: `time.monotonic()` of it.
     """
 
     result: RuleResult
     traps: Counter[str] = field(default_factory=Counter)
-    crashes: int = 0
     misfit: str = ""
     unseen: str = ""
     accepted: Counter[str] = field(default_factory=Counter)
     late: bool = False
-    seen: set[Problem] = field(default_factory=set)
-    failed: dict[str, dict[str, Any]] = field(default_factory=dict)
-    first_failure: float | None = None
 
-    def add(self, outcome: dict[str, Any], problem: Problem) -> None:
-        """Add one judged problem: `outcome` as `Session.judge` returns it, status "judged"."""
-        self._add_comparisons(outcome["comparisons"], str(problem))
-        self._note_power(outcome, problem)
+    def add(self, outcome: Outcome, problem: Problem) -> None:
+        """Count one problem that the rule says something about."""
+        self.result.examples += 1
+        self.traps.update(problem.traps())
+        if outcome.status is Status.JUDGED:
+            self._add_comparisons(outcome.comparisons, str(problem))
+            self._note_power(outcome, problem)
 
-    def _note_power(self, outcome: dict[str, Any], problem: Problem) -> None:
+    def _note_power(self, outcome: Outcome, problem: Problem) -> None:
         """Count the altered copies that would have passed, and remember the first problem of which valid rows were left out."""
-        accepted = {name for c in outcome["comparisons"] if c["compared"] for name in c["accepted_altered"]}
+        accepted = {name for c in outcome.comparisons if c.compared for name in c.accepted_altered}
         self.accepted.update(sorted(accepted))
-        missed = outcome.get("unseen")
-        if missed and not self.unseen:
-            rows = sum(missed.values())
-            self.unseen = f"{rows} of {problem.tokens} valid rows (experts {', '.join(missed)}) of {problem}"
+        if outcome.unseen and not self.unseen:
+            rows, experts = sum(outcome.unseen.values()), ", ".join(outcome.unseen)
+            self.unseen = f"{rows} of {problem.tokens} valid rows (experts {experts}) of {problem}"
 
-    def _add_comparisons(self, comparisons: list[dict[str, Any]], problem: str) -> None:
+    def _add_comparisons(self, comparisons: list[Compared], problem: str) -> None:
         """Add one problem's comparisons to the rule's counts."""
         result = self.result
-        compared = sum(c["compared"] for c in comparisons)
+        compared = sum(c.compared for c in comparisons)
         result.compared += compared
         if not compared:
             result.empty += 1
-        elif any(c["accepted_altered"] for c in comparisons if c["compared"]):
+        elif any(c.accepted_altered for c in comparisons if c.compared):
             result.powerless += 1
         for c in comparisons:
-            for word, count in c["judged"].items():
+            for word, count in c.judged.items():
                 result.judged[word] = result.judged.get(word, 0) + count
-            if c["histogram"]:
-                more = Histogram(**c["histogram"])
-                more.worst_at = f"{more.worst_at} of {problem}" if more.worst_at else problem
-                if c["stage"] in result.histograms:
-                    result.histograms[c["stage"]].add(more)
+            if c.histogram:
+                worst_at = f"{c.histogram.worst_at} of {problem}" if c.histogram.worst_at else problem
+                more = replace(c.histogram, worst_at=worst_at)
+                if c.stage in result.histograms:
+                    result.histograms[c.stage].add(more)
                 else:
-                    result.histograms[c["stage"]] = more
-            ratio = c["worst_ratio"]
-            if ratio is not None and (result.worst_ratio is None or ratio > result.worst_ratio):
-                result.worst_ratio, result.worst_problem = ratio, problem
+                    result.histograms[c.stage] = more
+            if c.worst_ratio is not None and (
+                result.worst_ratio is None or c.worst_ratio > result.worst_ratio
+            ):
+                result.worst_ratio, result.worst_problem = c.worst_ratio, problem
 
     def conclude(self, wanted: int, power: float) -> None:
         """Set the rule's verdict and its reason.

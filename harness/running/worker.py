@@ -7,14 +7,25 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
-import json
 import os
 import signal
 import sys
 import traceback
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from harness.running.outcome import (
+    Command,
+    Outcome,
+    Status,
+    WorkerSettings,
+    command_from,
+    settings_from,
+    to_line,
+)
 from harness.verdict import UsageError
+
+if TYPE_CHECKING:
+    from harness.running.judge import Judge
 
 
 class NotSupportedError(Exception):
@@ -25,45 +36,47 @@ def main(argument: str) -> None:
     """Serve judgements until the parent closes the pipe.
 
     Args:
-        argument: JSON with candidate, threads, memory_gib, and the pipe descriptors commands and answers.
+        argument: WorkerSettings as a line.
     """
-    settings = json.loads(argument)
+    settings = settings_from(argument)
     _end_with_the_parent()
     faulthandler.enable()
-    answers = os.fdopen(settings["answers"], "w", encoding="utf-8")
+    answers = os.fdopen(settings.answers, "w", encoding="utf-8")
 
-    def answer(message: dict[str, Any]) -> None:
-        answers.write(json.dumps(message) + "\n")
+    def answer(outcome: Outcome) -> None:
+        answers.write(to_line(outcome) + "\n")
         answers.flush()
 
     try:
-        candidate = _loaded(settings)
-        answer({"status": "loaded"})
+        candidate = _loaded(settings.candidate)
+        answer(Outcome(Status.LOADED))
         judge = _ready(candidate, settings)
     except NotSupportedError as error:
-        answer({"status": "failed", "error": str(error)})
+        answer(Outcome(Status.FAILED, str(error)))
         return
     except UsageError as error:
-        answer({"status": "usage", "error": str(error)})
+        answer(Outcome(Status.USAGE, str(error)))
         return
     except Exception as error:  # noqa: BLE001 - any reason why a candidate does not start is the answer
-        answer({"status": "failed", "error": f"{type(error).__name__}: {error}"})
+        answer(Outcome(Status.FAILED, f"{type(error).__name__}: {error}"))
         return
-    answer({"status": "ready", "description": judge.describe()})
-    with os.fdopen(settings["commands"], encoding="utf-8") as commands:
+    answer(Outcome(Status.READY, description=judge.describe()))
+    with os.fdopen(settings.commands, encoding="utf-8") as commands:
         for line in commands:
-            command = json.loads(line)
-            try:
-                if "diagnose" in command:
-                    found = judge.diagnose(command["rule"], command["problem"], command["diagnose"])
-                    result = {"status": "diagnosed", "diagnosis": found}
-                else:
-                    result = judge.judge(command["rule"], command["problem"])
-            except Exception:  # noqa: BLE001 - a defect of the harness: reported as such, with its trace
-                result = {"status": "internal", "error": traceback.format_exc()}
-            answer(result)
-            if result["status"] == "crashed":
+            outcome = _obey(judge, command_from(line))
+            answer(outcome)
+            if outcome.lost:
                 return  # the CUDA context is lost: only a new process helps
+
+
+def _obey(judge: Judge, command: Command) -> Outcome:
+    try:
+        if command.diagnose:
+            found = judge.diagnose(command.rule, command.problem, command.diagnose)
+            return Outcome(Status.DIAGNOSED, diagnosis=found)
+        return judge.judge(command.rule, command.problem)
+    except Exception:  # noqa: BLE001 - a defect of the harness: reported as such, with its trace
+        return Outcome(Status.INTERNAL, traceback.format_exc())
 
 
 def _end_with_the_parent() -> None:
@@ -74,26 +87,26 @@ def _end_with_the_parent() -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
-def _loaded(settings: dict[str, Any]) -> Any:
+def _loaded(name: str) -> Any:
     from harness.candidates import support_of
     from harness.faults.named import load_named
 
-    candidate = load_named(settings["candidate"])
+    candidate = load_named(name)
     support = support_of(candidate)
     if not support:
         raise NotSupportedError(support.reason)
     return candidate
 
 
-def _ready(candidate: Any, settings: dict[str, Any]) -> Any:
+def _ready(candidate: Any, settings: WorkerSettings) -> Judge:
     from harness.running.judge import Judge
 
-    if settings["memory_gib"]:
+    if settings.memory_gib:
         import resource
 
-        limit = int(settings["memory_gib"] * 2**30)
+        limit = int(settings.memory_gib * 2**30)
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-    return Judge(candidate, threads=settings["threads"], probe=settings["probe"])
+    return Judge(candidate, threads=settings.threads, probe=settings.probe)
 
 
 if __name__ == "__main__":

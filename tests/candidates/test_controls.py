@@ -24,8 +24,9 @@ from harness.faults.named import load_named, plant
 from harness.judging.context import Context, Known
 from harness.mutants import false_alarms
 from harness.mutants.false_alarms import count_false_alarms
-from harness.problems.problem import PLANTED_TRAPS, parse_problem
+from harness.problems.problem import parse_problem
 from harness.problems.tensors import ProblemTensors
+from harness.problems.traps import TRAPS
 from harness.rules import RULE_IDS
 from harness.verdict import UsageError
 from reference.nvfp4 import quantize_nvfp4
@@ -58,7 +59,7 @@ def test_a_right_kernel_is_never_called_wrong_in_10000_examples(part: int) -> No
     result = count_false_alarms(10_000 // PARTS, seed=1000 + part)
     check(result, 10_000 // PARTS)
     assert set(result["rules"]) == set(RULE_IDS) - {"GRAPH"}  # CUDA only
-    assert set(result["traps"]) >= set(PLANTED_TRAPS)
+    assert set(result["traps"]) >= set(TRAPS)
 
 
 def test_a_control_that_is_wrong_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,7 +141,7 @@ def test_the_orders_are_those_of_the_plain_emulations() -> None:
     assert torch.equal(accumulate(a, b, Order(window=24)), aligned_gemm(a, b, window=24))
 
 
-@pytest.mark.parametrize("trap", [None, *PLANTED_TRAPS])
+@pytest.mark.parametrize("trap", [None, *TRAPS])
 def test_midpoints_compared_with_fma_round_as_the_real_numbers_do(trap: str | None) -> None:
     """NVFP4-1, NVFP4-2: float32 and FMA alone give what the reference computes in float64."""
     t = ProblemTensors(parse_problem(f"2x24x128x16:24,20:spread:4{f':{trap}' if trap else ''}"))
@@ -167,10 +168,7 @@ def test_a_reciprocal_table_stays_within_one_unit() -> None:
 
 def test_controls_have_names_on_the_command_line() -> None:
     assert load_named("control:split_k_4").name == "split_k_4"
-    assert (
-        load_named("harness.candidates.controls.catalog:reversed_accumulation").name
-        == "reversed_accumulation"
-    )
+    assert load_named("control:physical").name == "physical_strict"
     assert load_named("control:combine_with_fma").habit is LAYER_HABITS["combine_with_fma"]
     with pytest.raises(UsageError, match="did you mean 'split_k_4'"):
         load_named("control:splitk4")

@@ -10,9 +10,10 @@ import pytest
 
 from harness.candidates import CANDIDATES
 from harness.cli import COMMANDS, run
-from harness.problems.problem import OPTIONS, PLANTED_TRAPS, SHAPE_TRAPS
+from harness.problems.problem import OPTIONS, SHAPE_TRAPS
 from harness.problems.profiles import PROFILES
 from harness.problems.shapes import MODELS
+from harness.problems.traps import TRAPS
 from harness.records.record import RuleResult, RunRecord
 from harness.rules import RULES
 from harness.verdict import Verdict
@@ -46,7 +47,7 @@ def test_list_names_everything_that_can_be_asked_for(capsys: pytest.CaptureFixtu
     assert run(["list"]) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
     names = {words[0] for words in lines}
-    known = [CANDIDATES, PROFILES, MODELS, OPTIONS, PLANTED_TRAPS, SHAPE_TRAPS, [r.id for r in RULES]]
+    known = [CANDIDATES, PROFILES, MODELS, OPTIONS, TRAPS, SHAPE_TRAPS, [r.id for r in RULES]]
     for some in known:
         assert names >= set(some)
     assert all(len(words) > 1 for words in lines), "each with words"

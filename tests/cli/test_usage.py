@@ -76,7 +76,7 @@ def test_an_output_folder_that_is_not_writable_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # click asks os.access too, about reading; a test that runs as root can write anywhere
-    monkeypatch.setattr("harness.cli.output.os", SimpleNamespace(access=lambda *_: False, W_OK=2, X_OK=1))
+    monkeypatch.setattr("harness.ci.outputs.os", SimpleNamespace(access=lambda *_: False, W_OK=2, X_OK=1))
     assert run(["check", "--candidate", "eager", "--problem", SMALL, "--out", str(tmp_path)]) == 64
     assert f"--out: {tmp_path} is not writable" in capsys.readouterr().err
 

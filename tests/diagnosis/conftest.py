@@ -22,7 +22,7 @@ def diagnosed() -> Callable[..., list[dict[str, Any]]]:
     def diagnose(rule: str, *faults: str, base: str = "physical", problem: str = PROBLEM) -> Any:
         judge = Judge(plant(base, *faults))
         outcome = judge.judge(rule, problem)
-        assert any(c["illegal"] for c in outcome["comparisons"]), f"{rule} passes {faults}"
+        assert bool(outcome.illegal), f"{rule} passes {faults}"
         return judge.diagnose(rule, problem, "the command")
 
     return diagnose

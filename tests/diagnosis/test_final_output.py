@@ -33,7 +33,7 @@ def _any_machine(monkeypatch):
 def diagnosed(base: str, fault: str, problem: str = PROBLEM) -> list[dict[str, Any]]:
     judge = Judge(FinalOutputOnly(plant(base, fault)))
     outcome = judge.judge("MOE", problem)
-    assert outcome["status"] == "contract" or any(c["illegal"] for c in outcome["comparisons"])
+    assert outcome.status == "contract" or bool(outcome.illegal)
     return judge.diagnose("MOE", problem, "")
 
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from harness.candidates.physical import Physical
-from harness.diagnosis.diagnose import run_rule_once
-from harness.diagnosis.habits import Habits, learned_habits
-from harness.diagnosis.models import models
-from harness.diagnosis.observation import MASKED_GEMM, Recorder, name_calls
-from harness.diagnosis.views import seen, valid
+from harness.diagnosis.cases.habits import Habits, learned_habits
+from harness.diagnosis.cases.models import models
+from harness.diagnosis.cases.observation import MASKED_GEMM, Recorder, name_calls
+from harness.diagnosis.cases.repetition import run_rule_once
+from harness.diagnosis.cases.views import seen, valid
 from harness.faults.named import load_named
 from harness.judging.context import Known
 from harness.running.probes import measure

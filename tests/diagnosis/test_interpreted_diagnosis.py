@@ -8,7 +8,7 @@ from harness.faults.named import load_named
 from harness.problems.problem import parse_problem
 from harness.problems.profiles import PROFILES
 from harness.rules import find_rules
-from harness.running.runner import RunSettings, run_problem
+from harness.running.runner import RuleRun, RunSettings
 from harness.running.session import InProcess
 from harness.verdict import Verdict
 
@@ -29,7 +29,7 @@ FAULTS = (
 def test_a_wrong_argument_of_the_real_kernel_is_caught_and_named(fault: str) -> None:
     candidate = load_named(f"flashinfer-cutedsl-cpu+{fault}")
     settings = RunSettings(PROFILES["quick"], candidate=f"flashinfer-cutedsl-cpu+{fault}")
-    result, _ = run_problem(find_rules(["GEMM"])[0], InProcess(candidate), settings, parse_problem(PROBLEM))
+    result = RuleRun(find_rules(["GEMM"])[0], InProcess(candidate), settings).repeat(parse_problem(PROBLEM))
     assert result.verdict is Verdict.FAIL
     first = result.failures[0].diagnosis[0]
     name = fault.partition("@")[0]

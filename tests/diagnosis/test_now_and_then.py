@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from harness.candidates.physical import Physical
-from harness.diagnosis import diagnose
-from harness.diagnosis.choices import Choices
-from harness.diagnosis.diagnose import bounds_of, failing_calls
+from harness.diagnosis.cases import repetition
+from harness.diagnosis.cases.repetition import bounds_of, failing_calls
+from harness.diagnosis.hypotheses.choices import Choices
 from harness.running.judge import Judge
 from harness.running.probes import measure
 
@@ -57,7 +57,7 @@ def repeated(rule: str, stage: str, *bad: int):
         ((2,), 2, [1, 2]),
         ((1, 3), 3, [1, 2, 3]),  # the first run fills what a fault may remember
         ((9,), 9, [1, 8, 9]),
-        ((1,), diagnose._FEW_RUNS, [1, 3, 4]),  # never again: what was seen once is looked at
+        ((1,), repetition.FEW_RUNS, [1, 3, 4]),  # never again: what was seen once is looked at
     ],
 )
 def test_a_rule_is_repeated_until_it_fails(rule: str, stage: str, bad, runs: int, kept: list[int]) -> None:
@@ -74,14 +74,14 @@ def test_a_rule_is_repeated_until_it_fails(rule: str, stage: str, bad, runs: int
 
 def test_what_never_fails_again_is_said() -> None:
     (finding,) = Judge(FailsInRuns("masked_moe")).diagnose("MOE", PROBLEM, "again")
-    assert finding["passed"] == diagnose._MOST_RUNS
+    assert finding["passed"] == repetition.MOST_RUNS
     assert "passed in all" in finding["title"]
     assert finding["command"] == "again"
 
 
 def test_a_slow_rule_is_repeated_a_few_times_only(monkeypatch) -> None:
-    monkeypatch.setattr(diagnose, "_RUNS_SECONDS", 0.0)
-    assert repeated("MOE", "masked_moe")[2].number == diagnose._FEW_RUNS
+    monkeypatch.setattr(repetition, "_RUNS_SECONDS", 0.0)
+    assert repeated("MOE", "masked_moe")[2].number == repetition.FEW_RUNS
 
 
 def test_rows_of_all_experts_are_tried_before_more_of_one() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.diagnosis.describe import NOTHING
+from harness.diagnosis.telling.describe import NOTHING
 from harness.running.judge import Judge
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
@@ -22,7 +22,7 @@ def test_a_fault_outside_the_catalog_is_never_explained_in_full(name: str) -> No
     make, rule = OUTSIDE[name]
     problem = "3x24x128x64:24,24,11:normal:3"
     judge = Judge(make())
-    assert any(c["illegal"] for c in judge.judge(rule, problem)["comparisons"])
+    assert any(c.illegal for c in judge.judge(rule, problem).comparisons)
     found = judge.diagnose(rule, problem, "")
     left = [f for f in found if not f["fault"]]
     assert len(left) == 1

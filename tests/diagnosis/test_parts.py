@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from harness.diagnosis.choices import Choices
-from harness.diagnosis.describe import percent, strength_words
-from harness.diagnosis.fingerprints import nice
-from harness.diagnosis.place import numbers, place
+from harness.diagnosis.hypotheses.choices import Choices
+from harness.diagnosis.hypotheses.fingerprints import nice
+from harness.diagnosis.telling.numbers import numbers, percent, strength_words
+from harness.diagnosis.telling.place import place
 
 
 @pytest.mark.parametrize(

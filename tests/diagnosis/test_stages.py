@@ -64,7 +64,7 @@ def test_a_planted_fault_is_the_first_finding_and_explains_everything(diagnosed,
 def test_what_looks_like_something_else_at_first_is_found(rule, fault, base, problem) -> None:
     candidate = plant(base, fault)
     judge = Judge(candidate)
-    assert any(c["illegal"] for c in judge.judge(rule, problem)["comparisons"])
+    assert any(c.illegal for c in judge.judge(rule, problem).comparisons)
     known = measure(candidate, probe=False).known
     first, *others = diagnose_problem(candidate, known, rule, problem, seconds=120.0)
     assert fault.partition("@")[0] in {first["fault"], *first.get("same_as", ())}

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from harness.candidates.physical import Physical
-from harness.diagnosis.case import Case
-from harness.diagnosis.diagnose import bounds_of, opaque_cases, run_rule_once
-from harness.diagnosis.observation import MASKED_MOE, Recorder
-from harness.diagnosis.taken_over import ThroughLayer
+from harness.diagnosis.cases.collection import layer_cases
+from harness.diagnosis.cases.layer_case import LayerCase
+from harness.diagnosis.cases.observation import MASKED_MOE, Recorder
+from harness.diagnosis.cases.repetition import bounds_of, run_rule_once
+from harness.diagnosis.hypotheses.taken_over import ThroughLayer
 from harness.running.probes import measure
 
 ROW = (1, 7)
@@ -40,12 +41,12 @@ class RowChanged(Physical):
         self._first = False
 
 
-def case_of(change: Callable[[Tensor], Tensor], problem: str) -> Case:
+def case_of(change: Callable[[Tensor], Tensor], problem: str) -> LayerCase:
     recorder = Recorder(RowChanged(change))
     known = measure(recorder.candidate, probe=False).known
     assert run_rule_once(recorder, known, "MOE", problem)
     calls = [call for call in recorder.calls if call.stage == MASKED_MOE]
-    return opaque_cases(calls, bounds_of(recorder.candidate, known))[0]
+    return layer_cases(calls, bounds_of(recorder.candidate, known))[0]
 
 
 @pytest.mark.parametrize(

@@ -43,5 +43,5 @@ def test_the_same_layer_without_the_fault_passes_and_is_not_diagnosed(users_laye
     from harness.running.judge import Judge
 
     judge = Judge(users_layer.UsersLayer())
-    assert not any(c["illegal"] for c in judge.judge("MOE", PROBLEM)["comparisons"])
+    assert not any(c.illegal for c in judge.judge("MOE", PROBLEM).comparisons)
     assert [finding["passed"] > 1 for finding in judge.diagnose("MOE", PROBLEM, "")] == [True]

@@ -45,9 +45,9 @@ def base_of(fault: Fault) -> str:
 
 
 def illegal(outcome: dict[str, Any]) -> bool:
-    if outcome["status"] == "not applicable":
+    if outcome.status == "not applicable":
         return False
-    return outcome["status"] != "judged" or any(c["illegal"] for c in outcome["comparisons"])
+    return outcome.status != "judged" or bool(outcome.illegal)
 
 
 @cache

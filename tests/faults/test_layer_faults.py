@@ -51,8 +51,8 @@ def layer(ranks: int = 2, topk: int = 2) -> LayerProblem:
 
 def illegal(candidate: Any, rule: str, problem: str) -> bool:
     outcome = Judge(candidate, threads=1, probe=False).judge(rule, problem)
-    assert outcome["status"] == "judged", outcome
-    return any(c["illegal"] for c in outcome["comparisons"])
+    assert outcome.status == "judged", outcome
+    return bool(outcome.illegal)
 
 
 def test_names_that_others_refer_to_exist() -> None:

@@ -81,8 +81,8 @@ def test_a_seed_draws_places_within_those_of_the_whole_fault_and_repeats_them(na
 def test_a_fault_leaves_the_callers_tensors_alone_unless_that_is_the_mistake(fault: Fault) -> None:
     judge = Judge(plant("physical", fault.name), threads=1, probe=False)
     found = judge.judge("INPUTS", "2x40x64x48:40,17:normal:1")
-    changes_inputs = any(c["illegal"] for c in found["comparisons"])
-    assert changes_inputs == (fault.killed_by == "INPUTS"), found["comparisons"]
+    changes_inputs = bool(found.illegal)
+    assert changes_inputs == (fault.killed_by == "INPUTS"), found.comparisons
 
 
 def test_faults_add_up_and_pass_through_the_composed_layer() -> None:

@@ -12,7 +12,7 @@ import torch
 from harness import Support, Traits, conformance
 from harness.problems.profiles import PROFILES
 from harness.rules import find_rules
-from harness.running.runner import RunSettings, run_rule
+from harness.running.runner import RuleRun, RunSettings
 from harness.running.session import Child, InProcess
 from harness.verdict import Verdict
 
@@ -61,7 +61,7 @@ def test_a_graph_that_keeps_an_old_masked_m_fails(tensor_core):
 
     # The stale copy is one of an expert-wise reversed masked_m: symmetric ones hide it, so several problems are drawn.
     settings = RunSettings(PROFILES["quick"], candidate="stale")
-    result, _ = run_rule(find_rules(["GRAPH"])[0], InProcess(Stale()), settings)
+    result = RuleRun(find_rules(["GRAPH"])[0], InProcess(Stale()), settings).draw()
     assert result.verdict is Verdict.FAIL
 
 
@@ -103,9 +103,9 @@ def test_flashinfers_fp4_quantizer_forced_to_run_on_hopper_is_said_to_write_noth
         def quantize_grouped(self, x, masked_m, global_scale_enc):
             return self._real.quantize_grouped(x, masked_m, global_scale_enc)
 
-    result, _ = run_rule(
+    result = RuleRun(
         find_rules(["PAD-OUT"])[0], InProcess(Forced()), RunSettings(PROFILES["quick"], candidate="forced")
-    )
+    ).draw()
     print(result.failures[0].message)
     assert result.verdict is Verdict.FAIL
     assert "output never written" in result.failures[0].message
@@ -138,10 +138,10 @@ def test_a_lost_cuda_context_costs_one_problem(tmp_path, monkeypatch):
     session = Child("lost_candidate:Lost")
     try:
         fine = "2x16x64x64:16,3:normal:1"
-        assert session.judge("GEMM", fine, 60)["status"] == "judged"
+        assert session.judge("GEMM", fine, 60).status == "judged"
         lost = session.judge("GEMM", "3x16x64x64:16,3,1:normal:1", 60)
         print(lost)
-        assert lost["status"] == "crashed"
-        assert session.judge("GEMM", fine, 120)["status"] == "judged"
+        assert lost.status == "crashed"
+        assert session.judge("GEMM", fine, 120).status == "judged"
     finally:
         session.close()

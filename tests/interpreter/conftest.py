@@ -7,7 +7,8 @@ import struct
 import numpy as np
 import pytest
 
-from harness.interpreter.machine import Launch, run_launch
+from harness.interpreter.cluster import Cluster, Launch
+from harness.interpreter.launch import ClusterRun, run_launch
 from harness.interpreter.memory import GlobalMemory
 from harness.interpreter.parser import parse_ptx
 from harness.interpreter.program import Program
@@ -32,9 +33,20 @@ def launch(ptx, arrays=(), *, threads=32, grid=1, cluster=1, shared=0, schedule=
     parameters = b"".join(struct.pack("<Q", a) for a in [*addresses, *raw])
     program = Program(parse_ptx(ptx))
     run_launch(
-        Launch(program, memory, (grid, 1, 1), (threads, 1, 1), (cluster, 1, 1), shared, parameters),
+        program,
+        Launch(memory, (grid, 1, 1), (threads, 1, 1), (cluster, 1, 1), shared, parameters),
         schedule or late(),
     )
+
+
+def left_behind(ptx, *, shared=64):
+    """Run a module of one warp without parameters; return the warp, for what it left in its CTA."""
+    cluster = Cluster(
+        Launch(GlobalMemory(), (1, 1, 1), (32, 1, 1), (1, 1, 1), shared, b""), (0, 0, 0), late()
+    )
+    run = ClusterRun(Program(parse_ptx(ptx)), cluster)
+    run.run()
+    return run.warps[0]
 
 
 def per_lane(code, rows, *, uniform=False):

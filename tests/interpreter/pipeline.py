@@ -155,7 +155,8 @@ def run(ptx, tiles, given, schedule=None):
 def launch_with(ptx, maps, inputs, c, tiles, schedule):
     import struct
 
-    from harness.interpreter.machine import Launch, run_launch
+    from harness.interpreter.cluster import Launch
+    from harness.interpreter.launch import run_launch
     from harness.interpreter.memory import GlobalMemory
     from harness.interpreter.parser import parse_ptx
     from harness.interpreter.program import Program
@@ -168,7 +169,8 @@ def launch_with(ptx, maps, inputs, c, tiles, schedule):
     memory.add_array(c, "C")
     parameters = struct.pack("<6Q", *addresses, tiles)
     run_launch(
-        Launch(Program(parse_ptx(ptx)), memory, (1, 1, 1), (192, 1, 1), (1, 1, 1), SHARED, parameters),
+        Program(parse_ptx(ptx)),
+        Launch(memory, (1, 1, 1), (192, 1, 1), (1, 1, 1), SHARED, parameters),
         schedule or late(),
     )
     return c

@@ -7,6 +7,7 @@ import struct
 import numpy as np
 import pytest
 
+from harness.interpreter import program
 from harness.interpreter.emit import EMITTERS
 from tests.interpreter.conftest import per_lane
 
@@ -185,3 +186,12 @@ def test_every_emitter_has_a_test():
     pseudo = {"bra_if", "_result"}
     missing = [name for name in EMITTERS if name not in pseudo and f"{name}" not in text]
     assert missing == []
+
+
+def test_a_name_in_generated_code_means_one_thing():
+    """The functions that generated code calls come from several modules, into one namespace."""
+    found = {}
+    for module in program.CALLED:
+        for name, value in vars(module).items():
+            if not name.startswith("_"):
+                assert found.setdefault(name, value) is value, f"{name} of {module.__name__}"

@@ -8,7 +8,7 @@ import pytest
 from harness.interpreter.errors import DeadlockError, ProtocolError
 from harness.interpreter.mbarrier import MBarrier
 from harness.interpreter.schedule import seeded
-from tests.interpreter.conftest import launch, module
+from tests.interpreter.conftest import launch, left_behind, module
 
 WAIT = """
     {{ .reg .pred P1;
@@ -144,9 +144,39 @@ def test_wrong_use_of_mbarriers_is_reported(body, message):
         launch(module(f"mov.b32 %r2, smem; mov.b32 %r3, {5 << 24 | 1024}; {body}"), shared=64)
 
 
-def test_expect_tx_and_inval():
-    body = "mov.b32 %r2, smem; mov.b32 %r1, 32; mbarrier.init.shared.b64 [%r2], %r1; mbarrier.expect_tx.relaxed.cta.shared.b64 [%r2], 16; mbarrier.inval.shared.b64 [%r2];"
-    launch(module(body), shared=64)
+FRESH = "mov.b32 %r2, smem; mov.b32 %r1, 32; mbarrier.init.shared.b64 [%r2], %r1;"
+
+
+def test_every_lane_announces_its_bytes_and_none_of_them_ends_the_phase():
+    warp = left_behind(module(FRESH + "mbarrier.expect_tx.relaxed.cta.shared.b64 [%r2], 16;"))
+    (barrier,) = warp.cta.mbarriers.values()
+    assert (barrier.phase, barrier.pending, barrier.bytes) == (0, 32, 32 * 16)
+
+
+def test_an_invalidated_mbarrier_is_none_any_more():
+    text = FRESH + "mbarrier.inval.shared.b64 [%r2];"
+    assert left_behind(module(text)).cta.mbarriers == {}
+    with pytest.raises(ProtocolError, match=r"before mbarrier\.init"):
+        launch(module(text + "mbarrier.arrive.shared.b64 %d0, [%r2];"), shared=64)
+
+
+@pytest.mark.parametrize("how", ["test_wait", "try_wait"])
+def test_a_wait_that_is_satisfied_lets_the_warp_go_on_and_leaves_the_phase(how):
+    """Of a fresh mbarrier the phase before, of parity 1, is over; once all lanes have arrived that of parity 0 is too."""
+    for arrive, parity, phase in (("", 1, 0), ("mbarrier.arrive.shared.b64 %d0, [%r2];", 0, 1)):
+        text = f"{FRESH} {arrive} mbarrier.{how}.parity.shared.b64 %p0, [%r2], {parity}; selp.b32 %r3, 1, 0, %p0; st.shared.b32 [%r2+8], %r3;"
+        warp = left_behind(module(text))
+        (barrier,) = warp.cta.mbarriers.values()
+        assert (barrier.phase, barrier.pending, barrier.bytes, barrier.waiters) == (phase, 32, 0, [])
+        assert warp.waits_for == ("", None), "the warp stopped"
+        assert warp.cta.shared.load(1024 + 8, 4, None) == 1
+
+
+def test_a_test_wait_that_is_not_satisfied_says_so_without_waiting():
+    text = f"{FRESH} mbarrier.test_wait.parity.shared.b64 %p0, [%r2], 0; selp.b32 %r3, 1, 0, %p0; st.shared.b32 [%r2+8], %r3;"
+    warp = left_behind(module(text))
+    assert warp.waits_for == ("", None)
+    assert warp.cta.shared.load(1024 + 8, 4, None) == 0
 
 
 def test_the_cluster_barrier_and_arrivals_at_the_other_cta(schedules):
@@ -155,10 +185,35 @@ def test_the_cluster_barrier_and_arrivals_at_the_other_cta(schedules):
     mov.b32 %r2, smem; mov.u32 %r3, %cluster_ctarank; mov.b32 %r1, 32; mbarrier.init.shared.b64 [%r2], %r1;
     BARRIER
     xor.b32 %r4, %r3, 1; mapa.shared::cluster.u32 %r5, %r2, %r4; mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%r5];
-    WAIT""".replace("WAIT", WAIT.format(at="%r2", parity=0))
+    WAIT
+    mov.u32 %r6, %tid.x; mad.lo.s32 %r6, %r3, 32, %r6; mul.wide.u32 %d1, %r6, 4; ld.param.b64 %d0, [a]; add.s64 %d0, %d0, %d1;
+    mbarrier.test_wait.parity.shared.b64 %p1, [%r2], 1; selp.b32 %r7, 9, 1, %p1; st.global.b32 [%d0], %r7;
+    """.replace("WAIT", WAIT.format(at="%r2", parity=0))
     barrier = "barrier.cluster.arrive.relaxed; barrier.cluster.wait;"
     for schedule in schedules:
-        launch(module(text.replace("BARRIER", barrier)), grid=2, cluster=2, shared=64, schedule=schedule)
-    early = module(text.replace("BARRIER", ""))
+        passed = np.zeros(64, dtype=np.uint32)
+        launch(
+            module(text.replace("BARRIER", barrier), ("a",)),
+            (passed,),
+            grid=2,
+            cluster=2,
+            shared=64,
+            schedule=schedule,
+        )
+        assert (passed == 1).all(), (
+            "a thread did not get past the wait, or another phase than the first ended"
+        )
+    early = module(text.replace("BARRIER", ""), ("a",))
     with pytest.raises(ProtocolError, match=r"before mbarrier\.init"):
-        launch(early, grid=2, cluster=2, shared=64)
+        launch(early, (np.zeros(64, dtype=np.uint32),), grid=2, cluster=2, shared=64)
+
+
+def test_a_cta_knows_its_place_in_cluster_and_grid():
+    names = ("cluster_ctarank", "cluster_nctarank", "ctaid.x", "nctaid.x", "clusterid.x", "nclusterid.x")
+    found = np.zeros((4, len(names)), dtype=np.uint32)
+    body = f"ld.param.b64 %d0, [a]; mov.u32 %r0, %ctaid.x; mul.wide.u32 %d1, %r0, {4 * len(names)}; add.s64 %d0, %d0, %d1;"
+    body += "".join(
+        f"mov.u32 %r1, %{name}; st.global.b32 [%d0+{4 * at}], %r1;" for at, name in enumerate(names)
+    )
+    launch(module(body, ("a",)), (found,), grid=4, cluster=2)
+    assert found.tolist() == [[cta % 2, 2, cta, 4, cta // 2, 2] for cta in range(4)]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from harness.interpreter.errors import MemoryFaultError, ProtocolError, UnsupportedPtxError
-from tests.interpreter.conftest import launch, module, per_lane
+from tests.interpreter.conftest import launch, left_behind, module, per_lane
 
 
 def test_vector_loads_and_stores_of_every_width():
@@ -210,13 +210,38 @@ def test_a_trap_and_a_shuffle_of_missing_lanes_are_errors():
         )
 
 
-def test_prefetch_griddepcontrol_and_setmaxnreg_do_nothing():
-    launch(
-        module(
-            "ld.param.b64 %d0, [a]; prefetch.tensormap [%d0]; griddepcontrol.wait; setmaxnreg.inc.sync.aligned.u32 240; membar.gl; fence.acq_rel.cluster;",
-            ("a",),
-        ),
-        (np.zeros(1, dtype=np.uint32),),
-    )
-    for op in ("prefetchu.L1", "applypriority.global.L2", "discard.global.L2"):
-        launch(module(f"ld.param.b64 %d0, [a]; {op} [%d0];", ("a",)), (np.zeros(1, dtype=np.uint32),))
+@pytest.mark.parametrize("op", [
+    "prefetch.tensormap [%d0];", "prefetchu.L1 [%d0];", "applypriority.global.L2 [%d0];", "discard.global.L2 [%d0];",
+    "griddepcontrol.wait;", "griddepcontrol.launch_dependents;", "setmaxnreg.inc.sync.aligned.u32 240;",
+    "membar.gl;", "fence.acq_rel.cluster;", "fence.mbarrier_init.release.cluster;",
+])  # fmt: skip
+def test_what_only_changes_speed_or_order_changes_neither_memory_nor_registers(op):
+    """Registers of every width come back as they were, in lanes of their own; so does global and shared memory."""
+    data = np.zeros((32, 6), dtype=np.uint32)
+    data[:, 0] = np.arange(32) * 3 + 1
+    body = f"""
+    mov.u32 %r0, %tid.x; ld.param.b64 %d0, [a]; mul.wide.u32 %d1, %r0, 24; add.s64 %d2, %d0, %d1; ld.global.b32 %r1, [%d2];
+    shl.b32 %r2, %r0, 2; add.s32 %r2, %r2, 1024; st.shared.b32 [%r2], %r1;
+    cvt.u16.u32 %h0, %r1; setp.lt.u32 %p0, %r0, 5; cvt.u64.u32 %d3, %r1;
+    {op}
+    ld.shared.b32 %r3, [%r2]; selp.b32 %r4, 1, 0, %p0; cvt.u32.u16 %r5, %h0; cvt.u32.u64 %r6, %d3;
+    st.global.b32 [%d2+4], %r1; st.global.b32 [%d2+8], %r3; st.global.b32 [%d2+12], %r4; st.global.b32 [%d2+16], %r5;
+    st.global.b32 [%d2+20], %r6;"""
+    value = data[:, 0].copy()
+    launch(module(body, ("a",)), (data,), shared=128)
+    assert np.array_equal(data, np.stack([value, value, value, np.arange(32) < 5, value, value], axis=1))
+
+
+@pytest.mark.parametrize(
+    ("fence", "seen"),
+    [
+        ("", False),
+        ("membar.gl;", False),
+        ("fence.acq_rel.cta;", False),
+        ("fence.proxy.async.shared::cta;", True),
+    ],
+)
+def test_only_the_proxy_fence_shows_stores_to_the_asynchronous_units(fence, seen):
+    cta = left_behind(module(f"mov.b32 %r0, smem; mov.b32 %r1, 7; st.shared.b32 [%r0], %r1; {fence}")).cta
+    words = (cta.shared.generic.view(np.uint32)[256], cta.shared.proxy.view(np.uint32)[256])
+    assert words == (7, 7 if seen else 0xFFFFFFFF)

@@ -14,7 +14,8 @@ from torch import Tensor
 from harness.candidates.eager import Eager
 from harness.candidates.physical import Physical
 from harness.judging.context import Context, Known
-from harness.problems.problem import PLANTED_TRAPS, parse_problem
+from harness.problems.problem import parse_problem
+from harness.problems.traps import TRAPS
 from harness.rules.layer import judge_opaque
 from harness.running.probes import measure
 from reference import propagate
@@ -41,7 +42,8 @@ def problems(count: int) -> list[str]:
         hidden, inter = (16 * generator.choice((2, 4, 5, 8, 16)) for _ in range(2))
         masked_m = f"{generator.randint(1, capacity)},{generator.randint(1, capacity)}"
         extras = generator.sample(
-            sorted(PLANTED_TRAPS.keys() - {"nan", "inf", "zero_expert"}), generator.choice((0, 0, 1, 2))
+            sorted(trap.name for trap in TRAPS.values() if trap.finite and trap.where != "expert"),
+            generator.choice((0, 0, 1, 2)),
         )
         extras += generator.choice(([], [], ["relu2"], ["prequantized"]))
         data = generator.choice(("normal", "grid"))

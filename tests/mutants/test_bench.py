@@ -42,7 +42,7 @@ def test_known_faults_are_killed_in_every_form(bench):
     for result in batch.results:
         mutant = Mutant(bench.base, [parse_planting(result.planting)])
         shared = SharedProblem(bench.base, parse_problem(result.problem), bench.measured.known, rule("GEMM"))
-        assert any(c["illegal"] for c in shared.judge(mutant)["comparisons"]), "the problem shows it again"
+        assert any(c.illegal for c in shared.judge(mutant).comparisons), "the problem shows it again"
 
 
 def test_a_fault_that_changes_nothing_meets_every_problem_and_survives(bench, invisible):
@@ -86,9 +86,7 @@ def test_a_mutant_that_writes_into_shared_tensors_spoils_them_for_nobody():
     shared = SharedProblem(
         eager, parse_problem("2x4x32x32:4,3:normal:1"), bench.measured.known, rule("QUANT")
     )
-    illegal = [
-        sum(c["illegal"] for c in shared.judge(c_)["comparisons"]) for c_ in (WritesIntoTokens(), eager)
-    ]
+    illegal = [sum(c.illegal for c in shared.judge(c_).comparisons) for c_ in (WritesIntoTokens(), eager)]
     assert illegal[0] == 0, "QUANT judges what the quantizer read"
     assert illegal[1] == 0
     x = shared._context.tensors.x.clone()

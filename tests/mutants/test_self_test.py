@@ -108,10 +108,9 @@ def test_an_error_that_a_rule_hides_is_the_candidates_all_the_same() -> None:
     raising = Probed(base, Probe("masked_grouped_gemm", 0, "raises"))
     problem = parse_problem(PROBING[0])
     outcome = judge_context(BROKEN_CHECKS["errors_are_caught"], Context(Watched(raising), problem, known))
-    assert outcome["status"] == "raised"
+    assert outcome.status == "raised"
     assert (
-        "planted: the stage raises (the rule went on as if the candidate had not raised it)"
-        in outcome["error"]
+        "planted: the stage raises (the rule went on as if the candidate had not raised it)" in outcome.error
     )
 
 
@@ -119,9 +118,9 @@ def test_valid_rows_that_no_comparison_looks_at_are_named() -> None:
     base, known = _prepared(CANDIDATES[0])
     problem = parse_problem("3x9x64x32:9,4,7:normal:3")
     outcome = judge_context(BROKEN_CHECKS["first_expert_only"], Context(Watched(base), problem, known))
-    assert outcome["unseen"] == {"1": 4, "2": 7}
+    assert outcome.unseen == {"1": 4, "2": 7}
     genuine = judge_context(find_rules(["GEMM"])[0], Context(Watched(base), problem, known))
-    assert genuine["unseen"] == {}
+    assert genuine.unseen == {}
 
 
 def run_command(

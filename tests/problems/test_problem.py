@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.problems.problem import DATA, OPTIONS, PLANTED_TRAPS, Problem, parse_problem
+from harness.problems.problem import DATA, OPTIONS, Problem, parse_problem
+from harness.problems.traps import TRAPS
 from harness.verdict import UsageError
 
 
@@ -28,7 +29,7 @@ def any_problem(draw: st.DrawFn) -> Problem:
         tuple(masked_m),
         draw(st.sampled_from(sorted(DATA))),
         draw(st.integers(0, 1 << 40)),
-        frozenset(draw(st.lists(st.sampled_from([*PLANTED_TRAPS, *OPTIONS])))),
+        frozenset(draw(st.lists(st.sampled_from([*TRAPS, *OPTIONS])))),
     )
 
 

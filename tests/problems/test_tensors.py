@@ -6,8 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness.problems.problem import BLOCK_TRAPS, DATA, PLANTED_TRAPS, SHAPE_TRAPS, parse_problem
+from harness.problems.problem import DATA, SHAPE_TRAPS, parse_problem
 from harness.problems.tensors import ProblemTensors
+from harness.problems.trap_writing import write_traps
+from harness.problems.traps import TRAPS
+from harness.verdict import UsageError
 from reference import e2m1, e4m3
 from reference.moe import activate
 from reference.nvfp4 import BLOCK, quantize_nvfp4
@@ -21,7 +24,8 @@ def tensors_of(t: ProblemTensors) -> dict[str, Tensor]:
     }  # fmt: skip
 
 
-ALL_TRAPS = "+".join(PLANTED_TRAPS)
+ALL_TRAPS = "+".join(TRAPS)
+BLOCK_TRAPS = [trap.name for trap in TRAPS.values() if trap.block and trap.where == "blocks"]
 
 
 @pytest.mark.parametrize("text", ["3x9x64x48:0,9,4:normal:5", f"3x9x256x64:0,9,4:grid:77:{ALL_TRAPS}+relu2"])
@@ -59,7 +63,7 @@ def test_scales_and_alphas_are_distinct_and_not_one(data: str) -> None:
         assert len(values.unique()) == 6, name
 
 
-def planted_in(text: str, where: str) -> tuple[Tensor, Tensor, Tensor]:
+def blocks_of(text: str, where: str) -> tuple[Tensor, Tensor, Tensor]:
     """Return what reaches a quantizer as blocks, its encode scale and the unrounded block scales, valid rows only."""
     t = ProblemTensors(parse_problem(text))
     values = t.x if where == "x" else activate(t.gate_up, "silu")
@@ -86,8 +90,8 @@ def test_e2m1_ties_are_exact_at_every_midpoint(where: str, data: str) -> None:
     """TRAP e2m1_ties: x * gs / scale is the midpoint itself, with both signs over a few problems."""
     seen = set()
     for seed in SEEDS:
-        blocks, gs, unrounded = planted_in(BIG.format(data=data, seed=seed, trap="e2m1_ties"), where)
-        on_grid = unrounded.log2().frac() == 0  # the planted blocks: amax is 6 times a power of two
+        blocks, gs, unrounded = blocks_of(BIG.format(data=data, seed=seed, trap="e2m1_ties"), where)
+        on_grid = unrounded.log2().frac() == 0  # the trap's blocks: amax is 6 times a power of two
         y = blocks[on_grid] * gs[on_grid].unsqueeze(-1) / unrounded[on_grid].unsqueeze(-1)
         found = {v for v in y.flatten().tolist() if abs(v) in e2m1.MIDPOINTS}
         assert {abs(v) for v in found} == set(e2m1.MIDPOINTS)
@@ -103,7 +107,7 @@ def test_e4m3_ties_are_exact(where: str, data: str) -> None:
     middle = (values[1:] + values[:-1]) / 2
     seen = set()
     for seed in SEEDS:
-        _, _, unrounded = planted_in(BIG.format(data=data, seed=seed, trap="e4m3_ties"), where)
+        _, _, unrounded = blocks_of(BIG.format(data=data, seed=seed, trap="e4m3_ties"), where)
         hits = torch.isin(unrounded, middle)
         assert hits.any()
         seen |= {int(i) % 2 for i in torch.bucketize(unrounded[hits], middle)}
@@ -115,7 +119,7 @@ def test_e4m3_ties_are_exact(where: str, data: str) -> None:
 def test_scales_underflow_to_zero_and_just_do_not(where: str, data: str) -> None:
     """TRAP scale_underflow: amax that is not zero with scale byte 0, and others with the smallest scale."""
     for seed in SEEDS:
-        blocks, _, unrounded = planted_in(BIG.format(data=data, seed=seed, trap="scale_underflow"), where)
+        blocks, _, unrounded = blocks_of(BIG.format(data=data, seed=seed, trap="scale_underflow"), where)
         byte = e4m3.round_to_byte(unrounded)
         assert ((byte == 0) & (blocks.abs().amax(-1) > 0)).any()
         assert (byte == 1).any()
@@ -128,7 +132,7 @@ def test_scales_underflow_to_zero_and_just_do_not(where: str, data: str) -> None
 def test_scales_saturate_just_and_by_far(where: str, data: str) -> None:
     """TRAP scale_saturation: past 448 a little (rounding back to it) and past 464, where a cast would overflow."""
     for seed in SEEDS:
-        _, _, unrounded = planted_in(BIG.format(data=data, seed=seed, trap="scale_saturation"), where)
+        _, _, unrounded = blocks_of(BIG.format(data=data, seed=seed, trap="scale_saturation"), where)
         finite = unrounded[unrounded.isfinite()]
         assert ((finite > 446) & (finite < 466)).any()
         assert (finite > 480).any()
@@ -142,7 +146,7 @@ def test_subnormal_scales_fill_a_row_of_tokens_and_rows_of_the_weights(where: st
     seen = set()
     for seed in SEEDS:
         text = BIG.format(data=data, seed=seed, trap="subnormal_scales")
-        blocks, gs, _ = planted_in(text, where)
+        blocks, gs, _ = blocks_of(text, where)
         stored = torch.cat(
             [quantize_nvfp4(b.bfloat16(), g.float()).block_scale for b, g in zip(blocks, gs, strict=True)]
         ).view(27, -1)
@@ -161,15 +165,15 @@ def test_subnormal_scales_fill_a_row_of_tokens_and_rows_of_the_weights(where: st
 
 @all_data
 @both_inputs
-def test_zeros_are_planted_as_block_row_and_expert(where: str, data: str) -> None:
+def test_zeros_are_written_as_block_row_and_expert(where: str, data: str) -> None:
     """TRAP zero_block, zero_row, zero_expert."""
     for seed in SEEDS:
-        blocks, _, _ = planted_in(BIG.format(data=data, seed=seed, trap="zero_block"), where)
+        blocks, _, _ = blocks_of(BIG.format(data=data, seed=seed, trap="zero_block"), where)
         zero = (blocks == 0).all(-1)
         assert 0 < zero.sum() <= 4
-        blocks, _, _ = planted_in(BIG.format(data=data, seed=seed, trap="zero_row"), where)
+        blocks, _, _ = blocks_of(BIG.format(data=data, seed=seed, trap="zero_row"), where)
         assert (blocks.view(27, -1) == 0).all(-1).sum() == 1
-        blocks, _, _ = planted_in(BIG.format(data=data, seed=seed, trap="zero_expert"), where)
+        blocks, _, _ = blocks_of(BIG.format(data=data, seed=seed, trap="zero_expert"), where)
         zero_rows = (blocks.view(27, -1) == 0).all(-1)
         assert int(zero_rows.sum()) in {20, 7}
         assert zero_rows[:20].all() or zero_rows[20:].all()
@@ -180,7 +184,7 @@ def test_zeros_are_planted_as_block_row_and_expert(where: str, data: str) -> Non
 def test_subnormals_reach_the_quantizer(where: str, data: str) -> None:
     """TRAP subnormal: bfloat16 subnormals that are not zero, in blocks of nothing larger than the smallest normals."""
     for seed in SEEDS:
-        blocks, _, _ = planted_in(BIG.format(data=data, seed=seed, trap="subnormal"), where)
+        blocks, _, _ = blocks_of(BIG.format(data=data, seed=seed, trap="subnormal"), where)
         subnormal = (blocks != 0) & (blocks.abs() < 2.0**-126)
         assert subnormal.any()
         tiny = blocks[subnormal.any(-1)].abs().amax(-1)
@@ -192,7 +196,7 @@ def test_subnormals_reach_the_quantizer(where: str, data: str) -> None:
 def test_negative_zeros_stand_beside_numbers(where: str, data: str) -> None:
     """TRAP negative_zero: in blocks with a scale, where the code's sign can be seen."""
     for seed in SEEDS:
-        blocks, _, unrounded = planted_in(BIG.format(data=data, seed=seed, trap="negative_zero"), where)
+        blocks, _, unrounded = blocks_of(BIG.format(data=data, seed=seed, trap="negative_zero"), where)
         negative_zero = (blocks == 0) & blocks.signbit()
         assert (negative_zero.any(-1) & (e4m3.round_to_byte(unrounded) > 0)).any()
 
@@ -202,7 +206,7 @@ def test_negative_zeros_stand_beside_numbers(where: str, data: str) -> None:
 def test_nan_stands_alone_and_fills_a_block(where: str, data: str) -> None:
     """TRAP nan: one block of nothing else, several with a single one."""
     for seed in SEEDS:
-        blocks, _, _ = planted_in(BIG.format(data=data, seed=seed, trap="nan"), where)
+        blocks, _, _ = blocks_of(BIG.format(data=data, seed=seed, trap="nan"), where)
         per_block = blocks.isnan().sum(-1)
         assert (per_block == BLOCK).sum() == 1
         assert (per_block == 1).any()
@@ -214,7 +218,7 @@ def test_infinities_of_both_signs_stand_among_numbers(where: str, data: str) -> 
     """TRAP inf: blocks that hold an infinity and something finite."""
     signs = set()
     for seed in SEEDS:
-        blocks, _, _ = planted_in(BIG.format(data=data, seed=seed, trap="inf"), where)
+        blocks, _, _ = blocks_of(BIG.format(data=data, seed=seed, trap="inf"), where)
         infinite = blocks.isinf()
         assert infinite.any()
         assert not blocks.isnan().any()
@@ -226,13 +230,29 @@ def test_infinities_of_both_signs_stand_among_numbers(where: str, data: str) -> 
 def test_outliers_and_spread_show_in_the_tokens() -> None:
     """TRAP outlier_block, magnitude_spread: a block far above its row, and experts 100-fold apart."""
     for seed in SEEDS:
-        blocks, gs, _ = planted_in(BIG.format(data="normal", seed=seed, trap="outlier_block"), "x")
+        blocks, gs, _ = blocks_of(BIG.format(data="normal", seed=seed, trap="outlier_block"), "x")
         rows = blocks.abs().amax(-1).view(27, -1)
         assert ((rows.amax(-1) / rows.median(-1).values) > 30).sum() >= 2  # one in each expert with rows
         t = ProblemTensors(parse_problem(BIG.format(data="normal", seed=seed, trap="magnitude_spread")))
         deviation = t.x.double().square().mean((1, 2)).sqrt()
         assert deviation[2] / deviation[0] > 50
         assert gs.isfinite().all()
+
+
+@pytest.mark.parametrize("trap", TRAPS)
+def test_every_trap_of_the_table_is_written(trap: str) -> None:
+    """TRAP: a name that changes no number would be counted as tested."""
+    text = "3x20x256x256:20,0,7:normal:1"
+    plain, with_it = (tensors_of(ProblemTensors(parse_problem(t))) for t in (text, f"{text}:{trap}"))
+    assert not torch.equal(plain["x"].view(torch.uint8), with_it["x"].view(torch.uint8))
+
+
+def test_a_trap_that_does_not_exist_is_an_error() -> None:
+    """TRAP: by name, with the nearest one; it is not taken for another trap."""
+    x, scale = torch.zeros(1, 4, 32, dtype=torch.bfloat16), torch.ones(1)
+    with pytest.raises(UsageError, match="unknown trap 'zero_rows': did you mean 'zero_row'"):
+        write_traps(x, [4], scale, ["nan", "zero_rows"], torch.Generator())
+    assert not x.any()
 
 
 @pytest.mark.parametrize("trap", BLOCK_TRAPS)
@@ -256,7 +276,7 @@ def test_traps_survive_one_another(trap: str) -> None:
     }
     for seed in SEEDS:
         for where in ("x", "gate_up"):
-            blocks, _, unrounded = planted_in(small.format(seed=seed), where)
+            blocks, _, unrounded = blocks_of(small.format(seed=seed), where)
             assert checks[trap](blocks, unrounded), (seed, where)
 
 
@@ -271,7 +291,7 @@ def test_a_problem_counts_only_traps_that_it_can_hold() -> None:
     assert parse_problem("2x2x64x64:2,1:normal:1:nan+zero_expert").traps()[-2:] == ["zero_expert", "nan"]
     assert parse_problem("1x2x64x64:2:normal:1:nan+zero_expert").traps()[-1] == "zero_expert"
     everything = parse_problem(f"4x128x64x64:0,1,128,100:normal:1:{ALL_TRAPS}").traps()
-    assert set(everything) == {"empty_expert", "one_row_expert", "full_expert", *PLANTED_TRAPS}
+    assert set(everything) == {"empty_expert", "one_row_expert", "full_expert", *TRAPS}
     assert set(parse_problem("1x100x48x16:5:normal:1").traps()) == {
         "one_expert",
         "ragged_capacity",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -189,7 +188,7 @@ def test_records_of_workers_merge_into_one_run_whose_verdict_is_drawn_again() ->
     second = record(failed(), traps={"nan": 3, "inf": 1}, seconds=9.0, skips=[Skip("GRAPH on k", "no GPU")])
     third = record(passed("QUANT"), skips=[Skip("GRAPH on k", "no GPU")], errors=["a worker was lost"])
     merged = merge_records([first, second, third])
-    conclude(merged, Counter(merged.traps), {})
+    conclude(merged, {})
     assert merged.run_id == "run-1"
     assert [(r.rule, r.examples) for r in merged.rules] == [("QUANT", 6), ("GEMM", 3)]
     assert merged.traps == {"inf": 1, "nan": 5}
@@ -231,13 +230,14 @@ def test_the_verdict_of_a_run_and_its_reason(change: dict[str, Any], verdict: Ve
     made = record(passed())
     for name, value in change.items():
         setattr(made, name, getattr(made, name) + value if name == "candidates" else value)
-    conclude(made, Counter(), {})
+    conclude(made, {})
     assert (made.verdict, words in made.reason) == (verdict, True), made.reason
 
 
 def test_a_trap_that_was_drawn_too_seldom_fails_a_run_that_found_nothing_wrong() -> None:
     made = record(passed())
-    conclude(made, Counter({"nan": 5, "inf": 4}), {"nan": 5, "inf": 5, "zero_row": 5})
+    made.traps = {"nan": 5, "inf": 4}
+    conclude(made, {"nan": 5, "inf": 5, "zero_row": 5})
     assert made.verdict is Verdict.FAIL
     assert made.missing_traps == ["inf", "zero_row"]
     assert made.reason == "traps drawn too seldom to count as tested: inf, zero_row"

@@ -33,4 +33,4 @@ def test_a_rule_indexes_no_float8_tensor(rule: str) -> None:
     judge = Judge(Physical(), threads=1)
     with OldestTorch():
         outcome = judge.judge(rule, PROBLEM)
-    assert outcome["status"] in {"judged", "not applicable"}, outcome
+    assert outcome.status in {"judged", "not applicable"}, outcome

@@ -14,32 +14,27 @@ from typing import Any
 import pytest
 
 from harness.candidates.protocol import ALL_STAGES, Traits
+from harness.judging.compared import Compared
 from harness.problems.problem import Problem, parse_problem
 from harness.records.record import RunRecord, load_record
+from harness.running.outcome import Description, Outcome, Status
 
 REPOSITORY = Path(__file__).parents[2]
 CANDIDATES = REPOSITORY / "tests" / "candidates"
-Answer = Callable[[Problem], dict[str, Any]]
+Answer = Callable[[Problem], Outcome]
 
 
-def comparison(compared: int = 10, illegal: int = 0, *, power: bool = True) -> dict[str, Any]:
-    return {
-        "stage": "gemm",
-        "compared": compared,
-        "illegal": illegal,
-        "judged": {"by hand": compared},
-        "accepted_altered": [] if power else ["zeros"],
-        "worst_ratio": 0.5,
-        "histogram": None,
-        "message": "gemm[expert 0] = 1, legal is 2" if illegal else "",
-        "place": {},
-        "extent": {},
-        "heatmap": None,
-    }
-
-
-def judged(**words: Any) -> dict[str, Any]:
-    return {"status": "judged", "comparisons": [comparison(**words)]}
+def judged(compared: int = 10, illegal: int = 0, *, power: bool = True) -> Outcome:
+    comparison = Compared(
+        "gemm",
+        compared,
+        illegal,
+        judged={"by hand": compared},
+        accepted_altered=[] if power else ["zeros"],
+        worst_ratio=0.5,
+        message="gemm[expert 0] = 1, legal is 2" if illegal else "",
+    )
+    return Outcome(Status.JUDGED, comparisons=[comparison])
 
 
 class ToldSession:
@@ -52,10 +47,10 @@ class ToldSession:
         self.diagnosed: list[tuple[str, str, str]] = []
         self.diagnosis: list[dict[str, Any]] = []
 
-    def describe(self) -> dict[str, Any]:
-        return {"traits": asdict(self.traits), "measured": {}, "stages": list(ALL_STAGES)}
+    def describe(self) -> Description:
+        return Description(asdict(self.traits), stages=list(ALL_STAGES))
 
-    def judge(self, rule_id: str, problem: str, seconds: float) -> dict[str, Any]:
+    def judge(self, rule_id: str, problem: str, seconds: float) -> Outcome:
         self.problems.append(parse_problem(problem))
         return self.answer(self.problems[-1])
 
@@ -73,7 +68,7 @@ def told() -> type[ToldSession]:
 
 
 @pytest.fixture
-def answer() -> Callable[..., dict[str, Any]]:
+def answer() -> Callable[..., Outcome]:
     """Build the answer "judged", with so many elements compared and illegal, with or without power."""
     return judged
 

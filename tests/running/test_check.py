@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,15 @@ from hypothesis import strategies as st
 
 from harness.candidates import CANDIDATES
 from harness.candidates.protocol import Traits
-from harness.problems.problem import PLANTED_TRAPS, SHAPE_TRAPS, parse_problem
+from harness.problems.problem import SHAPE_TRAPS, parse_problem
 from harness.problems.profiles import PROFILES
 from harness.problems.strategies import possible_traps
+from harness.problems.traps import TRAPS
 from harness.records.record import RunRecord
 from harness.rules import find_rules
 from harness.running import check
 from harness.running.check import CheckRequest, Progress, run_check
+from harness.running.outcome import Outcome
 from harness.running.session import CandidateStartError
 from harness.verdict import Verdict
 
@@ -30,7 +33,9 @@ STANDARD = dataclasses.replace(PROFILES["standard"], experts=4, capacity=160, k=
 def run(told, answer, monkeypatch: pytest.MonkeyPatch) -> Any:
     def run(request: CheckRequest, reply: Any = None, traits: Traits | None = None) -> RunRecord:
         monkeypatch.setitem(PROFILES, "standard", STANDARD)
-        monkeypatch.setattr(check, "open_session", lambda *_: told(reply or (lambda _: answer()), traits))
+        monkeypatch.setattr(
+            check, "open_session", lambda *_, **__: told(reply or (lambda _: answer()), traits)
+        )
         return run_check(request, RunRecord("run", "now", [], profile=request.profile.name), Progress())
 
     return run
@@ -41,11 +46,11 @@ def test_a_standard_run_draws_every_trap_often_enough(run) -> None:
     record = run(CheckRequest(["mine"], find_rules(["QUANT", "ACT", "GEMM"]), STANDARD))
     assert record.missing_traps == []
     assert record.verdict is Verdict.PASS
-    assert min(record.traps[trap] for trap in (*PLANTED_TRAPS, *SHAPE_TRAPS)) >= 5
+    assert min(record.traps[trap] for trap in (*TRAPS, *SHAPE_TRAPS)) >= 5
 
 
 def without_nan(*_: object) -> st.SearchStrategy[Any]:
-    extras = st.sets(st.sampled_from(sorted(set(PLANTED_TRAPS) - {"nan"})), max_size=3)
+    extras = st.sets(st.sampled_from(sorted(set(TRAPS) - {"nan"})), max_size=3)
     return extras.map(
         lambda e: dataclasses.replace(
             parse_problem("3x130x48x256:0,1,130:normal:0"), extras=frozenset(e), seed=len(e)
@@ -83,12 +88,12 @@ def test_traps_that_alignments_rule_out_are_not_asked_for(multiple: int) -> None
     traits = Traits(device="cpu", k_multiple=multiple, n_multiple=1)
     possible = possible_traps(traits)
     assert ("ragged_blocks" in possible) == (multiple < 64)
-    assert set(possible) >= set(PLANTED_TRAPS)
+    assert set(possible) >= set(TRAPS)
     assert ("ragged_capacity" in possible_traps(dataclasses.replace(traits, m_multiple=multiple))) == (
         multiple < 128
     )
     assert "one_expert" not in possible_traps(dataclasses.replace(traits, min_experts=2))
-    assert set(possible) | {"ragged_blocks"} == {*PLANTED_TRAPS, *SHAPE_TRAPS}
+    assert set(possible) | {"ragged_blocks"} == {*TRAPS, *SHAPE_TRAPS}
 
 
 def test_widths_are_multiples_of_every_declared_alignment() -> None:
@@ -102,7 +107,7 @@ def test_max_seconds_ends_the_whole_run_and_leaves_what_was_not_judged_unknown(
 ) -> None:
     judged = 0
 
-    def each(_: object) -> dict[str, Any]:
+    def each(_: object) -> Outcome:
         nonlocal judged
         judged += 1
         return answer()
@@ -117,7 +122,7 @@ def test_max_seconds_ends_the_whole_run_and_leaves_what_was_not_judged_unknown(
 def test_an_interrupt_keeps_what_was_found_until_then(told, answer, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = Counter()
 
-    def interrupted(_: object) -> dict[str, Any]:
+    def interrupted(_: object) -> Outcome:
         calls["judged"] += 1
         if calls["judged"] == 50:
             raise KeyboardInterrupt
@@ -126,7 +131,7 @@ def test_an_interrupt_keeps_what_was_found_until_then(told, answer, monkeypatch:
     closed = []
     session = told(interrupted)
     session.close = lambda: closed.append(True)
-    monkeypatch.setattr(check, "open_session", lambda *_: session)
+    monkeypatch.setattr(check, "open_session", lambda *_, **__: session)
     record = RunRecord("run", "now", [], profile="quick")
     with pytest.raises(KeyboardInterrupt):
         run_check(
@@ -141,7 +146,7 @@ def test_an_interrupt_keeps_what_was_found_until_then(told, answer, monkeypatch:
 def test_a_candidate_that_cannot_run_counts_only_if_it_was_asked_for(
     told, answer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def open_session(name: str, _: CheckRequest) -> Any:
+    def open_session(name: str, **_: Any) -> Any:
         if name != "eager":
             raise CandidateStartError("needs sm_100")
         return told(lambda _: answer())
@@ -160,9 +165,9 @@ def test_a_candidate_that_cannot_run_counts_only_if_it_was_asked_for(
 
 def test_a_missing_stage_is_a_skip_with_its_reason(told, answer, monkeypatch: pytest.MonkeyPatch) -> None:
     session = told(lambda _: answer())
-    described = session.describe() | {"stages": ["quantize_grouped"]}
+    described = replace(session.describe(), stages=["quantize_grouped"])
     session.describe = lambda: described
-    monkeypatch.setattr(check, "open_session", lambda *_: session)
+    monkeypatch.setattr(check, "open_session", lambda *_, **__: session)
     record = RunRecord("run", "now", [], profile="quick")
     run_check(CheckRequest(["mine"], find_rules(["QUANT", "GEMM"]), PROFILES["quick"]), record, Progress())
     assert [r.rule for r in record.rules] == ["QUANT"]

@@ -7,7 +7,8 @@ import dataclasses
 from harness.problems.problem import parse_problem
 from harness.problems.profiles import PROFILES
 from harness.rules import find_rules
-from harness.running.runner import DIAGNOSED_SIZE, RunSettings, run_problem, run_rule
+from harness.running.failure import DIAGNOSED_SIZE
+from harness.running.runner import RuleRun, RunSettings
 
 (GEMM,) = find_rules(["GEMM"])
 SETTINGS = RunSettings(
@@ -24,14 +25,14 @@ FOUND = {
 
 def test_a_passing_rule_is_not_diagnosed(told, answer) -> None:
     session = told(lambda _: answer())
-    run_rule(GEMM, session, SETTINGS)
+    RuleRun(GEMM, session, SETTINGS).draw()
     assert session.diagnosed == []
 
 
 def test_a_failure_is_diagnosed_once_on_the_failing_problem_that_tells_most(told, answer) -> None:
     session = told(lambda p: answer(illegal=int(p.tokens >= 3)))
     session.diagnosis = [FOUND]
-    result, _ = run_rule(GEMM, session, SETTINGS)
+    result = RuleRun(GEMM, session, SETTINGS).draw()
     (failure,), ((rule, problem, command),) = result.failures, session.diagnosed
 
     def size(p):
@@ -53,5 +54,5 @@ def test_a_failure_is_diagnosed_once_on_the_failing_problem_that_tells_most(told
 def test_a_given_problem_is_diagnosed_itself(told, answer) -> None:
     session = told(lambda _: answer(illegal=1))
     problem = "1x4x16x16:3:normal:1"
-    run_problem(GEMM, session, SETTINGS, parse_problem(problem))
+    RuleRun(GEMM, session, SETTINGS).repeat(parse_problem(problem))
     assert [d[1] for d in session.diagnosed] == [problem]

@@ -12,7 +12,7 @@ from harness.candidates.protocol import Traits
 from harness.problems.problem import parse_problem
 from harness.problems.profiles import PROFILES
 from harness.rules import find_rules
-from harness.running.runner import RunSettings, run_problem
+from harness.running.runner import RuleRun, RunSettings
 from harness.running.session import CandidateStartError, Child
 from harness.verdict import UsageError, Verdict
 
@@ -38,7 +38,7 @@ def test_each_way_to_die_is_answered_and_the_next_problem_gets_a_fresh_process(c
     def run(experts: int, seconds: float = 20) -> tuple[Verdict, str]:
         profile = dataclasses.replace(QUICK, problem_seconds=seconds)
         chosen = parse_problem(problem(experts))
-        result, _ = run_problem(rule, child, RunSettings(profile, candidate="faulty:Aborts"), chosen)
+        result = RuleRun(rule, child, RunSettings(profile, candidate="faulty:Aborts")).repeat(chosen)
         for failure in result.failures:
             assert failure.problem == str(chosen)
             assert f"--problem '{chosen}'" in failure.reproduce or "*" not in failure.problem
@@ -63,9 +63,9 @@ def test_a_gemm_that_never_survives_is_a_failure_of_the_rules_and_not_a_candidat
     """It dies of the probe already; saying "cannot run here" would make a crash an UNKNOWN."""
     session = Child("faulty:AbortsInGemm", threads=1)
     try:
-        assert "ended or stopped" in session.describe()["measured"]["accumulator"]
-        assert session.judge("QUANT", problem(1), 20)["status"] == "judged"
-        assert session.judge("GEMM", problem(1), 20)["status"] == "crashed"
+        assert "ended or stopped" in session.describe().measured["accumulator"]
+        assert session.judge("QUANT", problem(1), 20).status == "judged"
+        assert session.judge("GEMM", problem(1), 20).status == "crashed"
     finally:
         session.close()
 
@@ -108,7 +108,7 @@ def test_a_folder_called_like_the_harness_does_not_stand_in_its_way(tmp_path, mo
     )
     monkeypatch.chdir(tmp_path)
     session = Child("mine:Mine", threads=1)
-    assert session.describe()["traits"]["device"] == Traits(device="cpu").device
+    assert session.describe().traits["device"] == Traits(device="cpu").device
     session.close()
 
 

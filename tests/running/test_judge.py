@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import pytest
 
 from harness.rules import RULES
 from harness.running.judge import Judge
+from harness.running.outcome import Outcome, outcome_from, to_line
 
 PROBLEM = "2x8x32x32:5,2:normal:3"
 
@@ -16,15 +18,15 @@ PROBLEM = "2x8x32x32:5,2:normal:3"
 def judge(faulty) -> Any:
     """Judge one problem by one rule on a candidate of faulty.py, without a process in between."""
 
-    def judged(candidate: str, rule: str, problem: str = PROBLEM) -> dict[str, Any]:
+    def judged(candidate: str, rule: str, problem: str = PROBLEM) -> Outcome:
         return Judge(getattr(faulty, candidate)(), threads=1).judge(rule, problem)
 
     return judged
 
 
-def illegal(outcome: dict[str, Any]) -> list[str]:
-    assert outcome["status"] == "judged", outcome
-    return [c["stage"] for c in outcome["comparisons"] if c["illegal"]]
+def illegal(outcome: Outcome) -> list[str]:
+    assert outcome.status == "judged", outcome
+    return [c.stage for c in outcome.comparisons if c.illegal]
 
 
 @pytest.mark.parametrize(
@@ -39,15 +41,15 @@ def illegal(outcome: dict[str, Any]) -> list[str]:
 )
 def test_what_a_candidate_raises_is_the_candidates(judge, candidate: str, rule: str, words: str) -> None:
     outcome = judge(candidate, rule)
-    assert outcome["status"] == "raised", outcome
-    assert words in outcome["error"]
+    assert outcome.status == "raised", outcome
+    assert words in outcome.error
 
 
 def test_a_candidate_that_exits_raises(judge) -> None:
     """sys.exit(0) in a kernel's wrapper must not end the run with the code of a pass."""
     outcome = judge("Aborts", "QUANT", "4x8x32x32:1,1,1,1:normal:0")
-    assert outcome["status"] == "raised"
-    assert outcome["error"].startswith("SystemExit: 0")
+    assert outcome.status == "raised"
+    assert outcome.error.startswith("SystemExit: 0")
 
 
 @pytest.mark.parametrize(
@@ -68,7 +70,7 @@ def test_an_error_of_an_earlier_problem_is_not_held_against_a_later_one(faulty, 
     from harness.rules import numbers
 
     judge = Judge(faulty.RaisesInTorch(), threads=1)
-    assert judge.judge("QUANT", PROBLEM)["status"] == "raised"
+    assert judge.judge("QUANT", PROBLEM).status == "raised"
 
     def broken(ctx: object) -> None:
         raise ZeroDivisionError
@@ -87,7 +89,7 @@ def test_a_lost_device_is_a_crash_wherever_it_shows(judge, monkeypatch: pytest.M
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
     monkeypatch.setattr(numbers, "quantize", late)
-    assert judge("QuantizesOnly", "QUANT")["status"] == "crashed"
+    assert judge("QuantizesOnly", "QUANT").status == "crashed"
 
 
 def test_a_device_lost_over_another_layout_is_not_taken_for_a_refusal(faulty) -> None:
@@ -98,7 +100,7 @@ def test_a_device_lost_over_another_layout_is_not_taken_for_a_refusal(faulty) ->
             super().masked_grouped_gemm(a, a_scale, b, b_scale, out, masked_m, alpha)
 
     for rule in ("LAYOUT-OUT", "LAYOUT-IN"):
-        assert Judge(Lost(), threads=1).judge(rule, PROBLEM)["status"] == "crashed"
+        assert Judge(Lost(), threads=1).judge(rule, PROBLEM).status == "crashed"
 
 
 @pytest.mark.parametrize(
@@ -118,14 +120,14 @@ def test_another_shape_type_or_layout_breaks_the_contract(
     judge, candidate: str, rule: str, words: str
 ) -> None:
     outcome = judge(candidate, rule)
-    assert outcome["status"] == "contract", outcome
-    assert words in outcome["error"]
+    assert outcome.status == "contract", outcome
+    assert words in outcome.error
 
 
 @pytest.mark.parametrize("rule", [r.id for r in RULES])
 def test_a_candidate_that_returns_nothing_never_looks_like_a_defect_of_the_harness(judge, rule: str) -> None:
     """Rules that call a stage past the checks of Context once died of the None that came back."""
-    assert judge("ReturnsNone", rule)["status"] in {"contract", "raised", "judged", "not applicable"}
+    assert judge("ReturnsNone", rule).status in {"contract", "raised", "judged", "not applicable"}
 
 
 @pytest.mark.parametrize(
@@ -154,7 +156,7 @@ def test_each_way_of_misbehaving_is_illegal_under_its_rule(
 
 def test_an_output_that_was_never_written_is_called_that(judge) -> None:
     outcome = judge("WritesNothing", "PAD-OUT")
-    assert outcome["comparisons"][2]["message"].startswith("gemm: output never written")
+    assert outcome.comparisons[2].message.startswith("gemm: output never written")
 
 
 def test_the_result_of_an_earlier_call_is_illegal_for_a_later_one(faulty) -> None:
@@ -169,23 +171,23 @@ def test_a_nondeterministic_candidate_that_says_so_is_not_judged_by_repeating_it
     candidate = faulty.Nondeterministic()
     candidate.traits = dataclasses.replace(candidate.traits, deterministic=False)
     outcome = Judge(candidate, threads=1).judge("REPEAT", PROBLEM)
-    assert outcome["status"] == "not applicable"
-    assert "deterministic=False" in outcome["error"]
+    assert outcome.status == "not applicable"
+    assert "deterministic=False" in outcome.error
 
 
 def test_a_candidate_with_hints_that_json_cannot_hold_is_described_and_judged(faulty) -> None:
     import json
 
     judge = Judge(faulty.HintsOfAnyType(), threads=1)
-    assert json.loads(json.dumps(judge.describe()))["traits"]["hints"] == [{"c_dtype": "torch.float16"}]
+    assert json.loads(json.dumps(judge.describe().traits))["hints"] == [{"c_dtype": "torch.float16"}]
     assert illegal(judge.judge("HINTS", PROBLEM)) == []
 
 
 def test_a_candidate_is_described_by_its_stages_traits_and_measurements(faulty) -> None:
     described = Judge(faulty.QuantizesOnly(), threads=1).describe()
-    assert described["stages"] == ["quantize_grouped"]
-    assert described["traits"]["k_multiple"] == 16
-    assert "no masked_grouped_gemm" in described["measured"]["accumulator"]
+    assert described.stages == ["quantize_grouped"]
+    assert described.traits["k_multiple"] == 16
+    assert "no masked_grouped_gemm" in described.measured["accumulator"]
 
 
 def test_an_outcome_crosses_a_process_boundary_as_strict_json(judge) -> None:
@@ -195,4 +197,5 @@ def test_an_outcome_crosses_a_process_boundary_as_strict_json(judge) -> None:
     outcomes = [judge("WritesNothing", rule) for rule in ("GEMM", "PIPELINE", "MOE")]
     outcomes.append(judge("Doubled", "GEMM", "1x4x32x32:3:normal:0:inf+nan"))
     for outcome in outcomes:
-        assert json.loads(json.dumps(outcome, allow_nan=False)) == outcome
+        json.dumps(asdict(outcome), allow_nan=False)
+        assert outcome_from(to_line(outcome)) == outcome

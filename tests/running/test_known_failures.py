@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +44,7 @@ def test_a_failure_that_is_known_does_not_fail_the_run_and_is_shown() -> None:
     assert (failing.failures[0].kind, failing.failures[0].known_issue) == ("known", "mine#7")
     record = RunRecord("run", "now", [], rules=[failing], known_failures=[met])
     record.candidates = [CandidateRun("mine", ran=True)]
-    conclude(record, Counter(), {})
+    conclude(record, {})
     assert record.verdict is Verdict.PASS
     assert record.reason.endswith("all of them legal but for 1 known failure")
 
@@ -176,7 +175,7 @@ def test_a_check_applies_the_list(told, answer, monkeypatch: pytest.MonkeyPatch)
     from harness.running import check
 
     def run(illegal: int, problem: str | None = None) -> RunRecord:
-        monkeypatch.setattr(check, "open_session", lambda *_: told(lambda _: answer(illegal=illegal)))
+        monkeypatch.setattr(check, "open_session", lambda *_, **__: told(lambda _: answer(illegal=illegal)))
         chosen = parse_problem(problem) if problem else None
         request = CheckRequest(
             ["mine"], find_rules(["GEMM"]), PROFILES["quick"], problem=chosen, known=[known()]

@@ -10,12 +10,15 @@ from typing import Any
 import pytest
 
 from harness.candidates.protocol import Traits
+from harness.judging.compared import Compared
 from harness.problems.problem import parse_problem
 from harness.problems.profiles import PROFILES
 from harness.problems.shapes import ModelShape
 from harness.rules import find_rules
 from harness.running import runner
-from harness.running.runner import InternalError, RunSettings, reproduce_command, run_problem, run_rule
+from harness.running.failure import reproduce_command
+from harness.running.outcome import Outcome, Status
+from harness.running.runner import InternalError, RuleRun, RunSettings
 from harness.verdict import Verdict
 
 QUANT, GEMM, MOE, HINTS = (find_rules([name])[0] for name in ("QUANT", "GEMM", "MOE", "HINTS"))
@@ -32,7 +35,7 @@ def test_the_same_seed_draws_the_same_problems_and_another_seed_others(told, ans
     drawn = {}
     for name, seed in (("first", 7), ("again", 7), ("other", 8)):
         session = told(lambda _: answer())
-        run_rule(QUANT, session, settings(seed=seed))
+        RuleRun(QUANT, session, settings(seed=seed)).draw()
         drawn[name] = session.problems
     assert drawn["first"] == drawn["again"]
     assert drawn["first"] != drawn["other"]
@@ -40,7 +43,8 @@ def test_the_same_seed_draws_the_same_problems_and_another_seed_others(told, ans
 
 
 def test_a_rule_that_finds_nothing_illegal_passes_and_counts_what_it_compared(told, answer) -> None:
-    result, traps = run_rule(QUANT, told(lambda _: answer(compared=10)), settings())
+    run = RuleRun(QUANT, told(lambda _: answer(compared=10)), settings())
+    result, traps = run.draw(), run.traps
     assert result.verdict is Verdict.PASS
     assert (result.examples, result.compared) == (40, 400)
     assert result.judged == {"by hand": 400}
@@ -50,7 +54,7 @@ def test_a_rule_that_finds_nothing_illegal_passes_and_counts_what_it_compared(to
 
 def test_a_failing_problem_shrinks_to_the_smallest_one_that_still_fails(told, answer) -> None:
     session = told(lambda p: answer(illegal=int(p.tokens >= 3 and "nan" in p.extras)))
-    result, _ = run_rule(QUANT, session, settings(profile=dataclasses.replace(SMALL, examples=150)))
+    result = RuleRun(QUANT, session, settings(profile=dataclasses.replace(SMALL, examples=150))).draw()
     assert result.verdict is Verdict.FAIL
     (failure,) = result.failures
     smallest = parse_problem(failure.problem)
@@ -60,7 +64,7 @@ def test_a_failing_problem_shrinks_to_the_smallest_one_that_still_fails(told, an
 
 
 def test_a_failure_says_the_rule_the_candidate_the_problem_and_one_command(told, answer) -> None:
-    result, _ = run_rule(GEMM, told(lambda _: answer(illegal=3)), settings())
+    result = RuleRun(GEMM, told(lambda _: answer(illegal=3)), settings()).draw()
     (failure,) = result.failures
     assert failure.kind == "illegal"
     assert failure.stage == "gemm"
@@ -89,7 +93,7 @@ def test_a_reproduce_command_survives_the_shell(told) -> None:
 def test_shrinking_ends_after_its_time(told, answer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner, "SHRINK_SECONDS", 0.0)
     session = told(lambda p: answer(illegal=int(p.experts > 2)))
-    result, _ = run_rule(GEMM, session, settings())
+    result = RuleRun(GEMM, session, settings()).draw()
     failing = [p for p in session.problems if p.experts > 2]
     assert len(failing) == 1, "no further problem is judged once the time for shrinking is over"
     assert result.failures[0].problem == str(failing[0])
@@ -98,7 +102,9 @@ def test_shrinking_ends_after_its_time(told, answer, monkeypatch: pytest.MonkeyP
 def test_a_candidate_that_fails_only_once_still_fails(told, answer) -> None:
     answers = iter([answer(), answer(), answer(illegal=1)])
     session = told(lambda _: next(answers, answer()))
-    result, _ = run_rule(GEMM, session, settings(profile=dataclasses.replace(SMALL, experts=2, capacity=2)))
+    result = RuleRun(
+        GEMM, session, settings(profile=dataclasses.replace(SMALL, experts=2, capacity=2))
+    ).draw()
     assert result.verdict is Verdict.FAIL
     assert result.failures[0].problem == str(session.problems[2])
 
@@ -108,7 +114,7 @@ def test_a_candidate_that_fails_now_and_then_fails(told, answer, seed: int) -> N
     """Shrinking comes back to problems that passed in an earlier round, which hypothesis once called flaky."""
     chance = random.Random(seed)
     session = told(lambda _: answer(illegal=int(chance.random() < 0.1)))
-    result, _ = run_rule(GEMM, session, settings())
+    result = RuleRun(GEMM, session, settings()).draw()
     assert result.verdict is Verdict.FAIL
     assert result.failures[0].problem in {str(problem) for problem in session.problems}
 
@@ -116,7 +122,7 @@ def test_a_candidate_that_fails_now_and_then_fails(told, answer, seed: int) -> N
 def test_the_deadline_ends_the_drawing_and_the_reason_says_how_far_it_came(told, answer, monkeypatch) -> None:
     session = told(lambda _: answer())
     monkeypatch.setattr("time.monotonic", lambda: float(len(session.problems)))  # each takes a second
-    result, _ = run_rule(QUANT, session, settings(deadline=5.5))
+    result = RuleRun(QUANT, session, settings(deadline=5.5)).draw()
     assert result.examples == len(session.problems) == 6
     assert result.verdict is Verdict.PASS
     assert result.reason == "6 of 40 problems before the time was over"
@@ -124,7 +130,7 @@ def test_the_deadline_ends_the_drawing_and_the_reason_says_how_far_it_came(told,
 
 def test_a_deadline_that_is_over_at_the_start_leaves_the_rule_unknown(told, answer) -> None:
     session = told(lambda _: answer())
-    result, _ = run_rule(QUANT, session, settings(deadline=time.monotonic() - 1))
+    result = RuleRun(QUANT, session, settings(deadline=time.monotonic() - 1)).draw()
     assert session.problems == []
     assert result.verdict is Verdict.UNKNOWN
     assert "the time was over" in result.reason
@@ -135,8 +141,8 @@ def test_a_crash_or_a_hang_costs_one_problem_and_the_run_goes_on(
     told, answer, status: str, kind: str
 ) -> None:
     calls = iter(range(1000))
-    session = told(lambda _: {"status": status, "error": "SIGSEGV"} if next(calls) == 4 else answer())
-    result, _ = run_rule(QUANT, session, settings())
+    session = told(lambda _: Outcome(Status(status), "SIGSEGV") if next(calls) == 4 else answer())
+    result = RuleRun(QUANT, session, settings()).draw()
     assert result.verdict is Verdict.FAIL
     assert [f.kind for f in result.failures] == [kind]
     assert result.failures[0].problem == str(session.problems[4])
@@ -146,35 +152,36 @@ def test_a_crash_or_a_hang_costs_one_problem_and_the_run_goes_on(
 
 
 def test_a_candidate_that_keeps_crashing_is_given_up_after_three_times(told) -> None:
-    session = told(lambda _: {"status": "crashed", "error": "SIGSEGV"})
-    result, _ = run_rule(QUANT, session, settings())
+    session = told(lambda _: Outcome(Status.CRASHED, "SIGSEGV"))
+    result = RuleRun(QUANT, session, settings()).draw()
     assert len(session.problems) == len(result.failures) == runner.MOST_CRASHES == 3
 
 
 @pytest.mark.parametrize(("status", "kind"), [("raised", "rejected"), ("contract", "illegal")])
 def test_a_refused_problem_and_a_broken_contract_are_failures(told, status: str, kind: str) -> None:
-    session = told(lambda p: {"status": status, "error": "k must be even"})
-    result, _ = run_rule(QUANT, session, settings())
+    session = told(lambda p: Outcome(Status(status), "k must be even"))
+    result = RuleRun(QUANT, session, settings()).draw()
     assert result.verdict is Verdict.FAIL
     assert [f.kind for f in result.failures] == [kind]
     assert "k must be even" in result.reason
 
 
 def test_a_defect_of_the_harness_ends_the_run_with_its_trace(told) -> None:
-    session = told(lambda _: {"status": "internal", "error": "Traceback: division by zero"})
+    session = told(lambda _: Outcome(Status.INTERNAL, "Traceback: division by zero"))
     with pytest.raises(InternalError, match="division by zero"):
-        run_rule(QUANT, session, settings())
+        RuleRun(QUANT, session, settings()).draw()
 
 
 def test_a_rule_that_says_nothing_about_a_candidate_is_skipped_with_its_reason(told) -> None:
-    session = told(lambda _: {"status": "not applicable", "error": "the candidate declares no hints"})
-    result, traps = run_rule(HINTS, session, settings())
+    session = told(lambda _: Outcome(Status.NOT_APPLICABLE, "the candidate declares no hints"))
+    run = RuleRun(HINTS, session, settings())
+    result, traps = run.draw(), run.traps
     assert result.skipped == "the candidate declares no hints"
     assert (result.examples, len(session.problems), sum(traps.values())) == (0, 1, 0)
 
 
 def test_a_rule_that_compared_nothing_is_unknown(told, answer) -> None:
-    result, _ = run_rule(QUANT, told(lambda _: answer(compared=0)), settings())
+    result = RuleRun(QUANT, told(lambda _: answer(compared=0)), settings()).draw()
     assert result.verdict is Verdict.UNKNOWN
     assert result.empty == result.examples == 40
     assert "nothing was compared" in result.reason
@@ -196,11 +203,11 @@ def test_a_blind_rule_is_unknown_and_a_degenerate_problem_here_and_there_is_not(
 ) -> None:
     numbers = iter(range(40))
 
-    def each(_: object) -> dict[str, Any]:
+    def each(_: object) -> Outcome:
         number = next(numbers)
         return answer(compared=10 if number < 39 else 0, power=number >= powerless)
 
-    result, _ = run_rule(rule, told(each), settings())
+    result = RuleRun(rule, told(each), settings()).draw()
     assert (result.powerless, result.empty) == (powerless, 1)
     assert result.verdict is verdict
     assert ("no power" in result.reason) == (verdict is Verdict.UNKNOWN)
@@ -222,13 +229,13 @@ def test_where_time_allowed_few_problems_a_single_degenerate_one_is_let_pass(
 ) -> None:
     judged = 0
 
-    def each(_: object) -> dict[str, Any]:
+    def each(_: object) -> Outcome:
         nonlocal judged
         judged += 1
         return answer(compared=10, power=judged > powerless)
 
     monkeypatch.setattr("time.monotonic", lambda: float(judged))  # each problem takes a second
-    result, _ = run_rule(MOE, told(each), settings(deadline=problems - 0.5))
+    result = RuleRun(MOE, told(each), settings(deadline=problems - 0.5)).draw()
     assert (result.examples, result.powerless) == (problems, powerless)
     assert result.verdict is verdict
     assert ("no power" in result.reason) == (verdict is Verdict.UNKNOWN)
@@ -237,7 +244,8 @@ def test_where_time_allowed_few_problems_a_single_degenerate_one_is_let_pass(
 def test_one_given_problem_is_judged_once_and_not_shrunk(told, answer) -> None:
     problem = parse_problem("4x160x256x128:64,0,3,160:normal:20394:e2m1_ties")
     session = told(lambda _: answer(illegal=1))
-    result, traps = run_problem(GEMM, session, settings(), problem)
+    run = RuleRun(GEMM, session, settings())
+    result, traps = run.repeat(problem), run.traps
     assert session.problems == [problem]
     assert result.failures[0].problem == str(problem)
     assert result.verdict is Verdict.FAIL
@@ -259,7 +267,7 @@ def test_a_problem_outside_what_the_candidate_declares_is_no_failure_of_it(
 ) -> None:
     traits = Traits(device="cpu", m_multiple=128, min_experts=2, activations=("silu",))
     session = told(lambda _: answer(illegal=1), traits)
-    result, _ = run_problem(MOE, session, settings(), parse_problem(problem))
+    result = RuleRun(MOE, session, settings()).repeat(parse_problem(problem))
     assert session.problems == []
     assert result.verdict is Verdict.UNKNOWN
     assert words in result.reason
@@ -267,7 +275,7 @@ def test_a_problem_outside_what_the_candidate_declares_is_no_failure_of_it(
 
 def test_a_models_shape_that_the_candidate_cannot_take_is_unknown_with_the_reason(told, answer) -> None:
     session = told(lambda _: answer(), Traits(device="cpu", k_multiple=128))
-    result, _ = run_rule(QUANT, session, settings(shape=ModelShape("mine", 2880, 2880, 8, 2)))
+    result = RuleRun(QUANT, session, settings(shape=ModelShape("mine", 2880, 2880, 8, 2))).draw()
     assert session.problems == []
     assert "hidden 2880 is not a multiple of 128" in result.reason
 
@@ -284,7 +292,7 @@ def test_drawn_problems_keep_to_every_declared_alignment(told, answer) -> None:
     )
     for rule in (GEMM, MOE):
         session = told(lambda _: answer(), traits)
-        result, _ = run_rule(rule, session, settings())
+        result = RuleRun(rule, session, settings()).draw()
         assert result.examples == 40
         for problem in session.problems:
             assert problem.hidden % 96 == problem.inter % 96 == problem.capacity % 24 == 0
@@ -294,38 +302,34 @@ def test_drawn_problems_keep_to_every_declared_alignment(told, answer) -> None:
 
 def test_drawn_problems_of_a_model_have_its_widths_and_experts(told, answer) -> None:
     session = told(lambda _: answer())
-    run_rule(QUANT, session, settings(shape=ModelShape("mine", 2880, 1536, 32, 4, 8)))
+    RuleRun(QUANT, session, settings(shape=ModelShape("mine", 2880, 1536, 32, 4, 8))).draw()
     assert {(p.experts, p.hidden, p.inter) for p in session.problems} == {(4, 2880, 1536)}
 
 
 def test_progress_is_told_after_every_problem(told, answer) -> None:
-    seen: list[tuple[int, int]] = []
-    run_rule(
+    seen: list[tuple[str, int, int]] = []
+    RuleRun(
         QUANT,
         told(lambda _: answer()),
-        settings(progress=lambda done, wanted: seen.append((done, wanted))),
-    )
-    assert seen == [(n, 40) for n in range(1, 41)]
+        settings(progress=lambda rule, done, wanted: seen.append((rule.id, done, wanted))),
+    ).draw()
+    assert seen == [("QUANT", n, 40) for n in range(1, 41)]
 
 
 def test_the_worst_error_is_kept_with_its_problem(told) -> None:
     numbers = iter(range(40))
 
-    def each(_: object) -> dict[str, Any]:
+    def each(_: object) -> Outcome:
         from_bound = {17: 0.75}.get(next(numbers), 0.25)
-        one = {"stage": "gemm", "compared": 1, "illegal": 0, "judged": {}, "accepted_altered": []}
-        return {
-            "status": "judged",
-            "comparisons": [one | {"histogram": None, "message": "", "worst_ratio": from_bound}],
-        }
+        return Outcome(Status.JUDGED, comparisons=[Compared("gemm", 1, worst_ratio=from_bound)])
 
     session = told(each)
-    result, _ = run_rule(QUANT, session, settings())
+    result = RuleRun(QUANT, session, settings()).draw()
     assert (result.worst_ratio, result.worst_problem) == (0.75, str(session.problems[17]))
 
 
 def test_every_rule_has_its_least_number_of_problems(told, answer) -> None:
     session = told(lambda _: answer())
     few = dataclasses.replace(SMALL, examples=10, least=6)
-    result, _ = run_rule(HINTS, session, settings(profile=few))  # its share would be 3
+    result = RuleRun(HINTS, session, settings(profile=few)).draw()  # its share would be 3
     assert result.examples == 6

@@ -172,10 +172,3 @@ def load_control(name: str) -> Any:
     if name not in CONTROLS:
         raise unknown_name("control", name, CONTROLS)
     return CONTROLS[name]()
-
-
-def __getattr__(name: str) -> Any:
-    """Return a control's factory by its name: `harness.candidates.controls.catalog:reversed_accumulation` is a candidate too."""
-    if name in CONTROLS:
-        return CONTROLS[name]
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

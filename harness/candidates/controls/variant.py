@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from harness.candidates import layouts
-from harness.candidates.composition import compose_masked_moe
+from harness.candidates.composition import ComposedMoe
 from harness.candidates.protocol import Traits
 from harness.candidates.support import Support, supported
 from harness.emulation import quantize
@@ -70,7 +70,7 @@ class Habit:
     traits: dict[str, Any] = field(default_factory=dict)
 
 
-class Variant:
+class Variant(ComposedMoe):
     """A candidate with a habit. Stages and shapes: harness.candidates.protocol.
 
     Args:
@@ -155,26 +155,6 @@ class Variant:
                 out[row, column, expert] = stored
             stop = min(math.ceil(count / self.habit.store_rows) * self.habit.store_rows, rows)
             self._store_tail(out[count:stop, :, expert])
-
-    def masked_moe(
-        self,
-        hidden_states: tuple[Tensor, Tensor | None],
-        input_global_scale: Tensor | None,
-        w1: Tensor,
-        w1_blockscale: Tensor,
-        w1_alpha: Tensor,
-        w2: Tensor,
-        a2_global_scale: Tensor,
-        w2_blockscale: Tensor,
-        w2_alpha: Tensor,
-        masked_m: Tensor,
-        activation: str = "silu",
-    ) -> Tensor:
-        """Return the layer's output, composed of the stages above."""
-        return compose_masked_moe(
-            self, hidden_states, input_global_scale, w1, w1_blockscale, w1_alpha, w2, a2_global_scale, w2_blockscale,
-            w2_alpha, masked_m, activation,
-        )  # fmt: skip
 
     def _quantized(self, x: Tensor, gs: Tensor) -> tuple[Tensor, Tensor]:
         if self.habit.quantizer == "fused":

@@ -10,7 +10,7 @@ from torch import Tensor
 from harness.candidates import layouts
 from harness.faults.calls import GemmCall, QuantizeCall
 from harness.faults.fault import Parameters, fault
-from reference.layout import pad_scales, padded_extents
+from reference.layout import pad_scales, padded_extents, swizzle_8x4
 
 _QUANTIZERS = ("quantize_grouped", "silu_mul_quantize_grouped")
 _GEMM = "masked_grouped_gemm"
@@ -27,10 +27,7 @@ def scales_linear(call: QuantizeCall, _: Parameters) -> None:
 def scales_8x4(call: QuantizeCall, _: Parameters) -> None:
     """Block scales are published in tiles of 8x4 to a reader of 128x4 tiles."""
     call.run()
-    padded = pad_scales(call.block_scale, "128x4", 0x7F)
-    experts, rows, columns = padded.shape
-    tiles = padded.view(experts, rows // 8, 8, columns // 4, 4).transpose(2, 3)
-    call.scales = layouts.as_mma(tiles.reshape(experts, rows, columns))
+    call.scales = layouts.as_mma(swizzle_8x4(pad_scales(call.block_scale, "128x4", 0x7F)))
 
 
 @fault(category="layout", stages=_QUANTIZERS, bugs=("B17", "C16"), killed_by="QUANT", effect="collapse")

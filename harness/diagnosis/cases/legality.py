@@ -1,0 +1,99 @@
+"""Which elements of a recorded call are legal: a stage's output on its own inputs, a whole layer's within what can be reached."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from harness.diagnosis.cases.observation import MASKED_GEMM, QUANTIZERS, Observed
+from harness.diagnosis.cases.views import SCALE, decoded, decoded_weights, seen, valid
+from harness.judging.gemm import legal_rows
+from harness.judging.quantize import CodeJudge, QuantizerInput, free_codes
+from reference import propagate
+from reference.bounds import Accumulator
+from reference.legal import Arithmetic, Range, legal_codes, legal_scales
+from reference.nvfp4 import BLOCK
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """How a call is judged: the candidate's declared and measured arithmetic."""
+
+    arithmetic: Arithmetic
+    accumulator: Accumulator
+    keeps_sign_of_zero: bool = True
+    store_rows: int = 128
+
+
+def legal(call: Observed, bounds: Bounds) -> Tensor:
+    """Return which elements of an observed call are legal, `(groups, rows, cells, elements)`; padding rows are.
+
+    For the stages that a layer is composed of; `legal_layer` is for the layer itself.
+    """
+    got, counted = seen(call), valid(call)
+    result = torch.ones(got.shape, dtype=torch.bool)
+    if not bool(counted.any()):
+        return result
+    if call.stage in QUANTIZERS:
+        result[counted] = _legal_quantized(call, got[counted], counted, bounds)
+    elif call.stage == MASKED_GEMM:
+        result[counted] = _legal_product(call, got[counted], bounds)
+    return result
+
+
+def _legal_quantized(call: Observed, got: Tensor, counted: Tensor, bounds: Bounds) -> Tensor:
+    x = call.arguments["x"][counted]
+    expert = counted.nonzero()[:, 0]
+    gs = call.arguments["global_scale_enc"].reshape(-1)[expert].unsqueeze(-1)
+    silu = call.stage == "silu_mul_quantize_grouped"
+    given = QuantizerInput.activated(x, "silu") if silu else QuantizerInput.known(x)
+    codes, scale = got[..., :SCALE].flatten(-2), got[..., SCALE]
+    amax_low, amax_high = given.amax()
+    scale_ok = legal_scales(amax_low, amax_high, gs, bounds.arithmetic).accepts(scale)
+    low = given.low.view(*scale.shape, BLOCK)
+    high = low if given.high is given.low else given.high.view(*scale.shape, BLOCK)
+    allowed = legal_codes(low, high, scale, gs, bounds.arithmetic)
+    flat = Range(allowed.low.view(codes.shape), allowed.high.view(codes.shape))
+    code_ok = CodeJudge(flat, given, free_codes(scale), bounds.keeps_sign_of_zero).accepts(codes)
+    return torch.cat((code_ok.view(*scale.shape, BLOCK), scale_ok.unsqueeze(-1)), dim=-1)
+
+
+def _legal_product(call: Observed, got: Tensor, bounds: Bounds) -> Tensor:
+    a = call.arguments
+    operands = decoded(a["a"], a["a_scale"]), decoded(a["b"], a["b_scale"])
+    dtype = a["out"].dtype
+    allowed = legal_rows(*operands, a.get("alpha"), a["masked_m"].tolist(), dtype, bounds.accumulator)
+    assert allowed is not None  # noqa: S101 - there is a valid row
+    return allowed.accepts(got.squeeze(1)).unsqueeze(1)
+
+
+def legal_layer(call: Observed, bounds: Bounds) -> Tensor:
+    """Return which elements of a layer's output lie in what legal stages can reach, `(groups, rows, 1, elements)`."""
+    a, out = call.arguments, call.output
+    result = torch.ones(out.shape, dtype=torch.bool)
+    x, x_scale = a["hidden_states"]
+    w1, w2 = decoded_weights(a["w1"], a["w1_blockscale"]), decoded_weights(a["w2"], a["w2_blockscale"])
+    source = (x if x_scale is None else decoded(x, x_scale)).double()
+    names = ("w1_alpha", "a2_global_scale", "w2_alpha")
+    for expert, count in enumerate(a["masked_m"].tolist()):
+        if not count:
+            continue
+        rows = source[expert, :count]
+        input_scale = a["input_global_scale"].reshape(-1)[expert] if x_scale is None else None
+        w1_alpha, a2_scale, w2_alpha = (a[name].reshape(-1)[expert] for name in names)
+        found = propagate.masked_moe(
+            propagate.Interval(rows, rows),
+            w1[expert],
+            w2[expert],
+            (w1_alpha, input_scale, a2_scale, w2_alpha),
+            a.get("activation", "silu"),
+            bounds.arithmetic,
+            bounds.accumulator,
+        )
+        got = out[expert, :count].double()
+        inside = (got >= found.low) & (got <= found.high)
+        nan = found.low.isnan() | found.high.isnan()
+        result[expert, :count] = torch.where(nan, got.isnan(), inside)
+    return result.unsqueeze(2)

@@ -1,0 +1,179 @@
+"""A diagnosis in words and as plain JSON: what stands in the record, the report and the failure's message."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from harness.diagnosis.cases.case import CallCase
+from harness.diagnosis.cases.observation import tensors_in
+from harness.diagnosis.hypotheses.score import Score
+from harness.diagnosis.telling.numbers import numbers, percent, strength_words
+from harness.diagnosis.telling.pattern import describe_pattern, total
+from harness.diagnosis.telling.place import place
+from harness.diagnosis.telling.rank import Explanation, ranked, unexplained
+from harness.faults.bugs import all_bugs
+from harness.faults.fault import Fault
+
+NOTHING = "no known fault explains it"
+_DISTINCT = 8  # different changes of value below which an explanation is weak
+_NOT_A_NUMBER = -1e300  # stands for NaN, which differs from itself
+_SAMPLE = 4096  # illegal elements of a call that are looked at for it
+
+
+def findings(scores: list[Score], cases: Sequence[CallCase], command: str) -> list[dict[str, Any]]:
+    """Return the diagnosis, JSON-ready; the first entry is the best explanation.
+
+    Args:
+        scores: of the hypotheses that were tested.
+        cases: what was to be explained.
+        command: repeats the diagnosis.
+    """
+    found = ranked(scores, cases)
+    illegal = total([case.illegal for case in cases])
+    result = [_explained(e, cases, command) for e in found]
+    left = unexplained(found, cases)
+    if total(left) or not found:
+        result.append(_unexplained(left, cases, illegal, command, rest=bool(found)))
+    return result
+
+
+def _case_place(case: CallCase, mask: Tensor) -> dict[str, Any]:
+    """Say where a mask of a case is True: experts, rows, blocks, columns; names of inputs; places in memory."""
+    if case.view == "output":
+        return place(mask, case.valid)
+    where = mask.flatten().nonzero().flatten()
+    if case.view == "inputs":
+        names, start = [], 0
+        for name, tensor in tensors_in(case.call.arguments):
+            size = 0 if name == "out" else tensor.numel() * tensor.element_size()
+            if bool(((where >= start) & (where < start + size)).any()):
+                names.append(name)
+            start += size
+        return {"words": f"the input {' and '.join(names)} was changed", "inputs": names}
+    out = case.call.arguments["out"]
+    first, last = int(where[0]) - out.storage_offset(), int(where[-1]) - out.storage_offset()
+    words = f"elements {first} to {last} from the start of the output, of {out.numel()}"
+    return {"words": words, "elements": [first, last]}
+
+
+def _explained(e: Explanation, cases: Sequence[CallCase], command: str) -> dict[str, Any]:
+    fault = e.score.hypothesis.fault
+    illegal = sum(e.score.of.values())
+    share = e.elements / illegal if illegal else 0.0
+    places = {cases[n].name: _case_place(cases[n], mask) for n, mask in sorted(e.masks.items())}
+    words = "; ".join(f"{name}: {p['words']}" for name, p in places.items())
+    if len({p["words"] for p in places.values()}) == 1:
+        words = next(iter(places.values()))["words"] + f" ({', '.join(places)})"
+    if e.score.inside:
+        words += f"; in {'; '.join(_weight_rows(*inside) for inside in e.score.inside.items())}"
+    same = sorted({s.hypothesis.fault.name for s in e.same} | set(fault.same_as))
+    evidence = f"reproduces {percent(share)} of {illegal:,} illegal elements"
+    if not e.score.exact:
+        evidence += ", each within what the order of addition and rounding leave free"
+    if any(cases[n].refused for n in e.masks):
+        evidence += " of what should have been refused"
+    changes = _distinct_changes(e, cases)
+    counted = "1 change" if changes == 1 else f"{changes} different changes"
+    weak = f"only {counted} of value: on these inputs other mistakes look the same"
+    if changes < _DISTINCT:
+        evidence += f"; weak: {weak}"
+    if e.score.chosen:
+        evidence += " (which calls, rows or tiles it strikes was taken from what was seen)"
+    # how often a race strikes is no strength of what was seen
+    strength = "" if e.score.chosen else strength_words(e.score.hypothesis.strength)
+    return {
+        "fault": fault.name,
+        "title": fault.title,
+        "category": fault.category,
+        **({"strength": strength + (" (measured)" if e.score.hypothesis.fitted else "")} if strength else {}),
+        "place": words,
+        "evidence": evidence,
+        "explained": round(share, 6),
+        "elements": e.elements,
+        **({"weak": weak} if changes < _DISTINCT else {}),
+        **({"alternative": "explains elements that a better explanation covers"} if e.alternative else {}),
+        **({"same_as": same} if same else {}),
+        "bugs": _threads(fault),
+        **({"simulated": fault.simulated} if fault.simulated else {}),
+        "where": {name: {k: v for k, v in p.items() if k != "words"} for name, p in places.items()},
+        "command": command,
+    }
+
+
+def _threads(fault: Fault) -> list[str]:
+    """Return the real threads that had the same cause, as addresses or ids."""
+    known = all_bugs()
+    return [known[name].thread if name in known else name for name in fault.bugs]
+
+
+def _weight_rows(name: str, rows: Tensor) -> str:
+    """Say where a weight's rows `(experts, rows)` are True."""
+    experts, numbered = (rows.any(axis).nonzero().flatten().tolist() for axis in (-1, 0))
+    return f"{name}: experts {numbers(experts)}, weight rows {numbers(numbered)}"
+
+
+def _distinct_changes(e: Explanation, cases: Sequence[CallCase]) -> int:
+    """Return how many different (right, observed) values the explained elements have, in a sample of them.
+
+    On coarse data a fault that the catalog lacks does the same as one that it has: three scale bytes, each one code
+    higher, do not tell a scale that is too high from bytes whose last bit is set.
+    """
+    changes: set[tuple[float, float]] = set()
+    for n, mask in e.masks.items():
+        right, seen = (t[mask] for t in (cases[n].healthy.expand_as(mask), cases[n].seen))
+        step = max(1, len(seen) // _SAMPLE)
+        parts = [t[::step].double().nan_to_num(nan=_NOT_A_NUMBER).tolist() for t in (right, seen)]
+        changes |= set(zip(*parts, strict=True))
+    return len(changes)
+
+
+def _unexplained(
+    left: Sequence[Tensor], cases: Sequence[CallCase], illegal: int, command: str, *, rest: bool
+) -> dict[str, Any]:
+    count = total(left)
+    pattern = [
+        w
+        for case, mask in zip(cases, left, strict=True)
+        if bool(mask.any())
+        for w in describe_pattern(case, mask)
+    ]
+    return {
+        "fault": "",
+        "title": f"no known fault explains the other {count:,} illegal elements" if rest else NOTHING,
+        "explained": 0.0,
+        "elements": count,
+        "evidence": f"{count:,} of {illegal:,} illegal elements",
+        "pattern": pattern,
+        "command": command,
+    }
+
+
+def no_illegal_call(rule: str, command: str) -> dict[str, Any]:
+    """Return the finding of a rule that fails though each call of it is legal by itself."""
+    return {
+        "fault": "",
+        "title": NOTHING,
+        "explained": 0.0,
+        "elements": 0,
+        "evidence": f"{rule} fails, but every recorded stage call is legal by itself: two calls disagree legally",
+        "pattern": [
+            f"every recorded stage call of {rule} is legal by itself: what is wrong shows only between calls"
+        ],
+        "command": command,
+    }
+
+
+def passed_again(rule: str, runs: int, command: str) -> dict[str, Any]:
+    """Return the finding of a rule that passed in every repetition; `passed` says how many."""
+    return {
+        "fault": "",
+        "title": f"{rule} passed in all {runs} repetitions",
+        "explained": 0.0,
+        "elements": 0,
+        "passed": runs,
+        "evidence": "if it failed before, what is wrong strikes now and then: a race, or something left by earlier calls",
+        "command": command,
+    }

@@ -1,0 +1,59 @@
+"""Where something is, in a few words: "experts 3 to 7, rows 0 to 31, block 2"."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+from torch import Tensor
+
+from harness.diagnosis.telling.numbers import numbers
+
+
+def place(mask: Tensor, valid: Tensor) -> dict[str, Any]:
+    """Say where a mask is True.
+
+    Args:
+        mask: `(groups, rows, cells, elements)` bool.
+        valid: `(groups, rows)` bool: what it is a part of.
+
+    Returns:
+        "words", and the numbers: experts, rows (of all experts together), and blocks or columns where they are not all.
+    """
+    rows = mask.any(-1).any(-1)
+    groups = rows.any(-1).nonzero().flatten().tolist()
+    row_numbers = rows.any(0).nonzero().flatten().tolist()
+    everywhere = bool((rows == valid).all())
+    found: dict[str, Any] = {"experts": groups, "rows": row_numbers}
+    part = ""
+    if mask.shape[2] > 1:
+        cells = mask.any(-1).any(0).any(0).nonzero().flatten().tolist()
+        if len(cells) < mask.shape[2]:
+            found["blocks"], part = cells, _named("block", cells)
+    else:
+        columns = mask.any(0).any(0).any(0).nonzero().flatten().tolist()
+        if _tell(columns, mask.shape[3]):
+            found["columns"], part = columns, _named("column", columns)
+    if everywhere:
+        words = ["all experts", "all rows", part] if part else ["everywhere"]
+    else:
+        all_groups = groups == valid.any(-1).nonzero().flatten().tolist()
+        full = all(bool((rows[g] == valid[g]).all()) for g in groups)
+        words = [
+            "all experts" if all_groups and len(groups) > 1 else _named("expert", groups),
+            "all rows" if full and len(row_numbers) > 1 else _named("row", row_numbers),
+            *([part] if part else []),
+        ]
+    return {"words": ", ".join(words), **found}
+
+
+def _tell(columns: Sequence[int], of: int) -> bool:
+    """Return whether columns say something: whole tiles of 16 are free of them, or they are evenly spaced."""
+    tiles = {column // 16 for column in columns}
+    steps = {b - a for a, b in pairwise(columns)}
+    return bool(columns) and (len(tiles) * 16 < of or (len(steps) == 1 and steps != {1} and len(columns) > 3))
+
+
+def _named(name: str, values: Sequence[int]) -> str:
+    return f"{name}{'' if len(values) == 1 else 's'} {numbers(values)}"

@@ -1,0 +1,150 @@
+"""What crosses the border between a run and the process of its candidate, in both directions. Imports no torch.
+
+One JSON object a line; a candidate in this process gives and takes the same values, so that it makes no difference where
+it lives.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from harness.candidates.protocol import Traits
+from harness.judging.compared import Compared
+from harness.records.from_json import build_from_json
+
+
+class Status(StrEnum):
+    """What kind of answer an outcome is."""
+
+    LOADED = "loaded"  # the candidate is there, and is measured next
+    READY = "ready"  # it can be judged: `description`
+    FAILED = "failed"  # it cannot run here, or did not start: `error`
+    USAGE = "usage"  # there is no such candidate: `error`
+    JUDGED = "judged"  # `comparisons`, `unseen`
+    NOT_APPLICABLE = "not applicable"  # the rule says nothing about the candidate: `error`
+    CONTRACT = "contract"  # a stage returned something that the contract does not allow: `error`
+    RAISED = "raised"  # a stage raised: `error`
+    CRASHED = "crashed"  # the process or its GPU is gone: `error`
+    TIMEOUT = "timeout"  # no answer in time: `error`
+    DIAGNOSED = "diagnosed"  # `diagnosis`
+    INTERNAL = "internal"  # a defect of the harness: its trace in `error`
+
+
+@dataclass(frozen=True)
+class Description:
+    """A candidate that can be judged: its declared traits, what was measured through it, and its stages."""
+
+    traits: dict[str, Any]
+    measured: dict[str, Any] = field(default_factory=dict)
+    stages: list[str] = field(default_factory=list)
+
+    @property
+    def declared(self) -> Traits:
+        """The traits as what they are: JSON has made lists of their tuples."""
+        return traits_from(self.traits)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One answer of the process that a candidate lives in.
+
+    Attributes:
+        status: of which kind.
+        error: why there is nothing better, in words.
+        description: of a candidate that is ready.
+        comparisons: of one rule on one problem.
+        unseen: valid rows that no comparison looked at, by expert number as a string.
+        diagnosis: known faults that explain a failure (harness.diagnosis).
+        hidden: a stage raised, and the rule went on as if it had not.
+    """
+
+    status: Status
+    error: str = ""
+    description: Description | None = None
+    comparisons: list[Compared] = field(default_factory=list)
+    unseen: dict[str, int] = field(default_factory=dict)
+    diagnosis: list[dict[str, Any]] = field(default_factory=list)
+    hidden: bool = False
+
+    @property
+    def illegal(self) -> list[Compared]:
+        """The comparisons that found illegal elements."""
+        return [one for one in self.comparisons if one.illegal]
+
+    @property
+    def fails(self) -> bool:
+        """Whether this is a failure of the candidate."""
+        return bool(self.illegal) or self.lost or self.status in {Status.CONTRACT, Status.RAISED}
+
+    @property
+    def lost(self) -> bool:
+        """Whether the process is of no use any more."""
+        return self.status in {Status.CRASHED, Status.TIMEOUT}
+
+
+@dataclass(frozen=True)
+class WorkerSettings:
+    """What a candidate's process is started with.
+
+    Attributes:
+        candidate: its name, as on a command line.
+        threads: of torch, 0 for its own choice.
+        memory_gib: limit of the process's data segment, 0 for none.
+        probe: measure the candidate before it is judged.
+        commands: descriptor of the pipe that commands come from.
+        answers: descriptor of the pipe that outcomes go to.
+    """
+
+    candidate: str
+    threads: int = 0
+    memory_gib: float = 0
+    probe: bool = True
+    commands: int = -1
+    answers: int = -1
+
+
+@dataclass(frozen=True)
+class Command:
+    """What a candidate's process is asked: to judge a rule on a problem, or why it fails there.
+
+    `diagnose` is the command line that repeats the diagnosis; "" asks for a judgement.
+    """
+
+    rule: str
+    problem: str
+    diagnose: str = ""
+
+
+Message = Outcome | WorkerSettings | Command
+
+
+def to_line(message: Message) -> str:
+    """Return a message as one line of JSON."""
+    return json.dumps(asdict(message))
+
+
+def outcome_from(line: str | bytes) -> Outcome:
+    """Return the outcome that a line holds. Raises RecordError where it is none."""
+    outcome: Outcome = build_from_json(Outcome, json.loads(line), "outcome")
+    return outcome
+
+
+def command_from(line: str) -> Command:
+    """Return the command that a line holds. Raises RecordError where it is none."""
+    command: Command = build_from_json(Command, json.loads(line), "command")
+    return command
+
+
+def settings_from(line: str) -> WorkerSettings:
+    """Return the settings that a line holds. Raises RecordError where it is none."""
+    settings: WorkerSettings = build_from_json(WorkerSettings, json.loads(line), "settings")
+    return settings
+
+
+def traits_from(described: dict[str, Any]) -> Traits:
+    """Return the traits that JSON describes, its lists as the tuples that they were."""
+    values: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in described.items()}
+    return Traits(**values)
