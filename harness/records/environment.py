@@ -1,11 +1,15 @@
-"""What this machine is: for the record and for `harness doctor`. Imports torch only where it is asked about devices."""
+"""What this machine is: for the record and for `harness doctor`. Imports torch only where there may be a GPU to ask about."""
 
 from __future__ import annotations
 
+import ctypes
 import importlib.metadata
+import importlib.util
 import os
 import platform
+import runpy
 import subprocess
+import sys
 from pathlib import Path
 
 from harness.records.record import Environment
@@ -32,7 +36,7 @@ def describe_environment(device: str = "cpu", *, devices: bool = True) -> Enviro
 
     Args:
         device: device type that the run uses.
-        devices: ask torch about GPUs; without it torch is not imported.
+        devices: ask torch about GPUs, where there is a driver; without it torch is not imported.
     """
     packages = {}
     for name in PACKAGES:
@@ -54,6 +58,9 @@ def describe_environment(device: str = "cpu", *, devices: bool = True) -> Enviro
 
 
 def _add_devices(environment: Environment) -> None:
+    if "torch" not in sys.modules and not has_gpu_driver():
+        environment.cuda = _cuda_of_torch()  # importing torch takes longer than most runs on a CPU
+        return
     import torch
 
     environment.cuda = torch.version.cuda or ""
@@ -65,6 +72,24 @@ def _add_devices(environment: Environment) -> None:
     ]
     driver = _run(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"])
     environment.driver = driver.splitlines()[0] if driver else ""
+
+
+def has_gpu_driver() -> bool:
+    """Return whether CUDA's or ROCm's driver is here; without one, torch finds no GPU."""
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return Path("/dev/kfd").exists()
+    return True
+
+
+def _cuda_of_torch() -> str:
+    """Return `torch.version.cuda` without importing torch."""
+    found = importlib.util.find_spec("torch")
+    if found is None or found.origin is None:
+        return ""
+    version = runpy.run_path(str(Path(found.origin).with_name("version.py")))
+    return str(version.get("cuda") or "")
 
 
 def _git() -> tuple[str, bool | None]:
