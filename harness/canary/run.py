@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from harness.canary.stage import MAX_TOKENS, MIN_ACCURACY
+from harness.canary.part import MAX_TOKENS, MIN_ACCURACY
 from harness.gsm8k.client import Exchange
 from harness.gsm8k.decision import Decision, full_decision, smoke_decision
 from harness.gsm8k.judgement import EXPECT

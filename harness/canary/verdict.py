@@ -7,7 +7,7 @@ from typing import Any
 from harness.verdict import Verdict, worst
 
 
-def judge_stage(canary: dict[str, Any] | None) -> tuple[Verdict, str] | None:
+def judge_canary(canary: dict[str, Any] | None) -> tuple[Verdict, str] | None:
     """Return the verdict of the canary stage with its reason, or None where it did not run.
 
     A stage whose control (a planted fault that collapses real models) does not FAIL proves nothing: UNKNOWN. A candidate

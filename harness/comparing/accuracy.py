@@ -14,7 +14,7 @@ from harness.records.from_json import RecordError
 from harness.verdict import UsageError, Verdict
 
 if TYPE_CHECKING:
-    from harness.records.stages import Gsm8kRun
+    from harness.records.parts.gsm8k import Gsm8kRun
 
 CHANCE = (1 - CONFIDENCE) / 2
 

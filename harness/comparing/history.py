@@ -25,8 +25,8 @@ from harness.records.history import (
     Unreadable,
     VersionMark,
 )
+from harness.records.parts.gsm8k import Gsm8kRun
 from harness.records.record import NotARecordError, RunRecord, parse_record
-from harness.records.stages import Gsm8kRun
 
 # Left behind when a record is read for its figures: 99 % of its size.
 _HEAVY = {"samples", "failures", "histograms", "plantings", "matrix", "upstream"}
@@ -213,7 +213,7 @@ def _values(number: int, record: RunRecord) -> Iterator[tuple[str, str, str, His
     run = record.gsm8k_run
     if run is not None:
         yield from _run_values(number, run, run.model, run.task_name)
-    canary = record.canary_stage
+    canary = record.canary_part
     for canary_run in canary.runs if canary else []:
         yield from _run_values(number, canary_run, canary_run.candidate, "canary")
     mutants = record.mutants_run

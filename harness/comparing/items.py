@@ -12,8 +12,8 @@ from harness.verdict import Verdict
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from harness.records.parts.gsm8k import CanaryLine, Gsm8kRun, MutantsRun
     from harness.records.record import RunRecord
-    from harness.records.stages import CanaryLine, Gsm8kRun, MutantsRun
 
 SKIPPED = "SKIPPED"
 NOT_RUN = "not run"
@@ -120,7 +120,7 @@ def _rules(record: RunRecord) -> Iterator[Item]:
 
 
 def _canary(record: RunRecord) -> Iterator[Item]:
-    canary = record.canary_stage
+    canary = record.canary_part
     if canary is None:
         return
     for run in canary.runs:

@@ -29,8 +29,8 @@ from harness.records.changes import (
 from harness.verdict import Verdict
 
 if TYPE_CHECKING:
+    from harness.records.parts.gsm8k import Gsm8kRun
     from harness.records.record import RuleResult, RunRecord
-    from harness.records.stages import Gsm8kRun
 
 COVERAGE_FACTOR = 2
 """Coverage is listed where a rule compared this many times fewer or more elements: chosen, for display only."""
@@ -193,7 +193,7 @@ def _by_task(records: Sequence[RunRecord]) -> dict[str, dict[str, Gsm8kRun]]:
 
 def _canary_accuracies(before: Sequence[RunRecord], after: Sequence[RunRecord]) -> list[AccuracyChange]:
     runs = [
-        {run.candidate: run for r in side if (stage := r.canary_stage) for run in stage.runs}
+        {run.candidate: run for r in side if (stage := r.canary_part) for run in stage.runs}
         for side in (before, after)
     ]
     changes = (

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.records.from_json import RecordError, build_from_json
-from harness.records.stages import CanaryStage, Gsm8kRun, MutantsRun, read_stage
+from harness.records.parts.gsm8k import CanaryPart, Gsm8kRun, MutantsRun, read_part
 from harness.verdict import Verdict
 
 SCHEMA_VERSION = 1
@@ -157,8 +157,8 @@ class RunRecord:
     """One run. Each stage beside the rules holds its own documented structure; absent stages are None.
 
     `gsm8k`: harness/gsm8k/README.md; `canary`: harness/canary/README.md; `mutants`: harness/mutants/README.md;
-    `compile`: harness/compile/README.md. Typed views, `gsm8k_run`, `canary_stage` and `mutants_run`, are in
-    harness/records/stages.py.
+    `compile`: harness/compile/README.md. Typed views, `gsm8k_run`, `canary_part` and `mutants_run`, are in
+    harness/records/parts/gsm8k.py.
     """
 
     run_id: str
@@ -197,17 +197,22 @@ class RunRecord:
     @property
     def gsm8k_run(self) -> Gsm8kRun | None:
         """The GSM8K stage, None where the run has none. Raises RecordError with the name of a damaged field."""
-        return read_stage(Gsm8kRun, self.gsm8k, "record.gsm8k")
+        return read_part(Gsm8kRun, self.gsm8k, "record.gsm8k")
 
     @property
-    def canary_stage(self) -> CanaryStage | None:
+    def canary_part(self) -> CanaryPart | None:
         """The canary, None where the run has none. Raises RecordError with the name of a damaged field."""
-        return read_stage(CanaryStage, self.canary, "record.canary")
+        return read_part(CanaryPart, self.canary, "record.canary")
+
+    @property
+    def canary_stage(self) -> CanaryPart | None:
+        """The older name of `canary_part`."""
+        return self.canary_part
 
     @property
     def mutants_run(self) -> MutantsRun | None:
         """The planted faults, None where the run has none. Raises RecordError with the name of a damaged field."""
-        return read_stage(MutantsRun, self.mutants, "record.mutants")
+        return read_part(MutantsRun, self.mutants, "record.mutants")
 
     def to_json(self) -> str:
         """Return the record as JSON text, one field a line in field order; NaN and infinity are refused.

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from harness.canary.verdict import judge_stage
+from harness.canary.verdict import judge_canary
 from harness.candidates import ALL_STAGES, CANDIDATES, support_of
 from harness.faults.named import load_named
 from harness.problems.problem import Problem
@@ -166,7 +166,7 @@ def _run_candidate(
 
 def _run_canary(request: CheckRequest, record: RunRecord, progress: Progress) -> None:
     """Ask the canary its questions through every candidate that ran, then through one with a planted fault."""
-    from harness.canary.stage import run_stage
+    from harness.canary.part import run_part
 
     able = []
     for candidate in record.candidates:
@@ -186,7 +186,7 @@ def _run_canary(request: CheckRequest, record: RunRecord, progress: Progress) ->
         plans.append((f"{able[0]}+{request.canary_control}", "controls"))
     with tempfile.TemporaryDirectory(prefix="harness-canary-") as folder:
         for number, (name, kind) in enumerate(plans):
-            run = run_stage(
+            run = run_part(
                 name, questions=request.canary, folder=Path(folder) / str(number), seed=request.seed
             )
             record.canary[kind].append(run)
@@ -238,7 +238,7 @@ def conclude(record: RunRecord, traps: Counter[str], floor: dict[str, int]) -> N
     record.missing_traps = [trap for trap, least in floor.items() if traps[trap] < least]
     judged = [r for r in record.rules if not r.skipped]
     verdict = worst(r.verdict for r in judged)
-    canary = judge_stage(record.canary)
+    canary = judge_canary(record.canary)
     if canary is not None:
         verdict = worst([verdict, canary[0]])
     could_not_run = [c for c in record.candidates if c.requested and not c.ran]
@@ -260,7 +260,7 @@ def _reason(record: RunRecord, judged: list[RuleResult], could_not_run: list[Can
         return (
             f"{len(failed)} of {len(judged)} rules failed; first: {failed[0].rule} on {failed[0].candidate}"
         )
-    canary = judge_stage(record.canary)
+    canary = judge_canary(record.canary)
     if canary is not None and canary[0] is Verdict.FAIL:
         return canary[1]
     if record.verdict is Verdict.FAIL:

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from harness.canary.stage import ServerStartError, served
-from harness.canary.verdict import judge_stage
+from harness.canary.part import ServerStartError, served
+from harness.canary.verdict import judge_canary
 from harness.verdict import Verdict
 
 ROOT = Path(__file__).parents[2]
@@ -37,7 +37,7 @@ def run(candidate: str, verdict: str) -> dict[str, Any]:
 def test_a_stage_whose_control_does_not_fail_proves_nothing(
     runs: list[str], controls: list[str], verdict: Verdict, word: str
 ) -> None:
-    found = judge_stage(
+    found = judge_canary(
         {
             "runs": [run(f"candidate {i}", v) for i, v in enumerate(runs)],
             "controls": [run("control", v) for v in controls],
@@ -49,8 +49,8 @@ def test_a_stage_whose_control_does_not_fail_proves_nothing(
 
 
 def test_a_stage_that_did_not_run_says_nothing() -> None:
-    assert judge_stage(None) is None
-    assert judge_stage({"runs": [], "controls": [], "table": []}) is None
+    assert judge_canary(None) is None
+    assert judge_canary({"runs": [], "controls": [], "table": []}) is None
 
 
 def test_a_server_that_does_not_start_says_why() -> None:

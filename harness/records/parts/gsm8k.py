@@ -1,4 +1,4 @@
-"""Typed views of a record's stages beside the rules: `record.gsm8k_run`, `record.canary_stage`, `record.mutants_run`.
+"""Typed views of a record's stages beside the rules: `record.gsm8k_run`, `record.canary_part`, `record.mutants_run`.
 
 The record keeps each stage as the JSON that the stage wrote, so that a record can hold what this version does not know.
 These views read what is known. Missing fields have their defaults, unknown ones are ignored, and a field of the wrong
@@ -110,7 +110,7 @@ class CanaryLine:
 
 
 @dataclass(frozen=True)
-class CanaryStage:
+class CanaryPart:
     """The fields of `record.canary`: runs that must pass, controls with a planted fault that must fail, the table."""
 
     questions: int = 0
@@ -166,7 +166,7 @@ class MutantsRun:
     self_test: dict[str, Any] | None = None
 
 
-def read_stage(kind: type[T], value: dict[str, Any] | None, where: str) -> T | None:
+def read_part(kind: type[T], value: dict[str, Any] | None, where: str) -> T | None:
     """Return a stage as its type, None where the record has none; `where` starts the messages. Raises RecordError."""
     if value is None:
         return None

@@ -107,7 +107,7 @@ def _listening(process: subprocess.Popen[bytes], end: float) -> str | None:
     return None
 
 
-def run_stage(candidate: str, *, questions: int, folder: Path, seed: int = 0) -> dict[str, Any]:
+def run_part(candidate: str, *, questions: int, folder: Path, seed: int = 0) -> dict[str, Any]:
     """Gate the canary through one candidate, over HTTP.
 
     Args:
