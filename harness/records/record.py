@@ -140,7 +140,6 @@ class RuleResult:
     worst_problem: str = ""
     histograms: dict[str, Histogram] = field(default_factory=dict)
     failures: list[Failure] = field(default_factory=list)
-    notes: dict[str, int] = field(default_factory=dict)
     skipped: str = ""
 
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -44,6 +45,10 @@ VERDICTS = {
 }
 
 
+GONE = re.compile(r"record\.rules\[\d+\]\.notes")
+"""Fields that these records have and this version of the harness does not."""
+
+
 def test_every_golden_record_is_tested() -> None:
     assert {path.stem for path in RECORDS.iterdir()} == set(VERDICTS)
 
@@ -62,12 +67,13 @@ def test_a_golden_record_renders_with_its_verdict(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(VERDICTS.keys() - {"older_schema"}))
 def test_a_golden_record_is_written_as_it_was_read(name: str, tmp_path: Path) -> None:
-    """Nothing that a run wrote is lost: new fields are added with their defaults, none is dropped."""
+    """Nothing that a run wrote is lost: new fields are added with their defaults; of the old ones only those go that
+    this version no longer has."""
     record = read(name)
     record.write(tmp_path / "record.json")
     before = json.loads((RECORDS / f"{name}.json").read_text())
     after = json.loads((tmp_path / "record.json").read_text())
-    assert dropped(before, after) == []
+    assert [lost for lost in dropped(before, after) if not GONE.fullmatch(lost)] == []
     assert load_record(tmp_path) == record
 
 
