@@ -20,7 +20,7 @@ from harness.cli import run as run_command
 from harness.gsm8k import client
 from harness.gsm8k.credentials import parse_base_url
 from harness.gsm8k.run import run
-from harness.gsm8k.settings import Settings
+from harness.gsm8k.settings import Gsm8kSettings
 
 ROOT = Path(__file__).parents[2]
 SERVER = Path(__file__).with_name("fault_server.py")
@@ -197,7 +197,7 @@ def run_here(data, tmp_path, _quick):
         settings.setdefault("dataset", data[0])
         settings.setdefault("fewshot", data[1])
         settings.setdefault("out", tmp_path / "out")
-        return run(Settings(endpoint=parse_base_url(url), **settings), ["harness", "gsm8k"]).gsm8k
+        return run(Gsm8kSettings(endpoint=parse_base_url(url), **settings), ["harness", "gsm8k"]).gsm8k
 
     return call
 

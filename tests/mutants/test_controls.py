@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from functools import cache
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from harness.candidates import layouts
+from harness.candidates.controls import catalog
 from harness.candidates.controls.catalog import CONTROLS
 from harness.candidates.controls.layer_variants import LAYER_HABITS
 from harness.candidates.controls.variant import Habit, Variant
@@ -21,10 +22,11 @@ from harness.emulation.orders import Order, accumulate
 from harness.emulation.quantize import quantize_real_with_fma, reciprocal_table
 from harness.faults.named import load_named, plant
 from harness.judging.context import Context, Known
-from harness.mutants import controls, false_alarms
+from harness.mutants import false_alarms
 from harness.mutants.false_alarms import count_false_alarms
 from harness.problems.problem import PLANTED_TRAPS, parse_problem
 from harness.problems.tensors import ProblemTensors
+from harness.records.parts.mutants import FalseAlarmCount
 from harness.rules import RULE_IDS
 from harness.verdict import UsageError
 from reference.nvfp4 import quantize_nvfp4
@@ -32,14 +34,14 @@ from reference.nvfp4 import quantize_nvfp4
 VARIANTS = [name for name in CONTROLS if isinstance(CONTROLS[name](), Variant)]
 
 
-def check(result: dict[str, Any], examples: int) -> None:
+def check(result: FalseAlarmCount, examples: int) -> None:
     """Assert that a count found nothing, and that it looked."""
-    assert result["false_alarms"] == []
-    assert result["examples"] == examples
-    assert set(result["controls"]) == set(CONTROLS)
-    assert all(control["examples"] for control in result["controls"].values())
-    assert result["judged"]["derived bound"] > 10_000
-    assert result["judged"]["bit equality"] > 10_000
+    assert result.false_alarms == []
+    assert result.examples == examples
+    assert set(result.controls) == set(CONTROLS)
+    assert all(control.examples for control in result.controls.values())
+    assert result.judged["derived bound"] > 10_000
+    assert result.judged["bit equality"] > 10_000
 
 
 def test_a_right_kernel_is_never_called_wrong() -> None:
@@ -56,28 +58,28 @@ def test_a_right_kernel_is_never_called_wrong_in_10000_examples(part: int) -> No
     """GEMM-2, GEMM-3, QUANT-1, QUANT-2, MOE-2: the same at length, in parts that workers share."""
     result = count_false_alarms(10_000 // PARTS, seed=1000 + part)
     check(result, 10_000 // PARTS)
-    assert set(result["rules"]) == set(RULE_IDS) - {"GRAPH"}  # CUDA only
-    assert set(result["traps"]) >= set(PLANTED_TRAPS)
+    assert set(result.rules) == set(RULE_IDS) - {"GRAPH"}  # CUDA only
+    assert set(result.traps) >= set(PLANTED_TRAPS)
 
 
 def test_a_control_that_is_wrong_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     wrong = plant("eager", "output_scaled")
-    monkeypatch.setattr(controls, "CONTROLS", {"wrong": lambda: wrong, "eager": CONTROLS["eager"]})
+    monkeypatch.setattr(catalog, "CONTROLS", {"wrong": lambda: wrong, "eager": CONTROLS["eager"]})
     false_alarms._measured.cache_clear()
     result = count_false_alarms(2 * 40, seed=3)
     false_alarms._measured.cache_clear()
-    assert result["controls"]["eager"]["false_alarms"] == 0
-    assert result["controls"]["wrong"]["false_alarms"] == len(result["false_alarms"]) > 0
-    alarm = next(a for a in result["false_alarms"] if a["rule"] == "GEMM")
-    assert "exact result" in alarm["message"]
-    assert alarm["reproduce"].startswith("harness check --rule GEMM --candidate control:wrong --problem ")
-    assert result["rules"]["GEMM"]["false_alarms"] > 0
-    json.dumps(result, allow_nan=False)
+    assert result.controls["eager"].false_alarms == 0
+    assert result.controls["wrong"].false_alarms == len(result.false_alarms) > 0
+    alarm = next(a for a in result.false_alarms if a.rule == "GEMM")
+    assert "exact result" in alarm.message
+    assert alarm.reproduce.startswith("harness check --rule GEMM --candidate control:wrong --problem ")
+    assert result.rules["GEMM"]["false_alarms"] > 0
+    json.dumps(asdict(result), allow_nan=False)
 
 
 def test_the_count_stops_when_the_time_is_over() -> None:
     result = count_false_alarms(10_000_000, max_seconds=0.5)
-    assert 0 < result["examples"] < result["wanted"] == 10_000_000
+    assert 0 < result.examples < result.wanted == 10_000_000
 
 
 @cache

@@ -179,10 +179,13 @@ def test_a_record_nested_too_deeply_is_damaged_and_no_crash(tmp_path: Path) -> N
         ("gsm8k_pass", ["gsm8k", "samples", 3], 7, "gsm8k_run", "record.gsm8k.samples[3] must be an object, got int"),
         ("mutants", ["mutants", "faults", 0, "name"], ..., "mutants_run", "record.mutants.faults[0].name is missing"),
         ("mutants", ["mutants", "score"], [], "mutants_run", "record.mutants.score must be an object, got list"),
+        ("pass", ["canary"], {"runs": {}}, "canary_part", "record.canary.runs must be a list, got dict"),
         ("pass", ["canary"], {"runs": {}}, "canary_stage", "record.canary.runs must be a list, got dict"),
+        ("pass", ["compile"], {"cases": [{"registers": "few"}]}, "compile_run", "record.compile.cases[0].registers must be int, got 'few'"),
+        ("pass", ["races"], {"kernels": [{"kernel": 7}]}, "races_run", "record.races.kernels[0].kernel must be str, got 7"),
     ],
 )  # fmt: skip
-def test_a_damaged_stage_renders_and_its_typed_view_names_the_field(
+def test_a_damaged_part_renders_and_its_typed_view_names_the_field(
     name: str, path: list[Any], value: Any, view: str, words: str, tmp_path: Path
 ) -> None:
     record = load_record(damage(name, path, value, tmp_path))
@@ -200,7 +203,8 @@ def test_a_loaded_record_is_typed_all_through() -> None:
     assert record.failures == rule.failures
     assert rule.failures[0].kind == "illegal"
     assert record.rule("GEMM", "nobody") is None
-    assert record.gsm8k_run is record.canary_stage is record.mutants_run is None
+    assert record.gsm8k_run is record.canary_part is record.canary_stage is record.mutants_run is None
+    assert record.compile_run is record.races_run is None
     run = read("gsm8k_pass").gsm8k_run
     assert run is not None
     assert (run.label, run.task_name, run.model) == ("PASS", "gsm_canary", "canary-256/eager")
