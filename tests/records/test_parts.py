@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tests.reports.kept_records import RECORDS
 
 from harness.records.parts.canary import CanaryFacts, CanaryLine, CanaryPart, CanaryRun
 from harness.records.parts.compile import CaseResult, CompileBaseline, CompileChange, CompileRun
@@ -36,6 +35,7 @@ from harness.records.parts.mutants import (
 )
 from harness.records.parts.races import KernelHunt, MutationResult, RacesRun
 from harness.records.record import RunRecord, load_record
+from tests.records.kept_records import RECORDS
 
 SERVED = Gsm8kRun(
     verdict="FAIL",
