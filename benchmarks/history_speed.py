@@ -17,11 +17,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from harness.gsm8k.outcome import summary
+from harness.gsm8k.outcome import counted
 from harness.gsm8k.statistics import wilson
+from harness.records.parts.canary import CanaryPart, CanaryRun
+from harness.records.parts.gsm8k import Gsm8kSample
 from harness.records.record import CandidateRun, Environment, Failure, Histogram, RuleResult, RunRecord
 from harness.rules import RULES
 from harness.verdict import Verdict
@@ -85,7 +87,7 @@ def write_records(folder: Path, number: int, gsm8k: int) -> None:
         if place < gsm8k:
             add_gsm8k(record, rng, broken=600 < i < 640)
         elif place > 95:
-            record.canary = {"questions": 64, "controls": [], "runs": [canary(rng)]}
+            record.canary_part = CanaryPart(64, runs=[canary(rng)])
         else:
             add_rules(record, rng, broken=i > 0.97 * number)
         here = folder / f"{i:05}"
@@ -144,15 +146,15 @@ def add_gsm8k(record: RunRecord, rng: random.Random, *, broken: bool) -> None:
     samples = [sample(i, rng, right=rng.random() < share) for i in range(QUESTIONS)]
     word = "FAIL" if broken else "PASS"
     record.command, record.profile = ["harness", "gsm8k"], ""
-    record.gsm8k = {
-        "verdict": word, "qualifier": "accuracy" if broken else "", "reason": "as measured",
-        **summary(samples, QUESTIONS, "strict"), "seconds": {"total": 400.0, "requests": rng.uniform(300, 500)},
-        "task": {"name": "gsm8k"}, "server": {"model": "deepseek-v3-nvfp4", "version": "0.5.23"}, "samples": samples,
-    }  # fmt: skip
+    record.gsm8k_run = replace(
+        counted(samples, QUESTIONS, "strict"), verdict=word, qualifier="accuracy" if broken else "", reason="as measured",
+        seconds={"total": 400.0, "requests": rng.uniform(300, 500)}, task={"name": "gsm8k"},
+        server={"model": "deepseek-v3-nvfp4", "version": "0.5.23"},
+    )  # fmt: skip
     record.verdict, record.reason = Verdict(word), f"gsm8k: {word}"
 
 
-def sample(index: int, rng: random.Random, *, right: bool) -> dict[str, Any]:
+def sample(index: int, rng: random.Random, *, right: bool) -> Gsm8kSample:
     """One question with an answer."""
     text = [" ".join(rng.choices(WORDS, k=n)) for n in (45, 60)]
     return {
@@ -164,14 +166,14 @@ def sample(index: int, rng: random.Random, *, right: bool) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def canary(rng: random.Random) -> dict[str, Any]:
+def canary(rng: random.Random) -> CanaryRun:
     """A canary run without its questions."""
     right = rng.randrange(60, 65)
     found = wilson(right, 64)
-    return {
-        "candidate": "flashinfer-cutedsl", "verdict": "PASS", "reason": "", "answered": 64, "correct_strict": right,
-        "accuracy_strict": right / 64, "interval": [found.low, found.high], "seconds": {"requests": 20 * rng.random()},
-    }  # fmt: skip
+    return CanaryRun(
+        "PASS", answered=64, correct_strict=right, accuracy_strict=right / 64, interval=[found.low, found.high],
+        seconds={"requests": 20 * rng.random()}, candidate="flashinfer-cutedsl", ready_seconds=2.0,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

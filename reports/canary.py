@@ -15,7 +15,7 @@ Json = dict[str, Any]
 
 
 def section(record: RunRecord) -> Markup | None:
-    """Draw the canary stage of a record, or nothing."""
+    """Draw the canary of a record, or nothing."""
     found = record.canary
     if not found:
         return None

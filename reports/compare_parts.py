@@ -11,7 +11,7 @@ from reports.text import count, duration, ratio
 if TYPE_CHECKING:
     from harness.records.changes import Estimate, RecordComparison
 
-_VERDICT_COLUMNS = ["What", "Candidate", "Stage", "Before to after", "Why", "See it"]
+_VERDICT_COLUMNS = ["What", "Candidate", "Part", "Before to after", "Why", "See it"]
 
 
 def parts(found: RecordComparison) -> list[Part]:
@@ -48,7 +48,7 @@ def _verdict_table(changes: list[VerdictChange], caption: str) -> Table:
         [
             Cell(change.subject, "name"),
             Cell(change.candidate),
-            Cell(change.stage),
+            Cell(change.part),
             Cell(change.before, "badge")
             if change.before == change.after
             else Cell(change.before, "change", change.after),
@@ -167,9 +167,9 @@ def _one_sided(found: RecordComparison) -> Part:
     tables = [
         Table(
             f"Only in the run {side}",
-            ["What", "Candidate", "Stage", "Verdict"],
+            ["What", "Candidate", "Part", "Verdict"],
             [
-                [Cell(o.subject, "name"), Cell(o.candidate), Cell(o.stage), Cell(o.word, "badge")]
+                [Cell(o.subject, "name"), Cell(o.candidate), Cell(o.part), Cell(o.word, "badge")]
                 for o in found.one_sided
                 if o.side == side
             ],
@@ -183,9 +183,9 @@ def _one_sided(found: RecordComparison) -> Part:
 
 def _unchanged(found: RecordComparison) -> Part:
     rows = [
-        [Cell(stage, "name"), Cell(word, "badge"), Cell(count(number), "number")]
-        for stage, words in sorted(found.unchanged.items())
+        [Cell(part, "name"), Cell(word, "badge"), Cell(count(number), "number")]
+        for part, words in sorted(found.unchanged.items())
         for word, number in sorted(words.items())
     ]
-    table = Table("Verdicts that are the same in both runs", ["Stage", "Verdict", "How many#"], rows)
+    table = Table("Verdicts that are the same in both runs", ["Part", "Verdict", "How many#"], rows)
     return Part("unchanged", "Unchanged", "", [table])

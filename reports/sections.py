@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from harness.records.from_json import RecordError
 from reports import (
     canary,
     candidates,
@@ -20,11 +21,13 @@ from reports import (
     known,
     margins,
     mutants,
+    races,
     rules,
     skips,
     traps,
 )
 from reports import compile as cross_compile
+from reports.template import fill
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,6 +51,7 @@ SECTIONS: tuple[Section, ...] = (
     Section("errors", "Errors", errors.section),
     Section("gsm8k", "GSM8K", gsm8k.section),
     Section("compile", "Cross-compilation", cross_compile.section),
+    Section("races", "Races", races.section),
     Section("failures", "Failures", failures.section),
     Section("rules", "Rules", rules.section),
     Section("canary", "Canary", canary.section),
@@ -71,6 +75,13 @@ class Drawn:
 
 
 def draw_all(record: RunRecord) -> list[Drawn]:
-    """Return every section that has something to show, in order."""
-    bodies = ((section, section.draw(record)) for section in SECTIONS)
+    """Return every section that has something to show, in order; a part that is damaged says which field is."""
+    bodies = ((section, _body(section, record)) for section in SECTIONS)
     return [Drawn(section.anchor, section.title, body) for section, body in bodies if body is not None]
+
+
+def _body(section: Section, record: RunRecord) -> Markup | None:
+    try:
+        return section.draw(record)
+    except RecordError as error:
+        return fill("damaged.html.j2", reason=str(error))

@@ -97,8 +97,8 @@ def reason(record: RunRecord) -> str:
 def _rules(record: RunRecord, words: Counter[Verdict]) -> str:
     """Return how many rule results had each verdict; nothing for a run that was about something else."""
     if not words:
-        stages = (record.gsm8k, record.canary, record.mutants, record.compile)
-        return "" if any(stage is not None for stage in stages) else "none judged"
+        parts = (record.gsm8k, record.canary, record.mutants, record.compile, record.races)
+        return "" if any(part is not None for part in parts) else "none judged"
     return ", ".join(f"{count(words[v])} {v}" for v in Verdict if words[v])
 
 

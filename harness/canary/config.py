@@ -74,3 +74,8 @@ def read_config(folder: Path) -> CanaryConfig:
                 f"{folder}/config.json: {name} must be {known[name]!r} here, got {raw[name]!r}; only canaries are read"
             )
     return CanaryConfig(**{name: raw[name] for name in fields if name in raw})
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Write a JSON object with sorted keys, as every file of a model folder has them."""
+    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -6,9 +6,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from harness.canary.config import MODEL, read_config
+from harness.canary.config import MODEL, read_config, write_json
 from harness.canary.nvfp4_weights import is_modelopt, layer_prefix, layers_of
-from harness.canary.train.publish import write_json
 from harness.verdict import UsageError
 
 

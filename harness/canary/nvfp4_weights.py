@@ -23,7 +23,7 @@ def read_calibration(folder: Path) -> Amax:
     """Return the calibrated magnitudes of a model folder.
 
     Raises:
-        FileNotFoundError: the folder has none; `python -m harness.canary.calibrate FOLDER` writes it.
+        FileNotFoundError: the folder has none; `python -m harness.canary.train.calibrate FOLDER` writes it.
     """
     found: Amax = json.loads((folder / CALIBRATION).read_text(encoding="utf-8"))["layers"]
     return found

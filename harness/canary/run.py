@@ -7,26 +7,28 @@ from __future__ import annotations
 
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from harness.canary.stage import MAX_TOKENS, MIN_ACCURACY
+from harness.canary.part import MAX_TOKENS, MIN_ACCURACY
 from harness.gsm8k.client import Exchange
-from harness.gsm8k.decision import Decision, full_decision, smoke_decision
+from harness.gsm8k.decision import full_decision, smoke_decision
 from harness.gsm8k.judgement import EXPECT
-from harness.gsm8k.outcome import decision_json, summary
+from harness.gsm8k.outcome import counted
 from harness.gsm8k.payload import MAX_STOP, Reply
 from harness.gsm8k.questions import Planned, plan, sample_of
-from harness.gsm8k.settings import Settings
+from harness.gsm8k.settings import Gsm8kSettings
 from harness.gsm8k.task import Task, load_task
+from harness.records.parts.gsm8k import Decision, Gsm8kDecisions, Gsm8kRun, Gsm8kServer, Gsm8kTask
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from harness.canary.generate import Engine
+    from harness.records.parts.gsm8k import Gsm8kSample
     from harness.records.record import RunRecord
 
-Sample = dict[str, Any]
 BATCH = 256  # requests in the engine at once
 
 
@@ -37,7 +39,7 @@ class HasEngine(Protocol):
         """Return a new engine."""
 
 
-def answer_questions(canary: HasEngine, task: Task, planned: Iterable[Planned]) -> list[Sample]:
+def answer_questions(canary: HasEngine, task: Task, planned: Iterable[Planned]) -> list[Gsm8kSample]:
     """Return the samples of all planned questions, decoded in one running batch of at most BATCH.
 
     Args:
@@ -88,22 +90,22 @@ def run_in_process(
     record = new_record("", seed)
     started = time.monotonic()
     found = run_questions(canary, name, questions=questions, unseen=unseen, seed=seed)
-    record.gsm8k = found
     record.seconds = time.monotonic() - started
-    found["seconds"] = {"total": record.seconds, "requests": record.seconds, "ready": None}
-    record.verdict = Decision(found["verdict"], "", "").verdict
-    record.reason = f"canary on {name}: {found['reason']}"
+    seconds = {"total": record.seconds, "requests": record.seconds, "ready": None}
+    record.gsm8k_run = replace(found, seconds=seconds)
+    record.verdict = Decision(found.verdict, "", "").verdict
+    record.reason = f"canary on {name}: {found.reason}"
     return record
 
 
 def run_questions(
     canary: HasEngine, name: str, *, questions: int, unseen: bool = False, seed: int = 0
-) -> dict[str, Any]:
-    """Ask and judge; the structure of `record.gsm8k` (harness/gsm8k/README.md) without what only a server has."""
+) -> Gsm8kRun:
+    """Ask and judge; without the seconds, and without what only a server has."""
     from harness.gsm8k.credentials import parse_base_url
 
     task = load_task("gsm_canary_unseen" if unseen else "gsm_canary")
-    settings = Settings(
+    settings = Gsm8kSettings(
         endpoint=parse_base_url("http://in-process/v1"),
         out=Path(os.devnull),
         task=task.name,
@@ -121,19 +123,13 @@ def run_questions(
         samples = sorted(samples + answer_questions(canary, task, rest), key=lambda s: s["index"])
         full = full_decision(samples, expect=EXPECT, min_accuracy=MIN_ACCURACY, answers_fit=task.answers_fit)
     decision = full or smoke
-    return {
-        "verdict": decision.word,
-        "qualifier": decision.qualifier,
-        "reason": decision.reason,
-        **summary(samples, len(planned), "strict"),
-        "task": {
-            "name": task.name,
-            "version": task.version,
-            "hashes": task.hashes,
-            "generation": task.generation,
-        },
-        "server": {"url": "", "model": f"canary-256/{name}", "version": ""},
-        "settings": settings.as_json(),
-        "decisions": {"smoke": decision_json(smoke), "full": decision_json(full), "paired": None},
-        "samples": samples,
-    }
+    return replace(
+        counted(samples, len(planned), "strict"),
+        verdict=decision.word,
+        qualifier=decision.qualifier,
+        reason=decision.reason,
+        task=Gsm8kTask(name=task.name, version=task.version, hashes=task.hashes, generation=task.generation),
+        server=Gsm8kServer(url="", model=f"canary-256/{name}", version=""),
+        settings=settings.as_json(),
+        decisions=Gsm8kDecisions(smoke, full),
+    )

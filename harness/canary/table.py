@@ -1,6 +1,6 @@
 """The experiment that the canary exists for: every fault against its accuracy, beside the rule that kills it.
 
-One command regenerates it (`harness canary table`); the record holds it under `canary["table"]`, the report draws it.
+One command regenerates it (`harness canary table`); the record holds it as `canary_part.table`, the report draws it.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ import concurrent.futures
 import multiprocessing
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import replace
 
 from harness.faults.bugs import threads_of
+from harness.records.parts.canary import CanaryFacts, CanaryLine
 
 VARIANTS = (
     ("bf16", 1, "experts", "bf16"),
@@ -27,29 +27,8 @@ VARIANTS = (
 """Right ways to run the layer: candidate ("" for the one under test), ranks, how they share it, what dispatch carries."""
 
 
-@dataclass(frozen=True)
-class Experiment:
-    """One line of the table: what runs, and how.
-
-    Attributes:
-        name: fault, or words for a variant.
-        kind: "fault" or "variant".
-        candidate: full name, fault included.
-        ranks, shard, transport: as `harness canary serve` takes them.
-        facts: category, title, effect, killed_by, bugs and threads of the fault.
-    """
-
-    name: str
-    kind: str
-    candidate: str
-    ranks: int = 1
-    shard: str = "experts"
-    transport: str = "bf16"
-    facts: dict[str, Any] | None = None
-
-
-def experiments(candidate: str, faults: list[str]) -> list[Experiment]:
-    """Return every line of the table: the variants, then the faults (all of the catalog for an empty list).
+def planned_lines(candidate: str, faults: list[str]) -> list[CanaryLine]:
+    """Return every line of the table, not measured yet: the variants, then the faults (all of the catalog for an empty list).
 
     Raises:
         UsageError: an unknown fault.
@@ -58,7 +37,7 @@ def experiments(candidate: str, faults: list[str]) -> list[Experiment]:
 
     found = [find_fault(name) for name in faults] or list(all_faults().values())
     lines = [
-        Experiment(
+        CanaryLine(
             _words(name or candidate, ranks, shard, transport),
             "variant",
             name or candidate,
@@ -69,21 +48,21 @@ def experiments(candidate: str, faults: list[str]) -> list[Experiment]:
         for name, ranks, shard, transport in VARIANTS
     ]
     for fault in found:
-        facts = {
-            "category": fault.category,
-            "title": fault.title,
-            "effect": fault.effect,
-            "killed_by": fault.killed_by,
-            "bugs": list(fault.bugs),
-            "threads": threads_of(fault.bugs),
-        }
+        facts = CanaryFacts(
+            fault.category,
+            fault.title,
+            fault.effect,
+            fault.killed_by,
+            list(fault.bugs),
+            threads_of(fault.bugs),
+        )
         # A fault of dispatch is in its transport; the others are shown on the plain one.
         fp8 = fault.category == "dispatch" and "fp8" in fault.name
         nvfp4 = fault.category == "dispatch" and "nvfp4" in fault.name
         transport = "fp8" if fp8 else "nvfp4" if nvfp4 else "bf16"
         ranks = 4 if fault.category in {"dispatch", "combine", "routing"} else 1
         lines.append(
-            Experiment(fault.name, "fault", f"{candidate}+{fault.name}", ranks, "experts", transport, facts)
+            CanaryLine(fault.name, "fault", f"{candidate}+{fault.name}", ranks, "experts", transport, facts)
         )
     return lines
 
@@ -95,40 +74,36 @@ def _words(candidate: str, ranks: int, shard: str, transport: str) -> str:
     return f"{candidate}, {ranks} ranks with {how}, {transport} dispatch"
 
 
-def run_experiment(experiment: Experiment, questions: int) -> dict[str, Any]:
-    """Run one line.
+def measured_line(line: CanaryLine, questions: int) -> CanaryLine:
+    """Ask the questions of one line.
 
     Returns:
-        The experiment's fields with `accuracy`, `interval`, `asked`, `verdict`, `qualifier` and `seconds`; or `error` where
-        the candidate cannot run it or raised, which is an answer too: real engines fail loudly on some faults.
+        The line with what was measured; or with `error` where the candidate cannot run it or raised, which is an answer
+        too: real engines fail loudly on some faults.
     """
     from harness.canary import load_canary
     from harness.canary.run import run_questions
     from harness.verdict import UsageError
 
     started = time.monotonic()
-    line: dict[str, Any] = {**asdict(experiment), "error": ""}
     try:
         canary = load_canary(
-            candidate=experiment.candidate,
-            ranks=experiment.ranks,
-            shard=experiment.shard,
-            transport=experiment.transport,
+            candidate=line.candidate, ranks=line.ranks, shard=line.shard, transport=line.transport
         )
-        found = run_questions(canary, experiment.candidate, questions=questions)
+        found = run_questions(canary, line.candidate, questions=questions)
     except UsageError as error:
-        return {**line, "error": f"not planted: {error}"}
+        return replace(line, error=f"not planted: {error}")
     except Exception as error:  # noqa: BLE001 - a broken candidate may raise anything
-        return {**line, "error": f"raised {type(error).__name__}: {error}"}
-    return {
-        **line,
-        "accuracy": found["accuracy_strict"],
-        "interval": found["interval"],
-        "asked": found["answered"],
-        "verdict": found["verdict"],
-        "qualifier": found["qualifier"],
-        "seconds": time.monotonic() - started,
-    }
+        return replace(line, error=f"raised {type(error).__name__}: {error}")
+    return replace(
+        line,
+        accuracy=found.accuracy_strict,
+        interval=found.interval,
+        asked=found.answered,
+        verdict=found.verdict,
+        qualifier=found.qualifier,
+        seconds=time.monotonic() - started,
+    )
 
 
 def _start(threads: int) -> None:
@@ -143,9 +118,9 @@ def run_table(
     questions: int,
     faults: list[str],
     jobs: int = 1,
-    progress: Callable[[dict[str, Any]], None] = lambda _line: None,
-) -> list[dict[str, Any]]:
-    """Run every experiment.
+    progress: Callable[[CanaryLine], None] = lambda _line: None,
+) -> list[CanaryLine]:
+    """Measure every line.
 
     Args:
         candidate: what the faults are planted in.
@@ -155,23 +130,23 @@ def run_table(
         progress: called with each line as it is done.
 
     Returns:
-        The lines in order of `experiments`.
+        The lines in order of `planned_lines`.
     """
-    todo = experiments(candidate, faults)
-    lines: dict[str, dict[str, Any]] = {}
-    for line in _results(todo, questions, jobs):
-        lines[line["name"]] = line
+    todo = planned_lines(candidate, faults)
+    lines: dict[str, CanaryLine] = {}
+    for line in _measured(todo, questions, jobs):
+        lines[line.name] = line
         progress(line)
-    return [lines[experiment.name] for experiment in todo]
+    return [lines[line.name] for line in todo]
 
 
-def _results(todo: list[Experiment], questions: int, jobs: int) -> Iterator[dict[str, Any]]:
+def _measured(todo: list[CanaryLine], questions: int, jobs: int) -> Iterator[CanaryLine]:
     if jobs == 1:
-        for experiment in todo:
-            yield run_experiment(experiment, questions)
+        for line in todo:
+            yield measured_line(line, questions)
         return
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(jobs, context, _start, (1,)) as pool:
-        running = [pool.submit(run_experiment, experiment, questions) for experiment in todo]
+        running = [pool.submit(measured_line, line, questions) for line in todo]
         for done in concurrent.futures.as_completed(running):
             yield done.result()

@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from harness.verdict import Verdict, worst
 
+if TYPE_CHECKING:
+    from harness.records.parts.canary import CanaryPart
 
-def judge_stage(canary: dict[str, Any] | None) -> tuple[Verdict, str] | None:
-    """Return the verdict of the canary stage with its reason, or None where it did not run.
 
-    A stage whose control (a planted fault that collapses real models) does not FAIL proves nothing: UNKNOWN. A candidate
+def judge_canary(canary: CanaryPart | None) -> tuple[Verdict, str] | None:
+    """Return the canary's verdict with its reason, or None where it did not run.
+
+    A canary whose control (a planted fault that collapses real models) does not FAIL proves nothing: UNKNOWN. A candidate
     that FAILs stays a FAIL whatever its control did.
     """
-    runs = (canary or {}).get("runs") or []
-    if not canary or not runs:
+    if canary is None or not canary.runs:
         return None
-    verdict = worst(Verdict(run["verdict"]) for run in runs)
+    verdict = worst(Verdict(run.verdict) for run in canary.runs)
     if verdict is not Verdict.PASS:
-        first = next(run for run in runs if run["verdict"] == verdict)
-        return verdict, f"canary on {first['candidate']}: {first['reason']}"
-    blind = [run for run in canary.get("controls") or [] if run["verdict"] != Verdict.FAIL]
+        first = next(run for run in canary.runs if run.verdict == verdict)
+        return verdict, f"canary on {first.candidate}: {first.reason}"
+    blind = [run for run in canary.controls if run.verdict != Verdict.FAIL]
     if blind:
         control = blind[0]
         return (
             Verdict.UNKNOWN,
-            f"canary without power: {control['candidate']} must FAIL, got {control['verdict']}: {control['reason']}",
+            f"canary without power: {control.candidate} must FAIL, got {control.verdict}: {control.reason}",
         )
-    return verdict, "; ".join(f"canary on {run['candidate']}: {run['reason']}" for run in runs)
+    return verdict, "; ".join(f"canary on {run.candidate}: {run.reason}" for run in canary.runs)

@@ -7,10 +7,12 @@ drop "errors" and show such runs as passed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
+from harness.records.parts.canary import CanaryPart
+from harness.records.parts.gsm8k import NOT_DEAD, Gsm8kRun
+from harness.records.parts.mutants import NOT_JUDGED, SURVIVED, MutantsRun
 from harness.records.record import RuleResult, RunRecord
 from harness.verdict import Verdict
 
@@ -50,14 +52,14 @@ class Case:
 
 
 def cases_of(record: RunRecord) -> list[Case]:
-    """Return every case of a record, stage by stage."""
+    """Return every case of a record, part by part. Raises RecordError with the name of a damaged field."""
     found = [*map(_rule_case, record.rules), *_not_run(record)]
-    if record.gsm8k:
-        found += gsm8k_cases(record.gsm8k, record.seconds)
-    if record.canary:
-        found += _canary_cases(record.canary)
-    if record.mutants:
-        found += _mutant_cases(record.mutants, record.seconds)
+    if (run := record.gsm8k_run) is not None:
+        found += gsm8k_cases(run, record.seconds)
+    if (canary := record.canary_part) is not None:
+        found += _canary_cases(canary)
+    if (mutants := record.mutants_run) is not None:
+        found += _mutant_cases(mutants, record.seconds)
     if not found or (
         record.verdict is not Verdict.PASS and all(c.verdict in {Verdict.PASS, None} for c in found)
     ):
@@ -93,28 +95,21 @@ def _not_run(record: RunRecord) -> Iterator[Case]:
             yield Case(f"harness.rules.{candidate.name}", "support", verdict, label, candidate.reason)
 
 
-def gsm8k_label(stage: Mapping[str, Any]) -> str:
-    """Return the verdict of a GSM8K stage with its qualifier: FAIL (dead)."""
-    qualifier = stage.get("qualifier")
-    return f"{stage.get('verdict')} ({qualifier})" if qualifier else str(stage.get("verdict"))
-
-
-def gsm8k_cases(stage: Mapping[str, Any], seconds: float) -> list[Case]:
+def gsm8k_cases(run: Gsm8kRun, seconds: float) -> list[Case]:
     """Return the four steps of the gate; what comes behind the one that broke was not judged."""
     from harness.ci.gsm8k_lines import lines
 
-    word = stage.get("verdict")
-    bad = word in {"FAIL", "UNKNOWN"}
-    broken = _GSM8K_CASE_OF.get(str(stage.get("qualifier")), "accuracy") if bad else ""
+    bad = run.verdict in {"FAIL", "UNKNOWN"}
+    broken = _GSM8K_CASE_OF.get(run.qualifier, "accuracy") if bad else ""
     not_judged: tuple[str, ...] = GSM8K_CASES[GSM8K_CASES.index(broken) + 1 :] if broken else ()
-    if word == "NOT DEAD":
+    if run.verdict == NOT_DEAD:
         not_judged = ("accuracy",)
     found = []
     for name in GSM8K_CASES:
         took = seconds if name == "accuracy" else 0.0
         if name == broken:
-            text = "\n".join([str(stage.get("reason")), *lines(stage)])
-            found.append(Case("harness.gsm8k", name, Verdict(str(word)), gsm8k_label(stage), text, took))
+            text = "\n".join([run.reason, *lines(run)])
+            found.append(Case("harness.gsm8k", name, Verdict(run.verdict), run.label, text, took))
         elif name in not_judged:
             found.append(Case("harness.gsm8k", name, None, "not judged", "not judged", took))
         else:
@@ -122,36 +117,27 @@ def gsm8k_cases(stage: Mapping[str, Any], seconds: float) -> list[Case]:
     return found
 
 
-def _canary_cases(canary: Mapping[str, Any]) -> Iterator[Case]:
-    for run in canary.get("runs") or []:
-        verdict = Verdict(run["verdict"])
-        text = "" if verdict is Verdict.PASS else str(run.get("reason", ""))
-        took = float((run.get("seconds") or {}).get("total") or 0.0)
-        yield Case(
-            "harness.canary",
-            str(run["candidate"]),
-            verdict,
-            gsm8k_label(run),
-            text,
-            took,
-            str(run.get("reproduce", "")),
-        )
-    for run in canary.get("controls") or []:
-        seen = run["verdict"] == Verdict.FAIL
+def _canary_cases(canary: CanaryPart) -> Iterator[Case]:
+    for run in canary.runs:
+        verdict = Verdict(run.verdict)
+        text = "" if verdict is Verdict.PASS else run.reason
+        took = run.seconds.get("total") or 0.0
+        yield Case("harness.canary", run.candidate, verdict, run.label, text, took, run.reproduce)
+    for run in canary.controls:
+        seen = run.verdict == Verdict.FAIL
         verdict = Verdict.PASS if seen else Verdict.UNKNOWN
-        text = "" if seen else f"a planted fault must FAIL, got {gsm8k_label(run)}: {run.get('reason', '')}"
-        yield Case("harness.canary", f"{run['candidate']} (control)", verdict, verdict.value, text)
+        text = "" if seen else f"a planted fault must FAIL, got {run.label}: {run.reason}"
+        yield Case("harness.canary", f"{run.candidate} (control)", verdict, verdict.value, text)
 
 
-def _mutant_cases(mutants: Mapping[str, Any], seconds: float) -> Iterator[Case]:
-    score = mutants.get("score")
-    if score:
-        bad = [f for f in mutants.get("faults") or [] if f.get("status") in {"survived", "not judged"}]
-        survived = any(f["status"] == "survived" for f in bad)
-        judged = bool(score.get("killed") or score.get("survived"))
+def _mutant_cases(mutants: MutantsRun, seconds: float) -> Iterator[Case]:
+    if mutants.scored:
+        bad = [fault for fault in mutants.faults if fault.status in {SURVIVED, NOT_JUDGED}]
+        survived = any(fault.status == SURVIVED for fault in bad)
+        judged = bool(mutants.score.killed or mutants.score.survived)
         verdict = Verdict.FAIL if survived else Verdict.PASS if judged else Verdict.UNKNOWN
         text = "\n".join(
-            f"{f['name']} {f['status']}: must be killed by {f.get('killed_by')}: {f.get('title')}"
-            for f in bad
+            f"{fault.name} {fault.status}: must be killed by {fault.killed_by}: {fault.title}"
+            for fault in bad
         )
         yield Case("harness.mutants", "score", verdict, verdict.value, text, seconds)

@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from harness.records.parts.gsm8k import Gsm8kRun
 
 
-def lines(stage: Mapping[str, Any]) -> list[str]:
+def lines(run: Gsm8kRun) -> list[str]:
     """Return the result in lines of plain text: accuracies, counts, classes, errors with their counts, notes."""
     said = []
     for name in ("strict", "flexible", "numeric"):
-        interval = (stage.get("intervals") or {}).get(name)
-        if interval and stage.get(f"accuracy_{name}") is not None:
+        interval, accuracy = run.intervals.get(name), run.accuracy_by(name)
+        if interval and accuracy is not None:
             low, high = interval
-            said.append(f"{name:9} {stage[f'accuracy_{name}']:.4f} ({low:.4f} to {high:.4f})")
-    counted = f"{stage['answered']:,} of {stage['questions']:,} questions answered, {stage['unanswered']:,} unanswered"
-    not_asked = f", {stage['not_asked']:,} not asked" if stage["not_asked"] else ""
-    requests = stage.get("requests")  # none where the canary answered in process
-    asked = f"; {requests['sent']:,} requests in {stage['seconds']['requests']:.1f} s" if requests else ""
+            said.append(f"{name:9} {accuracy:.4f} ({low:.4f} to {high:.4f})")
+    counted = f"{run.answered:,} of {run.questions:,} questions answered, {run.unanswered:,} unanswered"
+    not_asked = f", {run.not_asked:,} not asked" if run.not_asked else ""
+    # No requests where the canary answered in process.
+    asked = (
+        f"; {run.requests.sent:,} requests in {run.seconds.get('requests') or 0.0:.1f} s"
+        if run.requests
+        else ""
+    )
     said.append(f"{counted}{not_asked}{asked}")
-    if stage["classes"]:
-        said.append("classes: " + ", ".join(f"{name} {n:,}" for name, n in stage["classes"].items()))
-    for error in stage.get("errors") or []:
-        lost = f", {error['gave_up']} given up" if error["gave_up"] else ""
-        said.append(f"error, {error['count']} times{lost}: {error['error']}")
-    notes = [*(stage.get("notes") or []), *(stage["task"].get("notes") or [])]
-    said += [f"note: {note}" for note in notes]
+    if run.classes:
+        said.append("classes: " + ", ".join(f"{name} {n:,}" for name, n in run.classes.items()))
+    for error in run.errors:
+        lost = f", {error.gave_up} given up" if error.gave_up else ""
+        said.append(f"error, {error.count} times{lost}: {error.error}")
+    said += [f"note: {note}" for note in (*run.notes, *run.task.get("notes", []))]
     return said

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
-from harness.ci.cases import Case, cases_of, gsm8k_label
+from harness.ci.cases import Case, cases_of
 from harness.ci.gsm8k_lines import lines
 from harness.ci.text import markdown, preformatted
+from harness.records.parts.canary import CanaryPart
+from harness.records.parts.gsm8k import Gsm8kRun
 from harness.records.record import RunRecord
 from harness.verdict import Verdict
 
@@ -27,8 +28,10 @@ def step_summary(record: RunRecord) -> str:
     """Return the run as Markdown."""
     cases = cases_of(record)
     bad = [c for c in cases if c.verdict in {Verdict.FAIL, Verdict.UNKNOWN}]
-    title = "GSM8K" if record.gsm8k and not record.rules else "FP4 MoE harness"
-    label = gsm8k_label(record.gsm8k) if record.gsm8k and not record.rules else record.verdict.value
+    run, canary = record.gsm8k_run, record.canary_part
+    title, label = (
+        ("GSM8K", run.label) if run and not record.rules else ("FP4 MoE harness", record.verdict.value)
+    )
     rows = [f"### {_ICONS[record.verdict.value]} {title}: {markdown(label)}", "", markdown(record.reason), ""]
     for case in bad[:MOST_SHOWN]:
         rows += [
@@ -40,10 +43,10 @@ def step_summary(record: RunRecord) -> str:
         rows += [f"{len(bad) - MOST_SHOWN} more in the report.", ""]
     if record.rules:
         rows += [*_rules(record, cases), ""]
-    if record.gsm8k:
-        rows += [*_gsm8k(record.gsm8k), ""]
-    if record.canary and record.canary.get("runs"):
-        rows += [*_canary(record.canary), ""]
+    if run is not None:
+        rows += [*_gsm8k(run), ""]
+    if canary is not None and canary.runs:
+        rows += [*_canary(canary), ""]
     return "\n".join(rows)
 
 
@@ -64,22 +67,19 @@ def _rules(record: RunRecord, cases: list[Case]) -> list[str]:
     return rows
 
 
-def _gsm8k(stage: dict[str, Any]) -> list[str]:
+def _gsm8k(run: Gsm8kRun) -> list[str]:
     rows = ["| extractor | accuracy | 95 % interval |", "|---|---|---|"]
     for name in ("strict", "flexible", "numeric"):
-        interval = stage["intervals"][name]
-        if interval:
-            rows.append(
-                f"| {name} | {stage[f'accuracy_{name}']:.4f} | {interval[0]:.4f} to {interval[1]:.4f} |"
-            )
-    rows += ["", f"{markdown(stage['server']['model'])}, task {markdown(stage['task']['name'])}", ""]
-    return rows + [f"* {markdown(line)}" for line in lines(stage)[3 if stage["answered"] else 0 :]]
+        interval, accuracy = run.intervals.get(name), run.accuracy_by(name)
+        if interval and accuracy is not None:
+            rows.append(f"| {name} | {accuracy:.4f} | {interval[0]:.4f} to {interval[1]:.4f} |")
+    rows += ["", f"{markdown(run.model)}, task {markdown(run.task_name)}", ""]
+    return rows + [f"* {markdown(line)}" for line in lines(run)[3 if run.answered else 0 :]]
 
 
-def _canary(canary: dict[str, Any]) -> list[str]:
+def _canary(canary: CanaryPart) -> list[str]:
     rows = ["| canary through | verdict | accuracy |", "|---|---|---|"]
-    for run in [*canary["runs"], *(canary.get("controls") or [])]:
-        accuracy = run.get("accuracy_strict")
-        shown = "" if accuracy is None else f"{accuracy:.3f}"
-        rows.append(f"| {markdown(str(run['candidate']))} | {markdown(gsm8k_label(run))} | {shown} |")
+    for run in (*canary.runs, *canary.controls):
+        shown = "" if run.accuracy_strict is None else f"{run.accuracy_strict:.3f}"
+        rows.append(f"| {markdown(run.candidate)} | {markdown(run.label)} | {shown} |")
     return rows

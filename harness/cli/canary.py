@@ -13,6 +13,7 @@ from harness.verdict import ExitCode, UsageError, exit_code
 
 if TYPE_CHECKING:
     from harness.canary.load import Canary
+    from harness.records.parts.canary import CanaryLine
 
 _FOLDER = click.Path(path_type=Path)
 
@@ -168,6 +169,7 @@ def table(candidate: str, faults: tuple[str, ...], questions: int, jobs: int, ou
     from harness.ci.outputs import prepare_folder, write_outputs
     from harness.cli.output import print_summary
     from harness.records.new import new_record
+    from harness.records.parts.canary import CanaryPart
     from harness.verdict import Verdict
 
     for name, value in (("--questions", questions), ("--jobs", jobs)):
@@ -176,10 +178,10 @@ def table(candidate: str, faults: tuple[str, ...], questions: int, jobs: int, ou
     folder = prepare_folder(out)
     record = new_record("", 0)
     lines = run_table(candidate, questions=questions, faults=list(faults), jobs=jobs, progress=_say)
-    record.canary = {"questions": questions, "runs": [], "controls": [], "table": lines}
-    wrong = [line["name"] for line in lines if line["kind"] == "variant" and line.get("verdict") != "PASS"]
-    planted = [line for line in lines if line["kind"] == "fault" and not line["error"]]
-    seen = sum(line.get("verdict") == "FAIL" for line in planted)
+    record.canary_part = CanaryPart(questions, table=lines)
+    wrong = [line.name for line in lines if line.kind == "variant" and line.verdict != "PASS"]
+    planted = [line for line in lines if line.kind == "fault" and not line.error]
+    seen = sum(line.verdict == "FAIL" for line in planted)
     # What the canary does not see is a finding about the canary, not a failure: the rules kill every fault.
     record.verdict = Verdict.FAIL if wrong else Verdict.PASS
     record.reason = (
@@ -191,14 +193,14 @@ def table(candidate: str, faults: tuple[str, ...], questions: int, jobs: int, ou
     return exit_code(record.verdict)
 
 
-def _say(line: dict[str, Any]) -> None:
-    if line["error"]:
-        click.echo(f"  {line['name']:<44} {line['error']}", err=True)
+def _say(line: CanaryLine) -> None:
+    if line.error:
+        click.echo(f"  {line.name:<44} {line.error}", err=True)
         return
-    killed = f", killed by {line['facts']['killed_by']}" if line["facts"] else ""
+    killed = f", killed by {line.facts.killed_by}" if line.facts else ""
     click.echo(
-        f"  {line['name']:<44} {line['accuracy']:.3f} of {line['asked']}, {line['verdict']}{killed}, "
-        f"{line['seconds']:.0f} s",
+        f"  {line.name:<44} {line.accuracy or 0.0:.3f} of {line.asked}, {line.verdict}{killed}, "
+        f"{line.seconds or 0.0:.0f} s",
         err=True,
     )
 

@@ -17,10 +17,10 @@ from harness.verdict import ExitCode, UsageError, Verdict, exit_code
 
 if TYPE_CHECKING:
     from harness.compile.baseline import Baseline
-    from harness.compile.case import Case
+    from harness.compile.case import CompileCase
     from harness.compile.matrix import Entry
-    from harness.compile.result import Result
     from harness.compile.run import CompileRequest, Outcome
+    from harness.records.parts.compile import CompileResult
 
 _PATH = click.Path(path_type=Path)
 _COLOURS = {Verdict.PASS: "green", Verdict.FAIL: "red", Verdict.UNKNOWN: "yellow"}
@@ -87,9 +87,8 @@ def compile_command(
     than there is, takes twice as long, or compiles although it must be refused; 2 when nothing could be compiled.
     """
     from harness.ci.outputs import prepare_folder
-    from harness.compile.baseline import SHIPPED, load_baseline
     from harness.compile.cache import default_folder
-    from harness.compile.run import CompileRequest, run_compile
+    from harness.compile.run import CompileRequest
 
     if jobs < 0 or not timeout > 0:
         raise UsageError("--jobs must not be negative, --timeout must be positive")
@@ -106,9 +105,7 @@ def compile_command(
         for entry in entries:
             click.echo(f"{entry.case}  ({entry.origin})")
         return ExitCode.PASS
-    earlier: Baseline | None = None
-    if not no_baseline and (baseline is not None or SHIPPED.exists()):
-        earlier = load_baseline(baseline or SHIPPED)
+    earlier = None if no_baseline else _earlier(baseline)
     folder = prepare_folder(out)
     request = CompileRequest(
         entries=entries,
@@ -121,6 +118,20 @@ def compile_command(
         fresh=fresh,
         whole=whole,
     )
+    return _run(request, folder, write_baseline)
+
+
+def _earlier(path: Path | None) -> Baseline | None:
+    """Return the baseline to compare with: the given one, or the shipped one where there is one."""
+    from harness.compile.baseline import SHIPPED, load_baseline
+
+    return load_baseline(path or SHIPPED) if path is not None or SHIPPED.exists() else None
+
+
+def _run(request: CompileRequest, folder: Path, write_baseline: Path | None) -> int:
+    """Compile, store the baseline that was asked for, write record and report, and return the exit code."""
+    from harness.compile.run import run_compile
+
     started = time.monotonic()
     outcome = run_compile(request, TerminalProgress())
     if write_baseline is not None:
@@ -193,18 +204,19 @@ def _report(outcome: Outcome, folder: Path, seconds: float) -> None:
         seconds=round(seconds, 1),
         interrupted=outcome.interrupted,
         environment=describe_environment(devices=False),
-        compile=outcome.stage,
     )
+    part = outcome.part
+    record.compile_run = part
     record.write(folder / "record.json")
     report = write_report(record, folder)
-    for change in outcome.stage["changes"]:
-        mark = click.style("FAIL  ", fg="red") if change["bad"] else "      "
-        click.echo(f"{mark}{change['case']}: {change['kind']}: {change['text']}")
-    if warning := outcome.stage.get("warning"):
-        click.echo(f"harness: {warning}", err=True)
+    for change in part.changes:
+        mark = click.style("FAIL  ", fg="red") if change.bad else "      "
+        click.echo(f"{mark}{change.case}: {change.kind}: {change.text}")
+    if part.warning:
+        click.echo(f"harness: {part.warning}", err=True)
     click.echo(
-        f"{len(outcome.results)} cases, {outcome.stage['cached']} of them from the cache, "
-        f"{outcome.stage['seconds']:.0f} s, {outcome.stage['cpu_seconds']:.0f} s of CPU time in the compilers"
+        f"{len(outcome.results)} cases, {part.cached} of them from the cache, "
+        f"{part.seconds:.0f} s, {part.cpu_seconds:.0f} s of CPU time in the compilers"
     )
     click.secho(f"{outcome.verdict.value}: {outcome.reason}", fg=_COLOURS[outcome.verdict], bold=True)
     click.echo(f"record: {folder / 'record.json'}")
@@ -222,7 +234,7 @@ class TerminalProgress(Progress):
         """Say how much there is to do."""
         click.echo(f"{total} cases, {found} known from the cache, {total - found} to compile", err=True)
 
-    def finished(self, done: int, total: int, case: Case, result: Result) -> None:
+    def finished(self, done: int, total: int, case: CompileCase, result: CompileResult) -> None:
         """Say how far it is."""
         clear = "\r\x1b[K" if self._live else ""
         if result.status not in {"compiled", "refused"}:

@@ -130,7 +130,7 @@ def gsm8k_command(**options: Any) -> int:
 def _settings(options: dict[str, Any]) -> Any:
     """Turn parsed options into checked settings."""
     from harness.gsm8k.credentials import parse_base_url, read_key
-    from harness.gsm8k.settings import Settings
+    from harness.gsm8k.settings import Gsm8kSettings
 
     endpoint = parse_base_url(options.pop("base_url"))
     key = read_key(options.pop("api_key_env"), options.pop("api_key_file"))
@@ -141,7 +141,7 @@ def _settings(options: dict[str, Any]) -> Any:
             limits[name] = float(share)
         except ValueError:
             raise UsageError(f"--limit must be CLASS=SHARE, such as 'empty=0.02', got {text!r}") from None
-    return Settings(endpoint=endpoint, api_key=key, limits=limits, **options)
+    return Gsm8kSettings(endpoint=endpoint, api_key=key, limits=limits, **options)
 
 
 def _arguments() -> list[str]:
@@ -150,11 +150,11 @@ def _arguments() -> list[str]:
 
 
 def _print(record: RunRecord, out: Path) -> None:
-    from harness.ci.cases import gsm8k_label
     from harness.ci.gsm8k_lines import lines
 
-    stage = record.gsm8k or {}
-    click.echo(f"{gsm8k_label(stage)}: {stage['reason']}")
-    for line in lines(stage):
-        click.echo(f"  {line}")
+    found = record.gsm8k_run
+    if found is not None:
+        click.echo(f"{found.label}: {found.reason}")
+        for line in lines(found):
+            click.echo(f"  {line}")
     click.echo(f"  record: {out / 'record.json'}")

@@ -5,14 +5,18 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
 from harness.ci.outputs import prepare_folder
 from harness.cli.output import print_summary
+from harness.records.parts.mutants import NOT_JUDGED, NOT_PLANTED, SURVIVED, MutantsRun, UpstreamTable
 from harness.records.record import RunRecord
 from harness.verdict import ExitCode, UsageError, Verdict, exit_code
+
+if TYPE_CHECKING:
+    from harness.mutants.run import MutantsRequest
 
 _EXAMPLES = """
 \b
@@ -111,7 +115,6 @@ def mutants_command(
     are those that the named rule draws. Exit codes: 0 all killed, 1 survivors, 2 nothing or not everything could be judged.
     """
     from harness.problems.profiles import find_profile
-    from harness.records.new import new_record
 
     for name, value, least in (
         ("--seeds", seeds, 0), ("--seed", seed, 0), ("--max-seconds", max_seconds, 0), ("--jobs", jobs, 1),
@@ -132,21 +135,28 @@ def mutants_command(
             out=out,
         )
     folder = prepare_folder(out)
-    from harness.mutants.run import MutantsRequest, run_mutants
-    from harness.running.session import CandidateStartError
+    from harness.mutants.run import MutantsRequest
 
-    record = new_record(profile, seed)
-    found: dict[str, Any] = {}
-    record.mutants = found
     request = MutantsRequest(
         candidate, faults, categories, seeds, profile, seed, matrix, upstream, max_seconds, jobs
     )
+    return _run(request, folder)
+
+
+def _run(request: MutantsRequest, folder: Path) -> int:
+    """Run a request, write record and report, print, and return the exit code."""
+    from harness.mutants.run import run_mutants
+    from harness.records.new import new_record
+    from harness.running.session import CandidateStartError
+
+    record = new_record(request.profile, request.seed)
+    record.mutants_run = MutantsRun()
     try:
-        record.verdict = run_mutants(request, found, _Progress())
-        record.reason = reason(found)
+        record.verdict = run_mutants(request, record, _Progress())
+        record.reason = reason(record.mutants_run)
     except CandidateStartError as error:
-        record.mutants, record.verdict = None, Verdict.UNKNOWN
-        record.reason = f"{candidate} cannot run here: {error}"
+        record.mutants_run, record.verdict = None, Verdict.UNKNOWN
+        record.reason = f"{request.candidate} cannot run here: {error}"
     except KeyboardInterrupt:
         record.interrupted, record.reason = True, "interrupted"
         _finish(record, folder)
@@ -155,83 +165,82 @@ def mutants_command(
     return exit_code(record.verdict)
 
 
-def reason(found: dict[str, Any]) -> str:
+def reason(found: MutantsRun) -> str:
     """Return the one sentence that sums up a finished run."""
-    score = found["score"]
-    names = ", ".join(f["name"] for f in found["faults"] if f["status"] == "survived")
+    score = found.score
+    names = ", ".join(fault.name for fault in found.faults if fault.status == SURVIVED)
     if names:
+        return f"{score.survived} of {score.faults - score.not_planted} planted faults survive: {names}"
+    if score.not_judged:
+        first = next(fault for fault in found.faults if fault.status == NOT_JUDGED)
+        return f"{score.not_judged} planted faults could not be judged; {first.name}: {first.reason}"
+    if not score.killed:
         return (
-            f"{score['survived']} of {score['faults'] - score['not_planted']} planted faults survive: {names}"
-        )
-    if score["not_judged"]:
-        first = next(f for f in found["faults"] if f["status"] == "not judged")
-        return f"{score['not_judged']} planted faults could not be judged; {first['name']}: {first['reason']}"
-    if not score["killed"]:
-        return (
-            f"none of {score['faults']} faults could be planted: {found['faults'][0]['reason']}"
-            if score["faults"]
+            f"none of {score.faults} faults could be planted: {found.faults[0].reason}"
+            if score.faults
             else "no fault was chosen"
         )
     return (
-        f"all {score['killed']} planted faults killed, in all {score['plantings']} forms; "
-        f"median {score['median_examples']:g} examples to the kill"
+        f"all {score.killed} planted faults killed, in all {score.plantings} forms; "
+        f"median {score.median_examples or 0:g} examples to the kill"
     )
 
 
 def _finish(record: RunRecord, folder: Path) -> None:
     from harness.ci.outputs import write_outputs
 
-    record.seconds = (record.mutants or {}).get("seconds", 0.0)
+    found = record.mutants_run
+    record.seconds = found.seconds if found else 0.0
     record.write(folder / "record.json")
     written = write_outputs(record, folder)
-    if record.mutants and record.mutants["faults"]:
-        _print(record.mutants)
+    if found and found.faults:
+        _print(found)
     print_summary(record, {"record": folder / "record.json", **written})
 
 
-def _print(found: dict[str, Any]) -> None:
+def _print(found: MutantsRun) -> None:
     """Print what survived first, then the figures."""
-    for result in found["survivors"]:
-        click.secho(
-            f"survived: {result['planting']} under {result['rule']}, {result['examples']} problems", fg="red"
-        )
+    for result in found.survivors:
+        click.secho(f"survived: {result.planting} under {result.rule}, {result.examples} problems", fg="red")
     reasons: dict[str, list[str]] = {}
-    for fault in found["faults"]:
-        if fault["status"] in {"not judged", "not planted"}:
-            reasons.setdefault(f"{fault['status']}, {fault['reason']}", []).append(fault["name"])
+    for fault in found.faults:
+        if fault.status in {NOT_JUDGED, NOT_PLANTED}:
+            reasons.setdefault(f"{fault.status}, {fault.reason}", []).append(fault.name)
     for why, names in reasons.items():
         click.echo(f"{why}: {', '.join(names[:6])}{', ...' if len(names) > 6 else ''} ({len(names)})")
-    for failure in found["candidate_failures"][:5]:
+    for failure in found.candidate_failures[:5]:
+        click.echo(f"the candidate itself fails {failure.rule} on {failure.problem}: {failure.message}")
+    score = found.score
+    if score.plantings:
+        kills = ""
+        if score.plantings_killed:
+            kills = (
+                f"; examples to the kill: median {score.median_examples or 0:g}, most {score.most_examples}; "
+                f"seconds: median {score.median_seconds or 0:.3f}"
+            )
         click.echo(
-            f"the candidate itself fails {failure['rule']} on {failure['problem']}: {failure['message']}"
+            f"killed {score.plantings_killed} of {score.plantings} plantings of "
+            f"{score.killed + score.survived} faults{kills}; {found.seconds:.0f} s in all"
         )
-    score = found["score"]
-    if score["plantings"]:
-        click.echo(
-            f"killed {score['plantings_killed']} of {score['plantings']} plantings of {score['killed'] + score['survived']} faults"
-            + (f"; examples to the kill: median {score['median_examples']:g}, most {score['most_examples']}; "
-               f"seconds: median {score['median_seconds']:.3f}" if score["plantings_killed"] else "")
-            + f"; {found['seconds']:.0f} s in all"
-        )  # fmt: skip
-    if found["matrix"]:
-        powerless = ", ".join(found["matrix"]["powerless"]) or "none"
-        click.echo(f"rules that kill nothing: {powerless}")
-    if found["upstream"]:
-        _print_upstream(found["upstream"])
+    if found.matrix:
+        click.echo(f"rules that kill nothing: {', '.join(found.matrix.powerless) or 'none'}")
+    if found.upstream:
+        _print_upstream(found.upstream)
 
 
-def _print_upstream(table: dict[str, Any]) -> None:
-    faults = len(table["faults"])
-    click.echo(f"criteria of other projects, of {faults} faults missed everywhere / at their weakest:")
-    width = max(len(c["name"]) for c in table["criteria"])
-    for criterion in table["criteria"]:
-        missed = [len(criterion["missed"][case]) for case in table["cases"]]
-        fair = "" if all(criterion["accepts_candidate"].values()) else "  (rejects the healthy candidate too)"
-        click.echo(f"  {criterion['name']:<{width}}  {missed[0]:>4} / {missed[1]:<4}{fair}")
+def _print_upstream(table: UpstreamTable) -> None:
+    click.echo(
+        f"criteria of other projects, of {len(table.faults)} faults missed everywhere / at their weakest:"
+    )
+    width = max(len(criterion.name) for criterion in table.criteria)
+    for criterion in table.criteria:
+        missed = [len(criterion.missed[case]) for case in table.cases]
+        fair = "" if all(criterion.accepts_candidate.values()) else "  (rejects the healthy candidate too)"
+        click.echo(f"  {criterion.name:<{width}}  {missed[0]:>4} / {missed[1]:<4}{fair}")
 
 
 class _Progress:
-    """One line on a terminal, updated in place; elsewhere one line a stage."""
+    """One line on a terminal, updated in place; elsewhere one line for each kind of work."""
 
     def __init__(self) -> None:
         self._live = sys.stderr.isatty()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import click
 
 from harness.ci.outputs import prepare_folder
 from harness.cli.output import print_summary
+from harness.records.parts.mutants import FalseAlarmCount, MutantsRun, SelfTest
 from harness.records.record import RunRecord
 from harness.verdict import ExitCode, UsageError, Verdict, exit_code
 
@@ -31,15 +32,17 @@ def run_checks(
 
     folder = prepare_folder(out)
     record = new_record("", seed)
-    found: dict[str, Any] = {}
-    record.mutants = found
+    found = MutantsRun()
+    record.mutants_run = found
     try:
         if controls:
-            found["controls"] = _count(examples, seed, jobs, max_seconds)
-            record.seconds += found["controls"]["seconds"]
+            counted = _count(examples, seed, jobs, max_seconds)
+            record.mutants_run = found = replace(found, controls=counted)
+            record.seconds += counted.seconds
         if self_test:
-            found["self_test"] = _examine()
-            record.seconds += found["self_test"]["seconds"]
+            examined = _examine()
+            record.mutants_run = found = replace(found, self_test=examined)
+            record.seconds += examined.seconds
     except KeyboardInterrupt:
         record.interrupted, record.reason = True, "interrupted"
         _finish(record, folder)
@@ -49,71 +52,71 @@ def run_checks(
     return exit_code(record.verdict)
 
 
-def _count(examples: int, seed: int, jobs: int, max_seconds: float) -> dict[str, Any]:
+def _count(examples: int, seed: int, jobs: int, max_seconds: float) -> FalseAlarmCount:
     from harness.mutants.false_alarms import count_false_alarms
 
     def progress(done: int, wanted: int) -> None:
         _line(f"controls: {done:,} of {wanted:,} examples", end=done >= wanted)
 
     found = count_false_alarms(examples, seed, jobs, max_seconds, progress)
-    for alarm in found["false_alarms"][:10]:
-        click.secho(f"false alarm: {alarm['rule']} on {alarm['control']}: {alarm['message']}", fg="red")
-        click.echo(f"  {alarm['reproduce']}")
+    for alarm in found.false_alarms[:10]:
+        click.secho(f"false alarm: {alarm.rule} on {alarm.control}: {alarm.message}", fg="red")
+        click.echo(f"  {alarm.reproduce}")
     click.echo(
-        f"controls: {len(found['false_alarms'])} false alarms in {found['examples']:,} examples over "
-        f"{len(found['controls'])} right candidates, {found['compared']:,} elements compared"
+        f"controls: {len(found.false_alarms)} false alarms in {found.examples:,} examples over "
+        f"{len(found.controls)} right candidates, {found.compared:,} elements compared"
     )
     return found
 
 
-def _examine() -> dict[str, Any]:
+def _examine() -> SelfTest:
     from harness.mutants.self_test import run_self_test
 
     found = run_self_test(lambda name: _line(f"self-test: {name}"))
     _line("", end=True)
-    for check in found["broken"]:
-        if check["detected"]:
-            click.echo(f"  {check['name']:<30} {check['how']}")
+    for check in found.broken:
+        if check.detected:
+            click.echo(f"  {check.name:<30} {check.how}")
         else:
-            click.secho(f"  {check['name']:<30} NOT DETECTED: it looks like a check with power", fg="red")
-    for rule in found["rules"]:
-        if rule["detected"]:
-            click.secho(f"rule {rule['name']}: {rule['how']}", fg="red")
-    planted = sum(rule["planted"] for rule in found["rules"])
+            click.secho(f"  {check.name:<30} NOT DETECTED: it looks like a check with power", fg="red")
+    for rule in found.rules:
+        if rule.detected:
+            click.secho(f"rule {rule.name}: {rule.how}", fg="red")
+    planted = sum(rule.planted for rule in found.rules)
     click.echo(
-        f"self-test: {sum(c['detected'] for c in found['broken'])} of {len(found['broken'])} broken checks detected; "
-        f"{sum(not r['detected'] for r in found['rules'])} of {len(found['rules'])} rules have the power that they claim "
+        f"self-test: {sum(c.detected for c in found.broken)} of {len(found.broken)} broken checks detected; "
+        f"{sum(not r.detected for r in found.rules)} of {len(found.rules)} rules have the power that they claim "
         f"({planted:,} probes)"
     )
     return found
 
 
-def _verdict(found: dict[str, Any]) -> tuple[Verdict, str]:
-    controls, self_test = found.get("controls"), found.get("self_test")
-    if controls and controls["false_alarms"]:
-        first = controls["false_alarms"][0]
+def _verdict(found: MutantsRun) -> tuple[Verdict, str]:
+    controls, self_test = found.controls, found.self_test
+    if controls and controls.false_alarms:
+        first = controls.false_alarms[0]
         return (
             Verdict.FAIL,
-            f"{len(controls['false_alarms'])} false alarms; first: {first['rule']} on {first['control']}",
+            f"{len(controls.false_alarms)} false alarms; first: {first.rule} on {first.control}",
         )
-    if self_test and not self_test["passed"]:
-        missed = [c["name"] for c in self_test["broken"] if not c["detected"]]
-        blind = [r["name"] for r in self_test["rules"] if r["detected"]]
+    if self_test and not self_test.passed:
+        missed = [c.name for c in self_test.broken if not c.detected]
+        blind = [r.name for r in self_test.rules if r.detected]
         words = [
             f"broken checks not detected: {', '.join(missed)}" if missed else "",
             f"rules without the power that they claim: {', '.join(blind)}" if blind else "",
         ]
         return Verdict.FAIL, "; ".join(word for word in words if word)
-    if controls and controls["examples"] < controls["wanted"]:
+    if controls and controls.examples < controls.wanted:
         return (
             Verdict.UNKNOWN,
-            f"{controls['examples']:,} of {controls['wanted']:,} examples before the time was over",
+            f"{controls.examples:,} of {controls.wanted:,} examples before the time was over",
         )
     parts = []
     if controls:
-        parts.append(f"no false alarm in {controls['examples']:,} examples")
+        parts.append(f"no false alarm in {controls.examples:,} examples")
     if self_test:
-        parts.append(f"all {len(self_test['broken'])} broken checks detected")
+        parts.append(f"all {len(self_test.broken)} broken checks detected")
     return Verdict.PASS, ", ".join(parts)
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import click
 
+from harness.records.parts.canary import CanaryRun
 from harness.records.record import CandidateRun, RuleResult, RunRecord
 from harness.rules import Rule
 from harness.running.check import Progress
@@ -55,11 +55,10 @@ class TerminalProgress(Progress):
             if not result.failures or result.verdict is not Verdict.FAIL:
                 click.echo(f"    {result.reason}", err=True)
 
-    def canary(self, run: dict[str, Any]) -> None:
+    def canary(self, run: CanaryRun) -> None:
         """Print the canary's verdict through one candidate."""
-        label = run["verdict"] + (f" ({run['qualifier']})" if run.get("qualifier") else "")
-        colour = _COLOURS.get(Verdict(run["verdict"])) if run["verdict"] in set(Verdict) else None
-        click.echo(f"canary on {run['candidate']}: {click.style(label, fg=colour)} {run['reason']}", err=True)
+        colour = _COLOURS.get(Verdict(run.verdict)) if run.verdict in set(Verdict) else None
+        click.echo(f"canary on {run.candidate}: {click.style(run.label, fg=colour)} {run.reason}", err=True)
 
 
 def print_summary(record: RunRecord, paths: dict[str, Path]) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import json
+import time
 from pathlib import Path
 
 import click
 
-from harness.verdict import ExitCode, UsageError
+from harness.records.parts.races import RacesRun
+from harness.records.record import RunRecord
+from harness.verdict import ExitCode, UsageError, Verdict, exit_code
 
 
 @click.command("races")
@@ -28,7 +30,7 @@ from harness.verdict import ExitCode, UsageError
     type=click.Path(path_type=Path),
     default=Path("harness-out"),
     show_default=True,
-    help="Folder of races.json.",
+    help="Folder of record.json and report.html.",
 )
 def races_command(kernels: tuple[str, ...], schedules: int, mutate: bool, only: str, out: Path) -> int:
     """Run FlashInfer's masked GEMM, interpreted, under many schedules: the same bits in each, or a race.
@@ -37,13 +39,16 @@ def races_command(kernels: tuple[str, ...], schedules: int, mutate: bool, only: 
     must be caught. Exit codes: 0 PASS, 1 a race or a survivor, 2 the interpreted path cannot run here.
     """
     from harness.candidates.cutedsl_on_cpu import cpu_support
+    from harness.ci.outputs import prepare_folder
+    from harness.records.new import new_record
 
     if schedules < 1:
         raise UsageError(f"--schedules must be at least 1, got {schedules}")
     support = cpu_support("harness races")
     if not support:
-        click.echo(f"UNKNOWN: {support.reason}")
-        return ExitCode.UNKNOWN
+        record = new_record("", 0)
+        record.reason = support.reason
+        return _finish(record, prepare_folder(out))
     from harness.races.hunt import hunt
     from harness.races.problem import KERNELS
 
@@ -51,21 +56,39 @@ def races_command(kernels: tuple[str, ...], schedules: int, mutate: bool, only: 
     for name in kernels:
         if name not in known:
             raise UsageError(f"unknown kernel {name!r}: known are {', '.join(known)}")
-    results = [
-        hunt(known[name], schedules, mutate=mutate, only=only, report=click.echo)
-        for name in kernels or tuple(known)
-    ]
-    out.mkdir(parents=True, exist_ok=True)
-    path = out / "races.json"
-    path.write_text(json.dumps([result.to_dict() for result in results], indent=1) + "\n", encoding="utf-8")
-    survivors = [f"{r.kernel}: {c.name}" for r in results for c in r.caught if c.survived]
-    races = [f"{r.kernel}: schedule {seed}" for r in results for seed in r.differing]
-    planted = sum(not c.benign for r in results for c in r.caught)
-    click.echo(f"races: {path}")
-    if survivors or races or any(r.wrong for r in results):
-        wrong = [f"{r.kernel}: {r.wrong} elements are not the exact result" for r in results if r.wrong]
-        click.echo(f"FAIL: {'; '.join([*wrong, *races, *(f'survived: {s}' for s in survivors)])}")
-        return ExitCode.FAIL
-    caught = f", {planted} planted mistakes, all caught" if mutate else ""
-    click.echo(f"PASS: {len(results)} kernels, each the same bits in {schedules} schedules{caught}")
-    return ExitCode.PASS
+    folder, wanted = prepare_folder(out), kernels or tuple(known)
+    record, started = new_record("", 0), time.monotonic()
+    found = RacesRun(schedules, mutate, only)
+    try:
+        for name in wanted:
+            found.kernels.append(hunt(known[name], schedules, mutate=mutate, only=only, report=click.echo))
+    except KeyboardInterrupt:
+        record.interrupted = True
+    record.seconds = time.monotonic() - started
+    record.verdict, record.reason = conclude(found, len(wanted))
+    record.races_run = found
+    return _finish(record, folder)
+
+
+def conclude(found: RacesRun, wanted: int) -> tuple[Verdict, str]:
+    """Return the verdict on a run and its reason; `wanted` kernels were asked for."""
+    wrong = [f"{k.kernel}: {k.wrong} elements are not the exact result" for k in found.kernels if k.wrong]
+    races = [f"{k.kernel}: schedule {seed}" for k in found.kernels for seed in k.differing]
+    survivors = [f"survived: {k.kernel}: {m.name}" for k in found.kernels for m in k.survivors]
+    if bad := [*wrong, *races, *survivors]:
+        return Verdict.FAIL, "; ".join(bad)
+    if len(found.kernels) < wanted:
+        return Verdict.UNKNOWN, f"interrupted after {len(found.kernels)} of {wanted} kernels"
+    planted = sum(not m.benign for k in found.kernels for m in k.caught)
+    caught = f", {planted} planted mistakes, all caught" if found.mutate else ""
+    same = f"{wanted} kernels, each the same bits in {found.schedules} schedules"
+    return Verdict.PASS, same + caught
+
+
+def _finish(record: RunRecord, folder: Path) -> int:
+    from harness.cli.output import print_summary
+    from reports.html import write_report
+
+    record.write(folder / "record.json")
+    print_summary(record, {"record": folder / "record.json", "report": write_report(record, folder)})
+    return ExitCode.INTERRUPTED if record.interrupted else exit_code(record.verdict)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from harness.gsm8k.counts import METRICS
 from harness.gsm8k.judgement import CONFIDENCE, MAX_DROP
@@ -14,13 +14,13 @@ from harness.records.from_json import RecordError
 from harness.verdict import UsageError, Verdict
 
 if TYPE_CHECKING:
-    from harness.records.stages import Gsm8kRun
+    from harness.records.parts.gsm8k import Gsm8kRun, Gsm8kSample
 
 CHANCE = (1 - CONFIDENCE) / 2
 
 
 def compare_accuracy(
-    stage: str, subject: str, candidate: str, before: Gsm8kRun, after: Gsm8kRun
+    part: str, subject: str, candidate: str, before: Gsm8kRun, after: Gsm8kRun
 ) -> AccuracyChange | None:
     """Return how an accuracy changed; None where one of the runs has none.
 
@@ -42,10 +42,10 @@ def compare_accuracy(
     except UsageError:
         why = "the questions differ: other data"
     if found is None:
-        return _unpaired(stage, subject, candidate, metric, first, second, why or _no_pairs(before, after))
+        return _unpaired(part, subject, candidate, metric, first, second, why or _no_pairs(before, after))
     decision = judge_pairing(found, MAX_DROP, metric, CONFIDENCE)
     return AccuracyChange(
-        stage=stage,
+        part=part,
         subject=subject,
         candidate=candidate,
         metric=metric,
@@ -89,7 +89,7 @@ def difference_interval(before: Estimate, after: Estimate) -> Interval:
 
 
 def _unpaired(
-    stage: str, subject: str, candidate: str, metric: str, before: Estimate, after: Estimate, why: str
+    part: str, subject: str, candidate: str, metric: str, before: Estimate, after: Estimate, why: str
 ) -> AccuracyChange:
     interval = difference_interval(before, after)
     difference = after.share - before.share
@@ -100,7 +100,7 @@ def _unpaired(
     points = f"{100 * difference:+.2f} points ({100 * interval.low:+.2f} to {100 * interval.high:+.2f})"
     words = f"{points}, not paired: {why}"
     return AccuracyChange(
-        stage, subject, candidate, metric, direction, before, after, difference, interval.low, interval.high,
+        part, subject, candidate, metric, direction, before, after, difference, interval.low, interval.high,
         paired=False, questions=0, words=words, why_not_paired=why,
     )  # fmt: skip
 
@@ -113,7 +113,7 @@ def _no_pairs(before: Gsm8kRun, after: Gsm8kRun) -> str:
 
 
 def _estimate(run: Gsm8kRun, metric: str) -> Estimate | None:
-    share = getattr(run, f"accuracy_{metric}")
+    share = run.accuracy_by(metric)
     ends = run.intervals.get(metric) or (run.interval if metric == "strict" else None)
     if share is None or ends is None or len(ends) != 2:
         return None
@@ -122,7 +122,7 @@ def _estimate(run: Gsm8kRun, metric: str) -> Estimate | None:
     return Estimate(share, ends[0], ends[1], run.answered)
 
 
-def _samples(run: Gsm8kRun, metric: str) -> list[dict[str, Any]]:
+def _samples(run: Gsm8kRun, metric: str) -> list[Gsm8kSample]:
     for number, sample in enumerate(run.samples):
         index = sample.get("index")
         if not isinstance(index, int):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from harness.records.changes import EnvironmentChange
@@ -48,9 +48,10 @@ def facts_of(record: RunRecord, candidates: set[str]) -> dict[str, str]:
     if run is not None:
         for key in ("model", "version"):
             facts[f"server {key}"] = _text(run.server.get(key))
+        task: Mapping[str, object] = run.task
         for key in ("hashes", "generation", "num_fewshot", "chat"):
-            if key in run.task:
-                facts[f"task {key}"] = _text(run.task[key])
+            if key in task:
+                facts[f"task {key}"] = _text(task[key])
     return facts
 
 

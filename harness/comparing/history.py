@@ -25,8 +25,8 @@ from harness.records.history import (
     Unreadable,
     VersionMark,
 )
+from harness.records.parts.gsm8k import Gsm8kRun
 from harness.records.record import NotARecordError, RunRecord, parse_record
-from harness.records.stages import Gsm8kRun
 
 # Left behind when a record is read for its figures: 99 % of its size.
 _HEAVY = {"samples", "failures", "histograms", "plantings", "matrix", "upstream"}
@@ -53,7 +53,7 @@ def gather_history(folder: Path, link: Callable[[Path], str] = lambda _file: "")
         name = str(file.relative_to(folder))
         try:
             record = read_figures(file, name)
-            judged = _judged(record)  # a stage that cannot be read is found out here, with its name
+            judged = _judged(record)  # a part that cannot be read is found out here, with its name
         except NotARecordError:
             others += 1
         except RecordError as error:
@@ -154,7 +154,7 @@ class _Gathered:
         for who in sorted(touched):
             self.versions[who, gpu].append((number, stated))
         for item in judged:
-            self.verdicts[item.stage, item.subject, item.candidate, gpu].append((number, item))
+            self.verdicts[item.part, item.subject, item.candidate, gpu].append((number, item))
 
     def lines(self) -> list[Line]:
         """Return one line for each candidate or model and GPU."""
@@ -171,7 +171,7 @@ class _Gathered:
         """Return what is not good now: bad before not judged, the newest trouble first."""
         found = [self._stands(key, seen) for key, seen in self.verdicts.items()]
         standing = [s for s in found if s is not None]
-        return sorted(standing, key=lambda s: (not s.bad, -s.since, s.stage, s.subject, s.who))
+        return sorted(standing, key=lambda s: (not s.bad, -s.since, s.part, s.subject, s.who))
 
     def _stands(self, key: tuple[str, str, str, str], seen: list[tuple[int, Item]]) -> Standing | None:
         newest, item = seen[-1]
@@ -196,7 +196,7 @@ def _judged(record: RunRecord) -> list[Item]:
 
 def _skipped(item: Item) -> bool:
     """Whether a rule says nothing about its candidate on that machine; such a run is left out of the rule's history."""
-    return item.stage == "rules" and item.word == "SKIPPED"
+    return item.part == "rules" and item.word == "SKIPPED"
 
 
 def _values(number: int, record: RunRecord) -> Iterator[tuple[str, str, str, HistoryPoint]]:
@@ -213,7 +213,7 @@ def _values(number: int, record: RunRecord) -> Iterator[tuple[str, str, str, His
     run = record.gsm8k_run
     if run is not None:
         yield from _run_values(number, run, run.model, run.task_name)
-    canary = record.canary_stage
+    canary = record.canary_part
     for canary_run in canary.runs if canary else []:
         yield from _run_values(number, canary_run, canary_run.candidate, "canary")
     mutants = record.mutants_run

@@ -7,20 +7,23 @@ from enum import IntEnum
 from typing import TYPE_CHECKING
 
 from harness.records.changes import Direction
+from harness.records.parts.mutants import FalseAlarm
 from harness.verdict import Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from harness.records.parts.canary import CanaryLine
+    from harness.records.parts.gsm8k import Gsm8kRun
+    from harness.records.parts.mutants import MutantsRun
     from harness.records.record import RunRecord
-    from harness.records.stages import CanaryLine, Gsm8kRun, MutantsRun
 
 SKIPPED = "SKIPPED"
 NOT_RUN = "not run"
 
 
 class Rank(IntEnum):
-    """What a stage's word means for a comparison.
+    """What the word of a part means for a comparison.
 
     LOST was asked for and not judged (no power, skipped, could not run); ASIDE stands outside of the verdict.
     """
@@ -35,7 +38,7 @@ class Rank(IntEnum):
 class Item:
     """One verdict: a rule on a candidate, a canary run, a planted fault."""
 
-    stage: str
+    part: str
     subject: str
     candidate: str
     word: str
@@ -46,7 +49,7 @@ class Item:
     @property
     def key(self) -> tuple[str, str, str]:
         """What makes it the same thing in two records."""
-        return self.stage, self.subject, self.candidate
+        return self.part, self.subject, self.candidate
 
 
 _GOOD_IS_PASS = {"PASS": Rank.GOOD, "NOT DEAD": Rank.GOOD, "FAIL": Rank.BAD}
@@ -120,7 +123,7 @@ def _rules(record: RunRecord) -> Iterator[Item]:
 
 
 def _canary(record: RunRecord) -> Iterator[Item]:
-    canary = record.canary_stage
+    canary = record.canary_part
     if canary is None:
         return
     for run in canary.runs:
@@ -136,7 +139,7 @@ def _line(line: CanaryLine) -> Item:
     word = f"{line.verdict} ({line.qualifier})" if line.qualifier else line.verdict or "error"
     if line.kind == "fault":
         # What a fault does to accuracy is a measurement: only those that are known to collapse models must be seen.
-        collapse = (line.facts or {}).get("effect") == "collapse"
+        collapse = line.facts is not None and line.facts.effect == "collapse"
         rank = _GOOD_IS_FAIL.get(line.verdict, Rank.LOST) if collapse else Rank.ASIDE
         return Item("canary fault", line.name, line.candidate, word, rank, line.error)
     rank = _GOOD_IS_PASS.get(line.verdict, Rank.LOST)
@@ -146,7 +149,6 @@ def _line(line: CanaryLine) -> Item:
 def _mutants(mutants: MutantsRun) -> Iterator[Item]:
     for fault in mutants.faults:
         rank = _STATUS.get(fault.status, Rank.LOST)
-        minimal = fault.minimal or {}
         yield Item(
             "mutants",
             fault.name,
@@ -154,28 +156,14 @@ def _mutants(mutants: MutantsRun) -> Iterator[Item]:
             fault.status,
             rank,
             fault.reason or fault.title,
-            str(minimal.get("command") or ""),
+            fault.minimal.command if fault.minimal else "",
         )
-    alarms = (mutants.controls or {}).get("false_alarms")
-    if isinstance(alarms, list):
-        first = alarms[0] if alarms and isinstance(alarms[0], dict) else {}
-        yield Item(
-            "controls",
-            "right candidates",
-            "",
-            f"{len(alarms)} false alarms",
-            Rank.BAD if alarms else Rank.GOOD,
-            str(first.get("message") or ""),
-            str(first.get("reproduce") or ""),
-        )
-    for check in (mutants.self_test or {}).get("broken") or []:
-        if isinstance(check, dict):
-            found = bool(check.get("detected"))
-            yield Item(
-                "self-test",
-                str(check.get("name")),
-                "",
-                "detected" if found else "not detected",
-                Rank.GOOD if found else Rank.BAD,
-                str(check.get("how") or ""),
-            )
+    if mutants.controls is not None:
+        alarms = mutants.controls.false_alarms
+        first = alarms[0] if alarms else FalseAlarm()
+        rank = Rank.BAD if alarms else Rank.GOOD
+        words = f"{len(alarms)} false alarms"
+        yield Item("controls", "right candidates", "", words, rank, first.message, first.reproduce)
+    for check in mutants.self_test.broken if mutants.self_test else []:
+        word, rank = ("detected", Rank.GOOD) if check.detected else ("not detected", Rank.BAD)
+        yield Item("self-test", check.name, "", word, rank, check.how)

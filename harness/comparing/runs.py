@@ -1,6 +1,6 @@
 """Compare two runs: `compare`. Verdicts, accuracies (paired), error margins, coverage, timings, environment.
 
-Each side is one record or several (a CI run leaves one for each stage); where several judged the same thing, the newest
+Each side is one record or several (a CI run leaves one for each part); where several judged the same thing, the newest
 counts. Only verdicts and accuracies can be regressions. Margins within the bound, timings and the environment are
 shown and never judged: any line drawn through them would be a tolerance that someone chose.
 """
@@ -29,8 +29,8 @@ from harness.records.changes import (
 from harness.verdict import Verdict
 
 if TYPE_CHECKING:
+    from harness.records.parts.gsm8k import Gsm8kRun
     from harness.records.record import RuleResult, RunRecord
-    from harness.records.stages import Gsm8kRun
 
 COVERAGE_FACTOR = 2
 """Coverage is listed where a rule compared this many times fewer or more elements: chosen, for display only."""
@@ -53,7 +53,7 @@ def compare(before: Sequence[Run], after: Sequence[Run]) -> RecordComparison:
     """Return what changed between two sides, each of one or more records, oldest first.
 
     Raises:
-        RecordError: a stage's field is damaged; the message names it.
+        RecordError: a part's field is damaged; the message names it.
     """
     sides = [run.record for run in before], [run.record for run in after]
     then, now = _newest(sides[0]), _newest(sides[1])
@@ -112,22 +112,22 @@ def _newest(records: Sequence[RunRecord]) -> dict[tuple[str, str, str], Item]:
 def _verdicts(
     pairs: Sequence[tuple[Item, Item]],
 ) -> tuple[list[VerdictChange], list[VerdictChange], dict[str, dict[str, int]], int]:
-    """Return what changed, what is bad in both, how many are the same by stage and word, and how many were compared."""
+    """Return what changed, what is bad in both, how many are the same by part and word, and how many were compared."""
     changed, still_bad = [], []
     same: dict[str, Counter[str]] = {}
     compared = 0
     for before, after in pairs:
-        counts = after.stage != "candidates"
+        counts = after.part != "candidates"
         compared += counts and bool({before.rank, after.rank} & {Rank.GOOD, Rank.BAD})
         change = _change(before, after, direction(before, after))
         if change.direction is not Direction.SAME:
             changed.append(change)
             continue
         if counts:
-            same.setdefault(after.stage, Counter())[after.word] += 1
+            same.setdefault(after.part, Counter())[after.word] += 1
         if after.rank is Rank.BAD:
             still_bad.append(change)
-    return changed, still_bad, {stage: dict(words) for stage, words in same.items()}, compared
+    return changed, still_bad, {part: dict(words) for part, words in same.items()}, compared
 
 
 def _change(before: Item, after: Item, where: Direction) -> VerdictChange:
@@ -154,7 +154,7 @@ def _one_sided(
 ) -> list[OneSided]:
     found = [OneSided("before", *key, item.word) for key, item in then.items() if key not in now]
     found += [OneSided("after", *key, item.word) for key, item in now.items() if key not in then]
-    return [side for side in found if side.stage != "candidates"]
+    return [side for side in found if side.part != "candidates"]
 
 
 def _tasks(
@@ -193,7 +193,7 @@ def _by_task(records: Sequence[RunRecord]) -> dict[str, dict[str, Gsm8kRun]]:
 
 def _canary_accuracies(before: Sequence[RunRecord], after: Sequence[RunRecord]) -> list[AccuracyChange]:
     runs = [
-        {run.candidate: run for r in side if (stage := r.canary_stage) for run in stage.runs}
+        {run.candidate: run for r in side if (canary := r.canary_part) for run in canary.runs}
         for side in (before, after)
     ]
     changes = (

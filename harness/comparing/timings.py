@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from harness.records.changes import TimingChange
 
 if TYPE_CHECKING:
+    from harness.records.parts.gsm8k import Gsm8kRun
     from harness.records.record import RuleResult, RunRecord
-    from harness.records.stages import Gsm8kRun
 
 FACTOR = 1.25
 SECONDS = 1.0
@@ -53,7 +53,7 @@ def _times(record: RunRecord) -> Iterator[tuple[tuple[str, str], tuple[float, st
     run = record.gsm8k_run
     if run is not None:
         yield from _served(run, f"{run.task_name} requests", run.model)
-    canary = record.canary_stage
+    canary = record.canary_part
     for canary_run in canary.runs if canary else []:
         yield from _served(canary_run, "canary requests", canary_run.candidate)
         if canary_run.ready_seconds is not None:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from harness.compile.matrix import Entry
-from harness.compile.result import Result, result_from
+from harness.compile.result import result_from
+from harness.records.parts.compile import CompileChange, CompileResult
 from harness.verdict import UsageError
 
 FORMAT = 1
@@ -22,27 +23,13 @@ SHARED_LIMIT = (
 )
 
 
-@dataclass(frozen=True)
-class Change:
-    """One difference of one case. `bad`: it makes the run a FAIL.
-
-    `kind` is one of: broken (does not compile), guard lost (compiles what it must refuse), spills, slower, shared memory
-    (more than a block may have), compiles now, refused now, still broken, reason, registers, threads, code, features, new, gone.
-    """
-
-    case: str
-    kind: str
-    text: str
-    bad: bool = False
-
-
 @dataclass
 class Baseline:
     """Earlier results by the case's string, and what they were made with."""
 
     versions: dict[str, str] = field(default_factory=dict)
     made: str = ""
-    results: dict[str, Result] = field(default_factory=dict)
+    results: dict[str, CompileResult] = field(default_factory=dict)
 
 
 def load_baseline(path: Path) -> Baseline:
@@ -80,7 +67,7 @@ def write_baseline(path: Path, baseline: Baseline) -> None:
         raise UsageError(f"the baseline {path} cannot be written: {error.strerror}") from error
 
 
-def is_slower(now: Result, before: Result) -> bool:
+def is_slower(now: CompileResult, before: CompileResult) -> bool:
     """Return whether a compilation takes more than twice the effort it took, by more than noise."""
     if now.status != "compiled" or before.status != "compiled" or not before.effort:
         return False
@@ -88,7 +75,7 @@ def is_slower(now: Result, before: Result) -> bool:
     return now.effort > SLOWER * before.effort and lost > SLOWER_SECONDS
 
 
-def compare(entry: Entry, now: Result, before: Result | None) -> list[Change]:
+def compare(entry: Entry, now: CompileResult, before: CompileResult | None) -> list[CompileChange]:
     """Return what is wrong with a result by itself, and what differs from the earlier one.
 
     Args:
@@ -97,10 +84,10 @@ def compare(entry: Entry, now: Result, before: Result | None) -> list[Change]:
         before: the earlier one, None for a case that the baseline does not have.
     """
     case = str(entry.case)
-    found: list[Change] = []
+    found: list[CompileChange] = []
 
     def add(kind: str, text: str, *, bad: bool = False) -> None:
-        found.append(Change(case, kind, text, bad))
+        found.append(CompileChange(case, kind, text, bad))
 
     if entry.guard and now.status == "compiled":
         add("guard lost", "compiles, but the kernel's contract rules it out: it must be refused", bad=True)
@@ -122,7 +109,7 @@ def compare(entry: Entry, now: Result, before: Result | None) -> list[Change]:
     return found
 
 
-def _compare_status(entry: Entry, now: Result, before: Result, add: Any) -> None:
+def _compare_status(entry: Entry, now: CompileResult, before: CompileResult, add: Any) -> None:
     """What compiled and no longer does is broken, or refused; what did not and now does is good news."""
     was = f"was {before.status}"
     if now.status in ERRORS:
@@ -134,7 +121,7 @@ def _compare_status(entry: Entry, now: Result, before: Result, add: Any) -> None
         add("compiles now", f"{was}: {before.reason}")
 
 
-def _compare_compiled(now: Result, before: Result, add: Any) -> None:
+def _compare_compiled(now: CompileResult, before: CompileResult, add: Any) -> None:
     memory, earlier = (now.stack_bytes, now.spill_bytes or 0), (before.stack_bytes, before.spill_bytes or 0)
     if memory != earlier:
         worse = memory[0] > earlier[0] or memory[1] > earlier[1]

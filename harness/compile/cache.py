@@ -12,9 +12,10 @@ import os
 import tempfile
 from pathlib import Path
 
-from harness.compile.case import Case
+from harness.compile.case import CompileCase
 from harness.compile.packages import Packages
-from harness.compile.result import Result, result_from
+from harness.compile.result import result_from
+from harness.records.parts.compile import CompileResult
 
 # What decides a result besides the packages; an edit of the matrix or of the comparison recompiles nothing.
 _OURS = (
@@ -26,6 +27,7 @@ _OURS = (
     "cubin.py",
     "result.py",
     "switches.py",
+    "../records/parts/compile.py",
 )
 
 
@@ -43,7 +45,7 @@ class Cache:
         self._packages = packages
         self.trouble = ""
 
-    def key(self, case: Case) -> str:
+    def key(self, case: CompileCase) -> str:
         """Return the name of the case's file: a hash of everything that decides its result."""
         parts = [
             str(case),
@@ -53,7 +55,7 @@ class Cache:
         ]
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:40]
 
-    def get(self, case: Case) -> Result | None:
+    def get(self, case: CompileCase) -> CompileResult | None:
         """Return the stored result of a case, if there is a readable one of the same case."""
         if self._folder is None:
             return None
@@ -63,7 +65,7 @@ class Cache:
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
-    def put(self, case: Case, result: Result) -> None:
+    def put(self, case: CompileCase, result: CompileResult) -> None:
         """Store a result so that a reader never sees half of it. What may not come again is not stored."""
         if self._folder is None or result.status in {"crashed", "timeout"}:
             return
@@ -82,5 +84,5 @@ class Cache:
 def _ours() -> str:
     digest = hashlib.sha256()
     for name in _OURS:
-        digest.update(Path(__file__).with_name(name).read_bytes())
+        digest.update((Path(__file__).parent / name).read_bytes())
     return digest.hexdigest()

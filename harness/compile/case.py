@@ -37,7 +37,7 @@ KERNELS: dict[str, dict[str, int | str | None]] = {
 
 
 @dataclass(frozen=True)
-class Case:
+class CompileCase:
     """One kernel to compile.
 
     Attributes:
@@ -61,10 +61,10 @@ class Case:
     @property
     def shape(self) -> str:
         """The case without its architecture: what is compiled once for each GPU."""
-        return str(Case(self.kernel, "*", self.options))
+        return str(CompileCase(self.kernel, "*", self.options))
 
 
-def make_case(kernel: str, arch: str, **options: int | str) -> Case:
+def make_case(kernel: str, arch: str, **options: int | str) -> CompileCase:
     """Build a case; options in any order.
 
     Raises:
@@ -90,10 +90,10 @@ def make_case(kernel: str, arch: str, **options: int | str) -> Case:
             )
         if value != default:
             kept.append((name, value))
-    return Case(kernel, arch, tuple(kept))
+    return CompileCase(kernel, arch, tuple(kept))
 
 
-def parse_case(text: str) -> Case:
+def parse_case(text: str) -> CompileCase:
     """Read a case from its string.
 
     Raises:

@@ -13,13 +13,13 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from harness.compile.case import Case, pair
+from harness.compile.case import CompileCase, pair
 
 ROWS = 256  # of a quantizer's input: a run-time argument of the kernels
 _EXACT = "FLASHINFER_DISABLE_FP4_QUANT_FAST_MATH"
 
 
-def call_kernel(case: Case, tensor: Callable[..., Any]) -> None:
+def call_kernel(case: CompileCase, tensor: Callable[..., Any]) -> None:
     """Call the function of FlashInfer that compiles this case's kernel.
 
     Args:

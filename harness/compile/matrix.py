@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.compile.case import ARCHITECTURES, Case, make_case
+from harness.compile.case import ARCHITECTURES, CompileCase, make_case
 from harness.problems.shapes import MODELS
 
 # Ranks of expert parallelism that leave 8 to 32 experts on a rank, as deployments do.
@@ -94,14 +94,14 @@ _GUARDS: tuple[tuple[str, dict[str, int | str]], ...] = (
 class Entry:
     """A case with where it comes from, and whether it is there to be refused."""
 
-    case: Case
+    case: CompileCase
     origin: str
     guard: bool = False
 
 
 def matrix(architectures: Iterable[str] = ARCHITECTURES) -> list[Entry]:
     """Return every case of these architectures; two origins of one case are joined."""
-    found: dict[Case, Entry] = {}
+    found: dict[CompileCase, Entry] = {}
     for arch in architectures:
         for kernel, options, origin, guard in _all():
             case = make_case(kernel, arch, **options)

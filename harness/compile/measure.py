@@ -1,4 +1,4 @@
-"""From what the compiler handed out to a Result: PTX, cubin, the report of ptxas, and the module of the host code."""
+"""From what the compiler handed out to a CompileResult: PTX, cubin, the report of ptxas, and the module of the host code."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from harness.compile.cubin import read_cubin
 from harness.compile.ptx import count_features, threads_of
-from harness.compile.result import Result
+from harness.records.parts.compile import CompileResult
 
 _SPILLS = re.compile(r"(\d+) bytes spill stores, (\d+) bytes spill loads")
 # The launch configuration of the host code is cudaLaunchConfig_t: field 2 is the dynamic shared memory.
@@ -18,7 +18,7 @@ _DYNAMIC = re.compile(
 )
 
 
-def measure(function: Any, report: str) -> Result:
+def measure(function: Any, report: str) -> CompileResult:
     """Describe a compiled kernel.
 
     Args:
@@ -34,7 +34,7 @@ def measure(function: Any, report: str) -> Result:
         raise ValueError("cutlass.cute.compile returned neither PTX nor a cubin: is CUTE_DSL_KEEP obeyed?")
     usage = read_cubin(binary)
     dynamic = dynamic_shared_bytes(str(function.ir_module)) if function.ir_module is not None else None
-    return Result(
+    return CompileResult(
         "compiled",
         registers=usage.registers,
         stack_bytes=usage.stack_bytes,

@@ -14,9 +14,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
-from harness.compile.case import Case
-from harness.compile.result import Result, result_from
+from harness.compile.case import CompileCase
+from harness.compile.result import result_from
 from harness.compile.switches import worker_environment
+from harness.records.parts.compile import CompileResult
 
 START_SECONDS = 300  # importing the packages takes 5 seconds on an idle machine
 _TAIL = 300  # characters of a crashed worker's last words
@@ -63,14 +64,14 @@ class Pool:
         self._stop = False
         self._errors: list[BaseException] = []
 
-    def run(self, cases: list[Case], finished: Callable[[Case, Result], None]) -> None:
+    def run(self, cases: list[CompileCase], finished: Callable[[CompileCase, CompileResult], None]) -> None:
         """Compile every case; `finished` is called for each, from one thread at a time.
 
         Raises:
             StartError: no worker can start.
             KeyboardInterrupt: and all workers are gone.
         """
-        waiting: dict[str, deque[Case]] = {}
+        waiting: dict[str, deque[CompileCase]] = {}
         for case in cases:
             waiting.setdefault(case.arch, deque()).append(case)
         with tempfile.TemporaryDirectory(prefix="harness-compile-") as scratch:
@@ -104,7 +105,10 @@ class Pool:
                 worker.kill()
 
     def _serve(
-        self, waiting: dict[str, deque[Case]], scratch: Path, finished: Callable[[Case, Result], None]
+        self,
+        waiting: dict[str, deque[CompileCase]],
+        scratch: Path,
+        finished: Callable[[CompileCase, CompileResult], None],
     ) -> None:
         worker: _Worker | None = None
         try:
@@ -131,7 +135,7 @@ class Pool:
             if worker is not None:
                 self._retire(worker)
 
-    def _next(self, waiting: dict[str, deque[Case]], arch: str | None) -> Case | None:
+    def _next(self, waiting: dict[str, deque[CompileCase]], arch: str | None) -> CompileCase | None:
         """Return the next case: of the worker's own architecture while there is one, else where most wait."""
         with self._lock:
             if self._stop:
@@ -185,7 +189,7 @@ class _Worker:
         if not answer["ready"]:
             raise StartError(answer["reason"], ours=answer["ours"])
 
-    def compile(self, case: Case, timeout: float) -> Result:
+    def compile(self, case: CompileCase, timeout: float) -> CompileResult:
         """Compile a case; a crash or a timeout is its result, and the worker is dead then."""
         try:
             assert self._process.stdin is not None  # noqa: S101 - a pipe was asked for
@@ -199,9 +203,11 @@ class _Worker:
         self.kill()
         code = self._process.wait()
         if late:
-            return Result("timeout", reason=f"not compiled within {timeout:g} s")
+            return CompileResult("timeout", reason=f"not compiled within {timeout:g} s")
         cause = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-        return Result("crashed", reason=f"the compiler's process ended with {cause}: {self._last_words()}")
+        return CompileResult(
+            "crashed", reason=f"the compiler's process ended with {cause}: {self._last_words()}"
+        )
 
     def kill(self) -> None:
         """End the process at once."""

@@ -6,18 +6,23 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from harness.candidates.support import Support
-from harness.compile.baseline import Baseline, Change, compare, is_slower
+from harness.compile.baseline import Baseline, compare, is_slower
 from harness.compile.cache import Cache
-from harness.compile.case import Case
+from harness.compile.case import CompileCase
 from harness.compile.matrix import Entry
 from harness.compile.packages import Packages, find_packages
 from harness.compile.pool import Pool, StartError
-from harness.compile.result import Result
+from harness.records.parts.compile import (
+    CaseResult,
+    CompileBaseline,
+    CompileChange,
+    CompileResult,
+    CompileRun,
+)
 from harness.verdict import Verdict
 
 MEASURED_AGAIN = 3  # compilations of a case that seems slower, before it counts as slower
@@ -30,7 +35,7 @@ class Progress:
     def cached(self, found: int, total: int) -> None:
         """Tell how many results were known already."""
 
-    def finished(self, done: int, total: int, case: Case, result: Result) -> None:
+    def finished(self, done: int, total: int, case: CompileCase, result: CompileResult) -> None:
         """Tell that a case is done."""
 
     def again(self, cases: int) -> None:
@@ -66,12 +71,12 @@ class CompileRequest:
 
 @dataclass
 class Outcome:
-    """What came out. `stage` is `record.compile`, see README.md."""
+    """What came out; `part` is for the record."""
 
     verdict: Verdict = Verdict.UNKNOWN
     reason: str = ""
-    stage: dict[str, Any] = field(default_factory=dict)
-    results: dict[Entry, Result] = field(default_factory=dict)
+    part: CompileRun = field(default_factory=CompileRun)
+    results: dict[Entry, CompileResult] = field(default_factory=dict)
     packages: Packages = field(default_factory=lambda: Packages({}, ""))
     interrupted: bool = False
 
@@ -86,8 +91,8 @@ def run_compile(
     outcome = Outcome()
     support, outcome.packages = find()
     started, cpu = time.monotonic(), _children_seconds()
-    cached = 0
-    changes: list[Change] = []
+    cached, warning = 0, ""
+    changes: list[CompileChange] = []
     if not support:
         outcome.reason = f"nothing was compiled: {support.reason}"
     elif not request.entries:
@@ -104,14 +109,14 @@ def run_compile(
         changes = _changes(request, outcome.results)
         if not outcome.reason:
             outcome.verdict, outcome.reason = conclude(request, outcome, changes)
-        if cache.trouble:
-            outcome.stage["warning"] = cache.trouble
-    outcome.stage |= _stage(request, outcome, changes)
-    outcome.stage |= {
-        "cached": cached,
-        "seconds": round(time.monotonic() - started, 1),
-        "cpu_seconds": round(_children_seconds() - cpu, 1),
-    }
+        warning = cache.trouble
+    outcome.part = replace(
+        _part(request, outcome, changes),
+        cached=cached,
+        seconds=round(time.monotonic() - started, 1),
+        cpu_seconds=round(_children_seconds() - cpu, 1),
+        warning=warning,
+    )
     return outcome
 
 
@@ -131,7 +136,7 @@ def _compile(
     cached = len(outcome.results)
     progress.cached(cached, total)
 
-    def finished(case: Case, result: Result) -> None:
+    def finished(case: CompileCase, result: CompileResult) -> None:
         outcome.results[by_case[case]] = result
         cache.put(case, result)
         progress.finished(len(outcome.results), total, case, result)
@@ -140,12 +145,11 @@ def _compile(
     if missing:
         pool(request.jobs, request.timeout, request.keep).run(missing, finished)
 
-    def measured_again(case: Case, result: Result) -> None:
+    def measured_again(case: CompileCase, result: CompileResult) -> None:
         best = outcome.results[by_case[case]]
         if result.status == "compiled":
-            count = best.measured + 1
-            best = result if result.effort < best.effort else best
-            best.measured = count
+            faster = result if result.effort < best.effort else best
+            best = replace(faster, measured=best.measured + 1)
         else:
             best = result
         outcome.results[by_case[case]] = best
@@ -160,15 +164,15 @@ def _compile(
     return cached
 
 
-def _seems_slower(request: CompileRequest, entry: Entry, result: Result) -> bool:
+def _seems_slower(request: CompileRequest, entry: Entry, result: CompileResult) -> bool:
     before = request.baseline.results.get(str(entry.case)) if request.baseline else None
     return before is not None and result.measured < MEASURED_AGAIN and is_slower(result, before)
 
 
-def _changes(request: CompileRequest, results: dict[Entry, Result]) -> list[Change]:
+def _changes(request: CompileRequest, results: dict[Entry, CompileResult]) -> list[CompileChange]:
     """Compare every result, the bad changes first."""
     if request.baseline is None:
-        known: dict[str, Result] = {}
+        known: dict[str, CompileResult] = {}
     else:
         known = request.baseline.results
     found = [
@@ -179,11 +183,13 @@ def _changes(request: CompileRequest, results: dict[Entry, Result]) -> list[Chan
     ]
     if request.whole and request.baseline is not None:
         here = {str(entry.case) for entry in request.entries}
-        found += [Change(case, "gone", "the matrix no longer has it") for case in sorted(set(known) - here)]
+        found += [
+            CompileChange(case, "gone", "the matrix no longer has it") for case in sorted(set(known) - here)
+        ]
     return sorted(found, key=lambda change: not change.bad)
 
 
-def conclude(request: CompileRequest, outcome: Outcome, changes: list[Change]) -> tuple[Verdict, str]:
+def conclude(request: CompileRequest, outcome: Outcome, changes: list[CompileChange]) -> tuple[Verdict, str]:
     """Return the verdict on a run and its reason."""
     statuses = Counter(result.status for result in outcome.results.values())
     counts = ", ".join(f"{count} {status}" for status, count in sorted(statuses.items()))
@@ -208,26 +214,23 @@ def conclude(request: CompileRequest, outcome: Outcome, changes: list[Change]) -
     return Verdict.PASS, f"{counts}, {against}" + (f"; noted: {noted}" if noted else "")
 
 
-def _stage(request: CompileRequest, outcome: Outcome, changes: list[Change]) -> dict[str, Any]:
-    return {
-        "verdict": outcome.verdict.value,
-        "reason": outcome.reason,
-        "versions": outcome.packages.versions,
-        "baseline": None
-        if request.baseline is None
-        else {
-            "name": request.baseline_name,
-            "versions": request.baseline.versions,
-            "made": request.baseline.made,
-        },
-        "jobs": request.jobs,
-        "wanted": len(request.entries),
-        "changes": [asdict(change) for change in changes],
-        "cases": [
-            {"case": str(entry.case), "origin": entry.origin, "guard": entry.guard, **result.to_json()}
+def _part(request: CompileRequest, outcome: Outcome, changes: list[CompileChange]) -> CompileRun:
+    before = request.baseline
+    return CompileRun(
+        verdict=outcome.verdict.value,
+        reason=outcome.reason,
+        versions=outcome.packages.versions,
+        baseline=None
+        if before is None
+        else CompileBaseline(request.baseline_name, before.versions, before.made),
+        jobs=request.jobs,
+        wanted=len(request.entries),
+        changes=changes,
+        cases=[
+            CaseResult(**vars(result), case=str(entry.case), origin=entry.origin, guard=entry.guard)
             for entry, result in outcome.results.items()
         ],
-    }
+    )
 
 
 def _versions(packages: Packages) -> str:

@@ -1,7 +1,7 @@
 """The process that compiles: `python -m harness.compile.worker ARCH`, started by pool.py, one JSON line each way.
 
 In:  {"case": "masked_gemm@sm_100a,..."}
-Out: {"ready": true} or {"ready": false, "ours": ..., "reason": ...} once, then one Result for each case.
+Out: {"ready": true} or {"ready": false, "ours": ..., "reason": ...} once, then one CompileResult for each case.
 
 A compiler that aborts takes only this process down. FlashInfer and cutlass may print what they like: their standard
 output goes to standard error, which pool.py keeps for the reason of a crash.
@@ -17,11 +17,12 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from harness.compile.case import Case, parse_case
-from harness.compile.result import Result
+from harness.compile.case import CompileCase, parse_case
+from harness.records.parts.compile import CompileResult
 
 if TYPE_CHECKING:
     from harness.compile.no_gpu import Compiler
@@ -66,8 +67,8 @@ def _start(arch: str) -> tuple[Compiler, Callable[..., Any]]:
 
 
 def compile_case(
-    case: Case, compiler: Compiler, tensor: Callable[..., Any], keep: Path | None = None
-) -> Result:
+    case: CompileCase, compiler: Compiler, tensor: Callable[..., Any], keep: Path | None = None
+) -> CompileResult:
     """Compile one case and describe it; never raises for what the package or the compiler does.
 
     Args:
@@ -85,17 +86,22 @@ def compile_case(
     try:
         function, report = compile_call(compiler, lambda: call_kernel(case, tensor))
     except (OSError, MemoryError) as error:  # no disk, no memory: of this machine now, not of the kernel
-        return Result("crashed", reason=_reason(error))
+        return CompileResult("crashed", reason=_reason(error))
     except Exception as error:  # noqa: BLE001 - judged below
         refused = not compiler.entered and is_refusal(error)
-        return Result("refused" if refused else "failed", reason=_reason(error))
+        return CompileResult("refused" if refused else "failed", reason=_reason(error))
     seconds, used = time.monotonic() - started, time.process_time() - cpu
     try:
         result = measure(function, report)
     except Exception as error:  # noqa: BLE001 - a compiled kernel that cannot be described is worth a line, not a crash
-        return Result("failed", reason=f"compiled, but not readable: {_reason(error)}")
-    result.seconds, result.cpu_seconds = round(seconds, 3), round(used, 3)
-    result.effort, result.measured = round(used / yardstick, 2), 1
+        return CompileResult("failed", reason=f"compiled, but not readable: {_reason(error)}")
+    result = replace(
+        result,
+        seconds=round(seconds, 3),
+        cpu_seconds=round(used, 3),
+        effort=round(used / yardstick, 2),
+        measured=1,
+    )
     if keep is not None:
         name = str(case).replace(",", "_").replace("=", "")
         (keep / f"{name}.ptx").write_text(function.__ptx__, encoding="utf-8")

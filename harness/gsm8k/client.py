@@ -18,6 +18,7 @@ import tenacity
 from harness.gsm8k.credentials import Endpoint, Redactor
 from harness.gsm8k.errors import ATTEMPTS, ErrorLog, Kind, RequestError
 from harness.gsm8k.payload import Reply, StreamedReply, check_status, parse_reply
+from harness.records.parts.gsm8k import Gsm8kRequests
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,16 +42,6 @@ class Exchange:
 
 
 @dataclass
-class Counts:
-    """Requests of a run: each attempt is sent, and is answered or failed; retried are the attempts after a first one."""
-
-    sent: int = 0
-    answered: int = 0
-    retried: int = 0
-    failed: int = 0
-
-
-@dataclass
 class Limits:
     """How long one question may take."""
 
@@ -70,7 +61,7 @@ class Client:
     limits: Limits = field(default_factory=Limits)
     stream: bool = False
     on_new_error: Callable[[RequestError], None] | None = None
-    counts: Counts = field(default_factory=Counts)
+    requests: Gsm8kRequests = field(default_factory=Gsm8kRequests)
     errors: ErrorLog = field(default_factory=ErrorLog)
 
     def __post_init__(self) -> None:
@@ -151,8 +142,8 @@ class Client:
                 return response.status, None
 
     async def _attempt(self, path: str, body: bytes, number: int) -> Exchange:
-        self.counts.sent += 1
-        self.counts.retried += number > 1
+        self.requests.sent += 1
+        self.requests.retried += number > 1
         started = time.monotonic()
         guard = _Guard(self.limits.timeout_s, self.redactor)
         async with (
@@ -177,7 +168,7 @@ class Client:
                 content = await self._read(response)
                 check_status(response.status, response.reason, content, response.headers.get("Retry-After"))
                 reply = parse_reply(content, content_type)
-        self.counts.answered += 1
+        self.requests.answered += 1
         return Exchange(reply, None, number, time.monotonic() - started, ttft)
 
     async def _read(self, response: aiohttp.ClientResponse) -> bytes:
@@ -204,7 +195,7 @@ class Client:
             yield self.redactor.body(rest)
 
     def _count_error(self, error: RequestError) -> None:
-        self.counts.failed += 1
+        self.requests.failed += 1
         if self.errors.add(error) and self.on_new_error is not None:
             self.on_new_error(error)
 

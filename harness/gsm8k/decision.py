@@ -15,13 +15,12 @@ from harness.gsm8k.judgement import (
     EXPECT,
     LIMIT_ALPHA,
     MAX_UNANSWERED,
-    NOT_DEAD,
     WAVE_LIMIT_ALPHA,
-    Decision,
 )
 from harness.gsm8k.paired import paired_decision
 from harness.gsm8k.patterns import cut_at_limit, describe_degenerate, pattern
 from harness.gsm8k.statistics import at_most, questions_to_decide, refuted_at, wilson
+from harness.records.parts.gsm8k import NOT_DEAD, Decision
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -81,7 +80,7 @@ def wave_misses(n: int, expect: float) -> str:
     return f"a wave of {n} is called dead at {right_at_most} right or fewer, and lets through {' and '.join(missed)}"
 
 
-def full_decision(  # noqa: PLR0911 - one return a verdict, in the order in which they win
+def full_decision(
     samples: Sequence[Sample] | Counts,
     *,
     expect: float = EXPECT,
@@ -129,6 +128,14 @@ def full_decision(  # noqa: PLR0911 - one return a verdict, in the order in whic
             else "was not judged: no --min-accuracy, no --baseline"
         )
         return Decision("PASS", "", f"neither dead nor degenerate; {found} {judged}", details)
+    return _judged_accuracy(evidence, counts, found, min_accuracy, details)
+
+
+def _judged_accuracy(
+    evidence: Sequence[Sample], counts: Counts, found: str, min_accuracy: float, details: dict[str, Any]
+) -> Decision:
+    """Judge the accuracy's interval against the least accuracy; `found` is the accuracy in words."""
+    stated = details["accuracy"][details["metric"]]
     if stated["low"] >= min_accuracy:
         return Decision("PASS", "", f"{found}, at least {min_accuracy:g}", details)
     if stated["high"] < min_accuracy:
@@ -140,7 +147,7 @@ def full_decision(  # noqa: PLR0911 - one return a verdict, in the order in whic
         return Decision(
             "FAIL", "accuracy", _with(f"{found}, below {min_accuracy:g}", pattern(evidence, counts)), details
         )
-    needed = questions_to_decide(stated["share"], min_accuracy, confidence)
+    needed = questions_to_decide(stated["share"], min_accuracy, details["confidence"])
     details["questions_to_decide"] = needed
     more = (
         f"about {needed:,} questions with this accuracy would decide"

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+
+from harness.records.parts.gsm8k import Gsm8kError
 
 MAX_MESSAGE = 240
 MAX_LINES = 20
@@ -60,16 +60,6 @@ def one_line(text: str) -> str:
     return text if len(text) <= MAX_MESSAGE else text[: MAX_MESSAGE - 3] + "..."
 
 
-@dataclass(frozen=True)
-class ErrorLine:
-    """One distinct error: `count` attempts ended in it, and for `gave_up` questions it was the last word."""
-
-    error: str
-    kind: str
-    count: int
-    gave_up: int
-
-
 class ErrorLog:
     """Counts errors by what they say, with request ids and other varying parts taken out."""
 
@@ -90,20 +80,14 @@ class ErrorLog:
         """Count one question that stays unanswered because of this error."""
         self._gave_up[self._key(error)] += 1
 
-    def lines(self) -> list[ErrorLine]:
+    def lines(self) -> list[Gsm8kError]:
         """Return the distinct errors, those that cost questions first, at most `MAX_LINES` and a line for the rest."""
         keys = sorted(self._count, key=lambda key: (-self._gave_up[key], -self._count[key], key))
-        lines = [ErrorLine(self._first[k], k[0], self._count[k], self._gave_up[k]) for k in keys[:MAX_LINES]]
+        lines = [Gsm8kError(self._first[k], k[0], self._count[k], self._gave_up[k]) for k in keys[:MAX_LINES]]
         if rest := keys[MAX_LINES:]:
             count, gave_up = sum(self._count[k] for k in rest), sum(self._gave_up[k] for k in rest)
-            lines.append(ErrorLine(f"{len(rest)} further distinct errors", "other", count, gave_up))
+            lines.append(Gsm8kError(f"{len(rest)} further distinct errors", "other", count, gave_up))
         return lines
-
-    def as_json(self) -> list[dict[str, Any]]:
-        """Return the lines for the record."""
-        return [
-            {"error": x.error, "kind": x.kind, "count": x.count, "gave_up": x.gave_up} for x in self.lines()
-        ]
 
     @staticmethod
     def _key(error: RequestError) -> tuple[str, str]:

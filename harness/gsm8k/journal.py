@@ -16,7 +16,10 @@ from typing import TYPE_CHECKING, Any
 from harness.verdict import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
+
+    from harness.records.parts.gsm8k import Gsm8kSample
 
 VERSION = 1
 NAME = "journal.jsonl"
@@ -26,7 +29,7 @@ NAME = "journal.jsonl"
 class Found:
     """What a journal holds: answered samples by (index, repeat), and probes by name."""
 
-    samples: dict[tuple[int, int], dict[str, Any]] = field(default_factory=dict)
+    samples: dict[tuple[int, int], Gsm8kSample] = field(default_factory=dict)
     probes: dict[str, Any] = field(default_factory=dict)
     torn: bool = False
 
@@ -67,7 +70,7 @@ class Journal:
             raise
         return journal
 
-    def write(self, kind: str, value: dict[str, Any]) -> None:
+    def write(self, kind: str, value: Mapping[str, Any]) -> None:
         """Append one line: a `sample`, a `probe`, or the `binding`."""
         line = json.dumps({kind: value}, allow_nan=False).encode() + b"\n"
         while line:  # a full disk or a signal may cut one write short

@@ -1,18 +1,19 @@
-"""From samples and decisions to one verdict, and to what the record holds under `gsm8k`."""
+"""From decisions to one verdict, and from samples to the counts that the record holds under `gsm8k`."""
 
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from harness.gsm8k.counts import count
-from harness.gsm8k.judgement import Decision
+from harness.gsm8k.counts import METRICS, count
 from harness.gsm8k.paired import spread
 from harness.gsm8k.statistics import wilson
+from harness.records.parts.gsm8k import Decision, Gsm8kRepeat, Gsm8kRun
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from harness.records.parts.gsm8k import Gsm8kSample
 
 _ORDER = {"FAIL": 0, "UNKNOWN": 1, "PASS": 2, "NOT DEAD": 3}
 
@@ -28,8 +29,8 @@ def combine(decisions: Sequence[Decision]) -> Decision:
     return Decision(worst.word, worst.qualifier, reason, worst.details)
 
 
-def summary(samples: Sequence[dict[str, Any]], planned: int, metric: str) -> dict[str, Any]:
-    """Return the counts and accuracies of a run. Accuracies are of the answered questions."""
+def counted(samples: Sequence[Gsm8kSample], planned: int, metric: str) -> Gsm8kRun:
+    """Return a run with its samples, counts and accuracies, and without a verdict. Accuracies are of the answered questions."""
     counts = count(samples)
     n = counts.answered
 
@@ -42,58 +43,38 @@ def summary(samples: Sequence[dict[str, Any]], planned: int, metric: str) -> dic
         found = wilson(min(right / counts.repeats, counts.independent), counts.independent)
         return [found.low, found.high]
 
-    return {
-        "questions": planned,
-        "answered": n,
-        "unanswered": len(samples) - n,
-        "not_asked": planned - len(samples),
-        "correct_strict": counts.strict,
-        "correct_flexible": counts.flexible,
-        "correct_numeric": counts.numeric,
-        "accuracy_strict": share(counts.strict),
-        "accuracy_flexible": share(counts.flexible),
-        "accuracy_numeric": share(counts.numeric),
-        "interval": interval(counts.strict),
-        "intervals": {m: interval(counts.right(m)) for m in ("strict", "flexible", "numeric")},
-        "metric": metric,
-        "classes": dict(sorted(counts.classes.items())),
-        "finish_reasons": dict(
-            sorted(Counter(str(s["finish_reason"]) for s in samples if s["error"] is None).items())
-        ),
-        "tokens": {
-            name: sum(s["usage"][name] or 0 for s in samples)
-            for name in ("prompt_tokens", "completion_tokens")
+    finished = Counter(str(s["finish_reason"]) for s in samples if s["error"] is None)
+    return Gsm8kRun(
+        questions=planned,
+        answered=n,
+        unanswered=len(samples) - n,
+        not_asked=planned - len(samples),
+        correct_strict=counts.strict,
+        correct_flexible=counts.flexible,
+        correct_numeric=counts.numeric,
+        accuracy_strict=share(counts.strict),
+        accuracy_flexible=share(counts.flexible),
+        accuracy_numeric=share(counts.numeric),
+        interval=interval(counts.strict),
+        intervals={m: interval(counts.right(m)) for m in METRICS},
+        metric=metric,
+        classes=dict(sorted(counts.classes.items())),
+        finish_reasons=dict(sorted(finished.items())),
+        tokens={
+            "prompt_tokens": sum(s["usage"]["prompt_tokens"] or 0 for s in samples),
+            "completion_tokens": sum(s["usage"]["completion_tokens"] or 0 for s in samples),
         },
-        "repeats": _repeats(samples),
-        "spread": asdict(found) if (found := spread(samples, metric)) else None,
-    }
+        repeats=_repeats(samples),
+        spread=spread(samples, metric),
+        samples=list(samples),
+    )
 
 
-def _repeats(samples: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def _repeats(samples: Sequence[Gsm8kSample]) -> list[Gsm8kRepeat]:
     """Return one entry a repeat."""
     entries = []
     for repeat in sorted({s["repeat"] for s in samples}):
         counts = count([s for s in samples if s["repeat"] == repeat])
-        entries.append(
-            {
-                "repeat": repeat,
-                "questions": counts.questions,
-                "answered": counts.answered,
-                "correct_strict": counts.strict,
-                "correct_flexible": counts.flexible,
-                "correct_numeric": counts.numeric,
-            }
-        )
+        right = counts.strict, counts.flexible, counts.numeric
+        entries.append(Gsm8kRepeat(repeat, counts.questions, counts.answered, *right))
     return entries
-
-
-def decision_json(decision: Decision | None) -> dict[str, Any] | None:
-    """Return a decision for the record."""
-    if decision is None:
-        return None
-    return {
-        "word": decision.word,
-        "qualifier": decision.qualifier,
-        "reason": decision.reason,
-        "details": decision.details,
-    }

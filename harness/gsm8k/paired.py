@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from harness.gsm8k.judgement import CONFIDENCE, MAX_DROP, Decision
+from harness.gsm8k.judgement import CONFIDENCE, MAX_DROP
 from harness.gsm8k.statistics import (
     MOST_QUESTIONS,
     Interval,
@@ -16,6 +16,7 @@ from harness.gsm8k.statistics import (
     questions_to_see,
     smallest_visible_drop,
 )
+from harness.records.parts.gsm8k import Decision, Gsm8kSpread
 from harness.verdict import UsageError
 
 if TYPE_CHECKING:
@@ -118,17 +119,7 @@ def flip_noise(runs: Sequence[dict[int, list[Sample]]], metric: str) -> float | 
     return sum(shares) / len(shares) if shares else None
 
 
-@dataclass(frozen=True)
-class Spread:
-    """The accuracies of a run's repeats, their mean, standard deviation, and the share of questions that flip."""
-
-    accuracies: list[float]
-    mean: float
-    deviation: float
-    flip_noise: float
-
-
-def spread(samples: Sequence[Sample], metric: str = "strict") -> Spread | None:
+def spread(samples: Sequence[Sample], metric: str = "strict") -> Gsm8kSpread | None:
     """Return how far the repeats of a run are apart; None without repeats."""
     repeats: dict[int, list[bool]] = {}
     for sample in samples:
@@ -140,7 +131,7 @@ def spread(samples: Sequence[Sample], metric: str = "strict") -> Spread | None:
     accuracies = [sum(right) / len(right) for _, right in sorted(repeats.items())]
     mean = sum(accuracies) / len(accuracies)
     variance = sum((a - mean) ** 2 for a in accuracies) / (len(accuracies) - 1)
-    return Spread(accuracies, mean, variance**0.5, noise)
+    return Gsm8kSpread(accuracies, mean, variance**0.5, noise)
 
 
 def paired_decision(

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from harness.gsm8k.statistics import wilson
+from harness.records.parts.gsm8k import PathPoint
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from harness.gsm8k.counts import Sample
+
 MOST_POINTS = 120
 
 
-def accuracy_path(
-    asked: Sequence[dict[str, Any]], metric: str, most: int = MOST_POINTS
-) -> list[dict[str, float]]:
+def accuracy_path(asked: Sequence[Sample], metric: str, most: int = MOST_POINTS) -> list[PathPoint]:
     """Return the running accuracy with its interval, thinned to at most `most` points; the last one is the whole run's.
 
     Each interval is Wilson's of a run that had been planned to end there: it shows how the run went, and a run that
@@ -24,9 +25,6 @@ def accuracy_path(
         asked: the run's samples in the order of its plan, which is random: every beginning is a random sample.
         metric: the extractor that counts.
         most: points kept.
-
-    Returns:
-        `n` answered questions, `right` of them, `share`, `low` and `high`.
     """
     first = min((s["repeat"] for s in asked), default=0)
     answered = [s for s in asked if s["repeat"] == first and s["error"] is None]
@@ -36,15 +34,8 @@ def accuracy_path(
         right += bool(sample[metric])
         if n in kept:
             interval = wilson(right, n)
-            points.append(
-                {
-                    "n": n,
-                    "right": right,
-                    "share": round(right / n, 6),
-                    "low": round(interval.low, 6),
-                    "high": round(interval.high, 6),
-                }
-            )
+            ends = round(interval.low, 6), round(interval.high, 6)
+            points.append(PathPoint(n, right, round(right / n, 6), *ends))
     return points
 
 

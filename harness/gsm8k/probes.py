@@ -162,7 +162,7 @@ async def _lengths(asker: Asker, targets: list[Question]) -> Probe:
     return result
 
 
-def _is_degenerate(name: str) -> bool:
+def _is_degenerate(name: str | None) -> bool:
     from harness.gsm8k.classify import DEGENERATE
 
     return name in set(map(str, DEGENERATE))

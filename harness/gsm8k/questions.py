@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict
 
 from harness.gsm8k.classify import classify
 from harness.gsm8k.decision import smallest_wave
 from harness.gsm8k.payload import Reply, request_body
-from harness.gsm8k.settings import MAX_TOKENS, WAVE, Settings
+from harness.gsm8k.settings import MAX_TOKENS, WAVE, Gsm8kSettings
 from harness.verdict import UsageError
 
 if TYPE_CHECKING:
     from harness.gsm8k.client import Client, Exchange
     from harness.gsm8k.task import Question, Task
-
-Sample = dict[str, Any]
+    from harness.records.parts.gsm8k import Gsm8kSample
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,7 @@ class Planned:
         return self.question.index, self.repeat
 
 
-def plan(task: Task, settings: Settings) -> list[Planned]:
+def plan(task: Task, settings: Gsm8kSettings) -> list[Planned]:
     """Return what to ask: in the seed's order, so that the wave and every beginning of the run is a random sample.
 
     The first 32 are the smoke wave, more where 32 cannot refute a low expectation. A smaller `--questions` is a
@@ -57,14 +56,14 @@ def plan(task: Task, settings: Settings) -> list[Planned]:
     ]
 
 
-def answer_limit(task: Task, settings: Settings) -> int:
+def answer_limit(task: Task, settings: Gsm8kSettings) -> int:
     """Return how many tokens an answer may have: what the user asked for, else the task's `max_gen_toks`, else 1,024."""
     if settings.max_tokens is not None:
         return settings.max_tokens
     return int(task.generation.get("max_gen_toks", MAX_TOKENS))
 
 
-def answers_fit(task: Task, settings: Settings) -> bool:
+def answers_fit(task: Task, settings: Gsm8kSettings) -> bool:
     """Return whether every right answer is shorter than the limit of this run, as far as the task vouches for it."""
     stated = int(task.generation.get("max_gen_toks", MAX_TOKENS))
     return task.answers_fit and answer_limit(task, settings) >= stated
@@ -73,7 +72,7 @@ def answers_fit(task: Task, settings: Settings) -> bool:
 class Asker:
     """Asks questions of one task of one model."""
 
-    def __init__(self, client: Client, task: Task, settings: Settings, model: str) -> None:
+    def __init__(self, client: Client, task: Task, settings: Gsm8kSettings, model: str) -> None:
         self.client = client
         self.task = task
         self._settings = settings
@@ -102,40 +101,25 @@ class Asker:
         """Ask for one prompt, with retries."""
         return await self.client.ask(self._path, self.body(prompt, max_tokens))
 
-    def judged(self, question: Question, reply: Reply) -> dict[str, Any]:
+    def judged(self, question: Question, reply: Reply) -> Judged:
         """Return the class and scores of a reply to a question."""
         return _judged(self.task, question, reply)
 
 
-def sample_of(task: Task, planned: Planned, exchange: Exchange) -> Sample:
-    """Return the sample of one exchange."""
-    reply = exchange.reply
-    question = planned.question
-    sample: Sample = {
-        "index": question.index,
-        "repeat": planned.repeat,
-        "wave": planned.wave,
-        "question": question.question,
-        "expected": question.expected,
-        "answer": reply.text if reply else None,
-        "reasoning": reply.reasoning if reply else None,
-    }
-    sample |= _judged(task, question, reply) if reply else dict(_UNJUDGED)
-    sample |= {
-        "finish_reason": reply.finish_reason if reply else None,
-        "usage": {
-            "prompt_tokens": reply.prompt_tokens if reply else None,
-            "completion_tokens": reply.completion_tokens if reply else None,
-        },
-        "latency_s": _rounded(exchange.latency_s),
-        "ttft_s": _rounded(exchange.ttft_s),
-        "attempts": exchange.attempts,
-        "error": None if reply else str(exchange.error),
-    }
-    return sample
-
-
-_UNJUDGED: dict[str, Any] = {
+# The part of a sample that the answer's text decides.
+Judged = TypedDict(
+    "Judged",
+    {
+        "class": str | None,
+        "strict": bool,
+        "flexible": bool,
+        "numeric": bool,
+        "extracted_strict": str,
+        "extracted_flexible": str,
+        "extracted_numeric": str | None,
+    },
+)
+_UNJUDGED: Judged = {
     "class": None,
     "strict": False,
     "flexible": False,
@@ -146,7 +130,33 @@ _UNJUDGED: dict[str, Any] = {
 }
 
 
-def _judged(task: Task, question: Question, reply: Reply) -> dict[str, Any]:
+def sample_of(task: Task, planned: Planned, exchange: Exchange) -> Gsm8kSample:
+    """Return the sample of one exchange."""
+    reply = exchange.reply
+    question = planned.question
+    judged = _judged(task, question, reply) if reply else _UNJUDGED
+    return {
+        "index": question.index,
+        "repeat": planned.repeat,
+        "wave": planned.wave,
+        "question": question.question,
+        "expected": question.expected,
+        "answer": reply.text if reply else None,
+        "reasoning": reply.reasoning if reply else None,
+        **judged,
+        "finish_reason": reply.finish_reason if reply else None,
+        "usage": {
+            "prompt_tokens": reply.prompt_tokens if reply else None,
+            "completion_tokens": reply.completion_tokens if reply else None,
+        },
+        "latency_s": _rounded(exchange.latency_s),
+        "ttft_s": _rounded(exchange.ttft_s),
+        "attempts": exchange.attempts,
+        "error": None if reply else str(exchange.error),
+    }
+
+
+def _judged(task: Task, question: Question, reply: Reply) -> Judged:
     scores = task.score(question, reply.text or "")
     return {
         "class": str(classify(reply.text, reply.finish_reason, reply.reasoning, scores)),

@@ -21,7 +21,7 @@ MAX_TOKENS = 1024
 
 
 @dataclass(frozen=True)
-class Settings:
+class Gsm8kSettings:
     """One run's settings. Shares are fractions: 0.9, not 90."""
 
     endpoint: Endpoint

@@ -124,10 +124,7 @@ def load_task(
     shots = num_fewshot if num_fewshot is not None else config.num_fewshot or 0
     if shots < 0:
         raise UsageError(f"--num-fewshot must not be negative, got {shots}")
-    split = config.test_split or config.validation_split
-    if split is None:
-        raise UsageError(f"task {config.task}: names no test or validation split")
-    questions = data.read_jsonl(dataset, "--dataset") if dataset else _stated_rows(config, split, path)
+    questions = _question_rows(config, dataset, path)
     notes: list[str] = []
     pool = _fewshot_rows(
         config, questions, fewshot, shots, yaml_path=path, notes=notes, offline=dataset is not None
@@ -135,24 +132,22 @@ def load_task(
 
     prompts = lm_eval_task.Prompts(config, frozenset(questions.rows[0]), pool.rows, shots, system_instruction)
     built, golds = _build(prompts, questions, pool, config, chat=chat, multiturn=fewshot_as_multiturn)
-    until = config.generation_kwargs.get("until") or []
-    until = [until] if isinstance(until, str) else list(until)
-    sent = [question.messages if chat else question.prompt for question in built]
-    if until[SENT_STOPS:]:
-        notes.append(f"{len(until) - SENT_STOPS} of {len(until)} stop strings are applied here, not sent")
+    stop, unsent = _stop_strings(config)
+    if unsent:
+        notes.append(f"{len(unsent)} of {len(stop + unsent)} stop strings are applied here, not sent")
     return Task(
         name=config.task,
         version=str((config.metadata or {}).get("version", "")),
         questions=built,
-        stop=tuple(until[:SENT_STOPS]),
-        unsent_stop=tuple(until[SENT_STOPS:]),
+        stop=stop,
+        unsent_stop=unsent,
         generation=copy.deepcopy(config.generation_kwargs),
         hashes={
             "data": questions.digest,
             "data_file": questions.file_digest,
             "fewshot": pool.digest,
             "fewshot_file": pool.file_digest,
-            "prompts": data.digest_of(sent),
+            "prompts": data.digest_of([q.messages if chat else q.prompt for q in built]),
             "task": data.digest_of([stated]),
         },
         sources={"data": questions.known_as or questions.source, "fewshot": pool.known_as or pool.source},
@@ -164,6 +159,21 @@ def load_task(
         _pipelines=lm_eval_task.filter_pipelines(config),
         _metric=lm_eval_task.exact_match_settings(config),
     )
+
+
+def _question_rows(config: Any, dataset: Path | None, yaml_path: Path) -> Rows:
+    """Read the questions from the file that was given, else from where the task says they are."""
+    split = config.test_split or config.validation_split
+    if split is None:
+        raise UsageError(f"task {config.task}: names no test or validation split")
+    return data.read_jsonl(dataset, "--dataset") if dataset else _stated_rows(config, split, yaml_path)
+
+
+def _stop_strings(config: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the stop strings to send, and those that are left to `Task.cut`."""
+    until = config.generation_kwargs.get("until") or []
+    stops = (until,) if isinstance(until, str) else tuple(until)
+    return stops[:SENT_STOPS], stops[SENT_STOPS:]
 
 
 def _stated_rows(config: Any, split: str, yaml_path: Path) -> Rows:

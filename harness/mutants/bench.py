@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,6 +20,14 @@ from harness.mutants.problems import drawn_problems, quick_first
 from harness.problems.problem import Problem
 from harness.problems.profiles import find_profile
 from harness.problems.tensors import ProblemTensors, make_weights
+from harness.records.parts.mutants import (
+    KILLED,
+    NOT_JUDGED,
+    NOT_PLANTED,
+    SURVIVED,
+    PlantingResult,
+    RuleFailure,
+)
 from harness.rules import RULES, Rule, find_rules
 from harness.running.judge import Watched, judge_context
 from harness.running.outcome import Outcome, Status
@@ -35,44 +43,14 @@ INNER = {
     "silu_mul_quantize_grouped",
     "masked_grouped_gemm",
 }  # what a layer is composed of
-KILLED, SURVIVED, NOT_JUDGED, NOT_PLANTED = "killed", "survived", "not judged", "not planted"
-
-
-@dataclass
-class Result:
-    """One planting under one rule.
-
-    Attributes:
-        planting: for example "alpha_of_neighbour@3".
-        rule: id of the rule that judged it.
-        status: "killed", "survived", "not judged" or "not planted".
-        examples: problems judged, up to and with the one that killed it.
-        seconds: spent on judging them.
-        problem: the one that killed it.
-        how: "illegal", "contract", "raised" or "crashed".
-        message: what the rule said, one line; for the last two statuses the reason.
-    """
-
-    planting: str
-    rule: str
-    status: str = NOT_JUDGED
-    examples: int = 0
-    seconds: float = 0.0
-    problem: str = ""
-    how: str = ""
-    message: str = ""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return it as JSON-ready values."""
-        return asdict(self)
 
 
 @dataclass
 class Batch:
     """What came out of one batch: results in the order of the plantings, and problems on which the candidate itself fails."""
 
-    results: list[Result]
-    candidate_failures: list[dict[str, str]]
+    results: list[PlantingResult]
+    candidate_failures: list[RuleFailure]
 
 
 class SharedProblem:
@@ -176,8 +154,8 @@ class Bench:
             deadline: `time.time()` after which no problem is judged; 0 for none.
         """
         rule = find_rules([rule_id])[0]
-        results = [Result(text, rule_id) for text in plantings]
-        failures: list[dict[str, str]] = []
+        results = [PlantingResult(text, rule_id) for text in plantings]
+        failures: list[RuleFailure] = []
         if missing := [s for s in rule.stages if s not in stages_of(self.base)]:
             return Batch(_all(results, NOT_PLANTED, f"{rule_id} needs {', '.join(missing)}"), failures)
         alive = [(Mutant(self.base, [parse_planting(r.planting)]), r) for r in results]
@@ -193,7 +171,7 @@ class Bench:
             if shared.base.status is Status.NOT_APPLICABLE:
                 return Batch(_all(results, NOT_PLANTED, f"{rule_id}: {shared.base.error}"), failures)
             if how := _kill(shared.base):
-                failures.append({"rule": rule_id, "problem": str(problem), "message": how[1]})
+                failures.append(RuleFailure(rule_id, str(problem), how[1]))
                 if not clean and len(failures) == HOPELESS:
                     break
                 continue
@@ -206,7 +184,7 @@ class Bench:
                 result.message = f"the candidate itself fails {rule_id} on {len(failures)} of {clean + len(failures)} problems"
         return Batch(results, failures)
 
-    def _killed(self, shared: SharedProblem, mutant: Mutant, result: Result) -> bool:
+    def _killed(self, shared: SharedProblem, mutant: Mutant, result: PlantingResult) -> bool:
         """Judge a mutant on one problem and note it; return whether it was killed."""
         result.examples += 1
         if not self._reaches(mutant.plantings[0].fault, shared.calls.stages):
@@ -233,7 +211,7 @@ def _kill(outcome: Outcome) -> tuple[str, str] | None:
     return ("illegal", outcome.illegal[0].message.splitlines()[0][:300]) if outcome.illegal else None
 
 
-def _all(results: list[Result], status: str, message: str) -> list[Result]:
+def _all(results: list[PlantingResult], status: str, message: str) -> list[PlantingResult]:
     for result in results:
         result.status, result.message = status, message
     return results

@@ -17,6 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from typing import Any
 from harness.candidates.protocol import Traits, stages_of, traits_of
 from harness.problems.problem import Problem
 from harness.problems.strategies import options_of, traps_of
+from harness.records.parts.mutants import ControlCount, FalseAlarm, FalseAlarmCount
 from harness.rules import RULES, Rule
 from harness.running.failure import reproduce_command
 from harness.running.outcome import Outcome, Status
@@ -88,7 +90,7 @@ def judge_control(control: str, examples: int, seed: str, deadline: float = 0.0)
         deadline: `time.time()` after which nothing more is judged; 0 for none.
 
     Returns:
-        JSON-ready: `control`, `examples`, `compared`, `rules` (examples and examples without power of each), `judged`
+        `control`, `examples`, `compared`, `rules` (examples and examples without power of each), `judged`
         (elements by how they were judged), `traps`, `cpu_seconds`, `false_alarms`.
     """
     from harness.candidates.controls.catalog import load_control
@@ -127,13 +129,13 @@ def judge_control(control: str, examples: int, seed: str, deadline: float = 0.0)
                 judged[word.split(":")[0]] += elements
         if message := _alarm(outcome):
             found["false_alarms"].append(
-                {
-                    "control": control,
-                    "rule": rule.id,
-                    "problem": str(problem),
-                    "message": message,
-                    "reproduce": reproduce_command(rule.id, f"control:{control}", str(problem)),
-                }
+                FalseAlarm(
+                    control,
+                    rule.id,
+                    str(problem),
+                    message,
+                    reproduce_command(rule.id, f"control:{control}", str(problem)),
+                )
             )
     found["cpu_seconds"] = time.process_time() - started
     found["rules"] = {name: {"examples": n, "without_power": powerless[name]} for name, n in counts.items()}
@@ -153,7 +155,7 @@ def count_false_alarms(
     max_seconds: float = 0.0,
     progress: Callable[[int, int], None] = lambda _done, _wanted: None,
     controls: Iterable[str] | None = None,
-) -> dict[str, Any]:
+) -> FalseAlarmCount:
     """Judge every control by every rule on drawn problems and count the false alarms.
 
     Args:
@@ -163,10 +165,6 @@ def count_false_alarms(
         max_seconds: 0 for no limit; what was not judged by then is not counted as judged.
         progress: called with the number of examples judged and the number wanted.
         controls: names; all of them by default.
-
-    Returns:
-        JSON-ready: `examples`, `wanted`, `seed`, `seconds`, `cpu_seconds`, `compared`, `controls` (by name), `rules` (by
-        id), `judged`, `traps` and the `false_alarms`, each with its command.
     """
     from harness.candidates.controls.catalog import CONTROLS
 
@@ -209,36 +207,36 @@ def _one_thread() -> None:
 
 def _summed(
     results: list[dict[str, Any]], names: list[str], wanted: int, seed: int, seconds: float
-) -> dict[str, Any]:
-    by_control = {name: {"examples": 0, "compared": 0, "false_alarms": 0} for name in names}
+) -> FalseAlarmCount:
+    by_control = {name: ControlCount() for name in names}
     by_rule: dict[str, Counter[str]] = {}
     judged, traps = Counter[str](), Counter[str]()
-    alarms: list[dict[str, Any]] = []
+    alarms: list[FalseAlarm] = []
     for result in results:
         into = by_control[result["control"]]
-        into["examples"] += result["examples"]
-        into["compared"] += result["compared"]
-        into["false_alarms"] += len(result["false_alarms"])
+        into.examples += result["examples"]
+        into.compared += result["compared"]
+        into.false_alarms += len(result["false_alarms"])
         for rule, counts in result["rules"].items():
             by_rule.setdefault(rule, Counter()).update(counts)
         judged.update(result["judged"])
         traps.update(result["traps"])
         alarms += result["false_alarms"]
     for alarm in alarms:
-        by_rule[alarm["rule"]]["false_alarms"] += 1
-    return {
-        "examples": sum(c["examples"] for c in by_control.values()),
-        "wanted": wanted,
-        "seed": seed,
-        "seconds": seconds,
-        "cpu_seconds": sum(result["cpu_seconds"] for result in results),
-        "compared": sum(c["compared"] for c in by_control.values()),
-        "controls": by_control,
-        "rules": {rule.id: dict(by_rule[rule.id]) for rule in RULES if rule.id in by_rule},
-        "judged": dict(judged.most_common()),
-        "traps": dict(sorted(traps.items())),
-        "false_alarms": alarms,
-    }
+        by_rule[alarm.rule]["false_alarms"] += 1
+    return FalseAlarmCount(
+        examples=sum(c.examples for c in by_control.values()),
+        wanted=wanted,
+        seed=seed,
+        seconds=seconds,
+        cpu_seconds=sum(result["cpu_seconds"] for result in results),
+        compared=sum(c.compared for c in by_control.values()),
+        controls=by_control,
+        rules={rule.id: dict(by_rule[rule.id]) for rule in RULES if rule.id in by_rule},
+        judged=dict(judged.most_common()),
+        traps=dict(sorted(traps.items())),
+        false_alarms=alarms,
+    )
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -260,20 +258,20 @@ def main(arguments: list[str] | None = None) -> int:
     result = count_false_alarms(
         options.examples, options.seed, options.jobs, options.max_seconds, progress, options.control
     )
-    options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    rate = result["examples"] / max(result["cpu_seconds"], 1e-9)
+    options.out.write_text(json.dumps(asdict(result), indent=1) + "\n", encoding="utf-8")
+    rate = result.examples / max(result.cpu_seconds, 1e-9)
     summary = (
-        f"{len(result['false_alarms'])} false alarms in {result['examples']:,} examples over {len(result['controls'])} "
-        f"controls, {result['compared']:,} elements compared, {rate:.0f} examples a second and core; {options.out}"
+        f"{len(result.false_alarms)} false alarms in {result.examples:,} examples over {len(result.controls)} "
+        f"controls, {result.compared:,} elements compared, {rate:.0f} examples a second and core; {options.out}"
     )
     alarms = [
-        f"\n{alarm['control']}, {alarm['rule']}: {alarm['message']}\n  {alarm['reproduce']}"
-        for alarm in result["false_alarms"][:20]
+        f"\n{alarm.control}, {alarm.rule}: {alarm.message}\n  {alarm.reproduce}"
+        for alarm in result.false_alarms[:20]
     ]
     sys.stdout.write("\n".join([summary, *alarms]) + "\n")
-    if result["false_alarms"]:
+    if result.false_alarms:
         return 1
-    return 0 if result["examples"] else 2
+    return 0 if result.examples else 2
 
 
 if __name__ == "__main__":

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from harness.mutants.bench import KILLED, NOT_PLANTED, SURVIVED, Batch, Result
-from harness.mutants.pool import Job, Settings
+from harness.mutants.bench import Batch
+from harness.mutants.pool import BenchSettings, Job
+from harness.records.parts.mutants import KILLED, NOT_PLANTED, SURVIVED, KillMatrix, PlantingResult
 from harness.rules import RULE_IDS
 
 EXAMPLES = (
@@ -15,7 +14,7 @@ FAULTS_PER_JOB = 8
 FORMS = ("", "@weakest", "@0")
 
 
-def matrix_jobs(settings: Settings, faults: list[str], deadline: float) -> list[Job]:
+def matrix_jobs(settings: BenchSettings, faults: list[str], deadline: float) -> list[Job]:
     """Return the batches that fill the matrix: for each rule, each fault everywhere, at its weakest and with seed 0."""
     jobs = []
     for rule in RULE_IDS:
@@ -27,8 +26,10 @@ def matrix_jobs(settings: Settings, faults: list[str], deadline: float) -> list[
     return jobs
 
 
-def kill_matrix(faults: list[str], scored: dict[str, list[Result]], batches: list[Batch]) -> dict[str, Any]:
-    """Return the record's `matrix`.
+def kill_matrix(
+    faults: list[str], scored: dict[str, list[PlantingResult]], batches: list[Batch]
+) -> KillMatrix:
+    """Return the matrix that the results add up to.
 
     Args:
         faults: rows.
@@ -50,15 +51,15 @@ def kill_matrix(faults: list[str], scored: dict[str, list[Result]], batches: lis
         if result.status == KILLED:
             cells.setdefault(key, set()).add(result.planting)
     columns = [rule for rule in RULE_IDS if any((name, rule) in judged for name in faults)]
-    return {
-        "rows": faults,
-        "columns": columns,
-        "cells": [
+    return KillMatrix(
+        rows=faults,
+        columns=columns,
+        cells=[
             [len(cells.get((name, rule), ())) if (name, rule) in judged else None for rule in columns]
             for name in faults
         ],
-        "forms": ["everywhere", "weakest", "seed 0"],
-        "examples": EXAMPLES,
-        "powerless": [rule for rule in columns if not any((name, rule) in cells for name in faults)],
-        "not_applicable": {rule: why for rule, why in reasons.items() if rule not in columns},
-    }
+        forms=["everywhere", "weakest", "seed 0"],
+        examples=EXAMPLES,
+        powerless=[rule for rule in columns if not any((name, rule) in cells for name in faults)],
+        not_applicable={rule: why for rule, why in reasons.items() if rule not in columns},
+    )

@@ -6,7 +6,8 @@ from typing import Any
 
 from harness.faults.named import load_named
 from harness.mutants.bench import Bench
-from harness.mutants.pool import Job, Settings
+from harness.mutants.pool import BenchSettings, Job
+from harness.records.parts.mutants import MinimalProblem
 from harness.rules import find_rules
 from harness.running.failure import reproduce_command
 from harness.running.judge import Judge
@@ -38,7 +39,7 @@ class _Forgetful(_Undiagnosed):
         return _Undiagnosed(self._name).judge(rule_id, problem, seconds)
 
 
-def minimal_jobs(settings: Settings, killed: dict[str, str]) -> list[Job]:
+def minimal_jobs(settings: BenchSettings, killed: dict[str, str]) -> list[Job]:
     """Return one job a fault; `killed` maps its name to the rule that kills it."""
     return [
         Job(
@@ -51,7 +52,7 @@ def minimal_jobs(settings: Settings, killed: dict[str, str]) -> list[Job]:
     ]
 
 
-def minimal_problem(bench: Bench, fault: str, rule_id: str) -> dict[str, Any] | None:
+def minimal_problem(bench: Bench, fault: str, rule_id: str) -> MinimalProblem | None:
     """Return the smallest problem on which a rule sees the fault everywhere; None where it is not found again.
 
     The mutant is probed here as `harness check` probes it, so that the command finds the same: a fault in the GEMM may
@@ -71,10 +72,10 @@ def minimal_problem(bench: Bench, fault: str, rule_id: str) -> dict[str, Any] | 
         again = Judge(load_named(name)).judge(rule_id, problem)
         if again.fails:
             break
-    return {
-        "rule": rule_id,
-        "problem": problem,
-        "command": reproduce_command(rule_id, name, problem),
-        "message": result.failures[0].message.splitlines()[0],
-        "reproduced": again.fails,
-    }
+    return MinimalProblem(
+        rule_id,
+        problem,
+        reproduce_command(rule_id, name, problem),
+        result.failures[0].message.splitlines()[0],
+        reproduced=again.fails,
+    )

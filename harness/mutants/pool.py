@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Settings:
+class BenchSettings:
     """What a bench is made of: see harness.mutants.bench.Bench."""
 
     candidate: str
@@ -36,7 +36,7 @@ class Job:
         label: what it does, for the message where its process dies.
     """
 
-    settings: Settings
+    settings: BenchSettings
     work: str
     arguments: dict[str, Any] = field(default_factory=dict)
     label: str = ""
@@ -121,7 +121,7 @@ def _work(job: Job, threads: int = 1) -> Any:
 
 
 @functools.cache
-def _load(settings: Settings, threads: int) -> Bench:
+def _load(settings: BenchSettings, threads: int) -> Bench:
     from harness.mutants.bench import Bench
 
     return Bench(settings.candidate, settings.profile, settings.seed, threads)

@@ -1,22 +1,32 @@
-"""`harness mutants` without its command line: a request in, the record's `mutants` out. Structure: README.md here."""
+"""`harness mutants` without its command line: a request in, the record's mutants out. Structure: README.md here."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from harness.candidates import stages_of
 from harness.faults.fault import CATEGORIES, Fault, all_faults, find_fault
 from harness.faults.named import load_named
-from harness.mutants.bench import KILLED, NOT_JUDGED, NOT_PLANTED, SURVIVED, Batch, Bench, Result
+from harness.mutants.bench import Batch, Bench
 from harness.mutants.matrix import kill_matrix, matrix_jobs
 from harness.mutants.minimal import minimal_jobs
 from harness.mutants.places import Place, place_of
-from harness.mutants.pool import Died, Job, Settings, run_jobs
-from harness.mutants.score import summarize
+from harness.mutants.pool import BenchSettings, Died, Job, run_jobs
+from harness.mutants.score import fault_rows, score
 from harness.mutants.upstream_run import upstream_jobs, upstream_table
+from harness.records.parts.mutants import (
+    KILLED,
+    NOT_JUDGED,
+    NOT_PLANTED,
+    SURVIVED,
+    MinimalProblem,
+    MutantsRun,
+    PlantingResult,
+)
+from harness.records.record import RunRecord
 from harness.running.session import CandidateStartError
 from harness.verdict import UsageError, Verdict
 
@@ -74,13 +84,13 @@ def plantings(fault: Fault, seeds: int) -> list[str]:
 
 
 def run_mutants(
-    request: MutantsRequest, found: dict[str, Any], progress: Progress = lambda _what, _done, _of: None
+    request: MutantsRequest, record: RunRecord, progress: Progress = lambda _what, _done, _of: None
 ) -> Verdict:
     """Run a request.
 
     Args:
         request: what to do.
-        found: is filled in as results arrive, so that an interrupted run keeps what it has.
+        record: gets the mutants; an interrupted run keeps what it has.
         progress: called with what is being done, how much of it is done, and of how much.
 
     Returns:
@@ -91,30 +101,24 @@ def run_mutants(
         CandidateStartError: the candidate cannot run here.
     """
     started = time.time()
-    run = _Run(request, found, progress, started + request.max_seconds if request.max_seconds else 0.0)
     faults = chosen_faults(request)
-    found.update(
-        {
-            "candidate": request.candidate, "profile": request.profile, "seeds": request.seeds, "seed": request.seed,
-            "complete": False, "seconds": 0.0, "score": {}, "survivors": [], "faults": [], "candidate_failures": [],
-            "matrix": None, "upstream": None, "controls": None, "self_test": None,
-        }
-    )  # fmt: skip
+    found = MutantsRun(request.candidate, request.profile, request.seeds, request.seed)
+    run = _Run(request, found, progress, started + request.max_seconds if request.max_seconds else 0.0)
     try:
         run.score(faults)
         if request.upstream:
             run.upstream()
         if request.matrix:
             run.matrix()
-        found["complete"] = True
+        run.found = replace(run.found, complete=True)
     finally:
-        found["seconds"] = time.time() - started
-    return verdict_of(found)
+        record.mutants_run = replace(run.found, seconds=time.time() - started)
+    return verdict_of(run.found)
 
 
-def verdict_of(found: dict[str, Any]) -> Verdict:
+def verdict_of(found: MutantsRun) -> Verdict:
     """Return the verdict on a finished score."""
-    statuses = {fault["status"] for fault in found["faults"]}
+    statuses = {fault.status for fault in found.faults}
     if SURVIVED in statuses:
         return Verdict.FAIL
     if KILLED not in statuses or NOT_JUDGED in statuses:
@@ -125,12 +129,12 @@ def verdict_of(found: dict[str, Any]) -> Verdict:
 @dataclass
 class _Run:
     request: MutantsRequest
-    found: dict[str, Any]
+    found: MutantsRun
     progress: Progress
     deadline: float
     faults: list[Fault] = field(default_factory=list)
     places: dict[str, Place] = field(default_factory=dict)
-    results: dict[str, list[Result]] = field(default_factory=dict)
+    results: dict[str, list[PlantingResult]] = field(default_factory=dict)
 
     def score(self, faults: list[Fault]) -> None:
         """Judge every planting by the rule that its fault names."""
@@ -143,7 +147,7 @@ class _Run:
                 (NOT_JUDGED, "the time was over") if place.candidate else (NOT_PLANTED, place.reason)
             )
             self.results[fault.name] = [
-                Result(text, place.rule, status, message=message)
+                PlantingResult(text, place.rule, status, message=message)
                 for text in plantings(fault, self.request.seeds)
             ]
         jobs = [job for settings, some in self._by_place(faults) for job in self._score_jobs(settings, some)]
@@ -151,7 +155,9 @@ class _Run:
             for job, batch in self._run(jobs, "plantings judged"):
                 self._note(job, batch)
         finally:
-            self.found.update(summarize(faults, self.places, self.results))
+            rows = fault_rows(faults, self.places, self.results)
+            survivors = [r for row in rows for r in row.plantings if r.status == SURVIVED]
+            self.found = replace(self.found, faults=rows, survivors=survivors, score=score(rows))
 
     def upstream(self) -> None:
         """Judge the layer's final output by the criteria of other projects."""
@@ -161,43 +167,48 @@ class _Run:
             healthy = [""] if settings.candidate == self.request.candidate else []
             jobs += upstream_jobs(settings, healthy + names)
         parts = [answer for _, answer in self._run(jobs, "faults under upstream criteria")]
-        self.found["upstream"] = upstream_table([p for p in parts if not isinstance(p, Died)])
+        table = upstream_table([p for p in parts if not isinstance(p, Died)])
+        self.found = replace(self.found, upstream=table)
 
     def matrix(self) -> None:
         """Judge every fault by every rule, and shrink one problem a fault."""
-        rows = {fault["name"]: fault for fault in self.found["faults"] if fault["planted_in"]}
+        status = {fault.name: fault.status for fault in self.found.faults if fault.planted_in}
         jobs, shrinking = [], []
         for settings, some in self._by_place(self.faults):
             jobs += matrix_jobs(settings, [fault.name for fault in some], self.deadline)
-            killed = {f.name: self.places[f.name].rule for f in some if rows[f.name]["status"] == KILLED}
+            killed = {f.name: self.places[f.name].rule for f in some if status[f.name] == KILLED}
             shrinking += minimal_jobs(settings, killed)
         answers = list(self._run(jobs, "cells of the kill matrix"))
         batches = [batch for _, batch in answers if isinstance(batch, Batch)]
-        self.found["matrix"] = kill_matrix(list(rows), self.results, batches)
+        self.found = replace(self.found, matrix=kill_matrix(list(status), self.results, batches))
         for job, answer in self._run(shrinking, "problems shrunk"):
             if not isinstance(answer, Died):
-                rows[job.arguments["fault"]]["minimal"] = answer
+                self._note_minimal(job.arguments["fault"], answer)
+
+    def _note_minimal(self, name: str, minimal: MinimalProblem | None) -> None:
+        faults = [replace(f, minimal=minimal) if f.name == name else f for f in self.found.faults]
+        self.found = replace(self.found, faults=faults)
 
     def _stages(self) -> list[str]:
         """Return the candidate's stages; somebody else's code is loaded in a child, which it may end."""
         r = self.request
         if ":" not in r.candidate:
             return stages_of(load_named(r.candidate))
-        job = Job(Settings(r.candidate, r.profile, r.seed), "run:stages", label="loading and probing it")
+        job = Job(BenchSettings(r.candidate, r.profile, r.seed), "run:stages", label="loading and probing it")
         stages: list[str] = []
         for _, stages in run_jobs([job], 1, in_child=r.processes > 1):
             if isinstance(stages, Died):
                 raise CandidateStartError(stages.message)
         return stages
 
-    def _by_place(self, faults: list[Fault]) -> Iterator[tuple[Settings, list[Fault]]]:
+    def _by_place(self, faults: list[Fault]) -> Iterator[tuple[BenchSettings, list[Fault]]]:
         """Yield the faults that are planted in the same candidate, with the settings of its bench."""
         for candidate in dict.fromkeys(self.places[fault.name].candidate for fault in faults):
             if candidate:
                 some = [fault for fault in faults if self.places[fault.name].candidate == candidate]
-                yield Settings(candidate, self.request.profile, self.request.seed), some
+                yield BenchSettings(candidate, self.request.profile, self.request.seed), some
 
-    def _score_jobs(self, settings: Settings, faults: list[Fault]) -> Iterator[Job]:
+    def _score_jobs(self, settings: BenchSettings, faults: list[Fault]) -> Iterator[Job]:
         by_rule: dict[str, list[Fault]] = {}
         for fault in faults:
             by_rule.setdefault(self.places[fault.name].rule, []).append(fault)
@@ -213,11 +224,11 @@ class _Run:
         if isinstance(batch, Died):
             rule = job.arguments["rule_id"]
             texts = job.arguments["plantings"]
-            batch = Batch([Result(t, rule, NOT_JUDGED, message=batch.message) for t in texts], [])
+            batch = Batch([PlantingResult(t, rule, NOT_JUDGED, message=batch.message) for t in texts], [])
         for result in batch.results:
             mine = self.results[result.planting.partition("@")[0]]
             mine[[r.planting for r in mine].index(result.planting)] = result
-        known = self.found["candidate_failures"]
+        known = self.found.candidate_failures
         known += [f for f in batch.candidate_failures if f not in known]
 
     def _run(self, jobs: list[Job], what: str) -> Iterator[tuple[Job, Any]]:

@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from functools import cache
 from typing import Any
 
 from harness.candidates.protocol import stages_of, traits_of
 from harness.problems.problem import Problem, parse_problem
 from harness.problems.profiles import Profile
+from harness.records.parts.mutants import CheckFinding, SelfTest
 from harness.rules import RULES, Rule
 from harness.running.outcome import Description, Outcome, Status
 from harness.verdict import Verdict
@@ -29,43 +30,6 @@ PROBING = ("3x9x64x32:9,4,7:normal:3", "2x5x48x48:4,4:normal:11")
 MOST_FAULTS = 4
 CANDIDATES = ("eager", "control:physical")
 WITH_HINTS = "control:hints_change_tiles"
-
-
-@dataclass
-class Finding:
-    """What the self-test found out about one check.
-
-    Attributes:
-        name: of the check.
-        what: its sentence.
-        rule: id of the rule that it is, or stands for.
-        detected: whether it was found to be without power, blind or wrong.
-        how: by what; "" for a check with power.
-        verdict: of an ordinary run on right candidates, the worst.
-        reason: of that verdict.
-        planted, noticed: probes.
-        unnoticed: up to eight of those that it let pass.
-        unseen: kinds of probes, with their stage, of which it noticed none.
-        faults, killed: of the catalog, that its rule must kill.
-    """
-
-    name: str
-    what: str
-    rule: str
-    detected: bool = False
-    how: str = ""
-    verdict: str = ""
-    reason: str = ""
-    planted: int = 0
-    noticed: int = 0
-    unnoticed: list[str] = field(default_factory=list)
-    unseen: list[str] = field(default_factory=list)
-    faults: int = 0
-    killed: int = 0
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return it as JSON-ready values."""
-        return asdict(self)
 
 
 class _RuleSession:
@@ -105,14 +69,14 @@ def _judged(rule: Rule, candidate: Any, problem: Problem, known: Any) -> Outcome
     return judge_context(rule, Context(Watched(candidate), problem, known))
 
 
-def examine(name: str, rule: Rule) -> Finding:
+def examine(name: str, rule: Rule) -> CheckFinding:
     """Return what is wrong with a check, if anything is.
 
     Args:
         name: of the check.
         rule: the check; its `function()` is what is examined.
     """
-    finding = Finding(name, rule.title, rule.id)
+    finding = CheckFinding(name, rule.title, rule.id)
     _run(finding, rule)
     _probe(finding, rule)
     _kill(finding, rule)
@@ -126,7 +90,7 @@ def _candidates(rule: Rule) -> tuple[str, ...]:
     return (WITH_HINTS,) if rule.needs_hints else CANDIDATES
 
 
-def _run(finding: Finding, rule: Rule) -> None:
+def _run(finding: CheckFinding, rule: Rule) -> None:
     """Run the check as `harness check` runs a rule, on right candidates."""
     from harness.running.runner import RuleRun, RunSettings
 
@@ -140,7 +104,7 @@ def _run(finding: Finding, rule: Rule) -> None:
         finding.reason = finding.reason or (result.skipped and f"not applicable: {result.skipped}")
 
 
-def _probe(finding: Finding, rule: Rule) -> None:
+def _probe(finding: CheckFinding, rule: Rule) -> None:
     """Plant every probe that the check's own calls allow, one at a time."""
     from harness.mutants.probing import Probe, Probed, probes, stages_with_calls
 
@@ -188,7 +152,7 @@ def _refused(outcome: Outcome, rule: Rule) -> bool:
     return rule.may_refuse and any("refused with an error" in c.judged for c in outcome.comparisons)
 
 
-def _kill(finding: Finding, rule: Rule) -> None:
+def _kill(finding: CheckFinding, rule: Rule) -> None:
     """Judge a few faults of the catalog that the rule must kill, everywhere at full strength."""
     from harness.faults.fault import Planting, all_faults
     from harness.faults.mutant import Mutant
@@ -203,7 +167,7 @@ def _kill(finding: Finding, rule: Rule) -> None:
         finding.killed += any(_failed(outcome) for outcome in outcomes)
 
 
-def _conclusion(finding: Finding, rule: Rule) -> str:
+def _conclusion(finding: CheckFinding, rule: Rule) -> str:
     """Return why a check cannot be trusted, or ""."""
     if finding.verdict == Verdict.UNKNOWN.value:
         return f"UNKNOWN on a right candidate, {finding.reason}"
@@ -220,37 +184,36 @@ def _conclusion(finding: Finding, rule: Rule) -> str:
     return ""
 
 
-def self_test(progress: Callable[[str], None] = lambda _name: None) -> list[dict[str, Any]]:
+def self_test(progress: Callable[[str], None] = lambda _name: None) -> list[CheckFinding]:
     """Examine every broken check.
 
     Args:
         progress: called with the name of each check before it is examined.
 
     Returns:
-        One JSON-ready `Finding` a check; `detected` must be true in all of them.
+        One a check; `detected` must be true in all of them.
     """
     from harness.mutants.broken_checks import BROKEN_CHECKS
 
     findings = []
     for name, rule in BROKEN_CHECKS.items():
         progress(name)
-        findings.append(examine(name, rule).to_dict())
+        findings.append(examine(name, rule))
     return findings
 
 
-def rules_test(progress: Callable[[str], None] = lambda _name: None) -> list[dict[str, Any]]:
+def rules_test(progress: Callable[[str], None] = lambda _name: None) -> list[CheckFinding]:
     """Examine every rule of the harness; `detected` must be false in all of them."""
     findings = []
     for rule in RULES:
         progress(rule.id)
-        findings.append(examine(rule.id, rule).to_dict())
+        findings.append(examine(rule.id, rule))
     return findings
 
 
-def run_self_test(progress: Callable[[str], None] = lambda _name: None) -> dict[str, Any]:
-    """Return the record's `mutants["self_test"]`: `passed` (all is as it must be), `seconds`, `broken`, `rules`."""
+def run_self_test(progress: Callable[[str], None] = lambda _name: None) -> SelfTest:
+    """Examine the broken checks and the rules; `passed` where all is as it must be."""
     started = time.perf_counter()
     broken, rules = self_test(progress), rules_test(progress)
-    passed = all(f["detected"] for f in broken) and not any(f["detected"] for f in rules)
-    seconds = time.perf_counter() - started
-    return {"passed": passed, "seconds": seconds, "broken": broken, "rules": rules}
+    passed = all(f.detected for f in broken) and not any(f.detected for f in rules)
+    return SelfTest(passed, time.perf_counter() - started, broken, rules)

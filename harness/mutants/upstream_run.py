@@ -11,9 +11,10 @@ from harness.candidates.eager import Eager
 from harness.faults.fault import parse_planting
 from harness.faults.mutant import Mutant
 from harness.mutants.bench import Bench
-from harness.mutants.pool import Job, Settings
+from harness.mutants.pool import BenchSettings, Job
 from harness.mutants.upstream import CRITERIA
 from harness.mutants.upstream_data import DATA, outputs
+from harness.records.parts.mutants import UpstreamCriterion, UpstreamData, UpstreamTable
 
 CASES = (("upstream", "everywhere"), ("upstream", "weakest"), ("calibrated", "everywhere"))
 _FORMS = {"everywhere": "", "weakest": "@weakest"}
@@ -21,7 +22,7 @@ FAULTS_PER_JOB = 8
 _TRANSPORTS = ("bf16", "fp8", "nvfp4")
 
 
-def upstream_jobs(settings: Settings, plantings: list[str]) -> list[Job]:
+def upstream_jobs(settings: BenchSettings, plantings: list[str]) -> list[Job]:
     """Return the batches for some faults, "" being the healthy candidate."""
     parts = [plantings[i : i + FAULTS_PER_JOB] for i in range(0, len(plantings), FAULTS_PER_JOB)]
     return [
@@ -92,29 +93,30 @@ def _reference(bench: Bench, data: str, transport: str) -> list[Tensor]:
     return known[data, transport]
 
 
-def upstream_table(parts: list[dict[str, dict[str, list[bool]]]]) -> dict[str, Any] | None:
-    """Return the record's `upstream` from the answers of all jobs; None where no layer could be run."""
+def upstream_table(parts: list[dict[str, dict[str, list[bool]]]]) -> UpstreamTable | None:
+    """Return the table from the answers of all jobs; None where no layer could be run."""
     seen = {fault: forms for part in parts for fault, forms in part.items()}
     healthy = seen.pop("", None)
     if healthy is None:
         return None
     cases = [f"{data} {form}" for data, form in CASES]
     sound = {data: healthy[f"{data} everywhere"] for data in DATA}
-    return {
-        "data": [{"name": name, "title": title} for name, title in DATA.items()],
-        "cases": cases,
-        "faults": list(seen),
-        "criteria": [
-            {
-                "name": criterion.name,
-                "title": criterion.title,
-                "source": criterion.source,
-                "accepts_candidate": {data: sound[data][i] for data in DATA},
-                "missed": {case: [fault for fault, ok in seen.items() if ok[case][i]] for case in cases},
-            }
-            for i, criterion in enumerate(CRITERIA)
-        ],
-        "missed_by_all": {
+    criteria = [
+        UpstreamCriterion(
+            criterion.name,
+            criterion.title,
+            criterion.source,
+            accepts_candidate={data: sound[data][i] for data in DATA},
+            missed={case: [fault for fault, ok in seen.items() if ok[case][i]] for case in cases},
+        )
+        for i, criterion in enumerate(CRITERIA)
+    ]
+    return UpstreamTable(
+        data=[UpstreamData(name, title) for name, title in DATA.items()],
+        cases=cases,
+        faults=list(seen),
+        criteria=criteria,
+        missed_by_all={
             f"{data} {form}": [
                 fault
                 for fault, ok in seen.items()
@@ -122,4 +124,4 @@ def upstream_table(parts: list[dict[str, dict[str, list[bool]]]]) -> dict[str, A
             ]
             for data, form in CASES
         },
-    }
+    )

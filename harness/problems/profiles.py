@@ -22,7 +22,7 @@ class Profile:
         work: most multiply-adds of one GEMM, in units of 2^20: keeps the extremes from meeting.
         trap_floor: every trap must be drawn this often, else the run fails (0: not checked).
         problem_seconds: time limit of one problem.
-        canary: questions of the canary stage.
+        canary: questions of the canary.
     """
 
     name: str

@@ -25,12 +25,12 @@ class Direction(StrEnum):
 class VerdictChange:
     """One thing that both runs judged, with what each found.
 
-    `stage`: run, candidates, rules, gsm8k, canary, canary control, canary fault, mutants, controls or self-test.
-    `before` and `after` are that stage's words: PASS, FAIL, UNKNOWN, SKIPPED, "killed", "survived".
+    `part`: run, candidates, rules, gsm8k, canary, canary control, canary fault, mutants, controls or self-test.
+    `before` and `after` are that part's words: PASS, FAIL, UNKNOWN, SKIPPED, "killed", "survived".
     `reason` and `reproduce` are those of the worse one.
     """
 
-    stage: str
+    part: str
     subject: str
     candidate: str
     direction: Direction
@@ -75,7 +75,7 @@ class AccuracyChange:
     `seen`: smallest drop that this comparison would find, None if it would find none.
     """
 
-    stage: str
+    part: str
     subject: str
     candidate: str
     metric: str
@@ -130,7 +130,7 @@ class OneSided:
     """Something that only one of the two runs judged. `side`: before or after."""
 
     side: str
-    stage: str
+    part: str
     subject: str
     candidate: str
     word: str
@@ -152,7 +152,7 @@ class RunIdentity:
 class RecordComparison:
     """Two runs, or two folders of runs. Lists are ordered worst first; what is the same is only counted.
 
-    `still_bad` lists what is FAIL (or survived) in both; `unchanged` maps a stage to how many things have which word.
+    `still_bad` lists what is FAIL (or survived) in both; `unchanged` maps a part to how many things have which word.
     """
 
     before: list[RunIdentity]

@@ -80,7 +80,7 @@ class Standing:
     the versions that differ between those two.
     """
 
-    stage: str
+    part: str
     subject: str
     who: str
     gpu: str

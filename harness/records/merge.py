@@ -31,9 +31,8 @@ def _merge_rule(into: RuleResult, result: RuleResult) -> None:
     for name in ("examples", "empty", "powerless", "compared"):
         setattr(into, name, getattr(into, name) + getattr(result, name))
     into.seconds += result.seconds
-    for counts, more in ((into.judged, result.judged), (into.notes, result.notes)):
-        for word, count in more.items():
-            counts[word] = counts.get(word, 0) + count
+    for word, count in result.judged.items():
+        into.judged[word] = into.judged.get(word, 0) + count
     if result.worst_ratio is not None and (into.worst_ratio is None or result.worst_ratio > into.worst_ratio):
         into.worst_ratio, into.worst_problem = result.worst_ratio, result.worst_problem
     for stage, histogram in result.histograms.items():

@@ -13,8 +13,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from harness.records.from_json import RecordError, build_from_json
-from harness.records.stages import CanaryStage, Gsm8kRun, MutantsRun, read_stage
+from harness.records.from_json import RecordError, build_from_json, read_part
+from harness.records.parts.canary import CanaryPart
+from harness.records.parts.compile import CompileRun
+from harness.records.parts.gsm8k import Gsm8kRun
+from harness.records.parts.mutants import MutantsRun
+from harness.records.parts.races import RacesRun
 from harness.verdict import Verdict
 
 SCHEMA_VERSION = 1
@@ -140,7 +144,6 @@ class RuleResult:
     worst_problem: str = ""
     histograms: dict[str, Histogram] = field(default_factory=dict)
     failures: list[Failure] = field(default_factory=list)
-    notes: dict[str, int] = field(default_factory=dict)
     skipped: str = ""
 
 
@@ -154,11 +157,12 @@ class Skip:
 
 @dataclass
 class RunRecord:
-    """One run. Each stage beside the rules holds its own documented structure; absent stages are None.
+    """One run. Each part beside the rules holds JSON of a documented structure; absent parts are None.
 
-    `gsm8k`: harness/gsm8k/README.md; `canary`: harness/canary/README.md; `mutants`: harness/mutants/README.md;
-    `compile`: harness/compile/README.md. Typed views, `gsm8k_run`, `canary_stage` and `mutants_run`, are in
-    harness/records/stages.py.
+    Commands give a part as its type and readers get it back as that: `gsm8k_run`, `canary_part`, `mutants_run`,
+    `compile_run`, `races_run` (harness/records/parts). What the fields mean: `gsm8k`: harness/gsm8k/README.md; `canary`:
+    harness/canary/README.md; `mutants`: harness/mutants/README.md; `compile`: harness/compile/README.md; `races`:
+    docs/cutedsl-cpu.md.
     """
 
     run_id: str
@@ -184,6 +188,7 @@ class RunRecord:
     canary: dict[str, Any] | None = None
     mutants: dict[str, Any] | None = None
     compile: dict[str, Any] | None = None
+    races: dict[str, Any] | None = None
 
     @property
     def failures(self) -> list[Failure]:
@@ -196,18 +201,53 @@ class RunRecord:
 
     @property
     def gsm8k_run(self) -> Gsm8kRun | None:
-        """The GSM8K stage, None where the run has none. Raises RecordError with the name of a damaged field."""
-        return read_stage(Gsm8kRun, self.gsm8k, "record.gsm8k")
+        """The GSM8K run, None where there is none. Raises RecordError with the name of a damaged field."""
+        return read_part(Gsm8kRun, self.gsm8k, "record.gsm8k")
+
+    @gsm8k_run.setter
+    def gsm8k_run(self, run: Gsm8kRun | None) -> None:
+        self.gsm8k = run.to_json() if run is not None else None
 
     @property
-    def canary_stage(self) -> CanaryStage | None:
+    def canary_part(self) -> CanaryPart | None:
         """The canary, None where the run has none. Raises RecordError with the name of a damaged field."""
-        return read_stage(CanaryStage, self.canary, "record.canary")
+        return read_part(CanaryPart, self.canary, "record.canary")
+
+    @canary_part.setter
+    def canary_part(self, part: CanaryPart | None) -> None:
+        self.canary = part.to_json() if part is not None else None
+
+    @property
+    def canary_stage(self) -> CanaryPart | None:
+        """The older name of `canary_part`."""
+        return self.canary_part
 
     @property
     def mutants_run(self) -> MutantsRun | None:
         """The planted faults, None where the run has none. Raises RecordError with the name of a damaged field."""
-        return read_stage(MutantsRun, self.mutants, "record.mutants")
+        return read_part(MutantsRun, self.mutants, "record.mutants")
+
+    @mutants_run.setter
+    def mutants_run(self, run: MutantsRun | None) -> None:
+        self.mutants = run.to_json() if run is not None else None
+
+    @property
+    def compile_run(self) -> CompileRun | None:
+        """The cross-compilation, None where the run has none. Raises RecordError with the name of a damaged field."""
+        return read_part(CompileRun, self.compile, "record.compile")
+
+    @compile_run.setter
+    def compile_run(self, run: CompileRun | None) -> None:
+        self.compile = run.to_json() if run is not None else None
+
+    @property
+    def races_run(self) -> RacesRun | None:
+        """The race hunt, None where the run has none. Raises RecordError with the name of a damaged field."""
+        return read_part(RacesRun, self.races, "record.races")
+
+    @races_run.setter
+    def races_run(self, run: RacesRun | None) -> None:
+        self.races = run.to_json() if run is not None else None
 
     def to_json(self) -> str:
         """Return the record as JSON text, one field a line in field order; NaN and infinity are refused.

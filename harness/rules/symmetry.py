@@ -70,9 +70,11 @@ def _layer(ctx: Context, moved: _Moved) -> Tensor:
 
 def _agree(ctx: Context, moved: _Moved, what: str) -> list[Comparison]:
     """Compare every stage on the moved problem with the same stage on the problem as it is."""
-    rows = ctx.rows()
-    both = zip(_stages(ctx, moved), _stages(ctx, _Moved(rows)), strict=True)
-    return [compare_equal(name, after(), before(), rows, what) for (name, after), (_, before) in both]
+    rows, found = ctx.rows(), []
+    for (name, before), (_, after) in zip(_stages(ctx, _Moved(rows)), _stages(ctx, moved), strict=True):
+        clean = before()
+        found.append(compare_equal(name, after(), clean, rows, what))
+    return found
 
 
 def repeat(ctx: Context) -> list[Comparison]:

@@ -6,13 +6,14 @@ import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from harness.canary.verdict import judge_stage
+from harness.canary.verdict import judge_canary
 from harness.candidates import ALL_STAGES, CANDIDATES
 from harness.problems.problem import Problem
 from harness.problems.profiles import Profile, find_profile
 from harness.problems.shapes import ModelShape
+from harness.records.parts.canary import CanaryPart
 from harness.records.record import CandidateRun, RuleResult, RunRecord, Skip
 from harness.rules import Rule
 from harness.running.known_failures import KnownFailure
@@ -21,6 +22,9 @@ from harness.running.rules import judge_rules
 from harness.running.runner import RunSettings
 from harness.running.session import CandidateStartError, Session, open_session
 from harness.verdict import Verdict, worst
+
+if TYPE_CHECKING:
+    from harness.records.parts.canary import CanaryRun
 
 
 @dataclass
@@ -72,8 +76,8 @@ class Progress:
     def finished(self, result: RuleResult) -> None:
         """A rule is through."""
 
-    def canary(self, run: dict[str, Any]) -> None:
-        """The canary ran through a candidate: an entry of `record.canary["runs"]` or `["controls"]`."""
+    def canary(self, run: CanaryRun) -> None:
+        """The canary ran through a candidate, or a control with a planted fault."""
 
 
 def run_check(request: CheckRequest, record: RunRecord, progress: Progress) -> RunRecord:
@@ -159,7 +163,7 @@ def open_candidate(
 
 def _run_canary(request: CheckRequest, record: RunRecord, progress: Progress) -> None:
     """Ask the canary its questions through every candidate that ran, then through one with a planted fault."""
-    from harness.canary.stage import run_stage
+    from harness.canary.part import run_part
 
     able = []
     for candidate in record.candidates:
@@ -173,16 +177,18 @@ def _run_canary(request: CheckRequest, record: RunRecord, progress: Progress) ->
             able.append(candidate.name)
     if not able:
         return
-    record.canary = {"questions": request.canary, "runs": [], "controls": []}
-    plans = [(name, "runs") for name in able]
+    canary = CanaryPart(request.canary)
+    record.canary_part = canary
+    plans = [(name, canary.runs) for name in able]
     if request.canary_control:
-        plans.append((f"{able[0]}+{request.canary_control}", "controls"))
+        plans.append((f"{able[0]}+{request.canary_control}", canary.controls))
     with tempfile.TemporaryDirectory(prefix="harness-canary-") as folder:
-        for number, (name, kind) in enumerate(plans):
-            run = run_stage(
+        for number, (name, runs) in enumerate(plans):
+            run = run_part(
                 name, questions=request.canary, folder=Path(folder) / str(number), seed=request.seed
             )
-            record.canary[kind].append(run)
+            runs.append(run)
+            record.canary_part = canary
             progress.canary(run)
 
 
@@ -197,7 +203,7 @@ def conclude(record: RunRecord, floor: dict[str, int]) -> None:
     record.missing_traps = [trap for trap, least in floor.items() if record.traps.get(trap, 0) < least]
     judged = [r for r in record.rules if not r.skipped]
     verdict = worst(r.verdict for r in judged)
-    canary = judge_stage(record.canary)
+    canary = judge_canary(record.canary_part)
     if canary is not None:
         verdict = worst([verdict, canary[0]])
     could_not_run = [c for c in record.candidates if c.requested and not c.ran]
@@ -219,7 +225,7 @@ def _reason(record: RunRecord, judged: list[RuleResult], could_not_run: list[Can
         return (
             f"{len(failed)} of {len(judged)} rules failed; first: {failed[0].rule} on {failed[0].candidate}"
         )
-    canary = judge_stage(record.canary)
+    canary = judge_canary(record.canary_part)
     if canary is not None and canary[0] is Verdict.FAIL:
         return canary[1]
     if record.verdict is Verdict.FAIL:

@@ -6,13 +6,14 @@ import importlib.util
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from harness.records.record import RunRecord, load_record
+from harness.verdict import Verdict
 from reports.html import write_report
 
 RECORDS = Path(__file__).parent.parent / "records" / "kept"
@@ -112,25 +113,31 @@ def samples(count: int) -> list[dict[str, Any]]:
 def gsm8k(count: int) -> RunRecord:
     """Return a GSM8K run of this many questions."""
     from harness.gsm8k.decision import full_decision
-    from harness.gsm8k.outcome import decision_json, summary
+    from harness.gsm8k.outcome import counted
     from harness.gsm8k.path import accuracy_path
+    from harness.records.parts.gsm8k import Gsm8kDecisions, Gsm8kRequests
 
     record, asked = golden("gsm8k_pass"), samples(count)
     decision = full_decision(asked, min_accuracy=0.5)
     record.verdict, record.reason = decision.verdict, decision.reason
-    record.gsm8k = {
-        **(record.gsm8k or {}),
-        **summary(asked, count, "strict"),
-        "path": accuracy_path(asked, "strict"),
-        "reason": decision.reason,
-        "decisions": {"full": decision_json(decision)},
-        "samples": asked,
-    }
+    kept = record.gsm8k_run
+    assert kept is not None
+    record.gsm8k_run = replace(
+        counted(asked, count, "strict"),
+        verdict=kept.verdict,
+        reason=decision.reason,
+        path=accuracy_path(asked, "strict"),
+        requests=Gsm8kRequests(sent=count, answered=count),
+        task=kept.task,
+        server=kept.server,
+        settings=kept.settings,
+        decisions=Gsm8kDecisions(full=decision),
+    )
     return record
 
 
 def canary() -> RunRecord:
-    """Return a check with the canary stage: two runs, and the table of faults."""
+    """Return a check with the canary: two runs, and the table of faults."""
     from harness.faults.bugs import all_bugs, threads_of
 
     def run(name: str, candidate: str) -> dict[str, Any]:
@@ -204,11 +211,40 @@ def mutants() -> RunRecord:
     return record
 
 
+def races() -> RunRecord:
+    """Return a race hunt with a race, a survivor, and mistakes that were caught."""
+    from harness.records.parts.races import KernelHunt, MutationResult, RacesRun
+
+    caught = [
+        MutationResult(
+            f"wait-{n}", f"wait {n} on an mbarrier returns at once", "wrong values", "late", 1, "9 differ"
+        )
+        for n in range(30)
+    ]
+    caught += [
+        MutationResult("no-fence-0", "the fence before a TMA store is missing", schedules=17),
+        MutationResult(
+            "wait-31", "a wait returns at once", schedules=17, benign="it only keeps the CTA alive"
+        ),
+    ]
+    hunts = [
+        KernelHunt("128x128-cluster-2x2", 16, {"3": "wrong values: 128 of 262144 elements differ"}, 98_816, 0,
+                   [256, 129, 0, 1], 218.0, caught),
+        KernelHunt("256x128-pair", 16, {}, 98_816, 7, [256, 129, 0, 1], 142.0, caught[:30]),
+    ]  # fmt: skip
+    record = golden("pass")
+    record.command, record.rules = ["harness", "races", "--mutate"], []
+    record.verdict, record.reason = Verdict.FAIL, "128x128-cluster-2x2: schedule 3"
+    record.races_run = RacesRun(16, mutate=True, kernels=hunts)
+    return record
+
+
 STATES: dict[str, Callable[[], RunRecord]] = {
     **{name: lambda name=name: golden(name) for name in ("pass", "fail", "unknown", "mixed", "gsm8k_dead")},
     "gsm8k": lambda: gsm8k(60),
     "canary": canary,
     "mutants": mutants,
+    "races": races,
 }
 """Every kind of page."""
 

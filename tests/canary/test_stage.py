@@ -1,4 +1,4 @@
-"""The canary as a stage of `harness check`: what its runs mean, a server that does not start, and a whole run."""
+"""The canary as a part of `harness check`: what its runs mean, a server that does not start, and a whole run."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from harness.canary.stage import ServerStartError, served
-from harness.canary.verdict import judge_stage
+from harness.canary.part import ServerStartError, served
+from harness.canary.verdict import judge_canary
+from harness.records.parts.canary import CanaryPart, CanaryRun
 from harness.verdict import Verdict
 
 ROOT = Path(__file__).parents[2]
 
 
-def run(candidate: str, verdict: str) -> dict[str, Any]:
-    return {"candidate": candidate, "verdict": verdict, "qualifier": "", "reason": f"{verdict} because"}
+def run(candidate: str, verdict: str) -> CanaryRun:
+    return CanaryRun(verdict, reason=f"{verdict} because", candidate=candidate)
 
 
 @pytest.mark.parametrize(
@@ -34,23 +34,23 @@ def run(candidate: str, verdict: str) -> dict[str, Any]:
         (["PASS"], [], Verdict.PASS, "PASS because"),
     ],
 )
-def test_a_stage_whose_control_does_not_fail_proves_nothing(
+def test_a_canary_whose_control_does_not_fail_proves_nothing(
     runs: list[str], controls: list[str], verdict: Verdict, word: str
 ) -> None:
-    found = judge_stage(
-        {
-            "runs": [run(f"candidate {i}", v) for i, v in enumerate(runs)],
-            "controls": [run("control", v) for v in controls],
-        }
+    found = judge_canary(
+        CanaryPart(
+            runs=[run(f"candidate {i}", v) for i, v in enumerate(runs)],
+            controls=[run("control", v) for v in controls],
+        )
     )
     assert found is not None
     assert found[0] is verdict
     assert word in found[1]
 
 
-def test_a_stage_that_did_not_run_says_nothing() -> None:
-    assert judge_stage(None) is None
-    assert judge_stage({"runs": [], "controls": [], "table": []}) is None
+def test_a_canary_that_did_not_run_says_nothing() -> None:
+    assert judge_canary(None) is None
+    assert judge_canary(CanaryPart()) is None
 
 
 def test_a_server_that_does_not_start_says_why() -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from harness.canary.table import VARIANTS, Experiment, experiments, run_experiment
+from harness.canary.table import VARIANTS, measured_line, planned_lines
 from harness.faults.fault import all_faults
+from harness.records.parts.canary import CanaryLine
 from harness.verdict import UsageError
 
 
 def test_every_fault_and_every_right_variant_has_a_line_of_its_own() -> None:
-    lines = experiments("eager", [])
+    lines = planned_lines("eager", [])
     assert [line.name for line in lines if line.kind == "fault"] == list(all_faults())
     assert len({line.name for line in lines}) == len(lines) == len(all_faults()) + len(VARIANTS)
     fp8 = next(line for line in lines if line.name == "fp8_scale_rounded_down")
@@ -19,19 +20,20 @@ def test_every_fault_and_every_right_variant_has_a_line_of_its_own() -> None:
 
 def test_an_unknown_fault_is_refused() -> None:
     with pytest.raises(UsageError, match="unknown fault"):
-        experiments("eager", ["alpha_of_nobody"])
+        planned_lines("eager", ["alpha_of_nobody"])
 
 
 def test_a_line_holds_accuracy_and_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
-    lines = [run_experiment(Experiment("eager", "variant", "eager"), 8)]
+    right = measured_line(CanaryLine("eager", "variant", "eager"), 8)
     monkeypatch.setattr("harness.canary.run.MAX_TOKENS", 64)  # what a broken one says does not end by itself
-    lines += [run_experiment(Experiment("experts_rolled", "fault", "eager+experts_rolled"), 8)]
-    assert [line["accuracy"] for line in lines] == [1.0, 0.0]
-    assert lines[1]["verdict"] == "FAIL"
-    assert not any(line["error"] for line in lines)
+    broken = measured_line(CanaryLine("experts_rolled", "fault", "eager+experts_rolled"), 8)
+    assert (right.accuracy, broken.accuracy) == (1.0, 0.0)
+    assert broken.verdict == "FAIL"
+    assert not right.error
+    assert not broken.error
 
 
 def test_a_candidate_that_cannot_be_made_is_a_line_with_its_error() -> None:
-    line = run_experiment(Experiment("x", "fault", "no.such.module:Nothing"), 8)
-    assert line["error"].startswith("not planted: ")
-    assert "accuracy" not in line
+    line = measured_line(CanaryLine("x", "fault", "no.such.module:Nothing"), 8)
+    assert line.error.startswith("not planted: ")
+    assert "accuracy" not in line.to_json()

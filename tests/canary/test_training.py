@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from harness.canary.calibrate import calibrate
 from harness.canary.config import MODEL, CanaryConfig
 from harness.canary.forward import CanaryModel, batch_of
 from harness.canary.load import Canary, plain_experts
 from harness.canary.problems import training_problems
 from harness.canary.tokenizer import load_tokenizer, train_tokenizer
+from harness.canary.train.calibrate import calibrate
 from harness.canary.train.data import corpus, prompt_of, split
 from harness.canary.train.evaluate import faults
 from harness.canary.train.loop import Recipe, Trainer, token_weights

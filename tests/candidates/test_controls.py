@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from functools import cache
-from typing import Any
 
 import pytest
 import torch
@@ -27,6 +27,7 @@ from harness.mutants.false_alarms import count_false_alarms
 from harness.problems.problem import parse_problem
 from harness.problems.tensors import ProblemTensors
 from harness.problems.traps import TRAPS
+from harness.records.parts.mutants import FalseAlarmCount
 from harness.rules import RULE_IDS
 from harness.verdict import UsageError
 from reference.nvfp4 import quantize_nvfp4
@@ -34,14 +35,14 @@ from reference.nvfp4 import quantize_nvfp4
 VARIANTS = [name for name in CONTROLS if isinstance(CONTROLS[name](), Variant)]
 
 
-def check(result: dict[str, Any], examples: int) -> None:
+def check(result: FalseAlarmCount, examples: int) -> None:
     """Assert that a count found nothing, and that it looked."""
-    assert result["false_alarms"] == []
-    assert result["examples"] == examples
-    assert set(result["controls"]) == set(CONTROLS)
-    assert all(control["examples"] for control in result["controls"].values())
-    assert result["judged"]["derived bound"] > 10_000
-    assert result["judged"]["bit equality"] > 10_000
+    assert result.false_alarms == []
+    assert result.examples == examples
+    assert set(result.controls) == set(CONTROLS)
+    assert all(control.examples for control in result.controls.values())
+    assert result.judged["derived bound"] > 10_000
+    assert result.judged["bit equality"] > 10_000
 
 
 def test_a_right_kernel_is_never_called_wrong() -> None:
@@ -58,8 +59,8 @@ def test_a_right_kernel_is_never_called_wrong_in_10000_examples(part: int) -> No
     """GEMM-2, GEMM-3, QUANT-1, QUANT-2, MOE-2: the same at length, in parts that workers share."""
     result = count_false_alarms(10_000 // PARTS, seed=1000 + part)
     check(result, 10_000 // PARTS)
-    assert set(result["rules"]) == set(RULE_IDS) - {"GRAPH"}  # CUDA only
-    assert set(result["traps"]) >= set(TRAPS)
+    assert set(result.rules) == set(RULE_IDS) - {"GRAPH"}  # CUDA only
+    assert set(result.traps) >= set(TRAPS)
 
 
 def test_a_control_that_is_wrong_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,18 +69,18 @@ def test_a_control_that_is_wrong_is_counted(monkeypatch: pytest.MonkeyPatch) -> 
     false_alarms._measured.cache_clear()
     result = count_false_alarms(2 * 40, seed=3)
     false_alarms._measured.cache_clear()
-    assert result["controls"]["eager"]["false_alarms"] == 0
-    assert result["controls"]["wrong"]["false_alarms"] == len(result["false_alarms"]) > 0
-    alarm = next(a for a in result["false_alarms"] if a["rule"] == "GEMM")
-    assert "exact result" in alarm["message"]
-    assert alarm["reproduce"].startswith("harness check --rule GEMM --candidate control:wrong --problem ")
-    assert result["rules"]["GEMM"]["false_alarms"] > 0
-    json.dumps(result, allow_nan=False)
+    assert result.controls["eager"].false_alarms == 0
+    assert result.controls["wrong"].false_alarms == len(result.false_alarms) > 0
+    alarm = next(a for a in result.false_alarms if a.rule == "GEMM")
+    assert "exact result" in alarm.message
+    assert alarm.reproduce.startswith("harness check --rule GEMM --candidate control:wrong --problem ")
+    assert result.rules["GEMM"]["false_alarms"] > 0
+    json.dumps(asdict(result), allow_nan=False)
 
 
 def test_the_count_stops_when_the_time_is_over() -> None:
     result = count_false_alarms(10_000_000, max_seconds=0.5)
-    assert 0 < result["examples"] < result["wanted"] == 10_000_000
+    assert 0 < result.examples < result.wanted == 10_000_000
 
 
 @cache

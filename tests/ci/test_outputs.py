@@ -1,4 +1,4 @@
-"""JUnit, step summary, annotations and the exit policy, from records of every stage."""
+"""JUnit, step summary, annotations and the exit policy, from records with every part."""
 
 from __future__ import annotations
 

@@ -101,7 +101,7 @@ def test_accuracy_has_its_interval_and_its_server_version_is_a_version(tmp_path:
         [("server", "0.1", "0.2")]
     ]
     (standing,) = history.standing
-    assert (standing.stage, standing.subject, standing.word, standing.since) == (
+    assert (standing.part, standing.subject, standing.word, standing.since) == (
         "gsm8k", "gsm_canary", "FAIL (dead)", 1,
     )  # fmt: skip
 

@@ -66,7 +66,7 @@ def test_a_candidate_that_no_longer_runs(requested: bool, expected: Direction) -
     records[0].candidates.append(CandidateRun("mine", requested, True))
     records[1].candidates.append(CandidateRun("mine", requested, False, "needs sm_100"))
     (change,) = compare_records(*records).verdicts
-    assert (change.stage, change.candidate, change.direction) == ("candidates", "mine", expected)
+    assert (change.part, change.candidate, change.direction) == ("candidates", "mine", expected)
     assert change.reason == "needs sm_100"
 
 
@@ -146,7 +146,7 @@ def test_a_fault_that_survives_now_is_a_regression() -> None:
     after.mutants["faults"][0] |= {"status": "survived", "reason": "150 problems"}
     found = compare_records(read("mutants"), after)
     (change,) = found.verdicts
-    assert (change.stage, change.before, change.after, change.direction) == (
+    assert (change.part, change.before, change.after, change.direction) == (
         "mutants", "killed", "survived", REGRESSION,
     )  # fmt: skip
     assert found.unchanged == {"mutants": {"killed": 1}}
@@ -163,7 +163,7 @@ def test_a_canary_control_that_passes_now_is_a_regression() -> None:
         }
         records.append(record)
     (change,) = compare_records(*records).verdicts
-    assert (change.stage, change.direction) == ("canary control", REGRESSION)
+    assert (change.part, change.direction) == ("canary control", REGRESSION)
     assert "harness canary serve" in render(compare_records(*records))
 
 

@@ -14,7 +14,7 @@ from harness.candidates.support import supported
 from harness.compile.case import make_case
 from harness.compile.matrix import Entry
 from harness.compile.packages import Packages
-from harness.compile.result import Result
+from harness.records.parts.compile import CompileResult
 from harness.records.record import load_record
 
 FAKE = Path(__file__).parent / "fake_packages"
@@ -53,7 +53,7 @@ def compiled():
             "shared_bytes": 226_304, "threads": 192, "code_bytes": 20_000, "ptx_lines": 2000, "ptx_digest": "ab",
             "features": {"mbarrier": 40},
         }  # fmt: skip
-        return Result("compiled", **{**usual, **changes})
+        return CompileResult("compiled", **{**usual, **changes})
 
     return make
 

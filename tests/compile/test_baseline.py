@@ -16,13 +16,13 @@ from harness.compile.baseline import (
     write_baseline,
 )
 from harness.compile.case import parse_case
-from harness.compile.result import Result
+from harness.records.parts.compile import CompileResult
 from harness.verdict import UsageError
 
 # Does not compile in flashinfer-python 0.7.2.post1: docs/compile.md, "Found".
 BROKEN = {"moe_gemm2@*,out=float16"}
-REFUSED = Result("refused", "ValueError: no")
-FAILED = Result("failed", "RuntimeError: no")
+REFUSED = CompileResult("refused", "ValueError: no")
+FAILED = CompileResult("failed", "RuntimeError: no")
 
 
 def kinds(changes):
@@ -40,7 +40,9 @@ def test_what_was_broken_and_still_is_is_listed_and_no_news(entry):
     assert kinds(compare(entry(), FAILED, FAILED)) == [("still broken", False)]
 
 
-@pytest.mark.parametrize("now", [FAILED, Result("crashed", "SIGABRT"), Result("timeout", "300 s")])
+@pytest.mark.parametrize(
+    "now", [FAILED, CompileResult("crashed", "SIGABRT"), CompileResult("timeout", "300 s")]
+)
 @pytest.mark.parametrize("before", ["compiled", "refused"])
 def test_what_ends_in_an_error_now_is_broken(entry, compiled, now, before):
     (change,) = compare(entry(), now, compiled() if before == "compiled" else REFUSED)
@@ -54,7 +56,7 @@ def test_between_refused_and_compiled_only_the_loss_is_bad(entry, compiled):
     assert kinds(compare(entry(), compiled(), REFUSED)) == [("compiles now", False)]
     assert kinds(compare(entry(), compiled(), FAILED)) == [("compiles now", False)]
     assert kinds(compare(entry(), REFUSED, FAILED)) == [("refused now", False)]
-    assert kinds(compare(entry(), Result("refused", "other"), REFUSED)) == [("reason", False)]
+    assert kinds(compare(entry(), CompileResult("refused", "other"), REFUSED)) == [("reason", False)]
 
 
 @pytest.mark.parametrize("before", [None, REFUSED, "compiled"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from harness.compile.cache import Cache, default_folder
 from harness.compile.packages import Packages, find_packages
-from harness.compile.result import Result
+from harness.records.parts.compile import CompileResult
 
 
 def test_a_result_is_found_again_by_case_and_packages(tmp_path, case, compiled, packages):
@@ -24,11 +24,11 @@ def test_a_result_is_found_again_by_case_and_packages(tmp_path, case, compiled, 
 def test_what_may_not_come_again_is_not_kept(tmp_path, case, packages):
     cache = Cache(tmp_path, packages)
     for status in ("crashed", "timeout"):
-        cache.put(case(), Result(status, "x"))
+        cache.put(case(), CompileResult(status, "x"))
     assert list(tmp_path.iterdir()) == []
     for status in ("refused", "failed"):
-        cache.put(case(), Result(status, "x"))
-        assert cache.get(case()) == Result(status, "x")
+        cache.put(case(), CompileResult(status, "x"))
+        assert cache.get(case()) == CompileResult(status, "x")
 
 
 def test_damaged_files_and_unwritable_folders_cost_no_run(tmp_path, case, compiled, packages):

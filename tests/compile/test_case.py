@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from harness.compile.case import Case, make_case, pair, parse_case
+from harness.compile.case import CompileCase, make_case, pair, parse_case
 from harness.compile.matrix import matrix
 from harness.verdict import UsageError
 
@@ -21,7 +21,7 @@ def test_defaults_and_their_order_make_no_second_case():
     assert str(short) == "masked_gemm@sm_100a,l=1,m=2,n=8,k=512"
     assert short.full()["out"] == "bfloat16"
     assert short.shape == str(long.shape) == "masked_gemm@*,l=1,m=2,n=8,k=512"
-    assert parse_case("nvfp4_quantize@sm_103a,k=64,layout=8x4") == Case(
+    assert parse_case("nvfp4_quantize@sm_103a,k=64,layout=8x4") == CompileCase(
         "nvfp4_quantize", "sm_103a", (("k", 64), ("layout", "8x4"))
     )
 

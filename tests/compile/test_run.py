@@ -7,8 +7,8 @@ import pytest
 from harness.candidates.support import unsupported
 from harness.compile.baseline import Baseline
 from harness.compile.pool import StartError
-from harness.compile.result import Result
 from harness.compile.run import MEASURED_AGAIN, CompileRequest, Progress, run_compile
+from harness.records.parts.compile import CompileResult
 from harness.verdict import Verdict
 
 
@@ -62,7 +62,7 @@ def test_a_second_run_compiles_nothing(request_for, entry, compiled, find):
     second = run_compile(request_for(entries, baseline), Progress(), find, pool)
     assert len(pool.compiled) == 2
     assert first.results == second.results
-    assert (first.stage["cached"], second.stage["cached"]) == (0, 2)
+    assert (first.part.cached, second.part.cached) == (0, 2)
     assert second.verdict is Verdict.PASS
     assert second.reason == "2 compiled, as in b.json (flashinfer-python 9.8)"
     for again in ({"fresh": True}, {"keep": "somewhere"}):
@@ -80,9 +80,7 @@ def test_what_seems_slower_is_measured_again_and_the_best_counts(request_for, en
     outcome = run_compile(request_for([noisy, slow, fine], baseline), Progress(), find, pool)
     assert [pool.compiled.count(e.case) for e in (noisy, slow, fine)] == [2, MEASURED_AGAIN, 1]
     assert outcome.verdict is Verdict.FAIL
-    assert [(c["case"], c["kind"]) for c in outcome.stage["changes"] if c["bad"]] == [
-        (str(slow.case), "slower")
-    ]
+    assert [(c.case, c.kind) for c in outcome.part.changes if c.bad] == [(str(slow.case), "slower")]
     assert outcome.results[noisy].effort == 310.0
     # The cache has the measurements of all tries: the next run needs none.
     again = run_compile(request_for([noisy, slow, fine], baseline), Progress(), find, pool)
@@ -101,7 +99,7 @@ def test_nothing_to_compile_with_is_unknown(request_for, entry, find):
 
 
 def test_everything_broken_as_before_is_unknown_not_pass(request_for, entry, find):
-    failed = Result("failed", "no")
+    failed = CompileResult("failed", "no")
     outcome = run_compile(
         request_for([entry()], before([(entry(), failed)])),
         Progress(),
@@ -118,7 +116,7 @@ def test_everything_broken_as_before_is_unknown_not_pass(request_for, entry, fin
 def test_workers_that_cannot_start(request_for, entry, find, ours, verdict):
     error = StartError("ImportError: no", ours=ours)
     outcome = run_compile(
-        request_for([entry()]), Progress(), find, FakePool({entry().case: [Result("failed")]}, error)
+        request_for([entry()]), Progress(), find, FakePool({entry().case: [CompileResult("failed")]}, error)
     )
     assert outcome.verdict is verdict
     assert outcome.reason == "flashinfer-python 9.9.0, nvidia-cutlass-dsl 9.8.0: ImportError: no"
@@ -128,7 +126,9 @@ def test_an_interrupted_run_says_how_far_it_was_and_a_failure_found_by_then_coun
     request_for, entry, compiled, find
 ):
     first, second = entry(m=1), entry(m=2)
-    pool = FakePool({first.case: [compiled()], second.case: [Result("failed", "no")]}, KeyboardInterrupt())
+    pool = FakePool(
+        {first.case: [compiled()], second.case: [CompileResult("failed", "no")]}, KeyboardInterrupt()
+    )
     outcome = run_compile(request_for([first, entry(m=3)]), Progress(), find, FakePool(
         {first.case: [compiled()], entry(m=3).case: [compiled()]}, KeyboardInterrupt()))  # fmt: skip
     assert outcome.interrupted
@@ -138,25 +138,26 @@ def test_an_interrupted_run_says_how_far_it_was_and_a_failure_found_by_then_coun
     assert (outcome.interrupted, outcome.verdict) == (True, Verdict.FAIL)
 
 
-def test_changes_are_in_the_stage_the_bad_ones_first_and_what_is_gone_only_for_the_whole_matrix(
+def test_changes_are_in_the_record_the_bad_ones_first_and_what_is_gone_only_for_the_whole_matrix(
     request_for, entry, compiled, find
 ):
     better, worse, gone = entry(m=1), entry(m=2), entry(m=3)
-    baseline = before([(better, Result("refused", "no")), (worse, compiled()), (gone, compiled())])
-    pool = FakePool({better.case: [compiled()], worse.case: [Result("refused", "tile")]})
+    baseline = before([(better, CompileResult("refused", "no")), (worse, compiled()), (gone, compiled())])
+    pool = FakePool({better.case: [compiled()], worse.case: [CompileResult("refused", "tile")]})
     outcome = run_compile(request_for([better, worse], baseline, whole=True), Progress(), find, pool)
-    assert [c["kind"] for c in outcome.stage["changes"]] == ["refused now", "compiles now", "gone"]
+    assert [c.kind for c in outcome.part.changes] == ["refused now", "compiles now", "gone"]
     assert outcome.verdict is Verdict.FAIL
     assert str(worse.case) in outcome.reason
     part = run_compile(request_for([better, worse], baseline), Progress(), find, pool)
-    assert [c["kind"] for c in part.stage["changes"]] == ["refused now", "compiles now"]
+    assert [c.kind for c in part.part.changes] == ["refused now", "compiles now"]
 
 
-def test_the_stage_goes_into_a_record_and_comes_back(request_for, entry, compiled, find, tmp_path):
+def test_the_part_goes_into_a_record_and_comes_back(request_for, entry, compiled, find, tmp_path):
     from harness.records.record import RunRecord, load_record
 
     outcome = run_compile(request_for([entry()]), Progress(), find, FakePool({entry().case: [compiled()]}))
-    record = RunRecord("r", "now", ["harness"], compile=outcome.stage)
+    record = RunRecord("r", "now", ["harness"])
+    record.compile_run = outcome.part
     record.write(tmp_path / "record.json")
-    assert load_record(tmp_path).compile == outcome.stage
-    assert outcome.stage["cases"][0]["case"] == str(entry().case)
+    assert load_record(tmp_path).compile_run == outcome.part
+    assert outcome.part.cases[0].case == str(entry().case)

@@ -41,7 +41,7 @@ def test_the_references_and_all_rules_work_on_cuda():
 
 def test_a_tensor_core_candidate_passes_with_its_accumulator_measured(tensor_core):
     session = InProcess(tensor_core)
-    print(session.describe()["measured"])
+    print(session.describe().measured)
     results = conformance(tensor_core)
     assert "GRAPH" in {r.rule for r in results}
     for result in results:

@@ -20,7 +20,7 @@ from harness.cli import run as run_command
 from harness.gsm8k import client
 from harness.gsm8k.credentials import parse_base_url
 from harness.gsm8k.run import run
-from harness.gsm8k.settings import Settings
+from harness.gsm8k.settings import Gsm8kSettings
 from tests.gsm8k.samples import awkward_answers, make_sample, small_data  # noqa: F401  (fixtures)
 
 ROOT = Path(__file__).parents[2]
@@ -198,7 +198,7 @@ def run_here(data, tmp_path, _quick):
         settings.setdefault("dataset", data[0])
         settings.setdefault("fewshot", data[1])
         settings.setdefault("out", tmp_path / "out")
-        return run(Settings(endpoint=parse_base_url(url), **settings), ["harness", "gsm8k"]).gsm8k
+        return run(Gsm8kSettings(endpoint=parse_base_url(url), **settings), ["harness", "gsm8k"]).gsm8k
 
     return call
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from harness.gsm8k.credentials import parse_base_url
 from harness.gsm8k.run import run
-from harness.gsm8k.settings import Settings
+from harness.gsm8k.settings import Gsm8kSettings
 
 
 def start(options: dict) -> int:
@@ -27,7 +27,7 @@ def start(options: dict) -> int:
         return pid
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 2)
-    settings = Settings(
+    settings = Gsm8kSettings(
         endpoint=parse_base_url(options["url"]),
         dataset=Path(options["dataset"]),
         fewshot=Path(options["fewshot"]),

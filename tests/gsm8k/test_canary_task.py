@@ -13,7 +13,7 @@ from harness.gsm8k.classify import AnswerClass
 from harness.gsm8k.credentials import parse_base_url
 from harness.gsm8k.decision import full_decision, smoke_decision
 from harness.gsm8k.questions import Asker, answer_limit, answers_fit
-from harness.gsm8k.settings import Settings
+from harness.gsm8k.settings import Gsm8kSettings
 from harness.gsm8k.task import load_task
 
 
@@ -51,7 +51,7 @@ def test_a_dead_canary_fails_in_its_first_wave(serve, run_here):
 )
 def test_answers_end_where_the_user_says_or_else_the_task(tmp_path, task, asked, limit):
     from harness.gsm8k.credentials import parse_base_url
-    from harness.gsm8k.settings import Settings
+    from harness.gsm8k.settings import Gsm8kSettings
 
     if task == "plain":
         task = str(tmp_path / "plain.yaml")
@@ -61,7 +61,7 @@ def test_answers_end_where_the_user_says_or_else_the_task(tmp_path, task, asked,
             "metric_list:\n  - metric: exact_match\ngeneration_kwargs:\n  until: ['Q:']\n",
             encoding="utf-8",
         )
-    settings = Settings(endpoint=parse_base_url("http://127.0.0.1:1/v1"), out=tmp_path, max_tokens=asked)
+    settings = Gsm8kSettings(endpoint=parse_base_url("http://127.0.0.1:1/v1"), out=tmp_path, max_tokens=asked)
     loaded = load_task(task)
     assert answer_limit(loaded, settings) == limit
     body = Asker(None, loaded, settings, "m").body("Question: 1 + 1?\nAnswer:")
@@ -72,7 +72,7 @@ def test_a_canary_that_runs_to_the_limit_is_dead_and_not_cut_short():
     """Every right answer is shorter than 192 tokens, so the limit is never the cause; a smaller limit may be."""
     task = load_task("gsm_canary")
     for limit, fits in ((None, True), (192, True), (400, True), (64, False)):
-        settings = Settings(
+        settings = Gsm8kSettings(
             parse_base_url("http://127.0.0.1:1/v1"), Path("out"), task="gsm_canary", max_tokens=limit
         )
         assert answers_fit(task, settings) is fits

@@ -8,6 +8,7 @@ import pytest
 
 from harness.faults.fault import _CATALOG, Fault, all_faults, fault
 from harness.mutants.run import MutantsRequest, run_mutants
+from harness.records.record import RunRecord
 
 INVISIBLE = "changes_nothing_at_all"
 
@@ -33,8 +34,9 @@ def mutants():
     """Run a request in this process: the record's `mutants` and the verdict."""
 
     def run(**request):
-        found = {}
+        record = RunRecord("run", "now", [])
         request = {"processes": 1, "upstream": False, "seeds": 1, "profile": "quick"} | request
-        return found, run_mutants(MutantsRequest(**request), found)
+        verdict = run_mutants(MutantsRequest(**request), record)
+        return record.mutants, verdict
 
     return run

@@ -71,7 +71,7 @@ def test_what_a_wrong_candidate_gets_wrong_is_no_kill(monkeypatch):
     assert result.status == "not judged"
     assert "the candidate itself fails GEMM on" in result.message
     assert batch.candidate_failures
-    assert batch.candidate_failures[0]["rule"] == "GEMM"
+    assert batch.candidate_failures[0].rule == "GEMM"
 
 
 class WritesIntoTokens(Eager):

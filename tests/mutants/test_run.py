@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from harness.mutants import matrix
-from harness.mutants.bench import KILLED, NOT_PLANTED, SURVIVED, Batch, Bench, Result
+from harness.mutants.bench import Batch, Bench
 from harness.mutants.minimal import minimal_problem
 from harness.mutants.run import MutantsRequest, chosen_faults, plantings
 from harness.problems.problem import parse_problem
+from harness.records.parts.mutants import KILLED, NOT_PLANTED, SURVIVED, PlantingResult
 from harness.verdict import UsageError, Verdict
 
 ROOT = Path(__file__).parents[2]
@@ -79,7 +80,7 @@ def test_faults_are_chosen_by_name_and_category():
 
 
 def result(planting, rule, status):
-    return Result(planting, rule, status)
+    return PlantingResult(planting, rule, status)
 
 
 def test_the_matrix_counts_kills_and_names_rules_that_kill_nothing():
@@ -91,21 +92,21 @@ def test_the_matrix_counts_kills_and_names_rules_that_kill_nothing():
         Batch([result("a", "QUANT", SURVIVED), result("b", "QUANT", KILLED)], []),
         Batch([result("a", "MOE", KILLED), result("a@0", "MOE", SURVIVED), result("b", "MOE", SURVIVED)], []),
         Batch([result("a", "WRITES", SURVIVED), result("b", "WRITES", SURVIVED)], []),
-        Batch([Result("a", "GRAPH", NOT_PLANTED, message="needs CUDA")], []),
+        Batch([PlantingResult("a", "GRAPH", NOT_PLANTED, message="needs CUDA")], []),
     ]
     found = matrix.kill_matrix(["a", "b"], scored, batches)
-    assert found["rows"] == ["a", "b"]
-    assert found["columns"] == ["QUANT", "GEMM", "MOE", "WRITES"]
-    assert found["cells"] == [[0, 3, 1, 0], [3, None, 0, 0]]
-    assert found["powerless"] == ["WRITES"]
-    assert found["not_applicable"] == {"GRAPH": "needs CUDA"}
+    assert found.rows == ["a", "b"]
+    assert found.columns == ["QUANT", "GEMM", "MOE", "WRITES"]
+    assert found.cells == [[0, 3, 1, 0], [3, None, 0, 0]]
+    assert found.powerless == ["WRITES"]
+    assert found.not_applicable == {"GRAPH": "needs CUDA"}
 
 
 def test_the_smallest_problem_is_shrunk_and_fails_again():
     found = minimal_problem(Bench("physical", "quick"), "output_scaled", "GEMM")
-    assert found["reproduced"]
-    problem = parse_problem(found["problem"])
+    assert found.reproduced
+    problem = parse_problem(found.problem)
     assert (problem.experts, problem.capacity, problem.hidden, problem.inter) == (1, 1, 16, 16)
-    assert found["command"] == (
-        f"harness check --rule GEMM --candidate physical+output_scaled --problem {found['problem']}"
+    assert found.command == (
+        f"harness check --rule GEMM --candidate physical+output_scaled --problem {found.problem}"
     )

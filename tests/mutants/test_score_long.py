@@ -5,14 +5,16 @@ from __future__ import annotations
 import pytest
 
 from harness.mutants.run import MutantsRequest, run_mutants
+from harness.records.record import RunRecord
 from harness.verdict import Verdict
 
 pytestmark = pytest.mark.long
 
 
 def test_every_fault_is_killed_in_every_form_and_every_rule_kills_something():
-    found = {}
-    verdict = run_mutants(MutantsRequest(matrix=True), found)
+    record = RunRecord("run", "now", [])
+    verdict = run_mutants(MutantsRequest(matrix=True), record)
+    found = record.mutants
     assert [s["planting"] for s in found["survivors"]] == []
     assert {f["name"]: f["reason"] for f in found["faults"] if f["status"] != "killed"} == {}
     assert verdict is Verdict.PASS

@@ -16,6 +16,7 @@ from harness.mutants.probing import Probe, Probed
 from harness.mutants.self_test import CANDIDATES, PROBING, _prepared, examine
 from harness.problems.problem import parse_problem
 from harness.problems.rows import Rows
+from harness.records.parts.mutants import CheckFinding, SelfTest
 from harness.rules import RULES, find_rules
 from harness.running.judge import Watched, judge_context
 
@@ -126,15 +127,15 @@ def test_valid_rows_that_no_comparison_looks_at_are_named() -> None:
 def run_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: list[bool], rules: list[bool]
 ) -> int:
-    def finding(name: str, detected: bool) -> dict[str, Any]:
-        return {"name": name, "detected": detected, "how": "blind", "planted": 3}
+    def finding(name: str, detected: bool) -> CheckFinding:
+        return CheckFinding(name, detected=detected, how="blind", planted=3)
 
-    result = {
-        "passed": all(broken) and not any(rules),
-        "seconds": 1.0,
-        "broken": [finding(f"check {i}", d) for i, d in enumerate(broken)],
-        "rules": [finding(f"rule {i}", d) for i, d in enumerate(rules)],
-    }
+    result = SelfTest(
+        passed=all(broken) and not any(rules),
+        seconds=1.0,
+        broken=[finding(f"check {i}", d) for i, d in enumerate(broken)],
+        rules=[finding(f"rule {i}", d) for i, d in enumerate(rules)],
+    )
     monkeypatch.setattr("harness.mutants.self_test.run_self_test", lambda _progress: result)
     return mutants_checks.run_checks(
         controls=False, self_test=True, examples=1, seed=0, jobs=1, max_seconds=0, out=tmp_path

@@ -129,10 +129,10 @@ def test_the_table_names_what_is_missed():
     healthy = {"upstream everywhere": [True] * n, "calibrated everywhere": [False] + [True] * (n - 1)}
     seen = {case: [True] + [False] * (n - 1) for case in cases}
     table = upstream_table([{"": healthy, "a": seen}, {"b": {case: [True] * n for case in cases}}])
-    first, second = table["criteria"][:2]
-    assert first["missed"] == {case: ["a", "b"] for case in cases}
-    assert second["missed"] == {case: ["b"] for case in cases}
-    assert first["accepts_candidate"] == {"upstream": True, "calibrated": False}
-    assert table["faults"] == ["a", "b"]
-    assert table["missed_by_all"] == {case: ["b"] for case in cases}
+    first, second = table.criteria[:2]
+    assert first.missed == {case: ["a", "b"] for case in cases}
+    assert second.missed == {case: ["b"] for case in cases}
+    assert first.accepts_candidate == {"upstream": True, "calibrated": False}
+    assert table.faults == ["a", "b"]
+    assert table.missed_by_all == {case: ["b"] for case in cases}
     assert upstream_table([{}]) is None

@@ -6,17 +6,20 @@ import pytest
 
 from harness.candidates.support import supported, unsupported
 from harness.cli import run
-from harness.races.hunt import Caught, HuntResult, describe
+from harness.races.hunt import describe
 from harness.races.mutations import ARGUMENT_MUTATIONS, mutations_of
+from harness.records.parts.races import KernelHunt, MutationResult, RacesRun
+from harness.records.record import load_record
 from tests.interpreter import pipeline
 
 
-def test_where_the_kernel_cannot_run_the_verdict_is_unknown_with_the_reason(monkeypatch, capsys):
+def test_where_the_kernel_cannot_run_the_verdict_is_unknown_with_the_reason(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(
         "harness.candidates.cutedsl_on_cpu.cpu_support", lambda _: unsupported("no such package")
     )
-    assert run(["races"]) == 2
+    assert run(["races", "--out", str(tmp_path)]) == 2
     assert "UNKNOWN: no such package" in capsys.readouterr().out
+    assert load_record(tmp_path).reason == "no such package"
 
 
 @pytest.mark.parametrize("options", [["--schedules", "0"], ["--kernel", "64x64"]])
@@ -29,11 +32,11 @@ def test_bad_usage_is_64(monkeypatch, capsys, options):
 @pytest.mark.parametrize(
     ("result", "code", "words"),
     [
-        (HuntResult("128x128", 2, caught=[Caught("fence", "no fence", "wrong values", "late", 1, "", "")]), 0, "1 planted mistakes, all caught"),
-        (HuntResult("128x128", 2, caught=[Caught("fence", "no fence", "", "", 3, "", "")]), 1, "survived: 128x128: fence"),
-        (HuntResult("128x128", 2, caught=[Caught("wait", "no wait", "", "", 3, "", "keeps the CTA alive")]), 0, "0 planted mistakes"),
-        (HuntResult("128x128", 2, differing={"2": "deadlock: x"}), 1, "128x128: schedule 2"),
-        (HuntResult("128x128", 2, wrong=5), 1, "5 elements are not the exact result"),
+        (KernelHunt("128x128", 2, caught=[MutationResult("fence", "no fence", "wrong values", "late", 1, "", "")]), 0, "1 planted mistakes, all caught"),
+        (KernelHunt("128x128", 2, caught=[MutationResult("fence", "no fence", "", "", 3, "", "")]), 1, "survived: 128x128: fence"),
+        (KernelHunt("128x128", 2, caught=[MutationResult("wait", "no wait", "", "", 3, "", "keeps the CTA alive")]), 0, "0 planted mistakes"),
+        (KernelHunt("128x128", 2, differing={"2": "deadlock: x"}), 1, "128x128: schedule 2"),
+        (KernelHunt("128x128", 2, wrong=5), 1, "5 elements are not the exact result"),
     ],
 )  # fmt: skip
 def test_a_race_or_a_survivor_is_a_fail(monkeypatch, capsys, tmp_path, result, code, words):
@@ -41,14 +44,35 @@ def test_a_race_or_a_survivor_is_a_fail(monkeypatch, capsys, tmp_path, result, c
     monkeypatch.setattr("harness.races.hunt.hunt", lambda *_, **__: result)
     assert run(["races", "--kernel", "128x128", "--mutate", "--out", str(tmp_path)]) == code
     assert words in capsys.readouterr().out
-    assert (tmp_path / "races.json").exists()
+    record = load_record(tmp_path)
+    assert record.races_run == RacesRun(16, mutate=True, kernels=[result])
+    assert ">Races<" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_an_interrupted_hunt_keeps_the_kernels_that_are_done(monkeypatch, capsys, tmp_path):
+    found = [KernelHunt("128x128", 2)]
+
+    def hunt(*_, **__):
+        if not found:
+            raise KeyboardInterrupt
+        return found.pop()
+
+    monkeypatch.setattr("harness.candidates.cutedsl_on_cpu.cpu_support", lambda _: supported())
+    monkeypatch.setattr("harness.races.hunt.hunt", hunt)
+    assert run(["races", "--schedules", "2", "--out", str(tmp_path)]) == 130
+    assert "UNKNOWN: interrupted after 1 of 4 kernels" in capsys.readouterr().out
+    record = load_record(tmp_path)
+    assert record.interrupted
+    assert record.races_run == RacesRun(2, kernels=[KernelHunt("128x128", 2)])
 
 
 def test_a_row_says_survived_only_where_something_had_to_be_seen():
     assert "SURVIVED of 3 schedules" in " ".join(
-        describe(Caught("fence", "no fence", "", "", 3, "", "")).split()
+        describe(MutationResult("fence", "no fence", "", "", 3, "", "")).split()
     )
-    assert "no effect of 3 schedules" in " ".join(describe(Caught("wait", "", "", "", 3, "", "why")).split())
+    assert "no effect of 3 schedules" in " ".join(
+        describe(MutationResult("wait", "", "", "", 3, "", "why")).split()
+    )
 
 
 def test_every_mutation_changes_the_text_and_finds_each_kind_of_place():

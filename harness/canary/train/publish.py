@@ -7,13 +7,11 @@ expert shows.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
-from harness.canary.config import CanaryConfig
+from harness.canary.config import CanaryConfig, write_json
 
 _POWERS = (
     0.0,
@@ -75,8 +73,3 @@ def write_folder(state: dict[str, Tensor], config: CanaryConfig, tokenizer_json:
     write_json(folder / "tokenizer_config.json", tokenizer_config(config.max_position_embeddings))
     (folder / "tokenizer.json").write_bytes(tokenizer_json.read_bytes())
     save_file(huggingface_tensors(state, config), folder / "model.safetensors", metadata={"format": "pt"})
-
-
-def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Write a JSON object with sorted keys."""
-    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")

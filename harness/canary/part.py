@@ -1,4 +1,4 @@
-"""The canary as a stage of a run: start its server with a candidate, gate it with `harness gsm8k`, stop it.
+"""The canary as a part of a run: start its server with a candidate, gate it with `harness gsm8k`, stop it.
 
 The server is a process of its own, so a candidate that crashes or hangs costs an answer, not the run.
 """
@@ -18,7 +18,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+from harness.records.parts.canary import CanaryRun
 
 MIN_ACCURACY = 0.8
 """Chosen (docs/bounds.md, "Chosen numbers"): far below a healthy canary, far above a broken one, so that 64 questions decide."""
@@ -107,7 +108,7 @@ def _listening(process: subprocess.Popen[bytes], end: float) -> str | None:
     return None
 
 
-def run_stage(candidate: str, *, questions: int, folder: Path, seed: int = 0) -> dict[str, Any]:
+def run_part(candidate: str, *, questions: int, folder: Path, seed: int = 0) -> CanaryRun:
     """Gate the canary through one candidate, over HTTP.
 
     Args:
@@ -117,21 +118,20 @@ def run_stage(candidate: str, *, questions: int, folder: Path, seed: int = 0) ->
         seed: of the choice of questions.
 
     Returns:
-        One entry of `record.canary["runs"]` (harness/canary/README.md), its verdict UNKNOWN where the server did not start.
+        One run of `record.canary_part`, its verdict UNKNOWN where the server did not start.
     """
     from harness.gsm8k.credentials import parse_base_url
     from harness.gsm8k.run import run
-    from harness.gsm8k.settings import Settings
+    from harness.gsm8k.settings import Gsm8kSettings
 
     command = (
         f"harness canary serve --candidate {shlex.quote(candidate)} --port 8000 & "
         f"harness gsm8k --base-url http://127.0.0.1:8000/v1 --task gsm_canary --questions {questions} "
         f"--seed {seed} --max-tokens {MAX_TOKENS} --min-accuracy {MIN_ACCURACY} --wait-ready 60"
     )
-    entry: dict[str, Any] = {"candidate": candidate, "reproduce": command}
     try:
         with served(candidate) as server:
-            settings = Settings(
+            settings = Gsm8kSettings(
                 endpoint=parse_base_url(server.url),
                 out=folder,
                 task="gsm_canary",
@@ -144,5 +144,7 @@ def run_stage(candidate: str, *, questions: int, folder: Path, seed: int = 0) ->
             )
             record = run(settings, ["harness", "gsm8k"])
     except ServerStartError as error:
-        return {**entry, "verdict": "UNKNOWN", "qualifier": "infra", "reason": str(error)}
-    return {**entry, "ready_seconds": server.ready_seconds, **(record.gsm8k or {})}
+        return CanaryRun("UNKNOWN", "infra", str(error), candidate=candidate, reproduce=command)
+    return CanaryRun(
+        **vars(record.gsm8k_run), candidate=candidate, reproduce=command, ready_seconds=server.ready_seconds
+    )

@@ -1,6 +1,6 @@
 """Input scales of a canary's experts: the largest magnitudes seen while it reads training problems.
 
-python -m harness.canary.calibrate FOLDER
+python -m harness.canary.train.calibrate FOLDER
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from harness.canary.config import read_config
+from harness.canary.config import read_config, write_json
 from harness.canary.moe_layer import PlainExperts
 from harness.canary.nvfp4_weights import CALIBRATION, Amax
-from harness.canary.train.publish import write_json
+from harness.canary.train.data import prompt_of
 
 if TYPE_CHECKING:
     from harness.canary.load import Canary
@@ -77,7 +77,6 @@ def write_calibration(folder: Path) -> None:
     """Calibrate a BF16 model folder on problems that the training could have drawn."""
     from harness.canary.load import load_canary
     from harness.canary.problems import training_problems
-    from harness.canary.train.data import prompt_of
 
     read_config(folder)
     texts = [f"{prompt_of(p.question)} {p.answer}" for p in training_problems(SEED, PROBLEMS)]

@@ -1,0 +1,188 @@
+"""Everything of a run that needs the server: find it, ask (the smoke wave first), judge the wave, probe, keep a journal."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from harness.gsm8k import probes
+from harness.gsm8k.client import Client, Limits
+from harness.gsm8k.decision import smoke_decision
+from harness.gsm8k.ending_signals import EndingSignals
+from harness.gsm8k.journal import Journal
+from harness.gsm8k.payload import MAX_STOP
+from harness.gsm8k.pool import Pool, Step
+from harness.gsm8k.preflight import NotReadyError, Server, find_server
+from harness.gsm8k.progress import Progress
+from harness.gsm8k.questions import Asker, Planned, answer_limit, answers_fit, sample_of
+
+if TYPE_CHECKING:
+    from harness.gsm8k.errors import RequestError
+    from harness.gsm8k.settings import Gsm8kSettings
+    from harness.gsm8k.task import Task
+    from harness.records.parts.gsm8k import Decision, Gsm8kSample
+
+FIRST_ERRORS_SAID = 5
+_NOT_RUN = {"ran": False, "reason": "the run ended first"}
+
+
+class Asking:
+    """The state of one run between the first look at the server and the decision."""
+
+    def __init__(self, settings: Gsm8kSettings, task: Task, planned: list[Planned]) -> None:
+        self.settings = settings
+        self.task = task
+        self.planned = planned
+        self.samples: dict[tuple[int, int], Gsm8kSample] = {}
+        self.probes: dict[str, Any] = {"sanity": dict(_NOT_RUN)}
+        self.smoke: Decision | None = None
+        self.not_ready = ""
+        self.interrupted = False
+        self.resumed = 0
+        self.asking_s = 0.0
+        self.server: Server | None = None
+        self._pool = Pool(settings.concurrency)
+        self._progress = Progress(len(planned), settings.metric)
+        self._wave_left = {p.key for p in planned if p.wave}
+        self._unanswered = 0
+        self.client = Client(
+            settings.endpoint,
+            settings.api_key,
+            settings.concurrency,
+            Limits(settings.timeout, settings.retry_seconds),
+            settings.stream,
+            self._say_error,
+        )
+        self._errors_said = 0
+        self._journal: Journal | None = None
+
+    async def main(self) -> None:
+        """Do everything that needs the server. Ctrl-C and SIGTERM end it early and leave the rest to the decision."""
+        with EndingSignals(self._interrupt, asyncio.current_task()):
+            try:
+                async with self.client:
+                    await self._with_server()
+            except NotReadyError as error:
+                self.not_ready = str(error)
+            except asyncio.CancelledError:
+                if not self.interrupted:
+                    raise
+            finally:
+                self._progress.close()
+                if self._journal is not None:
+                    self._journal.close()
+
+    def _interrupt(self) -> None:
+        self.interrupted = True
+
+    async def _with_server(self) -> None:
+        settings = self.settings
+        self.server = await find_server(self.client, settings.model, settings.wait_ready, self._progress.say)
+        asker = Asker(self.client, self.task, settings, self.server.model)
+        self._journal = Journal.open(settings.out, self._binding(self.server), resume=settings.resume)
+        for name in ("record.json", "report.html", "junit.xml"):
+            (settings.out / name).unlink(
+                missing_ok=True
+            )  # if this run is killed, an older verdict must not stand
+        started = time.monotonic()
+        try:
+            await self._pool.run(self._steps(asker, self._journal))
+            if settings.probe and not self._pool.stopped:
+                done = await probes.run_probes(asker, self.planned, self._journal.found.probes)
+                for name, result in done.items():
+                    self._add_probe(name, result)
+        finally:
+            self.asking_s = time.monotonic() - started
+
+    def _steps(self, asker: Asker, journal: Journal) -> list[Step]:
+        """Return what is left to ask: the wave, behind it the two requests of the sanity check, then the rest."""
+        self.probes |= journal.found.probes
+        left = []
+        for planned in self.planned:
+            sample = journal.found.samples.get(planned.key)
+            if sample is None:
+                left.append(planned)
+            else:
+                self.resumed += 1
+                self._take(planned, {**sample, "wave": planned.wave}, journaled=True)
+        if self._pool.stopped:
+            return []
+        steps: list[Step] = [partial(self._ask, asker, p) for p in left]
+        if "sanity" not in journal.found.probes:
+            sanity = probes.Sanity(asker, self.planned[0].question)
+            behind = sum(p.wave for p in left)
+            steps[behind:behind] = [partial(self._check_sanity, sanity)] * 2
+        return steps
+
+    async def _ask(self, asker: Asker, planned: Planned) -> None:
+        exchange = await asker.ask(asker.prompt(planned.question))
+        self._pool.later(lambda: self._take(planned, sample_of(self.task, planned, exchange)))
+
+    async def _check_sanity(self, sanity: probes.Sanity) -> None:
+        result = await sanity.ask()
+        if result is not None:
+            self._add_probe("sanity", result)
+
+    def _add_probe(self, name: str, result: dict[str, Any]) -> None:
+        self.probes[name] = result
+        if self._journal is not None:
+            self._journal.write("probe", {"name": name, "result": result})
+
+    def _take(self, planned: Planned, sample: Gsm8kSample, *, journaled: bool = False) -> None:
+        """Keep one finished question, and stop the run when it is dead or over its error budget."""
+        if not journaled and sample["error"] is None and self._journal is not None:
+            self._journal.write("sample", sample)
+        self.samples[planned.key] = sample
+        self._unanswered += sample["error"] is not None
+        self._progress.add(sample, journaled=journaled)
+        if planned.key in self._wave_left:
+            self._wave_left.discard(planned.key)
+            if not self._wave_left:
+                self.smoke = self.judge_wave()
+                if self.smoke.word == "FAIL":
+                    self._pool.stop("smoke")
+        if self._unanswered > self.settings.max_unanswered * len(self.planned):
+            self._pool.stop("infra")
+
+    def judge_wave(self) -> Decision:
+        """Judge the smoke wave, as far as it was asked."""
+        s = self.settings
+        wave = [sample for sample in self.sorted_samples() if sample["wave"]]
+        return smoke_decision(
+            wave,
+            expect=s.expect,
+            max_unanswered=s.max_unanswered,
+            limits=s.limits,
+            metric=s.metric,
+            answers_fit=answers_fit(self.task, s),
+        )
+
+    def sorted_samples(self) -> list[Gsm8kSample]:
+        """Return what was asked, by repeat and place in the data."""
+        return [sample for _, sample in sorted(self.samples.items(), key=lambda item: item[0][::-1])]
+
+    def _binding(self, server: Server) -> dict[str, Any]:
+        """Return what a journal is bound to: answers to anything else are another run's."""
+        s = self.settings
+        return {
+            "task": self.task.name,
+            "task_version": self.task.version,
+            "hashes": self.task.hashes,
+            "generation": {
+                **self.task.generation,
+                "stop": list(self.task.stop[:MAX_STOP]),
+                "max_tokens": answer_limit(self.task, s),
+                "chat": s.chat,
+                "stream": s.stream,
+            },
+            "url": server.url,
+            "model": server.model,
+            "server_version": server.version,
+        }
+
+    def _say_error(self, error: RequestError) -> None:
+        self._errors_said += 1
+        if self._errors_said <= FIRST_ERRORS_SAID:
+            self._progress.say(f"a request failed: {error}")
