@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from hypothesis import strategies as st
 from hypothesis.internal.conjecture import providers
@@ -18,6 +19,9 @@ from harness.problems.shapes import ModelShape
 from harness.problems.traps import TRAPS
 
 _EDGES = (1, 2, 7, 8, 31, 32, 63, 64, 127, 128, 129, 160, 192, 255, 256, 257, 300, 384)
+_DATA = st.sampled_from(["normal", "grid", "spread"])
+_SEEDS = st.integers(0, 99_999)
+_MOST_TRAPS = 4
 _DECLARED = frozenset({"relu2", "float32_out", "float16_out"})  # options that a candidate's traits allow
 
 
@@ -43,24 +47,49 @@ def only_the_seed() -> Iterator[None]:
         vars(providers).update(kept)
 
 
-@st.composite
 def problems(
-    draw: st.DrawFn, drawn: Drawn, traits: Traits, profile: Profile, shape: ModelShape | None = None
-) -> Problem:
-    """Draw a problem that the candidate declares it can take.
+    drawn: Drawn, traits: Traits, profile: Profile, shape: ModelShape | None = None
+) -> st.SearchStrategy[Problem]:
+    """Return the problems that the candidate declares it can take.
 
     Args:
-        draw: given by hypothesis.
         drawn: which traps and options.
         traits: the candidate's declared alignments and types.
         profile: the largest extents.
         shape: fixed widths of a real model, or None.
     """
-    experts = draw(_experts(traits, profile)) if shape is None else shape.local_experts
-    capacity = draw(_capacity(traits, profile))
     step = traits.width_multiple
-    hidden = shape.hidden if shape else draw(_extent(step, profile.k))
-    inter = shape.inter if shape else draw(_extent(step, min(profile.n, profile.k)))
+    # Made once: hypothesis takes longer to make a strategy than to draw from it.
+    parts = _Parts(
+        _experts(traits, profile),
+        _capacity(traits, profile),
+        _extent(step, profile.k),
+        _extent(step, min(profile.n, profile.k)),
+        _extras(drawn, traits),
+    )
+    return _problem(parts, traits, profile, shape)
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """What the parts of a problem are drawn from."""
+
+    experts: st.SearchStrategy[int]
+    capacity: st.SearchStrategy[int]
+    hidden: st.SearchStrategy[int]
+    inter: st.SearchStrategy[int]
+    extras: st.SearchStrategy[frozenset[str]]
+
+
+@st.composite
+def _problem(
+    draw: st.DrawFn, parts: _Parts, traits: Traits, profile: Profile, shape: ModelShape | None
+) -> Problem:
+    experts = draw(parts.experts) if shape is None else shape.local_experts
+    capacity = draw(parts.capacity)
+    step = traits.width_multiple
+    hidden = shape.hidden if shape else draw(parts.hidden)
+    inter = shape.inter if shape else draw(parts.inter)
     # Halve what is largest until the work fits: the extremes of all extents never meet in one problem.
     while shape is None and experts * capacity * hidden * inter * 2 > profile.work << 20:
         if capacity >= 2 * traits.m_multiple and capacity > 64:
@@ -72,14 +101,14 @@ def problems(
             if inter == step:
                 break
     masked_m = draw(_masked_m(experts, capacity))
-    data = draw(st.sampled_from(["normal", "grid", "spread"]))
-    extras = draw(_extras(drawn, traits))
+    data = draw(_DATA)
+    extras = draw(parts.extras)
     # Where nothing but zeros would be left no comparison has power.
     if sum(count > 0 for count in masked_m) < 2:
         extras -= {"zero_expert"}
     if sum(masked_m) < 2:
         extras -= {"zero_row"}
-    return Problem(experts, capacity, hidden, inter, masked_m, data, draw(st.integers(0, 99_999)), extras)
+    return Problem(experts, capacity, hidden, inter, masked_m, data, draw(_SEEDS), extras)
 
 
 def _experts(traits: Traits, profile: Profile) -> st.SearchStrategy[int]:
@@ -132,9 +161,11 @@ def _extras(drawn: Drawn, traits: Traits) -> st.SearchStrategy[frozenset[str]]:
     traps, options = traps_of(drawn), options_of(drawn, traits)
     none: st.SearchStrategy[list[str]] = st.just([])
     # The number first: hypothesis likes short lists, and every trap must be drawn often enough to count as tested.
-    written = st.integers(0, 4).flatmap(
-        lambda count: st.lists(st.sampled_from(traps), min_size=count, max_size=count, unique=True)
-    )
+    of_count = [
+        st.lists(st.sampled_from(traps), min_size=count, max_size=count, unique=True)
+        for count in range(_MOST_TRAPS + 1)
+    ]
+    written = st.integers(0, _MOST_TRAPS).flatmap(lambda count: of_count[count])
     chosen = st.lists(st.sampled_from(options), max_size=1) if options else none
     return st.tuples(written, chosen).map(lambda both: frozenset([*both[0], *both[1]]))
 

@@ -11,6 +11,7 @@ to come back too, what was lost once has to stay lost as s gets smaller, and no 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -83,6 +84,7 @@ _ARRANGEMENTS = (
     _Arrangement(0, 4, 8, times=15),
     _Arrangement(16, 31, 0, times=15),
 )
+_PROBES = len(_ARRANGEMENTS) * len(_GAPS)
 
 
 @dataclass(frozen=True)
@@ -162,48 +164,53 @@ def _probed_accumulator(candidate: Any) -> AccumulatorProbe:
 def probe_accumulator(candidate: Any) -> AccumulatorProbe:
     """Measure a candidate's accumulator through its masked_grouped_gemm."""
     traits = traits_of(candidate)
-    probes = len(_ARRANGEMENTS) * len(_GAPS)
-    rows = -(-2 * probes // traits.m_multiple) * traits.m_multiple  # the second half: s alone
+    rows = -(-2 * _PROBES // traits.m_multiple) * traits.m_multiple  # the second half: s alone
     columns = -(-max(len(_ARRANGEMENTS), 64) // traits.n_multiple) * traits.n_multiple
     k = -(-_K // traits.k_multiple) * traits.k_multiple
-    a_codes, b_codes = (torch.zeros(1, r, k // 16, 16, dtype=torch.uint8) for r in (rows, columns))
-    a_scale, b_scale = (torch.full((1, r, k // 16), _byte(0), dtype=torch.uint8) for r in (rows, columns))
-    for column, at in enumerate(_ARRANGEMENTS):
-        for block in (at.large, at.negative):
-            b_codes[0, column, block, : at.times], b_scale[0, column, block] = at.code, _byte(at.scale)
-        small = _small_exponent(at)
-        b_codes[0, column, at.small, 0], b_scale[0, column, at.small] = _power(small)
-        if at.decoy is not None:
-            b_scale[0, column, at.decoy] = _byte(8)
-        for step, gap in enumerate(_GAPS[: _gaps(at)]):
-            row = column * len(_GAPS) + step
-            a_codes[0, row, at.large, : at.times], a_scale[0, row, at.large] = at.code, _byte(at.scale)
-            a_codes[0, row, at.negative, : at.times], a_scale[0, row, at.negative] = (
-                at.code | 8,
-                _byte(at.scale),
-            )
-            for place in (row, row + probes):
-                a_codes[0, place, at.small, 0], a_scale[0, place, at.small] = _power(
-                    at.exponent - gap - small
-                )
-            if at.decoy is not None:
-                a_scale[0, row, at.decoy] = _byte(8)
     dtype = torch.float32 if "float32" in traits.out_dtypes else torch.bfloat16
     experts = traits.min_experts
     out = layouts.empty_out(experts, rows, columns, dtype, traits.device, 0.0)
-    operands = [t.to(traits.device) for t in (a_codes, a_scale, b_codes, b_scale)]
-    codes_a, bytes_a, codes_b, bytes_b = (t.expand(experts, *t.shape[1:]).contiguous() for t in operands)
+    # Copies: a candidate may write to what it gets.
+    a_codes, a_scale, b_codes, b_scale = (
+        t.repeat(experts, 1, 1).to(traits.device) for t in _operands(rows, columns, k)
+    )
     candidate.masked_grouped_gemm(
-        layouts.operand(codes_a.flatten(2)),
-        layouts.scales(bytes_a),
-        layouts.operand(codes_b.flatten(2)),
-        layouts.scales(bytes_b),
+        layouts.operand(a_codes),
+        layouts.scales(a_scale),
+        layouts.operand(b_codes),
+        layouts.scales(b_scale),
         out,
         torch.full((experts,), rows, dtype=torch.int32, device=traits.device),
         torch.ones(experts, device=traits.device),
     )
     seen = out[:, :, 0].double().cpu()
-    return _read(seen[:probes], seen[probes:])
+    return _read(seen[:_PROBES], seen[_PROBES:])
+
+
+@cache
+def _operands(rows: int, columns: int, k: int) -> tuple[torch.Tensor, ...]:
+    """Return codes and block scales of A, `(rows, k)` and `(rows, k / 16)` uint8, and of B: a column an arrangement.
+
+    A has a row for each arrangement and gap with L, s and -L, and as many in its second half with s alone.
+    """
+    a_codes, b_codes = (torch.zeros(r, k // 16, 16, dtype=torch.uint8) for r in (rows, columns))
+    a_scale, b_scale = (torch.full((r, k // 16), _byte(0), dtype=torch.uint8) for r in (rows, columns))
+    for column, at in enumerate(_ARRANGEMENTS):
+        for block in (at.large, at.negative):
+            b_codes[column, block, : at.times], b_scale[column, block] = at.code, _byte(at.scale)
+        small = _small_exponent(at)
+        b_codes[column, at.small, 0], b_scale[column, at.small] = _power(small)
+        if at.decoy is not None:
+            b_scale[column, at.decoy] = _byte(8)
+        for step, gap in enumerate(_GAPS[: _gaps(at)]):
+            row = column * len(_GAPS) + step
+            a_codes[row, at.large, : at.times], a_scale[row, at.large] = at.code, _byte(at.scale)
+            a_codes[row, at.negative, : at.times], a_scale[row, at.negative] = at.code | 8, _byte(at.scale)
+            for place in (row, row + _PROBES):
+                a_codes[place, at.small, 0], a_scale[place, at.small] = _power(at.exponent - gap - small)
+            if at.decoy is not None:
+                a_scale[row, at.decoy] = _byte(8)
+    return a_codes.flatten(1), a_scale, b_codes.flatten(1), b_scale
 
 
 def _small_exponent(at: _Arrangement) -> int:
