@@ -13,7 +13,8 @@ OLDEST_VENV ?= .venv-oldest
 PIP = -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 # Two workers of one thread each: OpenMP threads of several processes on the same cores only wait for each other.
-PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+# The tests start some two hundred Python processes: bytecode is kept, also in images that set PYTHONDONTWRITEBYTECODE.
+PYTEST = PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 WORKERS ?= 2
 
 .PHONY: demo test test-flashinfer test-oldest test-browser test-all lint bench clean

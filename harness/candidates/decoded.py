@@ -22,6 +22,7 @@ class DecodedOperands:
 
     def __init__(self) -> None:
         self._kept: OrderedDict[tuple[object, ...], tuple[Tensor, Tensor, Tensor]] = OrderedDict()
+        self._elements = 0
 
     def get(self, packed: Tensor, scales: Tensor, decode: Callable[[], Tensor]) -> Tensor:
         """Return the decoded operand; the caller must not write to it.
@@ -42,8 +43,12 @@ class DecodedOperands:
             self._kept.move_to_end(key)
             return kept[2]
         values = decode()
+        if kept is not None:
+            self._elements -= kept[2].numel()
         self._kept[key] = (packed.clone(), scales.clone(), values)
         self._kept.move_to_end(key)
-        while sum(entry[2].numel() for entry in self._kept.values()) > LIMIT:
-            self._kept.popitem(last=False)
+        self._elements += values.numel()
+        while self._elements > LIMIT:
+            _, (_, _, oldest) = self._kept.popitem(last=False)
+            self._elements -= oldest.numel()
         return values

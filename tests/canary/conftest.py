@@ -10,6 +10,7 @@ from harness.canary import load_canary
 from harness.canary.problems.generate import TEST
 
 STOP = ["\n\n", "Question:"]
+BRIEF = 48
 
 
 @pytest.fixture(scope="session")
@@ -25,18 +26,32 @@ def problems() -> list[dict]:
 
 @pytest.fixture(scope="session")
 def prompts(problems) -> list[str]:
-    return [f"Question: {row['question']}\nAnswer:" for row in problems]
+    return prompts_of(problems)
+
+
+@pytest.fixture(scope="session")
+def brief(problems) -> list[dict]:
+    """Seven questions of as many families with answers of at most `BRIEF` tokens: time goes by tokens, not by questions."""
+    shortest: dict[str, dict] = {}
+    for row in sorted(problems, key=lambda row: len(row["answer"])):
+        shortest.setdefault(row["family"], row)
+    return list(shortest.values())[:7]
+
+
+def prompts_of(rows: list[dict]) -> list[str]:
+    return [f"Question: {row['question']}\nAnswer:" for row in rows]
+
+
+def share_right(answers: list[str], rows: list[dict]) -> float:
+    """Share of answers whose last number is that of the row in its place."""
+    right = [
+        a.rpartition("####")[2].strip() == row["answer"].rpartition("####")[2].strip()
+        for a, row in zip(answers, rows, strict=False)
+    ]
+    return sum(right) / len(answers)
 
 
 @pytest.fixture(scope="session")
 def score(problems):
-    """Share of answers whose last number is right."""
-
-    def share(answers: list[str]) -> float:
-        right = [
-            a.rpartition("####")[2].strip() == row["answer"].rpartition("####")[2].strip()
-            for a, row in zip(answers, problems, strict=False)
-        ]
-        return sum(right) / len(answers)
-
-    return share
+    """Share of the answers to `prompts` whose last number is right."""
+    return lambda answers: share_right(answers, problems)

@@ -14,7 +14,7 @@ from harness.canary.forward import batch_of
 from harness.canary.nvfp4_weights import layers_of
 from harness.verdict import UsageError
 from reference.loading import load_experts
-from tests.canary.conftest import STOP
+from tests.canary.conftest import BRIEF, STOP, prompts_of, share_right
 
 EVERY_QUESTION = 500
 
@@ -126,17 +126,17 @@ def test_it_answers_every_question(candidate, prompts, score) -> None:
         ("eager", {"ranks": 2, "shard": "width"}),
     ],
 )
-def test_other_right_ways_to_run_it_answer_too(candidate, options, prompts, score) -> None:
+def test_other_right_ways_to_run_it_answer_too(candidate, options, brief) -> None:
     canary = load_canary(candidate=candidate, **options)
-    assert score(canary.answer(prompts[:2], stop=STOP)) == 1.0
+    assert share_right(canary.answer(prompts_of(brief), BRIEF, stop=STOP), brief) == 1.0
 
 
 @pytest.mark.parametrize(
     "fault", ["input_scale_omitted", "scales_not_swizzled", "weights_dropped", "one_expert_dropped"]
 )
-def test_a_broken_one_answers_nothing_right(fault, prompts, score) -> None:
+def test_a_broken_one_answers_nothing_right(fault, brief) -> None:
     canary = load_canary(candidate=f"eager+{fault}")
-    assert score(canary.answer(prompts[:4], 80, stop=STOP)) == 0.0
+    assert share_right(canary.answer(prompts_of(brief), BRIEF, stop=STOP), brief) == 0.0
 
 
 @pytest.mark.long

@@ -23,13 +23,14 @@ def test_an_unknown_fault_is_refused() -> None:
         planned_lines("eager", ["alpha_of_nobody"])
 
 
-def test_a_line_holds_accuracy_and_verdict() -> None:
-    right = CanaryLine("eager", "variant", "eager")
-    broken = CanaryLine("experts_rolled", "fault", "eager+experts_rolled")
-    lines = [measured_line(one, 8) for one in (right, broken)]
-    assert [line.accuracy for line in lines] == [1.0, 0.0]
-    assert lines[1].verdict == "FAIL"
-    assert not any(line.error for line in lines)
+def test_a_line_holds_accuracy_and_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = measured_line(CanaryLine("eager", "variant", "eager"), 8)
+    monkeypatch.setattr("harness.canary.run.MAX_TOKENS", 64)  # what a broken one says does not end by itself
+    broken = measured_line(CanaryLine("experts_rolled", "fault", "eager+experts_rolled"), 8)
+    assert (right.accuracy, broken.accuracy) == (1.0, 0.0)
+    assert broken.verdict == "FAIL"
+    assert not right.error
+    assert not broken.error
 
 
 def test_a_candidate_that_cannot_be_made_is_a_line_with_its_error() -> None:
