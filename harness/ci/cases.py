@@ -29,7 +29,7 @@ _GSM8K_CASE_OF = {
 
 
 @dataclass(frozen=True)
-class Case:
+class CiCase:
     """One case.
 
     Attributes:
@@ -51,7 +51,7 @@ class Case:
     reproduce: str = ""
 
 
-def cases_of(record: RunRecord) -> list[Case]:
+def cases_of(record: RunRecord) -> list[CiCase]:
     """Return every case of a record, part by part. Raises RecordError with the name of a damaged field."""
     found = [*map(_rule_case, record.rules), *_not_run(record)]
     if (run := record.gsm8k_run) is not None:
@@ -65,7 +65,7 @@ def cases_of(record: RunRecord) -> list[Case]:
     ):
         # Interrupted, too few traps, an internal error: the run is not a PASS though no single case says so.
         found.append(
-            Case(
+            CiCase(
                 "harness",
                 "run",
                 record.verdict,
@@ -77,25 +77,25 @@ def cases_of(record: RunRecord) -> list[Case]:
     return found
 
 
-def _rule_case(result: RuleResult) -> Case:
+def _rule_case(result: RuleResult) -> CiCase:
     suite = f"harness.rules.{result.candidate}"
     if result.skipped:
-        return Case(suite, result.rule, None, "not applicable", result.skipped, result.seconds)
+        return CiCase(suite, result.rule, None, "not applicable", result.skipped, result.seconds)
     messages = [failure.message for failure in result.failures if failure.kind != "known"]
     text = "" if result.verdict is Verdict.PASS else "\n\n".join(messages) or result.reason
     command = next((failure.reproduce for failure in result.failures if failure.kind != "known"), "")
-    return Case(suite, result.rule, result.verdict, result.verdict.value, text, result.seconds, command)
+    return CiCase(suite, result.rule, result.verdict, result.verdict.value, text, result.seconds, command)
 
 
-def _not_run(record: RunRecord) -> Iterator[Case]:
+def _not_run(record: RunRecord) -> Iterator[CiCase]:
     for candidate in record.candidates:
         if not candidate.ran:
             verdict = Verdict.UNKNOWN if candidate.requested else None
             label = verdict.value if verdict else "not run"
-            yield Case(f"harness.rules.{candidate.name}", "support", verdict, label, candidate.reason)
+            yield CiCase(f"harness.rules.{candidate.name}", "support", verdict, label, candidate.reason)
 
 
-def gsm8k_cases(run: Gsm8kRun, seconds: float) -> list[Case]:
+def gsm8k_cases(run: Gsm8kRun, seconds: float) -> list[CiCase]:
     """Return the four steps of the gate; what comes behind the one that broke was not judged."""
     from harness.ci.gsm8k_lines import lines
 
@@ -109,28 +109,28 @@ def gsm8k_cases(run: Gsm8kRun, seconds: float) -> list[Case]:
         took = seconds if name == "accuracy" else 0.0
         if name == broken:
             text = "\n".join([run.reason, *lines(run)])
-            found.append(Case("harness.gsm8k", name, Verdict(run.verdict), run.label, text, took))
+            found.append(CiCase("harness.gsm8k", name, Verdict(run.verdict), run.label, text, took))
         elif name in not_judged:
-            found.append(Case("harness.gsm8k", name, None, "not judged", "not judged", took))
+            found.append(CiCase("harness.gsm8k", name, None, "not judged", "not judged", took))
         else:
-            found.append(Case("harness.gsm8k", name, Verdict.PASS, "PASS", "", took))
+            found.append(CiCase("harness.gsm8k", name, Verdict.PASS, "PASS", "", took))
     return found
 
 
-def _canary_cases(canary: CanaryPart) -> Iterator[Case]:
+def _canary_cases(canary: CanaryPart) -> Iterator[CiCase]:
     for run in canary.runs:
         verdict = Verdict(run.verdict)
         text = "" if verdict is Verdict.PASS else run.reason
         took = run.seconds.get("total") or 0.0
-        yield Case("harness.canary", run.candidate, verdict, run.label, text, took, run.reproduce)
+        yield CiCase("harness.canary", run.candidate, verdict, run.label, text, took, run.reproduce)
     for run in canary.controls:
         seen = run.verdict == Verdict.FAIL
         verdict = Verdict.PASS if seen else Verdict.UNKNOWN
         text = "" if seen else f"a planted fault must FAIL, got {run.label}: {run.reason}"
-        yield Case("harness.canary", f"{run.candidate} (control)", verdict, verdict.value, text)
+        yield CiCase("harness.canary", f"{run.candidate} (control)", verdict, verdict.value, text)
 
 
-def _mutant_cases(mutants: MutantsRun, seconds: float) -> Iterator[Case]:
+def _mutant_cases(mutants: MutantsRun, seconds: float) -> Iterator[CiCase]:
     if mutants.scored:
         bad = [fault for fault in mutants.faults if fault.status in {SURVIVED, NOT_JUDGED}]
         survived = any(fault.status == SURVIVED for fault in bad)
@@ -140,4 +140,4 @@ def _mutant_cases(mutants: MutantsRun, seconds: float) -> Iterator[Case]:
             f"{fault.name} {fault.status}: must be killed by {fault.killed_by}: {fault.title}"
             for fault in bad
         )
-        yield Case("harness.mutants", "score", verdict, verdict.value, text, seconds)
+        yield CiCase("harness.mutants", "score", verdict, verdict.value, text, seconds)

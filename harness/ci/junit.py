@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
-from harness.ci.cases import Case, cases_of
+from harness.ci.cases import CiCase, cases_of
 from harness.ci.text import printable
 from harness.records.record import RunRecord
 from harness.verdict import Verdict
@@ -15,7 +15,7 @@ MESSAGE = 400  # characters of a failure's message attribute; the element's text
 
 def write_junit(record: RunRecord, path: Path) -> None:
     """Write the run as JUnit XML. What went wrong is a `failure`, UNKNOWN included; nothing is an `error`."""
-    suites: dict[str, list[Case]] = {}
+    suites: dict[str, list[CiCase]] = {}
     for case in cases_of(record):
         suites.setdefault(case.suite, []).append(case)
     root = ET.Element("testsuites", name="harness", time=f"{record.seconds:.3f}")
@@ -38,7 +38,7 @@ def write_junit(record: RunRecord, path: Path) -> None:
     path.write_text('<?xml version="1.0" encoding="UTF-8"?>\n' + content + "\n", encoding="utf-8")
 
 
-def _add(suite: ET.Element, case: Case) -> None:
+def _add(suite: ET.Element, case: CiCase) -> None:
     element = ET.SubElement(
         suite,
         "testcase",

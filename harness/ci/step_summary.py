@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
-from harness.ci.cases import Case, cases_of
+from harness.ci.cases import CiCase, cases_of
 from harness.ci.gsm8k_lines import lines
 from harness.ci.text import markdown, preformatted
 from harness.records.parts.canary import CanaryPart
@@ -50,7 +50,7 @@ def step_summary(record: RunRecord) -> str:
     return "\n".join(rows)
 
 
-def _rules(record: RunRecord, cases: list[Case]) -> list[str]:
+def _rules(record: RunRecord, cases: list[CiCase]) -> list[str]:
     rows = [
         "| candidate | PASS | FAIL | UNKNOWN | not applicable | elements compared |",
         "|---|---|---|---|---|---|",

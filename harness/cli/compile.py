@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from harness.compile.baseline import Baseline
     from harness.compile.case import CompileCase
     from harness.compile.matrix import Entry
-    from harness.compile.run import CompileRequest, Outcome
+    from harness.compile.run import CompileRequest, CompileOutcome
     from harness.records.parts.compile import CompileResult
 
 _PATH = click.Path(path_type=Path)
@@ -173,7 +173,7 @@ def select(
     return found
 
 
-def _store(path: Path, request: CompileRequest, outcome: Outcome) -> None:
+def _store(path: Path, request: CompileRequest, outcome: CompileOutcome) -> None:
     """Write a baseline, if no case is missing."""
     from harness.compile.baseline import Baseline, write_baseline
 
@@ -187,7 +187,7 @@ def _store(path: Path, request: CompileRequest, outcome: Outcome) -> None:
     click.echo(f"baseline: {path}")
 
 
-def _report(outcome: Outcome, folder: Path, seconds: float) -> None:
+def _report(outcome: CompileOutcome, folder: Path, seconds: float) -> None:
     from harness.records.environment import describe_environment
     from harness.records.record import RunRecord
     from harness.version import __version__

@@ -70,7 +70,7 @@ class CompileRequest:
 
 
 @dataclass
-class Outcome:
+class CompileOutcome:
     """What came out; `part` is for the record."""
 
     verdict: Verdict = Verdict.UNKNOWN
@@ -86,9 +86,9 @@ def run_compile(
     progress: Progress,
     find: Callable[[], tuple[Support, Packages]] = find_packages,
     pool: Callable[[int, float, Path | None], Pool] = Pool,
-) -> Outcome:
+) -> CompileOutcome:
     """Compile, compare, conclude. An interrupt keeps what is done, in the cache and in the outcome."""
-    outcome = Outcome()
+    outcome = CompileOutcome()
     support, outcome.packages = find()
     started, cpu = time.monotonic(), _children_seconds()
     cached, warning = 0, ""
@@ -123,7 +123,7 @@ def run_compile(
 def _compile(
     request: CompileRequest,
     cache: Cache,
-    outcome: Outcome,
+    outcome: CompileOutcome,
     progress: Progress,
     pool: Callable[[int, float, Path | None], Pool],
 ) -> int:
@@ -189,7 +189,9 @@ def _changes(request: CompileRequest, results: dict[Entry, CompileResult]) -> li
     return sorted(found, key=lambda change: not change.bad)
 
 
-def conclude(request: CompileRequest, outcome: Outcome, changes: list[CompileChange]) -> tuple[Verdict, str]:
+def conclude(
+    request: CompileRequest, outcome: CompileOutcome, changes: list[CompileChange]
+) -> tuple[Verdict, str]:
     """Return the verdict on a run and its reason."""
     statuses = Counter(result.status for result in outcome.results.values())
     counts = ", ".join(f"{count} {status}" for status, count in sorted(statuses.items()))
@@ -214,7 +216,7 @@ def conclude(request: CompileRequest, outcome: Outcome, changes: list[CompileCha
     return Verdict.PASS, f"{counts}, {against}" + (f"; noted: {noted}" if noted else "")
 
 
-def _part(request: CompileRequest, outcome: Outcome, changes: list[CompileChange]) -> CompileRun:
+def _part(request: CompileRequest, outcome: CompileOutcome, changes: list[CompileChange]) -> CompileRun:
     before = request.baseline
     return CompileRun(
         verdict=outcome.verdict.value,

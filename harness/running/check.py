@@ -44,7 +44,7 @@ class CheckRequest:
         isolate: run candidates in child processes.
         known: list of known failures.
         all_rules: no rule was selected, so the drawn traps can be counted against their floor.
-        canary: questions of the canary stage, 0 for none.
+        canary: questions of the canary, 0 for none.
         canary_control: fault that is planted in the first candidate to show that the stage sees it, "" for none.
     """
 
