@@ -5,8 +5,7 @@ from __future__ import annotations
 import tomllib
 from fnmatch import fnmatch
 
-from tests.source_tree import read_tree
-from tests.test_layers import ALLOWED, ROOT
+from tests.test_layers import ROOT, repository
 
 SETUPTOOLS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
 LEFT_OUT = SETUPTOOLS["packages"]["find"]["exclude"]
@@ -17,7 +16,7 @@ def is_left_out(module: str) -> bool:
 
 
 def test_no_module_of_the_wheel_imports_what_makes_a_canary() -> None:
-    tree = read_tree(ROOT, *ALLOWED)
+    tree = repository()
     inside = [source for source in tree.values() if is_left_out(source.module)]
     found = [
         f"{source.path}:{imported.line} imports {imported.name}"
