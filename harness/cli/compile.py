@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from harness.compile.baseline import Baseline
     from harness.compile.case import CompileCase
     from harness.compile.matrix import Entry
-    from harness.compile.run import CompileRequest, CompileOutcome
+    from harness.compile.run import CompileOutcome, CompileRequest
     from harness.records.parts.compile import CompileResult
 
 _PATH = click.Path(path_type=Path)
