@@ -91,7 +91,13 @@ def test_the_rows_of_the_weights_that_have_the_fault_are_found() -> None:
     assert "in w1: experts 2, weight rows 118 to 127 and 130" in first["place"]
 
 
-@pytest.mark.parametrize("name", ["ColumnsMirrored", "OneAndAHalfStoredAsTwo", "MeanAdded"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ColumnsMirrored",
+        *(pytest.param(name, marks=pytest.mark.long) for name in ("OneAndAHalfStoredAsTwo", "MeanAdded")),
+    ],
+)
 def test_a_fault_outside_the_catalog_is_not_explained_in_full(name: str) -> None:
     found = Judge(FinalOutputOnly(OUTSIDE[name][0]())).diagnose("MOE", PROBLEM, "")
     assert [f for f in found if not f["fault"]]
