@@ -57,8 +57,9 @@ def _masked_gemm(
         sums = tl.dot(left, right.T, sums)
     if has_alpha:
         sums *= tl.load(alpha + expert * alpha_l)
-    to = out + expert * ol + rows * om + columns.T * on
-    tl.store(to, sums.to(out.dtype.element_ty), mask=(rows < valid) & (columns.T < n))
+    across = columns.T
+    to = out + expert * ol + rows * om + across * on
+    tl.store(to, sums.to(out.dtype.element_ty), mask=(rows < valid) & (across < n))
 
 
 class TritonGemm:
