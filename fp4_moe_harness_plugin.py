@@ -55,6 +55,11 @@ _OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
 }  # fmt: skip
 _SHORT = {short: name for name, (short, _) in _OPTIONS.items()}
 
+_ADVICE = (
+    f"Python finds that before the one in {_HERE}; rename it, or keep its folder out of sys.path "
+    "(PYTHONPATH; `python -m pytest` adds the current folder, `pytest` does not)"
+)
+
 hookimpl = HookimplMarker("pytest")
 
 
@@ -64,7 +69,7 @@ def main() -> None:
         name: place for name, place in shadowed().items() if name != "suites"
     }  # no command imports those
     if found:
-        sys.stderr.write(f"harness: {_sentence(found)}\n")
+        sys.stderr.write(f"harness: {_sentence(found)}: {_ADVICE}\n")
         raise SystemExit(USAGE)
     from harness.cli import main as command_line
 
@@ -88,11 +93,7 @@ def shadowed() -> dict[str, str]:
 
 
 def _sentence(found: dict[str, str]) -> str:
-    what = ", ".join(f"`{name}` is shadowed by {place}" for name, place in found.items())
-    return (
-        f"{what}: Python finds that before the package of this name in {_HERE}. Rename it, or keep its folder out of "
-        "sys.path (PYTHONPATH; `pytest` does not add the current folder, `python -m pytest` does)"
-    )
+    return ", ".join(f"`{name}` is shadowed by {place}" for name, place in found.items())
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -110,7 +111,11 @@ def pytest_load_initial_conftests(
     result = yield
     if any(word.partition("=")[0] in _SHORT for word in args):
         known, unknown = parser.parse_known_and_unknown_args(args, copy.copy(early_config.option))
-        if any(_is_ours(word, early_config, pyargs=known.pyargs) for word in known.file_or_dir):
+        named = [
+            *known.file_or_dir,
+            *unknown,
+        ]  # up to pytest 8 some of the words without a dash are in `unknown`
+        if any(_is_ours(word, early_config, pyargs=known.pyargs) for word in named):
             free = [word for word in unknown if word.partition("=")[0] in _SHORT]
             for number, word in enumerate(args):
                 if word in free:
@@ -152,7 +157,7 @@ def _session(config: pytest.Config) -> SuiteSession:
         if places := shadowed():
             import pytest
 
-            pytest.exit(f"harness: {_sentence(places)}", returncode=USAGE)
+            pytest.exit(f"harness: {_sentence(places)}: {_ADVICE}", returncode=USAGE)
         from harness.running.suite_session import SuiteSession
 
         found = SuiteSession(config)
@@ -171,4 +176,4 @@ def pytest_testnodedown(node: Any, error: object) -> None:  # noqa: ARG001 - the
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """Name what stands in the place of our packages: a line, no warning, which `-W error` would make a failure."""
     if found := shadowed():
-        terminalreporter.line(f"fp4-moe-harness: {_sentence(found)}")
+        terminalreporter.line(f"fp4-moe-harness: {_sentence(found)}; this session cannot run our suites")
