@@ -107,7 +107,15 @@ class Session:
 
 @pytest.fixture(scope="session")
 def environment() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "GIT_DIR": os.devnull, "PYTEST_ADDOPTS": ""}
+    """One thread, a repository that is not asked for its state, and no plugin of pytest but these two.
+
+    The sessions read this repository's settings, in which a warning is an error; other plugins may warn of each other.
+    """
+    plugins = {
+        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+        "PYTEST_ADDOPTS": "-p fp4_moe_harness_plugin -p xdist.plugin",
+    }
+    return {**os.environ, "OMP_NUM_THREADS": "1", "GIT_DIR": os.devnull, **plugins}
 
 
 @pytest.fixture(scope="session")
