@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests import layer_checks as checks
-from tests.source_tree import Tree, read_tree
+from tests.source_tree import Tree, read_source, read_tree
 
 ROOT = Path(__file__).parent.parent
 STANDARD = set(sys.stdlib_module_names)
@@ -116,6 +116,13 @@ def test_only_commands_and_the_end_of_a_run_draw_reports_and_only_when_they_are_
     assert "harness.ci.outputs" in drawing
     assert [m for m in drawing if m != "harness.ci.outputs" and harness()[m].layer != "cli"] == []
     assert users("reports", at_once=True) == set()
+
+
+def test_the_plugin_imports_nothing_of_the_harness_before_it_is_used_and_nobody_imports_it() -> None:
+    name = "fp4_moe_harness_plugin"
+    at_once = {i.name.partition(".")[0] for i in read_source(ROOT / f"{name}.py", ROOT).imports if i.at_once}
+    assert at_once - STANDARD == {"pluggy"}, "the command begins in it, and is quick without pytest"
+    nothing_wrong([checks.line_of(s, i) for s, i in checks.imports(repository()) if i.name.startswith(name)])
 
 
 def test_reports_know_nothing_of_the_harness_but_its_records() -> None:
