@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -31,6 +30,14 @@ def test_double(request):
 """
 
 
+@pytest.fixture(autouse=True)
+def two_plugins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ours and xdist, whatever else is installed: it could have an option of the same name, or another order of tests."""
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    monkeypatch.setenv("PYTEST_PLUGINS", "fp4_moe_harness_plugin,xdist.plugin")
+    monkeypatch.setenv("PYTEST_ADDOPTS", "")
+
+
 @pytest.fixture
 def python(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run Python in a project whose folders are named as ours and whose options as our short ones."""
@@ -42,9 +49,8 @@ def python(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     (tmp_path / "test_double.py").write_text(TESTS)
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        environment = {**os.environ, "PYTEST_ADDOPTS": ""}
         return subprocess.run(
-            [sys.executable, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+            [sys.executable, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False
         )  # fmt: skip
 
     return run

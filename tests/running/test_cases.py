@@ -15,6 +15,7 @@ from harness.running.runner import RuleRun, RunSettings
 from harness.verdict import UsageError
 
 pytest_plugins = "pytester"
+pytestmark = pytest.mark.usefixtures("two_plugins")
 
 PLANTED = """
 from harness import cases
