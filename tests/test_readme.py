@@ -28,7 +28,7 @@ RUN_ELSEWHERE = {
     "make test": "this is it",
 }
 PARSED = {
-    "pytest suites --candidate flashinfer-cutedsl": "needs an SM100 GPU",
+    "pytest suites --moe-candidate flashinfer-cutedsl": "needs an SM100 GPU",
     "harness gsm8k": "needs a served model",
     "harness canary": "shows its commands",
     "harness mutants": "44 s; tests/mutants runs parts of it",

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.machinery
+import sys
+from pathlib import Path
+
 import click
 
+from harness.processes import PACKAGES
 from harness.verdict import ExitCode
 
 
@@ -19,6 +24,8 @@ def doctor_command() -> int:
     click.echo(f"GPUs: {', '.join(environment.gpus) or 'none that torch sees'}")
     for name in PACKAGES:
         click.echo(f"  {name:<20} {environment.packages.get(name, 'not installed')}")
+    for name, place in _found_first().items():
+        click.echo(f"{name}: shadowed by {place} where Python looks there first, as `python -m pytest` does")
     runs = 0
     for name in CANDIDATES:
         candidate = load_named(name)
@@ -31,3 +38,15 @@ def doctor_command() -> int:
         )
         click.echo(f"{name}: {state}")
     return ExitCode.PASS if runs else ExitCode.UNKNOWN
+
+
+def _found_first() -> dict[str, str]:
+    """Return which packages of ours a Python that looks in the current folder first does not find, and what it finds."""
+    ours = Path(__file__).parents[2]
+    found = {}
+    for name in PACKAGES:
+        spec = importlib.machinery.PathFinder.find_spec(name, [str(Path.cwd()), *sys.path])
+        place = Path(spec.origin) if spec and spec.origin else None
+        if place and place.resolve() != (ours / name / "__init__.py").resolve():
+            found[name] = str(place)
+    return found

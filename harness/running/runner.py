@@ -35,6 +35,10 @@ class _IllegalError(Exception):
     """Raised inside hypothesis on an illegal outcome, so that it shrinks the problem."""
 
 
+class _Ended(BaseException):
+    """Carries through hypothesis what ended a judgement from outside, a test's time limit for example."""
+
+
 @dataclass
 class RunSettings:
     """What a run was asked for.
@@ -90,6 +94,8 @@ class RuleRun:
         started = time.monotonic()
         try:
             self._draw_rounds()
+        except _Ended as ended:
+            raise ended.args[0] from None
         except _IllegalError:
             smallest = list(self._failed)[-1]
             failure = self._failure(smallest)
@@ -171,7 +177,12 @@ class RuleRun:
             return True
         if self._first_failure is not None and time.monotonic() > self._first_failure + SHRINK_SECONDS:
             return False  # enough shrinking: every problem not yet known to fail counts as passing
-        outcome = self._session.judge(self._rule.id, text, self._settings.profile.problem_seconds)
+        try:
+            outcome = self._session.judge(self._rule.id, text, self._settings.profile.problem_seconds)
+        except (Exception, KeyboardInterrupt):
+            raise
+        except BaseException as outside:  # pytest's own, which hypothesis would take for a failing problem
+            raise _Ended(outside) from outside
         if outcome.status is Status.INTERNAL:
             raise InternalError(f"{self._rule.id} on {text}:\n{outcome.error}")
         if outcome.status is Status.NOT_APPLICABLE:

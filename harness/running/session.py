@@ -14,11 +14,11 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Protocol
 
 from harness.candidates import CANDIDATES, support_of
 from harness.faults.named import load_named
+from harness.processes import own_module
 from harness.running.outcome import (
     Command,
     Description,
@@ -134,18 +134,14 @@ class Child:
         read_commands, self._to_child = os.pipe()
         self._from_child, write_answers = os.pipe()
         settings = replace(self._settings, commands=read_commands, answers=write_answers)
-        # The child must find the same packages, from a checkout and from an installed wheel alike. -P: a folder of the
-        # current directory that is called like one of ours must not be found first.
-        paths = [str(Path(__file__).parents[2]), str(Path.cwd()), os.environ.get("PYTHONPATH", "")]
         environment = {
             # Threads that spin while they wait make torch ten times slower as soon as the cores are shared.
             "OMP_WAIT_POLICY": "PASSIVE",
             **os.environ,
             **self._environment,
-            "PYTHONPATH": os.pathsep.join(p for p in paths if p),
         }
         self._process = subprocess.Popen(  # noqa: S603 - our own module
-            [sys.executable, "-P", "-m", "harness.running.worker", to_line(settings)],
+            own_module("harness.running.worker", to_line(settings)),
             pass_fds=(read_commands, write_answers),
             env=environment,
             stdin=subprocess.DEVNULL,
