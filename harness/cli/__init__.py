@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from harness.terminal import colour
 from harness.verdict import ExitCode, UsageError
 
 COMMANDS = {
@@ -66,7 +67,7 @@ def run(arguments: list[str] | None = None) -> int:
     Frameworks have other ideas (click exits 2 on bad usage, Python 1 on an uncaught error), so each is mapped here.
     """
     try:
-        result: Any = harness.main(args=arguments, prog_name="harness", standalone_mode=False)
+        result: Any = harness.main(args=arguments, prog_name="harness", standalone_mode=False, color=colour())
     except (click.UsageError, UsageError) as error:
         message = error.format_message() if isinstance(error, click.UsageError) else str(error)
         click.echo(f"harness: {message}", err=True)

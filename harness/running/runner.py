@@ -69,7 +69,7 @@ class RuleRun:
         self._rule, self._session, self._settings = rule, session, settings
         self._traits = session.describe().declared
         self._tally = Tally(RuleResult(rule.id, rule.title, settings.candidate, Verdict.UNKNOWN))
-        self._wanted = max(settings.profile.least, round(settings.profile.examples * rule.share))
+        self._wanted = wanted_problems(rule, settings.profile)
         self._crashes = 0  # problems that ended the candidate's process, or took too long
         self._seen: set[Problem] = set()
         # Outcomes of failing problems. The last one is the smallest: hypothesis ends by replaying it.
@@ -198,6 +198,11 @@ class RuleRun:
         self._tally.result.seconds = time.monotonic() - started
         self._tally.conclude(self._wanted, self._rule.power)
         return self._tally.result
+
+
+def wanted_problems(rule: Rule, profile: Profile) -> int:
+    """Return how many problems of a rule a profile asks for."""
+    return max(profile.least, round(profile.examples * rule.share))
 
 
 def misfit(problem: Problem, rule: Rule, traits: Traits) -> str:
