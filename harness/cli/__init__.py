@@ -8,6 +8,7 @@ import traceback
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from harness.terminal import colour
 from harness.verdict import ExitCode, UsageError
@@ -40,6 +41,15 @@ class LazyGroup(click.Group):
         module = importlib.import_module(f"harness.cli.{name}")
         command: click.Command = getattr(module, f"{name}_command")
         return command
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Return the commands and options that complete a word, without importing any command."""
+        names = [
+            CompletionItem(name, help=words)
+            for name, words in COMMANDS.items()
+            if name.startswith(incomplete)
+        ]
+        return names + click.Command.shell_complete(self, ctx, incomplete)
 
     def format_commands(self, _ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the list of commands without importing any of them."""

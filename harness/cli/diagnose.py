@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from harness.cli import complete
 from harness.verdict import ExitCode, UsageError
 
 
@@ -16,8 +17,13 @@ from harness.verdict import ExitCode, UsageError
 @click.option(
     "--failure", "number", default=0, show_default=True, help="Which failure of a record; 0 for all."
 )
-@click.option("--candidate", metavar="NAME", help="Built-in name or package.module:attribute.")
-@click.option("--rule", metavar="ID", help="The rule that fails.")
+@click.option(
+    "--candidate",
+    metavar="NAME",
+    shell_complete=complete.candidates,
+    help="Built-in name or package.module:attribute.",
+)
+@click.option("--rule", metavar="ID", shell_complete=complete.rules, help="The rule that fails.")
 @click.option("--problem", metavar="STRING", help="The problem it fails on, as a failure printed it.")
 @click.option("--json", "as_json", is_flag=True, help="Print the whole diagnosis as JSON.")
 def diagnose_command(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from harness.ci.outputs import prepare_folder
+from harness.cli import complete
 from harness.cli.output import print_summary
 from harness.records.parts.mutants import NOT_JUDGED, NOT_PLANTED, SURVIVED, MutantsRun, UpstreamTable
 from harness.records.record import RunRecord
@@ -36,10 +37,16 @@ Examples:
     default="physical",
     show_default=True,
     metavar="NAME",
+    shell_complete=complete.candidates,
     help="Built-in name or package.module:attribute; it has to be right, the faults are planted in it.",
 )
 @click.option(
-    "--fault", "faults", multiple=True, metavar="NAME", help="Only this fault; may be repeated. Default: all."
+    "--fault",
+    "faults",
+    multiple=True,
+    metavar="NAME",
+    shell_complete=complete.faults,
+    help="Only this fault; may be repeated. Default: all.",
 )
 @click.option(
     "--category",
@@ -59,6 +66,7 @@ Examples:
     default="standard",
     show_default=True,
     metavar="NAME",
+    shell_complete=complete.profiles,
     help="Problems are drawn with: quick, standard or deep.",
 )
 @click.option("--seed", default=0, show_default=True, help="Of the drawn problems.")
