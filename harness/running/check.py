@@ -141,6 +141,7 @@ def _run_candidate(
             if found.result is not None:
                 progress.finished(found.result)
     finally:
+        run.missing_stages = [s for s in ALL_STAGES if s in run.missing_stages or s in session.left_out]
         session.close()
 
 

@@ -70,6 +70,7 @@ def main(argument: str) -> None:
 
 
 def _obey(judge: Judge, command: Command) -> Outcome:
+    judge.leave_out(command.without)
     try:
         if command.diagnose:
             found = judge.diagnose(command.rule, command.problem, command.diagnose)

@@ -25,6 +25,9 @@ RULES = [word for rule in ("LAYOUT-OUT", "LAYOUT-IN", "REPEAT", "SHAPES") for wo
 class ToldSession:
     """A candidate that answers at once."""
 
+    def __init__(self) -> None:
+        self.left_out: dict[str, str] = {}
+
     def describe(self) -> Description:
         from dataclasses import asdict
 
