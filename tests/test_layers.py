@@ -17,7 +17,7 @@ STANDARD = set(sys.stdlib_module_names)
 
 # From the top: each folder and each file of harness/ imports only from itself and from what stands below it.
 ORDER = [
-    "cli", "pytest_plugin", "ci", "compile", "races", "mutants", "running", "comparing", "canary", "gsm8k", "diagnosis",
+    "cli", "pytest_plugin", "ci", "compile", "races", "mutants", "running", "comparing", "canary", "gsm8k", "reproduction", "diagnosis",
     "rules", "judging", "faults", "problems", "candidates", "interpreter", "emulation", "records", "terminal", "verdict",
     "version",
 ]  # fmt: skip

@@ -18,6 +18,7 @@ COMMANDS = {
     "gsm8k": "the end-to-end gate on a served model",
     "canary": "a small MoE model that solves word problems through a candidate",
     "mutants": "plant every known fault and see which rule kills it",
+    "reproduce": "repeat a failure of a record, or write it as a plain script",
     "diagnose": "name the known fault that explains a failure",
     "compile": "cross-compile the CuTe DSL kernels for Blackwell, without one",
     "races": "run the interpreted kernel under many schedules, intact and with planted mistakes",

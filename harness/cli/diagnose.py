@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from harness.cli import complete
+from harness.cli.failures import failures_of
 from harness.verdict import ExitCode, UsageError
 
 
@@ -57,14 +58,7 @@ def diagnose_command(
 
 
 def _from_record(file: Path, number: int) -> list[tuple[str, str, str]]:
-    from harness.records.from_json import RecordError
-    from harness.records.record import load_record
-
-    try:
-        record = load_record(file)
-    except RecordError as error:
-        raise UsageError(str(error)) from error
-    failures = [f for result in record.rules for f in result.failures if f.problem]
+    failures = failures_of(file)
     if not failures:
         raise UsageError(f"{file} has no failure to diagnose")
     if not 0 <= number <= len(failures):

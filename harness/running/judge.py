@@ -11,6 +11,7 @@ import json
 import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.candidates.protocol import ALL_STAGES, stages_of, traits_of
@@ -139,6 +140,14 @@ class Judge:
         except Exception:  # noqa: BLE001 - a failure stays a failure, whatever becomes of its explanation
             trace = traceback.format_exc()
             return [{"fault": "", "title": "the diagnosis itself failed", "trace": trace, "command": command}]
+
+    def keep_calls(self, rule_id: str, problem: str, path: Path, *, before_each: bool) -> str:
+        """Write the calls of a failing problem into a file; return why there is none (harness.reproduction.calls)."""
+        from harness.reproduction.calls import keep_calls
+
+        return keep_calls(
+            self.candidate, self._measured.known, rule_id, problem, path, before_each=before_each
+        )
 
 
 def judge_context(rule: Rule, context: Context) -> Outcome:

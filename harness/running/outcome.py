@@ -33,6 +33,7 @@ class Status(StrEnum):
     CRASHED = "crashed"  # the process or its GPU is gone: `error`
     TIMEOUT = "timeout"  # no answer in time: `error`
     DIAGNOSED = "diagnosed"  # `diagnosis`
+    KEPT = "kept"  # the calls of a failing problem are in a file, or `error` says why not
     INTERNAL = "internal"  # a defect of the harness: its trace in `error`
 
 
@@ -116,13 +117,15 @@ class Command:
     """What a candidate's process is asked: to judge a rule on a problem, or why it fails there.
 
     `diagnose` is the command line that repeats the diagnosis; "" asks for a judgement. `without`: stages that are taken
-    to be missing.
+    to be missing. `keep`: the file that the failing calls are to be kept in, with `each` before every call.
     """
 
     rule: str
     problem: str
     diagnose: str = ""
     without: list[str] = field(default_factory=list)
+    keep: str = ""
+    each: bool = False
 
 
 Message = Outcome | WorkerSettings | Command

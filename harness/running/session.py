@@ -130,6 +130,14 @@ class Child:
             return []
         return self._ask(Command(rule_id, problem, command, list(self.left_out)), seconds).diagnosis
 
+    def keep_calls(
+        self, rule_id: str, problem: str, path: Path, seconds: float, *, before_each: bool
+    ) -> Outcome:
+        """Repeat a failing problem and write its calls into a file: KEPT, or what became of the child."""
+        if self._process is None:
+            self._start()
+        return self._ask(Command(rule_id, problem, keep=str(path.absolute()), each=before_each), seconds)
+
     def close(self) -> None:
         """Kill the child with everything that it started."""
         process, self._process, self._buffer = self._process, None, b""
