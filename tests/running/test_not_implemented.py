@@ -68,7 +68,7 @@ def test_a_rule_that_takes_what_stages_there_are_says_so_too() -> None:
     )
 
 
-@pytest.mark.parametrize("isolate", [True, False])
+@pytest.mark.parametrize("isolate", [pytest.param(True, marks=pytest.mark.long), False])
 def test_a_stage_that_raises_it_for_some_problems_refuses_valid_ones(isolate: bool) -> None:
     record = checked("faulty:NarrowOnly", "QUANT", isolate=isolate)
     (result,) = record.rules
@@ -93,6 +93,7 @@ def test_conformance_of_a_stub_is_unknown(faulty) -> None:
     )
 
 
+@pytest.mark.long
 def test_the_suites_of_a_stub_are_unknown_in_one_line_each(run_pytest) -> None:
     done = run_pytest(
         "suites/test_numbers.py", "--candidate", "faulty:Stub", "-k", "gemm", "-q", "-p", "no:cacheprovider"
