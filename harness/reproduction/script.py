@@ -7,7 +7,7 @@ from pathlib import Path
 
 from harness.records.record import Failure
 
-_HEAD = '''"""A failing problem as a plain script: torch and the candidate, nothing else{but}.
+_HEAD = '''"""A failing problem as a plain script. Needs {needs}.
 
     python {name}                      exits with 1 and names what is wrong, with 0 where nothing is
     compute-sanitizer python {name}    memory errors of its kernels
@@ -43,7 +43,9 @@ def script_text(failure: Failure, name: str, *, warm: bool) -> str:
     module, colon, attribute = failure.candidate.partition(":")
     own = colon and "+" not in attribute and module != "control"
     head = _HEAD.format(
-        but="" if own else "; this one needs the harness, which has the candidate",
+        needs="torch and the candidate, nothing else"
+        if own
+        else "torch and the harness, which has the candidate",
         name=name,
         tensors=str(Path(name).with_suffix(".pt")),
         candidate=_inline(failure.candidate),

@@ -199,7 +199,8 @@ def test_a_candidate_of_the_harness_is_imported_from_it_and_the_head_says_so() -
     planted = script_text(failure("GEMM", PROBLEM, "physical+alpha_of_neighbour@7"), "f.py", warm=True)
     assert "import harness" not in own
     assert "from harness" not in own
-    assert "this one needs the harness" in planted
+    assert "Needs torch and the harness, which has the candidate." in planted
+    assert "Needs torch and the candidate, nothing else." in own
     assert "load_named('physical+alpha_of_neighbour@7')" in planted
     for text in (own, planted):
         compile(text, "f.py", "exec")
