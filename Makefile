@@ -3,6 +3,7 @@
 # make test-flashinfer    the adapters against the real flashinfer-python, sglang and vllm (about 2 GB to install)
 # make test-oldest    the tests on torch 2.8, the oldest supported release (about 8 GB: its CUDA build)
 # make test-browser    the reports in a headless Chromium (apt-get install chromium, or CHROMIUM=/path/to/it)
+# make schema    docs/record.schema.json from the types of the record
 # make test-all    the long sweeps, at most an hour
 
 PYTHON ?= python3
@@ -17,7 +18,7 @@ PIP = -m pip install --quiet --disable-pip-version-check -c constraints.txt
 PYTEST = PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 WORKERS ?= 2
 
-.PHONY: demo test test-flashinfer test-oldest test-browser test-all lint bench clean
+.PHONY: demo test test-flashinfer test-oldest test-browser test-all lint schema bench clean
 
 $(BIN)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -55,7 +56,7 @@ $(OLDEST_VENV)/bin/.installed: pyproject.toml constraints.txt
 	grep -v '^torch==' constraints.txt > $(OLDEST_VENV)/constraints.txt
 	# Without compressed-tensors and torchao, which need a newer torch and would bring it.
 	$(OLDEST_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c $(OLDEST_VENV)/constraints.txt \
-		torch==2.8.0 -e . ml_dtypes numpy transformers
+		torch==2.8.0 -e . jsonschema ml_dtypes msgspec numpy transformers
 	touch $@
 
 test-oldest: $(OLDEST_VENV)/bin/.installed
@@ -67,6 +68,9 @@ test-browser: $(BIN)/.installed
 
 test-all: $(BIN)/.installed
 	$(PYTEST) -m 'not flashinfer and not browser'
+
+schema: $(BIN)/.installed
+	$(BIN)/python -m tests.records.make_schema
 
 bench: $(BIN)/.installed
 	$(BIN)/python benchmarks/bench_reference.py

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from harness.ci.options import ci_options, earlier_record, exit_with
+from harness.cli import complete
 from harness.verdict import ExitCode, UsageError, exit_code
 
 if TYPE_CHECKING:
@@ -26,10 +27,16 @@ def _engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
             default="bf16",
             show_default=True,
             metavar="NAME",
+            shell_complete=complete.candidates,
             help="What the experts run through: bf16, a built-in name, or package.module:attribute.",
         ),
         click.option(
-            "--fault", "faults", multiple=True, metavar="NAME", help="Plant this fault; may be repeated."
+            "--fault",
+            "faults",
+            multiple=True,
+            metavar="NAME",
+            shell_complete=complete.faults,
+            help="Plant this fault; may be repeated.",
         ),
         click.option("--ranks", default=1, show_default=True, help="Simulated ranks."),
         click.option(

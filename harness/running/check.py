@@ -67,6 +67,9 @@ class CheckRequest:
 class Progress:
     """What a run tells while it runs; the command line overrides it."""
 
+    def start(self, request: CheckRequest, candidates: list[str]) -> None:
+        """The run starts, on candidates of which some may not run here."""
+
     def candidate(self, run: CandidateRun) -> None:
         """A candidate starts, or does not run."""
 
@@ -88,6 +91,7 @@ def run_check(request: CheckRequest, record: RunRecord, progress: Progress) -> R
     """
     started = time.monotonic()
     names = request.candidates or list(CANDIDATES)
+    progress.start(request, names)
     try:
         for number, name in enumerate(names):
             left = started + request.max_seconds - time.monotonic()
@@ -137,6 +141,7 @@ def _run_candidate(
             if found.result is not None:
                 progress.finished(found.result)
     finally:
+        run.missing_stages = [s for s in ALL_STAGES if s in run.missing_stages or s in session.left_out]
         session.close()
 
 

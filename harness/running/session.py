@@ -38,7 +38,14 @@ class CandidateStartError(Exception):
 
 
 class Session(Protocol):
-    """A candidate that answers judgements."""
+    """A candidate that answers judgements.
+
+    Attributes:
+        left_out: stages that turned out not to be implemented, each with the rule that found out; they are taken to be
+            missing.
+    """
+
+    left_out: dict[str, str]
 
     def describe(self) -> Description:
         """Return traits, measurements and stages."""
@@ -60,6 +67,7 @@ class InProcess:
         from harness.running.judge import Judge
 
         self._judge = Judge(candidate, threads=threads)
+        self.left_out: dict[str, str] = {}
 
     def describe(self) -> Description:
         """Return traits, measurements and stages."""
@@ -67,10 +75,12 @@ class InProcess:
 
     def judge(self, rule_id: str, problem: str, seconds: float) -> Outcome:  # noqa: ARG002 - no way to enforce it here
         """Judge one problem; the time limit cannot be kept in this process."""
+        self._judge.leave_out(self.left_out)
         return self._judge.judge(rule_id, problem)
 
     def diagnose(self, rule_id: str, problem: str, command: str, seconds: float) -> list[dict[str, Any]]:  # noqa: ARG002 - as above
         """Return which known faults explain a failure; `command` repeats the diagnosis."""
+        self._judge.leave_out(self.left_out)
         return self._judge.diagnose(rule_id, problem, command)
 
     def close(self) -> None:
@@ -98,6 +108,7 @@ class Child:
         self._environment = environment or {}
         self._process: subprocess.Popen[bytes] | None = None
         self._buffer = b""
+        self.left_out: dict[str, str] = {}
         self._described = self._start()
 
     def describe(self) -> Description:
@@ -111,13 +122,21 @@ class Child:
                 self._start()
             except CandidateStartError as error:
                 return Outcome(Status.CRASHED, f"the candidate did not start again: {error}")
-        return self._ask(Command(rule_id, problem), seconds)
+        return self._ask(Command(rule_id, problem, without=list(self.left_out)), seconds)
 
     def diagnose(self, rule_id: str, problem: str, command: str, seconds: float) -> list[dict[str, Any]]:
         """Return which known faults explain a failure; nothing where the child dies of it or takes too long."""
         if self._process is None:
             return []
-        return self._ask(Command(rule_id, problem, command), seconds).diagnosis
+        return self._ask(Command(rule_id, problem, command, list(self.left_out)), seconds).diagnosis
+
+    def keep_calls(
+        self, rule_id: str, problem: str, path: Path, seconds: float, *, before_each: bool
+    ) -> Outcome:
+        """Repeat a failing problem and write its calls into a file: KEPT, or what became of the child."""
+        if self._process is None:
+            self._start()
+        return self._ask(Command(rule_id, problem, keep=str(path.absolute()), each=before_each), seconds)
 
     def close(self) -> None:
         """Kill the child with everything that it started."""

@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import traceback
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.running.outcome import (
@@ -70,10 +71,16 @@ def main(argument: str) -> None:
 
 
 def _obey(judge: Judge, command: Command) -> Outcome:
+    judge.leave_out(command.without)
     try:
         if command.diagnose:
             found = judge.diagnose(command.rule, command.problem, command.diagnose)
             return Outcome(Status.DIAGNOSED, diagnosis=found)
+        if command.keep:
+            kept = judge.keep_calls(
+                command.rule, command.problem, Path(command.keep), before_each=command.each
+            )
+            return Outcome(Status.KEPT, kept)
         return judge.judge(command.rule, command.problem)
     except Exception:  # noqa: BLE001 - a defect of the harness: reported as such, with its trace
         return Outcome(Status.INTERNAL, traceback.format_exc())

@@ -50,6 +50,7 @@ class ToldSession:
         self.problems: list[Problem] = []
         self.diagnosed: list[tuple[str, str, str]] = []
         self.diagnosis: list[dict[str, Any]] = []
+        self.left_out: dict[str, str] = {}
 
     def describe(self) -> Description:
         return Description(asdict(self.traits), stages=list(ALL_STAGES))
