@@ -18,7 +18,7 @@ STANDARD = set(sys.stdlib_module_names)
 # From the top: each folder and each file of harness/ imports only from itself and from what stands below it.
 ORDER = [
     "cli", "pytest_plugin", "ci", "compile", "races", "mutants", "running", "comparing", "canary", "gsm8k", "diagnosis",
-    "rules", "judging", "faults", "problems", "candidates", "interpreter", "emulation", "records", "verdict", "version",
+    "rules", "judging", "faults", "problems", "candidates", "interpreter", "emulation", "records", "extras", "verdict", "version",
 ]  # fmt: skip
 
 # What each package may import besides the standard library. The engines are imported inside the functions that use them.
@@ -39,7 +39,7 @@ HEAVY = {"triton", "lm_eval", "transformers", "datasets", "pandas", *ENGINES}
 IMPORTED_WHEN_CALLED = {"harness.running.probe_rcp", "harness.gsm8k.lm"}
 
 # What the parent process loads: these whole layers, every candidate of the catalog, and running/ without its probes.
-LIGHT = {"", "cli", "pytest_plugin", "ci", "running", "comparing", "records", "verdict", "version"}
+LIGHT = {"", "cli", "pytest_plugin", "ci", "running", "comparing", "records", "extras", "verdict", "version"}
 IN_THE_CHILD = {"harness.running.probes", "harness.running.probe_rcp"}
 
 # Who may use the interpreter: the candidate that it was written for, and the race hunt.
