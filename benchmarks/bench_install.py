@@ -1,19 +1,20 @@
-"""What each installation adds to torch: MB of disk in site-packages, and seconds of pip with the wheels in its cache.
+"""What each installation adds to torch: MB of disk in site-packages, and pip's CPU seconds with the wheels in its cache.
 
 Each is installed into an environment of its own that has torch already, with the versions of constraints.txt, and the
-environment is removed afterwards. MB are 10^6 bytes of allocated blocks, those of bytecode included.
+environment is removed afterwards. MB are 10^6 bytes of allocated blocks, bytecode included; CPU time, because other work
+on the machine hardly changes it.
 
-    python benchmarks/bench_install.py                        # the table of docs/install.md, some ten minutes
-    python benchmarks/bench_install.py base --source ../other # one installation of another checkout
+    python benchmarks/bench_install.py                         # the table of docs/install.md, some ten minutes
+    python benchmarks/bench_install.py base --source ../other  # one installation of another checkout
 """
 
 from __future__ import annotations
 
 import argparse
+import resource
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -32,6 +33,12 @@ def megabytes(environment: Path) -> float:
     return sum(path.lstat().st_blocks * 512 for path in packages.rglob("*")) / 1e6
 
 
+def cpu_seconds() -> float:
+    """Return the CPU time of all child processes so far."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def measure(installation: str, source: Path) -> tuple[float, float]:
     """Return what an installation adds to torch, in MB, and how many seconds pip takes for it."""
     wanted = str(source) if installation == "base" else f"{source}[{installation}]"
@@ -41,9 +48,9 @@ def measure(installation: str, source: Path) -> tuple[float, float]:
         python = environment / "bin" / "python"
         pip(python, "install", "torch", source=source)
         pip(python, "download", "--dest", str(downloads), wanted, source=source)  # into pip's cache
-        before, started = megabytes(environment), time.monotonic()
+        before, started = megabytes(environment), cpu_seconds()
         pip(python, "install", wanted, source=source)
-        return megabytes(environment) - before, time.monotonic() - started
+        return megabytes(environment) - before, cpu_seconds() - started
 
 
 def main() -> None:
@@ -54,7 +61,7 @@ def main() -> None:
     parser.add_argument("installations", nargs="*", default=INSTALLATIONS, metavar="INSTALLATION")
     parser.add_argument("--source", type=Path, default=ROOT, metavar="FOLDER", help="another checkout")
     options = parser.parse_args()
-    print("| installation | MB beyond torch | seconds |\n|---|---|---|")
+    print("| installation | MB beyond torch | CPU seconds |\n|---|---|---|")
     for installation in options.installations:
         size, seconds = measure(installation, options.source.resolve())
         print(f"| {installation} | {size:,.0f} | {seconds:.0f} |", flush=True)
