@@ -1,8 +1,8 @@
-"""What each installation adds to torch: MB of disk in site-packages, and pip's CPU seconds with the wheels in its cache.
+"""What each installation adds to torch: MB of disk in site-packages, and CPU seconds of pip.
 
 Each is installed into an environment of its own that has torch already, with the versions of constraints.txt, and the
-environment is removed afterwards. MB are 10^6 bytes of allocated blocks, bytecode included; CPU time, because other work
-on the machine hardly changes it.
+environment is removed afterwards. MB are 10^6 bytes of allocated blocks, bytecode included; CPU time, because the network
+and other work on the machine hardly change it.
 
     python benchmarks/bench_install.py                         # the table of docs/install.md, some ten minutes
     python benchmarks/bench_install.py base --source ../other  # one installation of another checkout
@@ -21,10 +21,10 @@ ROOT = Path(__file__).parents[1]
 INSTALLATIONS = ("base", "gsm8k", "canary", "cutedsl", "all")
 
 
-def pip(python: Path, *arguments: str, source: Path) -> None:
-    """Run one of pip's commands quietly, under the constraints of a checkout."""
-    options = ["--quiet", "--disable-pip-version-check", "-c", str(source / "constraints.txt")]
-    subprocess.run([python, "-m", "pip", arguments[0], *options, *arguments[1:]], check=True)  # noqa: S603
+def install(python: Path, wanted: str, source: Path) -> None:
+    """Install quietly, under the constraints of a checkout."""
+    options = ["--quiet", "--disable-pip-version-check", "-c", source / "constraints.txt"]
+    subprocess.run([python, "-m", "pip", "install", *options, wanted], check=True)  # noqa: S603
 
 
 def megabytes(environment: Path) -> float:
@@ -43,13 +43,12 @@ def measure(installation: str, source: Path) -> tuple[float, float]:
     """Return what an installation adds to torch, in MB, and how many seconds pip takes for it."""
     wanted = str(source) if installation == "base" else f"{source}[{installation}]"
     with tempfile.TemporaryDirectory(prefix="bench-install-") as folder:
-        environment, downloads = Path(folder, "environment"), Path(folder, "downloads")
+        environment = Path(folder, "environment")
         subprocess.run([sys.executable, "-m", "venv", environment], check=True)  # noqa: S603
         python = environment / "bin" / "python"
-        pip(python, "install", "torch", source=source)
-        pip(python, "download", "--dest", str(downloads), wanted, source=source)  # into pip's cache
+        install(python, "torch", source)
         before, started = megabytes(environment), cpu_seconds()
-        pip(python, "install", wanted, source=source)
+        install(python, wanted, source)
         return megabytes(environment) - before, cpu_seconds() - started
 
 

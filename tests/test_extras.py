@@ -111,6 +111,16 @@ def test_its_help_needs_no_extra(command: str, without: Without, capsys: pytest.
     assert "Usage: harness" in capsys.readouterr().out
 
 
+def test_doctor_says_what_lacks_its_extra(without: Without, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["doctor"]) == 0
+    assert "harness canary: runs here\n" in capsys.readouterr().out
+    without("canary")
+    assert run(["doctor"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    (line,) = (line for line in lines if line.startswith("harness canary: does not run here"))
+    assert line.endswith(HOW.format("canary"))
+
+
 def checked(folder: Path, *arguments: str) -> tuple[int, RunRecord]:
     code = run(["check", "--candidate", "eager", "--rule", "QUANT", "--problem", SMALL, "--no-isolate",
                 "--out", str(folder), *arguments])  # fmt: skip

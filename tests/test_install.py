@@ -125,7 +125,7 @@ def installed(wheel: Path, tmp_path: Path) -> Callable[..., object]:
 def server(tmp_path: Path) -> Iterator[str]:
     """A served model that is right: the fault server without a fault, in the interpreter of the tests."""
     config = tmp_path / "server.json"
-    config.write_text(json.dumps({"data": str(DATA / "questions.jsonl")}))
+    config.write_text(json.dumps({"data": str(DATA / "questions.jsonl"), "max_seconds": 3600}))
     script = ROOT / "tests/gsm8k/fault_server.py"
     with subprocess.Popen([sys.executable, script, config], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from harness.extras import missing
 from harness.verdict import ExitCode
 
 
@@ -30,4 +31,7 @@ def doctor_command() -> int:
             else f"does not run here: {support.reason}"
         )
         click.echo(f"{name}: {state}")
+    for command, extra in (("harness gsm8k", "gsm8k"), ("harness canary", "canary")):
+        reason = missing(command, extra)
+        click.echo(f"{command}: does not run here: {reason}" if reason else f"{command}: runs here")
     return ExitCode.PASS if runs else ExitCode.UNKNOWN
