@@ -3,8 +3,9 @@
 # make test-flashinfer    the adapters against the real flashinfer-python, sglang and vllm (about 2 GB to install)
 # make test-oldest    the tests on torch 2.8, the oldest supported release (about 8 GB: its CUDA build)
 # make test-browser    the reports in a headless Chromium (apt-get install chromium, or CHROMIUM=/path/to/it)
+# make test-install    the wheel with each extra in an environment of its own (up to 3 GB at a time, ten minutes)
 # make schema    docs/record.schema.json from the types of the record
-# make test-all    the long sweeps, at most an hour
+# make test-all    the long sweeps and test-install, at most an hour
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -18,7 +19,7 @@ PIP = -m pip install --quiet --disable-pip-version-check -c constraints.txt
 PYTEST = PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 WORKERS ?= 2
 
-.PHONY: demo test test-flashinfer test-oldest test-browser test-all lint schema bench clean
+.PHONY: demo test test-flashinfer test-oldest test-browser test-install test-all lint schema bench clean
 
 $(BIN)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -56,7 +57,7 @@ $(OLDEST_VENV)/bin/.installed: pyproject.toml constraints.txt
 	grep -v '^torch==' constraints.txt > $(OLDEST_VENV)/constraints.txt
 	# Without compressed-tensors and torchao, which need a newer torch and would bring it.
 	$(OLDEST_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c $(OLDEST_VENV)/constraints.txt \
-		torch==2.8.0 -e . jsonschema ml_dtypes msgspec numpy transformers
+		torch==2.8.0 -e '.[gsm8k,canary]' jsonschema ml_dtypes msgspec numpy pytest-xdist pyyaml transformers
 	touch $@
 
 test-oldest: $(OLDEST_VENV)/bin/.installed
@@ -66,8 +67,13 @@ test-browser: $(BIN)/.installed
 	$(BIN)/python $(PIP) -e '.[dev,browser]'
 	REQUIRE_BROWSER=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m browser tests/browser
 
+# One at a time: each is an environment with a torch of its own.
+test-install: $(BIN)/.installed
+	$(BIN)/python -m pytest tests/test_install.py
+
 test-all: $(BIN)/.installed
-	$(PYTEST) -m 'not flashinfer and not browser'
+	$(PYTEST) -m 'not flashinfer and not browser' --ignore tests/test_install.py
+	$(MAKE) --no-print-directory test-install
 
 schema: $(BIN)/.installed
 	$(BIN)/python -m tests.records.make_schema

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.candidates.cutedsl_support import function_support, import_quietly, installed_version, load
 from harness.candidates.support import Support, supported, unsupported
+from harness.extras import install_hint
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,7 +44,7 @@ def cpu_support(name: str) -> Support:
     ):
         if importlib.util.find_spec(module) is None:
             return unsupported(
-                f"{name} needs {distribution}, which is not installed; run: pip install '.[cutedsl]'"
+                f"{name} needs {distribution}, which is not installed; run: {install_hint('cutedsl')}"
             )
     found = (installed_version("flashinfer-python"), installed_version("nvidia-cutlass-dsl"))
     if found not in VERSIONS:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from harness.candidates.protocol import Traits
 from harness.candidates.support import Support, supported, unsupported
 from harness.candidates.taps import missing_parameters, unfilled_parameters
+from harness.extras import install_hint
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -54,7 +55,7 @@ def path_support(name: str) -> Support:
     for distribution, (module, purpose, _) in PACKAGES.items():
         if importlib.util.find_spec(module) is None:
             return unsupported(
-                f"{name} needs {distribution} ({purpose}), which is not installed; run: pip install '.[cutedsl]'"
+                f"{name} needs {distribution} ({purpose}), which is not installed; run: {install_hint('cutedsl')}"
             )
     device = _device_support(name)
     if not device:

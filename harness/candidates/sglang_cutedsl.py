@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from harness.candidates import cutedsl_support as cutedsl
 from harness.candidates.support import Support, supported, unsupported
 from harness.candidates.taps import StageCall, missing_parameters, run_tapped, unfilled_parameters
+from harness.extras import install_hint
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -73,7 +74,7 @@ class SglangCuteDsl:
         """Return whether SGLang's function can run here; SGLang is imported only where FlashInfer's path can run."""
         if importlib.util.find_spec("sglang") is None:
             return unsupported(
-                f"{self.name} needs sglang (its function {FUNCTION}), which is not installed; run: pip install '.[sglang]'"
+                f"{self.name} needs sglang (its function {FUNCTION}), which is not installed; run: {install_hint('sglang')}"
             )
         version = cutedsl.installed_version("sglang")
         if version and cutedsl.release(version) < FIRST_SUPPORTED:

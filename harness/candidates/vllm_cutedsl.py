@@ -19,6 +19,7 @@ from harness.candidates import cutedsl_support as cutedsl
 from harness.candidates.sglang_cutedsl import PARAMETERS, signature_support
 from harness.candidates.support import Support, unsupported
 from harness.candidates.taps import StageCall, run_tapped
+from harness.extras import install_hint
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -60,7 +61,7 @@ class VllmCuteDsl:
         """Return whether vLLM's function can run here; vLLM is imported only where FlashInfer's path can run."""
         if importlib.util.find_spec("vllm") is None:
             return unsupported(
-                f"{self.name} needs vllm (its function {FUNCTION}), which is not installed; run: pip install '.[vllm]'"
+                f"{self.name} needs vllm (its function {FUNCTION}), which is not installed; run: {install_hint('vllm')}"
             )
         version = cutedsl.installed_version("vllm")
         if version and cutedsl.release(version) < FIRST_SUPPORTED:

@@ -10,6 +10,7 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
+from harness.extras import MissingExtraError, accept_no_numpy
 from harness.terminal import colour
 from harness.verdict import ExitCode, UsageError
 
@@ -77,20 +78,21 @@ def run(arguments: list[str] | None = None) -> int:
 
     Frameworks have other ideas (click exits 2 on bad usage, Python 1 on an uncaught error), so each is mapped here.
     """
+    accept_no_numpy()
     try:
         result: Any = harness.main(args=arguments, prog_name="harness", standalone_mode=False, color=colour())
-    except (click.UsageError, UsageError) as error:
-        message = error.format_message() if isinstance(error, click.UsageError) else str(error)
+    except (click.ClickException, UsageError) as error:
+        message = error.format_message() if isinstance(error, click.ClickException) else str(error)
         click.echo(f"harness: {message}", err=True)
         return ExitCode.USAGE
     except click.exceptions.Exit as error:
         return error.exit_code
+    except MissingExtraError as error:
+        click.echo(f"UNKNOWN: {error}", err=True)
+        return ExitCode.UNKNOWN
     except (KeyboardInterrupt, click.Abort):
         click.echo("harness: interrupted", err=True)
         return ExitCode.INTERRUPTED
-    except click.ClickException as error:
-        click.echo(f"harness: {error.format_message()}", err=True)
-        return ExitCode.USAGE
     except Exception:  # noqa: BLE001 - the last line of defence: an error of ours must not look like a FAIL
         traceback.print_exc()
         click.echo("harness: internal error: this is a defect of the harness, not of the candidate", err=True)

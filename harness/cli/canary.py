@@ -10,6 +10,7 @@ import click
 
 from harness.ci.options import ci_options, earlier_record, exit_with
 from harness.cli import complete
+from harness.extras import require
 from harness.verdict import ExitCode, UsageError, exit_code
 
 if TYPE_CHECKING:
@@ -83,6 +84,7 @@ def serve(
     port: int,
 ) -> int:
     """Serve the canary over the OpenAI API until interrupted; print "listening on URL" once it answers."""
+    require("harness canary serve", "canary")
     import asyncio
 
     from aiohttp import web
@@ -139,6 +141,7 @@ def run(
     against: Path | None,
 ) -> int:
     """Answer the canary's questions in this process, judge and report: what serve and gsm8k do, without HTTP."""
+    require("harness canary run", "canary")
     from harness.canary.run import run_in_process
     from harness.ci.outputs import prepare_folder, write_outputs
     from harness.cli.output import print_summary
@@ -172,6 +175,7 @@ def run(
 )
 def table(candidate: str, faults: tuple[str, ...], questions: int, jobs: int, out: Path) -> int:
     """Measure every fault against the canary's accuracy, beside the rule that kills it; dispatch variants too."""
+    require("harness canary table", "canary")
     from harness.canary.table import run_table
     from harness.ci.outputs import prepare_folder, write_outputs
     from harness.cli.output import print_summary
@@ -217,6 +221,7 @@ def _say(line: CanaryLine) -> None:
 @click.option("--model", type=_FOLDER, help="Folder of the model. Default: the one that is shipped.")
 def export(folder: Path, model: Path | None) -> int:
     """Write the canary as an NVFP4 checkpoint in ModelOpt's layout; the same bytes every time."""
+    require("harness canary export", "canary")
     from harness.canary.export import export_modelopt
     from harness.ci.outputs import prepare_folder
 

@@ -73,7 +73,7 @@ from harness.verdict import ExitCode, UsageError
     "--canary/--no-canary",
     default=None,
     help="Ask the canary its questions through each candidate. Default: yes, unless --rule, --problem, --shapes or "
-    "--max-seconds asks for a part.",
+    "--max-seconds asks for a part, and where the extra [canary] is installed.",
 )
 @click.option("--canary-questions", type=int, help="How many of its 500. Default: the profile's.")
 @click.option(
@@ -145,6 +145,7 @@ def check_command(
         known=load_known_failures(known_failures or default_path()),
         all_rules=not rules,
         canary=_questions(canary, canary_questions, size.canary, a_part=a_part),
+        canary_named=bool(canary) or canary_questions is not None,
         canary_control=canary_control,
     )
     earlier = earlier_record(fail_on, against)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from harness.extras import missing
 from harness.processes import PACKAGES
 from harness.verdict import ExitCode
 
@@ -37,6 +38,9 @@ def doctor_command() -> int:
             else f"does not run here: {support.reason}"
         )
         click.echo(f"{name}: {state}")
+    for command, extra in (("harness gsm8k", "gsm8k"), ("harness canary", "canary")):
+        reason = missing(command, extra)
+        click.echo(f"{command}: does not run here: {reason}" if reason else f"{command}: runs here")
     return ExitCode.PASS if runs else ExitCode.UNKNOWN
 
 

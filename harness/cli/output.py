@@ -9,7 +9,7 @@ import click
 
 from harness.cli.remaining import CheckRemaining
 from harness.records.parts.canary import CanaryRun
-from harness.records.record import CandidateRun, RuleResult, RunRecord
+from harness.records.record import CandidateRun, RuleResult, RunRecord, Skip
 from harness.rules import Rule
 from harness.running.check import CheckRequest, Progress
 from harness.running.runner import wanted_problems
@@ -94,6 +94,10 @@ class TerminalProgress(Progress):
         """Print the canary's verdict through one candidate."""
         colour = _COLOURS.get(Verdict(run.verdict)) if run.verdict in set(Verdict) else None
         click.echo(f"canary on {run.candidate}: {click.style(run.label, fg=colour)} {run.reason}", err=True)
+
+    def skipped(self, skip: Skip) -> None:
+        """Print what does not run, and why."""
+        click.echo(f"{skip.what}: not run: {skip.reason}", err=True)
 
 
 def print_summary(record: RunRecord, paths: dict[str, Path]) -> None:

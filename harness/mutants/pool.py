@@ -114,6 +114,9 @@ def _start() -> None:
     """Leave an interrupt to the parent, which ends its children."""
     import signal
 
+    from harness.extras import accept_no_numpy
+
+    accept_no_numpy()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 

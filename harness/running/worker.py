@@ -14,6 +14,7 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness.extras import accept_no_numpy
 from harness.running.outcome import (
     Command,
     Outcome,
@@ -42,6 +43,7 @@ def main(argument: str) -> None:
     settings = settings_from(argument)
     _end_with_the_parent()
     faulthandler.enable()
+    accept_no_numpy()
     answers = os.fdopen(settings.answers, "w", encoding="utf-8")
 
     def answer(outcome: Outcome) -> None:

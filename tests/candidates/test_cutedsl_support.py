@@ -60,20 +60,24 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         (
             FlashInferCuteDsl,
             "flashinfer",
-            ["flashinfer-python", "FP4 quantizers", "pip install '.[cutedsl]'"],
+            ["flashinfer-python", "FP4 quantizers", "pip install 'fp4-moe-harness[cutedsl]'"],
         ),
         (
             FlashInferCuteDsl,
             "cutlass",
-            ["nvidia-cutlass-dsl", "CuTe DSL compiler", "pip install '.[cutedsl]'"],
+            ["nvidia-cutlass-dsl", "CuTe DSL compiler", "pip install 'fp4-moe-harness[cutedsl]'"],
         ),
         (
             SglangCuteDsl,
             "sglang",
-            ["needs sglang", "flashinfer_cutedsl_moe_masked", "pip install '.[sglang]'"],
+            ["needs sglang", "flashinfer_cutedsl_moe_masked", "pip install 'fp4-moe-harness[sglang]'"],
         ),
         (SglangCuteDsl, "flashinfer", ["sglang-cutedsl needs flashinfer-python"]),
-        (VllmCuteDsl, "vllm", ["needs vllm", "flashinfer_cutedsl_moe_masked", "pip install '.[vllm]'"]),
+        (
+            VllmCuteDsl,
+            "vllm",
+            ["needs vllm", "flashinfer_cutedsl_moe_masked", "pip install 'fp4-moe-harness[vllm]'"],
+        ),
     ],
 )
 def test_a_missing_package_is_named_with_its_purpose_and_command(installed, kind, missing, words) -> None:
