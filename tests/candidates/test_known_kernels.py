@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
 import pytest
 
-from harness.candidates import cuda_quantizers, known_kernels
+from harness.candidates import cuda_quantizers, cutedsl_on_cpu, cutedsl_support, known_kernels
 from harness.candidates.known_kernels import (
     COMPILER,
     CUDA_QUANTIZERS,
@@ -208,3 +212,71 @@ def test_quantizers_that_cannot_be_interpreted_are_not_used_and_the_reason_is_sa
     found = cuda_quantizers.quantizer_support()
     assert not found
     assert "the smoke problem of FlashInfer's quantizers failed: ValueError" in found.reason
+
+
+REPORT = """
+from harness.candidates.flashinfer_cutedsl_cpu import FlashInferCuteDslCpu
+candidate = FlashInferCuteDslCpu(quantizers="emulated")
+support = candidate.support()
+print(support.ok, support.reason, candidate.warning)
+"""
+CHECK = ("check", "--no-canary", "--rule", "GEMM", "--candidate", "flashinfer-cutedsl-cpu")
+
+
+def run_edited(folder: Path, old: str, new: str, *command: str) -> subprocess.CompletedProcess[str]:
+    """Run Python with a copy of the real package whose kernel file is edited; all else of it are links."""
+    package = cutedsl_support.flashinfer_folder()
+    kernels = folder / "flashinfer/gemm/kernels"
+    kernels.mkdir(parents=True)
+    for place in ("", "gemm", "gemm/kernels"):
+        for entry in (package / place).iterdir():
+            copy = folder / "flashinfer" / place / entry.name
+            if not copy.exists() and entry.name != "__pycache__":
+                copy.symlink_to(entry)
+    file = kernels / "grouped_gemm_masked_blackwell.py"
+    text = file.read_text()
+    assert old in text
+    file.unlink()
+    file.write_text(text.replace(old, new))
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(folder), *sys.path[1:]])}
+    return subprocess.run(
+        [sys.executable, *command], env=environment, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.flashinfer
+def test_the_installed_kernels_are_known():
+    parts = cutedsl_on_cpu.fingerprints(GEMM, CUDA_QUANTIZERS, CUTEDSL_QUANTIZERS)
+    assert set(parts) == set(known())
+    assert not_yet_known(parts) == ""
+
+
+@pytest.mark.flashinfer
+def test_a_harmless_edit_of_the_kernel_runs_and_is_not_yet_known(tmp_path):
+    done = run_edited(
+        tmp_path, "            epi_tidx = tidx\n", "            epi_tidx = tidx + 0\n", "-c", REPORT
+    )
+    assert done.stdout.startswith("True "), done.stdout + done.stderr
+    assert "; new version, not yet known: masked GEMM of flashinfer-python " in done.stdout
+
+
+@pytest.mark.flashinfer
+def test_an_edit_that_breaks_the_smoke_problem_is_unsupported_with_the_reason(tmp_path):
+    field = (
+        "tiled_mma.set(tcgen05.Field.ACCUMULATE, {})"  # the first product is added to what was there before
+    )
+    done = run_edited(tmp_path, field.format(False), field.format(True), "-c", REPORT)
+    assert done.stdout.startswith("False flashinfer-cutedsl-cpu: its smoke problem failed: "), done.stderr
+    assert "(new version, not yet known: masked GEMM of flashinfer-python " in done.stdout
+
+
+@pytest.mark.flashinfer
+def test_an_edit_that_the_smoke_problem_does_not_see_fails_and_the_record_says_not_yet_known(tmp_path):
+    command = ("-m", "harness.cli", *CHECK, "--problem", "2x16x64x64:16,16:normal:0", "--out", str(tmp_path))
+    index = "alpha[work_tile.tile_idx[2]]"
+    done = run_edited(tmp_path, index, "alpha[work_tile.tile_idx[2] * 0]", *command)
+    assert done.returncode == 1, done.stdout + done.stderr
+    (candidate,) = json.loads((tmp_path / "record.json").read_text())["candidates"]
+    assert (
+        "; new version, not yet known: masked GEMM of flashinfer-python " in candidate["measured"]["warning"]
+    )
