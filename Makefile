@@ -1,6 +1,7 @@
 # make demo    validate this machine's candidates and write an HTML report
 # make test    lint, types, tests: no GPU, no flashinfer, no network beyond package installation
 # make test-flashinfer    the adapters against the real flashinfer-python, sglang and vllm (about 2 GB to install)
+# make test-versions    the interpreted kernel with every pair of package versions that it is said to run with, an hour
 # make test-oldest    the tests on torch 2.8, the oldest supported release (about 8 GB: its CUDA build)
 # make test-browser    the reports in a headless Chromium (apt-get install chromium, or CHROMIUM=/path/to/it)
 # make test-install    the wheel with each extra in an environment of its own (up to 3 GB at a time, ten minutes)
@@ -19,7 +20,7 @@ PIP = -m pip install --quiet --disable-pip-version-check -c constraints.txt
 PYTEST = PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 WORKERS ?= 2
 
-.PHONY: demo test test-flashinfer test-oldest test-browser test-install test-all lint schema bench clean
+.PHONY: demo test test-flashinfer test-versions test-oldest test-browser test-install test-all lint schema bench clean
 
 $(BIN)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -50,7 +51,10 @@ $(FLASHINFER_VENV)/bin/.installed: pyproject.toml constraints.txt
 	touch $@
 
 test-flashinfer: $(FLASHINFER_VENV)/bin/.installed
-	OMP_NUM_THREADS=1 $(FLASHINFER_VENV)/bin/python -m pytest -n $(WORKERS) -m flashinfer
+	OMP_NUM_THREADS=1 $(FLASHINFER_VENV)/bin/python -m pytest -n $(WORKERS) -m 'flashinfer and not long'
+
+test-versions: $(FLASHINFER_VENV)/bin/.installed
+	OMP_NUM_THREADS=1 $(FLASHINFER_VENV)/bin/python -m pytest -n $(WORKERS) -m 'flashinfer and long'
 
 $(OLDEST_VENV)/bin/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(OLDEST_VENV)

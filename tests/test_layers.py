@@ -40,7 +40,19 @@ HEAVY = {"triton", "lm_eval", "transformers", "datasets", "pandas", *ENGINES}
 IMPORTED_WHEN_CALLED = {"harness.running.probe_rcp", "harness.gsm8k.lm"}
 
 # What the parent process loads: these whole layers, every candidate of the catalog, and running/ without its probes.
-LIGHT = {"", "cli", "ci", "running", "comparing", "records", "processes", "terminal", "extras", "verdict", "version"}
+LIGHT = {
+    "",
+    "cli",
+    "ci",
+    "running",
+    "comparing",
+    "records",
+    "processes",
+    "terminal",
+    "extras",
+    "verdict",
+    "version",
+}
 IN_THE_CHILD = {"harness.running.probes", "harness.running.probe_rcp"}
 
 # Who may use the interpreter: the candidate that it was written for, and the race hunt.

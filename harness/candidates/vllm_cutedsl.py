@@ -16,6 +16,7 @@ import importlib.util
 from typing import TYPE_CHECKING, Any
 
 from harness.candidates import cutedsl_support as cutedsl
+from harness.candidates.known_kernels import sources_warning
 from harness.candidates.sglang_cutedsl import PARAMETERS, signature_support
 from harness.candidates.support import Support, unsupported
 from harness.candidates.taps import StageCall, run_tapped
@@ -54,8 +55,8 @@ class VllmCuteDsl:
 
     @property
     def warning(self) -> str:
-        """One sentence if an installed version is outside what this adapter was tested on, else an empty string."""
-        return "; ".join(filter(None, (cutedsl.version_warning(TESTED), cutedsl.version_warning())))
+        """What is outside the versions that this adapter was tested on, or no known kernel; else an empty string."""
+        return "; ".join(filter(None, (cutedsl.version_warning(TESTED), sources_warning())))
 
     def support(self) -> Support:
         """Return whether vLLM's function can run here; vLLM is imported only where FlashInfer's path can run."""
