@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness import Support, Traits
+from harness import Support, Traits, cases
 
 SOURCE = r"""
 #include <ATen/cuda/CUDAContext.h>
@@ -99,3 +99,8 @@ class CudaQuantizer:
         inputs = (x.contiguous(), masked_m.contiguous(), global_scale_enc.contiguous())
         _compiled().quantize_grouped(*inputs, packed, scales)
         return packed.permute(1, 2, 0), scales.view(torch.float8_e4m3fn).permute(3, 4, 1, 5, 2, 0)
+
+
+@cases(CudaQuantizer)
+def test_cuda_quantizer(case):
+    case()

@@ -11,7 +11,7 @@ gemm: MaskedGroupedGemm = MyKernel().masked_grouped_gemm
 
 import torch
 
-from harness import Traits, conformance
+from harness import Traits, cases
 
 E2M1 = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])
 
@@ -31,5 +31,6 @@ class MyKernel:
             out[:rows, :, expert] = product if alpha is None else product * alpha[expert]
 
 
-def test_my_kernel():
-    conformance(MyKernel())
+@cases(MyKernel)
+def test_my_kernel(case):
+    case()

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from harness import Support, Traits
+from harness import Support, Traits, cases
 
 ROWS, COLUMNS, DEPTH = 64, 64, 64  # of one program's tile
 
@@ -90,3 +90,8 @@ class TritonGemm:
             *a.stride(), *a_scale.stride(), *b.stride(), *b_scale.stride(), *out.stride(),
             masked_m.stride(0), 0 if alpha is None else alpha.stride(0), ROWS, COLUMNS, DEPTH,
         )  # fmt: skip
+
+
+@cases(TritonGemm)
+def test_triton_gemm(case):
+    case()

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from harness.extras import missing
-from harness.processes import PACKAGES
+from harness.processes import PACKAGES as OURS
 from harness.verdict import ExitCode
 
 
@@ -57,7 +57,7 @@ def _found_first() -> dict[str, str]:
     """Return which packages of ours a Python that looks in the current folder first does not find, and what it finds."""
     ours = Path(__file__).parents[2]
     found = {}
-    for name in PACKAGES:
+    for name in OURS:
         spec = importlib.machinery.PathFinder.find_spec(name, [str(Path.cwd()), *sys.path])
         place = Path(spec.origin) if spec and spec.origin else None
         if place and place.resolve() != (ours / name / "__init__.py").resolve():

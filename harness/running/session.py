@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Protocol
 
 from harness.candidates import CANDIDATES, support_of
