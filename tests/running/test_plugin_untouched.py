@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 pytest_plugins = "pytester"
+pytestmark = pytest.mark.usefixtures("two_plugins")  # those of this environment are not what is tested
 
 HEAVY = """
 import sys
