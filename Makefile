@@ -3,7 +3,7 @@
 # make test-flashinfer    the adapters against the real flashinfer-python, sglang and vllm (about 2 GB to install)
 # make test-oldest    the tests on torch 2.8, the oldest supported release (about 8 GB: its CUDA build)
 # make test-browser    the reports in a headless Chromium (apt-get install chromium, or CHROMIUM=/path/to/it)
-# make test-install    the wheel with each extra in an environment of its own (3 GB at a time, more with CUDA)
+# make test-install    the wheel with each extra in an environment of its own (up to 3 GB at a time, ten minutes)
 # make test-all    the long sweeps and test-install, at most an hour
 
 PYTHON ?= python3
