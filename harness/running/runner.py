@@ -7,10 +7,12 @@ import zlib
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from harness.candidates.protocol import Traits
 from harness.problems.problem import Problem
 from harness.problems.profiles import Profile
+from harness.problems.reach import far_for
 from harness.problems.shapes import ModelShape
 from harness.records.record import Failure, RuleResult
 from harness.rules import Rule
@@ -19,6 +21,9 @@ from harness.running.outcome import Outcome, Status
 from harness.running.session import Session
 from harness.running.tally import Tally
 from harness.verdict import Verdict
+
+if TYPE_CHECKING:
+    from hypothesis.strategies import SearchStrategy
 
 SHRINK_SECONDS = 20.0
 ROUND = 10
@@ -89,6 +94,7 @@ class RuleRun:
         """
         started = time.monotonic()
         try:
+            self._reach()
             self._draw_rounds()
         except _IllegalError:
             smallest = list(self._failed)[-1]
@@ -111,11 +117,39 @@ class RuleRun:
             self._tally.result.failures.append(failure)
         return self._concluded(started)
 
+    def _reach(self) -> None:
+        """Judge the problems that reach far, one extent each. Raises _IllegalError when a failing one has been shrunk."""
+        from harness.problems.strategies import nearer
+
+        if self._settings.shape is not None:  # a real model's extents are what was asked for
+            return
+        for far in far_for(self._rule.id, self._traits, all_of_them=self._rule.share == 1):
+            start = zlib.crc32(f"{self._rule.id} {self._settings.seed} {far.name}".encode())
+            if self._over():
+                return
+            try:
+                self._take(far.problem(far.most, self._traits, start % 100_000))
+            except _IllegalError:
+                self._round(nearer(far, self._traits, start % 100_000), start)
+                raise  # nothing smaller was found to fail
+
     def _draw_rounds(self) -> None:
         """Draw and judge in rounds of ten. Raises _IllegalError when a failing problem has been shrunk."""
+        from harness.problems.strategies import problems
+
+        drawn = problems(self._rule.drawn, self._traits, self._settings.profile, self._settings.shape)
+        # Each rule draws problems of its own, and a round may start with ones that another round had as well.
+        for number in range(2 * self._wanted // ROUND + 1):
+            if self._over():
+                break
+            start = zlib.crc32(f"{self._rule.id} {self._settings.seed} {number}".encode())
+            self._round(drawn, start)
+
+    def _round(self, drawn: SearchStrategy[Problem], start: int) -> None:
+        """Let hypothesis draw up to ten problems from a seed, and shrink one that fails. Raises _IllegalError then."""
         from hypothesis import HealthCheck, Phase, Verbosity, given, seed, settings
 
-        from harness.problems.strategies import only_the_seed, problems
+        from harness.problems.strategies import only_the_seed
 
         drawing = settings(
             max_examples=ROUND,
@@ -128,14 +162,8 @@ class RuleRun:
             print_blob=False,
             report_multiple_bugs=False,
         )
-        drawn = problems(self._rule.drawn, self._traits, self._settings.profile, self._settings.shape)
-        # Each rule draws problems of its own, and a round may start with ones that another round had as well.
-        for number in range(2 * self._wanted // ROUND + 1):
-            if self._over():
-                break
-            start = zlib.crc32(f"{self._rule.id} {self._settings.seed} {number}".encode())
-            with only_the_seed():
-                seed(start)(drawing(given(drawn)(self._take)))()
+        with only_the_seed():
+            seed(start)(drawing(given(drawn)(self._take)))()
 
     def _over(self) -> bool:
         """Return whether no further problem is to be drawn."""
