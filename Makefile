@@ -1,9 +1,12 @@
 # make demo    validate this machine's candidates and write an HTML report
 # make test    lint, types, tests: no GPU, no flashinfer, no network beyond package installation
 # make test-flashinfer    the adapters against the real flashinfer-python, sglang and vllm (about 2 GB to install)
+# make test-versions    the interpreted kernel with every pair of package versions that it is said to run with, an hour
 # make test-oldest    the tests on torch 2.8, the oldest supported release (about 8 GB: its CUDA build)
 # make test-browser    the reports in a headless Chromium (apt-get install chromium, or CHROMIUM=/path/to/it)
-# make test-all    the long sweeps, at most an hour
+# make test-install    the wheel with each extra in an environment of its own (up to 3 GB at a time, ten minutes)
+# make schema    docs/record.schema.json from the types of the record
+# make test-all    the long sweeps and test-install, at most an hour
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -17,7 +20,7 @@ PIP = -m pip install --quiet --disable-pip-version-check -c constraints.txt
 PYTEST = PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 WORKERS ?= 2
 
-.PHONY: demo test test-flashinfer test-oldest test-browser test-all lint bench clean
+.PHONY: demo test test-flashinfer test-versions test-oldest test-browser test-install test-all lint schema bench clean
 
 $(BIN)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -48,14 +51,17 @@ $(FLASHINFER_VENV)/bin/.installed: pyproject.toml constraints.txt
 	touch $@
 
 test-flashinfer: $(FLASHINFER_VENV)/bin/.installed
-	OMP_NUM_THREADS=1 $(FLASHINFER_VENV)/bin/python -m pytest -n $(WORKERS) -m flashinfer
+	OMP_NUM_THREADS=1 $(FLASHINFER_VENV)/bin/python -m pytest -n $(WORKERS) -m 'flashinfer and not long'
+
+test-versions: $(FLASHINFER_VENV)/bin/.installed
+	OMP_NUM_THREADS=1 $(FLASHINFER_VENV)/bin/python -m pytest -n $(WORKERS) -m 'flashinfer and long'
 
 $(OLDEST_VENV)/bin/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(OLDEST_VENV)
 	grep -v '^torch==' constraints.txt > $(OLDEST_VENV)/constraints.txt
 	# Without compressed-tensors and torchao, which need a newer torch and would bring it.
 	$(OLDEST_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c $(OLDEST_VENV)/constraints.txt \
-		torch==2.8.0 -e . ml_dtypes numpy transformers
+		torch==2.8.0 -e '.[gsm8k,canary]' jsonschema ml_dtypes msgspec numpy pytest-xdist pyyaml transformers
 	touch $@
 
 test-oldest: $(OLDEST_VENV)/bin/.installed
@@ -65,8 +71,16 @@ test-browser: $(BIN)/.installed
 	$(BIN)/python $(PIP) -e '.[dev,browser]'
 	REQUIRE_BROWSER=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m browser tests/browser
 
+# One at a time: each is an environment with a torch of its own.
+test-install: $(BIN)/.installed
+	$(BIN)/python -m pytest tests/test_install.py
+
 test-all: $(BIN)/.installed
-	$(PYTEST) -m 'not flashinfer and not browser'
+	$(PYTEST) -m 'not flashinfer and not browser' --ignore tests/test_install.py
+	$(MAKE) --no-print-directory test-install
+
+schema: $(BIN)/.installed
+	$(BIN)/python -m tests.records.make_schema
 
 bench: $(BIN)/.installed
 	$(BIN)/python benchmarks/bench_reference.py

@@ -26,10 +26,10 @@ if [ -n "$ARGUMENTS" ]; then
   arguments+=("${more[@]}")
 fi
 
-"$PYTHON" -m harness.cli "${arguments[@]}"
+"$PYTHON" -P -m harness.cli "${arguments[@]}"
 code=$?
 if [ -f "$OUT/record.json" ]; then
-  verdict=$("$PYTHON" -c 'import sys; from harness import load_record; print(load_record(sys.argv[1]).verdict.value)' "$OUT")
+  verdict=$("$PYTHON" -P -c 'import sys; from harness import load_record; print(load_record(sys.argv[1]).verdict.value)' "$OUT")
   {
     echo "verdict=$verdict"
     echo "record=$OUT/record.json"

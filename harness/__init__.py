@@ -15,14 +15,15 @@ if TYPE_CHECKING:
     from harness.candidates.support import Support
     from harness.comparing.runs import compare_records
     from harness.records.record import load_record
-    from harness.running.conform import conformance
+    from harness.running.conform import cases, conformance
 
-__all__ = ["Support", "Traits", "__version__", "compare_records", "conformance", "load_record"]
+__all__ = ["Support", "Traits", "__version__", "cases", "compare_records", "conformance", "load_record"]
 
 # No submodule may have one of these names: importing it would put the module in the place of the object.
 _PUBLIC = {
     "Support": "harness.candidates.support",
     "Traits": "harness.candidates.protocol",
+    "cases": "harness.running.conform",
     "compare_records": "harness.comparing.runs",
     "conformance": "harness.running.conform",
     "load_record": "harness.records.record",

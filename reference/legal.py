@@ -8,7 +8,8 @@ candidate stored, so that a legal choice of scale loosens nothing.
     exact   scale = e4m3(amax * (gs * fl(1/6))),  enc = fl(1 / (scale * fl(1 / gs))): float32, correctly rounded
     fast    scale = e4m3(gs * (amax * rcp(6))),  enc = rcp(scale * rcp(gs)): every rcp one unit up or down, or known from
             a probe of the device
-    both    code = e2m1(fl(x * enc)); a block without amax gets scale 0 and enc 0
+    both    code = e2m1(fl(x * enc)); a block without amax gets scale 0 and enc 0. So does, since FlashInfer 0.7.4, one whose
+            scale rounds to 0; before, its codes saturated. Under a scale of 0 every code is legal
 
 All steps are monotone in each reciprocal, so the legal scales are those between two bytes and the legal codes those
 between two codes. Inputs may themselves be intervals (an activation that was not observed).

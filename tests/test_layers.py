@@ -10,15 +10,16 @@ from pathlib import Path
 import pytest
 
 from tests import layer_checks as checks
-from tests.source_tree import Tree, read_tree
+from tests.source_tree import Tree, read_source, read_tree
 
 ROOT = Path(__file__).parent.parent
 STANDARD = set(sys.stdlib_module_names)
 
 # From the top: each folder and each file of harness/ imports only from itself and from what stands below it.
 ORDER = [
-    "cli", "pytest_plugin", "ci", "compile", "races", "mutants", "running", "comparing", "canary", "gsm8k", "diagnosis",
-    "rules", "judging", "faults", "problems", "candidates", "interpreter", "emulation", "records", "verdict", "version",
+    "cli", "compile", "races", "mutants", "running", "ci", "comparing", "canary", "gsm8k", "reproduction", "diagnosis",
+    "rules", "judging", "faults", "problems", "candidates", "interpreter", "emulation", "records", "processes", "terminal",
+    "extras", "verdict", "version",
 ]  # fmt: skip
 
 # What each package may import besides the standard library. The engines are imported inside the functions that use them.
@@ -39,7 +40,19 @@ HEAVY = {"triton", "lm_eval", "transformers", "datasets", "pandas", *ENGINES}
 IMPORTED_WHEN_CALLED = {"harness.running.probe_rcp", "harness.gsm8k.lm"}
 
 # What the parent process loads: these whole layers, every candidate of the catalog, and running/ without its probes.
-LIGHT = {"", "cli", "pytest_plugin", "ci", "running", "comparing", "records", "verdict", "version"}
+LIGHT = {
+    "",
+    "cli",
+    "ci",
+    "running",
+    "comparing",
+    "records",
+    "processes",
+    "terminal",
+    "extras",
+    "verdict",
+    "version",
+}
 IN_THE_CHILD = {"harness.running.probes", "harness.running.probe_rcp"}
 
 # Who may use the interpreter: the candidate that it was written for, and the race hunt.
@@ -116,6 +129,13 @@ def test_only_commands_and_the_end_of_a_run_draw_reports_and_only_when_they_are_
     assert "harness.ci.outputs" in drawing
     assert [m for m in drawing if m != "harness.ci.outputs" and harness()[m].layer != "cli"] == []
     assert users("reports", at_once=True) == set()
+
+
+def test_the_plugin_imports_nothing_of_the_harness_before_it_is_used_and_nobody_imports_it() -> None:
+    name = "fp4_moe_harness_plugin"
+    at_once = {i.name.partition(".")[0] for i in read_source(ROOT / f"{name}.py", ROOT).imports if i.at_once}
+    assert at_once - STANDARD == {"pluggy"}, "the command begins in it, and is quick without pytest"
+    nothing_wrong([checks.line_of(s, i) for s, i in checks.imports(repository()) if i.name.startswith(name)])
 
 
 def test_reports_know_nothing_of_the_harness_but_its_records() -> None:

@@ -15,6 +15,7 @@ from harness.canary.generate import Engine
 from harness.canary.moe_layer import CandidateExperts, PlainExperts
 from harness.canary.nvfp4_weights import is_modelopt, layers_of
 from harness.canary.tokenizer import load_tokenizer
+from harness.extras import require
 from harness.verdict import UsageError
 
 if TYPE_CHECKING:
@@ -77,7 +78,9 @@ def load_canary(
 
     Raises:
         UsageError: no such candidate, one that cannot run here, or options that do not fit.
+        MissingExtraError: the extra `canary` is not installed.
     """
+    require("the canary", "canary")
     from safetensors.torch import load_file
 
     folder = MODEL if folder is None else Path(folder)

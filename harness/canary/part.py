@@ -11,7 +11,6 @@ import select
 import shlex
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from harness.processes import own_module
 from harness.records.parts.canary import CanaryRun
 
 MIN_ACCURACY = 0.8
@@ -52,13 +52,8 @@ def served(candidate: str, *options: str, seconds: float = START_SECONDS) -> Ite
     Raises:
         ServerStartError: it ended, or did not listen in time.
     """
-    command = [sys.executable, "-P", "-m", "harness.cli", "canary", "serve", "--port", "0"]
-    paths = [str(Path(__file__).parent.parent.parent), str(Path.cwd()), os.environ.get("PYTHONPATH", "")]
-    environment = {
-        "OMP_WAIT_POLICY": "PASSIVE",
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
-    }
+    command = own_module("harness.cli", "canary", "serve", "--port", "0")
+    environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}
     started = time.monotonic()
     with tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(  # noqa: S603 - our own command

@@ -14,7 +14,12 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from aiohttp import web
+from harness.extras import MissingExtraError
+
+try:
+    from aiohttp import web
+except ModuleNotFoundError as error:
+    raise MissingExtraError("the canary's server", "canary") from error
 
 from harness.canary.serving import EngineThread, Piece
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from harness.faults.bugs import threads_of
+from harness.processes import ours_first
 from harness.records.parts.canary import CanaryFacts, CanaryLine
 
 VARIANTS = (
@@ -147,6 +148,7 @@ def _measured(todo: list[CanaryLine], questions: int, jobs: int) -> Iterator[Can
         return
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(jobs, context, _start, (1,)) as pool:
-        running = [pool.submit(measured_line, line, questions) for line in todo]
+        with ours_first():
+            running = [pool.submit(measured_line, line, questions) for line in todo]
         for done in concurrent.futures.as_completed(running):
             yield done.result()

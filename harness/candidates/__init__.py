@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import sys
-from pathlib import Path
 from typing import Any
 
 from harness.candidates.protocol import (
@@ -17,6 +16,7 @@ from harness.candidates.protocol import (
     traits_of,
 )
 from harness.candidates.support import Support, unsupported
+from harness.processes import look_in_current_folder
 from harness.verdict import UsageError, unknown_name
 
 CANDIDATES = {
@@ -38,6 +38,7 @@ __all__ = [
     "Support",
     "Traits",
     "load_candidate",
+    "made",
     "stages_of",
     "support_of",
     "traits_of",
@@ -64,21 +65,26 @@ def load_candidate(name: str) -> Any:
     module_name, colon, attribute = target.partition(":")
     if not colon or not module_name or not attribute:
         raise unknown_name("candidate", name, CANDIDATES, also="package.module:attribute")
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)
+    look_in_current_folder()
     try:
         found: Any = importlib.import_module(module_name)
         for part in attribute.split("."):
             found = getattr(found, part)
     except (ImportError, AttributeError) as error:
-        raise UsageError(f"candidate {name!r} cannot be imported: {error}") from error
-    candidate = found() if isinstance(found, type) or (callable(found) and not stages_of(found)) else found
+        where = getattr(sys.modules.get(module_name), "__file__", None)
+        found_in = f" (found in {where})" if where else ""
+        raise UsageError(f"candidate {name!r} cannot be imported: {error}{found_in}") from error
+    candidate = made(found)
     if not stages_of(candidate):
         raise UsageError(
             f"candidate {name!r} has none of the stages {', '.join(ALL_STAGES)}: see harness/candidates/protocol.py"
         )
     return candidate
+
+
+def made(found: Any) -> Any:
+    """Return the candidate that a class or a function makes, or the candidate itself."""
+    return found() if isinstance(found, type) or (callable(found) and not stages_of(found)) else found
 
 
 def support_of(candidate: Any) -> Support:

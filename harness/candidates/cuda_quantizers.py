@@ -2,7 +2,7 @@
 
 The kernel is the template `cvt_fp16_to_fp4_expert` of csrc/nv_internal/tensorrt_llm/kernels/quantization.cuh as the package
 ships it. Its host side needs a driver, so the grid is computed here as quantization.cu:746-783 computes it, for one
-multiprocessor. PTX is kept in the user's cache folder, by the versions of both packages and of nvcc.
+multiprocessor. PTX is kept in the user's cache folder, by the text of every header and the version of nvcc.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.candidates.cutedsl_support import installed_version
+from harness.candidates.cutedsl_support import flashinfer_folder
 from harness.candidates.support import Support, supported, unsupported
 
 if TYPE_CHECKING:
@@ -56,6 +56,13 @@ _STUBS = {
     "cublasLt.h": '#include "cublas_v2.h"\n',
     "curand_kernel.h": "#pragma once\n",
 }
+_HEADER = "tensorrt_llm/kernels/quantization.cuh"
+# Where nvcc looks for headers, below flashinfer/data. Of these, cutlass and spdlog are other projects' and hold no arithmetic
+# of the quantizers.
+_INCLUDES = (
+    "csrc/nv_internal", "csrc/nv_internal/include", "include", "csrc", "cutlass/include", "spdlog/include",
+)  # fmt: skip
+_FOREIGN = ("cutlass", "spdlog")
 _DEFINES = (
     "-DENABLE_BF16",
     "-DENABLE_FP8",
@@ -73,14 +80,66 @@ def nvcc() -> str:
 
 
 def quantizer_support() -> Support:
-    """Return whether the kernels can be compiled here, with the reason if not. Compiles them on the first call: seconds."""
+    """Return whether the kernels can be compiled and interpreted here, with the reason if not.
+
+    Compiles them on the first call: seconds.
+    """
     if not nvcc():
         return unsupported("no nvcc was found (CUDA_HOME, PATH)")
+    problem = _smoke_problem()
+    return unsupported(problem) if problem else supported()
+
+
+@functools.cache
+def _smoke_problem() -> str:
+    """Quantize one row of 64 ones with and without silu; return why that is impossible, "" for nothing.
+
+    Which values come out is what the rules judge.
+    """
+    import torch
+
+    from harness.interpreter.errors import InterpreterError
+
+    masked_m, scale = torch.ones(1, dtype=torch.int32), torch.ones(1)
     try:
-        quantizer_ptx()
+        for silu_mul, width in ((False, 64), (True, 128)):
+            grouped_quantize(
+                torch.ones(1, 1, width, dtype=torch.bfloat16), masked_m, scale, silu_mul=silu_mul
+            )
     except (OSError, RuntimeError) as error:
-        return unsupported(str(error))
-    return supported()
+        return str(error)
+    except (InterpreterError, ValueError) as error:
+        return f"the smoke problem of FlashInfer's quantizers failed: {type(error).__name__}: {error}"
+    return ""
+
+
+def header_files(folder: Path, *, foreign: bool = False) -> list[Path]:
+    """Return the package's headers that the kernel is compiled from, in the order in which they are included.
+
+    Args:
+        folder: FlashInfer's package folder.
+        foreign: those of cutlass and spdlog, which the package brings, as well.
+
+    Raises:
+        OSError: the kernel's header is not there.
+    """
+    data = folder / "data"
+    searched = [data / place for place in _INCLUDES if foreign or not place.startswith(_FOREIGN)]
+    found: dict[Path, None] = {}
+
+    def add(path: Path) -> None:
+        if path in found:
+            return
+        found[path] = None
+        text = path.read_text(encoding="utf-8", errors="replace")
+        for quote, name in re.findall(r'^[ \t]*#[ \t]*include[ \t]*(["<])([^">]+)', text, re.MULTILINE):
+            folders = [path.parent, *searched] if quote == '"' else searched
+            at = next((f / name for f in folders if (f / name).is_file()), None)
+            if at is not None:
+                add(Path(os.path.normpath(at)))
+
+    add(data / _INCLUDES[0] / _HEADER)
+    return list(found)
 
 
 @functools.cache
@@ -90,25 +149,20 @@ def quantizer_ptx() -> str:
     Raises:
         RuntimeError: nvcc failed; the message has its first error.
     """
-    compiler = nvcc()
+    compiler, package = nvcc(), flashinfer_folder()
+    if package is None:
+        raise RuntimeError("flashinfer-python is not installed: its CUDA quantizers cannot be compiled")
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout  # noqa: S603
-    key = hashlib.sha256(
-        "|".join((_SOURCE, version, installed_version("flashinfer-python"))).encode()
-    ).hexdigest()[:16]
+    key = hashlib.sha256("|".join((_SOURCE, version, *_DEFINES)).encode())
+    for path in header_files(package, foreign=True):
+        key.update(path.read_bytes())
     cache = (
         Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
         / "fp4-moe-harness"
-        / f"quantizers-{key}.ptx"
+        / f"quantizers-{key.hexdigest()[:16]}.ptx"
     )
     if cache.exists():
         return cache.read_text(encoding="utf-8")
-    import flashinfer
-
-    data = Path(flashinfer.__file__).parent / "data"
-    includes = (
-        data / "csrc/nv_internal", data / "csrc/nv_internal/include", data / "include", data / "csrc",
-        data / "cutlass/include", data / "spdlog/include",
-    )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         source, result = Path(folder) / "quantizers.cu", Path(folder) / "quantizers.ptx"
         source.write_text(_SOURCE, encoding="utf-8")
@@ -116,7 +170,7 @@ def quantizer_ptx() -> str:
         stubs.mkdir()
         for name, text in _STUBS.items():
             (stubs / name).write_text(text, encoding="utf-8")
-        paths = [f"-I{path}" for path in includes]
+        paths = [f"-I{package / 'data' / place}" for place in _INCLUDES]
         # -idirafter: the stubs are used only where the toolkit lacks the header
         command = [compiler, "-ptx", "-arch=sm_100a", "-std=c++17", *_DEFINES, *paths, "-Xcompiler", f"-idirafter,{stubs}",
                    "-o", str(result), str(source)]  # fmt: skip

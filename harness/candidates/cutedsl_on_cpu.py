@@ -1,4 +1,4 @@
-"""FlashInfer's CuTe DSL path on CPU tensors: which of its questions about a device are answered, and which versions this knows.
+"""FlashInfer's CuTe DSL path on CPU tensors: which of its questions about a device are answered, and whether it can run here.
 
 FlashInfer's Python, the CuTe DSL compiler and the compiled host function run as they are; only what asks for a GPU is
 answered here, and the launch goes to harness.interpreter. Read docs/cutedsl-cpu.md first.
@@ -12,10 +12,21 @@ import importlib.util
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from harness.candidates.cutedsl_support import function_support, import_quietly, installed_version, load
+from harness.candidates.cutedsl_support import function_support, import_quietly, load
+from harness.candidates.known_kernels import (
+    COMPILER,
+    CUDA_QUANTIZERS,
+    CUTEDSL_QUANTIZERS,
+    GEMM,
+    not_yet_known,
+    ptx_fingerprint,
+    source_fingerprint,
+)
 from harness.candidates.support import Support, supported, unsupported
+from harness.extras import install_hint
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,15 +34,31 @@ if TYPE_CHECKING:
     from harness.interpreter.host import Device
     from harness.interpreter.schedule import Schedule
 
-# (flashinfer-python, nvidia-cutlass-dsl): the pairs whose host code and PTX were seen to be understood.
-VERSIONS = (("0.7.2.post1", "4.8.1"),)
 CAPABILITY = (10, 0)
 SMS_OF_A_B200 = 148
 SM_COUNT = 2  # how many a call uses that does not say: every CTA costs milliseconds; two of them still share the work of a persistent kernel
 
+# The smoke problem's kernels: one CTA, and a pair of CTAs on one tile, which takes other paths through the compiler.
+SMOKE_OPTIONS: tuple[dict[str, Any], ...] = ({}, {"mma_tiler_mn": (256, 128), "cluster_shape_mn": (2, 1)})
+
+
+@dataclass(frozen=True)
+class Smoke:
+    """What became of the smoke problem.
+
+    Attributes:
+        problem: what is wrong, "" for nothing.
+        ptx: of the kernels that were compiled, in the order of `SMOKE_OPTIONS`.
+    """
+
+    problem: str
+    ptx: tuple[str, ...]
+
 
 def cpu_support(name: str) -> Support:
-    """Return whether the interpreted path can run here: packages, exact versions, and a smoke problem.
+    """Return whether the interpreted path can run here: packages, the function's signature, and a smoke problem.
+
+    Any version may: what it is made of is looked up for `new_version` only.
 
     Args:
         name: the candidate's name, for the reason.
@@ -43,43 +70,69 @@ def cpu_support(name: str) -> Support:
     ):
         if importlib.util.find_spec(module) is None:
             return unsupported(
-                f"{name} needs {distribution}, which is not installed; run: pip install '.[cutedsl]'"
+                f"{name} needs {distribution}, which is not installed; run: {install_hint('cutedsl')}"
             )
-    found = (installed_version("flashinfer-python"), installed_version("nvidia-cutlass-dsl"))
-    if found not in VERSIONS:
-        known = "; ".join(f"flashinfer-python {a} with nvidia-cutlass-dsl {b}" for a, b in VERSIONS)
-        return unsupported(
-            f"{name} knows {known}; found flashinfer-python {found[0]} with nvidia-cutlass-dsl {found[1]}, whose "
-            "compiled host code and PTX nobody has compared with the interpreter"
-        )
     called = function_support("grouped_gemm_nt_masked")
     if not called:
         return unsupported(f"{name}: {called.reason}")
-    problem = smoke_problem()
-    return supported() if not problem else unsupported(f"{name}: its smoke problem failed: {problem}")
+    problem = smoke().problem
+    if not problem:
+        return supported()
+    new = new_version("emulated")
+    return unsupported(f"{name}: its smoke problem failed: {problem}{f' ({new})' if new else ''}")
+
+
+def new_version(quantizers: str) -> str:
+    """Return one sentence that names what is used here and in no row of the table of known kernels, "" for nothing.
+
+    Args:
+        quantizers: "interpreted", "cutedsl" or "emulated": which of the package's quantizers are used.
+    """
+    used = {"interpreted": (CUDA_QUANTIZERS,), "cutedsl": (CUTEDSL_QUANTIZERS,)}.get(quantizers, ())
+    return not_yet_known(fingerprints(GEMM, *used))
+
+
+def fingerprints(*parts: str) -> dict[str, str]:
+    """Return the fingerprints of parts of the installed packages, and of the compiler by what it makes of the smoke problem."""
+    found = {part: source_fingerprint(part) for part in parts}
+    if any(found.values()) and smoke().ptx:
+        found[COMPILER] = ptx_fingerprint(smoke().ptx)
+    return found
 
 
 @functools.cache
-def smoke_problem() -> str:
-    """Run one 128 x 128 x 128 GEMM through the public call; return what is wrong with it, "" for nothing."""
+def smoke() -> Smoke:
+    """Run one 128 x 128 x 128 GEMM through the public call, by each of `SMOKE_OPTIONS`."""
     import torch
 
     from harness.candidates import layouts
+    from harness.interpreter.host import device, patched
     from reference.nvfp4 import decode_blocks
 
     draw = torch.Generator().manual_seed(5)
     codes = [torch.randint(0, 16, (1, 128, 128), dtype=torch.uint8, generator=draw) for _ in range(2)]
     scales = [torch.randint(0x30, 0x48, (1, 128, 8), dtype=torch.uint8, generator=draw) for _ in range(2)]
-    out = layouts.empty_out(1, 128, 128, torch.float32, "cpu", float("nan"))
+    a, b = (decode_blocks(c[0], s[0], torch.float64) for c, s in zip(codes, scales, strict=True))
+    exact = (a @ b.T).float()
     operands = [(layouts.operand(c), layouts.scales(s)) for c, s in zip(codes, scales, strict=True)]
     masked_m = torch.tensor([128], dtype=torch.int32)
-    try:
-        gemm(operands[0], operands[1], out, masked_m, None, {})
-    except Exception as error:  # noqa: BLE001 - whatever another version does differently is the reason
-        return f"{type(error).__name__}: {error}"
-    a, b = (decode_blocks(c[0], s[0], torch.float64) for c, s in zip(codes, scales, strict=True))
-    wrong = int((out[:, :, 0].double() != (a @ b.T).float().double()).sum())
-    return f"{wrong} of {out.numel()} elements differ from the exact result" if wrong else ""
+    ptx: list[str] = []
+
+    def look(text: str) -> str:
+        ptx.append(text)
+        return text
+
+    for options in SMOKE_OPTIONS:
+        out = layouts.empty_out(1, 128, 128, torch.float32, "cpu", float("nan"))
+        try:
+            with patched(device(), "rewrite", look):
+                gemm(operands[0], operands[1], out, masked_m, None, options)
+        except Exception as error:  # noqa: BLE001 - whatever another version does differently is the reason
+            return Smoke(f"{type(error).__name__}: {error}", tuple(ptx))
+        if wrong := int((out[:, :, 0] != exact).sum()):
+            text = f"{wrong} of {out.numel()} elements differ from the exact result"
+            return Smoke(f"{text}{f' with {options}' if options else ''}", tuple(ptx))
+    return Smoke("", tuple(ptx))
 
 
 def gemm(

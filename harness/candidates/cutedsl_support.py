@@ -14,11 +14,13 @@ import os
 import re
 import sys
 import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.candidates.protocol import Traits
 from harness.candidates.support import Support, supported, unsupported
 from harness.candidates.taps import missing_parameters, unfilled_parameters
+from harness.extras import install_hint
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -27,10 +29,10 @@ if TYPE_CHECKING:
 # hand 12.x to the SM100 kernel as well (`major >= 10`), but that kernel needs tensor memory, which 12.x lacks.
 CAPABILITIES = ((10, 0), (10, 3), (10, 7))
 
-# distribution -> (import name, what it is for, release series that the adapters were tested on)
-PACKAGES: dict[str, tuple[str, str, tuple[int, int]]] = {
-    "flashinfer-python": ("flashinfer", "FlashInfer's FP4 quantizers and masked grouped GEMM", (0, 7)),
-    "nvidia-cutlass-dsl": ("cutlass", "the CuTe DSL compiler of the masked grouped GEMM", (4, 8)),
+# distribution -> (import name, what it is for)
+PACKAGES: dict[str, tuple[str, str]] = {
+    "flashinfer-python": ("flashinfer", "FlashInfer's FP4 quantizers and masked grouped GEMM"),
+    "nvidia-cutlass-dsl": ("cutlass", "the CuTe DSL compiler of the masked grouped GEMM"),
 }
 
 # function -> (module, parameters passed by position, parameters passed by keyword)
@@ -51,10 +53,10 @@ def path_support(name: str) -> Support:
     Args:
         name: the candidate's name, for the reason.
     """
-    for distribution, (module, purpose, _) in PACKAGES.items():
+    for distribution, (module, purpose) in PACKAGES.items():
         if importlib.util.find_spec(module) is None:
             return unsupported(
-                f"{name} needs {distribution} ({purpose}), which is not installed; run: pip install '.[cutedsl]'"
+                f"{name} needs {distribution} ({purpose}), which is not installed; run: {install_hint('cutedsl')}"
             )
     device = _device_support(name)
     if not device:
@@ -137,23 +139,28 @@ def function_support(name: str) -> Support:
     return unsupported(
         f"{module}.{name} of flashinfer-python {installed_version('flashinfer-python')} is called with positional "
         f"({', '.join(positional)}) and keyword ({', '.join(by_keyword) or 'none'}) arguments, but its signature is "
-        f"{inspect.signature(function)}; use a version of the series {_series(PACKAGES['flashinfer-python'][2])}"
+        f"{inspect.signature(function)}; this harness does not know that version"
     )
 
 
-def version_warning(tested: Mapping[str, tuple[int, int]] | None = None) -> str:
-    """Return one sentence if an installed version is outside the tested series, else an empty string.
+def version_warning(tested: Mapping[str, tuple[int, int]]) -> str:
+    """Return one sentence if an engine's installed version is outside the tested series, else an empty string.
 
     Args:
-        tested: distribution -> (major, minor); None: the packages of the path itself.
+        tested: distribution -> (major, minor).
     """
-    tested = {d: series for d, (_, _, series) in PACKAGES.items()} if tested is None else tested
     outside = [
-        f"{distribution} {version} (tested: {_series(series)})"
+        f"{distribution} {version} (tested: {series[0]}.{series[1]})"
         for distribution, series in tested.items()
         if (version := installed_version(distribution)) and release(version)[:2] != series
     ]
     return f"outside the tested versions: {', '.join(outside)}" if outside else ""
+
+
+def flashinfer_folder() -> Path | None:
+    """Return the folder of the package `flashinfer` that an import would find, without importing it; None: there is none."""
+    found = importlib.util.find_spec("flashinfer")
+    return Path(found.origin).parent if found is not None and found.origin else None
 
 
 def installed_version(distribution: str) -> str:
@@ -211,7 +218,3 @@ def _wanted() -> str:
     return ", ".join(f"{major}.{minor}" for major, minor in CAPABILITIES[:-1]) + " or {}.{}".format(
         *CAPABILITIES[-1]
     )
-
-
-def _series(series: tuple[int, int]) -> str:
-    return f"{series[0]}.{series[1]}"

@@ -15,7 +15,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from harness.candidates.cutedsl_support import load, path_support, path_traits, version_warning
+from harness.candidates.cutedsl_support import load, path_support, path_traits
+from harness.candidates.known_kernels import sources_warning
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -62,8 +63,8 @@ class FlashInferCuteDsl:
 
     @property
     def warning(self) -> str:
-        """One sentence if an installed version is outside what this adapter was tested on, else an empty string."""
-        return version_warning()
+        """One sentence if what is installed is in no row of the table of known kernels, else an empty string."""
+        return sources_warning()
 
     def support(self) -> Support:
         """Return whether the path can run here; the reason names the package, the device or the changed function."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from harness.candidates.cutedsl_on_cpu import cpu_support
+from harness.candidates.cutedsl_on_cpu import cpu_support, new_version
 from harness.candidates.cutedsl_support import path_traits
 from harness.candidates.flashinfer_cutedsl import FlashInferCuteDsl
 
@@ -78,19 +78,20 @@ class FlashInferCuteDslCpu(FlashInferCuteDsl):
 
     @property
     def warning(self) -> str:
-        """What a reader of a record must know about where the numbers come from."""
+        """What a reader of a record must know about where the numbers come from, and what of it is not yet known."""
         source = "FlashInfer's CUDA kernel, compiled by nvcc and interpreted as well"
         if self.quantizers == "cutedsl":
             source = "FlashInfer's CuTe DSL kernel, called expert by expert and interpreted as well"
         elif self.quantizers == "emulated":
             source = f"emulated{f' because {self._why_emulated}' if self._why_emulated else ''}"
+        new = new_version(self.quantizers)
         return (
             "interpreted PTX: the GEMM is FlashInfer's kernel compiled for sm_100a and executed by harness.interpreter, not "
-            f"by a GPU; the quantizers are {source} (docs/cutedsl-cpu.md says what is assumed)"
+            f"by a GPU; the quantizers are {source} (docs/cutedsl-cpu.md says what is assumed){f'; {new}' if new else ''}"
         )
 
     def support(self) -> Support:
-        """Return whether the packages are there in a known pair of versions, and a smoke problem comes out right."""
+        """Return whether the packages are there and a smoke problem comes out right."""
         return cpu_support(self.name)
 
     def reciprocal(self, x: Tensor) -> Tensor:

@@ -13,8 +13,10 @@ import importlib.util
 from typing import TYPE_CHECKING, Any
 
 from harness.candidates import cutedsl_support as cutedsl
+from harness.candidates.known_kernels import sources_warning
 from harness.candidates.support import Support, supported, unsupported
 from harness.candidates.taps import StageCall, missing_parameters, run_tapped, unfilled_parameters
+from harness.extras import install_hint
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -66,14 +68,14 @@ class SglangCuteDsl:
 
     @property
     def warning(self) -> str:
-        """One sentence if an installed version is outside what this adapter was tested on, else an empty string."""
-        return "; ".join(filter(None, (cutedsl.version_warning(TESTED), cutedsl.version_warning())))
+        """What is outside the versions that this adapter was tested on, or no known kernel; else an empty string."""
+        return "; ".join(filter(None, (cutedsl.version_warning(TESTED), sources_warning())))
 
     def support(self) -> Support:
         """Return whether SGLang's function can run here; SGLang is imported only where FlashInfer's path can run."""
         if importlib.util.find_spec("sglang") is None:
             return unsupported(
-                f"{self.name} needs sglang (its function {FUNCTION}), which is not installed; run: pip install '.[sglang]'"
+                f"{self.name} needs sglang (its function {FUNCTION}), which is not installed; run: {install_hint('sglang')}"
             )
         version = cutedsl.installed_version("sglang")
         if version and cutedsl.release(version) < FIRST_SUPPORTED:

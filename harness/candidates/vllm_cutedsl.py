@@ -16,9 +16,11 @@ import importlib.util
 from typing import TYPE_CHECKING, Any
 
 from harness.candidates import cutedsl_support as cutedsl
+from harness.candidates.known_kernels import sources_warning
 from harness.candidates.sglang_cutedsl import PARAMETERS, signature_support
 from harness.candidates.support import Support, unsupported
 from harness.candidates.taps import StageCall, run_tapped
+from harness.extras import install_hint
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,14 +55,14 @@ class VllmCuteDsl:
 
     @property
     def warning(self) -> str:
-        """One sentence if an installed version is outside what this adapter was tested on, else an empty string."""
-        return "; ".join(filter(None, (cutedsl.version_warning(TESTED), cutedsl.version_warning())))
+        """What is outside the versions that this adapter was tested on, or no known kernel; else an empty string."""
+        return "; ".join(filter(None, (cutedsl.version_warning(TESTED), sources_warning())))
 
     def support(self) -> Support:
         """Return whether vLLM's function can run here; vLLM is imported only where FlashInfer's path can run."""
         if importlib.util.find_spec("vllm") is None:
             return unsupported(
-                f"{self.name} needs vllm (its function {FUNCTION}), which is not installed; run: pip install '.[vllm]'"
+                f"{self.name} needs vllm (its function {FUNCTION}), which is not installed; run: {install_hint('vllm')}"
             )
         version = cutedsl.installed_version("vllm")
         if version and cutedsl.release(version) < FIRST_SUPPORTED:

@@ -8,7 +8,10 @@ import traceback
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
+from harness.extras import MissingExtraError, accept_no_numpy
+from harness.terminal import colour
 from harness.verdict import ExitCode, UsageError
 
 COMMANDS = {
@@ -16,6 +19,7 @@ COMMANDS = {
     "gsm8k": "the end-to-end gate on a served model",
     "canary": "a small MoE model that solves word problems through a candidate",
     "mutants": "plant every known fault and see which rule kills it",
+    "reproduce": "repeat a failure of a record, or write it as a plain script",
     "diagnose": "name the known fault that explains a failure",
     "compile": "cross-compile the CuTe DSL kernels for Blackwell, without one",
     "races": "run the interpreted kernel under many schedules, intact and with planted mistakes",
@@ -39,6 +43,15 @@ class LazyGroup(click.Group):
         module = importlib.import_module(f"harness.cli.{name}")
         command: click.Command = getattr(module, f"{name}_command")
         return command
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Return the commands and options that complete a word, without importing any command."""
+        names = [
+            CompletionItem(name, help=words)
+            for name, words in COMMANDS.items()
+            if name.startswith(incomplete)
+        ]
+        return names + click.Command.shell_complete(self, ctx, incomplete)
 
     def format_commands(self, _ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the list of commands without importing any of them."""
@@ -65,20 +78,21 @@ def run(arguments: list[str] | None = None) -> int:
 
     Frameworks have other ideas (click exits 2 on bad usage, Python 1 on an uncaught error), so each is mapped here.
     """
+    accept_no_numpy()
     try:
-        result: Any = harness.main(args=arguments, prog_name="harness", standalone_mode=False)
-    except (click.UsageError, UsageError) as error:
-        message = error.format_message() if isinstance(error, click.UsageError) else str(error)
+        result: Any = harness.main(args=arguments, prog_name="harness", standalone_mode=False, color=colour())
+    except (click.ClickException, UsageError) as error:
+        message = error.format_message() if isinstance(error, click.ClickException) else str(error)
         click.echo(f"harness: {message}", err=True)
         return ExitCode.USAGE
     except click.exceptions.Exit as error:
         return error.exit_code
+    except MissingExtraError as error:
+        click.echo(f"UNKNOWN: {error}", err=True)
+        return ExitCode.UNKNOWN
     except (KeyboardInterrupt, click.Abort):
         click.echo("harness: interrupted", err=True)
         return ExitCode.INTERRUPTED
-    except click.ClickException as error:
-        click.echo(f"harness: {error.format_message()}", err=True)
-        return ExitCode.USAGE
     except Exception:  # noqa: BLE001 - the last line of defence: an error of ours must not look like a FAIL
         traceback.print_exc()
         click.echo("harness: internal error: this is a defect of the harness, not of the candidate", err=True)

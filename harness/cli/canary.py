@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from harness.ci.options import ci_options, earlier_record, exit_with
+from harness.cli import complete
+from harness.extras import require
 from harness.verdict import ExitCode, UsageError, exit_code
 
 if TYPE_CHECKING:
@@ -26,10 +28,16 @@ def _engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
             default="bf16",
             show_default=True,
             metavar="NAME",
+            shell_complete=complete.candidates,
             help="What the experts run through: bf16, a built-in name, or package.module:attribute.",
         ),
         click.option(
-            "--fault", "faults", multiple=True, metavar="NAME", help="Plant this fault; may be repeated."
+            "--fault",
+            "faults",
+            multiple=True,
+            metavar="NAME",
+            shell_complete=complete.faults,
+            help="Plant this fault; may be repeated.",
         ),
         click.option("--ranks", default=1, show_default=True, help="Simulated ranks."),
         click.option(
@@ -76,6 +84,7 @@ def serve(
     port: int,
 ) -> int:
     """Serve the canary over the OpenAI API until interrupted; print "listening on URL" once it answers."""
+    require("harness canary serve", "canary")
     import asyncio
 
     from aiohttp import web
@@ -132,6 +141,7 @@ def run(
     against: Path | None,
 ) -> int:
     """Answer the canary's questions in this process, judge and report: what serve and gsm8k do, without HTTP."""
+    require("harness canary run", "canary")
     from harness.canary.run import run_in_process
     from harness.ci.outputs import prepare_folder, write_outputs
     from harness.cli.output import print_summary
@@ -165,6 +175,7 @@ def run(
 )
 def table(candidate: str, faults: tuple[str, ...], questions: int, jobs: int, out: Path) -> int:
     """Measure every fault against the canary's accuracy, beside the rule that kills it; dispatch variants too."""
+    require("harness canary table", "canary")
     from harness.canary.table import run_table
     from harness.ci.outputs import prepare_folder, write_outputs
     from harness.cli.output import print_summary
@@ -210,6 +221,7 @@ def _say(line: CanaryLine) -> None:
 @click.option("--model", type=_FOLDER, help="Folder of the model. Default: the one that is shipped.")
 def export(folder: Path, model: Path | None) -> int:
     """Write the canary as an NVFP4 checkpoint in ModelOpt's layout; the same bytes every time."""
+    require("harness canary export", "canary")
     from harness.canary.export import export_modelopt
     from harness.ci.outputs import prepare_folder
 

@@ -9,6 +9,7 @@ import click
 
 from harness.ci.options import ci_options, earlier_record, exit_with
 from harness.ci.outputs import prepare_folder
+from harness.cli import complete
 from harness.cli.output import TerminalProgress, print_summary
 from harness.records.record import RunRecord
 from harness.verdict import ExitCode, UsageError
@@ -20,18 +21,30 @@ from harness.verdict import ExitCode, UsageError
     "candidates",
     multiple=True,
     metavar="NAME",
+    shell_complete=complete.candidates,
     help="Built-in name or package.module:attribute; may be repeated. Default: every built-in one that can run here.",
 )
 @click.option(
-    "--rule", "rules", multiple=True, metavar="ID", help="Only this rule; may be repeated. Default: all."
+    "--rule",
+    "rules",
+    multiple=True,
+    metavar="ID",
+    shell_complete=complete.rules,
+    help="Only this rule; may be repeated. Default: all.",
 )
 @click.option(
-    "--profile", default="quick", show_default=True, metavar="NAME", help="quick, standard or deep."
+    "--profile",
+    default="quick",
+    show_default=True,
+    metavar="NAME",
+    shell_complete=complete.profiles,
+    help="quick, standard or deep.",
 )
 @click.option("--problem", metavar="STRING", help="Judge only this problem, as a failure printed it.")
 @click.option(
     "--shapes",
     metavar="MODEL",
+    shell_complete=complete.shapes,
     help="Shapes of a real model: a name (harness list) or the path of a config.json.",
 )
 @click.option("--ep", default=1, show_default=True, help="Ranks that share the experts, with --shapes.")
@@ -60,7 +73,7 @@ from harness.verdict import ExitCode, UsageError
     "--canary/--no-canary",
     default=None,
     help="Ask the canary its questions through each candidate. Default: yes, unless --rule, --problem, --shapes or "
-    "--max-seconds asks for a part.",
+    "--max-seconds asks for a part, and where the extra [canary] is installed.",
 )
 @click.option("--canary-questions", type=int, help="How many of its 500. Default: the profile's.")
 @click.option(
@@ -68,6 +81,7 @@ from harness.verdict import ExitCode, UsageError
     default="input_scale_inverted",
     show_default=True,
     metavar="FAULT",
+    shell_complete=complete.faults,
     help="Fault planted in the first candidate, on which the canary must fail; '' for none.",
 )
 @click.option(
@@ -131,6 +145,7 @@ def check_command(
         known=load_known_failures(known_failures or default_path()),
         all_rules=not rules,
         canary=_questions(canary, canary_questions, size.canary, a_part=a_part),
+        canary_named=bool(canary) or canary_questions is not None,
         canary_control=canary_control,
     )
     earlier = earlier_record(fail_on, against)

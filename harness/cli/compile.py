@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from harness.compile.run import Progress
+from harness.terminal import LiveLine
 from harness.verdict import ExitCode, UsageError, Verdict, exit_code
 
 if TYPE_CHECKING:
@@ -227,7 +228,7 @@ class TerminalProgress(Progress):
     """One line that is updated on a terminal; elsewhere a line for every tenth of the cases, and for each failure."""
 
     def __init__(self) -> None:
-        self._live = sys.stderr.isatty()
+        self._live = LiveLine()
         self._tenth = 0
 
     def cached(self, found: int, total: int) -> None:
@@ -236,12 +237,14 @@ class TerminalProgress(Progress):
 
     def finished(self, done: int, total: int, case: CompileCase, result: CompileResult) -> None:
         """Say how far it is."""
-        clear = "\r\x1b[K" if self._live else ""
         if result.status not in {"compiled", "refused"}:
-            click.echo(f"{clear}{result.status}: {case}: {result.reason}", err=True)
-        if self._live:
-            click.echo(f"\r{done}/{total} {str(case)[:60]}\x1b[K", err=True, nl=done == total)
-        elif done * 10 // total > self._tenth or done == total:
+            self._live.clear()
+            click.echo(f"{result.status}: {case}: {result.reason}", err=True)
+        if self._live.on and done < total:
+            self._live.show(f"{done}/{total} {case}")
+            return
+        self._live.clear()
+        if done * 10 // total > self._tenth or done == total:
             self._tenth = done * 10 // total
             click.echo(f"{done}/{total}", err=True)
 

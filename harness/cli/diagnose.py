@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from harness.cli import complete
+from harness.cli.failures import failures_of
 from harness.verdict import ExitCode, UsageError
 
 
@@ -16,8 +18,13 @@ from harness.verdict import ExitCode, UsageError
 @click.option(
     "--failure", "number", default=0, show_default=True, help="Which failure of a record; 0 for all."
 )
-@click.option("--candidate", metavar="NAME", help="Built-in name or package.module:attribute.")
-@click.option("--rule", metavar="ID", help="The rule that fails.")
+@click.option(
+    "--candidate",
+    metavar="NAME",
+    shell_complete=complete.candidates,
+    help="Built-in name or package.module:attribute.",
+)
+@click.option("--rule", metavar="ID", shell_complete=complete.rules, help="The rule that fails.")
 @click.option("--problem", metavar="STRING", help="The problem it fails on, as a failure printed it.")
 @click.option("--json", "as_json", is_flag=True, help="Print the whole diagnosis as JSON.")
 def diagnose_command(
@@ -51,14 +58,7 @@ def diagnose_command(
 
 
 def _from_record(file: Path, number: int) -> list[tuple[str, str, str]]:
-    from harness.records.from_json import RecordError
-    from harness.records.record import load_record
-
-    try:
-        record = load_record(file)
-    except RecordError as error:
-        raise UsageError(str(error)) from error
-    failures = [f for result in record.rules for f in result.failures if f.problem]
+    failures = failures_of(file)
     if not failures:
         raise UsageError(f"{file} has no failure to diagnose")
     if not 0 <= number <= len(failures):

@@ -10,6 +10,7 @@ import click
 
 from harness.ci.options import ci_options, earlier_record, exit_with
 from harness.ci.outputs import write_outputs
+from harness.extras import require
 from harness.verdict import UsageError
 
 if TYPE_CHECKING:
@@ -112,6 +113,7 @@ def gsm8k_command(**options: Any) -> int:
 
     Exits 0 for PASS (and NOT DEAD with --mode smoke), 1 for FAIL, 2 for UNKNOWN, 64 for bad usage, 130 when interrupted.
     """
+    require("harness gsm8k", "gsm8k")
     from harness.gsm8k.credentials import clean_command
     from harness.gsm8k.run import run
     from harness.gsm8k.settings import check_file

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from harness.ci.outputs import prepare_folder
+from harness.cli import complete
 from harness.cli.output import print_summary
 from harness.records.parts.mutants import NOT_JUDGED, NOT_PLANTED, SURVIVED, MutantsRun, UpstreamTable
 from harness.records.record import RunRecord
+from harness.terminal import LiveLine, Remaining, duration
 from harness.verdict import ExitCode, UsageError, Verdict, exit_code
 
 if TYPE_CHECKING:
@@ -37,10 +37,16 @@ Examples:
     default="physical",
     show_default=True,
     metavar="NAME",
+    shell_complete=complete.candidates,
     help="Built-in name or package.module:attribute; it has to be right, the faults are planted in it.",
 )
 @click.option(
-    "--fault", "faults", multiple=True, metavar="NAME", help="Only this fault; may be repeated. Default: all."
+    "--fault",
+    "faults",
+    multiple=True,
+    metavar="NAME",
+    shell_complete=complete.faults,
+    help="Only this fault; may be repeated. Default: all.",
 )
 @click.option(
     "--category",
@@ -60,6 +66,7 @@ Examples:
     default="standard",
     show_default=True,
     metavar="NAME",
+    shell_complete=complete.profiles,
     help="Problems are drawn with: quick, standard or deep.",
 )
 @click.option("--seed", default=0, show_default=True, help="Of the drawn problems.")
@@ -240,18 +247,22 @@ def _print_upstream(table: UpstreamTable) -> None:
 
 
 class _Progress:
-    """One line on a terminal, updated in place; elsewhere one line for each kind of work."""
+    """One line on a terminal, updated in place, with the time left of this kind of work; elsewhere one line for each kind."""
 
     def __init__(self) -> None:
-        self._live = sys.stderr.isatty()
-        self._last = 0.0
+        self._live = LiveLine()
         self._what = ""
+        self._remaining = Remaining()
 
     def __call__(self, what: str, done: int, total: int) -> None:
-        if self._live and (time.monotonic() > self._last + 0.1 or done == total):
-            self._last = time.monotonic()
-            end = done == total
-            click.echo(f"\r{what}: {done}/{total}\x1b[K", err=True, nl=end)
-        elif not self._live and what != self._what:
-            self._what = what
-            click.echo(f"{what}: {total}", err=True)
+        if what != self._what:
+            self._what, self._remaining = what, Remaining()
+            if not self._live.on:
+                click.echo(f"{what}: {total}", err=True)
+        if done == total:
+            self._live.clear()
+            if self._live.on:
+                click.echo(f"{what}: {done}/{total}", err=True)
+            return
+        left = self._remaining.seconds(done, total)
+        self._live.show(f"{what}: {done}/{total}" + (f", about {duration(left)} left" if left else ""))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from harness.ci.outputs import prepare_folder
 from harness.cli.output import print_summary
 from harness.records.parts.mutants import FalseAlarmCount, MutantsRun, SelfTest
 from harness.records.record import RunRecord
+from harness.terminal import LiveLine, Remaining, duration
 from harness.verdict import ExitCode, UsageError, Verdict, exit_code
 
 
@@ -55,10 +55,15 @@ def run_checks(
 def _count(examples: int, seed: int, jobs: int, max_seconds: float) -> FalseAlarmCount:
     from harness.mutants.false_alarms import count_false_alarms
 
+    live, remaining = LiveLine(), Remaining()
+
     def progress(done: int, wanted: int) -> None:
-        _line(f"controls: {done:,} of {wanted:,} examples", end=done >= wanted)
+        left = remaining.seconds(done, wanted)
+        words = f", about {duration(left)} left" if left else ""
+        live.show(f"controls: {done:,} of {wanted:,} examples{words}")
 
     found = count_false_alarms(examples, seed, jobs, max_seconds, progress)
+    live.clear()
     for alarm in found.false_alarms[:10]:
         click.secho(f"false alarm: {alarm.rule} on {alarm.control}: {alarm.message}", fg="red")
         click.echo(f"  {alarm.reproduce}")
@@ -72,8 +77,9 @@ def _count(examples: int, seed: int, jobs: int, max_seconds: float) -> FalseAlar
 def _examine() -> SelfTest:
     from harness.mutants.self_test import run_self_test
 
-    found = run_self_test(lambda name: _line(f"self-test: {name}"))
-    _line("", end=True)
+    live = LiveLine()
+    found = run_self_test(lambda name: live.show(f"self-test: {name}", now=True))
+    live.clear()
     for check in found.broken:
         if check.detected:
             click.echo(f"  {check.name:<30} {check.how}")
@@ -118,11 +124,6 @@ def _verdict(found: MutantsRun) -> tuple[Verdict, str]:
     if self_test:
         parts.append(f"all {len(self_test.broken)} broken checks detected")
     return Verdict.PASS, ", ".join(parts)
-
-
-def _line(text: str, *, end: bool = False) -> None:
-    if sys.stderr.isatty():
-        click.echo(f"\r{text}\x1b[K", err=True, nl=end)
 
 
 def _finish(record: RunRecord, folder: Path) -> None:

@@ -38,7 +38,7 @@ def races_command(kernels: tuple[str, ...], schedules: int, mutate: bool, only: 
     With --mutate, deleted waits, fences and arrivals, wrong strides, swizzles and arguments are planted one at a time; each
     must be caught. Exit codes: 0 PASS, 1 a race or a survivor, 2 the interpreted path cannot run here.
     """
-    from harness.candidates.cutedsl_on_cpu import cpu_support
+    from harness.candidates.cutedsl_on_cpu import cpu_support, new_version
     from harness.ci.outputs import prepare_folder
     from harness.records.new import new_record
 
@@ -66,6 +66,7 @@ def races_command(kernels: tuple[str, ...], schedules: int, mutate: bool, only: 
         record.interrupted = True
     record.seconds = time.monotonic() - started
     record.verdict, record.reason = conclude(found, len(wanted))
+    record.reason = "; ".join(filter(None, (record.reason, new_version("emulated"))))
     record.races_run = found
     return _finish(record, folder)
 

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.candidates.support import Support, supported, unsupported
+from harness.extras import install_hint
 
 # Folders and files of flashinfer that decide what is compiled.
 _SOURCES = ("gemm", "quantization", "fused_moe/cute_dsl", "cute_dsl", "utils.py", "tllm_enums.py")
 _COMPILER = "nvidia-cutlass-dsl"
-_INSTALL = "pip install 'fp4-moe-harness[cutedsl]' installs it"
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,9 @@ def find_packages() -> tuple[Support, Packages]:
         try:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            return unsupported(f"{name} is not installed; {_INSTALL}"), Packages(versions, "")
+            return unsupported(f"{name} is not installed; run: {install_hint('cutedsl')}"), Packages(
+                versions, ""
+            )
         if _origin(module) is None:
             return unsupported(
                 f"{name} {versions[name]} is installed, but there is no module {module}: reinstall it"

@@ -6,7 +6,6 @@ import json
 import queue
 import signal
 import subprocess
-import sys
 import tempfile
 import threading
 from collections import deque
@@ -17,6 +16,7 @@ from typing import IO
 from harness.compile.case import CompileCase
 from harness.compile.result import result_from
 from harness.compile.switches import worker_environment
+from harness.processes import own_module
 from harness.records.parts.compile import CompileResult
 
 START_SECONDS = 300  # importing the packages takes 5 seconds on an idle machine
@@ -35,7 +35,7 @@ class StartError(Exception):
 
 def default_command(arch: str) -> list[str]:
     """Return the command line of a worker."""
-    return [sys.executable, "-m", "harness.compile.worker", arch]
+    return own_module("harness.compile.worker", arch)
 
 
 class Pool:

@@ -1,6 +1,7 @@
 """The bits of FlashInfer's NVFP4 quantizers: their float32 operation order, with a reciprocal that the caller gives.
 
-Independent of `reference.legal`, which says what is legal: tests run every variant of this against it.
+Independent of `reference.legal`, which says what is legal: tests run every variant of this against it. A block whose scale
+rounds to zero has saturated codes here, as up to FlashInfer 0.7.2.post1; since 0.7.4 it has zeros. Both decode to zero.
 Source: FlashInfer csrc/nv_internal/tensorrt_llm/kernels/quantization_utils.cuh:430-512.
 """
 

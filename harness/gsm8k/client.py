@@ -12,8 +12,13 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
-import aiohttp
-import tenacity
+from harness.extras import MissingExtraError
+
+try:
+    import aiohttp
+    import tenacity
+except ModuleNotFoundError as error:
+    raise MissingExtraError("harness.gsm8k", "gsm8k") from error
 
 from harness.gsm8k.credentials import Endpoint, Redactor
 from harness.gsm8k.errors import ATTEMPTS, ErrorLog, Kind, RequestError

@@ -13,8 +13,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
-from lm_eval.api.model import LM
-from lm_eval.api.registry import register_model
+from harness.extras import MissingExtraError
+
+try:
+    from lm_eval.api.model import LM
+    from lm_eval.api.registry import register_model
+except ModuleNotFoundError as error:
+    raise MissingExtraError("HarnessLM", "gsm8k") from error
 
 from harness.gsm8k.client import Client, Exchange, Limits
 from harness.gsm8k.credentials import parse_base_url, read_key

@@ -19,6 +19,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness.extras import MissingExtraError
 from harness.verdict import UsageError, unknown_name
 
 if TYPE_CHECKING:
@@ -53,7 +54,8 @@ def find_task(name: str) -> Path:
     """Return the YAML file of a task given by name or by path.
 
     Raises:
-        UsageError: no such task; names the closest ones. Or lm-eval is not installed.
+        UsageError: no such task; names the closest ones.
+        MissingExtraError: the extra `gsm8k`, whose lm-eval has the tasks, is not installed.
     """
     if name.endswith((".yaml", ".yml")):
         if not Path(name).is_file():
@@ -70,9 +72,7 @@ def find_task(name: str) -> Path:
 def _package() -> Path:
     found = importlib.util.find_spec("lm_eval")
     if found is None or found.origin is None:
-        raise UsageError(
-            "harness gsm8k takes its task from lm-eval, which is not installed: pip install 'lm-eval[api]'"
-        )
+        raise MissingExtraError("a task", "gsm8k")
     return Path(found.origin).parent
 
 

@@ -7,13 +7,14 @@ import time
 from typing import TYPE_CHECKING, Any, TextIO
 
 from harness.gsm8k.statistics import wilson
+from harness.terminal import LiveLine
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-REDRAW_S = 0.1
 LINE_S = 10.0
 BAR = 20
+GROUND = 10  # answers before the time left is estimated
 
 
 class Progress:
@@ -21,12 +22,11 @@ class Progress:
 
     def __init__(self, total: int, metric: str, stream: TextIO | None = None) -> None:
         self._stream = stream if stream is not None else sys.stderr
-        self._terminal = self._stream.isatty()
+        self._live = LiveLine(self._stream)
         self._total = total
         self._metric = metric
         self._started = self._shown = time.monotonic()
         self._new = self._done = self._right = self._unanswered = 0
-        self._drawn = False
         self._next_tenth = 1
 
     def add(self, sample: Mapping[str, Any], *, journaled: bool = False) -> None:
@@ -38,9 +38,8 @@ class Progress:
         if journaled:
             return
         now = time.monotonic()
-        if self._terminal:
-            if now - self._shown >= REDRAW_S or self._done == self._total:
-                self._redraw(now)
+        if self._live.on:
+            self._live.show(self._with_bar(now), now=self._done == self._total)
         elif now - self._shown >= LINE_S or self._done * 10 >= self._next_tenth * self._total * 5:
             # Elsewhere at the half, at the end, and every ten seconds: a CI log is read afterwards.
             self._next_tenth = self._done * 10 // (self._total * 5) + 1
@@ -58,7 +57,7 @@ class Progress:
         if self._new and now > self._started:
             rate = self._new / (now - self._started)
             parts.append(f"{rate:.1f}/s")
-            if self._done < self._total:
+            if self._done < self._total and self._new >= GROUND:
                 parts.append(f"{(self._total - self._done) / rate:.0f} s left")
         if self._unanswered:
             parts.append(f"{self._unanswered:,} unanswered")
@@ -66,25 +65,17 @@ class Progress:
 
     def say(self, text: str) -> None:
         """Print a line of its own, above the bar where there is one."""
-        if self._drawn:
-            self._stream.write("\r\033[K")
-            self._drawn = False
+        self._live.clear()
         self._print(text)
 
     def close(self) -> None:
         """Leave the last state on a line of its own."""
-        if self._terminal and self._done:
-            self._redraw(time.monotonic())
-        if self._drawn:
-            self._print("")
-            self._drawn = False
+        if self._live.on and self._done:
+            self.say(self._with_bar(time.monotonic()))
 
-    def _redraw(self, now: float) -> None:
-        self._shown = now
+    def _with_bar(self, now: float) -> str:
         filled = BAR * self._done // max(1, self._total)
-        self._stream.write(f"\r\033[K[{'#' * filled}{'.' * (BAR - filled)}] {self.line(now)}")
-        self._stream.flush()
-        self._drawn = True
+        return f"[{'#' * filled}{'.' * (BAR - filled)}] {self.line(now)}"
 
     def _print(self, text: str) -> None:
         self._stream.write(text + "\n")

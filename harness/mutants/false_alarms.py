@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.candidates.protocol import Traits, stages_of, traits_of
+from harness.extras import accept_no_numpy
 from harness.problems.problem import Problem
 from harness.problems.strategies import options_of, traps_of
 from harness.records.parts.mutants import ControlCount, FalseAlarm, FalseAlarmCount
@@ -200,6 +201,7 @@ def _judged(batches: Iterable[tuple[str, int, str, float]], jobs: int) -> Iterab
 
 
 def _one_thread() -> None:
+    accept_no_numpy()
     import torch
 
     torch.set_num_threads(1)

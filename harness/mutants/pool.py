@@ -12,6 +12,8 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from harness.processes import ours_first
+
 if TYPE_CHECKING:
     from harness.mutants.bench import Bench
 
@@ -89,7 +91,8 @@ def _together(jobs: list[Job], processes: int) -> Iterator[tuple[Job, Any]]:
     os.environ.update({"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"})  # read when a child loads torch
     pool = ProcessPoolExecutor(processes, context, initializer=_start)
     try:
-        waiting: dict[Future[Any], Job] = {pool.submit(_work, job): job for job in jobs}
+        with ours_first():
+            waiting: dict[Future[Any], Job] = {pool.submit(_work, job): job for job in jobs}
         while waiting:
             done, _ = wait(waiting, return_when=FIRST_COMPLETED)
             for future in done:
@@ -111,6 +114,9 @@ def _start() -> None:
     """Leave an interrupt to the parent, which ends its children."""
     import signal
 
+    from harness.extras import accept_no_numpy
+
+    accept_no_numpy()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 

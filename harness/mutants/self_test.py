@@ -38,6 +38,7 @@ class _RuleSession:
     def __init__(self, candidate: str, rule: Rule) -> None:
         self._candidate, self._known = _prepared(candidate)
         self._rule = rule
+        self.left_out: dict[str, str] = {}
 
     def describe(self) -> Description:
         return Description(asdict(traits_of(self._candidate)), stages=stages_of(self._candidate))

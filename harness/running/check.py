@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from harness.canary.verdict import judge_canary
 from harness.candidates import ALL_STAGES, CANDIDATES
+from harness.extras import missing
 from harness.problems.problem import Problem
 from harness.problems.profiles import Profile, find_profile
 from harness.problems.shapes import ModelShape
@@ -45,6 +46,7 @@ class CheckRequest:
         known: list of known failures.
         all_rules: no rule was selected, so the drawn traps can be counted against their floor.
         canary: questions of the canary, 0 for none.
+        canary_named: it was asked for by name, so that a run without its extra is UNKNOWN and not only a skip.
         canary_control: fault that is planted in the first candidate to show that the stage sees it, "" for none.
     """
 
@@ -61,11 +63,15 @@ class CheckRequest:
     known: list[KnownFailure] = field(default_factory=list)
     all_rules: bool = True
     canary: int = 0
+    canary_named: bool = False
     canary_control: str = ""
 
 
 class Progress:
     """What a run tells while it runs; the command line overrides it."""
+
+    def start(self, request: CheckRequest, candidates: list[str]) -> None:
+        """The run starts, on candidates of which some may not run here."""
 
     def candidate(self, run: CandidateRun) -> None:
         """A candidate starts, or does not run."""
@@ -79,6 +85,9 @@ class Progress:
     def canary(self, run: CanaryRun) -> None:
         """The canary ran through a candidate, or a control with a planted fault."""
 
+    def skipped(self, skip: Skip) -> None:
+        """Something beside the rules does not run here; it has no part in the verdict."""
+
 
 def run_check(request: CheckRequest, record: RunRecord, progress: Progress) -> RunRecord:
     """Run the request and fill in the record; on an interrupt the record holds what was found until then.
@@ -88,6 +97,7 @@ def run_check(request: CheckRequest, record: RunRecord, progress: Progress) -> R
     """
     started = time.monotonic()
     names = request.candidates or list(CANDIDATES)
+    progress.start(request, names)
     try:
         for number, name in enumerate(names):
             left = started + request.max_seconds - time.monotonic()
@@ -137,6 +147,7 @@ def _run_candidate(
             if found.result is not None:
                 progress.finished(found.result)
     finally:
+        run.missing_stages = [s for s in ALL_STAGES if s in run.missing_stages or s in session.left_out]
         session.close()
 
 
@@ -162,20 +173,27 @@ def open_candidate(
 
 
 def _run_canary(request: CheckRequest, record: RunRecord, progress: Progress) -> None:
-    """Ask the canary its questions through every candidate that ran, then through one with a planted fault."""
-    from harness.canary.part import run_part
+    """Ask the canary its questions through every candidate that ran, then through one with a planted fault.
 
-    able = []
-    for candidate in record.candidates:
-        if not candidate.ran:
-            continue
-        if "masked_moe" in candidate.missing_stages:
-            record.skips.append(Skip(f"canary on {candidate.name}", "the candidate has no masked_moe"))
-        elif not candidate.declared.get("canary", True):
-            record.skips.append(Skip(f"canary on {candidate.name}", "it declares that it is too slow for it"))
-        else:
-            able.append(candidate.name)
+    Without its extra it is a skip, and UNKNOWN on each of them where it was asked for by name.
+    """
+    from harness.canary.part import run_part
+    from harness.records.parts.canary import CanaryRun
+
+    lacking = missing("the canary", "canary")
+    if lacking and not request.canary_named:
+        skip = Skip("canary", lacking)
+        record.skips.append(skip)
+        progress.skipped(skip)
+        return
+    able = _able_to_run_the_canary(record)
     if not able:
+        return
+    if lacking:
+        runs = [CanaryRun("UNKNOWN", "infra", lacking, candidate=name) for name in able]
+        record.canary_part = CanaryPart(request.canary, runs)
+        for run in runs:
+            progress.canary(run)
         return
     canary = CanaryPart(request.canary)
     record.canary_part = canary
@@ -190,6 +208,21 @@ def _run_canary(request: CheckRequest, record: RunRecord, progress: Progress) ->
             runs.append(run)
             record.canary_part = canary
             progress.canary(run)
+
+
+def _able_to_run_the_canary(record: RunRecord) -> list[str]:
+    """Return the names of the candidates that the canary can run through; why the others cannot is kept as a skip."""
+    able = []
+    for candidate in record.candidates:
+        if not candidate.ran:
+            continue
+        if "masked_moe" in candidate.missing_stages:
+            record.skips.append(Skip(f"canary on {candidate.name}", "the candidate has no masked_moe"))
+        elif not candidate.declared.get("canary", True):
+            record.skips.append(Skip(f"canary on {candidate.name}", "it declares that it is too slow for it"))
+        else:
+            able.append(candidate.name)
+    return able
 
 
 def conclude(record: RunRecord, floor: dict[str, int]) -> None:

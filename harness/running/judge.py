@@ -9,11 +9,12 @@ from __future__ import annotations
 import functools
 import json
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.candidates.protocol import stages_of, traits_of
+from harness.candidates.protocol import ALL_STAGES, stages_of, traits_of
 from harness.problems.problem import parse_problem
 from harness.rules import NotApplicableError, Rule, find_rules
 from harness.running.outcome import Description, Outcome, Status
@@ -28,26 +29,43 @@ class Watched:
 
     The module names in a traceback would not do: a stage under `torch.no_grad` or `torch.compile` raises from frames of
     torch, a compiled extension has no frames at all, and an error of our own rules passes through torch as well.
+
+    Attributes:
+        left_out: stages that are taken to be missing.
     """
 
     def __init__(self, candidate: Any) -> None:
         self._candidate = candidate
         self._raised: BaseException | None = None
+        self._raised_by = ""
+        self._returned: set[str] = set()
+        self.left_out: frozenset[str] = frozenset()
 
     def __getattr__(self, name: str) -> Any:
+        if _stage_of(name) in self.left_out:
+            raise AttributeError(f"{name} is not implemented")
         value = getattr(self._candidate, name)
-        return self._watched(value) if callable(value) else value
+        return self._watched(name, value) if callable(value) else value
 
-    def _watched(self, function: Callable[..., Any]) -> Callable[..., Any]:
+    def _watched(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function, updated=())
         def call(*arguments: Any, **named: Any) -> Any:
             try:
-                return function(*arguments, **named)
+                result = function(*arguments, **named)
             except (Exception, SystemExit) as error:
-                self._raised = error
+                self._raised, self._raised_by = error, _stage_of(name)
                 raise
+            self._returned.add(_stage_of(name))
+            return result
 
         return call
+
+    def not_implemented(self, error: BaseException) -> str:
+        """Return the stage that raised this NotImplementedError and has never returned, "" where it is something else."""
+        never = self._raised_by in ALL_STAGES and self._raised_by not in self._returned
+        return (
+            self._raised_by if isinstance(error, NotImplementedError) and self.raised(error) and never else ""
+        )
 
     def raised(self, error: BaseException) -> bool:
         """Return whether the error came out of one of the candidate's calls."""
@@ -60,6 +78,10 @@ class Watched:
     def forget(self) -> None:
         """Let go of the last error: its trace keeps tensors alive."""
         self._raised = None
+
+
+def _stage_of(name: str) -> str:
+    return name.removesuffix("_tapped")
 
 
 class Judge:
@@ -88,8 +110,12 @@ class Judge:
         ready = json.loads(json.dumps(traits, default=str))
         return Description(ready, self._measured.notes, stages_of(self.candidate))
 
+    def leave_out(self, stages: Iterable[str]) -> None:
+        """Take these stages to be missing from now on."""
+        self.candidate.left_out = frozenset(stages)
+
     def judge(self, rule_id: str, problem: str) -> Outcome:
-        """Judge one problem: JUDGED, NOT_APPLICABLE, CONTRACT, RAISED or, with a lost GPU, CRASHED.
+        """Judge one problem: JUDGED, NOT_APPLICABLE, CONTRACT, RAISED, NOT_IMPLEMENTED or, with a lost GPU, CRASHED.
 
         A candidate that raises is an answer; errors of the harness itself are raised.
         """
@@ -115,6 +141,14 @@ class Judge:
             trace = traceback.format_exc()
             return [{"fault": "", "title": "the diagnosis itself failed", "trace": trace, "command": command}]
 
+    def keep_calls(self, rule_id: str, problem: str, path: Path, *, before_each: bool) -> str:
+        """Write the calls of a failing problem into a file; return why there is none (harness.reproduction.calls)."""
+        from harness.reproduction.calls import keep_calls
+
+        return keep_calls(
+            self.candidate, self._measured.known, rule_id, problem, path, before_each=before_each
+        )
+
 
 def judge_context(rule: Rule, context: Context) -> Outcome:
     """Judge one rule on a problem whose tensors may be there already; the context's candidate must be `Watched`.
@@ -135,9 +169,7 @@ def judge_context(rule: Rule, context: Context) -> Outcome:
             return Outcome(Status.CRASHED, f"{type(error).__name__}: {error}")
         if not context.candidate.raised(error):
             raise
-        last = traceback.extract_tb(error.__traceback__)[-1]
-        where = f"{last.filename.rsplit('/', 1)[-1]}:{last.lineno} in {last.name}"
-        return Outcome(Status.RAISED, f"{type(error).__name__}: {error} ({where})")
+        return _raised(error, context.candidate.not_implemented(error))
     hidden = context.candidate.last_error()
     if hidden is not None and not rule.may_refuse:
         what = "the rule went on as if the candidate had not raised it"
@@ -147,6 +179,15 @@ def judge_context(rule: Rule, context: Context) -> Outcome:
         comparisons=[c.plain() for c in comparisons],
         unseen=unseen_rows(rule, comparisons, context.masked_m, context.problem.capacity),
     )
+
+
+def _raised(error: BaseException, not_implemented: str) -> Outcome:
+    """Return the answer of a candidate that raised; `not_implemented` is its stage that has never done anything else."""
+    if not_implemented:
+        return Outcome(Status.NOT_IMPLEMENTED, str(error), stage=not_implemented)
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    where = f"{last.filename.rsplit('/', 1)[-1]}:{last.lineno} in {last.name}"
+    return Outcome(Status.RAISED, f"{type(error).__name__}: {error} ({where})")
 
 
 def unseen_rows(

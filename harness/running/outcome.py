@@ -27,9 +27,13 @@ class Status(StrEnum):
     NOT_APPLICABLE = "not applicable"  # the rule says nothing about the candidate: `error`
     CONTRACT = "contract"  # a stage returned something that the contract does not allow: `error`
     RAISED = "raised"  # a stage raised: `error`
+    NOT_IMPLEMENTED = (
+        "not implemented"  # NotImplementedError from a stage that never returned: `stage`, `error`
+    )
     CRASHED = "crashed"  # the process or its GPU is gone: `error`
     TIMEOUT = "timeout"  # no answer in time: `error`
     DIAGNOSED = "diagnosed"  # `diagnosis`
+    KEPT = "kept"  # the calls of a failing problem are in a file, or `error` says why not
     INTERNAL = "internal"  # a defect of the harness: its trace in `error`
 
 
@@ -59,6 +63,7 @@ class Outcome:
         unseen: valid rows that no comparison looked at, by expert number as a string.
         diagnosis: known faults that explain a failure (harness.diagnosis).
         hidden: a stage raised, and the rule went on as if it had not.
+        stage: the one that is not implemented.
     """
 
     status: Status
@@ -68,6 +73,7 @@ class Outcome:
     unseen: dict[str, int] = field(default_factory=dict)
     diagnosis: list[dict[str, Any]] = field(default_factory=list)
     hidden: bool = False
+    stage: str = ""
 
     @property
     def illegal(self) -> list[Compared]:
@@ -110,12 +116,16 @@ class WorkerSettings:
 class Command:
     """What a candidate's process is asked: to judge a rule on a problem, or why it fails there.
 
-    `diagnose` is the command line that repeats the diagnosis; "" asks for a judgement.
+    `diagnose` is the command line that repeats the diagnosis; "" asks for a judgement. `without`: stages that are taken
+    to be missing. `keep`: the file that the failing calls are to be kept in, with `each` before every call.
     """
 
     rule: str
     problem: str
     diagnose: str = ""
+    without: list[str] = field(default_factory=list)
+    keep: str = ""
+    each: bool = False
 
 
 Message = Outcome | WorkerSettings | Command

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from harness.candidates.protocol import STAGES
 from harness.problems.problem import Problem
 from harness.records.record import RuleResult, RunRecord, Skip
 from harness.rules import Rule
@@ -81,6 +82,19 @@ def judge_rules(
         share = (settings.deadline - now) / (len(rules) - number)
         deadline = now + min(share, rule_seconds or share)
         run = RuleRun(rule, session, replace(settings, deadline=deadline))
-        result = run.draw() if problem is None else run.repeat(problem)
+        if known_stub := _stub_among(rule, stages, session.left_out):
+            result = run.left_out(known_stub, session.left_out[known_stub])
+        else:
+            result = run.draw() if problem is None else run.repeat(problem)
+        if run.not_implemented:
+            session.left_out[run.not_implemented] = rule.id
         met = apply_known_failures([result], known, alarm=problem is None)
         yield RuleFindings(rule, settings.candidate, result.skipped, result, run.traps, met)
+
+
+def _stub_among(rule: Rule, stages: Sequence[str], left_out: Mapping[str, str]) -> str:
+    """Return a stage that is not implemented and without which the rule has nothing to judge, or ""."""
+    if rule.stages:
+        return next((stage for stage in rule.stages if stage in left_out), "")
+    kernels = [stage for stage in stages if stage in STAGES]  # such a rule takes those that there are
+    return kernels[0] if kernels and left_out.keys() >= set(kernels) else ""

@@ -40,6 +40,10 @@ class _IllegalError(Exception):
     """Raised inside hypothesis on an illegal outcome, so that it shrinks the problem."""
 
 
+class _Ended(BaseException):
+    """Carries through hypothesis what ended a judgement from outside, a test's time limit for example."""
+
+
 @dataclass
 class RunSettings:
     """What a run was asked for.
@@ -74,7 +78,11 @@ class RuleRun:
         self._rule, self._session, self._settings = rule, session, settings
         self._traits = session.describe().declared
         self._tally = Tally(RuleResult(rule.id, rule.title, settings.candidate, Verdict.UNKNOWN))
-        self._wanted = max(settings.profile.least, round(settings.profile.examples * rule.share))
+        self._wanted = wanted_problems(rule, settings.profile)
+        self._stubs: list[
+            str
+        ] = []  # problems for which a stage raised NotImplementedError and had never returned
+        self.not_implemented = ""  # a stage for which that is all it ever did
         self._crashes = 0  # problems that ended the candidate's process, or took too long
         self._seen: set[Problem] = set()
         # Outcomes of failing problems. The last one is the smallest: hypothesis ends by replaying it.
@@ -96,6 +104,8 @@ class RuleRun:
         try:
             self._reach()
             self._draw_rounds()
+        except _Ended as ended:
+            raise ended.args[0] from None
         except _IllegalError:
             smallest = list(self._failed)[-1]
             failure = self._failure(smallest)
@@ -104,6 +114,8 @@ class RuleRun:
                 failure.heatmaps += heatmaps_of(self._failed[telling], telling)
             diagnose_failure(failure, self._session, telling)
             self._tally.result.failures.append(failure)
+        if self._stubs and not self._tally.result.failures:
+            self._settle(self._stubs[0])
         return self._concluded(started)
 
     def repeat(self, problem: Problem) -> RuleResult:
@@ -115,6 +127,9 @@ class RuleRun:
             failure = self._failure(str(problem))
             diagnose_failure(failure, self._session, str(problem))
             self._tally.result.failures.append(failure)
+        if self._stubs:
+            self._round(self._try, 0)  # does it refuse this problem only?
+            self._settle(str(problem))
         return self._concluded(started)
 
     def _reach(self) -> None:
@@ -130,23 +145,31 @@ class RuleRun:
             try:
                 self._take(far.problem(far.most, self._traits, start % 100_000))
             except _IllegalError:
-                self._round(nearer(far, self._traits, start % 100_000), start)
+                self._search(self._take, nearer(far, self._traits, start % 100_000), start)
                 raise  # nothing smaller was found to fail
+
+    def left_out(self, stage: str, found_by: str) -> RuleResult:
+        """Judge nothing, because another rule found that a stage is not implemented."""
+        self._tally.not_implemented = f"{stage} is not implemented: see {found_by}"
+        return self._concluded(time.monotonic())
 
     def _draw_rounds(self) -> None:
         """Draw and judge in rounds of ten. Raises _IllegalError when a failing problem has been shrunk."""
-        from harness.problems.strategies import problems
-
-        drawn = problems(self._rule.drawn, self._traits, self._settings.profile, self._settings.shape)
         # Each rule draws problems of its own, and a round may start with ones that another round had as well.
         for number in range(2 * self._wanted // ROUND + 1):
             if self._over():
                 break
-            start = zlib.crc32(f"{self._rule.id} {self._settings.seed} {number}".encode())
-            self._round(drawn, start)
+            self._round(self._take, number)
 
-    def _round(self, drawn: SearchStrategy[Problem], start: int) -> None:
-        """Let hypothesis draw up to ten problems from a seed, and shrink one that fails. Raises _IllegalError then."""
+    def _round(self, take: Callable[[Problem], None], number: int) -> None:
+        """Hand ten drawn problems to a function; `number` says which ten."""
+        from harness.problems.strategies import problems
+
+        drawn = problems(self._rule.drawn, self._traits, self._settings.profile, self._settings.shape)
+        self._search(take, drawn, zlib.crc32(f"{self._rule.id} {self._settings.seed} {number}".encode()))
+
+    def _search(self, take: Callable[[Problem], None], drawn: SearchStrategy[Problem], start: int) -> None:
+        """Hand ten problems that hypothesis draws from a seed to a function, and shrink one for which it raises."""
         from hypothesis import HealthCheck, Phase, Verbosity, given, seed, settings
 
         from harness.problems.strategies import only_the_seed
@@ -163,7 +186,7 @@ class RuleRun:
             report_multiple_bugs=False,
         )
         with only_the_seed():
-            seed(start)(drawing(given(drawn)(self._take)))()
+            seed(start)(drawing(given(drawn)(take)))()
 
     def _over(self) -> bool:
         """Return whether no further problem is to be drawn."""
@@ -172,6 +195,7 @@ class RuleRun:
         return (
             self._tally.late
             or self._crashes >= MOST_CRASHES
+            or len(self._stubs) >= ROUND
             or bool(result.skipped)
             or result.examples >= self._wanted
         )
@@ -199,11 +223,12 @@ class RuleRun:
             return True
         if self._first_failure is not None and time.monotonic() > self._first_failure + SHRINK_SECONDS:
             return False  # enough shrinking: every problem not yet known to fail counts as passing
-        outcome = self._session.judge(self._rule.id, text, self._settings.profile.problem_seconds)
-        if outcome.status is Status.INTERNAL:
-            raise InternalError(f"{self._rule.id} on {text}:\n{outcome.error}")
+        outcome = self._judged(text)
         if outcome.status is Status.NOT_APPLICABLE:
             self._tally.result.skipped = outcome.error
+            return False
+        if outcome.status is Status.NOT_IMPLEMENTED:
+            self._stubs.append(text)
             return False
         if self._first_failure is None:
             self._tally.add(outcome, problem)
@@ -219,6 +244,39 @@ class RuleRun:
             self._first_failure = self._first_failure or time.monotonic()
         return outcome.fails
 
+    def _try(self, problem: Problem) -> None:
+        """Have the candidate's stages called on a problem, whatever comes of it."""
+        if not misfit(problem, self._rule, self._traits):
+            self._judged(str(problem))
+
+    def _judged(self, problem: str) -> Outcome:
+        try:
+            outcome = self._session.judge(self._rule.id, problem, self._settings.profile.problem_seconds)
+        except (Exception, KeyboardInterrupt):
+            raise
+        except BaseException as outside:  # pytest's own, which hypothesis would take for a failing problem
+            raise _Ended(outside) from outside
+        if outcome.status is Status.INTERNAL:
+            raise InternalError(f"{self._rule.id} on {problem}:\n{outcome.error}")
+        return outcome
+
+    def _settle(self, problem: str) -> None:
+        """Decide about a problem for which NotImplementedError was raised: a stage is missing, or it refuses some problems.
+
+        By now the stage has had others: once it has returned for one of them, the same error is a failure.
+        """
+        outcome = self._judged(problem)
+        if outcome.status is Status.NOT_IMPLEMENTED:
+            self.not_implemented = outcome.stage
+            said = f"NotImplementedError({outcome.error!r})" if outcome.error else "NotImplementedError"
+            self._tally.not_implemented = (
+                f"{outcome.stage} is not implemented: it raises {said} for every problem. A stage that is missing should "
+                "not be defined"
+            )
+        elif outcome.fails:
+            self._failed[problem] = outcome
+            self._tally.result.failures.append(self._failure(problem))
+
     def _failure(self, problem: str) -> Failure:
         return describe_failure(self._rule, self._settings.candidate, problem, self._failed[problem])
 
@@ -226,6 +284,11 @@ class RuleRun:
         self._tally.result.seconds = time.monotonic() - started
         self._tally.conclude(self._wanted, self._rule.power)
         return self._tally.result
+
+
+def wanted_problems(rule: Rule, profile: Profile) -> int:
+    """Return how many problems of a rule a profile asks for."""
+    return max(profile.least, round(profile.examples * rule.share))
 
 
 def misfit(problem: Problem, rule: Rule, traits: Traits) -> str:

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 from harness.candidates import CANDIDATES, support_of
 from harness.faults.named import load_named
+from harness.processes import own_module
 from harness.running.outcome import (
     Command,
     Description,
@@ -38,7 +39,14 @@ class CandidateStartError(Exception):
 
 
 class Session(Protocol):
-    """A candidate that answers judgements."""
+    """A candidate that answers judgements.
+
+    Attributes:
+        left_out: stages that turned out not to be implemented, each with the rule that found out; they are taken to be
+            missing.
+    """
+
+    left_out: dict[str, str]
 
     def describe(self) -> Description:
         """Return traits, measurements and stages."""
@@ -60,6 +68,7 @@ class InProcess:
         from harness.running.judge import Judge
 
         self._judge = Judge(candidate, threads=threads)
+        self.left_out: dict[str, str] = {}
 
     def describe(self) -> Description:
         """Return traits, measurements and stages."""
@@ -67,10 +76,12 @@ class InProcess:
 
     def judge(self, rule_id: str, problem: str, seconds: float) -> Outcome:  # noqa: ARG002 - no way to enforce it here
         """Judge one problem; the time limit cannot be kept in this process."""
+        self._judge.leave_out(self.left_out)
         return self._judge.judge(rule_id, problem)
 
     def diagnose(self, rule_id: str, problem: str, command: str, seconds: float) -> list[dict[str, Any]]:  # noqa: ARG002 - as above
         """Return which known faults explain a failure; `command` repeats the diagnosis."""
+        self._judge.leave_out(self.left_out)
         return self._judge.diagnose(rule_id, problem, command)
 
     def close(self) -> None:
@@ -98,6 +109,7 @@ class Child:
         self._environment = environment or {}
         self._process: subprocess.Popen[bytes] | None = None
         self._buffer = b""
+        self.left_out: dict[str, str] = {}
         self._described = self._start()
 
     def describe(self) -> Description:
@@ -111,13 +123,21 @@ class Child:
                 self._start()
             except CandidateStartError as error:
                 return Outcome(Status.CRASHED, f"the candidate did not start again: {error}")
-        return self._ask(Command(rule_id, problem), seconds)
+        return self._ask(Command(rule_id, problem, without=list(self.left_out)), seconds)
 
     def diagnose(self, rule_id: str, problem: str, command: str, seconds: float) -> list[dict[str, Any]]:
         """Return which known faults explain a failure; nothing where the child dies of it or takes too long."""
         if self._process is None:
             return []
-        return self._ask(Command(rule_id, problem, command), seconds).diagnosis
+        return self._ask(Command(rule_id, problem, command, list(self.left_out)), seconds).diagnosis
+
+    def keep_calls(
+        self, rule_id: str, problem: str, path: Path, seconds: float, *, before_each: bool
+    ) -> Outcome:
+        """Repeat a failing problem and write its calls into a file: KEPT, or what became of the child."""
+        if self._process is None:
+            self._start()
+        return self._ask(Command(rule_id, problem, keep=str(path.absolute()), each=before_each), seconds)
 
     def close(self) -> None:
         """Kill the child with everything that it started."""
@@ -134,18 +154,14 @@ class Child:
         read_commands, self._to_child = os.pipe()
         self._from_child, write_answers = os.pipe()
         settings = replace(self._settings, commands=read_commands, answers=write_answers)
-        # The child must find the same packages, from a checkout and from an installed wheel alike. -P: a folder of the
-        # current directory that is called like one of ours must not be found first.
-        paths = [str(Path(__file__).parents[2]), str(Path.cwd()), os.environ.get("PYTHONPATH", "")]
         environment = {
             # Threads that spin while they wait make torch ten times slower as soon as the cores are shared.
             "OMP_WAIT_POLICY": "PASSIVE",
             **os.environ,
             **self._environment,
-            "PYTHONPATH": os.pathsep.join(p for p in paths if p),
         }
         self._process = subprocess.Popen(  # noqa: S603 - our own module
-            [sys.executable, "-P", "-m", "harness.running.worker", to_line(settings)],
+            own_module("harness.running.worker", to_line(settings)),
             pass_fds=(read_commands, write_answers),
             env=environment,
             stdin=subprocess.DEVNULL,

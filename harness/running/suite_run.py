@@ -1,6 +1,6 @@
 """One pytest process of the suites: the candidate's session, the record, and how a rule's verdict becomes a test's.
 
-Imported by harness.pytest_plugin when a suite first asks for its candidate.
+Made by suite_session.py when a suite first asks for its candidate.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from harness.running.rules import judge_rules
 from harness.running.runner import InternalError, RunSettings
 from harness.verdict import Verdict
 
-# How a failed test starts that is no FAIL of the candidate; the plugin counts them.
+# How a failed test starts that is no FAIL of the candidate; suite_session.py counts them.
 UNKNOWN_MARK = "UNKNOWN: "
 INTERNAL_MARK = "INTERNAL ERROR: "
 
@@ -31,11 +31,11 @@ class SuiteRun:
     """The state of one pytest process that runs the suites."""
 
     def __init__(self, config: pytest.Config) -> None:
-        self.name: str = config.getoption("--candidate") or "eager"
+        self.name: str = config.getoption("--moe-candidate") or "eager"
         self._option = config.getoption
         self._started = time.monotonic()
-        self.record: RunRecord = new_record(self._option("--profile"), self._option("--harness-seed"))
-        path = self._option("--known-failures")
+        self.record: RunRecord = new_record(self._option("--moe-profile"), self._option("--moe-seed"))
+        path = self._option("--moe-known-failures")
         self._known = load_known_failures(Path(path) if path else default_path())
         _one_gpu_per_worker(config)
         run = CandidateRun(self.name, requested=True)
@@ -46,15 +46,15 @@ class SuiteRun:
         """Run one rule; fail the test on FAIL and on UNKNOWN, skip it where the rule says nothing about the candidate."""
         if self._session is None:
             pytest.fail(f"{UNKNOWN_MARK}{self.name} cannot run here: {self._not_run}", pytrace=False)
-        profile = find_profile(self._option("--profile"))
-        settings = RunSettings(profile, self._option("--harness-seed"), candidate=self.name)
+        profile = find_profile(self._option("--moe-profile"))
+        settings = RunSettings(profile, self._option("--moe-seed"), candidate=self.name)
         try:
             (found,) = judge_rules(
                 self._session,
                 find_rules([rule_id]),
                 settings,
                 known=self._known,
-                rule_seconds=self._option("--rule-seconds"),
+                rule_seconds=self._option("--moe-rule-seconds"),
             )
         except InternalError as error:
             self.record.errors.append(str(error))

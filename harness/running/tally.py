@@ -23,6 +23,7 @@ class Tally:
         misfit: why a problem was outside what the candidate declares.
         unseen: the first problem of which no comparison looked at some valid rows.
         accepted: altered copies that would have passed, by name.
+        not_implemented: which stage is not, in words.
         late: whether the time ended the drawing.
     """
 
@@ -30,6 +31,7 @@ class Tally:
     traps: Counter[str] = field(default_factory=Counter)
     misfit: str = ""
     unseen: str = ""
+    not_implemented: str = ""
     accepted: Counter[str] = field(default_factory=Counter)
     late: bool = False
 
@@ -89,6 +91,8 @@ class Tally:
             result.reason = result.failures[0].message.splitlines()[0]
         elif result.skipped:
             result.verdict, result.reason = Verdict.PASS, f"not applicable: {result.skipped}"
+        elif self.not_implemented:
+            result.reason = self.not_implemented
         elif result.examples == 0 and self.misfit:
             result.reason = f"no problem was judged: outside what the candidate declares: {self.misfit}"
         elif result.examples == 0:

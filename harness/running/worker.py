@@ -11,8 +11,10 @@ import os
 import signal
 import sys
 import traceback
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness.extras import accept_no_numpy
 from harness.running.outcome import (
     Command,
     Outcome,
@@ -41,6 +43,7 @@ def main(argument: str) -> None:
     settings = settings_from(argument)
     _end_with_the_parent()
     faulthandler.enable()
+    accept_no_numpy()
     answers = os.fdopen(settings.answers, "w", encoding="utf-8")
 
     def answer(outcome: Outcome) -> None:
@@ -70,10 +73,16 @@ def main(argument: str) -> None:
 
 
 def _obey(judge: Judge, command: Command) -> Outcome:
+    judge.leave_out(command.without)
     try:
         if command.diagnose:
             found = judge.diagnose(command.rule, command.problem, command.diagnose)
             return Outcome(Status.DIAGNOSED, diagnosis=found)
+        if command.keep:
+            kept = judge.keep_calls(
+                command.rule, command.problem, Path(command.keep), before_each=command.each
+            )
+            return Outcome(Status.KEPT, kept)
         return judge.judge(command.rule, command.problem)
     except Exception:  # noqa: BLE001 - a defect of the harness: reported as such, with its trace
         return Outcome(Status.INTERNAL, traceback.format_exc())

@@ -38,7 +38,9 @@ def chromium() -> Iterator[Any]:
         importlib.util.find_spec("playwright") is None
         or importlib.util.find_spec("axe_playwright_python") is None
     ):
-        give_up("playwright or axe-playwright-python is not installed: pip install -e '.[browser]'")
+        give_up(
+            "playwright or axe-playwright-python is not installed: pip install 'fp4-moe-harness[browser]'"
+        )
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as driver:

@@ -106,6 +106,34 @@ class RaisesWithoutFrames(Eager):
     quantize_grouped = staticmethod(operator.add)
 
 
+class Stub(Eager):
+    """Defines two stages that it has not written yet."""
+
+    def masked_grouped_gemm(self, a, a_scale, b, b_scale, out, masked_m, alpha, **hints) -> None:
+        raise NotImplementedError("next week")
+
+    def masked_moe(self, *arguments: Any, **named: Any):
+        raise NotImplementedError
+
+
+class StubOfEverything:
+    """Defines one stage, without a line in it."""
+
+    traits = Traits(device="cpu", k_multiple=16, n_multiple=1)
+
+    def quantize_grouped(self, x, masked_m, global_scale_enc):
+        raise NotImplementedError
+
+
+class NarrowOnly(Eager):
+    """Has not implemented tokens wider than 16, which is a valid problem refused."""
+
+    def quantize_grouped(self, x, masked_m, global_scale_enc):
+        if x.shape[2] > 16:
+            raise NotImplementedError(f"k {x.shape[2]}")
+        return super().quantize_grouped(x, masked_m, global_scale_enc)
+
+
 class BreaksARule(Eager):
     """Plants a defect in the harness: a rule that raises while it judges a correct candidate."""
 

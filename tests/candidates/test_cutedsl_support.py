@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from harness.candidates import cutedsl_support, sglang_cutedsl, vllm_cutedsl
+from harness.candidates import cutedsl_support, known_kernels, sglang_cutedsl, vllm_cutedsl
 from harness.candidates.flashinfer_cutedsl import FlashInferCuteDsl
 from harness.candidates.sglang_cutedsl import SglangCuteDsl
 from harness.candidates.vllm_cutedsl import VllmCuteDsl
@@ -60,20 +60,24 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         (
             FlashInferCuteDsl,
             "flashinfer",
-            ["flashinfer-python", "FP4 quantizers", "pip install '.[cutedsl]'"],
+            ["flashinfer-python", "FP4 quantizers", "pip install 'fp4-moe-harness[cutedsl]'"],
         ),
         (
             FlashInferCuteDsl,
             "cutlass",
-            ["nvidia-cutlass-dsl", "CuTe DSL compiler", "pip install '.[cutedsl]'"],
+            ["nvidia-cutlass-dsl", "CuTe DSL compiler", "pip install 'fp4-moe-harness[cutedsl]'"],
         ),
         (
             SglangCuteDsl,
             "sglang",
-            ["needs sglang", "flashinfer_cutedsl_moe_masked", "pip install '.[sglang]'"],
+            ["needs sglang", "flashinfer_cutedsl_moe_masked", "pip install 'fp4-moe-harness[sglang]'"],
         ),
         (SglangCuteDsl, "flashinfer", ["sglang-cutedsl needs flashinfer-python"]),
-        (VllmCuteDsl, "vllm", ["needs vllm", "flashinfer_cutedsl_moe_masked", "pip install '.[vllm]'"]),
+        (
+            VllmCuteDsl,
+            "vllm",
+            ["needs vllm", "flashinfer_cutedsl_moe_masked", "pip install 'fp4-moe-harness[vllm]'"],
+        ),
     ],
 )
 def test_a_missing_package_is_named_with_its_purpose_and_command(installed, kind, missing, words) -> None:
@@ -145,14 +149,24 @@ def test_versions_before_the_first_supported_one_are_refused(
     assert reason in kind().support().reason
 
 
-def test_versions_outside_the_tested_series_are_a_warning(installed) -> None:
+def test_an_engine_outside_the_tested_series_and_unknown_kernels_are_a_warning(
+    installed, monkeypatch
+) -> None:
+    known = {part: next(iter(rows)) for part, rows in known_kernels.known().items()}
+    monkeypatch.setattr(known_kernels, "source_fingerprint", known.get)
+    monkeypatch.setattr(known_kernels, "installed_version", cutedsl_support.installed_version)
     assert [kind().warning for kind in ALL] == ["", "", ""]
-    installed.versions |= {"flashinfer-python": "0.6.12", "vllm": "0.34.0"}
-    assert (
-        FlashInferCuteDsl().warning == "outside the tested versions: flashinfer-python 0.6.12 (tested: 0.7)"
+    installed.versions["flashinfer-python"] = "0.9.0"  # other words around the same kernels
+    assert [kind().warning for kind in ALL] == ["", "", ""]
+    known[known_kernels.GEMM] = "abc"
+    installed.versions |= {"nvidia-cutlass-dsl": "5.0.0", "vllm": "0.34.0"}
+    new = (
+        "new version, not yet known: masked GEMM of flashinfer-python 0.9.0 (fingerprint abc), "
+        "nvidia-cutlass-dsl 5.0.0"
     )
-    assert "vllm 0.34.0 (tested: 0.33)" in VllmCuteDsl().warning
-    assert "flashinfer-python 0.6.12" in SglangCuteDsl().warning
+    assert FlashInferCuteDsl().warning == new
+    assert VllmCuteDsl().warning == f"outside the tested versions: vllm 0.34.0 (tested: 0.33); {new}"
+    assert SglangCuteDsl().warning == new
 
 
 @pytest.mark.parametrize("kind", ALL)

@@ -54,6 +54,31 @@ def test_another_command_is_refused(tmp_path: Path, word: str) -> None:
     assert not (ROOT / "hacked").exists()
 
 
+@pytest.mark.parametrize(
+    ("command", "extra", "installed"),
+    [
+        ("check", "", "the action[canary]"),
+        ("check", "cutedsl", "the action[canary,cutedsl]"),
+        ("gsm8k", "", "the action[gsm8k]"),
+        ("mutants", "", "the action"),
+        ("mutants", "cutedsl", "the action[cutedsl]"),
+    ],
+)
+def test_what_the_command_needs_is_installed(
+    tmp_path: Path, command: str, extra: str, installed: str
+) -> None:
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    python.chmod(0o755)
+    given = {"PYTHON": str(python), "COMMAND": command, "EXTRA": extra, "GITHUB_ACTION_PATH": "the action"}
+    script = ROOT / ".github" / "install-harness.sh"
+    done = subprocess.run(
+        ["bash", str(script)], env={**os.environ, **given}, capture_output=True, text=True, check=True
+    )
+    *_, what = done.stdout.splitlines()
+    assert what == installed
+
+
 def test_no_input_is_part_of_a_script() -> None:
     """Text of a pull request that lands in a script is a command: inputs go through the environment."""
     action = yaml.safe_load((ROOT / "action.yml").read_text(encoding="utf-8"))

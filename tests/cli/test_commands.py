@@ -121,7 +121,7 @@ assert not heavy, heavy
     "statement",
     [
         "import harness",
-        "import harness.pytest_plugin",
+        "import fp4_moe_harness_plugin",
         "from harness.cli import run; run(['--help'])",
         "from harness.cli import run; run(['list'])",
         "from harness.cli import run; assert run(['check', '--problem', 'x']) == 64",

@@ -85,7 +85,7 @@ def test_packages_that_cannot_be_imported_together_are_a_fail(harness_compile):
 def test_missing_packages_are_unknown_with_the_reason_and_the_remedy(harness_compile):
     done, record = harness_compile(*cases(GOOD), PYTHONPATH="")
     assert (done.returncode, record.verdict) == (2, Verdict.UNKNOWN)
-    assert "flashinfer-python is not installed; pip install" in done.stdout
+    assert "flashinfer-python is not installed; run: pip install 'fp4-moe-harness[cutedsl]'" in done.stdout
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import sys
 from pathlib import Path
@@ -46,6 +47,24 @@ def test_a_tensor_core_candidate_passes_with_its_accumulator_measured(tensor_cor
     assert "GRAPH" in {r.rule for r in results}
     for result in results:
         print(result.rule, result.examples, result.compared, result.judged, f"{result.seconds:.1f} s")
+
+
+@pytest.mark.parametrize(
+    ("example", "rules"),
+    [
+        ("triton_gemm:TritonGemm", {"GEMM", "WRITES", "LAYOUT-IN"}),
+        ("cuda_quantizer:CudaQuantizer", {"QUANT", "POW2"}),
+    ],
+)
+def test_an_example_passes(monkeypatch, example, rules):
+    module, name = example.split(":")
+    monkeypatch.syspath_prepend(str(ROOT))
+    pytest.importorskip("triton" if "triton" in module else "ninja")
+    kernel = getattr(importlib.import_module(f"examples.{module}"), name)()
+    assert kernel.support().ok, kernel.support().reason
+    results = conformance(kernel)
+    assert {r.verdict for r in results} == {Verdict.PASS}
+    assert {r.rule for r in results} >= rules
 
 
 def test_a_graph_that_keeps_an_old_masked_m_fails(tensor_core):

@@ -7,6 +7,8 @@ import json
 import sys
 from xml.etree import ElementTree as ET
 
+import pytest
+
 from harness.ci.cases import GSM8K_CASES
 from harness.ci.junit import write_junit
 from harness.gsm8k.progress import Progress
@@ -69,22 +71,33 @@ def sample(right=True, error=None):
     return {"error": error, "strict": right and error is None}
 
 
-def test_progress_is_one_redrawn_line_on_a_terminal_and_whole_lines_elsewhere():
-    for stream in (Terminal(), io.StringIO()):
-        progress = Progress(100, "strict", stream)
-        for i in range(100):
-            progress.add(sample(right=i % 10 != 0, error="gone" if i == 99 else None))
-        progress.say("a word")
-        progress.close()
-        text = stream.getvalue()
-        assert "100/100, accuracy 0.899 (0.824 to 0.944)" in text
-        assert "1 unanswered" in text
-        assert "a word\n" in text
-        if isinstance(stream, Terminal):
-            assert "\r" in text
-        else:
-            assert "\r" not in text
-            assert len(text.splitlines()) <= 4
+@pytest.mark.parametrize(
+    ("term", "kind", "redrawn"),
+    [("xterm", Terminal, True), ("dumb", Terminal, False), ("xterm", io.StringIO, False)],
+)
+def test_progress_is_one_redrawn_line_on_a_terminal_and_whole_lines_elsewhere(
+    term, kind, redrawn, monkeypatch
+):
+    monkeypatch.setenv("TERM", term)
+    monkeypatch.setenv("COLUMNS", "30")
+    stream = kind()
+    progress = Progress(100, "strict", stream)
+    for i in range(100):
+        progress.add(sample(right=i % 10 != 0, error="gone" if i == 99 else None))
+    progress.say("a word")
+    progress.close()
+    text = stream.getvalue()
+    assert "100/100, accuracy 0.899 (0.824 to 0.944)" in text, (
+        "the last state is whole on a narrow terminal too"
+    )
+    assert "1 unanswered" in text
+    assert "a word\n" in text
+    lines = text.splitlines()
+    if redrawn:
+        assert max(len(part) for part in text.split("\r\x1b[K")[1:-1]) <= 30
+    else:
+        assert not {"\r", "\x1b"} & set(text)
+        assert len(lines) <= 4
 
 
 def test_a_run_never_imports_torch_and_stays_under_300_mib(serve, data, tmp_path):

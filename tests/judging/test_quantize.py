@@ -139,6 +139,19 @@ def test_blocks_whose_scale_is_zero_or_nan_take_any_code_and_are_counted_so() ->
         assert judge(x, codes, other)[0].illegal == 1
 
 
+def test_codes_under_a_scale_that_rounds_to_zero_may_saturate_or_be_zero() -> None:
+    """QUANT-3: FlashInfer's CUDA kernel stores +-6 up to 0.7.2.post1 and +-0 since 0.7.4; both decode to zero."""
+    x = tokens()
+    x[:, 16:32] *= 2.0**-40
+    codes, block_scale = stored(x)
+    assert (block_scale[:, 1] == 0).all()
+    assert ((codes[:, 16:32] & 7) == 7).all()
+    zeros = codes.clone()
+    zeros[:, 16:32] &= 8
+    for either in (codes, zeros):
+        assert [comparison.illegal for comparison in judge(x, either, block_scale)] == [0, 0]
+
+
 @pytest.mark.parametrize("code", [16, 0x77, 0xFF])
 def test_a_value_that_is_no_code_is_illegal_even_where_any_code_would_do(code: int) -> None:
     """QUANT-2: unpacked wrongly, for example."""

@@ -162,7 +162,9 @@ def base(verdict: Verdict) -> RunRecord:
                 measured={"accumulator_bits": 24},
             ),
             CandidateRun("flashinfer-cutedsl", reason="needs sm_100, found no CUDA device"),
-            CandidateRun("vllm-cutedsl", reason="package vllm is not installed: pip install '.[vllm]'"),
+            CandidateRun(
+                "vllm-cutedsl", reason="package vllm is not installed: pip install 'fp4-moe-harness[vllm]'"
+            ),
         ],
         traps={"empty expert": 57, "tie at a midpoint": 31, "outlier block": 12},
         skips=[Skip("races", "needs compute-sanitizer"), Skip("deepep", "needs compute-sanitizer")],

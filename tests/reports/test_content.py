@@ -156,7 +156,7 @@ def test_candidates_that_ran_and_those_that_did_not(mixed):
         "accumulates not declared truncating, 64 elements an instruction",
         "Verdict Candidate Reason",
         "NOT RUN flashinfer-cutedsl needs sm_100, found no CUDA device",
-        "NOT RUN vllm-cutedsl package vllm is not installed: pip install '.[vllm]'",
+        "NOT RUN vllm-cutedsl package vllm is not installed: pip install 'fp4-moe-harness[vllm]'",
     ]
     assert "Stages it does not have: silu_mul_quantize_grouped ." in text(drawn)
 

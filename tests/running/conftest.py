@@ -21,6 +21,10 @@ from harness.running.outcome import Description, Outcome, Status
 
 REPOSITORY = Path(__file__).parents[2]
 CANDIDATES = REPOSITORY / "tests" / "candidates"
+TWO_PLUGINS = {
+    "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+    "PYTEST_PLUGINS": "fp4_moe_harness_plugin,xdist.plugin",
+}
 Answer = Callable[[Problem], Outcome]
 
 
@@ -46,6 +50,7 @@ class ToldSession:
         self.problems: list[Problem] = []
         self.diagnosed: list[tuple[str, str, str]] = []
         self.diagnosis: list[dict[str, Any]] = []
+        self.left_out: dict[str, str] = {}
 
     def describe(self) -> Description:
         return Description(asdict(self.traits), stages=list(ALL_STAGES))
@@ -91,6 +96,13 @@ def in_candidates_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(CANDIDATES)
 
 
+@pytest.fixture
+def two_plugins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sessions that a test starts itself have ours and xdist, whatever else is installed."""
+    for name, value in TWO_PLUGINS.items():
+        monkeypatch.setenv(name, value)
+
+
 @dataclass
 class Session:
     """What a pytest session left behind."""
@@ -107,7 +119,12 @@ class Session:
 
 @pytest.fixture(scope="session")
 def environment() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "GIT_DIR": os.devnull, "PYTEST_ADDOPTS": ""}
+    """One thread, a repository that is not asked for its state, and no plugin of pytest but these two.
+
+    The sessions read this repository's settings, in which a warning is an error; other plugins may warn of each other.
+    """
+    base = {**os.environ, "OMP_NUM_THREADS": "1", "GIT_DIR": os.devnull, "PYTEST_ADDOPTS": ""}
+    return base | TWO_PLUGINS
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,7 @@ from harness.verdict import Verdict
 
 REPOSITORY = Path(__file__).parent.parent.parent
 CANDIDATES = REPOSITORY / "tests" / "candidates"
-SOME = ("suites/test_numbers.py", "suites/test_sessions.py", "--rule-seconds", "1000")
+SOME = ("suites/test_numbers.py", "suites/test_sessions.py", "--moe-rule-seconds", "1000")
 KEEP = "quantized or graph"
 
 
@@ -28,7 +28,7 @@ def recorded(run_pytest, tmp_path_factory: pytest.TempPathFactory):
 
     def run(*arguments: str):
         folder = tmp_path_factory.mktemp("out")
-        session = run_pytest(*arguments, "--record", str(folder))
+        session = run_pytest(*arguments, "--moe-record", str(folder))
         session.folder = folder
         return session
 
@@ -38,14 +38,14 @@ def recorded(run_pytest, tmp_path_factory: pytest.TempPathFactory):
 @pytest.fixture(scope="module")
 def alone(recorded):
     """A session that passes: one rule that is judged and one that says nothing about a CPU candidate."""
-    return recorded(*SOME, "-k", KEEP, "--candidate", "eager")
+    return recorded(*SOME, "-k", KEEP, "--moe-candidate", "eager")
 
 
 @pytest.fixture(scope="module")
 def failing(recorded, tmp_path_factory: pytest.TempPathFactory):
     junit = tmp_path_factory.mktemp("junit") / "junit.xml"
     session = recorded(
-        "suites/test_numbers.py", "-k", "gemm", "--candidate", "faulty:Doubled", "--junitxml", str(junit)
+        "suites/test_numbers.py", "-k", "gemm", "--moe-candidate", "faulty:Doubled", "--junitxml", str(junit)
     )
     session.junit = junit
     return session
@@ -111,7 +111,7 @@ def test_the_real_kernel_on_a_machine_without_a_gpu_is_2_with_the_reason(
 
     if torch.cuda.is_available():
         pytest.skip("there is a GPU here")
-    session = recorded("suites/test_layer.py", "--candidate", "flashinfer-cutedsl", *workers)
+    session = recorded("suites/test_layer.py", "--moe-candidate", "flashinfer-cutedsl", *workers)
     assert (session.code, session.record.verdict) == (2, Verdict.UNKNOWN), session.out
     assert "2 failed" in session.out, "no test passes"
     (candidate,) = session.record.candidates
@@ -120,14 +120,14 @@ def test_the_real_kernel_on_a_machine_without_a_gpu_is_2_with_the_reason(
 
 def test_a_session_in_which_everything_is_skipped_is_2(run_pytest) -> None:
     """pytest by itself exits 0, which would look like a pass. Without --record it is no different."""
-    session = run_pytest("suites/test_sessions.py", "-k", "graph", "--candidate", "eager")
+    session = run_pytest("suites/test_sessions.py", "-k", "graph", "--moe-candidate", "eager")
     assert session.code == 2, session.out
     assert "1 skipped" in session.out
     assert "UNKNOWN: no rule was judged" in session.out
 
 
 def test_a_defect_of_the_harness_is_70_and_no_fail_of_the_candidate(recorded) -> None:
-    session = recorded("suites/test_numbers.py", "-k", "quantized", "--candidate", "faulty:BreaksARule")
+    session = recorded("suites/test_numbers.py", "-k", "quantized", "--moe-candidate", "faulty:BreaksARule")
     assert session.code == 70, session.out
     assert "INTERNAL ERROR: a defect of the harness, not of faulty:BreaksARule: QUANT on " in session.out
     assert "ZeroDivisionError" in session.out
@@ -138,7 +138,7 @@ def test_a_defect_of_the_harness_is_70_and_no_fail_of_the_candidate(recorded) ->
 def test_a_failing_test_of_the_users_own_beside_an_unknown_is_1(run_pytest, tmp_path: Path) -> None:
     (tmp_path / "test_mine.py").write_text("def test_mine():\n    assert 1 == 2\n")
     session = run_pytest(
-        str(tmp_path), "suites/test_numbers.py", "-k", "mine or gemm", "--candidate", "faulty:Unsupported"
+        str(tmp_path), "suites/test_numbers.py", "-k", "mine or gemm", "--moe-candidate", "faulty:Unsupported"
     )
     assert session.code == 1, session.out
     assert "2 failed" in session.out
@@ -147,11 +147,11 @@ def test_a_failing_test_of_the_users_own_beside_an_unknown_is_1(run_pytest, tmp_
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("--candidate", "eagre"), "unknown candidate 'eagre': did you mean 'eager'?"),
-        (("--profile", "quik"), "unknown profile 'quik': did you mean 'quick'?"),
-        (("--record", "faulty.py/out"), "--record: faulty.py/out cannot be created"),
-        (("--rule-seconds", "-1"), "--rule-seconds must not be negative, got -1.0"),
-        (("--candidate", "eagre", "-n", "2"), "did you mean 'eager'?"),
+        (("--moe-candidate", "eagre"), "unknown candidate 'eagre': did you mean 'eager'?"),
+        (("--moe-profile", "quik"), "unknown profile 'quik': did you mean 'quick'?"),
+        (("--moe-record", "faulty.py/out"), "--moe-record: faulty.py/out cannot be created"),
+        (("--moe-rule-seconds", "-1"), "--moe-rule-seconds must not be negative, got -1.0"),
+        (("--moe-candidate", "eagre", "-n", "2"), "did you mean 'eager'?"),
     ],
 )
 def test_bad_usage_is_64_before_anything_is_collected(
@@ -171,7 +171,7 @@ def test_an_interrupt_is_130_and_leaves_no_process(
     process = subprocess.Popen(
         [
             sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-s", str(REPOSITORY / "suites/test_numbers.py"),
-            "-k", "activated", "--candidate", "faulty:Sleeps", "--record", str(tmp_path), *workers,
+            "-k", "activated", "--moe-candidate", "faulty:Sleeps", "--moe-record", str(tmp_path), *workers,
         ],
         cwd=CANDIDATES, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 pytest_plugins = "pytester"
+pytestmark = pytest.mark.usefixtures("two_plugins")  # those of this environment are not what is tested
 
 HEAVY = """
 import sys
@@ -51,8 +52,8 @@ def test_pytests_own_exit_codes_stay(exits, text: str, arguments: tuple[str, ...
 
 
 def test_the_plugins_options_alone_change_no_exit_code(exits) -> None:
-    assert exits("def test_mine(): assert 0", "--candidate", "eager", "--profile", "quick") == 1
-    assert exits("", "--candidate", "eager") == 5
+    assert exits("def test_mine(): assert 0", "--moe-candidate", "eager", "--moe-profile", "quick") == 1
+    assert exits("", "--moe-candidate", "eager") == 5
 
 
 def test_conformance_in_a_users_test_needs_nothing_else(pytester: pytest.Pytester) -> None:

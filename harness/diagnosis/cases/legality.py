@@ -12,7 +12,7 @@ from harness.diagnosis.cases.views import SCALE, decoded, decoded_weights, seen,
 from harness.judging.gemm import legal_rows
 from harness.judging.quantize import CodeJudge, QuantizerInput, free_codes
 from reference import propagate
-from reference.bounds import Accumulator
+from reference.bounds import Accumulator, LegalOutput
 from reference.legal import Arithmetic, Range, legal_codes, legal_scales
 from reference.nvfp4 import BLOCK
 
@@ -44,39 +44,66 @@ def legal(call: Observed, bounds: Bounds) -> Tensor:
 
 
 def _legal_quantized(call: Observed, got: Tensor, counted: Tensor, bounds: Bounds) -> Tensor:
+    given, gs = quantizer_input(call, counted)
+    codes, scale = got[..., :SCALE].flatten(-2), got[..., SCALE]
+    amax_low, amax_high = given.amax()
+    scale_ok = legal_scales(amax_low, amax_high, gs, bounds.arithmetic).accepts(scale)
+    code_ok = code_judge(given, scale, gs, bounds).accepts(codes)
+    return torch.cat((code_ok.view(*scale.shape, BLOCK), scale_ok.unsqueeze(-1)), dim=-1)
+
+
+def quantizer_input(call: Observed, counted: Tensor) -> tuple[QuantizerInput, Tensor]:
+    """Return what a quantizer read in its valid rows, and the encode scale of each, `(rows, 1)`."""
     x = call.arguments["x"][counted]
     expert = counted.nonzero()[:, 0]
     gs = call.arguments["global_scale_enc"].reshape(-1)[expert].unsqueeze(-1)
     silu = call.stage == "silu_mul_quantize_grouped"
-    given = QuantizerInput.activated(x, "silu") if silu else QuantizerInput.known(x)
-    codes, scale = got[..., :SCALE].flatten(-2), got[..., SCALE]
-    amax_low, amax_high = given.amax()
-    scale_ok = legal_scales(amax_low, amax_high, gs, bounds.arithmetic).accepts(scale)
+    return (QuantizerInput.activated(x, "silu") if silu else QuantizerInput.known(x)), gs
+
+
+def code_judge(given: QuantizerInput, scale: Tensor, gs: Tensor, bounds: Bounds) -> CodeJudge:
+    """Return which codes are legal under stored block scales, `(rows, blocks)` uint8."""
     low = given.low.view(*scale.shape, BLOCK)
     high = low if given.high is given.low else given.high.view(*scale.shape, BLOCK)
     allowed = legal_codes(low, high, scale, gs, bounds.arithmetic)
-    flat = Range(allowed.low.view(codes.shape), allowed.high.view(codes.shape))
-    code_ok = CodeJudge(flat, given, free_codes(scale), bounds.keeps_sign_of_zero).accepts(codes)
-    return torch.cat((code_ok.view(*scale.shape, BLOCK), scale_ok.unsqueeze(-1)), dim=-1)
+    flat = Range(allowed.low.flatten(-2), allowed.high.flatten(-2))
+    return CodeJudge(flat, given, free_codes(scale), bounds.keeps_sign_of_zero)
 
 
 def _legal_product(call: Observed, got: Tensor, bounds: Bounds) -> Tensor:
+    return legal_product(call, bounds).accepts(got.squeeze(1)).unsqueeze(1)
+
+
+def legal_product(call: Observed, bounds: Bounds) -> LegalOutput:
+    """Return the legal interval of every valid element of a GEMM, of which there must be one."""
     a = call.arguments
     operands = decoded(a["a"], a["a_scale"]), decoded(a["b"], a["b_scale"])
     dtype = a["out"].dtype
     allowed = legal_rows(*operands, a.get("alpha"), a["masked_m"].tolist(), dtype, bounds.accumulator)
     assert allowed is not None  # noqa: S101 - there is a valid row
-    return allowed.accepts(got.squeeze(1)).unsqueeze(1)
+    return allowed
 
 
 def legal_layer(call: Observed, bounds: Bounds) -> Tensor:
     """Return which elements of a layer's output lie in what legal stages can reach, `(groups, rows, 1, elements)`."""
-    a, out = call.arguments, call.output
-    result = torch.ones(out.shape, dtype=torch.bool)
+    result = torch.ones(call.output.shape, dtype=torch.bool)
+    counted = valid(call)
+    if bool(counted.any()):
+        low, high = reachable(call, bounds)
+        got = call.output[counted].double()
+        nan = low.isnan() | high.isnan()
+        result[counted] = torch.where(nan, got.isnan(), (got >= low) & (got <= high))
+    return result.unsqueeze(2)
+
+
+def reachable(call: Observed, bounds: Bounds) -> tuple[Tensor, Tensor]:
+    """Return the ends of what legal stages can reach in a layer's valid rows, `(rows, k)` float64; there must be one."""
+    a = call.arguments
     x, x_scale = a["hidden_states"]
     w1, w2 = decoded_weights(a["w1"], a["w1_blockscale"]), decoded_weights(a["w2"], a["w2_blockscale"])
     source = (x if x_scale is None else decoded(x, x_scale)).double()
     names = ("w1_alpha", "a2_global_scale", "w2_alpha")
+    ends = []
     for expert, count in enumerate(a["masked_m"].tolist()):
         if not count:
             continue
@@ -92,8 +119,5 @@ def legal_layer(call: Observed, bounds: Bounds) -> Tensor:
             bounds.arithmetic,
             bounds.accumulator,
         )
-        got = out[expert, :count].double()
-        inside = (got >= found.low) & (got <= found.high)
-        nan = found.low.isnan() | found.high.isnan()
-        result[expert, :count] = torch.where(nan, got.isnan(), inside)
-    return result.unsqueeze(2)
+        ends.append(found)
+    return torch.cat([each.low for each in ends]), torch.cat([each.high for each in ends])

@@ -77,6 +77,7 @@ class Recorder:
             observed = Observed(stage, copied(given), None)
             if stage == MASKED_GEMM:
                 observed.arguments["out"] = with_memory(given["out"])
+            self.begun(observed)
             result = function(*positional, **named)
             observed.output = with_memory(given["out"]) if stage == MASKED_GEMM else copied(result)
             observed.changed = changes(observed.arguments, given)
@@ -84,6 +85,9 @@ class Recorder:
             return result
 
         return call
+
+    def begun(self, call: Observed) -> None:
+        """A call begins: for those who must know it even if it never ends."""
 
     def _tapped(self, function: Callable[..., Any]) -> Callable[..., Any]:
         def call(**named: Any) -> Any:
