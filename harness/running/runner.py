@@ -138,7 +138,7 @@ class RuleRun:
 
         if self._settings.shape is not None:  # a real model's extents are what was asked for
             return
-        for far in far_for(self._rule.id, self._traits, all_of_them=self._rule.share == 1):
+        for far in far_for(self._rule.id, self._traits, all_of_them=self._rule.reaches):
             start = zlib.crc32(f"{self._rule.id} {self._settings.seed} {far.name}".encode())
             if self._over():
                 return
