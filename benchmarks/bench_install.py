@@ -4,7 +4,7 @@ Each is installed into an environment of its own that has torch already, with th
 environment is removed afterwards. MB are 10^6 bytes of allocated blocks, bytecode included; CPU time, because the network
 and other work on the machine hardly change it.
 
-    python benchmarks/bench_install.py                         # the table of docs/install.md, some ten minutes
+    python benchmarks/bench_install.py                         # the table of docs/install.md, a quarter of an hour
     python benchmarks/bench_install.py base --source ../other  # one installation of another checkout
 """
 
