@@ -43,7 +43,7 @@ class Far:
 
 FAR = (
     # Each expert has a row: the wrong one may be any of them. As many experts are as many tiles.
-    Far("experts", 256, lambda size, w: (size, 8, w, w, tuple(1 + e % 3 for e in range(size)))),
+    Far("experts", 256, lambda size, w: (size, 8, w, w, (1,) * (size - size // 2) + (2,) * (size // 2))),
     Far("capacity", 8192, lambda size, w: (3, size, w, w, (min(size, 3), 0, min(size, 2)))),
     Far("rows", 2048, lambda size, w: (2, size, w, w, (size, min(size, 5)))),
     Far("tokens", 2560, lambda size, w: (16, -(-size // 16), w, w, (-(-size // 16),) * 16)),

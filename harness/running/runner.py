@@ -79,6 +79,9 @@ class RuleRun:
         self._traits = session.describe().declared
         self._tally = Tally(RuleResult(rule.id, rule.title, settings.candidate, Verdict.UNKNOWN))
         self._wanted = wanted_problems(rule, settings.profile)
+        # A real model's extents are what was asked for. What fails on small problems too is found on those first.
+        self._far = [] if settings.shape else far_for(rule.id, self._traits, all_of_them=rule.reaches)
+        self._budget = max(self._wanted - len(self._far), 1)  # problems to be judged by now
         self._stubs: list[
             str
         ] = []  # problems for which a stage raised NotImplementedError and had never returned
@@ -102,8 +105,8 @@ class RuleRun:
         """
         started = time.monotonic()
         try:
-            self._reach()
             self._draw_rounds()
+            self._reach()
         except _Ended as ended:
             raise ended.args[0] from None
         except _IllegalError:
@@ -121,7 +124,7 @@ class RuleRun:
     def repeat(self, problem: Problem) -> RuleResult:
         """Judge one given problem, without shrinking: what a reproduce command does. Raises what `draw` does."""
         started = time.monotonic()
-        self._wanted = 1
+        self._wanted = self._budget = 1
         self._tally.misfit = misfit(problem, self._rule, self._traits)
         if not self._tally.misfit and self._fails(problem):
             failure = self._failure(str(problem))
@@ -136,9 +139,8 @@ class RuleRun:
         """Judge the problems that reach far, one extent each. Raises _IllegalError when a failing one has been shrunk."""
         from harness.problems.strategies import nearer
 
-        if self._settings.shape is not None:  # a real model's extents are what was asked for
-            return
-        for far in far_for(self._rule.id, self._traits, all_of_them=self._rule.reaches):
+        for far in self._far:
+            self._budget = self._tally.result.examples + 1
             start = zlib.crc32(f"{self._rule.id} {self._settings.seed} {far.name}".encode())
             if self._over():
                 return
@@ -197,7 +199,7 @@ class RuleRun:
             or self._crashes >= MOST_CRASHES
             or len(self._stubs) >= ROUND
             or bool(result.skipped)
-            or result.examples >= self._wanted
+            or result.examples >= self._budget
         )
 
     def _take(self, problem: Problem) -> None:
