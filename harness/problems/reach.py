@@ -37,8 +37,12 @@ class Far:
         step, rows = traits.width_multiple, traits.m_multiple
         experts, capacity, hidden, inter, masked_m = self.shape(size, step)
         masked_m += (0,) * (traits.min_experts - experts)
-        up = [-(-extent // of) * of for extent, of in ((capacity, rows), (hidden, step), (inter, step))]
-        return Problem(len(masked_m), *up, masked_m, self.data, seed)
+        capacity, hidden, inter = _up(capacity, rows), _up(hidden, step), _up(inter, step)
+        return Problem(len(masked_m), capacity, hidden, inter, masked_m, self.data, seed)
+
+
+def _up(extent: int, multiple: int) -> int:
+    return -(-extent // multiple) * multiple
 
 
 FAR = (
