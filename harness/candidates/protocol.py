@@ -90,6 +90,7 @@ class Traits:
             numbers of SMs, expected rows).
         min_experts: smallest number of experts it accepts.
         canary: fast enough for `harness check` to ask the canary its questions through it.
+        far: fast enough for problems that reach far: 256 experts, capacity 8,192, k 7,168 (harness.problems.reach).
     """
 
     device: str = "cuda"
@@ -109,6 +110,7 @@ class Traits:
     hints: tuple[dict[str, Any], ...] = ()
     min_experts: int = 1
     canary: bool = True
+    far: bool = True
 
     @property
     def width_multiple(self) -> int:

@@ -15,6 +15,7 @@ from hypothesis.internal.conjecture import providers
 from harness.candidates.protocol import Traits
 from harness.problems.problem import SHAPE_TRAPS, Drawn, Problem
 from harness.problems.profiles import Profile
+from harness.problems.reach import Far
 from harness.problems.shapes import ModelShape
 from harness.problems.traps import TRAPS
 
@@ -144,6 +145,11 @@ def _masked_m(draw: st.DrawFn, experts: int, capacity: int) -> tuple[int, ...]:
     if not any(counts) and draw(st.integers(0, 3)):
         counts[draw(st.integers(0, experts - 1))] = capacity
     return tuple(counts)
+
+
+def nearer(far: Far, traits: Traits, seed: int) -> st.SearchStrategy[Problem]:
+    """Return the problems that reach less far in the same extent: where one of them fails too, the smallest tells most."""
+    return st.integers(1, far.most).map(lambda size: far.problem(size, traits, seed))
 
 
 def traps_of(drawn: Drawn) -> list[str]:

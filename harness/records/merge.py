@@ -35,6 +35,8 @@ def _merge_rule(into: RuleResult, result: RuleResult) -> None:
         into.judged[word] = into.judged.get(word, 0) + count
     if result.worst_ratio is not None and (into.worst_ratio is None or result.worst_ratio > into.worst_ratio):
         into.worst_ratio, into.worst_problem = result.worst_ratio, result.worst_problem
+    for extent, size in result.extents.items():
+        into.extents[extent] = max(size, into.extents.get(extent, 0))
     for stage, histogram in result.histograms.items():
         if stage in into.histograms:
             into.histograms[stage].add(histogram)

@@ -125,7 +125,8 @@ class RuleResult:
 
     `judged` counts elements by how they were judged ("bit equality, accumulator of 24 bits measured": 51200).
     `powerless` counts examples on which zeros, x0.5, a rolled copy or one wrong element would have
-    been accepted as well. A rule that says
+    been accepted as well. `extents` is how far the problems reached on which it had power, each extent by itself
+    (harness.problems.reach). A rule that says
     nothing about the candidate has its reason in `skipped`, no examples, and a verdict that does not count.
     """
 
@@ -142,6 +143,7 @@ class RuleResult:
     seconds: float = 0.0
     worst_ratio: float | None = None
     worst_problem: str = ""
+    extents: dict[str, int] = field(default_factory=dict)
     histograms: dict[str, Histogram] = field(default_factory=dict)
     failures: list[Failure] = field(default_factory=list)
     skipped: str = ""

@@ -63,6 +63,11 @@ class Rule:
     needs_hints: bool = False
     unjudged: tuple[str, ...] = ()
 
+    @property
+    def reaches(self) -> bool:
+        """Whether it judges problems that reach far in every extent (harness.problems.reach), and not in one of them."""
+        return self.share == 1
+
     def function(self) -> RuleFunction:
         """Import and return the rule's code."""
         module, _, name = self.target.partition(":")

@@ -13,10 +13,11 @@ from harness.candidates import ALL_STAGES, CANDIDATES
 from harness.extras import missing
 from harness.problems.problem import Problem
 from harness.problems.profiles import Profile, find_profile
+from harness.problems.reach import in_words, reached_by_all
 from harness.problems.shapes import ModelShape
 from harness.records.parts.canary import CanaryPart
 from harness.records.record import CandidateRun, RuleResult, RunRecord, Skip
-from harness.rules import Rule
+from harness.rules import RULES, Rule
 from harness.running.known_failures import KnownFailure
 from harness.running.outcome import traits_from
 from harness.running.rules import judge_rules
@@ -26,6 +27,8 @@ from harness.verdict import Verdict, worst
 
 if TYPE_CHECKING:
     from harness.records.parts.canary import CanaryRun
+
+REACHING = {rule.id for rule in RULES if rule.reaches}  # whose extents a PASS may state
 
 
 @dataclass
@@ -280,4 +283,6 @@ def _reason(record: RunRecord, judged: list[RuleResult], could_not_run: list[Can
     words = f"{len(judged)} results on {ran}: {compared:,} elements compared, all of them legal"
     known = sum(k["matched"] for k in record.known_failures)
     words += f" but for {known} known failure{'s' * (known != 1)}" if known else ""
+    reached = in_words(reached_by_all(r.extents for r in judged if r.rule in REACHING))
+    words += f"; {reached}" if reached else ""
     return f"{words}; {canary[1]}" if canary else words

@@ -7,10 +7,12 @@ import zlib
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from harness.candidates.protocol import Traits
 from harness.problems.problem import Problem
 from harness.problems.profiles import Profile
+from harness.problems.reach import far_for
 from harness.problems.shapes import ModelShape
 from harness.records.record import Failure, RuleResult
 from harness.rules import Rule
@@ -19,6 +21,9 @@ from harness.running.outcome import Outcome, Status
 from harness.running.session import Session
 from harness.running.tally import Tally
 from harness.verdict import Verdict
+
+if TYPE_CHECKING:
+    from hypothesis.strategies import SearchStrategy
 
 SHRINK_SECONDS = 20.0
 ROUND = 10
@@ -74,6 +79,9 @@ class RuleRun:
         self._traits = session.describe().declared
         self._tally = Tally(RuleResult(rule.id, rule.title, settings.candidate, Verdict.UNKNOWN))
         self._wanted = wanted_problems(rule, settings.profile)
+        # A real model's extents are what was asked for. What fails on small problems too is found on those first.
+        self._far = [] if settings.shape else far_for(rule.id, self._traits, all_of_them=rule.reaches)
+        self._budget = max(self._wanted - len(self._far), 1)  # problems to be judged by now
         self._stubs: list[
             str
         ] = []  # problems for which a stage raised NotImplementedError and had never returned
@@ -98,6 +106,7 @@ class RuleRun:
         started = time.monotonic()
         try:
             self._draw_rounds()
+            self._reach()
         except _Ended as ended:
             raise ended.args[0] from None
         except _IllegalError:
@@ -115,7 +124,7 @@ class RuleRun:
     def repeat(self, problem: Problem) -> RuleResult:
         """Judge one given problem, without shrinking: what a reproduce command does. Raises what `draw` does."""
         started = time.monotonic()
-        self._wanted = 1
+        self._wanted = self._budget = 1
         self._tally.misfit = misfit(problem, self._rule, self._traits)
         if not self._tally.misfit and self._fails(problem):
             failure = self._failure(str(problem))
@@ -125,6 +134,21 @@ class RuleRun:
             self._round(self._try, 0)  # does it refuse this problem only?
             self._settle(str(problem))
         return self._concluded(started)
+
+    def _reach(self) -> None:
+        """Judge the problems that reach far, one extent each. Raises _IllegalError when a failing one has been shrunk."""
+        from harness.problems.strategies import nearer
+
+        for far in self._far:
+            self._budget = self._tally.result.examples + 1
+            start = zlib.crc32(f"{self._rule.id} {self._settings.seed} {far.name}".encode())
+            if self._over():
+                return
+            try:
+                self._take(far.problem(far.most, self._traits, start % 100_000))
+            except _IllegalError:
+                self._search(self._take, nearer(far, self._traits, start % 100_000), start)
+                raise  # nothing smaller was found to fail
 
     def left_out(self, stage: str, found_by: str) -> RuleResult:
         """Judge nothing, because another rule found that a stage is not implemented."""
@@ -141,9 +165,16 @@ class RuleRun:
 
     def _round(self, take: Callable[[Problem], None], number: int) -> None:
         """Hand ten drawn problems to a function; `number` says which ten."""
+        from harness.problems.strategies import problems
+
+        drawn = problems(self._rule.drawn, self._traits, self._settings.profile, self._settings.shape)
+        self._search(take, drawn, zlib.crc32(f"{self._rule.id} {self._settings.seed} {number}".encode()))
+
+    def _search(self, take: Callable[[Problem], None], drawn: SearchStrategy[Problem], start: int) -> None:
+        """Hand ten problems that hypothesis draws from a seed to a function, and shrink one for which it raises."""
         from hypothesis import HealthCheck, Phase, Verbosity, given, seed, settings
 
-        from harness.problems.strategies import only_the_seed, problems
+        from harness.problems.strategies import only_the_seed
 
         drawing = settings(
             max_examples=ROUND,
@@ -156,8 +187,6 @@ class RuleRun:
             print_blob=False,
             report_multiple_bugs=False,
         )
-        drawn = problems(self._rule.drawn, self._traits, self._settings.profile, self._settings.shape)
-        start = zlib.crc32(f"{self._rule.id} {self._settings.seed} {number}".encode())
         with only_the_seed():
             seed(start)(drawing(given(drawn)(take)))()
 
@@ -170,7 +199,7 @@ class RuleRun:
             or self._crashes >= MOST_CRASHES
             or len(self._stubs) >= ROUND
             or bool(result.skipped)
-            or result.examples >= self._wanted
+            or result.examples >= self._budget
         )
 
     def _take(self, problem: Problem) -> None:

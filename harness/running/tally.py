@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from harness.judging.compared import Compared
 from harness.problems.problem import Problem
+from harness.problems.reach import extents_of, larger
 from harness.records.record import RuleResult
 from harness.running.outcome import Outcome, Status
 from harness.verdict import Verdict
@@ -41,6 +42,8 @@ class Tally:
         if outcome.status is Status.JUDGED:
             self._add_comparisons(outcome.comparisons, str(problem))
             self._note_power(outcome, problem)
+            if any(c.compared for c in outcome.comparisons) and not outcome.fails:
+                self.result.extents = larger(self.result.extents, extents_of(problem))
 
     def _note_power(self, outcome: Outcome, problem: Problem) -> None:
         """Count the altered copies that would have passed, and remember the first problem of which valid rows were left out."""

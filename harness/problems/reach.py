@@ -1,0 +1,107 @@
+"""Problems that reach far in one extent at little work, and how far a run has reached. Imports neither torch nor hypothesis.
+
+A kernel that is right on small problems may be wrong from the 25th expert, the 897th column or the 133rd tile on. Every
+rule that knows the right values judges each of these problems, the others one of them; drawn problems stay small.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+from harness.candidates.protocol import Traits
+from harness.problems.problem import Problem
+
+TILE = 128
+"""Rows and columns of a tile as the path's GEMM counts them."""
+
+
+@dataclass(frozen=True)
+class Far:
+    """One extent, the others being small.
+
+    Attributes:
+        name: of the extent.
+        most: how far the problem reaches.
+        shape: experts, capacity, hidden, inter and masked_m for a size and the candidate's smallest width.
+        data: a key of harness.problems.problem.DATA.
+    """
+
+    name: str
+    most: int
+    shape: Callable[[int, int], tuple[int, int, int, int, tuple[int, ...]]]
+    data: str = "normal"
+
+    def problem(self, size: int, traits: Traits, seed: int) -> Problem:
+        """Return the problem of that size, rounded up to what the candidate declares that it takes."""
+        step, rows = traits.width_multiple, traits.m_multiple
+        experts, capacity, hidden, inter, masked_m = self.shape(size, step)
+        masked_m += (0,) * (traits.min_experts - experts)
+        capacity, hidden, inter = _up(capacity, rows), _up(hidden, step), _up(inter, step)
+        return Problem(len(masked_m), capacity, hidden, inter, masked_m, self.data, seed)
+
+
+def _up(extent: int, multiple: int) -> int:
+    return -(-extent // multiple) * multiple
+
+
+FAR = (
+    # Each expert has a row: the wrong one may be any of them. As many experts are as many tiles.
+    Far("experts", 256, lambda size, w: (size, 8, w, w, (1,) * (size - size // 2) + (2,) * (size // 2))),
+    Far("capacity", 8192, lambda size, w: (3, size, w, w, (min(size, 3), 0, min(size, 2)))),
+    Far("rows", 2048, lambda size, w: (2, size, w, w, (size, min(size, 5)))),
+    Far("tokens", 2560, lambda size, w: (16, -(-size // 16), w, w, (-(-size // 16),) * 16)),
+    # On the grid the sum over k is exact, so that a lost block of 16 products shows whatever the order.
+    Far("hidden", 7168, lambda size, w: (2, 4, size, w, (4, 2)), "grid"),
+    Far("inter", 7168, lambda size, w: (2, 4, w, size, (4, 2)), "grid"),
+)
+
+
+def far_for(rule: str, traits: Traits, *, all_of_them: bool) -> list[Far]:
+    """Return what a rule reaches for: all, or the one that its name picks, so that the rules share them out."""
+    if not traits.far:
+        return []
+    return list(FAR) if all_of_them else [FAR[sum(map(ord, rule)) % len(FAR)]]
+
+
+def extents_of(problem: Problem) -> dict[str, int]:
+    """Return the extents of a problem, in elements, rows and tiles of 128 x 128 of its first GEMM."""
+    columns = -(-2 * problem.inter // TILE)
+    return {
+        "experts": problem.experts,
+        "capacity": problem.capacity,
+        "rows": max(problem.masked_m),
+        "tokens": problem.tokens,
+        "hidden": problem.hidden,
+        "inter": problem.inter,
+        "tiles": sum(-(-rows // TILE) for rows in problem.masked_m) * columns,
+    }
+
+
+def larger(one: Mapping[str, int], other: Mapping[str, int]) -> dict[str, int]:
+    """Return the larger of two runs' extents, each by itself."""
+    return {name: max(one.get(name, 0), other.get(name, 0)) for name in {**one, **other}}
+
+
+def reached_by_all(extents: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    """Return how far each of several rules has reached at least."""
+    found = [each for each in extents if each]
+    return {name: min(each.get(name, 0) for each in found) for name in found[0]} if found else {}
+
+
+def in_words(extents: Mapping[str, int]) -> str:
+    """Return the sentence that limits a verdict: "up to 256 experts, ...; beyond that not tested", or ""."""
+    if not extents:
+        return ""
+    # Of every stage: the first GEMM sums over hidden, the second over inter, and each sets the other's columns.
+    k, n = min(extents["hidden"], extents["inter"]), min(extents["hidden"], 2 * extents["inter"])
+    said = (
+        f"{extents['experts']:,} experts",
+        f"capacity {extents['capacity']:,}",
+        f"{extents['rows']:,} rows an expert",
+        f"{extents['tokens']:,} tokens",
+        f"k {k:,}",
+        f"n {n:,}",
+        f"{extents['tiles']:,} tiles",
+    )
+    return f"up to {', '.join(said)}; beyond that not tested"
