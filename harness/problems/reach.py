@@ -90,18 +90,18 @@ def reached_by_all(extents: Iterable[Mapping[str, int]]) -> dict[str, int]:
 
 
 def in_words(extents: Mapping[str, int]) -> str:
-    """Return the sentence that limits a verdict: "up to 256 experts, ...; beyond that not tested", or ""."""
+    """Return the sentence that limits a verdict: "up to experts 256, ...; beyond that not tested", or ""."""
     if not extents:
         return ""
     # Of every stage: the first GEMM sums over hidden, the second over inter, and each sets the other's columns.
     k, n = min(extents["hidden"], extents["inter"]), min(extents["hidden"], 2 * extents["inter"])
     said = (
-        f"{extents['experts']:,} experts",
+        f"experts {extents['experts']:,}",
         f"capacity {extents['capacity']:,}",
-        f"{extents['rows']:,} rows an expert",
-        f"{extents['tokens']:,} tokens",
+        f"rows {extents['rows']:,}",
+        f"tokens {extents['tokens']:,}",
         f"k {k:,}",
         f"n {n:,}",
-        f"{extents['tiles']:,} tiles",
+        f"tiles {extents['tiles']:,}",
     )
     return f"up to {', '.join(said)}; beyond that not tested"

@@ -54,6 +54,6 @@ def test_a_pass_states_what_the_least_of_the_rules_has_reached() -> None:
     large = dict.fromkeys(small, 10000)
     assert reached_by_all([large, {}, small]) == small
     assert in_words(small) == (
-        "up to 3 experts, capacity 8, 2 rows an expert, 4 tokens, k 16, n 16, 3 tiles; beyond that not tested"
+        "up to experts 3, capacity 8, rows 2, tokens 4, k 16, n 16, tiles 3; beyond that not tested"
     )
     assert in_words(reached_by_all([])) == ""

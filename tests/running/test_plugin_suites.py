@@ -54,7 +54,7 @@ def failing(recorded, tmp_path_factory: pytest.TempPathFactory):
 def test_pass_is_0_with_record_report_and_one_line_of_summary(alone) -> None:
     assert (alone.code, alone.record.verdict) == (0, Verdict.PASS), alone.out
     assert re.search(
-        r"^PASS: 1 results on eager: [\d,]+ elements compared, all of them legal; up to 256 experts, .*$",
+        r"^PASS: 1 results on eager: [\d,]+ elements compared, all of them legal; up to experts 256, .*$",
         alone.out,
         re.MULTILINE,
     )
