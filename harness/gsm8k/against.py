@@ -12,7 +12,7 @@ from harness.gsm8k.setups import Setup, differences, setup_of_run
 from harness.records.from_json import RecordError
 from harness.records.parts.gsm8k import Decision, Gsm8kRun
 from harness.records.record import load_record
-from harness.verdict import UsageError
+from harness.verdict import UsageError, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -75,6 +75,12 @@ class Against:
             return None
         s = self.settings
         paired = paired_decision(samples, self.baseline.samples, max_drop=s.max_drop, metric=s.metric)
+        if self.baseline.verdict == Verdict.FAIL:
+            asked = f"{self.baseline.answered:,} of {self.baseline.questions:,} questions"
+            said = f"the baseline itself was {self.baseline.label}, with {asked} answered: no worse than that says little"
+            paired = replace(
+                paired, details={**paired.details, "warnings": [*paired.details.get("warnings", []), said]}
+            )
         if unlike := self.unlike_baseline:
             shown = f"not judged, the setups are unlike ({'; '.join(unlike)}): {paired.reason}"
             return replace(paired, word="UNKNOWN", qualifier="unlike", reason=shown)

@@ -43,6 +43,10 @@ must not lose them either.
 """
 
 
+_NEVER_A_MODELS_OWN = (AnswerClass.FLOOD, AnswerClass.NOT_TEXT, PAST_STOP)
+"""What no model does by itself, however weak: a baseline that had it was broken as well."""
+
+
 @dataclass(frozen=True)
 class Counts:
     """What a verdict depends on. Counts of answers; with `repeats` above 1 every question is in them that many times.
@@ -157,7 +161,8 @@ def class_rates(
 ) -> list[ClassRate]:
     """Return every class with its rate; `exceeded` where the exact binomial test shows a share above the limit.
 
-    With a baseline no limit is below the upper end of what the baseline itself had: a weak model may be what it was.
+    With a baseline no limit is below the upper end of what the baseline itself had: a weak model may be what it was. Those
+    on what no model does stay.
     """
     chosen = checked_limits(limits)
     rates = []
@@ -165,7 +170,12 @@ def class_rates(
         judged, of = counts.judged(name, metric)
         n, found = of // counts.repeats, counts.per_question(judged)
         limit, raised = chosen.get(name), False
-        if limit is not None and baseline is not None and baseline.answered:
+        if (
+            limit is not None
+            and baseline is not None
+            and baseline.answered
+            and name not in _NEVER_A_MODELS_OWN
+        ):
             own, own_of = baseline.judged(name, metric)
             had = wilson(
                 min(own / baseline.repeats, own_of // baseline.repeats), own_of // baseline.repeats

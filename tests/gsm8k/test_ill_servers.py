@@ -56,6 +56,7 @@ def test_a_wrong_format_is_asked_to_its_end_so_that_the_model_is_scored(judged):
     assert (stage["answered"], stage["accuracy_flexible"]) == (200, 1.0)
 
 
+@pytest.mark.long
 def test_a_server_that_does_not_stop_is_held_against_its_baseline(judged, tmp_path):
     baseline = tmp_path / "healthy"
     judged({"out": baseline})
@@ -64,12 +65,16 @@ def test_a_server_that_does_not_stop_is_held_against_its_baseline(judged, tmp_pa
     assert "answers end at the token limit, 0 of the baseline's" in stage["reason"]
 
 
+@pytest.mark.long
 def test_a_weak_model_is_judged_by_its_baseline_and_not_dead(judged, tmp_path):
-    baseline = tmp_path / "weak"
+    baseline, dead = tmp_path / "weak", tmp_path / "dead"
     judged({"out": baseline, "expect": 0.01}, wrong_share=0.95)
     stage = judged({"baseline": baseline}, wrong_share=0.95)
     assert stage["verdict"] == "PASS"
-    assert judged({}, wrong_share=0.95)["qualifier"] == "dead"
+    assert "warning" not in stage["reason"]
+    assert judged({"out": dead}, wrong_share=0.95)["qualifier"] == "dead"
+    stage = judged({"baseline": dead}, wrong_share=0.95)
+    assert "warning: the baseline itself was FAIL (dead), with " in stage["reason"]
 
 
 def test_the_order_of_the_requests_is_in_the_record_and_a_resumed_run_goes_on_with_it(judged, tmp_path):

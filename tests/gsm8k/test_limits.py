@@ -143,3 +143,5 @@ def test_what_a_baseline_had_is_not_held_against_a_run(make_run):
     worse = make_run((26,), (560, loops), (733, WRONG))
     reason = decided(full_decision(worse, baseline=count(weak), compared=True), "FAIL (degenerate)")
     assert "(limit 35.2 %, the most that the baseline allows)" in reason
+    broken = make_run((900,), (419, FLOOD))
+    decided(full_decision(broken, baseline=count(broken), compared=True), "FAIL (degenerate)")
