@@ -111,7 +111,13 @@ def count(samples: Sequence[Sample], stop: Sequence[str] = ()) -> Counts:
     """
     found = answered(samples)
     # Whole reasoning only: a half-thought that holds the right number is no answer.
-    beside = [held for s in found if (held := s.get("in_reasoning")) is not None and not ends_by_length(s)]
+    beside = [
+        held
+        for s in found
+        if s["class"] == AnswerClass.NULL_OR_REASONING
+        and (held := s.get("in_reasoning")) is not None
+        and not ends_by_length(s)
+    ]
     # The repeats that the record holds, so that a run cut short counts no question as fewer than it was asked.
     repeats = len({s.get("repeat", 0) for s in samples}) or 1
     return Counts(
