@@ -39,7 +39,7 @@ def main() -> None:
     print(f"{'server':22} {'wall s':>7} {'exit':>4} {'answered':>8} {'unanswered':>10}  verdict")
     for name, (config, expected) in SITUATIONS.items():
         with tempfile.TemporaryDirectory() as folder:
-            more = ["--concurrency", "32", "--retry-seconds", "5", "--out", folder]
+            more = ["--concurrency", "32", "--retry-seconds", "5", "--min-accuracy", "0.9", "--out", folder]
             files = ["--dataset", str(data / "test.jsonl"), "--fewshot", str(data / "train.jsonl")]
             command = [sys.executable, "-m", "harness.cli", "gsm8k", *files, *more, "--base-url"]
             if config is None:

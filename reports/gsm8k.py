@@ -113,8 +113,9 @@ def _classes(found: Json, details: Json, anchors: dict[str, str]) -> list[Json]:
         rated = [{"name": k, "count": v} for k, v in _dict(found.get("classes")).items()]
     rows = []
     for rate in rated:
-        row = {key: _number(rate.get(key)) for key in ("count", "judged", "share", "low", "high", "limit")}
-        if row["count"] or rate.get("exceeded"):
+        keys = ("count", "judged", "of", "share", "low", "high", "limit")
+        row = {key: _number(rate.get(key)) for key in keys}
+        if row["count"] or row["judged"] or rate.get("exceeded"):
             name = str(rate.get("name"))
             width = f"{120 * min(1.0, max(0.0, row['share'] or 0.0)):.1f}"
             rows.append(
@@ -122,6 +123,8 @@ def _classes(found: Json, details: Json, anchors: dict[str, str]) -> list[Json]:
                     **row,
                     "name": name,
                     "exceeded": bool(rate.get("exceeded")),
+                    "raised": bool(rate.get("raised")),
+                    "apart": row["of"] is not None and row["of"] != _number(details.get("answered")),
                     "anchor": anchors.get(name),
                     "width": width,
                 }

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def lines(run: Gsm8kRun) -> list[str]:
-    """Return the result in lines of plain text: accuracies, counts, classes, errors with their counts, notes."""
+    """Return the result in lines of plain text: accuracies, counts, classes, how answers ended, errors, notes."""
     said = []
     for name in ("strict", "flexible", "numeric"):
         interval, accuracy = run.intervals.get(name), run.accuracy_by(name)
@@ -27,6 +27,8 @@ def lines(run: Gsm8kRun) -> list[str]:
     said.append(f"{counted}{not_asked}{asked}")
     if run.classes:
         said.append("classes: " + ", ".join(f"{name} {n:,}" for name, n in run.classes.items()))
+    if set(run.finish_reasons) - {"stop"}:
+        said.append("ended by: " + ", ".join(f"{name} {n:,}" for name, n in run.finish_reasons.items()))
     for error in run.errors:
         lost = f", {error.gave_up} given up" if error.gave_up else ""
         said.append(f"error, {error.count} times{lost}: {error.error}")

@@ -84,6 +84,10 @@ _PATH = click.Path(path_type=Path)
 @click.option("--min-accuracy", type=float, help="Judge the accuracy's interval against this fraction.")
 @click.option("--baseline", type=_PATH, help="Record of an earlier run, compared question by question.")
 @click.option("--max-drop", type=float, help="Loss against the baseline that is allowed (0.02).")
+@click.option("--preset", metavar="MODEL", help="Judge by a model's published floor, in its protocol.")
+@click.option(
+    "--force-unlike", is_flag=True, help="Show a comparison with an unlike setup, without judging by it."
+)
 @click.option(
     "--max-unanswered",
     type=float,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from functools import partial
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from harness.gsm8k import probes
@@ -19,6 +20,7 @@ from harness.gsm8k.progress import Progress
 from harness.gsm8k.questions import Asker, Planned, answer_limit, answers_fit, sample_of
 
 if TYPE_CHECKING:
+    from harness.gsm8k.counts import Counts
     from harness.gsm8k.errors import RequestError
     from harness.gsm8k.settings import Gsm8kSettings
     from harness.gsm8k.task import Task
@@ -31,10 +33,13 @@ _NOT_RUN = {"ran": False, "reason": "the run ended first"}
 class Asking:
     """The state of one run between the first look at the server and the decision."""
 
-    def __init__(self, settings: Gsm8kSettings, task: Task, planned: list[Planned]) -> None:
+    def __init__(
+        self, settings: Gsm8kSettings, task: Task, planned: list[Planned], baseline: Counts | None = None
+    ) -> None:
         self.settings = settings
         self.task = task
         self.planned = planned
+        self.baseline = baseline
         self.samples: dict[tuple[int, int], Gsm8kSample] = {}
         self.probes: dict[str, Any] = {"sanity": dict(_NOT_RUN)}
         self.smoke: Decision | None = None
@@ -47,6 +52,7 @@ class Asking:
         self._progress = Progress(len(planned), settings.metric)
         self._wave_left = {p.key for p in planned if p.wave}
         self._unanswered = 0
+        self._orders = count()
         self.client = Client(
             settings.endpoint,
             settings.api_key,
@@ -109,6 +115,8 @@ class Asking:
                 self._take(planned, {**sample, "wave": planned.wave}, journaled=True)
         if self._pool.stopped:
             return []
+        sent = [order for s in self.samples.values() if (order := s.get("order")) is not None]
+        self._orders = count(max(sent, default=-1) + 1)  # a resumed run goes on counting
         steps: list[Step] = [partial(self._ask, asker, p) for p in left]
         if "sanity" not in journal.found.probes:
             sanity = probes.Sanity(asker, self.planned[0].question)
@@ -117,10 +125,12 @@ class Asking:
         return steps
 
     async def _ask(self, asker: Asker, planned: Planned) -> None:
+        order = next(self._orders)
         exchange = await asker.ask(asker.prompt(planned.question))
-        self._pool.later(lambda: self._take(planned, sample_of(self.task, planned, exchange)))
+        self._pool.later(lambda: self._take(planned, sample_of(self.task, planned, exchange, order)))
 
     async def _check_sanity(self, sanity: probes.Sanity) -> None:
+        next(self._orders)  # so that the number of a question's request is its place among all requests
         result = await sanity.ask()
         if result is not None:
             self._add_probe("sanity", result)
@@ -141,10 +151,15 @@ class Asking:
             self._wave_left.discard(planned.key)
             if not self._wave_left:
                 self.smoke = self.judge_wave()
-                if self.smoke.word == "FAIL":
+                if self.smoke_ends_it:
                     self._pool.stop("smoke")
         if self._unanswered > self.settings.max_unanswered * len(self.planned):
             self._pool.stop("infra")
+
+    @property
+    def smoke_ends_it(self) -> bool:
+        """Whether the wave says enough. Where only the format is wrong the rest says what the model is worth."""
+        return self.smoke is not None and self.smoke.word == "FAIL" and self.smoke.qualifier != "format"
 
     def judge_wave(self) -> Decision:
         """Judge the smoke wave, as far as it was asked."""
@@ -157,6 +172,8 @@ class Asking:
             limits=s.limits,
             metric=s.metric,
             answers_fit=answers_fit(self.task, s),
+            baseline=self.baseline,
+            stop=self.task.stop,
         )
 
     def sorted_samples(self) -> list[Gsm8kSample]:

@@ -130,8 +130,8 @@ _UNJUDGED: Judged = {
 }
 
 
-def sample_of(task: Task, planned: Planned, exchange: Exchange) -> Gsm8kSample:
-    """Return the sample of one exchange."""
+def sample_of(task: Task, planned: Planned, exchange: Exchange, order: int | None = None) -> Gsm8kSample:
+    """Return the sample of one exchange, the `order`-th of the run that was sent."""
     reply = exchange.reply
     question = planned.question
     judged = _judged(task, question, reply) if reply else _UNJUDGED
@@ -139,11 +139,13 @@ def sample_of(task: Task, planned: Planned, exchange: Exchange) -> Gsm8kSample:
         "index": question.index,
         "repeat": planned.repeat,
         "wave": planned.wave,
+        "order": order,
         "question": question.question,
         "expected": question.expected,
         "answer": reply.text if reply else None,
         "reasoning": reply.reasoning if reply else None,
         **judged,
+        "in_reasoning": _in_reasoning(task, question, reply) if reply else None,
         "finish_reason": reply.finish_reason if reply else None,
         "usage": {
             "prompt_tokens": reply.prompt_tokens if reply else None,
@@ -154,6 +156,14 @@ def sample_of(task: Task, planned: Planned, exchange: Exchange) -> Gsm8kSample:
         "attempts": exchange.attempts,
         "error": None if reply else str(exchange.error),
     }
+
+
+def _in_reasoning(task: Task, question: Question, reply: Reply) -> dict[str, bool] | None:
+    """Return the scores of the reasoning where it is all that the server sent; None where there is text."""
+    if (reply.text or "").strip() or not (reply.reasoning or "").strip():
+        return None
+    scores = task.score(question, reply.reasoning or "")
+    return {"strict": scores.strict, "flexible": scores.flexible, "numeric": scores.numeric}
 
 
 def _judged(task: Task, question: Question, reply: Reply) -> Judged:

@@ -11,19 +11,20 @@ import time
 import uuid
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import Any
 
 from harness.gsm8k import probes
+from harness.gsm8k.against import Against, against_what
 from harness.gsm8k.asking import Asking
-from harness.gsm8k.decision import full_decision, paired_decision
+from harness.gsm8k.decision import full_decision
 from harness.gsm8k.outcome import combine, counted
 from harness.gsm8k.path import accuracy_path
 from harness.gsm8k.payload import MAX_STOP
 from harness.gsm8k.questions import answer_limit, answers_fit, plan
 from harness.gsm8k.settings import Gsm8kSettings, allow_files, check_output
+from harness.gsm8k.setups import setup_of
 from harness.gsm8k.task import Task, load_task
 from harness.records.environment import describe_environment
-from harness.records.from_json import RecordError
 from harness.records.parts.gsm8k import (
     Decision,
     Gsm8kDecisions,
@@ -32,14 +33,8 @@ from harness.records.parts.gsm8k import (
     Gsm8kServer,
     Gsm8kTask,
 )
-from harness.records.record import RunRecord, load_record
-from harness.verdict import UsageError
+from harness.records.record import RunRecord
 from harness.version import __version__
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from harness.gsm8k.counts import Sample
 
 
 def run(settings: Gsm8kSettings, command: list[str]) -> RunRecord:
@@ -52,7 +47,6 @@ def run(settings: Gsm8kSettings, command: list[str]) -> RunRecord:
     settings.check()
     check_output(settings.out)
     allow_files(settings.concurrency)
-    baseline = _baseline(settings)
     task = load_task(
         settings.task,
         dataset=settings.dataset,
@@ -62,11 +56,14 @@ def run(settings: Gsm8kSettings, command: list[str]) -> RunRecord:
         fewshot_as_multiturn=settings.multiturn,
         system_instruction=settings.system_instruction,
     )
-    asking = Asking(settings, task, plan(task, settings))
-    if baseline is not None:
-        _refuse_other_questions(task, baseline, settings.metric)
-    asyncio.run(asking.main())
-    decision, decisions = decide(asking, baseline)
+    planned = plan(task, settings)
+    against = against_what(settings, task, setup_of(task_facts(task), settings_facts(task, settings)))
+    asking = Asking(settings, task, planned, against.counts(task.stop))
+    if (refusal := against.refusal()) is not None:
+        decision, decisions = refusal, Gsm8kDecisions()
+    else:
+        asyncio.run(asking.main())
+        decision, decisions = decide(asking, against)
     record = RunRecord(
         run_id=uuid.uuid4().hex,
         created=created.isoformat(timespec="seconds"),
@@ -79,16 +76,17 @@ def run(settings: Gsm8kSettings, command: list[str]) -> RunRecord:
         environment=describe_environment("server", devices=False),
     )
     found = served_run(asking, decision, decisions)
+    notes = [*against.notes(found.model), *found.notes]
     record.seconds = time.monotonic() - started
-    record.gsm8k_run = replace(found, seconds={"total": record.seconds, **found.seconds})
+    record.gsm8k_run = replace(found, notes=notes, seconds={"total": record.seconds, **found.seconds})
     record.write(settings.out / "record.json")
     return record
 
 
-def decide(asking: Asking, baseline: Sequence[Sample] | None) -> tuple[Decision, Gsm8kDecisions]:
+def decide(asking: Asking, against: Against) -> tuple[Decision, Gsm8kDecisions]:
     """Return the run's verdict, and the decisions that it came from."""
     s, smoke = asking.settings, asking.smoke
-    if smoke is not None and smoke.word == "FAIL":
+    if smoke is not None and asking.smoke_ends_it:
         return smoke, Gsm8kDecisions(smoke)
     if asking.interrupted:
         found = f"interrupted after {len(asking.samples):,} of {len(asking.planned):,} questions"
@@ -98,22 +96,24 @@ def decide(asking: Asking, baseline: Sequence[Sample] | None) -> tuple[Decision,
         return Decision("UNKNOWN", "infra", asking.not_ready), Gsm8kDecisions(smoke)
     if s.mode == "smoke":
         smoke = smoke or asking.judge_wave()
-        return _with_errors(asking, smoke), Gsm8kDecisions(smoke)
+        return _with_errors(asking, combine([smoke])), Gsm8kDecisions(smoke)
     samples = asking.sorted_samples()
     full = full_decision(
         samples,
         expect=s.expect,
-        min_accuracy=s.min_accuracy,
+        min_accuracy=against.min_accuracy,
         max_unanswered=s.max_unanswered,
         limits=s.limits,
         metric=s.metric,
-        has_baseline=baseline is not None,
+        compared=against.baseline is not None,
+        baseline=asking.baseline,
         answers_fit=answers_fit(asking.task, s),
+        stop=asking.task.stop,
     )
-    if baseline is None:
-        return _with_errors(asking, full), Gsm8kDecisions(smoke, full)
-    paired = paired_decision(samples, baseline, max_drop=s.max_drop, metric=s.metric)
-    return _with_errors(asking, combine([full, paired])), Gsm8kDecisions(smoke, full, paired)
+    paired = against.compare(samples)
+    failed_wave = [smoke] if smoke is not None and smoke.word == "FAIL" and full.word != "FAIL" else []
+    all_of_them = [full, *failed_wave, *([paired] if paired is not None else [])]
+    return _with_errors(asking, combine(all_of_them)), Gsm8kDecisions(smoke, full, paired)
 
 
 def _with_errors(asking: Asking, decision: Decision) -> Decision:
@@ -139,21 +139,13 @@ def served_run(asking: Asking, decision: Decision, decisions: Gsm8kDecisions) ->
         requests=asking.client.requests,
         errors=asking.client.errors.lines(),
         seconds={"requests": asking.asking_s, "ready": server.ready_s if server else None},
-        task=Gsm8kTask(
-            name=asking.task.name,
-            version=asking.task.version,
-            hashes=asking.task.hashes,
-            generation=asking.task.generation,
-            stop=list(asking.task.stop[:MAX_STOP]),
-            num_fewshot=asking.task.num_fewshot,
-            notes=list(asking.task.notes),
-        ),
+        task=task_facts(asking.task),
         server=Gsm8kServer(
             url=s.endpoint.display,
             model=server.model if server else s.model or "",
             version=server.version if server else "",
         ),
-        settings={**s.as_json(), "max_tokens": answer_limit(asking.task, s)},
+        settings=settings_facts(asking.task, s),
         resumed=Gsm8kResumed(s.resume, asking.resumed),
         decisions=decisions,
         probes=asking.probes,
@@ -161,27 +153,19 @@ def served_run(asking: Asking, decision: Decision, decisions: Gsm8kDecisions) ->
     )
 
 
-def _baseline(settings: Gsm8kSettings) -> Sequence[Sample] | None:
-    """Return the samples of the baseline record.
-
-    Raises:
-        UsageError: it cannot be read, or holds no GSM8K samples.
-    """
-    if settings.baseline is None:
-        return None
-    try:
-        baseline = load_record(settings.baseline).gsm8k_run
-    except RecordError as error:
-        raise UsageError(f"--baseline {error}") from None
-    if baseline is None or not any(s.get("error") is None for s in baseline.samples):
-        raise UsageError(f"--baseline {settings.baseline}: holds no answered GSM8K question")
-    return baseline.samples
+def task_facts(task: Task) -> Gsm8kTask:
+    """Return what the record holds of a task."""
+    return Gsm8kTask(
+        name=task.name,
+        version=task.version,
+        hashes=task.hashes,
+        generation=task.generation,
+        stop=list(task.stop[:MAX_STOP]),
+        num_fewshot=task.num_fewshot,
+        notes=list(task.notes),
+    )
 
 
-def _refuse_other_questions(task: Task, baseline: Sequence[Sample], metric: str) -> None:
-    """Refuse a baseline of other data now, not after the last answer."""
-    unjudged = [
-        {"index": q.index, "question": q.question, "error": None, "class": "", metric: False}
-        for q in task.questions
-    ]
-    paired_decision(unjudged, baseline, metric=metric)
+def settings_facts(task: Task, settings: Gsm8kSettings) -> dict[str, Any]:
+    """Return what the record holds of the settings."""
+    return {**settings.as_json(), "max_tokens": answer_limit(task, settings)}

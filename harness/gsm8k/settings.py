@@ -50,6 +50,8 @@ class Gsm8kSettings:
     min_accuracy: float | None = None
     baseline: Path | None = None
     max_drop: float | None = None
+    preset: str | None = None
+    force_unlike: bool = False
     max_unanswered: float = MAX_UNANSWERED
     limits: dict[str, float] = field(default_factory=dict)
     resume: bool = False
@@ -69,13 +71,18 @@ class Gsm8kSettings:
         if self.metric not in METRICS:
             raise UsageError(f"--metric must be one of {', '.join(METRICS)}, got {self.metric!r}")
         if self.mode == "smoke" and (
-            self.baseline is not None or self.min_accuracy is not None or self.repeat > 1
+            self.baseline is not None
+            or self.min_accuracy is not None
+            or self.preset is not None
+            or self.repeat > 1
         ):
             raise UsageError(
-                "--mode smoke asks one wave: it cannot judge --min-accuracy, --baseline or --repeat"
+                "--mode smoke asks one wave: it cannot judge --min-accuracy, --baseline, --preset or --repeat"
             )
         if self.max_drop is not None and self.baseline is None:
             raise UsageError("--max-drop is judged against a baseline: give --baseline too")
+        if self.force_unlike and self.baseline is None and self.preset is None:
+            raise UsageError("--force-unlike is about a comparison: give --baseline or --preset too")
         checked_limits(self.limits)
 
     def _check_numbers(self) -> None:
@@ -118,6 +125,8 @@ class Gsm8kSettings:
             "metric",
             "min_accuracy",
             "max_drop",
+            "preset",
+            "force_unlike",
             "max_unanswered",
             "limits",
             "probe",

@@ -21,7 +21,7 @@ from harness.gsm8k import client
 from harness.gsm8k.credentials import parse_base_url
 from harness.gsm8k.run import run
 from harness.gsm8k.settings import Gsm8kSettings
-from tests.gsm8k.samples import awkward_answers, make_sample, small_data  # noqa: F401  (fixtures)
+from tests.gsm8k.samples import awkward_answers, make_run, make_sample, small_data  # noqa: F401  (fixtures)
 
 ROOT = Path(__file__).parents[2]
 SERVER = Path(__file__).with_name("fault_server.py")

@@ -6,6 +6,8 @@ The configuration: `data` (JSON lines with question and answer), `port`, `latenc
 `flood_share`, `wrong_share`, `text`, `wrong_alone` (wrong at batch size 1), `flips` (never the same twice), `models`, `version`, `key` (required bearer token), `loading` (requests to /models
 and /health that answer 503), `max_seconds` (it ends after so long without a request), and `faults`: a list of rules, the first that matches decides.
 
+`ill`: one of `ILLNESSES`, with `n` where it has a number: answers that come in time and are wrong in a way of their own.
+
 A rule: `fault` (see `FAULTS`), and when it applies: `questions` (parts of their text), `share` of them (by hash), `tries` (only so many attempts
 of each question), `after` and `until` (counts of completions so far). GET /stats tells what happened,
 POST /control begins again with another configuration.
@@ -132,6 +134,8 @@ class Server:
             text = self.text(question, key, alone=first and self.completions == number)
             if request.get("stream"):
                 await stream(writer, text, chat=chat)
+            elif "ill" in self.config:
+                send_json(writer, 200, ill_reply(self.config, text, share_of(key[24:]), number, chat=chat))
             else:
                 send_json(writer, 200, reply(text, chat=chat))
             return True
@@ -177,6 +181,37 @@ def reply(text: str | None, *, chat: bool = False, finish: str = "stop") -> dict
     choice |= {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
     usage = {"prompt_tokens": 700, "completion_tokens": len(text or "") // 4, "total_tokens": 0}
     return {"id": "x", "object": "text_completion", "model": "m", "choices": [choice], "usage": usage}
+
+
+WRONG = " I think so.\n#### 123456789"
+PROSE = " and so it goes on and on without any end to it, as a tale that nobody stops from being told"
+ILLNESSES = {
+    "wrong after n": lambda text, n, share, number: (text if number <= n else WRONG, "stop"),
+    "wrong until n": lambda text, n, share, number: (text if number > n else WRONG, "stop"),
+    "decays": lambda text, n, share, number: (text if share >= number / (4 * n) else WRONG, "stop"),
+    "never stops": lambda text, n, share, number: (text + PROSE * 3, "length"),
+    "some never stop": lambda text, n, share, number: (
+        (text + PROSE * 3, "length") if share < n else (text, "stop")
+    ),
+    "ignores stop strings": lambda text, n, share, number: (
+        text + "\n\nQuestion: What is 2 + 2?\nAnswer: 4",
+        "stop",
+    ),
+    "loses the format": lambda text, n, share, number: (
+        text.replace("####", "So the answer is") + ".",
+        "stop",
+    ),
+    "aborts": lambda text, n, share, number: (text, "abort"),
+    "answers in reasoning": lambda text, n, share, number: (None, "stop"),
+}
+
+
+def ill_reply(config: dict, text: str, share: float, number: int, *, chat: bool) -> dict:
+    answer, finish = ILLNESSES[config["ill"]](text, config.get("n", 0), share, number)
+    made = reply(answer, chat=chat, finish=finish)
+    if answer is None:
+        made["choices"][0]["message"]["reasoning_content"] = text
+    return made
 
 
 def send(

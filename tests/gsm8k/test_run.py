@@ -15,11 +15,13 @@ def _quick_polls(monkeypatch):
     monkeypatch.setattr(preflight, "POLL_S", 0.02)
 
 
-def test_a_server_that_is_always_right_passes_and_says_what_was_not_judged(serve, run_here):
+def test_a_run_without_a_threshold_or_a_baseline_is_not_judged_and_says_so(serve, cli):
     server = serve()
-    stage = run_here(server.url)
-    assert (stage["verdict"], stage["qualifier"]) == ("PASS", "")
-    assert "no --min-accuracy, no --baseline" in stage["reason"]
+    done = cli(server.url)
+    assert done.code == 2
+    assert done.out.startswith("UNKNOWN (not judged): neither dead nor degenerate; accuracy (strict) 1.0000")
+    stage = done.stage
+    assert stage["reason"].endswith("was not judged: give --min-accuracy, --baseline or --preset")
     assert (stage["correct_strict"], stage["correct_flexible"], stage["questions"]) == (64, 64, 64)
     assert [s["index"] for s in stage["samples"]] == list(range(64))
     assert sum(s["wave"] for s in stage["samples"]) == 32

@@ -111,6 +111,22 @@ def test_the_page_says_what_was_decided(mixed):
     assert "exceeded" in text or "Limit" in text
 
 
+def test_a_format_limit_is_shown_as_a_share_of_what_is_right(make_sample):
+    samples = [
+        make_sample(i, "so\n#### 18" if i < 6 else "The answer is 18" if i < 10 else "#### 17")
+        for i in range(40)
+    ]
+    text = " ".join(" ".join(checked(gsm8k.section(record(samples))).text).split())
+    assert "40.00 % (16.82 % to 68.73 %) of 10 right by any" in text
+
+
+def test_the_place_of_a_request_and_what_the_reasoning_held_are_shown(make_sample):
+    told = make_sample(0, None, reasoning="so\n#### 18") | {"order": 6}
+    text = " ".join(" ".join(checked(gsm8k.section(record([told]))).text).split())
+    assert "request 7" in text
+    assert "no text, reasoning (right by value): so #### 18" in text
+
+
 def test_the_filter_is_hidden_until_its_script_runs(mixed):
     markup = str(gsm8k.section(record(mixed)))
     assert '<form class="gsm8k-filter" hidden' in markup

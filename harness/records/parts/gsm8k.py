@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 from harness.verdict import ExitCode, Verdict
 
@@ -26,6 +26,7 @@ Gsm8kSample = TypedDict(
         "index": int,
         "repeat": int,
         "wave": bool,
+        "order": NotRequired[int | None],
         "question": str,
         "expected": str,
         "answer": str | None,
@@ -37,6 +38,7 @@ Gsm8kSample = TypedDict(
         "extracted_strict": str,
         "extracted_flexible": str,
         "extracted_numeric": str | None,
+        "in_reasoning": NotRequired[dict[str, bool] | None],
         "finish_reason": str | None,
         "usage": Gsm8kUsage,
         "latency_s": float | None,
@@ -45,7 +47,7 @@ Gsm8kSample = TypedDict(
         "error": str | None,
     },
 )
-"""One question, asked once ("One sample" in harness/gsm8k/README.md)."""
+"""One question, asked once ("One sample" in harness/gsm8k/README.md). Older records lack the optional fields."""
 
 
 class Gsm8kTask(TypedDict, total=False):
