@@ -60,7 +60,7 @@ def section(record: RunRecord) -> Markup | None:
         charts=_charts(samples),
         probes=[(str(k), v) for k, v in _dict(found.get("probes")).items() if v],
         notes=[str(note) for note in _list(found.get("notes"))],
-        batches=_batches(found),
+        loads=_loads(found),
         errors=[{"gave_up": None, **e} for e in _list(found.get("errors")) if isinstance(e, dict)],
         settings=_settings(found),
         groups=groups,
@@ -152,10 +152,10 @@ def _charts(samples: list[Json]) -> list[Any]:
     return [chart for chart in charts if chart is not None]
 
 
-def _batches(found: Json) -> list[Json]:
-    """Return the waves of the concurrency probe."""
-    waves = _dict(_dict(found.get("probes")).get("batches")).get("waves")
-    return [w for w in _list(waves) if isinstance(w, dict)]
+def _loads(found: Json) -> list[Json]:
+    """Return the sizes of the load sweep."""
+    sizes = _dict(_dict(found.get("probes")).get("load")).get("sizes")
+    return [size for size in _list(sizes) if isinstance(size, dict)]
 
 
 def _settings(found: Json) -> list[tuple[str, Json]]:

@@ -27,6 +27,8 @@ def lines(run: Gsm8kRun) -> list[str]:
     said.append(f"{counted}{not_asked}{asked}")
     if run.classes:
         said.append("classes: " + ", ".join(f"{name} {n:,}" for name, n in run.classes.items()))
+    if (load := run.decisions.load) and load.reason not in run.reason:
+        said.append(f"load: {load.reason}")
     for error in run.errors:
         lost = f", {error.gave_up} given up" if error.gave_up else ""
         said.append(f"error, {error.count} times{lost}: {error.error}")

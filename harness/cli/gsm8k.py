@@ -98,7 +98,15 @@ _PATH = click.Path(path_type=Path)
     help="Limit of a class of answers; may be repeated.",
 )
 @click.option("--resume", is_flag=True, help="Go on with the journal in --out.")
-@click.option("--probe", is_flag=True, help="Also probe repeats, batch sizes and prompt lengths.")
+@click.option(
+    "--sweep/--no-sweep",
+    default=True,
+    show_default=True,
+    help="Ask some questions again alone, 8, 32 and 128 at a time.",
+)
+@click.option(
+    "--probe", is_flag=True, help="Also probe repeats and prompt lengths; let the sweep take its time."
+)
 @click.option(
     "--api-key-env",
     default="OPENAI_API_KEY",

@@ -17,6 +17,7 @@ from harness.gsm8k.pool import Pool, Step
 from harness.gsm8k.preflight import NotReadyError, Server, find_server
 from harness.gsm8k.progress import Progress
 from harness.gsm8k.questions import Asker, Planned, answer_limit, answers_fit, sample_of
+from harness.gsm8k.sweep import sweep_load
 
 if TYPE_CHECKING:
     from harness.gsm8k.errors import RequestError
@@ -89,6 +90,7 @@ class Asking:
         started = time.monotonic()
         try:
             await self._pool.run(self._steps(asker, self._journal))
+            await self._sweep(asker)
             if settings.probe and not self._pool.stopped:
                 done = await probes.run_probes(asker, self.planned, self._journal.found.probes)
                 for name, result in done.items():
@@ -124,6 +126,17 @@ class Asking:
         result = await sanity.ask()
         if result is not None:
             self._add_probe("sanity", result)
+
+    async def _sweep(self, asker: Asker) -> None:
+        """Ask at other loads, unless the journal has it or the run ended for want of a server."""
+        dead = self._pool.stopped == "smoke"
+        if not self.settings.sweep or "load" in self.probes or (self._pool.stopped and not dead):
+            return
+        if dead and self.smoke is not None:
+            self._progress.say(f"{self.smoke.label}; is it the load?")
+        asked = [self.samples[p.key] for p in self.planned if p.key in self.samples and p.repeat == 0]
+        result = await sweep_load(asker, self.planned, asked, self.settings, dead=dead)
+        self._add_probe("load", result)
 
     def _add_probe(self, name: str, result: dict[str, Any]) -> None:
         self.probes[name] = result

@@ -53,6 +53,7 @@ class Gsm8kSettings:
     max_unanswered: float = MAX_UNANSWERED
     limits: dict[str, float] = field(default_factory=dict)
     resume: bool = False
+    sweep: bool = True
     probe: bool = False
 
     def check(self) -> None:
@@ -120,6 +121,7 @@ class Gsm8kSettings:
             "max_drop",
             "max_unanswered",
             "limits",
+            "sweep",
             "probe",
         )
         settings = {name: getattr(self, name) for name in names}
@@ -164,7 +166,7 @@ def check_file(path: Path, option: str) -> None:
 
 
 def allow_files(concurrency: int) -> None:
-    """Raise the limit of open files as far as the connections need; the probes use up to 128 of them.
+    """Raise the limit of open files as far as the connections need; the sweep uses up to 128 of them.
 
     Raises:
         UsageError: the system does not allow that many.

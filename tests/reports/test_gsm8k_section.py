@@ -145,7 +145,7 @@ def test_hostile_text_stays_text_in_every_field(make_sample):
             "samples": samples,
             "classes": {HOSTILE: 3},
             "decisions": {HOSTILE: {"word": HOSTILE, "reason": HOSTILE, "details": HOSTILE}},
-            "probes": {HOSTILE: {HOSTILE: HOSTILE}, "batches": {"waves": [{"size": HOSTILE}]}},
+            "probes": {HOSTILE: {HOSTILE: HOSTILE}, "load": {"sizes": [{"size": HOSTILE}]}},
             "errors": [{"error": HOSTILE, "count": HOSTILE}],
             "task": {"name": HOSTILE, "hashes": {HOSTILE: HOSTILE}},
             "server": {HOSTILE: HOSTILE},

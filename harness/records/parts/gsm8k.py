@@ -95,11 +95,12 @@ class Decision:
 
 @dataclass(frozen=True)
 class Gsm8kDecisions:
-    """What the wave, the whole run, and the comparison with a baseline say; None where it did not come to that."""
+    """What the wave, the whole run, the comparison with a baseline, and the load sweep say; None without any of them."""
 
     smoke: Decision | None = None
     full: Decision | None = None
     paired: Decision | None = None
+    load: Decision | None = None
 
 
 @dataclass(frozen=True)
