@@ -25,6 +25,9 @@ def lines(run: Gsm8kRun) -> list[str]:
         else ""
     )
     said.append(f"{counted}{not_asked}{asked}")
+    if (other := run.against) and (ends := other.accuracy_interval) and other.accuracy is not None:
+        named = f"against   {other.accuracy:.4f} ({ends[0]:.4f} to {ends[1]:.4f}) {other.metric}"
+        said.append(f"{named}, {other.answered:,} answered by {other.model} at {other.server.get('url')}")
     if run.classes:
         said.append("classes: " + ", ".join(f"{name} {n:,}" for name, n in run.classes.items()))
     if (load := run.decisions.load) and load.reason not in run.reason:

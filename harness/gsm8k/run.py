@@ -109,14 +109,15 @@ def decide(asking: Asking, baseline: Sequence[Sample] | None) -> tuple[Decision,
         max_unanswered=s.max_unanswered,
         limits=s.limits,
         metric=s.metric,
-        has_baseline=baseline is not None,
+        has_baseline=baseline is not None or asking.reference is not None,
         answers_fit=answers_fit(asking.task, s),
     )
     paired = None
     if baseline is not None:
         paired = paired_decision(samples, baseline, max_drop=s.max_drop, metric=s.metric)
-    judged = combine([full] if paired is None else [full, paired])
-    return with_load(_with_errors(asking, judged), load), Gsm8kDecisions(smoke, full, paired, load)
+    live = asking.reference.decision() if asking.reference else None
+    judged = combine([decision for decision in (full, paired, live) if decision is not None])
+    return with_load(_with_errors(asking, judged), load), Gsm8kDecisions(smoke, full, paired, load, live)
 
 
 def _with_errors(asking: Asking, decision: Decision) -> Decision:
@@ -161,6 +162,7 @@ def served_run(asking: Asking, decision: Decision, decisions: Gsm8kDecisions) ->
         decisions=decisions,
         probes=asking.probes,
         notes=probes.notes(asking.probes),
+        against=asking.reference.as_run() if asking.reference else None,
     )
 
 

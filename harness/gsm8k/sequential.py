@@ -71,6 +71,8 @@ def drop_interval(lost: int, gained: int, n: int, alpha: float) -> Interval:
 
 def _edge(refuted: Callable[[float], bool], outside: float, inside: float) -> float:
     """Return where refutation ends between a drop that may be refuted and one that is not."""
+    if outside == inside:
+        return inside
     for _ in range(_BISECTIONS):
         middle = (outside + inside) / 2
         outside, inside = (middle, inside) if refuted(middle) else (outside, middle)

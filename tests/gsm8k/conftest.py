@@ -220,6 +220,8 @@ def run_here(data, tmp_path, _quick):
         settings.setdefault("fewshot", data[1])
         settings.setdefault("out", tmp_path / "out")
         settings.setdefault("sweep", False)
+        if isinstance(settings.get("against"), str):
+            settings["against"] = parse_base_url(settings["against"])
         return run(Gsm8kSettings(endpoint=parse_base_url(url), **settings), ["harness", "gsm8k"]).gsm8k
 
     return call

@@ -29,7 +29,10 @@ WRONG = {"effect": "wrong"}
 SERVERS = {
     "dead above 2": ({"in_flight": [3, None]}, "alone"),
     "dead above 16": ({"in_flight": [17, None]}, "8 at a time 24 of 24, 32 at a time 0 of 24"),
-    "dead above 64": ({"in_flight": [65, None]}, "8 at a time 24 of 24, 32 at a time 24 of 24, 128 at a time"),
+    "dead above 64": (
+        {"in_flight": [65, None]},
+        "8 at a time 24 of 24, 32 at a time 24 of 24, 128 at a time",
+    ),
     "dead alone": ({"in_flight": [1, 1]}, "alone 0 of 6 right"),
     "dead at 8": ({"in_flight": [8, 8]}, "8 at a time 0 of 24"),
     "half dead above 64": ({"in_flight": [65, None], "chance": 0.5}, "with 128 requests in flight"),

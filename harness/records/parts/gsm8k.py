@@ -95,12 +95,13 @@ class Decision:
 
 @dataclass(frozen=True)
 class Gsm8kDecisions:
-    """What the wave, the whole run, the comparison with a baseline, and the load sweep say; None without any of them."""
+    """What wave, whole run, baseline, load sweep and the comparison with a live server say; None where there was none."""
 
     smoke: Decision | None = None
     full: Decision | None = None
     paired: Decision | None = None
     load: Decision | None = None
+    live: Decision | None = None
 
 
 @dataclass(frozen=True)
@@ -169,7 +170,7 @@ class Gsm8kRun:
     """One GSM8K run; shares lie between 0 and 1.
 
     `interval` is Wilson's of strict, `intervals` that of each extractor, `[low, high]`; `seconds` by name. `requests` is
-    None where the questions were answered in this process.
+    None where the questions were answered in this process. `against` are the answers of a second live server.
     """
 
     verdict: str = "UNKNOWN"
@@ -205,6 +206,7 @@ class Gsm8kRun:
     probes: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     samples: list[Gsm8kSample] = field(default_factory=list)
+    against: Gsm8kRun | None = None
 
     @property
     def label(self) -> str:
@@ -242,4 +244,8 @@ class Gsm8kRun:
         found = asdict(self)
         for name in ONLY_SERVED if self.requests is None else ():
             del found[name]
+        if self.against is None:
+            del found["against"]
+        else:
+            found["against"] = self.against.to_json()
         return found
