@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 AFTER_DEAD_S = 1.0
 """How long the cause of a dead wave is looked for: its verdict must not wait for answers of a slow server."""
+LEAST_ANSWERS = 5
+"""Answers one after another in which that cause can be found at all."""
 SLOWER = 10.0
 """A wave is given up after so many times the slowest answer of the run, and `LEAST_S` more."""
 LEAST_S = 10.0
@@ -100,13 +102,17 @@ async def sweep_load(
     found = Sweep(min(settings.concurrency, len(planned)), first)
     if not found.possible:
         return {"ran": False, "reason": f"{len(first)} answered questions are too few"}
+    latencies = [s["latency_s"] or 0.0 for s in answered]
+    hurried = dead and not settings.probe
+    if hurried and LEAST_ANSWERS * min(latencies) > AFTER_DEAD_S:
+        reason = f"a dead server that takes {min(latencies):.1f} s an answer is asked no more without --probe"
+        return {"ran": False, "reason": reason}
     questions = [p.question for p in planned if p.repeat == 0]
-    slowest_s = max(s["latency_s"] or 0.0 for s in answered)
-    waves = Waves(asker, questions, settings.seed, slowest_s)
+    waves = Waves(asker, questions, settings.seed, max(latencies))
     try:
-        async with asyncio.timeout(AFTER_DEAD_S if dead and not settings.probe else None):
+        async with asyncio.timeout(AFTER_DEAD_S if hurried else None):
             if dead:
-                await asyncio.sleep(slowest_s)
+                await asyncio.sleep(1.5 * min(latencies))
             more = dead or settings.probe or settings.mode == "full"
             await found.run(waves.ask, waves=more, dead=dead)
     except TimeoutError:
