@@ -51,7 +51,7 @@ def swept(serve, run_here, many):
 
     def call(*ill, config=None, **settings):
         config = {"latency": 0.06, **(config or {})}
-        server = serve(data=str(many[0]), ill=list(ill), **config)
+        server = serve(data=str(many[0]), illness=list(ill), **config)
         settings = {"sweep": True, "dataset": many[0], "fewshot": many[1], **settings}
         return run_here(server.url, **settings), server
 
