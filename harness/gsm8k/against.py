@@ -44,13 +44,19 @@ class Against:
             return self.settings.min_accuracy
         return None if self.preset.unlike(self.setup) else self.preset.floor
 
+    @property
+    def _judged_otherwise(self) -> bool:
+        """Whether something beside a preset judges the run."""
+        s = self.settings
+        return self.baseline is not None or s.against is not None or self.min_accuracy is not None
+
     def refusal(self) -> Decision | None:
         """Return UNKNOWN (unlike) where a comparison would say nothing, so that nothing needs to be asked."""
         if self.settings.force_unlike:
             return None
         if unlike := self.unlike_baseline:
             found = f"this run and the baseline are unlike: {'; '.join(unlike)}"
-        elif self.preset is not None and self.baseline is None and self.min_accuracy is None:
+        elif self.preset is not None and not self._judged_otherwise:
             found = (
                 f"this run is unlike the protocol of --preset {self.preset.name} ({self.preset.options}): "
             )

@@ -172,8 +172,8 @@ def _not_judged(counts: Counts, details: dict[str, Any], *, compared: bool) -> D
     """Say that a run is alive, and that this is all that was judged, unless a comparison judges it too."""
     alive = f"neither dead nor degenerate; {_found(counts, details)}"
     if compared:
-        return Decision("PASS", "", f"{alive} is judged against the baseline", details)
-    ask = "give --min-accuracy, --baseline or --preset"
+        return Decision("PASS", "", f"{alive} is judged by the comparison", details)
+    ask = "give --min-accuracy, --baseline, --preset or --against URL"
     return Decision("UNKNOWN", "not judged", f"{alive} was not judged: {ask}", details)
 
 

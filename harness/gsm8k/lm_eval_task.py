@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.extras import MissingExtraError
+from harness.gsm8k.lazy import UNUSED, import_when_used
 from harness.verdict import UsageError, unknown_name
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ def _package() -> Path:
     found = importlib.util.find_spec("lm_eval")
     if found is None or found.origin is None:
         raise MissingExtraError("a task", "gsm8k")
+    import_when_used(*UNUSED)
     return Path(found.origin).parent
 
 

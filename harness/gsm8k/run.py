@@ -17,6 +17,7 @@ from harness.gsm8k import probes
 from harness.gsm8k.against import Against, against_what
 from harness.gsm8k.asking import Asking
 from harness.gsm8k.decision import full_decision
+from harness.gsm8k.load import load_decision, with_load
 from harness.gsm8k.outcome import combine, counted
 from harness.gsm8k.path import accuracy_path
 from harness.gsm8k.payload import MAX_STOP
@@ -86,8 +87,9 @@ def run(settings: Gsm8kSettings, command: list[str]) -> RunRecord:
 def decide(asking: Asking, against: Against) -> tuple[Decision, Gsm8kDecisions]:
     """Return the run's verdict, and the decisions that it came from."""
     s, smoke = asking.settings, asking.smoke
+    load = load_decision(asking.probes.get("load"))
     if smoke is not None and asking.smoke_ends_it:
-        return smoke, Gsm8kDecisions(smoke)
+        return with_load(smoke, load), Gsm8kDecisions(smoke, load=load)
     if asking.interrupted:
         found = f"interrupted after {len(asking.samples):,} of {len(asking.planned):,} questions"
         cut = Decision("UNKNOWN", "undecided", f"{found}; --resume goes on from here")
@@ -96,7 +98,8 @@ def decide(asking: Asking, against: Against) -> tuple[Decision, Gsm8kDecisions]:
         return Decision("UNKNOWN", "infra", asking.not_ready), Gsm8kDecisions(smoke)
     if s.mode == "smoke":
         smoke = smoke or asking.judge_wave()
-        return _with_errors(asking, combine([smoke])), Gsm8kDecisions(smoke)
+        judged = _with_errors(asking, combine([smoke]))
+        return with_load(judged, load), Gsm8kDecisions(smoke, load=load)
     samples = asking.sorted_samples()
     full = full_decision(
         samples,
@@ -105,15 +108,16 @@ def decide(asking: Asking, against: Against) -> tuple[Decision, Gsm8kDecisions]:
         max_unanswered=s.max_unanswered,
         limits=s.limits,
         metric=s.metric,
-        compared=against.baseline is not None,
+        compared=against.baseline is not None or asking.reference is not None,
         baseline=asking.baseline,
         answers_fit=answers_fit(asking.task, s),
         stop=asking.task.stop,
     )
     paired = against.compare(samples)
-    failed_wave = [smoke] if smoke is not None and smoke.word == "FAIL" and full.word != "FAIL" else []
-    all_of_them = [full, *failed_wave, *([paired] if paired is not None else [])]
-    return _with_errors(asking, combine(all_of_them)), Gsm8kDecisions(smoke, full, paired)
+    live = asking.reference.decision() if asking.reference else None
+    failed_wave = smoke if smoke is not None and smoke.word == "FAIL" and full.word != "FAIL" else None
+    judged = combine([found for found in (full, failed_wave, paired, live) if found is not None])
+    return with_load(_with_errors(asking, judged), load), Gsm8kDecisions(smoke, full, paired, load, live)
 
 
 def _with_errors(asking: Asking, decision: Decision) -> Decision:
@@ -150,6 +154,7 @@ def served_run(asking: Asking, decision: Decision, decisions: Gsm8kDecisions) ->
         decisions=decisions,
         probes=asking.probes,
         notes=probes.notes(asking.probes),
+        against=asking.reference.as_run() if asking.reference else None,
     )
 
 

@@ -75,9 +75,9 @@ def test_a_full_run_without_a_threshold_is_not_judged_and_says_so(run):
     decision = full_decision(run((150,), (10, WRONG)))
     reason = decided(decision, "UNKNOWN", "not judged")
     assert reason.startswith("neither dead nor degenerate; accuracy (strict) 0.9375 (")
-    assert reason.endswith("was not judged: give --min-accuracy, --baseline or --preset")
+    assert reason.endswith("was not judged: give --min-accuracy, --baseline, --preset or --against URL")
     assert decision.exit_code == ExitCode.UNKNOWN
-    assert "against the baseline" in decided(full_decision(run((150,)), compared=True), "PASS")
+    assert "judged by the comparison" in decided(full_decision(run((150,)), compared=True), "PASS")
 
 
 def test_half_floods_are_degenerate(run):

@@ -18,8 +18,8 @@ def judged(many, serve, run_here):
     """Ask a server 200 questions, once it is ill in this way; returns `record.gsm8k`."""
     server = serve()
 
-    def call(settings, **illness):
-        server.control(data=str(many[0]), **illness)
+    def call(settings, *, wrong_share=0.0, **rule):
+        server.control(data=str(many[0]), wrong_share=wrong_share, illness=[rule] if rule else [])
         return run_here(server.url, dataset=many[0], fewshot=many[1], concurrency=8, **settings)
 
     return call
@@ -29,29 +29,29 @@ ALL_RIGHT = {"min_accuracy": 0.9}
 
 
 @pytest.mark.parametrize(
-    ("illness", "settings", "verdict", "said"),
+    ("rule", "settings", "verdict", "said"),
     [
-        ({"ill": "wrong after n", "n": 100}, ALL_RIGHT, ("FAIL", "degenerate"),
+        ({"effect": "wrong", "requests": [100, None]}, ALL_RIGHT, ("FAIL", "degenerate"),
          "change point at request 101: accuracy 1.00 in the 98 requests before it, 0.00 in the 102 from there on"),
-        ({"ill": "wrong until n", "n": 20}, ALL_RIGHT, ("FAIL", "degenerate"),
+        ({"effect": "wrong", "requests": [0, 20]}, ALL_RIGHT, ("FAIL", "degenerate"),
          "change point at request 21: accuracy 0.00 in the 20 requests before it, 1.00 in the 180 from there on"),
-        ({"ill": "decays", "n": 100}, {"expect": 0.3}, ("FAIL", "degenerate"), "accuracy changes along the requests"),
-        ({"ill": "never stops"}, ALL_RIGHT, ("FAIL", "degenerate"), "32 of 32 answers end by length"),
-        ({"ill": "ignores stop strings"}, ALL_RIGHT, ("FAIL", "degenerate"), "go on behind a stop string that was sent"),
-        ({"ill": "answers in reasoning", "wrong_share": 0.05}, ALL_RIGHT | {"chat": True}, ("FAIL", "format"),
+        ({"effect": "wrong", "grows": 250}, {"expect": 0.3}, ("FAIL", "degenerate"), "accuracy changes along the requests"),
+        ({"effect": "runs_on"}, ALL_RIGHT, ("FAIL", "degenerate"), "32 of 32 answers end by length"),
+        ({"effect": "past_stop"}, ALL_RIGHT, ("FAIL", "degenerate"), "go on behind a stop string that was sent"),
+        ({"effect": "reasoning", "wrong_share": 0.05}, ALL_RIGHT | {"chat": True}, ("FAIL", "format"),
          "200 of 200 answers stand in reasoning_content, without content: strict reads 0.9"),
-        ({"ill": "loses the format", "wrong_share": 0.8}, {"expect": 0.1}, ("FAIL", "format"), "strict finds 0 of the"),
-        ({"ill": "aborts"}, ALL_RIGHT, ("PASS", ""), "; warning: 200 of 200 answers ended neither by themselves nor"),
+        ({"effect": "unmarked", "wrong_share": 0.8}, {"expect": 0.1}, ("FAIL", "format"), "strict finds 0 of the"),
+        ({"effect": "abort"}, ALL_RIGHT, ("PASS", ""), "; warning: 200 of 200 answers ended neither by themselves nor"),
     ],
 )  # fmt: skip
-def test_an_illness_has_its_verdict(judged, illness, settings, verdict, said):
-    stage = judged(settings, **illness)
+def test_an_illness_has_its_verdict(judged, rule, settings, verdict, said):
+    stage = judged(settings, **rule)
     assert (stage["verdict"], stage["qualifier"]) == verdict, stage["reason"]
     assert said in stage["reason"]
 
 
 def test_a_wrong_format_is_asked_to_its_end_so_that_the_model_is_scored(judged):
-    stage = judged({}, ill="loses the format")
+    stage = judged({}, effect="unmarked")
     assert stage["decisions"]["smoke"]["word"] == "FAIL"
     assert (stage["answered"], stage["accuracy_flexible"]) == (200, 1.0)
 
@@ -60,7 +60,7 @@ def test_a_wrong_format_is_asked_to_its_end_so_that_the_model_is_scored(judged):
 def test_a_server_that_does_not_stop_is_held_against_its_baseline(judged, tmp_path):
     baseline = tmp_path / "healthy"
     judged({"out": baseline})
-    stage = judged({"baseline": baseline}, ill="some never stop", n=0.2)
+    stage = judged({"baseline": baseline}, effect="runs_on", share=0.2)
     assert (stage["verdict"], stage["qualifier"]) == ("FAIL", "degenerate")
     assert "answers end at the token limit, 0 of the baseline's" in stage["reason"]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NotRequired, TypedDict
 
 from harness.verdict import ExitCode, Verdict
@@ -97,11 +97,13 @@ class Decision:
 
 @dataclass(frozen=True)
 class Gsm8kDecisions:
-    """What the wave, the whole run, and the comparison with a baseline say; None where it did not come to that."""
+    """What wave, whole run, baseline, load sweep and the comparison with a live server say; None where there was none."""
 
     smoke: Decision | None = None
     full: Decision | None = None
     paired: Decision | None = None
+    load: Decision | None = None
+    live: Decision | None = None
 
 
 @dataclass(frozen=True)
@@ -170,7 +172,7 @@ class Gsm8kRun:
     """One GSM8K run; shares lie between 0 and 1.
 
     `interval` is Wilson's of strict, `intervals` that of each extractor, `[low, high]`; `seconds` by name. `requests` is
-    None where the questions were answered in this process.
+    None where the questions were answered in this process. `against` are the answers of a second live server.
     """
 
     verdict: str = "UNKNOWN"
@@ -206,6 +208,7 @@ class Gsm8kRun:
     probes: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     samples: list[Gsm8kSample] = field(default_factory=list)
+    against: Gsm8kRun | None = None
 
     @property
     def label(self) -> str:
@@ -240,7 +243,12 @@ class Gsm8kRun:
 
     def to_json(self) -> dict[str, Any]:
         """Return what the record holds: every field, without those of `ONLY_SERVED` where there was no server."""
-        found = asdict(self)
+        # The samples are JSON as they are; copying 1,319 of them deeply takes longer than writing them.
+        found = asdict(replace(self, samples=[], against=None)) | {"samples": self.samples}
         for name in ONLY_SERVED if self.requests is None else ():
             del found[name]
+        if self.against is None:
+            del found["against"]
+        else:
+            found["against"] = self.against.to_json()
         return found
