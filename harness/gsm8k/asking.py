@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from harness.gsm8k import probes
 from harness.gsm8k.client import Client, Limits
+from harness.gsm8k.credentials import clean_fields, clean_shell
 from harness.gsm8k.decision import smoke_decision
+from harness.gsm8k.dialect import Dialect
 from harness.gsm8k.ending_signals import EndingSignals
 from harness.gsm8k.journal import Journal
 from harness.gsm8k.payload import MAX_STOP
@@ -17,8 +19,12 @@ from harness.gsm8k.pool import Pool, Step
 from harness.gsm8k.preflight import NotReadyError, Server, find_server
 from harness.gsm8k.progress import Progress
 from harness.gsm8k.questions import Asker, Planned, answer_limit, answers_fit, sample_of
+from harness.gsm8k.reasoning import Reasoning
+from harness.gsm8k.serve import LOG, ServedCommand
 
 if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
     from harness.gsm8k.errors import RequestError
     from harness.gsm8k.settings import Gsm8kSettings
     from harness.gsm8k.task import Task
@@ -31,8 +37,15 @@ _NOT_RUN = {"ran": False, "reason": "the run ended first"}
 class Asking:
     """The state of one run between the first look at the server and the decision."""
 
-    def __init__(self, settings: Gsm8kSettings, task: Task, planned: list[Planned]) -> None:
+    def __init__(
+        self,
+        settings: Gsm8kSettings,
+        task: Task,
+        planned: list[Planned],
+        served: ServedCommand | None = None,
+    ) -> None:
         self.settings = settings
+        self._served = served
         self.task = task
         self.planned = planned
         self.samples: dict[tuple[int, int], Gsm8kSample] = {}
@@ -43,6 +56,7 @@ class Asking:
         self.resumed = 0
         self.asking_s = 0.0
         self.server: Server | None = None
+        self.dialect = Dialect()
         self._pool = Pool(settings.concurrency)
         self._progress = Progress(len(planned), settings.metric)
         self._wave_left = {p.key for p in planned if p.wave}
@@ -54,6 +68,7 @@ class Asking:
             Limits(settings.timeout, settings.retry_seconds),
             settings.stream,
             self._say_error,
+            settings.hidden,
         )
         self._errors_said = 0
         self._journal: Journal | None = None
@@ -63,7 +78,7 @@ class Asking:
         with EndingSignals(self._interrupt, asyncio.current_task()):
             try:
                 async with self.client:
-                    await self._with_server()
+                    await self._while_it_runs(self._with_server())
             except NotReadyError as error:
                 self.not_ready = str(error)
             except asyncio.CancelledError:
@@ -74,13 +89,34 @@ class Asking:
                 if self._journal is not None:
                     self._journal.close()
 
+    async def _while_it_runs(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do the work; a server that was started here and ends before it is a NotReadyError."""
+        if self._served is None:
+            await work
+            return
+        working, ending = asyncio.ensure_future(work), asyncio.ensure_future(self._served.end())
+        try:
+            await asyncio.wait({working, ending}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (working, ending):
+                if not task.done():
+                    task.cancel()
+            await asyncio.wait({working, ending})
+        if not working.cancelled():
+            working.result()
+        elif not ending.cancelled():
+            for line in self._served.tail():
+                self._progress.say(f"{LOG}: {line}")
+            raise NotReadyError(ending.result())
+
     def _interrupt(self) -> None:
         self.interrupted = True
 
     async def _with_server(self) -> None:
         settings = self.settings
-        self.server = await find_server(self.client, settings.model, settings.wait_ready, self._progress.say)
+        self.server = await find_server(self.client, settings.model, settings.ready_s, self._progress.say)
         asker = Asker(self.client, self.task, settings, self.server.model)
+        self.dialect = asker.dialect
         self._journal = Journal.open(settings.out, self._binding(self.server), resume=settings.resume)
         for name in ("record.json", "report.html", "junit.xml"):
             (settings.out / name).unlink(
@@ -146,6 +182,12 @@ class Asking:
         if self._unanswered > self.settings.max_unanswered * len(self.planned):
             self._pool.stop("infra")
 
+    @property
+    def notes(self) -> list[str]:
+        """What was found out about the server on the way, in words, most serious first."""
+        found = probes.notes(self.probes)
+        return [*found, *self.dialect.notes, *(self.server.notes if self.server else ())]
+
     def judge_wave(self) -> Decision:
         """Judge the smoke wave, as far as it was asked."""
         s = self.settings
@@ -176,8 +218,11 @@ class Asking:
                 "max_tokens": answer_limit(self.task, s),
                 "chat": s.chat,
                 "stream": s.stream,
+                # Left out at their defaults, so that journals of before they existed go on.
+                **({"reasoning": s.reasoning.value} if s.reasoning is not Reasoning.KEEP else {}),
+                **({"extra_body": clean_fields(s.extra_body)} if s.extra_body else {}),
             },
-            "url": server.url,
+            "url": f"--serve {clean_shell(s.serve)}" if s.serve else server.url,
             "model": server.model,
             "server_version": server.version,
         }

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypedDict
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 from harness.gsm8k.classify import classify
 from harness.gsm8k.decision import smallest_wave
-from harness.gsm8k.payload import Reply, request_body
+from harness.gsm8k.dialect import Dialect
+from harness.gsm8k.payload import Reply, request_fields
+from harness.gsm8k.reasoning import read_reasoning
 from harness.gsm8k.settings import MAX_TOKENS, WAVE, Gsm8kSettings
 from harness.verdict import UsageError
 
 if TYPE_CHECKING:
     from harness.gsm8k.client import Client, Exchange
+    from harness.gsm8k.errors import RequestError
     from harness.gsm8k.task import Question, Task
     from harness.records.parts.gsm8k import Gsm8kSample
 
@@ -70,11 +73,12 @@ def answers_fit(task: Task, settings: Gsm8kSettings) -> bool:
 
 
 class Asker:
-    """Asks questions of one task of one model."""
+    """Asks questions of one task of one model. `dialect` is what the server has taught it to send."""
 
     def __init__(self, client: Client, task: Task, settings: Gsm8kSettings, model: str) -> None:
         self.client = client
         self.task = task
+        self.dialect = Dialect(settings.extra_body)
         self._settings = settings
         self._model = model
         self._path = "chat/completions" if settings.chat else "completions"
@@ -87,8 +91,11 @@ class Asker:
         return prompt
 
     def body(self, prompt: str | list[dict[str, str]], max_tokens: int | None = None) -> bytes:
-        """Return the request for a prompt; byte-identical for identical arguments."""
-        return request_body(
+        """Return the request for a prompt; byte-identical for identical arguments, until the server refuses a field."""
+        return self.dialect.write(self._fields(prompt, max_tokens))
+
+    def _fields(self, prompt: str | list[dict[str, str]], max_tokens: int | None) -> dict[str, Any]:
+        return request_fields(
             prompt,
             model=self._model,
             max_tokens=max_tokens or answer_limit(self.task, self._settings),
@@ -98,8 +105,17 @@ class Asker:
         )
 
     async def ask(self, prompt: str | list[dict[str, str]], max_tokens: int | None = None) -> Exchange:
-        """Ask for one prompt, with retries."""
-        return await self.client.ask(self._path, self.body(prompt, max_tokens))
+        """Ask for one prompt, with retries, in the form that the server takes."""
+        fields = self._fields(prompt, max_tokens)
+
+        def adapt(error: RequestError, sent: bytes) -> bytes | None:
+            return self.dialect.other(error, sent, fields, self._path)
+
+        exchange = await self.client.ask(self._path, self.dialect.write(fields), adapt)
+        if exchange.reply is None:
+            return exchange
+        reply = self.dialect.applied(exchange.reply, self.task.stop)
+        return replace(exchange, reply=read_reasoning(reply, self._settings.reasoning))
 
     def judged(self, question: Question, reply: Reply) -> Judged:
         """Return the class and scores of a reply to a question."""
@@ -117,6 +133,7 @@ Judged = TypedDict(
         "extracted_strict": str,
         "extracted_flexible": str,
         "extracted_numeric": str | None,
+        "scored": NotRequired[str],
     },
 )
 _UNJUDGED: Judged = {
@@ -157,8 +174,8 @@ def sample_of(task: Task, planned: Planned, exchange: Exchange) -> Gsm8kSample:
 
 
 def _judged(task: Task, question: Question, reply: Reply) -> Judged:
-    scores = task.score(question, reply.text or "")
-    return {
+    scores = task.score(question, reply.scored if reply.scored is not None else reply.text or "")
+    judged: Judged = {
         "class": str(classify(reply.text, reply.finish_reason, reply.reasoning, scores)),
         "strict": scores.strict,
         "flexible": scores.flexible,
@@ -167,6 +184,9 @@ def _judged(task: Task, question: Question, reply: Reply) -> Judged:
         "extracted_flexible": scores.extracted_flexible,
         "extracted_numeric": scores.extracted_numeric,
     }
+    if reply.scored is not None:
+        judged["scored"] = "reasoning"
+    return judged
 
 
 def _rounded(seconds: float | None) -> float | None:

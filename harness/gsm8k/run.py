@@ -11,22 +11,26 @@ import time
 import uuid
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.gsm8k import probes
 from harness.gsm8k.asking import Asking
+from harness.gsm8k.credentials import Redactor
 from harness.gsm8k.decision import full_decision, paired_decision
 from harness.gsm8k.outcome import combine, counted
 from harness.gsm8k.path import accuracy_path
 from harness.gsm8k.payload import MAX_STOP
+from harness.gsm8k.preflight import ADVICE, unreachable
 from harness.gsm8k.questions import answer_limit, answers_fit, plan
+from harness.gsm8k.serve import ServedCommand, serving
 from harness.gsm8k.settings import Gsm8kSettings, allow_files, check_output
-from harness.gsm8k.task import Task, load_task
+from harness.gsm8k.task import Task, load_task, reads_hub
 from harness.records.environment import describe_environment
 from harness.records.from_json import RecordError
 from harness.records.parts.gsm8k import (
     Decision,
     Gsm8kDecisions,
+    Gsm8kRequests,
     Gsm8kResumed,
     Gsm8kRun,
     Gsm8kServer,
@@ -53,6 +57,39 @@ def run(settings: Gsm8kSettings, command: list[str]) -> RunRecord:
     check_output(settings.out)
     allow_files(settings.concurrency)
     baseline = _baseline(settings)
+    interrupted = False
+    with serving(settings, Redactor(settings.api_key, *settings.endpoint.hidden, *settings.hidden)) as served:
+        away = "" if settings.ready_s else unreachable(settings.endpoint)
+        away = f"{settings.endpoint.display}: {away}{ADVICE}" if away else ""
+        if away and reads_hub(settings.task, settings.dataset):
+            decision = Decision("UNKNOWN", "infra", away)
+            found = unasked_run(settings, decision)
+        else:
+            asking = _ask(settings, baseline, served, away)
+            decision, decisions = decide(asking, baseline)
+            found = served_run(asking, decision, decisions)
+            interrupted = asking.interrupted
+    record = RunRecord(
+        run_id=uuid.uuid4().hex,
+        created=created.isoformat(timespec="seconds"),
+        command=command,
+        verdict=decision.verdict,
+        reason=f"gsm8k: {decision.label}: {decision.reason}",
+        harness_version=__version__,
+        seed=settings.seed,
+        interrupted=interrupted,
+        environment=describe_environment("server", devices=False),
+    )
+    record.seconds = time.monotonic() - started
+    record.gsm8k_run = replace(found, seconds={"total": record.seconds, **found.seconds})
+    record.write(settings.out / "record.json")
+    return record
+
+
+def _ask(
+    settings: Gsm8kSettings, baseline: Sequence[Sample] | None, served: ServedCommand | None, away: str
+) -> Asking:
+    """Load the task and do everything that needs the server, nothing where it is `away`."""
     task = load_task(
         settings.task,
         dataset=settings.dataset,
@@ -62,27 +99,13 @@ def run(settings: Gsm8kSettings, command: list[str]) -> RunRecord:
         fewshot_as_multiturn=settings.multiturn,
         system_instruction=settings.system_instruction,
     )
-    asking = Asking(settings, task, plan(task, settings))
+    asking = Asking(settings, task, plan(task, settings), served)
     if baseline is not None:
         _refuse_other_questions(task, baseline, settings.metric)
-    asyncio.run(asking.main())
-    decision, decisions = decide(asking, baseline)
-    record = RunRecord(
-        run_id=uuid.uuid4().hex,
-        created=created.isoformat(timespec="seconds"),
-        command=command,
-        verdict=decision.verdict,
-        reason=f"gsm8k: {decision.label}: {decision.reason}",
-        harness_version=__version__,
-        seed=settings.seed,
-        interrupted=asking.interrupted,
-        environment=describe_environment("server", devices=False),
-    )
-    found = served_run(asking, decision, decisions)
-    record.seconds = time.monotonic() - started
-    record.gsm8k_run = replace(found, seconds={"total": record.seconds, **found.seconds})
-    record.write(settings.out / "record.json")
-    return record
+    asking.not_ready = away
+    if not away:
+        asyncio.run(asking.main())
+    return asking
 
 
 def decide(asking: Asking, baseline: Sequence[Sample] | None) -> tuple[Decision, Gsm8kDecisions]:
@@ -149,15 +172,31 @@ def served_run(asking: Asking, decision: Decision, decisions: Gsm8kDecisions) ->
             notes=list(asking.task.notes),
         ),
         server=Gsm8kServer(
-            url=s.endpoint.display,
+            url=server.url if server else s.endpoint.display,
             model=server.model if server else s.model or "",
             version=server.version if server else "",
+            **({"refused": asking.dialect.refused} if asking.dialect.refused else {}),
         ),
         settings={**s.as_json(), "max_tokens": answer_limit(asking.task, s)},
         resumed=Gsm8kResumed(s.resume, asking.resumed),
         decisions=decisions,
         probes=asking.probes,
-        notes=probes.notes(asking.probes),
+        notes=asking.notes,
+    )
+
+
+def unasked_run(settings: Gsm8kSettings, decision: Decision) -> Gsm8kRun:
+    """Return what the record holds of a run that ended before its task was loaded, but for the seconds in all."""
+    return Gsm8kRun(
+        verdict=decision.word,
+        qualifier=decision.qualifier,
+        reason=decision.reason,
+        metric=settings.metric,
+        requests=Gsm8kRequests(),
+        task=Gsm8kTask(name=Path(settings.task).stem),
+        server=Gsm8kServer(url=settings.endpoint.display, model=settings.model or "", version=""),
+        settings=settings.as_json(),
+        resumed=Gsm8kResumed(settings.resume),
     )
 
 

@@ -13,8 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from harness.gsm8k.lm_eval_task import FEWSHOT_SEED, find_task
-from harness.gsm8k.task import FLEXIBLE, STRICT, load_task
+from harness.gsm8k.lm_eval_task import FEWSHOT_SEED
+from harness.gsm8k.scoring import FLEXIBLE, STRICT
+from harness.gsm8k.task import load_task
+from harness.gsm8k.task_files import find_task
 
 pytestmark = [
     pytest.mark.flashinfer,
