@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
 import threading
 from pathlib import Path
@@ -64,7 +65,7 @@ class SmallServer:
         body = await request.json()
         self.bodies.append(body)
         given = self.ill(body, len(self.bodies))
-        await asyncio.sleep(0.005)
+        await asyncio.sleep(float(os.environ.get("SMALL_LATENCY", "0.005")))
         if isinstance(given, web.Response):
             if not self.up and self.closes:
                 request.transport.abort()
@@ -137,11 +138,16 @@ class Thread:
         return asyncio.run_coroutine_threadsafe(work, self.loop).result(10)
 
 
-async def main(port: int, data: Path) -> None:
-    await SmallServer(data).serve(port)
-    print(f"listening on {port}", flush=True)
+async def main(port: int, data: Path, last: int) -> None:
+    def ill(body, number):
+        if number == last:
+            print("RuntimeError: CUDA error", flush=True)
+            os._exit(3)
+
+    await SmallServer(data, ill=ill).serve(port)
+    print(f"listening on {port} with {os.environ.get('SMALL_TOKEN')}", flush=True)
     await asyncio.sleep(60)
 
 
 if __name__ == "__main__":
-    asyncio.run(main(int(sys.argv[1]), Path(sys.argv[2])))
+    asyncio.run(main(int(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])))

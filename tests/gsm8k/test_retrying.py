@@ -33,7 +33,12 @@ RESTARTS = {
 }
 
 
-@pytest.mark.parametrize("name", RESTARTS)
+def some(names, short):
+    """All names, those that are not of the short ones in make test-all only."""
+    return [n if n in short else pytest.param(n, marks=pytest.mark.long) for n in names]
+
+
+@pytest.mark.parametrize("name", some(RESTARTS, {"closed at once", "500", "404", "aborted answers"}))
 def test_a_restart_in_mid_run_costs_no_answer(name, small, run_here):
     server = small()
 
@@ -53,7 +58,9 @@ def test_a_restart_in_mid_run_costs_no_answer(name, small, run_here):
 
 
 @pytest.mark.parametrize("concurrency", [1, 16])
-@pytest.mark.parametrize("name", [n for n in RESTARTS if n not in {"502", "503", "429"}])
+@pytest.mark.parametrize(
+    "name", some([n for n in RESTARTS if n not in {"502", "503", "429"}], {"closed at once", "500"})
+)
 def test_a_question_that_always_fails_does_not_wait_for_a_restart(name, concurrency, small, run_here):
     """The retry time is ten minutes: only a server that answers others can end this early."""
     server = small()
@@ -74,7 +81,7 @@ def test_a_question_that_always_fails_does_not_wait_for_a_restart(name, concurre
     assert lost["attempts"] <= 16
 
 
-@pytest.mark.parametrize("name", ["500", "an error in a 200", "404"])
+@pytest.mark.parametrize("name", some(["500", "an error in a 200", "404"], {"500"}))
 def test_a_server_that_never_answered_is_not_waited_for(name, small, run_here):
     server = small(lambda body, number: RESTARTS[name]())
     stage = run_here(server.url, concurrency=4, retry_seconds=600)
