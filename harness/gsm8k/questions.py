@@ -114,8 +114,9 @@ class Asker:
         exchange = await self.client.ask(self._path, self.dialect.write(fields), adapt)
         if exchange.reply is None:
             return exchange
-        reply = self.dialect.applied(exchange.reply, self.task.stop)
-        return replace(exchange, reply=read_reasoning(reply, self._settings.reasoning))
+        # Reasoning first: stop strings end an answer, not the thought before it.
+        reply = read_reasoning(exchange.reply, self._settings.reasoning)
+        return replace(exchange, reply=self.dialect.applied(reply, self.task.stop))
 
     def judged(self, question: Question, reply: Reply) -> Judged:
         """Return the class and scores of a reply to a question."""

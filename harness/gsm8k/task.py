@@ -137,7 +137,10 @@ def _load(
     stated = task_files.load_config(path, read)
     from lm_eval.config.task import TaskConfig
 
-    config = TaskConfig(**copy.deepcopy(stated))
+    try:
+        config = TaskConfig(**copy.deepcopy(stated))
+    except TypeError as error:  # a key that lm-eval does not know either
+        raise UsageError(f"task {stated['task']}: {error}") from None
     shots = num_fewshot if num_fewshot is not None else config.num_fewshot or 0
     if shots < 0:
         raise UsageError(f"--num-fewshot must not be negative, got {shots}")
