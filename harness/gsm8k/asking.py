@@ -126,7 +126,8 @@ class Asking:
         try:
             await self._pool.run(self._steps(asker, self._journal))
             if settings.probe and not self._pool.stopped:
-                done = await probes.run_probes(asker, self.planned, self._journal.found.probes)
+                known = self._journal.found.probes
+                done = await probes.run_probes(asker, self.planned, known, settings.probe_tokens)
                 for name, result in done.items():
                     self._add_probe(name, result)
         finally:

@@ -163,6 +163,19 @@ class Client:
             except ValueError:
                 return response.status, None
 
+    async def post(self, url: str, timeout_s: float) -> int:
+        """Post nothing to a URL once; return the status.
+
+        Raises:
+            RequestError: no response came.
+        """
+        async with (
+            _Guard(timeout_s, self.redactor) as _,
+            self._session.post(url, allow_redirects=False) as response,
+        ):
+            await self._read(response)
+            return response.status
+
     async def _attempt(self, path: str, body: bytes, number: int = 1) -> Exchange:
         """Post a body once, and count it."""
         self.requests.sent += 1

@@ -72,6 +72,8 @@ class Server:
                     send_json(writer, 200, {})
                 elif method == b"GET":
                     self.get(writer, path.decode().partition("?")[0], headers)
+                elif not path.partition(b"?")[0].endswith(b"completions"):
+                    send_json(writer, 404, {"detail": "Not Found"})
                 elif not await self.completion(writer, path.decode(), headers, body):
                     break
                 await writer.drain()

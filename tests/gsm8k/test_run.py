@@ -162,4 +162,4 @@ def test_probes_are_journaled(serve, run_here):
     again = run_here(server.url, probe=True, resume=True)
     assert again["requests"]["sent"] == 0
     assert again["probes"] == first["probes"]
-    assert {"short", "long"} == set(again["probes"]["lengths"])
+    assert {"short", "plain", "long"} == set(again["probes"]["lengths"])
