@@ -153,7 +153,10 @@ def _only_model(status: int, listing: Any) -> str:
     if len(base) == 1:
         return base[0]
     if not names:
-        raise UsageError(f"the server does not list its model (/models answered {status}): give --model NAME")
+        raise UsageError(
+            f"the server does not list its model (/models answered {status}, with /v1 and without it): "
+            "give --model NAME, or another --base-url"
+        )
     raise UsageError(
         f"the server serves {len(names)} models: give --model NAME, one of {', '.join(map(one_line, names[:8]))}"
     )

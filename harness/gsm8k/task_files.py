@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -65,16 +66,27 @@ def find_task(name: str) -> Path:
 
 
 def _search(name: str) -> Path | None:
-    """Return the first of lm-eval's files that names this task or group."""
+    """Return the first of lm-eval's files that names this task or group; those that are called so are read first."""
     wanted = re.compile(
         rb"^(?:task|group):[ \t]*['\"]?" + re.escape(name).encode() + rb"['\"]?[ \t\r]*$", re.MULTILINE
     )
-    for folder, _, files in sorted(os.walk(_package() / "tasks")):
-        for file in sorted(files):
-            path = Path(folder) / file
-            if path.suffix in {".yaml", ".yml"} and wanted.search(path.read_bytes()):
-                return path
-    return None
+
+    def is_called_otherwise(path: Path) -> bool:
+        return path.stem.replace("-", "_") != name.replace("-", "_")
+
+    files = sorted(_files(_package() / "tasks"), key=is_called_otherwise)
+    return next((path for path in files if wanted.search(path.read_bytes())), None)
+
+
+@cache
+def _files(folder: Path) -> tuple[Path, ...]:
+    """Return all YAML files below a folder, in the order of their names."""
+    return tuple(
+        Path(place) / file
+        for place, _, files in sorted(os.walk(folder))
+        for file in sorted(files)
+        if file.endswith((".yaml", ".yml"))
+    )
 
 
 def _package() -> Path:

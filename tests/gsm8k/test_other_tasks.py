@@ -15,7 +15,7 @@ pytestmark = pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, rea
 
 FUNCTIONS = """
 def double(rows):
-    return rows.filter(lambda row: row["keep"]).map(lambda row: {**row, "gold": str(2 * row["half"])})
+    return rows.filter(lambda row: row["half"] > 0).map(lambda row: {**row, "gold": str(2 * row["half"])})
 
 def judge(doc, results):
     return {"exact_match": int(doc["gold"] in results[0]), "other": 0.5}
@@ -28,7 +28,7 @@ task: {name}
 dataset_path: json
 dataset_kwargs: {{data_files: {{test: {name}.jsonl}}}}
 test_split: test
-process_docs: !function mine.double
+{docs}
 process_results: !function mine.judge
 doc_to_text: "Twice {{{{half}}}}?"
 doc_to_target: "{{{{gold}}}}"
@@ -42,10 +42,10 @@ def write(tmp_path):
     """Write a task with functions of its own; returns its file."""
     (tmp_path / "mine.py").write_text(FUNCTIONS)
 
-    def make(name, rows=((1, True), (2, False), (3, True)), temperature=0.0, **changes):
-        lines = [json.dumps({"half": half, "keep": keep}) for half, keep in rows]
+    def make(name, rows=(1, 3), temperature=0.0, docs="", **changes):
+        lines = [json.dumps({"half": half, "gold": str(2 * half)}) for half in rows]
         (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
-        text = YAML.format(name=name, temperature=temperature)
+        text = YAML.format(name=name, temperature=temperature, docs=docs)
         for old, new in changes.items():
             text = text.replace(f"{old}:", f"{new}\n#")
         (tmp_path / f"{name}.yaml").write_text(text)
@@ -54,7 +54,7 @@ def write(tmp_path):
     return make
 
 
-def test_a_task_prepares_its_rows_and_judges_its_answers_itself(write):
+def test_a_task_judges_its_answers_itself(write):
     task = load_task(str(write("twice")))
     assert [(q.index, q.prompt, q.expected) for q in task.questions] == [
         (0, "Twice 1?", "2"),
@@ -65,9 +65,28 @@ def test_a_task_prepares_its_rows_and_judges_its_answers_itself(write):
     assert not task.score(task.questions[0], "It is 6.").strict
 
 
+DOCS = "process_docs: !function mine.double"
+
+
+@pytest.mark.long  # it imports datasets, a second
+def test_a_task_prepares_its_rows_itself(write, tmp_path):
+    task = load_task(str(write("twice", rows=(1, -2, 3), docs=DOCS)))
+    assert [(q.index, q.prompt, q.expected) for q in task.questions] == [
+        (0, "Twice 1?", "2"),
+        (1, "Twice 3?", "6"),
+    ]
+    assert task.hashes["data"] == load_task(str(write("as_read", rows=(1, -2, 3)))).hashes["data"]
+    with pytest.raises(UsageError, match=r"leaves no row of none\.jsonl"):
+        load_task(str(write("none", rows=(-1,), docs=DOCS)))
+    other = tmp_path / "other.jsonl"
+    other.write_text('{"question": "a"}\n')
+    with pytest.raises(UsageError, match=r"other\.jsonl, whose columns are question \(KeyError"):
+        load_task(str(write("columns", docs=DOCS)), dataset=other)
+
+
 def test_a_group_is_one_task_with_the_questions_of_all(write, small, run_here, tmp_path):
     write("one")
-    write("two", rows=((5, True), (7, True)))
+    write("two", rows=(5, 7))
     (tmp_path / "both.yaml").write_text("group: both\ntask: [one, two]\n")
     task = load_task(str(tmp_path / "both.yaml"))
     assert [(q.index, q.prompt) for q in task.questions] == list(
@@ -94,7 +113,7 @@ def test_a_group_of_unlike_tasks_is_refused(write, tmp_path):
         load_task(str(tmp_path / "both.yaml"))
 
 
-def test_what_cannot_be_judged_is_refused_with_the_reason(write, tmp_path):
+def test_what_cannot_be_judged_is_refused_with_the_reason(write):
     with pytest.raises(
         UsageError, match=r"its process_results gives other, and harness gsm8k judges exact_match"
     ):
@@ -102,14 +121,8 @@ def test_what_cannot_be_judged_is_refused_with_the_reason(write, tmp_path):
     halves = load_task(str(write("halves", process_results="process_results: !function mine.half_right")))
     with pytest.raises(UsageError, match=r"must give exact_match as 0 or 1, got \{'exact_match': 0.5\}"):
         halves.score(halves.questions[0], "")
-    with pytest.raises(UsageError, match=r"leaves no row of none\.jsonl"):
-        load_task(str(write("none", rows=((1, False),))))
-    other = tmp_path / "other.jsonl"
-    other.write_text('{"question": "a"}\n')
-    with pytest.raises(UsageError, match=r"other\.jsonl, whose columns are question \(KeyError"):
-        load_task(str(write("columns")), dataset=other)
     with pytest.raises(UsageError, match=r"uses doc_to_choice \(answer choices\)"):
-        load_task(str(write("choices", process_docs='doc_to_choice: ["a", "b"]')))
+        load_task(str(write("choices", docs='doc_to_choice: ["a", "b"]')))
     with pytest.raises(UsageError, match="output_type must be generate_until, got multiple_choice"):
         load_task("hellaswag")
     with pytest.raises(UsageError, match="must be scored by exact_match"):
@@ -117,7 +130,7 @@ def test_what_cannot_be_judged_is_refused_with_the_reason(write, tmp_path):
             str(write("bleu", process_results="description: ''", metric_list="metric_list: [{metric: bleu}]"))
         )
     with pytest.raises(UsageError, match=r"task key: .* unexpected keyword argument 'colour'"):
-        load_task(str(write("key", process_docs="colour: red")))
+        load_task(str(write("key", docs="colour: red")))
 
 
 def test_any_task_of_lm_eval_is_found_by_its_name():

@@ -55,8 +55,22 @@ def test_a_server_lives_as_long_as_the_run_and_is_waited_for(command, cli, tmp_p
     written = "".join(p.read_text() for p in done.folder.iterdir() if p.is_file()) + done.out + done.err
     assert "pl4nted" not in written
     assert f"listening on {port} with [hidden]" in (done.folder / "server.log").read_text()
-    again = cli(None, *more, "--resume")
-    assert again.stage["resumed"]["samples"] == 8, "the port is another one, the server is the same"
+
+
+@pytest.mark.long
+def test_a_run_goes_on_though_its_server_has_another_port(command, cli, monkeypatch):
+    with socket.socket() as a, socket.socket() as b, socket.socket() as c:
+        for each in (a, b, c):
+            each.bind(("127.0.0.1", 0))
+        ports = iter([each.getsockname()[1] for each in (a, b, c)])
+    monkeypatch.setattr(serve, "free_port", lambda: next(ports))
+    more = ["--serve", command(), "--questions", "8"]
+    first, again = cli(None, *more), cli(None, *more, "--resume")
+    assert first.stage["server"]["url"] != again.stage["server"]["url"]
+    assert again.stage["resumed"]["samples"] == 8
+    other = cli(None, "--serve", command(before="true;"), "--questions", "8", "--resume")
+    assert other.code == 64
+    assert "belongs to another run (url was --serve" in other.err
 
 
 @pytest.mark.parametrize(
@@ -87,15 +101,11 @@ def test_a_server_that_dies_in_mid_run_ends_it_at_once(command, cli):
     assert 30 <= done.stage["answered"] < 40
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.long)])
 def test_a_signal_stops_the_server_too(number, command, process, tmp_path):
     folder = tmp_path / "out"
-
-    def listening() -> bool:
-        return (folder / "server.log").exists() and "listening" in (folder / "server.log").read_text()
-
-    slow = command(before="export SMALL_LATENCY=30;")
-    done = process(None, "--serve", slow, out=folder, kill_after=0.5, kill_with=number, wait_for=listening)
+    slow, asking = command(before="export SMALL_LATENCY=30;"), (folder / "journal.jsonl").exists
+    done = process(None, "--serve", slow, out=folder, kill_after=0.1, kill_with=number, wait_for=asking)
     assert done.code == 130
     assert nobody_listens(port_in(folder))
     assert done.record["interrupted"]
