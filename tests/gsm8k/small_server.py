@@ -130,6 +130,7 @@ class Thread:
 
     def __exit__(self, *_) -> None:
         self._do(self.runner.cleanup())
+        self._do(asyncio.sleep(0.02))  # for a connection that was made and closed just before
         self.loop.call_soon_threadsafe(self.loop.stop)
         self.thread.join()
         self.loop.close()
