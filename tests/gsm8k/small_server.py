@@ -129,11 +129,16 @@ class Thread:
         return self.server
 
     def __exit__(self, *_) -> None:
-        self._do(self.runner.cleanup())
-        self._do(asyncio.sleep(0.02))  # for a connection that was made and closed just before
+        self._do(self._close())
         self.loop.call_soon_threadsafe(self.loop.stop)
         self.thread.join()
         self.loop.close()
+
+    async def _close(self) -> None:
+        # Connections that wait are accepted and opened first: a server that is closed in between leaks them.
+        for _ in range(5):
+            await asyncio.sleep(0.001)
+        await self.runner.cleanup()
 
     def _do(self, work):
         return asyncio.run_coroutine_threadsafe(work, self.loop).result(10)
@@ -147,7 +152,7 @@ async def main(port: int, data: Path, last: int) -> None:
 
     await SmallServer(data, ill=ill).serve(port)
     print(f"listening on {port} with {os.environ.get('SMALL_TOKEN')}", flush=True)
-    await asyncio.sleep(60)
+    await asyncio.sleep(300)
 
 
 if __name__ == "__main__":

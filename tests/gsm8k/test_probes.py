@@ -1,4 +1,4 @@
-"""Servers whose answers depend on the cache, on the place in a batch or on the length of the prompt; and a healthy one."""
+"""Servers whose answers depend on the cache, on the place in a batch or on the length of the prompt. Healthy: test_run.py."""
 
 from __future__ import annotations
 
@@ -40,16 +40,6 @@ def probe(data):
         return result, module.notes(result, SURPRISE)
 
     return call
-
-
-def test_a_healthy_server_is_asked_and_nothing_is_said(small, run_here):
-    stage = run_here(small().url, probe=True)
-    assert stage["notes"] == []
-    found = stage["probes"]
-    assert (found["cache"]["flush"], found["cache"]["flushed"]) == (None, None)
-    assert found["cache"]["second"]["right"] == found["cache"]["second"]["compared"] == 16
-    assert [(p["place"], p["right"]) for p in found["places"]["places"]] == [(5, 8), (10, 8), (15, 8)]
-    assert [found["lengths"][kind]["right"] for kind in ("short", "plain", "long")] == [8, 8, 8]
 
 
 @pytest.mark.parametrize("path", ["/flush_cache", "/reset_prefix_cache"])

@@ -15,6 +15,7 @@ import pytest
 
 from harness.gsm8k import preflight, serve
 from harness.gsm8k.credentials import Redactor
+from tests.gsm8k.conftest import until
 
 ROOT = Path(__file__).parents[2]
 
@@ -129,7 +130,8 @@ def test_a_signal_between_the_requests_stops_the_server_too(number, tmp_path, mo
     with pytest.raises(KeyboardInterrupt):
         run()
     assert signal.getsignal(number) == before
-    assert not is_running(int((tmp_path / "pid").read_text()))
+    child = int((tmp_path / "pid").read_text())
+    until(lambda: not is_running(child))
 
 
 def is_running(pid: int) -> bool:
