@@ -38,7 +38,7 @@ def some(names, short):
     return [n if n in short else pytest.param(n, marks=pytest.mark.long) for n in names]
 
 
-@pytest.mark.parametrize("name", some(RESTARTS, {"closed at once", "500", "404", "aborted answers"}))
+@pytest.mark.parametrize("name", some(RESTARTS, {"closed at once", "404", "aborted answers"}))
 def test_a_restart_in_mid_run_costs_no_answer(name, small, run_here):
     server = small()
 
@@ -57,7 +57,7 @@ def test_a_restart_in_mid_run_costs_no_answer(name, small, run_here):
     assert stage["requests"]["sent"] == stage["requests"]["answered"] + stage["requests"]["failed"]
 
 
-@pytest.mark.parametrize("concurrency", [1, 16])
+@pytest.mark.parametrize("concurrency", [1, pytest.param(16, marks=pytest.mark.long)])
 @pytest.mark.parametrize(
     "name", some([n for n in RESTARTS if n not in {"502", "503", "429"}], {"closed at once", "500"})
 )

@@ -98,7 +98,8 @@ def test_a_server_that_dies_in_mid_run_ends_it_at_once(command, cli):
     assert 30 <= done.stage["answered"] < 40
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_stops_the_server_too(number, command, process, tmp_path):
     folder = tmp_path / "out"
     slow, asking = command(before="export SMALL_LATENCY=30;"), (folder / "journal.jsonl").exists
@@ -108,7 +109,7 @@ def test_a_signal_stops_the_server_too(number, command, process, tmp_path):
     assert done.record["interrupted"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_between_the_requests_stops_the_server_too(number, tmp_path, monkeypatch):
     from harness.gsm8k.credentials import parse_base_url
     from harness.gsm8k.settings import Gsm8kSettings
