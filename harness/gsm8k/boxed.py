@@ -26,6 +26,8 @@ _UNITS = re.compile(rf"(?<=[\d}}\s])\s*(?:{_UNIT_WORDS})(?:s|es)?\s*$")
 _TEXT = r"\\(?:text|mathrm|mathbf|mathit|textbf|textit|textrm|mbox)\s*\{([^{}]*)\}"
 _TEXT_BEHIND = re.compile(rf"(?<=[\d}}\s,!%])\s*{_TEXT}(?:\^\{{?\d\}}?)?\s*$")
 _FRACTION = re.compile(r"\\[dtc]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}")
+_BRACKETED_COMMA = re.compile(r"[{(\[][^{}()\[\]]*\d(?:,|\{,\})\d")
+"""`{1,080}` is a pair for math-verify, `1,080` a number."""
 _SPACE = re.compile(r"\\!|\\[; ]|\\,(?!\d)|\\quad|\\+$")
 _PLAIN = (
     (re.compile(r"\\boxed\s*\{([^{}]*)\}"), r"\1"),
@@ -72,6 +74,8 @@ def _value(content: str) -> Fraction | None:
     text = _SPACE.sub(" ", content.rpartition("=")[2].replace("\u2212", "-")).strip().rstrip(".")
     for _ in range(3):  # `18 \text{ miles} per \text{hour}` has two
         text = _UNITS.sub("", _TEXT_BEHIND.sub("", text))
+    if _BRACKETED_COMMA.search(text):
+        return None
     while (simpler := _FRACTION.sub(r"((\1)/(\2))", text)) != text:
         text = simpler
     for pattern, plain in _PLAIN:

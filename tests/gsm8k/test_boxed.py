@@ -28,6 +28,7 @@ WRONG = [
     "1081", "-1080", "10,80", "1,08", "1.080", "1080 = x", "1080, 1081", "1080 dollars", "1080:00", "", "a", "one thousand",
     "1080!", "1080^2", "about 1080", "\\approx 1080", "1080e0", "1,080,000", "1080 \\text{ or } 1081", "3 \\frac{1}{2}",
     "1080\\text{, since }2+2=4", "1/0", "(" * 300, "1080.0.0", "5(216", "1\\,080",
+    "\\text{1,080}", "\\mathbf{1{,}080}", "(1,080)", "\\frac{2,160}{2}",
 ]  # fmt: skip
 # Right for sgl-eval alone (roots, powers, bases, two units) or here alone: not what a model answers to these questions.
 DIFFERENT = [
