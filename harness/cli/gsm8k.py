@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,10 +20,37 @@ if TYPE_CHECKING:
 _PATH = click.Path(path_type=Path)
 
 
+def _transport_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that say how requests are made, beside those of every run."""
+    for option in (
+        click.option(
+            "--reasoning",
+            type=click.Choice(["keep", "strip", "score"]),
+            default="keep",
+            show_default=True,
+            help="<think> in the text: kept, stripped; score: where no text is left, the reasoning counts.",
+        ),
+        click.option(
+            "--extra-body", metavar="JSON", help="Fields for every request, such as '{\"top_k\": 1}'."
+        ),
+        click.option(
+            "--serve", metavar="COMMAND", help="Start this server for the run; {port} is a free port."
+        ),
+        click.option(
+            "--probe-tokens",
+            type=int,
+            default=8000,
+            show_default=True,
+            help="Length of --probe's long prompts.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
 @click.command("gsm8k")
 @click.option(
     "--base-url",
-    required=True,
     envvar="HARNESS_GSM8K_BASE_URL",
     help="OpenAI-compatible API, such as http://host:port/v1.",
 )
@@ -68,7 +96,7 @@ _PATH = click.Path(path_type=Path)
     type=float,
     default=0.0,
     show_default=True,
-    help="Seconds to wait for the server at the start.",
+    help="Seconds to wait for the server at the start; 1800 with --serve.",
 )
 @click.option("--stream", is_flag=True, help="Stream each answer, to measure the time to its first token.")
 @click.option(
@@ -112,8 +140,9 @@ _PATH = click.Path(path_type=Path)
     help="Ask some questions again alone, 8, 32 and 128 at a time.",
 )
 @click.option(
-    "--probe", is_flag=True, help="Also probe repeats and prompt lengths; let the sweep take its time."
+    "--probe", is_flag=True, help="Also probe repeats, the cache, places in a batch and lengths of prompts."
 )
+@_transport_options
 @click.option(
     "--api-key-env",
     default="OPENAI_API_KEY",
@@ -148,9 +177,17 @@ def gsm8k_command(**options: Any) -> int:
 def _settings(options: dict[str, Any]) -> Any:
     """Turn parsed options into checked settings."""
     from harness.gsm8k.credentials import parse_base_url, read_key
+    from harness.gsm8k.extra_body import parse_extra_body
+    from harness.gsm8k.reasoning import Reasoning
+    from harness.gsm8k.serve import PORT, free_port
     from harness.gsm8k.settings import Gsm8kSettings
 
-    endpoint = parse_base_url(options.pop("base_url"))
+    base_url, serve = options.pop("base_url"), options.pop("serve") or ""
+    if base_url is None and PORT in serve:
+        base_url = f"http://127.0.0.1:{free_port()}/v1"
+    if base_url is None:
+        raise UsageError("--base-url URL is missing; with --serve, a {port} in the command makes one")
+    endpoint = parse_base_url(base_url)
     if options["against"] is not None:
         try:
             options["against"] = parse_base_url(options["against"])
@@ -164,7 +201,17 @@ def _settings(options: dict[str, Any]) -> Any:
             limits[name] = float(share)
         except ValueError:
             raise UsageError(f"--limit must be CLASS=SHARE, such as 'empty=0.02', got {text!r}") from None
-    return Gsm8kSettings(endpoint=endpoint, api_key=key, limits=limits, **options)
+    extra = parse_extra_body(options.pop("extra_body"))
+    reasoning = Reasoning(options.pop("reasoning"))
+    return Gsm8kSettings(
+        endpoint=endpoint,
+        api_key=key,
+        limits=limits,
+        reasoning=reasoning,
+        extra_body=extra,
+        serve=serve,
+        **options,
+    )
 
 
 def _arguments() -> list[str]:

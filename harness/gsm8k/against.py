@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from harness.gsm8k.counts import Counts, count
 from harness.gsm8k.paired import paired_decision
 from harness.gsm8k.presets import Preset, find_preset, preset_of_model
-from harness.gsm8k.setups import Setup, differences, setup_of_run
+from harness.gsm8k.setups import Setup, differences, refused_fields, setup_of_run
 from harness.records.from_json import RecordError
 from harness.records.parts.gsm8k import Decision, Gsm8kRun
 from harness.records.record import load_record
@@ -44,6 +44,10 @@ class Against:
             return self.settings.min_accuracy
         return None if self.preset.unlike(self.setup) else self.preset.floor
 
+    def of_server(self, refused: Sequence[str]) -> Against:
+        """Return this with what the server refused: known only when it was asked."""
+        return replace(self, setup=self.setup | refused_fields(refused))
+
     @property
     def _judged_otherwise(self) -> bool:
         """Whether something beside a preset judges the run."""
@@ -56,11 +60,8 @@ class Against:
             return None
         if unlike := self.unlike_baseline:
             found = f"this run and the baseline are unlike: {'; '.join(unlike)}"
-        elif self.preset is not None and not self._judged_otherwise:
-            found = (
-                f"this run is unlike the protocol of --preset {self.preset.name} ({self.preset.options}): "
-            )
-            found += "; ".join(self.preset.unlike(self.setup))
+        elif preset := self.unlike_preset():
+            found = preset.reason
         else:
             return None
         return Decision(
@@ -68,6 +69,14 @@ class Against:
             "unlike",
             f"{found}. Nothing was asked; --force-unlike asks and shows both, without judging by it",
         )
+
+    def unlike_preset(self) -> Decision | None:
+        """Return UNKNOWN (unlike) where a preset of another protocol is all that could judge the run."""
+        if self.preset is None or self._judged_otherwise or self.settings.force_unlike:
+            return None
+        unlike = "; ".join(self.preset.unlike(self.setup))
+        named = f"--preset {self.preset.name} ({self.preset.options})"
+        return Decision("UNKNOWN", "unlike", f"this run is unlike the protocol of {named}: {unlike}")
 
     def counts(self, stop: Sequence[str]) -> Counts | None:
         """Return the counts of the baseline, where they may be held against this run."""

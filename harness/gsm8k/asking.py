@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from harness.gsm8k import probes
 from harness.gsm8k.client import Client, Limits
+from harness.gsm8k.credentials import clean_fields, clean_shell
 from harness.gsm8k.decision import smoke_decision
+from harness.gsm8k.dialect import Dialect
 from harness.gsm8k.ending_signals import EndingSignals
 from harness.gsm8k.journal import Journal
 from harness.gsm8k.live import Reference
@@ -20,9 +22,13 @@ from harness.gsm8k.pool import Pool, Step
 from harness.gsm8k.preflight import NotReadyError, Server, find_server
 from harness.gsm8k.progress import Progress
 from harness.gsm8k.questions import Asker, Planned, answer_limit, answers_fit, sample_of
+from harness.gsm8k.reasoning import Reasoning
+from harness.gsm8k.serve import LOG, ServedCommand
 from harness.gsm8k.sweep import sweep_load
 
 if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
     from harness.gsm8k.counts import Counts
     from harness.gsm8k.errors import RequestError
     from harness.gsm8k.settings import Gsm8kSettings
@@ -51,6 +57,7 @@ class Asking:
         self.resumed = 0
         self.asking_s = 0.0
         self.server: Server | None = None
+        self.dialect = Dialect()
         self._pool = Pool(settings.concurrency)
         self._progress = Progress(len(planned), settings.metric)
         self._wave_left = {p.key for p in planned if p.wave}
@@ -64,19 +71,24 @@ class Asking:
             Limits(settings.timeout, settings.retry_seconds),
             settings.stream,
             self._say_error,
+            settings.hidden,
         )
         self.reference: Reference | None = None
         if settings.against is not None:
             self.reference = Reference(settings.against, settings, task, planned, self._say_error)
         self._errors_said = 0
+        self._refusals_journaled = 0
         self._journal: Journal | None = None
 
-    async def main(self) -> None:
-        """Do everything that needs the server. Ctrl-C and SIGTERM end it early and leave the rest to the decision."""
+    async def main(self, served: ServedCommand | None = None) -> None:
+        """Do everything that needs the server, which `served` runs or others do.
+
+        Ctrl-C and SIGTERM end it early and leave the rest to the decision.
+        """
         with EndingSignals(self._interrupt, asyncio.current_task()):
             try:
                 async with self.client, self.reference.client if self.reference else nullcontext():
-                    await self._with_server()
+                    await self._while_it_runs(self._with_server(), served)
             except NotReadyError as error:
                 self.not_ready = str(error)
             except asyncio.CancelledError:
@@ -87,16 +99,39 @@ class Asking:
                 if self._journal is not None:
                     self._journal.close()
 
+    async def _while_it_runs(self, work: Coroutine[Any, Any, None], served: ServedCommand | None) -> None:
+        """Do the work; a server that was started here and ends before it is a NotReadyError."""
+        if served is None:
+            await work
+            return
+        working, ending = asyncio.ensure_future(work), asyncio.ensure_future(served.end())
+        try:
+            await asyncio.wait({working, ending}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (working, ending):
+                if not task.done():
+                    task.cancel()
+            await asyncio.wait({working, ending})
+        if not working.cancelled():
+            working.result()
+        elif not ending.cancelled():
+            for line in served.tail():
+                self._progress.say(f"{LOG}: {line}")
+            raise NotReadyError(ending.result())
+
     def _interrupt(self) -> None:
         self.interrupted = True
 
     async def _with_server(self) -> None:
         settings = self.settings
-        self.server = await find_server(self.client, settings.model, settings.wait_ready, self._progress.say)
+        self.server = await find_server(self.client, settings.model, settings.ready_s, self._progress.say)
         if self.reference is not None:
             await self.reference.find(self._progress.say)
         asker = Asker(self.client, self.task, settings, self.server.model)
+        self.dialect = asker.dialect
         self._journal = Journal.open(settings.out, self._binding(self.server), resume=settings.resume)
+        self.dialect.refused += self._journal.found.refused
+        self._refusals_journaled = len(self.dialect.refused)
         for name in ("record.json", "report.html", "junit.xml"):
             (settings.out / name).unlink(
                 missing_ok=True
@@ -106,7 +141,8 @@ class Asking:
             await self._pool.run(self._steps(asker, self._journal))
             await self._sweep(asker)
             if settings.probe and not self._pool.stopped:
-                done = await probes.run_probes(asker, self.planned, self._journal.found.probes)
+                known = self._journal.found.probes
+                done = await probes.run_probes(asker, self.planned, known, settings.probe_tokens)
                 for name, result in done.items():
                     self._add_probe(name, result)
         finally:
@@ -177,6 +213,9 @@ class Asking:
     ) -> None:
         """Keep one finished question, and stop the run when it is dead, decided, or over its error budget."""
         if not journaled and sample["error"] is None and self._journal is not None:
+            if len(self.dialect.refused) > self._refusals_journaled:
+                self._journal.write("refused", self.dialect.refused)
+                self._refusals_journaled = len(self.dialect.refused)
             self._journal.write("sample", sample)
         self.samples[planned.key] = sample
         self._unanswered += sample["error"] is not None
@@ -213,6 +252,16 @@ class Asking:
             self._pool.end()
         return reference.unanswered
 
+    @property
+    def notes(self) -> list[str]:
+        """What was found out about the servers on the way, in words, most serious first."""
+        found = [
+            *probes.notes(self.probes),
+            *self.dialect.notes,
+            *(self.server.notes if self.server else ()),
+        ]
+        return found + (self.reference.notes if self.reference else [])
+
     def judge_wave(self) -> Decision:
         """Judge the smoke wave, as far as it was asked."""
         s = self.settings
@@ -245,8 +294,11 @@ class Asking:
                 "max_tokens": answer_limit(self.task, s),
                 "chat": s.chat,
                 "stream": s.stream,
+                # Left out at their defaults, so that journals of before they existed go on.
+                **({"reasoning": s.reasoning.value} if s.reasoning is not Reasoning.KEEP else {}),
+                **({"extra_body": clean_fields(s.extra_body)} if s.extra_body else {}),
             },
-            "url": server.url,
+            "url": f"--serve {clean_shell(s.serve)}" if s.serve else server.url,
             "model": server.model,
             "server_version": server.version,
             **self._binding_of_reference(),

@@ -21,6 +21,7 @@ from harness.gsm8k.outcome import counted
 from harness.gsm8k.preflight import NotReadyError, Server, find_server
 from harness.gsm8k.questions import Asker, answers_fit, sample_of
 from harness.gsm8k.sequential import drop_above, drop_below, drop_interval
+from harness.gsm8k.setups import differences, refused_fields
 from harness.gsm8k.statistics import MOST_QUESTIONS, Interval, paired_interval
 from harness.records.parts.gsm8k import Decision, Gsm8kRun, Gsm8kServer
 
@@ -92,7 +93,13 @@ class Reference:
         self.server: Server | None = None
         limits = Limits(settings.timeout, settings.retry_seconds)
         self.client = Client(
-            endpoint, settings.api_key, settings.concurrency, limits, settings.stream, on_new_error
+            endpoint,
+            settings.api_key,
+            settings.concurrency,
+            limits,
+            settings.stream,
+            on_new_error,
+            settings.hidden,
         )
         self.unanswered = 0
         self._asker: Asker | None = None
@@ -142,15 +149,30 @@ class Reference:
                 self.pairs.add(here=_right(here, metric), there=_right(there, metric))
         return bool(self.pairs.word)
 
-    def decision(self) -> Decision:
-        """Judge the comparison, after the last pair."""
+    @property
+    def refused(self) -> list[str]:
+        """Fields that this server takes in no request."""
+        return self._asker.dialect.refused if self._asker else []
+
+    @property
+    def notes(self) -> list[str]:
+        """What was found out about this server on the way, in words."""
+        found = self._asker.dialect.notes if self._asker else []
+        return [f"--against: {note}" for note in (*found, *(self.server.notes if self.server else ()))]
+
+    def decision(self, refused: Sequence[str] = ()) -> Decision:
+        """Judge the comparison, after the last pair. `refused`: fields that the judged server takes in no request."""
         reference = self._own_decision()
         if reference.qualifier == "infra":
             return replace(reference, reason=f"--against: {reference.reason}", details={})
         if reference.word == "FAIL":
             found = f"the server of --against is {reference.label} itself ({reference.reason})"
             return Decision("UNKNOWN", "undecided", f"{found}: there is nothing to compare with")
-        return judge_pairs(self.pairs)
+        judged = judge_pairs(self.pairs)
+        if unlike := differences(refused_fields(refused), refused_fields(self.refused)):
+            shown = f"not judged, the setups are unlike ({'; '.join(unlike)}): {judged.reason}"
+            return replace(judged, word="UNKNOWN", qualifier="unlike", reason=shown)
+        return judged
 
     def _own_decision(self) -> Decision:
         s = self.settings
@@ -182,6 +204,7 @@ class Reference:
                 url=self.client.endpoint.display,
                 model=server.model if server else s.against_model or "",
                 version=server.version if server else "",
+                **({"refused": self.refused} if self.refused else {}),
             ),
         )
 

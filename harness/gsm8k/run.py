@@ -11,24 +11,28 @@ import time
 import uuid
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
-from harness.gsm8k import probes
 from harness.gsm8k.against import Against, against_what
 from harness.gsm8k.asking import Asking
+from harness.gsm8k.credentials import Redactor
 from harness.gsm8k.decision import full_decision
 from harness.gsm8k.load import load_decision, with_load
 from harness.gsm8k.outcome import combine, counted
 from harness.gsm8k.path import accuracy_path
 from harness.gsm8k.payload import MAX_STOP
+from harness.gsm8k.preflight import ADVICE, unreachable
 from harness.gsm8k.questions import answer_limit, answers_fit, plan
+from harness.gsm8k.serve import serving
 from harness.gsm8k.settings import Gsm8kSettings, allow_files, check_output
 from harness.gsm8k.setups import setup_of
-from harness.gsm8k.task import Task, load_task
+from harness.gsm8k.task import Task, load_task, reads_hub
 from harness.records.environment import describe_environment
 from harness.records.parts.gsm8k import (
     Decision,
     Gsm8kDecisions,
+    Gsm8kRequests,
     Gsm8kResumed,
     Gsm8kRun,
     Gsm8kServer,
@@ -48,6 +52,43 @@ def run(settings: Gsm8kSettings, command: list[str]) -> RunRecord:
     settings.check()
     check_output(settings.out)
     allow_files(settings.concurrency)
+    if (away := _away(settings)) and reads_hub(settings.task, settings.dataset):
+        decision, interrupted = Decision("UNKNOWN", "infra", away), False
+        found = unasked_run(settings, decision)
+    else:
+        asking, decision, found = _asked_run(settings, away)
+        interrupted = asking.interrupted
+    record = RunRecord(
+        run_id=uuid.uuid4().hex,
+        created=created.isoformat(timespec="seconds"),
+        command=command,
+        verdict=decision.verdict,
+        reason=f"gsm8k: {decision.label}: {decision.reason}",
+        harness_version=__version__,
+        seed=settings.seed,
+        interrupted=interrupted,
+        environment=describe_environment("server", devices=False),
+    )
+    record.seconds = time.monotonic() - started
+    record.gsm8k_run = replace(found, seconds={"total": record.seconds, **found.seconds})
+    record.write(settings.out / "record.json")
+    return record
+
+
+def _away(settings: Gsm8kSettings) -> str:
+    """Return why a server that nobody waits for cannot be asked, "" where all can. Takes seconds at most.
+
+    Looked at before the task's data, which from the hub may take half a minute to fail.
+    """
+    if not settings.ready_s and (why := unreachable(settings.endpoint)):
+        return f"{settings.endpoint.display}: {why}{ADVICE}"
+    if settings.against and not settings.wait_ready and (why := unreachable(settings.against)):
+        return f"--against {settings.against.display}: {why}{ADVICE}"
+    return ""
+
+
+def _asked_run(settings: Gsm8kSettings, away: str) -> tuple[Asking, Decision, Gsm8kRun]:
+    """Load the task, do everything that needs a server, and decide; nothing is asked where one is `away`."""
     task = load_task(
         settings.task,
         dataset=settings.dataset,
@@ -60,28 +101,22 @@ def run(settings: Gsm8kSettings, command: list[str]) -> RunRecord:
     planned = plan(task, settings)
     against = against_what(settings, task, setup_of(task_facts(task), settings_facts(task, settings)))
     asking = Asking(settings, task, planned, against.counts(task.stop))
-    if (refusal := against.refusal()) is not None:
-        decision, decisions = refusal, Gsm8kDecisions()
-    else:
-        asyncio.run(asking.main())
+    decision, decisions = against.refusal(), Gsm8kDecisions()
+    if decision is None:
+        asking.not_ready = away
+        if not away:
+            with serving(settings, _redactor(settings)) as served:
+                asyncio.run(asking.main(served))
+        against = against.of_server(asking.dialect.refused)
         decision, decisions = decide(asking, against)
-    record = RunRecord(
-        run_id=uuid.uuid4().hex,
-        created=created.isoformat(timespec="seconds"),
-        command=command,
-        verdict=decision.verdict,
-        reason=f"gsm8k: {decision.label}: {decision.reason}",
-        harness_version=__version__,
-        seed=settings.seed,
-        interrupted=asking.interrupted,
-        environment=describe_environment("server", devices=False),
-    )
     found = served_run(asking, decision, decisions)
-    notes = [*against.notes(found.model), *found.notes]
-    record.seconds = time.monotonic() - started
-    record.gsm8k_run = replace(found, notes=notes, seconds={"total": record.seconds, **found.seconds})
-    record.write(settings.out / "record.json")
-    return record
+    return asking, decision, replace(found, notes=[*against.notes(found.model), *found.notes])
+
+
+def _redactor(settings: Gsm8kSettings) -> Redactor:
+    """Return what takes every secret of a run out of its server's log."""
+    endpoints = [settings.endpoint, *([settings.against] if settings.against else [])]
+    return Redactor(settings.api_key, *settings.hidden, *(h for e in endpoints for h in e.hidden))
 
 
 def decide(asking: Asking, against: Against) -> tuple[Decision, Gsm8kDecisions]:
@@ -109,14 +144,16 @@ def decide(asking: Asking, against: Against) -> tuple[Decision, Gsm8kDecisions]:
         limits=s.limits,
         metric=s.metric,
         compared=against.baseline is not None or asking.reference is not None,
-        baseline=asking.baseline,
+        baseline=None if against.unlike_baseline else asking.baseline,
         answers_fit=answers_fit(asking.task, s),
         stop=asking.task.stop,
     )
     paired = against.compare(samples)
-    live = asking.reference.decision() if asking.reference else None
+    live = asking.reference.decision(asking.dialect.refused) if asking.reference else None
     failed_wave = smoke if smoke is not None and smoke.word == "FAIL" and full.word != "FAIL" else None
-    judged = combine([found for found in (full, failed_wave, paired, live) if found is not None])
+    judged = combine(
+        [found for found in (against.unlike_preset(), full, failed_wave, paired, live) if found is not None]
+    )
     return with_load(_with_errors(asking, judged), load), Gsm8kDecisions(smoke, full, paired, load, live)
 
 
@@ -145,16 +182,32 @@ def served_run(asking: Asking, decision: Decision, decisions: Gsm8kDecisions) ->
         seconds={"requests": asking.asking_s, "ready": server.ready_s if server else None},
         task=task_facts(asking.task),
         server=Gsm8kServer(
-            url=s.endpoint.display,
+            url=server.url if server else s.endpoint.display,
             model=server.model if server else s.model or "",
             version=server.version if server else "",
+            **({"refused": asking.dialect.refused} if asking.dialect.refused else {}),
         ),
         settings=settings_facts(asking.task, s),
         resumed=Gsm8kResumed(s.resume, asking.resumed),
         decisions=decisions,
         probes=asking.probes,
-        notes=probes.notes(asking.probes),
+        notes=asking.notes,
         against=asking.reference.as_run() if asking.reference else None,
+    )
+
+
+def unasked_run(settings: Gsm8kSettings, decision: Decision) -> Gsm8kRun:
+    """Return what the record holds of a run that ended before its task was loaded, but for the seconds in all."""
+    return Gsm8kRun(
+        verdict=decision.word,
+        qualifier=decision.qualifier,
+        reason=decision.reason,
+        metric=settings.metric,
+        requests=Gsm8kRequests(),
+        task=Gsm8kTask(name=Path(settings.task).stem),
+        server=Gsm8kServer(url=settings.endpoint.display, model=settings.model or "", version=""),
+        settings=settings.as_json(),
+        resumed=Gsm8kResumed(settings.resume),
     )
 
 

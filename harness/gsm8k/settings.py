@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.gsm8k.counts import METRICS, checked_limits
+from harness.gsm8k.credentials import clean_fields, field_secrets, shell_secrets
 from harness.gsm8k.judgement import EXPECT, MAX_DROP, MAX_UNANSWERED
+from harness.gsm8k.reasoning import Reasoning
 from harness.verdict import UsageError
 
 if TYPE_CHECKING:
@@ -18,6 +20,10 @@ MAX_CONCURRENCY = 4096
 WAVE = 32
 MAX_TOKENS = 1024
 """Limit of an answer where neither the user nor the task (`max_gen_toks`) states one."""
+SERVE_S = 1800.0
+"""Seconds that a server which is started here may load, where --wait-ready does not say."""
+PROBE_TOKENS = 8000
+"""Length of the long prompts of `--probe`: a kernel was right up to 5,500 tokens (TensorRT-LLM#15295)."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +65,20 @@ class Gsm8kSettings:
     resume: bool = False
     sweep: bool = True
     probe: bool = False
+    probe_tokens: int = PROBE_TOKENS
+    reasoning: Reasoning = Reasoning.KEEP
+    extra_body: dict[str, Any] = field(default_factory=dict, repr=False)
+    serve: str = field(default="", repr=False)
+
+    @property
+    def hidden(self) -> tuple[str, ...]:
+        """Secrets among the settings, beside the key and those of the base URL."""
+        return (*field_secrets(self.extra_body), *shell_secrets(self.serve))
+
+    @property
+    def ready_s(self) -> float:
+        """Seconds that the server may take until it is ready. One that is started here loads its model first."""
+        return self.wait_ready or (SERVE_S if self.serve else 0.0)
 
     def check(self) -> None:
         """Refuse what cannot be meant.
@@ -117,6 +137,7 @@ class Gsm8kSettings:
             ("max_tokens", 1),
             ("questions", 1),
             ("num_fewshot", 0),
+            ("probe_tokens", 1),
         ):
             value = getattr(self, name)
             if value is not None and value < smallest:
@@ -156,9 +177,12 @@ class Gsm8kSettings:
             "limits",
             "sweep",
             "probe",
+            "probe_tokens",
         )
         settings = {name: getattr(self, name) for name in names}
         settings["task"] = Path(self.task).name
+        settings |= {"reasoning": self.reasoning.value, "extra_body": clean_fields(self.extra_body)}
+        settings["serve"] = bool(self.serve)
         settings["baseline"] = self.baseline is not None
         settings["against"] = self.against is not None
         if (self.baseline or self.against) and self.max_drop is None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from harness.gsm8k.settings import Gsm8kSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from harness.records.parts.gsm8k import Gsm8kRun, Gsm8kTask
 
@@ -21,6 +21,8 @@ Setup = dict[str, Any]
 
 _SETTINGS = ("system_instruction", "extra_body", "reasoning")
 """Settings that shape answers or scores as they stand. One that a record lacks had its default."""
+_SAMPLING = ("temperature", "top_p")
+"""Fields whose refusal changes answers. Other words for a limit, and stop strings that are applied here, do not."""
 _HASHES = {"task": "task definition", "fewshot": "few-shot rows", "data": "questions", "prompts": "prompts"}
 _EXPLAINED_BY = {
     "task definition": {"task"},
@@ -54,9 +56,14 @@ def setup_of(task: Gsm8kTask, settings: Mapping[str, Any]) -> Setup:
     return setup | {label: hashes.get(name) for name, label in _HASHES.items()}
 
 
+def refused_fields(refused: Sequence[str]) -> Setup:
+    """Return what a server makes of a setup by refusing fields of its requests."""
+    return {"refused fields": ", ".join(name for name in _SAMPLING if name in refused) or "none"}
+
+
 def setup_of_run(run: Gsm8kRun) -> Setup:
     """Return the setup of a recorded run."""
-    return setup_of(run.task, run.settings)
+    return setup_of(run.task, run.settings) | refused_fields(run.server.get("refused", ()))
 
 
 def _default(name: str) -> Any:

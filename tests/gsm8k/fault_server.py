@@ -24,6 +24,7 @@ from collections import Counter
 from pathlib import Path
 
 from illness import FLOOD, Illness
+from prompts import last_question
 
 
 class Server:
@@ -75,6 +76,8 @@ class Server:
                     send_json(writer, 200, {})
                 elif method == b"GET":
                     self.get(writer, path.decode().partition("?")[0], headers)
+                elif not path.partition(b"?")[0].endswith(b"completions"):
+                    send_json(writer, 404, {"detail": "Not Found"})
                 elif not await self.completion(writer, path.decode(), headers, body):
                     break
                 await writer.drain()
@@ -181,13 +184,6 @@ class Server:
 
 def share_of(key: str) -> float:
     return int(key[:8], 16) / 2**32
-
-
-def last_question(prompt: str) -> str:
-    for mark, end in (("Question: ", "\nAnswer:"), ("Q: ", "\nA:")):
-        if mark in prompt:
-            return prompt.rpartition(mark)[2].partition(end)[0].strip()
-    return prompt.strip()
 
 
 def reply(

@@ -4,7 +4,7 @@ A rule is {"effect": name, ...conditions}; the first whose conditions all hold d
 
 Effects: wrong (fluent text, another number), flood, empty, null, reasoning (no text, the answer as reasoning), unmarked
 (the right number without "####"), runs_on (a right answer that goes on to the token limit), cut (at the token limit,
-before the answer), other (the answer to the question before), past_stop (goes on behind a stop string), abort (right,
+before the answer), other (the answer to the question before), past_stop (goes on behind a stop string), filtered (right,
 and ended by neither itself nor the limit).
 
 Conditions: in_flight [least, most] (the most requests in flight while this one was), requests [after, until] (by the
@@ -115,6 +115,6 @@ EFFECTS = {
     ),
     "cut": lambda text, before, limit: Answer(text[: len(text) // 3], "length"),
     "past_stop": lambda text, before, limit: Answer(text + "\n\nQuestion: What is 2 + 2?\nAnswer: 4"),
-    "abort": lambda text, before, limit: Answer(text, "abort"),
+    "filtered": lambda text, before, limit: Answer(text, "content_filter"),
     "other": lambda text, before, limit: Answer(before),
 }

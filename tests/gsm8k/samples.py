@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from harness.gsm8k.classify import classify
-from harness.gsm8k.task import Scores
+from harness.gsm8k.scoring import Scores
 
 HERE = Path(__file__).parent
 

@@ -41,7 +41,7 @@ ALL_RIGHT = {"min_accuracy": 0.9}
         ({"effect": "reasoning", "wrong_share": 0.05}, ALL_RIGHT | {"chat": True}, ("FAIL", "format"),
          "200 of 200 answers stand in reasoning_content, without content: strict reads 0.9"),
         ({"effect": "unmarked", "wrong_share": 0.8}, {"expect": 0.1}, ("FAIL", "format"), "strict finds 0 of the"),
-        ({"effect": "abort"}, ALL_RIGHT, ("PASS", ""), "; warning: 200 of 200 answers ended neither by themselves nor"),
+        ({"effect": "filtered"}, ALL_RIGHT, ("PASS", ""), "; warning: 200 of 200 answers ended neither by themselves nor"),
     ],
 )  # fmt: skip
 def test_an_illness_has_its_verdict(judged, rule, settings, verdict, said):

@@ -147,10 +147,19 @@ def test_two_identical_requests_are_part_of_every_run(serve, run_here):
     assert sorted(server.stats()["bodies"]) == [1] * 8 + [2]
 
 
-def test_probes_are_journaled(serve, run_here):
+def test_probes_of_a_healthy_server_say_nothing_and_are_journaled(serve, run_here):
     server = serve()
     first = run_here(server.url, probe=True)
     again = run_here(server.url, probe=True, resume=True)
     assert again["requests"]["sent"] == 0
     assert again["probes"] == first["probes"]
-    assert {"short", "long"} == set(again["probes"]["lengths"])
+    assert first["notes"] == []
+    found = first["probes"]
+    assert (found["cache"]["flush"], found["cache"]["flushed"]) == (None, None)
+    assert found["cache"]["second"]["right"] == found["cache"]["second"]["compared"] == 16
+    assert [(p["place"], p["right"]) for p in found["places"]["places"]] == [(5, 8), (10, 8), (15, 8)]
+    assert {kind: counts["right"] for kind, counts in found["lengths"].items()} == {
+        "short": 8,
+        "plain": 8,
+        "long": 8,
+    }

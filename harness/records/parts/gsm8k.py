@@ -45,6 +45,7 @@ Gsm8kSample = TypedDict(
         "ttft_s": float | None,
         "attempts": int,
         "error": str | None,
+        "scored": NotRequired[str],
     },
 )
 """One question, asked once ("One sample" in harness/gsm8k/README.md). Older records lack the optional fields."""
@@ -63,11 +64,12 @@ class Gsm8kTask(TypedDict, total=False):
 
 
 class Gsm8kServer(TypedDict, total=False):
-    """Who was asked. `version` is empty where the server does not say."""
+    """Who was asked. `version` is empty where the server does not say; `refused`: fields that it took in no request."""
 
     url: str
     model: str
     version: str
+    refused: list[str]
 
 
 @dataclass(frozen=True)
