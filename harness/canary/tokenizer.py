@@ -27,6 +27,14 @@ CHAT_TEMPLATE = """\
 """
 """Jinja that puts a chat into the form of training: question and answer in turn, as `prompt_of_chat` does without jinja."""
 
+RESPONSE_TEMPLATE = {
+    "defaults": {"role": "assistant"},
+    "start_anchor": "\nAnswer:",
+    "fields": {"content": {"close": END, "content": "text"}},
+}
+"""Where an answer begins, for transformers: without it its server looks for Qwen's `<|im_start|>` and gives the prompt back
+too."""
+
 # Words with the space before them, one digit at a time, marks, runs of spaces: as Qwen splits, without contractions.
 _SPLIT = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+"
 
@@ -67,6 +75,7 @@ def tokenizer_config(max_length: int) -> dict[str, Any]:
         "tokenizer_class": "PreTrainedTokenizerFast",
         "add_bos_token": False,
         "chat_template": CHAT_TEMPLATE,
+        "response_template": RESPONSE_TEMPLATE,
         "bos_token": None,
         "eos_token": END,
         "pad_token": END,
