@@ -7,7 +7,7 @@ object, a string or an HTML page. Everything that is not a usable answer becomes
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from harness.gsm8k.errors import Kind, RequestError, kind_of_status
@@ -25,6 +25,8 @@ class Reply:
     finish_reason: str | None = None
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
+    data: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    """The whole response, where it was not streamed: logprobs are read out of it (logprobs/ask.py)."""
 
 
 def request_body(
@@ -114,7 +116,7 @@ def parse_reply(body: bytes, content_type: str) -> Reply:
         raise RequestError(
             Kind.BROKEN, f"the answer's text is a {type(text).__name__}, expected a string or null"
         )
-    return Reply(text, _reasoning(source), _string(choice.get("finish_reason")), *_usage(usage))
+    return Reply(text, _reasoning(source), _string(choice.get("finish_reason")), *_usage(usage), data=data)
 
 
 class StreamedReply:
