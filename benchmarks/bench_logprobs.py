@@ -64,19 +64,10 @@ def source_of(candidate: str, options: dict[str, Any], tokens: int, *, twice: bo
 @cache
 def healthy(candidate: str, options: tuple[tuple[str, Any], ...], tokens: int) -> Any:
     """Return a variant without a fault, asked twice, once for all faults that it is compared with."""
-    from harness.gsm8k.logprobs.compare import BLOCK
-    from harness.gsm8k.logprobs.passes import Recording
+    from harness.gsm8k.logprobs.passes import record_passes
 
-    questions = asked()[0]
     source = source_of(candidate, dict(options), tokens, twice=True)
-
-    async def record() -> Recording:
-        found: dict[int, Any] = {}
-        for start in range(0, QUESTIONS, BLOCK):
-            found |= await source.passes(questions[start : start + BLOCK])
-        return Recording({}, await source.prepare(questions[0]), found)
-
-    return asyncio.run(record())
+    return asyncio.run(record_passes(source, asked()[0], {}))
 
 
 def line_of(line: Any, tokens: int) -> str:

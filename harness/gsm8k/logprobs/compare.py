@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from harness.gsm8k.logprobs.divergence import Divergence, Position, along, mean_kl
 from harness.gsm8k.logprobs.evidence import ERROR, Compared, Tested, confirmed, judged, needed
-from harness.gsm8k.logprobs.passes import Asked, Forms, Passes, Source
+from harness.gsm8k.logprobs.passes import BLOCK, Asked, Forms, Passes, Source
 from harness.gsm8k.statistics import wilson
 from harness.records.parts.gsm8k import (
     Decision,
@@ -28,9 +28,8 @@ if TYPE_CHECKING:
     from harness.gsm8k.task import Question
 
 QUESTIONS = 32
-BLOCK = 8
 ALLOWED = 1e-4
-"""Nats per token that count as none: three times what right kernels make of the canary (docs/gsm8k-logprobs.md)."""
+"""Nats per token that count as none: more than twice what right kernels make of the canary (docs/gsm8k-logprobs.md)."""
 MOST_LOST = 0.25
 """Share of questions without logprobs above which nothing is judged."""
 WORST = 8

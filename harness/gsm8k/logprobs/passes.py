@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
 ANSWER_TOKENS = 64
 """Of a server's own answer: enough steps of decoding to show what a prompt's reading does not run through."""
-TOGETHER = (8, 2)
+BLOCK = 8
+"""Questions that are asked, and looked at, together."""
+TOGETHER = (BLOCK, 2)
 """Questions in flight in each pass."""
 
 Asked = dict[str, list[Position]]
@@ -156,6 +158,15 @@ class Recording:
             },
         }
         path.write_text(json.dumps(stated) + "\n", encoding="utf-8")
+
+
+async def record_passes(source: Source, questions: Sequence[Question], about: dict[str, Any]) -> Recording:
+    """Return a recording of questions, asked in the blocks in which a comparison asks them."""
+    forms = await source.prepare(questions[0])
+    found: dict[int, Passes] = {}
+    for start in range(0, len(questions), BLOCK):
+        found |= await source.passes(questions[start : start + BLOCK])
+    return Recording(about, forms, found)
 
 
 def read_recording(path: Path) -> Recording:
