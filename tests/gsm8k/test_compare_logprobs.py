@@ -19,7 +19,8 @@ from harness.gsm8k.logprobs.divergence import Position
 from harness.gsm8k.logprobs.passes import Forms, Passes
 from harness.gsm8k.task import Question
 from harness.records.from_json import read_part
-from harness.records.parts.gsm8k import Gsm8kLogprobs, Gsm8kRun
+from harness.records.parts.gsm8k import Gsm8kRun
+from harness.records.parts.gsm8k_logprobs import Gsm8kLogprobs
 
 QUESTIONS = [Question(100 + i, f"question {i}", str(i), prompt=f"Q{i}", reference=f" {i}") for i in range(32)]
 BOTH = Forms(Form("echo", 20), Form("answer", 20))

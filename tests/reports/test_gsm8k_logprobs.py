@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 import pytest
 
-from harness.records.parts.gsm8k import Gsm8kLogprobPlace, Gsm8kLogprobQuestion, Gsm8kLogprobs
+from harness.records.parts.gsm8k_logprobs import Gsm8kLogprobPlace, Gsm8kLogprobQuestion, Gsm8kLogprobs
 from harness.records.record import RunRecord
 from reports import gsm8k
 from reports.gsm8k_logprobs import logprob_section

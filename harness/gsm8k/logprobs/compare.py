@@ -17,12 +17,8 @@ from harness.gsm8k.logprobs.divergence import Divergence, Position, along, mean_
 from harness.gsm8k.logprobs.evidence import ERROR, Compared, Tested, confirmed, judged, needed
 from harness.gsm8k.logprobs.passes import BLOCK, Asked, Forms, Passes, Source
 from harness.gsm8k.statistics import wilson
-from harness.records.parts.gsm8k import (
-    Decision,
-    Gsm8kLogprobPlace,
-    Gsm8kLogprobQuestion,
-    Gsm8kLogprobs,
-)
+from harness.records.parts.gsm8k import Decision
+from harness.records.parts.gsm8k_logprobs import Gsm8kLogprobPlace, Gsm8kLogprobQuestion, Gsm8kLogprobs
 
 if TYPE_CHECKING:
     from harness.gsm8k.task import Question
