@@ -23,6 +23,7 @@ _GSM8K_CASE_OF = {
     "degenerate": "answers",
     "format": "answers",
     "truncated": "answers",
+    "load": "answers",
     "accuracy": "accuracy",
     "undecided": "accuracy",
 }

@@ -25,8 +25,13 @@ def lines(run: Gsm8kRun) -> list[str]:
         else ""
     )
     said.append(f"{counted}{not_asked}{asked}")
+    if (other := run.against) and (ends := other.accuracy_interval) and other.accuracy is not None:
+        named = f"against   {other.accuracy:.4f} ({ends[0]:.4f} to {ends[1]:.4f}) {other.metric}"
+        said.append(f"{named}, {other.answered:,} answered by {other.model} at {other.server.get('url')}")
     if run.classes:
         said.append("classes: " + ", ".join(f"{name} {n:,}" for name, n in run.classes.items()))
+    if (load := run.decisions.load) and load.reason not in run.reason:
+        said.append(f"load: {load.reason}")
     for error in run.errors:
         lost = f", {error.gave_up} given up" if error.gave_up else ""
         said.append(f"error, {error.count} times{lost}: {error.error}")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from harness.ci.options import ci_options, earlier_record, exit_with
+from harness.ci.options import ci_options_of_server, earlier_record, exit_with, is_url
 from harness.ci.outputs import write_outputs
 from harness.verdict import UsageError
 
@@ -82,7 +82,9 @@ _PATH = click.Path(path_type=Path)
 )
 @click.option("--min-accuracy", type=float, help="Judge the accuracy's interval against this fraction.")
 @click.option("--baseline", type=_PATH, help="Record of an earlier run, compared question by question.")
-@click.option("--max-drop", type=float, help="Loss against the baseline that is allowed (0.02).")
+@click.option(
+    "--max-drop", type=float, help="Loss against --baseline or --against URL that is allowed (0.02)."
+)
 @click.option(
     "--max-unanswered",
     type=float,
@@ -98,7 +100,15 @@ _PATH = click.Path(path_type=Path)
     help="Limit of a class of answers; may be repeated.",
 )
 @click.option("--resume", is_flag=True, help="Go on with the journal in --out.")
-@click.option("--probe", is_flag=True, help="Also probe repeats, batch sizes and prompt lengths.")
+@click.option(
+    "--sweep/--no-sweep",
+    default=True,
+    show_default=True,
+    help="Ask some questions again alone, 8, 32 and 128 at a time.",
+)
+@click.option(
+    "--probe", is_flag=True, help="Also probe repeats and prompt lengths; let the sweep take its time."
+)
 @click.option(
     "--api-key-env",
     default="OPENAI_API_KEY",
@@ -106,7 +116,8 @@ _PATH = click.Path(path_type=Path)
     help="Environment variable that holds the key.",
 )
 @click.option("--api-key-file", type=_PATH, help="File that holds the key.")
-@ci_options
+@click.option("--against-model", help="Name of the model of --against URL; asked from the server by default.")
+@ci_options_of_server
 def gsm8k_command(**options: Any) -> int:
     """Judge a served model end to end on GSM8K.
 
@@ -117,8 +128,9 @@ def gsm8k_command(**options: Any) -> int:
     from harness.gsm8k.settings import check_file
 
     junit, fail_on = options.pop("junit"), options.pop("fail_on")
-    earlier = earlier_record(fail_on, options.pop("against"))
-    settings = _settings(options)
+    live = options.pop("against") if is_url(options["against"]) else None
+    earlier = earlier_record(fail_on, options.pop("against", None))
+    settings = _settings({**options, "against": live})
     if junit is not None:
         check_file(junit, "--junit")
     record = run(settings, clean_command(["harness", *_arguments()]))
@@ -133,6 +145,11 @@ def _settings(options: dict[str, Any]) -> Any:
     from harness.gsm8k.settings import Gsm8kSettings
 
     endpoint = parse_base_url(options.pop("base_url"))
+    if options["against"] is not None:
+        try:
+            options["against"] = parse_base_url(options["against"])
+        except UsageError as error:
+            raise UsageError(str(error).replace("--base-url", "--against")) from None
     key = read_key(options.pop("api_key_env"), options.pop("api_key_file"))
     limits = {}
     for text in options.pop("limits"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -12,11 +13,13 @@ from harness.gsm8k.client import Client, Limits
 from harness.gsm8k.decision import smoke_decision
 from harness.gsm8k.ending_signals import EndingSignals
 from harness.gsm8k.journal import Journal
+from harness.gsm8k.live import Reference
 from harness.gsm8k.payload import MAX_STOP
 from harness.gsm8k.pool import Pool, Step
 from harness.gsm8k.preflight import NotReadyError, Server, find_server
 from harness.gsm8k.progress import Progress
 from harness.gsm8k.questions import Asker, Planned, answer_limit, answers_fit, sample_of
+from harness.gsm8k.sweep import sweep_load
 
 if TYPE_CHECKING:
     from harness.gsm8k.errors import RequestError
@@ -47,6 +50,7 @@ class Asking:
         self._progress = Progress(len(planned), settings.metric)
         self._wave_left = {p.key for p in planned if p.wave}
         self._unanswered = 0
+        self._decided = False
         self.client = Client(
             settings.endpoint,
             settings.api_key,
@@ -55,6 +59,9 @@ class Asking:
             settings.stream,
             self._say_error,
         )
+        self.reference: Reference | None = None
+        if settings.against is not None:
+            self.reference = Reference(settings.against, settings, task, planned, self._say_error)
         self._errors_said = 0
         self._journal: Journal | None = None
 
@@ -62,7 +69,7 @@ class Asking:
         """Do everything that needs the server. Ctrl-C and SIGTERM end it early and leave the rest to the decision."""
         with EndingSignals(self._interrupt, asyncio.current_task()):
             try:
-                async with self.client:
+                async with self.client, self.reference.client if self.reference else nullcontext():
                     await self._with_server()
             except NotReadyError as error:
                 self.not_ready = str(error)
@@ -80,6 +87,8 @@ class Asking:
     async def _with_server(self) -> None:
         settings = self.settings
         self.server = await find_server(self.client, settings.model, settings.wait_ready, self._progress.say)
+        if self.reference is not None:
+            await self.reference.find(self._progress.say)
         asker = Asker(self.client, self.task, settings, self.server.model)
         self._journal = Journal.open(settings.out, self._binding(self.server), resume=settings.resume)
         for name in ("record.json", "report.html", "junit.xml"):
@@ -89,6 +98,7 @@ class Asking:
         started = time.monotonic()
         try:
             await self._pool.run(self._steps(asker, self._journal))
+            await self._sweep(asker)
             if settings.probe and not self._pool.stopped:
                 done = await probes.run_probes(asker, self.planned, self._journal.found.probes)
                 for name, result in done.items():
@@ -102,12 +112,13 @@ class Asking:
         left = []
         for planned in self.planned:
             sample = journal.found.samples.get(planned.key)
-            if sample is None:
+            other = journal.found.against.get(planned.key)
+            if sample is None or (self.reference is not None and other is None):
                 left.append(planned)
             else:
                 self.resumed += 1
-                self._take(planned, {**sample, "wave": planned.wave}, journaled=True)
-        if self._pool.stopped:
+                self._take(planned, {**sample, "wave": planned.wave}, other, journaled=True)
+        if self._pool.stopped or self._decided:
             return []
         steps: list[Step] = [partial(self._ask, asker, p) for p in left]
         if "sanity" not in journal.found.probes:
@@ -117,21 +128,44 @@ class Asking:
         return steps
 
     async def _ask(self, asker: Asker, planned: Planned) -> None:
-        exchange = await asker.ask(asker.prompt(planned.question))
-        self._pool.later(lambda: self._take(planned, sample_of(self.task, planned, exchange)))
+        question = asker.ask(asker.prompt(planned.question))
+        other = None
+        if self.reference is None:
+            exchange = await question
+        else:
+            exchange, other = await asyncio.gather(question, self.reference.ask(planned))
+        self._pool.later(lambda: self._take(planned, sample_of(self.task, planned, exchange), other))
 
     async def _check_sanity(self, sanity: probes.Sanity) -> None:
         result = await sanity.ask()
         if result is not None:
             self._add_probe("sanity", result)
 
+    async def _sweep(self, asker: Asker) -> None:
+        """Ask at other loads, unless the journal has it or the run ended for want of a server."""
+        dead = self._pool.stopped == "smoke"
+        if not self.settings.sweep or "load" in self.probes or (self._pool.stopped and not dead):
+            return
+        if dead and self.smoke is not None:
+            self._progress.say(f"{self.smoke.label}; is it the load?")
+        asked = [self.samples[p.key] for p in self.planned if p.key in self.samples and p.repeat == 0]
+        result = await sweep_load(asker, self.planned, asked, self.settings, dead=dead)
+        self._add_probe("load", result)
+
     def _add_probe(self, name: str, result: dict[str, Any]) -> None:
         self.probes[name] = result
         if self._journal is not None:
             self._journal.write("probe", {"name": name, "result": result})
 
-    def _take(self, planned: Planned, sample: Gsm8kSample, *, journaled: bool = False) -> None:
-        """Keep one finished question, and stop the run when it is dead or over its error budget."""
+    def _take(
+        self,
+        planned: Planned,
+        sample: Gsm8kSample,
+        other: Gsm8kSample | None = None,
+        *,
+        journaled: bool = False,
+    ) -> None:
+        """Keep one finished question, and stop the run when it is dead, decided, or over its error budget."""
         if not journaled and sample["error"] is None and self._journal is not None:
             self._journal.write("sample", sample)
         self.samples[planned.key] = sample
@@ -143,8 +177,26 @@ class Asking:
                 self.smoke = self.judge_wave()
                 if self.smoke.word == "FAIL":
                     self._pool.stop("smoke")
-        if self._unanswered > self.settings.max_unanswered * len(self.planned):
+        unanswered = self._unanswered
+        if self.reference is not None and other is not None:
+            unanswered = max(
+                unanswered, self._take_other(self.reference, planned, other, journaled=journaled)
+            )
+        if unanswered > self.settings.max_unanswered * len(self.planned):
             self._pool.stop("infra")
+
+    def _take_other(
+        self, reference: Reference, planned: Planned, other: Gsm8kSample, *, journaled: bool
+    ) -> int:
+        """Keep the answer of `--against`, and end the run when the comparison is decided; return its unanswered ones."""
+        if not journaled and other["error"] is None and self._journal is not None:
+            self._journal.write("against", other)
+        decided = reference.take(planned, other, self.samples)
+        # What else is judged needs every question; and the wave is judged whole.
+        if decided and self.settings.may_stop_early and not self._wave_left:
+            self._decided = True
+            self._pool.end()
+        return reference.unanswered
 
     def judge_wave(self) -> Decision:
         """Judge the smoke wave, as far as it was asked."""
@@ -180,7 +232,13 @@ class Asking:
             "url": server.url,
             "model": server.model,
             "server_version": server.version,
+            **self._binding_of_reference(),
         }
+
+    def _binding_of_reference(self) -> dict[str, Any]:
+        """Return the second server, where there is one: journals of before there could be one go on."""
+        server = self.reference.server if self.reference else None
+        return {} if server is None else {"against": {"url": server.url, "model": server.model}}
 
     def _say_error(self, error: RequestError) -> None:
         self._errors_said += 1

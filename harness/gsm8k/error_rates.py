@@ -19,9 +19,10 @@ from harness.gsm8k.counts import DEFAULT_LIMITS, Counts
 from harness.gsm8k.decision import full_decision, smallest_wave, smoke_decision
 from harness.gsm8k.judgement import CONFIDENCE, DEAD_ALPHA, MAX_DROP, MAX_UNANSWERED
 from harness.gsm8k.paired import judge_pairing, pair_counts
+from harness.gsm8k.rate_tables import QUESTIONS, Rates, shown, table
 from harness.gsm8k.statistics import log_binomial, refuted_at
 
-QUESTIONS, WAVE = 1319, 32
+WAVE = 32
 ACCURACIES = (0.0, 0.05, 0.13, 0.5, 0.63, 0.9, 0.95)
 EXPECTS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 THRESHOLDS = (0.5, 0.6, 0.85, 0.9, 0.93, 0.95)
@@ -31,7 +32,6 @@ UNANSWERED = (0.0, 0.001, 0.0025, 0.005, 0.01, 0.02, 0.05)
 NOISES = (0.006, 0.017, 0.034, 0.05)
 DROPS = (0.0, 0.005, 0.01, 0.02, 0.03, 0.05)
 
-Rates = dict[str, float]
 CountsOf = Callable[[int, int], Counts]
 """From a number of questions and how many of them are of the kind in question to the counts a verdict sees."""
 
@@ -139,25 +139,8 @@ def paired_rates(drop: float, noise: float) -> Rates:
     return dict(rates)
 
 
-def shown(rates: Rates, *starts: str) -> str:
-    """Return the probability of the verdicts that begin like this; near 1, how far it is from 1."""
-    inside = math.fsum(mass for label, mass in rates.items() if label.startswith(starts))
-    outside = math.fsum(mass for label, mass in rates.items() if not label.startswith(starts))
-    if inside < 1e-12:
-        return "0"
-    if outside < 1e-12:
-        return "1"
-    return f"1 - {outside:.1e}" if outside < 1e-3 else f"{inside:.1e}" if inside < 1e-3 else f"{inside:.3f}"
-
-
-def table(corner: str, columns: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]]) -> str:
-    """Return a Markdown table."""
-    lines = [f"| {corner} | {' | '.join(columns)} |", f"|---|{'---|' * len(columns)}"]
-    return "\n".join([*lines, *(f"| {name} | {' | '.join(cells)} |" for name, cells in rows)]) + "\n"
-
-
 def document() -> str:
-    """Return the whole of docs/gsm8k-error-rates.md."""
+    """Return the first half of docs/gsm8k-error-rates.md: what needs no more than counts."""
     accuracies = [f"{p:g}" for p in ACCURACIES]
     wave_rows, run_rows = [], []
     for expect in EXPECTS:
@@ -219,7 +202,8 @@ _TEXT = """\
 Written by `python -m harness.gsm8k.error_rates`; do not edit. How the verdicts are reached: [gsm8k.md](gsm8k.md).
 
 Exact probabilities for {questions} questions and a wave of {wave}, answered independently: counts by dynamic programming
-over the questions, verdicts by the code that judges a run. "0" and "1" are closer than 1e-12.
+over the questions, verdicts by the code that judges a run. "0" and "1" are closer than 1e-12. The load sweep and the
+comparison of two live servers stand at the end.
 
 ## The smoke wave calls a model dead
 
@@ -256,9 +240,11 @@ two runs of one model (0.6 to 5 % in published repeat runs).
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Write the document to the file given, or to docs."""
+    """Write the document, both its halves, to the file given, or to docs."""
+    from harness.gsm8k import sequential_rates
+
     path = Path(arguments[0]) if arguments else Path(__file__).parents[2] / "docs" / "gsm8k-error-rates.md"
-    path.write_text(document(), encoding="utf-8")
+    path.write_text(document() + sequential_rates.document(), encoding="utf-8")
 
 
 if __name__ == "__main__":

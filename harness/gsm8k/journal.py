@@ -27,9 +27,10 @@ NAME = "journal.jsonl"
 
 @dataclass
 class Found:
-    """What a journal holds: answered samples by (index, repeat), and probes by name."""
+    """What a journal holds: answered samples by (index, repeat), those of `--against`, and probes by name."""
 
     samples: dict[tuple[int, int], Gsm8kSample] = field(default_factory=dict)
+    against: dict[tuple[int, int], Gsm8kSample] = field(default_factory=dict)
     probes: dict[str, Any] = field(default_factory=dict)
     torn: bool = False
 
@@ -71,7 +72,7 @@ class Journal:
         return journal
 
     def write(self, kind: str, value: Mapping[str, Any]) -> None:
-        """Append one line: a `sample`, a `probe`, or the `binding`."""
+        """Append one line: a `sample`, one of `against`, a `probe`, or the `binding`."""
         line = json.dumps({kind: value}, allow_nan=False).encode() + b"\n"
         while line:  # a full disk or a signal may cut one write short
             line = line[os.write(self._handle, line) :]
@@ -106,6 +107,9 @@ def _read(content: bytes, binding: dict[str, Any], path: Path) -> tuple[Found, i
         elif "sample" in entry:
             sample = entry["sample"]
             found.samples[sample["index"], sample["repeat"]] = sample
+        elif "against" in entry:
+            sample = entry["against"]
+            found.against[sample["index"], sample["repeat"]] = sample
         elif "probe" in entry:
             found.probes[entry["probe"]["name"]] = entry["probe"]["result"]
         keep += len(line)

@@ -19,6 +19,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness.gsm8k.lazy import UNUSED, import_when_used
 from harness.verdict import UsageError, unknown_name
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ def _package() -> Path:
         raise UsageError(
             "harness gsm8k takes its task from lm-eval, which is not installed: pip install 'lm-eval[api]'"
         )
+    import_when_used(*UNUSED)
     return Path(found.origin).parent
 
 

@@ -1,15 +1,13 @@
-"""Requests beside the task: does the server answer the same request the same way, alone and in company?
+"""Requests beside the task: does the server answer the same request the same way, and prompts of any length?
 
-Sanity and determinism (two requests) are part of every run. `--probe` adds repeats, batch sizes and prompt lengths:
-bugs at batch size 1 only and at batch size 256 only are both on record, and a run at one concurrency sees one of them.
+Sanity and determinism (two requests) are part of every run. `--probe` adds repeats and prompt lengths. How many requests
+are in flight is the sweep's concern (load.py).
 """
 
 from __future__ import annotations
 
 import asyncio
 from typing import TYPE_CHECKING, Any
-
-from harness.gsm8k.statistics import mcnemar_mid_p
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,12 +17,10 @@ if TYPE_CHECKING:
     from harness.gsm8k.task import Question
 
 SANITY_TOKENS = 64
-TARGETS = 16
-WAVES = (8, 32, 128)
+TARGETS = 4
 REPEATS = 4
 LONG_CHARACTERS = 24_000
 SHOWN = 160
-SURPRISE = 0.01
 
 Probe = dict[str, Any]
 
@@ -51,25 +47,17 @@ async def run_probes(
 ) -> dict[str, Probe]:
     """Run the suite of `--probe`, except what the journal holds; the caller journals what is returned."""
     targets = [p.question for p in planned if p.repeat == 0][:TARGETS]
-    others = [p.question for p in planned if p.repeat == 0][TARGETS:]
     results: dict[str, Probe] = {}
     if "repeats" not in journaled:
         results["repeats"] = _same([await _ask(asker, targets[0]) for _ in range(REPEATS)])
-    if "batches" not in journaled:
-        results["batches"] = await _batches(asker, targets, others)
     if "lengths" not in journaled:
-        results["lengths"] = await _lengths(asker, targets[: max(1, TARGETS // 4)])
+        results["lengths"] = await _lengths(asker, targets)
     return results
 
 
 def notes(probes: dict[str, Probe]) -> list[str]:
     """Return what the probes found out, in words, most serious first."""
-    said = [
-        f"accuracy changes with concurrency: {wave['right']} of {wave['compared']} right in waves of {wave['size']}, "
-        f"{wave['right_alone']} alone (two-sided mid-p {wave['p']:.1g})"
-        for wave in probes.get("batches", {}).get("waves", [])
-        if wave["p"] is not None and wave["p"] < SURPRISE
-    ]
+    said = []
     for kind, lengths in probes.get("lengths", {}).items():
         if isinstance(lengths, dict) and lengths["answered"] and lengths["degenerate"] == lengths["answered"]:
             said.append(f"every answer to a {kind} prompt is degenerate")
@@ -106,42 +94,6 @@ def _first_difference(a: str, b: str) -> int | None:
     if a == b:
         return None
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
-
-
-async def _batches(asker: Asker, targets: list[Question], others: list[Question]) -> Probe:
-    """Ask the same requests one at a time and among 8, 32 and 128 at once; compare texts and right answers."""
-    alone = {q.index: await _ask(asker, q) for q in targets}
-    waves = []
-    for size in WAVES:
-        found: dict[int, Exchange] = {}
-        for start in range(0, len(targets), size):
-            members = targets[start : start + size]
-            company = (others * (size // max(1, len(others)) + 1))[: size - len(members)]
-            exchanges = await asyncio.gather(*(_ask(asker, q) for q in (*members, *company)))
-            found |= {q.index: e for q, e in zip(members, exchanges, strict=False)}
-        waves.append({"size": size, **_compared(asker, targets, alone, found)})
-    return {"targets": [q.index for q in targets], "waves": waves}
-
-
-def _compared(
-    asker: Asker, targets: list[Question], alone: dict[int, Exchange], found: dict[int, Exchange]
-) -> dict[str, Any]:
-    """Compare the answers in a wave with those alone, question by question; right means by value."""
-    both = [(q, alone[q.index].reply, found[q.index].reply) for q in targets]
-    pairs = [(q, a, b) for q, a, b in both if a is not None and b is not None]
-    right = [(asker.judged(q, a)["numeric"], asker.judged(q, b)["numeric"]) for q, a, b in pairs]
-    lost, gained = sum(a and not b for a, b in right), sum(b and not a for a, b in right)
-    p = min(1.0, 2 * min(mcnemar_mid_p(lost, gained), mcnemar_mid_p(gained, lost))) if pairs else None
-    return {
-        "compared": len(pairs),
-        "unanswered": len(both) - len(pairs),
-        "same_text": sum(a.text == b.text for _, a, b in pairs),
-        "right_alone": sum(a for a, _ in right),
-        "right": sum(b for _, b in right),
-        "lost": lost,
-        "gained": gained,
-        "p": p,
-    }
 
 
 async def _lengths(asker: Asker, targets: list[Question]) -> Probe:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from harness.gsm8k import probes
 from harness.gsm8k.asking import Asking
 from harness.gsm8k.decision import full_decision, paired_decision
+from harness.gsm8k.load import load_decision, with_load
 from harness.gsm8k.outcome import combine, counted
 from harness.gsm8k.path import accuracy_path
 from harness.gsm8k.payload import MAX_STOP
@@ -88,8 +89,9 @@ def run(settings: Gsm8kSettings, command: list[str]) -> RunRecord:
 def decide(asking: Asking, baseline: Sequence[Sample] | None) -> tuple[Decision, Gsm8kDecisions]:
     """Return the run's verdict, and the decisions that it came from."""
     s, smoke = asking.settings, asking.smoke
+    load = load_decision(asking.probes.get("load"))
     if smoke is not None and smoke.word == "FAIL":
-        return smoke, Gsm8kDecisions(smoke)
+        return with_load(smoke, load), Gsm8kDecisions(smoke, load=load)
     if asking.interrupted:
         found = f"interrupted after {len(asking.samples):,} of {len(asking.planned):,} questions"
         cut = Decision("UNKNOWN", "undecided", f"{found}; --resume goes on from here")
@@ -98,7 +100,7 @@ def decide(asking: Asking, baseline: Sequence[Sample] | None) -> tuple[Decision,
         return Decision("UNKNOWN", "infra", asking.not_ready), Gsm8kDecisions(smoke)
     if s.mode == "smoke":
         smoke = smoke or asking.judge_wave()
-        return _with_errors(asking, smoke), Gsm8kDecisions(smoke)
+        return with_load(_with_errors(asking, smoke), load), Gsm8kDecisions(smoke, load=load)
     samples = asking.sorted_samples()
     full = full_decision(
         samples,
@@ -107,13 +109,15 @@ def decide(asking: Asking, baseline: Sequence[Sample] | None) -> tuple[Decision,
         max_unanswered=s.max_unanswered,
         limits=s.limits,
         metric=s.metric,
-        has_baseline=baseline is not None,
+        has_baseline=baseline is not None or asking.reference is not None,
         answers_fit=answers_fit(asking.task, s),
     )
-    if baseline is None:
-        return _with_errors(asking, full), Gsm8kDecisions(smoke, full)
-    paired = paired_decision(samples, baseline, max_drop=s.max_drop, metric=s.metric)
-    return _with_errors(asking, combine([full, paired])), Gsm8kDecisions(smoke, full, paired)
+    paired = None
+    if baseline is not None:
+        paired = paired_decision(samples, baseline, max_drop=s.max_drop, metric=s.metric)
+    live = asking.reference.decision() if asking.reference else None
+    judged = combine([decision for decision in (full, paired, live) if decision is not None])
+    return with_load(_with_errors(asking, judged), load), Gsm8kDecisions(smoke, full, paired, load, live)
 
 
 def _with_errors(asking: Asking, decision: Decision) -> Decision:
@@ -158,6 +162,7 @@ def served_run(asking: Asking, decision: Decision, decisions: Gsm8kDecisions) ->
         decisions=decisions,
         probes=asking.probes,
         notes=probes.notes(asking.probes),
+        against=asking.reference.as_run() if asking.reference else None,
     )
 
 

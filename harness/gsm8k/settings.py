@@ -50,9 +50,12 @@ class Gsm8kSettings:
     min_accuracy: float | None = None
     baseline: Path | None = None
     max_drop: float | None = None
+    against: Endpoint | None = None
+    against_model: str | None = None
     max_unanswered: float = MAX_UNANSWERED
     limits: dict[str, float] = field(default_factory=dict)
     resume: bool = False
+    sweep: bool = True
     probe: bool = False
 
     def check(self) -> None:
@@ -74,9 +77,31 @@ class Gsm8kSettings:
             raise UsageError(
                 "--mode smoke asks one wave: it cannot judge --min-accuracy, --baseline or --repeat"
             )
-        if self.max_drop is not None and self.baseline is None:
-            raise UsageError("--max-drop is judged against a baseline: give --baseline too")
+        if self.max_drop is not None and self.baseline is None and self.against is None:
+            raise UsageError("--max-drop is judged against a baseline: give --baseline or --against URL too")
+        self._check_against()
         checked_limits(self.limits)
+
+    @property
+    def may_stop_early(self) -> bool:
+        """Whether a comparison of two servers may end the run: not where something else needs all questions."""
+        return self.min_accuracy is None and self.baseline is None
+
+    def _check_against(self) -> None:
+        if self.against is None:
+            if self.against_model is not None:
+                raise UsageError(
+                    "--against-model names the model of the second server: give --against URL too"
+                )
+            return
+        if self.mode == "smoke" or self.repeat > 1:
+            raise UsageError(
+                "--against URL asks every question once of both: leave out --mode smoke and --repeat"
+            )
+        if self.against.url == self.endpoint.url and self.against_model in {None, self.model}:
+            raise UsageError(
+                "--against URL is the server of --base-url: the two must differ, at least in the model"
+            )
 
     def _check_numbers(self) -> None:
         for name, smallest in (
@@ -120,14 +145,15 @@ class Gsm8kSettings:
             "max_drop",
             "max_unanswered",
             "limits",
+            "sweep",
             "probe",
         )
         settings = {name: getattr(self, name) for name in names}
         settings["task"] = Path(self.task).name
         settings["baseline"] = self.baseline is not None
-        settings["max_drop"] = (
-            MAX_DROP if self.baseline is not None and self.max_drop is None else self.max_drop
-        )
+        settings["against"] = self.against is not None
+        if (self.baseline or self.against) and self.max_drop is None:
+            settings["max_drop"] = MAX_DROP
         return settings
 
 
@@ -164,7 +190,7 @@ def check_file(path: Path, option: str) -> None:
 
 
 def allow_files(concurrency: int) -> None:
-    """Raise the limit of open files as far as the connections need; the probes use up to 128 of them.
+    """Raise the limit of open files as far as the connections need; the sweep uses up to 128 of them.
 
     Raises:
         UsageError: the system does not allow that many.

@@ -122,6 +122,11 @@ def serve(data, tmp_path, idle_servers):
             server.stop()
 
 
+def _without_sweep(options) -> list[str]:
+    """Tests count requests and plant faults at numbered ones: the sweep is left to those that ask for it."""
+    return [] if "--sweep" in options else ["--no-sweep"]
+
+
 @dataclass
 class Finished:
     code: int
@@ -148,7 +153,15 @@ def process(data, tmp_path):
         out = out or tmp_path / "out"
         kept = {k: v for k, v in os.environ.items() if k not in {"OPENAI_API_KEY", "GITHUB_STEP_SUMMARY"}}
         base = ["--base-url", url] if url else []
-        files = ["--dataset", str(data[0]), "--fewshot", str(data[1]), "--out", str(out)]
+        files = [
+            "--dataset",
+            str(data[0]),
+            "--fewshot",
+            str(data[1]),
+            "--out",
+            str(out),
+            *_without_sweep(more),
+        ]
         process = subprocess.Popen(
             [sys.executable, "-m", "harness.cli", "gsm8k", *base, *files, *more],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
@@ -178,7 +191,15 @@ def cli(data, tmp_path, monkeypatch, capsys, _quick):
 
     def call(url, *more, out=None, env=None) -> Finished:
         out = out or tmp_path / "out"
-        files = ["--dataset", str(data[0]), "--fewshot", str(data[1]), "--out", str(out)]
+        files = [
+            "--dataset",
+            str(data[0]),
+            "--fewshot",
+            str(data[1]),
+            "--out",
+            str(out),
+            *_without_sweep(more),
+        ]
         arguments = ["gsm8k", "--base-url", url, *files, *more]
         monkeypatch.setattr(sys, "argv", ["harness", *arguments])
         for name, value in (env or {}).items():
@@ -198,6 +219,9 @@ def run_here(data, tmp_path, _quick):
         settings.setdefault("dataset", data[0])
         settings.setdefault("fewshot", data[1])
         settings.setdefault("out", tmp_path / "out")
+        settings.setdefault("sweep", False)
+        if isinstance(settings.get("against"), str):
+            settings["against"] = parse_base_url(settings["against"])
         return run(Gsm8kSettings(endpoint=parse_base_url(url), **settings), ["harness", "gsm8k"]).gsm8k
 
     return call

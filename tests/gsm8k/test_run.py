@@ -143,19 +143,6 @@ def test_two_identical_requests_are_part_of_every_run(serve, run_here):
     assert sorted(server.stats()["bodies"]) == [1] * 8 + [2]
 
 
-def test_a_change_of_accuracy_with_concurrency_is_reported_with_its_test(serve, run_here):
-    server = serve(wrong_alone=True, latency=0.05)
-    stage = run_here(server.url, probe=True, expect=0.05)
-    waves = stage["probes"]["batches"]["waves"]
-    assert [w["size"] for w in waves] == [8, 32, 128]
-    told = [(w["right_alone"], w["right"], w["gained"], w["p"] < 1e-3) for w in waves]
-    assert told == [(0, 16, 16, True)] * 3
-    assert "accuracy changes with concurrency: 16 of 16 right in waves of 8, 0 alone" in stage["notes"][0]
-    assert server.stats()["most_in_flight"] >= 100
-    # 1 in the run, 4 repeats, and byte-identical ones alone and in each wave
-    assert max(server.stats()["bodies"]) >= 1 + 4 + 4
-
-
 def test_probes_are_journaled(serve, run_here):
     server = serve()
     first = run_here(server.url, probe=True)

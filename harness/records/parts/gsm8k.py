@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, TypedDict
 
 from harness.records.parts.gsm8k_logprobs import Gsm8kLogprobs
@@ -96,11 +96,13 @@ class Decision:
 
 @dataclass(frozen=True)
 class Gsm8kDecisions:
-    """What the wave, the whole run, and the comparisons with a baseline say; None where it did not come to that."""
+    """What wave, whole run, baseline, load sweep and the comparison with a live server say; None where there was none."""
 
     smoke: Decision | None = None
     full: Decision | None = None
     paired: Decision | None = None
+    load: Decision | None = None
+    live: Decision | None = None
     logprobs: Decision | None = None
 
 
@@ -170,7 +172,7 @@ class Gsm8kRun:
     """One GSM8K run; shares lie between 0 and 1.
 
     `interval` is Wilson's of strict, `intervals` that of each extractor, `[low, high]`; `seconds` by name. `requests` is
-    None where the questions were answered in this process.
+    None where the questions were answered in this process. `against` are the answers of a second live server.
     """
 
     verdict: str = "UNKNOWN"
@@ -207,6 +209,7 @@ class Gsm8kRun:
     notes: list[str] = field(default_factory=list)
     logprobs: Gsm8kLogprobs | None = None
     samples: list[Gsm8kSample] = field(default_factory=list)
+    against: Gsm8kRun | None = None
 
     @property
     def label(self) -> str:
@@ -241,7 +244,12 @@ class Gsm8kRun:
 
     def to_json(self) -> dict[str, Any]:
         """Return what the record holds: every field, without those of `ONLY_SERVED` where there was no server."""
-        found = asdict(self)
+        # The samples are JSON as they are; copying 1,319 of them deeply takes longer than writing them.
+        found = asdict(replace(self, samples=[], against=None)) | {"samples": self.samples}
         for name in ONLY_SERVED if self.requests is None else ():
             del found[name]
+        if self.against is None:
+            del found["against"]
+        else:
+            found["against"] = self.against.to_json()
         return found
