@@ -30,6 +30,8 @@ def lines(run: Gsm8kRun) -> list[str]:
         said.append(f"{named}, {other.answered:,} answered by {other.model} at {other.server.get('url')}")
     if run.classes:
         said.append("classes: " + ", ".join(f"{name} {n:,}" for name, n in run.classes.items()))
+    if (compared := run.decisions.logprobs) and compared.reason not in run.reason:
+        said.append(f"logprobs: {compared.label}: {compared.reason}")
     if (load := run.decisions.load) and load.reason not in run.reason:
         said.append(f"load: {load.reason}")
     for error in run.errors:

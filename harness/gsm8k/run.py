@@ -17,6 +17,7 @@ from harness.gsm8k import probes
 from harness.gsm8k.asking import Asking
 from harness.gsm8k.decision import full_decision, paired_decision
 from harness.gsm8k.load import load_decision, with_load
+from harness.gsm8k.logprobs.run import check_recording
 from harness.gsm8k.outcome import combine, counted
 from harness.gsm8k.path import accuracy_path
 from harness.gsm8k.payload import MAX_STOP
@@ -63,6 +64,7 @@ def run(settings: Gsm8kSettings, command: list[str]) -> RunRecord:
         fewshot_as_multiturn=settings.multiturn,
         system_instruction=settings.system_instruction,
     )
+    check_recording(task, settings)
     asking = Asking(settings, task, plan(task, settings))
     if baseline is not None:
         _refuse_other_questions(task, baseline, settings.metric)
@@ -98,9 +100,13 @@ def decide(asking: Asking, baseline: Sequence[Sample] | None) -> tuple[Decision,
         return cut, Gsm8kDecisions(smoke)
     if asking.not_ready:
         return Decision("UNKNOWN", "infra", asking.not_ready), Gsm8kDecisions(smoke)
+    logprobs = asking.logprobs.decision() if asking.logprobs else None
     if s.mode == "smoke":
         smoke = smoke or asking.judge_wave()
-        return with_load(_with_errors(asking, smoke), load), Gsm8kDecisions(smoke, load=load)
+        judged = smoke if logprobs is None or logprobs.word == "PASS" else combine([smoke, logprobs])
+        return with_load(_with_errors(asking, judged), load), Gsm8kDecisions(
+            smoke, load=load, logprobs=logprobs
+        )
     samples = asking.sorted_samples()
     full = full_decision(
         samples,
@@ -116,8 +122,9 @@ def decide(asking: Asking, baseline: Sequence[Sample] | None) -> tuple[Decision,
     if baseline is not None:
         paired = paired_decision(samples, baseline, max_drop=s.max_drop, metric=s.metric)
     live = asking.reference.decision() if asking.reference else None
-    judged = combine([decision for decision in (full, paired, live) if decision is not None])
-    return with_load(_with_errors(asking, judged), load), Gsm8kDecisions(smoke, full, paired, load, live)
+    judged = combine([decision for decision in (full, paired, live, logprobs) if decision is not None])
+    decisions = Gsm8kDecisions(smoke, full, paired, load, live, logprobs)
+    return with_load(_with_errors(asking, judged), load), decisions
 
 
 def _with_errors(asking: Asking, decision: Decision) -> Decision:
@@ -162,6 +169,7 @@ def served_run(asking: Asking, decision: Decision, decisions: Gsm8kDecisions) ->
         decisions=decisions,
         probes=asking.probes,
         notes=probes.notes(asking.probes),
+        logprobs=asking.logprobs.part() if asking.logprobs else None,
         against=asking.reference.as_run() if asking.reference else None,
     )
 

@@ -1,0 +1,73 @@
+"""`--logprobs` as a part of a run: with `--against URL` or `--logprobs-baseline FILE` a comparison, else a recording."""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING, Any
+
+from harness.gsm8k.client import Client, Limits
+from harness.gsm8k.logprobs.ask import LogprobServer
+from harness.gsm8k.logprobs.compare import ALLOWED, QUESTIONS, LogprobComparison, compare_logprobs
+from harness.gsm8k.logprobs.passes import Live, Source, read_recording, record_passes
+from harness.verdict import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from harness.gsm8k.credentials import Endpoint
+    from harness.gsm8k.questions import Planned
+    from harness.gsm8k.settings import Gsm8kSettings
+    from harness.gsm8k.task import Task
+
+RECORDING = "logprobs.json"
+
+
+def about(task: Task, settings: Gsm8kSettings) -> dict[str, Any]:
+    """Return what two recordings must agree in to be of the same texts."""
+    return {"task": task.name, "prompts": task.hashes["prompts"], "chat": settings.chat}
+
+
+def check_recording(task: Task, settings: Gsm8kSettings) -> None:
+    """Refuse a recording of other prompts now, not after the last answer.
+
+    Raises:
+        UsageError: it cannot be read, or is of something else.
+    """
+    if settings.logprobs_baseline is None:
+        return
+    there, here = read_recording(settings.logprobs_baseline).about, about(task, settings)
+    if unlike := [name for name, value in here.items() if there.get(name) != value]:
+        raise UsageError(
+            f"--logprobs-baseline {settings.logprobs_baseline}: recorded with another {', '.join(unlike)}; record again "
+            "with the options of this run"
+        )
+
+
+async def run_logprobs(
+    task: Task, planned: Sequence[Planned], settings: Gsm8kSettings, model: str, against_model: str = ""
+) -> LogprobComparison | None:
+    """Compare, or record where there is nothing to compare with.
+
+    The requests have clients of their own: a form that a server refuses is no error of the run.
+    """
+    questions = [p.question for p in planned if p.repeat == 0][:QUESTIONS]
+    async with AsyncExitStack() as clients:
+
+        async def live(endpoint: Endpoint, name: str) -> Live:
+            limits = Limits(settings.timeout, settings.retry_seconds)
+            client = Client(endpoint, settings.api_key, settings.concurrency, limits)
+            asked = await clients.enter_async_context(client)
+            return Live(LogprobServer(asked, name, chat=settings.chat, stop=task.stop))
+
+        server = await live(settings.endpoint, model)
+        against: Source
+        if settings.against is not None:
+            against = await live(settings.against, against_model)
+        elif settings.logprobs_baseline is not None:
+            against = read_recording(settings.logprobs_baseline)
+        else:
+            recording = await record_passes(server, questions, about(task, settings))
+            recording.write(settings.out / RECORDING)
+            return None
+        allowed = ALLOWED if settings.max_kl is None else settings.max_kl
+        return await compare_logprobs(server, against, questions, allowed=allowed)
