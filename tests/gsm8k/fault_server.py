@@ -25,7 +25,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # it runs as a script, and is imported by tests
 
-from tests.gsm8k.illness import FLOOD, Illness  # noqa: E402
+from tests.gsm8k.illness import FLOOD, Illness
 
 
 class Server:
