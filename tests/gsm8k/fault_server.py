@@ -4,7 +4,7 @@
 
 The configuration: `data` (JSON lines with question and answer), `port`, `latency`, `answer` (gold, dead, flood, text),
 `flood_share`, `wrong_share`, `text`, `wrong_alone` (wrong at batch size 1), `flips` (never the same twice), `models`, `version`, `key` (required bearer token), `loading` (requests to /models
-and /health that answer 503), `max_seconds` (it ends after so long without a request), `ill` with `seed` (what an ill
+and /health that answer 503), `max_seconds` (it ends after so long without a request), `illness` with `seed` (what an ill
 model does to its answers: illness.py), and `faults`: a list of rules, the first that matches decides.
 
 A rule: `fault` (see `FAULTS`), and when it applies: `questions` (parts of their text), `share` of them (by hash), `tries` (only so many attempts
@@ -23,7 +23,9 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from illness import FLOOD, Illness
+sys.path.insert(0, str(Path(__file__).parents[2]))  # it runs as a script, and is imported by tests
+
+from tests.gsm8k.illness import FLOOD, Illness
 
 
 class Server:
@@ -43,7 +45,7 @@ class Server:
         self.bodies: Counter[str] = Counter()
         self.in_flight: set[int] = set()
         self.most_in_flight = self.connections = 0
-        self.ill = Illness(config.get("ill", []), config.get("seed", 0))
+        self.ill = Illness(config.get("illness", []), config.get("seed", 0))
         self.ends: dict[int, float] = {}
         self.stops: set[int] = set()
         self.times: list[float] = []

@@ -1,7 +1,7 @@
 """Ill servers, made from a seed: twenty illnesses of eight families, each with the verdict that its ground truth asks for.
 
 `drawn(seed)` gives one server of each illness, its strength and moment drawn from the seed: `config` is for fault_server.py
-(`ill`: illness.py), `settings` are those of the run. All have 200 questions and answer right but for what is wrong with
+(`illness`: illness.py), `settings` are those of the run. All have 200 questions and answer right but for what is wrong with
 them, so what a run should say follows from the illness alone. `verdicts` holds one, or two where both are true.
 """
 
@@ -29,7 +29,7 @@ class IllServer:
 def ill(
     family: str, name: str, verdict: str, *rules: dict, settings: dict | None = None, **config
 ) -> IllServer:
-    config |= {"ill": list(rules)}
+    config |= {"illness": list(rules)}
     return IllServer(family, name, tuple(verdict.split(" or ")), config, {**JUDGED, **(settings or {})})
 
 

@@ -51,7 +51,7 @@ def swept(serve, run_here, many):
 
     def call(*ill, config=None, **settings):
         config = {"latency": 0.06, **(config or {})}
-        server = serve(data=str(many[0]), ill=list(ill), **config)
+        server = serve(data=str(many[0]), illness=list(ill), **config)
         settings = {"sweep": True, "dataset": many[0], "fewshot": many[1], **settings}
         return run_here(server.url, **settings), server
 
@@ -84,7 +84,7 @@ def test_a_healthy_server_passes_and_is_asked_for_ten_latencies_more(swept):
     assert stage["decisions"]["load"]["reason"] == f"no difference: {words}"
     stats = server.stats()
     assert stats["completions"] == 128 + 2 + 3 + 24 + 128
-    assert stats["most_in_flight"] == 128
+    assert 64 < stats["most_in_flight"] <= 128
 
 
 def simulated(generator, accuracy, noise, alive=lambda size, number: 1.0, own=32, total=128):
