@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from reports.gsm8k_charts import Estimate, count_chart, interval_chart, path_chart
+from reports.gsm8k_logprobs import logprob_section
 from reports.gsm8k_text import MOST_SHOWN, OTHER, PAGE_BUDGET, QUESTION, RIGHT, fitted
 from reports.template import fill
 
@@ -67,6 +68,7 @@ def section(record: RunRecord) -> Markup | None:
         loads=_loads(found),
         servers=_servers(found),
         changed=_changed(found, samples),
+        logprobs=logprob_section(found.get("logprobs")),
         errors=[{"gave_up": None, **e} for e in _list(found.get("errors")) if isinstance(e, dict)],
         settings=_settings(found),
         groups=groups,

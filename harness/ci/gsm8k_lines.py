@@ -32,6 +32,8 @@ def lines(run: Gsm8kRun) -> list[str]:
         said.append("classes: " + ", ".join(f"{name} {n:,}" for name, n in run.classes.items()))
     if set(run.finish_reasons) - {"stop"}:
         said.append("ended by: " + ", ".join(f"{name} {n:,}" for name, n in run.finish_reasons.items()))
+    if (compared := run.decisions.logprobs) and compared.reason not in run.reason:
+        said.append(f"logprobs: {compared.label}: {compared.reason}")
     if (load := run.decisions.load) and load.reason not in run.reason:
         said.append(f"load: {load.reason}")
     for error in run.errors:

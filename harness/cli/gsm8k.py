@@ -132,6 +132,13 @@ def _transport_options(command: Callable[..., Any]) -> Callable[..., Any]:
     metavar="CLASS=SHARE",
     help="Limit of a class of answers; may be repeated.",
 )
+@click.option(
+    "--logprobs",
+    is_flag=True,
+    help="Compare logprobs with --against URL or --logprobs-baseline; record them where there is neither.",
+)
+@click.option("--logprobs-baseline", type=_PATH, help="Recorded logprobs.json of an earlier run.")
+@click.option("--max-kl", type=float, help="KL that is allowed, in nats per token (0.0001).")
 @click.option("--resume", is_flag=True, help="Go on with the journal in --out.")
 @click.option(
     "--sweep/--no-sweep",

@@ -52,7 +52,8 @@ class Against:
     def _judged_otherwise(self) -> bool:
         """Whether something beside a preset judges the run."""
         s = self.settings
-        return self.baseline is not None or s.against is not None or self.min_accuracy is not None
+        compared = (self.baseline, s.against, s.logprobs_baseline)
+        return self.min_accuracy is not None or any(there is not None for there in compared)
 
     def refusal(self) -> Decision | None:
         """Return UNKNOWN (unlike) where a comparison would say nothing, so that nothing needs to be asked."""

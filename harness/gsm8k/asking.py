@@ -17,6 +17,7 @@ from harness.gsm8k.dialect import Dialect
 from harness.gsm8k.ending_signals import EndingSignals
 from harness.gsm8k.journal import Journal
 from harness.gsm8k.live import Reference
+from harness.gsm8k.logprobs.run import run_logprobs
 from harness.gsm8k.payload import MAX_STOP
 from harness.gsm8k.pool import Pool, Step
 from harness.gsm8k.preflight import NotReadyError, Server, find_server
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
     from harness.gsm8k.counts import Counts
     from harness.gsm8k.errors import RequestError
+    from harness.gsm8k.logprobs.compare import LogprobComparison
     from harness.gsm8k.settings import Gsm8kSettings
     from harness.gsm8k.task import Task
     from harness.records.parts.gsm8k import Decision, Gsm8kSample
@@ -52,6 +54,7 @@ class Asking:
         self.samples: dict[tuple[int, int], Gsm8kSample] = {}
         self.probes: dict[str, Any] = {"sanity": dict(_NOT_RUN)}
         self.smoke: Decision | None = None
+        self.logprobs: LogprobComparison | None = None
         self.not_ready = ""
         self.interrupted = False
         self.resumed = 0
@@ -140,6 +143,7 @@ class Asking:
         try:
             await self._pool.run(self._steps(asker, self._journal))
             await self._sweep(asker)
+            await self._logprobs(self.server.model)
             if settings.probe and not self._pool.stopped:
                 known = self._journal.found.probes
                 done = await probes.run_probes(asker, self.planned, known, settings.probe_tokens)
@@ -197,6 +201,14 @@ class Asking:
         asked = [self.samples[p.key] for p in self.planned if p.key in self.samples and p.repeat == 0]
         result = await sweep_load(asker, self.planned, asked, self.settings, dead=dead)
         self._add_probe("load", result)
+
+    async def _logprobs(self, model: str) -> None:
+        """Compare or record logprobs, unless the run ended for want of a server or the model is dead."""
+        if self.settings.logprobs and not self._pool.stopped:
+            other = self.reference.server if self.reference else None
+            against = (other.model, self.reference.dialect) if self.reference and other else None
+            asked = (model, self.dialect)
+            self.logprobs = await run_logprobs(self.task, self.planned, self.settings, asked, against)
 
     def _add_probe(self, name: str, result: dict[str, Any]) -> None:
         self.probes[name] = result

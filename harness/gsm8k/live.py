@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.gsm8k.client import Client, Limits
 from harness.gsm8k.decision import full_decision
+from harness.gsm8k.dialect import Dialect
 from harness.gsm8k.judgement import CONFIDENCE, MAX_DROP
 from harness.gsm8k.outcome import counted
 from harness.gsm8k.preflight import NotReadyError, Server, find_server
@@ -150,15 +151,15 @@ class Reference:
         return bool(self.pairs.word)
 
     @property
-    def refused(self) -> list[str]:
-        """Fields that this server takes in no request."""
-        return self._asker.dialect.refused if self._asker else []
+    def dialect(self) -> Dialect:
+        """What this server takes in a request."""
+        return self._asker.dialect if self._asker else Dialect()
 
     @property
     def notes(self) -> list[str]:
         """What was found out about this server on the way, in words."""
-        found = self._asker.dialect.notes if self._asker else []
-        return [f"--against: {note}" for note in (*found, *(self.server.notes if self.server else ()))]
+        notes = (*self.dialect.notes, *(self.server.notes if self.server else ()))
+        return [f"--against: {note}" for note in notes]
 
     def decision(self, refused: Sequence[str] = ()) -> Decision:
         """Judge the comparison, after the last pair. `refused`: fields that the judged server takes in no request."""
@@ -169,7 +170,7 @@ class Reference:
             found = f"the server of --against is {reference.label} itself ({reference.reason})"
             return Decision("UNKNOWN", "undecided", f"{found}: there is nothing to compare with")
         judged = judge_pairs(self.pairs)
-        if unlike := differences(refused_fields(refused), refused_fields(self.refused)):
+        if unlike := differences(refused_fields(refused), refused_fields(self.dialect.refused)):
             shown = f"not judged, the setups are unlike ({'; '.join(unlike)}): {judged.reason}"
             return replace(judged, word="UNKNOWN", qualifier="unlike", reason=shown)
         return judged
@@ -204,7 +205,7 @@ class Reference:
                 url=self.client.endpoint.display,
                 model=server.model if server else s.against_model or "",
                 version=server.version if server else "",
-                **({"refused": self.refused} if self.refused else {}),
+                **({"refused": self.dialect.refused} if self.dialect.refused else {}),
             ),
         )
 

@@ -74,6 +74,10 @@ class Prompts:
         """Return the gold answer as the task states it."""
         return self.render(self.config.doc_to_target, doc)
 
+    def reference(self, gold: str) -> str:
+        """Return a gold answer as it follows the prompt of the completions endpoint."""
+        return (" " if self.config.gen_prefix else self.config.target_delimiter) + gold
+
     def examples(self, doc: Row) -> list[Row]:
         """Return the few-shot examples of the next question; call it once a question, in file order."""
         if self.num_fewshot == 0:

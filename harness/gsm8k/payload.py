@@ -7,7 +7,7 @@ object, a string or an HTML page. Everything that is not a usable answer becomes
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from harness.gsm8k.errors import MAX_SAID, Kind, RequestError, kind_of_status
@@ -27,6 +27,8 @@ class Reply:
     completion_tokens: int | None = None
     scored: str | None = None
     """What is scored in place of the text, where that is not the text itself (reasoning.py)."""
+    data: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    """The whole response, where it was not streamed: logprobs are read out of it (logprobs/ask.py)."""
 
 
 def request_fields(
@@ -120,7 +122,8 @@ def parse_reply(body: bytes, content_type: str) -> Reply:
         raise RequestError(
             Kind.BROKEN, f"the answer's text is a {type(text).__name__}, expected a string or null"
         )
-    return _whole(Reply(text, _reasoning(source), _finish(choice.get("finish_reason")), *_usage(usage)))
+    read = Reply(text, _reasoning(source), _finish(choice.get("finish_reason")), *_usage(usage), data=data)
+    return _whole(read)
 
 
 class StreamedReply:

@@ -19,6 +19,7 @@ from harness.gsm8k.asking import Asking
 from harness.gsm8k.credentials import Redactor
 from harness.gsm8k.decision import full_decision
 from harness.gsm8k.load import load_decision, with_load
+from harness.gsm8k.logprobs.run import check_recording
 from harness.gsm8k.outcome import combine, counted
 from harness.gsm8k.path import accuracy_path
 from harness.gsm8k.payload import MAX_STOP
@@ -100,6 +101,7 @@ def _asked_run(settings: Gsm8kSettings, away: str) -> tuple[Asking, Decision, Gs
     )
     planned = plan(task, settings)
     against = against_what(settings, task, setup_of(task_facts(task), settings_facts(task, settings)))
+    check_recording(task, settings)
     asking = Asking(settings, task, planned, against.counts(task.stop))
     decision, decisions = against.refusal(), Gsm8kDecisions()
     if decision is None:
@@ -131,10 +133,12 @@ def decide(asking: Asking, against: Against) -> tuple[Decision, Gsm8kDecisions]:
         return cut, Gsm8kDecisions(smoke)
     if asking.not_ready:
         return Decision("UNKNOWN", "infra", asking.not_ready), Gsm8kDecisions(smoke)
+    logprobs = asking.logprobs.decision() if asking.logprobs else None
     if s.mode == "smoke":
         smoke = smoke or asking.judge_wave()
-        judged = _with_errors(asking, combine([smoke]))
-        return with_load(judged, load), Gsm8kDecisions(smoke, load=load)
+        said = logprobs if logprobs is not None and logprobs.word != "PASS" else None
+        judged = _with_errors(asking, combine([found for found in (smoke, said) if found is not None]))
+        return with_load(judged, load), Gsm8kDecisions(smoke, load=load, logprobs=logprobs)
     samples = asking.sorted_samples()
     full = full_decision(
         samples,
@@ -143,7 +147,7 @@ def decide(asking: Asking, against: Against) -> tuple[Decision, Gsm8kDecisions]:
         max_unanswered=s.max_unanswered,
         limits=s.limits,
         metric=s.metric,
-        compared=against.baseline is not None or asking.reference is not None,
+        compared=any(there is not None for there in (against.baseline, asking.reference, logprobs)),
         baseline=None if against.unlike_baseline else asking.baseline,
         answers_fit=answers_fit(asking.task, s),
         stop=asking.task.stop,
@@ -151,10 +155,10 @@ def decide(asking: Asking, against: Against) -> tuple[Decision, Gsm8kDecisions]:
     paired = against.compare(samples)
     live = asking.reference.decision(asking.dialect.refused) if asking.reference else None
     failed_wave = smoke if smoke is not None and smoke.word == "FAIL" and full.word != "FAIL" else None
-    judged = combine(
-        [found for found in (against.unlike_preset(), full, failed_wave, paired, live) if found is not None]
-    )
-    return with_load(_with_errors(asking, judged), load), Gsm8kDecisions(smoke, full, paired, load, live)
+    all_of_them = (against.unlike_preset(), full, failed_wave, paired, live, logprobs)
+    judged = combine([found for found in all_of_them if found is not None])
+    decisions = Gsm8kDecisions(smoke, full, paired, load, live, logprobs)
+    return with_load(_with_errors(asking, judged), load), decisions
 
 
 def _with_errors(asking: Asking, decision: Decision) -> Decision:
@@ -192,6 +196,7 @@ def served_run(asking: Asking, decision: Decision, decisions: Gsm8kDecisions) ->
         decisions=decisions,
         probes=asking.probes,
         notes=asking.notes,
+        logprobs=asking.logprobs.part() if asking.logprobs else None,
         against=asking.reference.as_run() if asking.reference else None,
     )
 

@@ -62,6 +62,9 @@ class Gsm8kSettings:
     against_model: str | None = None
     max_unanswered: float = MAX_UNANSWERED
     limits: dict[str, float] = field(default_factory=dict)
+    logprobs: bool = False
+    logprobs_baseline: Path | None = None
+    max_kl: float | None = None
     resume: bool = False
     sweep: bool = True
     probe: bool = False
@@ -107,6 +110,7 @@ class Gsm8kSettings:
         if self.force_unlike and self.baseline is None and self.preset is None:
             raise UsageError("--force-unlike is about a comparison: give --baseline or --preset too")
         self._check_against()
+        self._check_logprobs()
         checked_limits(self.limits)
 
     @property
@@ -121,14 +125,22 @@ class Gsm8kSettings:
                     "--against-model names the model of the second server: give --against URL too"
                 )
             return
-        if self.mode == "smoke" or self.repeat > 1:
+        if self.repeat > 1 or (self.mode == "smoke" and not self.logprobs):
             raise UsageError(
-                "--against URL asks every question once of both: leave out --mode smoke and --repeat"
+                "--against URL asks every question once of both: leave out --repeat, and --mode smoke without --logprobs"
             )
         if self.against.url == self.endpoint.url and self.against_model in {None, self.model}:
             raise UsageError(
                 "--against URL is the server of --base-url: the two must differ, at least in the model"
             )
+
+    def _check_logprobs(self) -> None:
+        if self.logprobs_baseline is not None and self.against is not None:
+            raise UsageError("--logprobs-baseline and --against URL: compare with one of them")
+        if not self.logprobs and (self.logprobs_baseline is not None or self.max_kl is not None):
+            raise UsageError("--logprobs-baseline and --max-kl belong to --logprobs: give it too")
+        if self.max_kl is not None and not 0 < self.max_kl < float("inf"):
+            raise UsageError(f"--max-kl must be a number of nats per token above 0, got {self.max_kl:g}")
 
     def _check_numbers(self) -> None:
         for name, smallest in (
@@ -175,6 +187,8 @@ class Gsm8kSettings:
             "force_unlike",
             "max_unanswered",
             "limits",
+            "logprobs",
+            "max_kl",
             "sweep",
             "probe",
             "probe_tokens",
@@ -185,6 +199,7 @@ class Gsm8kSettings:
         settings["serve"] = bool(self.serve)
         settings["baseline"] = self.baseline is not None
         settings["against"] = self.against is not None
+        settings["logprobs_baseline"] = self.logprobs_baseline is not None
         if (self.baseline or self.against) and self.max_drop is None:
             settings["max_drop"] = MAX_DROP
         return settings

@@ -23,7 +23,8 @@ SENT_STOPS = 4
 class Question:
     """One question. `index` is its place in the data file; `prompt` (completions) or `messages` (chat) is what is sent.
 
-    `expected` is the gold answer as lm-eval's metric compares it ("18"), without the worked solution.
+    `expected` is the gold answer as lm-eval's metric compares it ("18"), without the worked solution; `reference` is all of
+    it, as it follows the prompt.
     """
 
     index: int
@@ -31,6 +32,7 @@ class Question:
     expected: str
     prompt: str | None = None
     messages: list[dict[str, str]] | None = None
+    reference: str = ""
 
 
 @dataclass
@@ -234,11 +236,13 @@ def _build(
             for pattern in ignored:
                 expected = pattern.sub("", expected)
             question = str(row.get("question", texts[index]))
+            reference = prompts.reference(golds[-1])
             if chat:
                 messages = prompts.chat(row, examples, multiturn=multiturn)
-                built.append(Question(index, question, expected, messages=messages))
+                built.append(Question(index, question, expected, messages=messages, reference=reference))
             else:
-                built.append(Question(index, question, expected, prompt=prompts.completion(row, examples)))
+                prompt = prompts.completion(row, examples)
+                built.append(Question(index, question, expected, prompt=prompt, reference=reference))
     except UsageError:
         raise
     except Exception as error:  # a column that the template names is missing, or too few rows to draw from

@@ -23,8 +23,9 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from illness import FLOOD, Illness
-from prompts import last_question
+sys.path.insert(0, str(Path(__file__).parents[2]))  # it runs as a script, and is imported by tests
+
+from tests.gsm8k.illness import FLOOD, Illness
 
 
 class Server:
@@ -184,6 +185,13 @@ class Server:
 
 def share_of(key: str) -> float:
     return int(key[:8], 16) / 2**32
+
+
+def last_question(prompt: str) -> str:
+    for mark, end in (("Question: ", "\nAnswer:"), ("Q: ", "\nA:")):
+        if mark in prompt:
+            return prompt.rpartition(mark)[2].partition(end)[0].strip()
+    return prompt.strip()
 
 
 def reply(

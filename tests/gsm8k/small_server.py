@@ -14,7 +14,7 @@ from pathlib import Path
 
 from aiohttp import web
 
-from tests.gsm8k.prompts import last_question
+from tests.gsm8k.fault_server import last_question
 
 
 class SmallServer:

@@ -25,14 +25,14 @@ def both(serve, run_here, write_data):
 
 
 def test_the_same_model_twice_passes_and_both_are_asked_the_same(both):
-    stage, one, other = both({}, max_drop=0.05, count=512)
+    stage, one, other = both({}, max_drop=0.1)
     assert (stage["verdict"], stage["qualifier"]) == ("PASS", "")
     assert "+0.00 points against the other server" in stage["reason"]
-    assert "a drop of 5 points is excluded" in stage["reason"]
+    assert "a drop of 10 points is excluded" in stage["reason"]
     live = stage["decisions"]["live"]["details"]
     assert live["early"] is True
     assert live["n"] % LOOK == 0
-    assert live["n"] < stage["answered"] < 512
+    assert live["n"] < stage["answered"] < 256
     tries = [server.stats()["tries"] for server in (one, other)]
     assert tries[0].keys() == tries[1].keys()
     assert {s["index"] for s in stage["against"]["samples"]} == {s["index"] for s in stage["samples"]}
@@ -67,6 +67,7 @@ def test_a_dead_reference_is_nothing_to_compare_with(both):
     assert "the server of --against is FAIL (dead) itself" in stage["reason"]
 
 
+@pytest.mark.long
 def test_a_dead_server_is_dead_whatever_the_reference_says(both):
     stage, _, _ = both({"answer": "dead"}, count=64)
     assert (stage["verdict"], stage["qualifier"]) == ("FAIL", "dead")

@@ -84,7 +84,7 @@ def test_a_healthy_server_passes_and_is_asked_for_ten_latencies_more(swept):
     assert stage["decisions"]["load"]["reason"] == f"no difference: {words}"
     stats = server.stats()
     assert stats["completions"] == 128 + 2 + 3 + 24 + 128
-    assert stats["most_in_flight"] == 128
+    assert 64 < stats["most_in_flight"] <= 128
 
 
 def simulated(generator, accuracy, noise, alive=lambda size, number: 1.0, own=32, total=128):

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NotRequired, TypedDict
 
+from harness.records.parts.gsm8k_logprobs import Gsm8kLogprobs
 from harness.verdict import ExitCode, Verdict
 
 NOT_DEAD = "NOT DEAD"
-ONLY_SERVED = ("path", "requests", "errors", "resumed", "probes", "notes")
+ONLY_SERVED = ("path", "requests", "errors", "resumed", "probes", "notes", "logprobs")
 """Fields that are left out of the JSON where the questions were answered in this process, without a server."""
 
 
@@ -106,6 +107,7 @@ class Gsm8kDecisions:
     paired: Decision | None = None
     load: Decision | None = None
     live: Decision | None = None
+    logprobs: Decision | None = None
 
 
 @dataclass(frozen=True)
@@ -209,6 +211,7 @@ class Gsm8kRun:
     decisions: Gsm8kDecisions = field(default_factory=Gsm8kDecisions)
     probes: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    logprobs: Gsm8kLogprobs | None = None
     samples: list[Gsm8kSample] = field(default_factory=list)
     against: Gsm8kRun | None = None
 
