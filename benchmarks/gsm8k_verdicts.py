@@ -19,6 +19,14 @@ FAST = 0.05
 SITUATIONS = {
     "down": (None, 2),
     "dead, 2 s an answer": ({"answer": "dead", "latency": 2}, 1),
+    "dead above 16 in flight": (
+        {"latency": FAST, "illness": [{"effect": "wrong", "in_flight": [17, None]}]},
+        1,
+    ),
+    "dead above 64 in flight": (
+        {"latency": FAST, "illness": [{"effect": "wrong", "in_flight": [65, None]}]},
+        1,
+    ),
     "half floods": ({"flood_share": 0.5, "latency": FAST}, 1),
     "400 to everything": ({"latency": FAST, "faults": [{"fault": "status", "status": 400}]}, 2),
     "500 to 0.5 % always": (
@@ -36,10 +44,10 @@ def main() -> None:
     )
     parser.add_argument("--data", type=Path, required=True)
     data = parser.parse_args().data
-    print(f"{'server':22} {'wall s':>7} {'exit':>4} {'answered':>8} {'unanswered':>10}  verdict")
+    print(f"{'server':24} {'wall s':>7} {'exit':>4} {'answered':>8} {'unanswered':>10}  verdict")
     for name, (config, expected) in SITUATIONS.items():
         with tempfile.TemporaryDirectory() as folder:
-            more = ["--concurrency", "32", "--retry-seconds", "5", "--out", folder]
+            more = ["--concurrency", "32", "--retry-seconds", "5", "--min-accuracy", "0.9", "--out", folder]
             files = ["--dataset", str(data / "test.jsonl"), "--fewshot", str(data / "train.jsonl")]
             command = [sys.executable, "-m", "harness.cli", "gsm8k", *files, *more, "--base-url"]
             if config is None:
@@ -51,7 +59,7 @@ def main() -> None:
             stage = json.loads(Path(folder, "record.json").read_text(encoding="utf-8"))["gsm8k"]
             verdict = f"{stage['verdict']} ({stage['qualifier']}): {stage['reason']}"
             print(
-                f"{name:22} {wall:7.2f} {code:>4} {stage['answered']:>8} {stage['unanswered']:>10}  {verdict:.150}",
+                f"{name:24} {wall:7.2f} {code:>4} {stage['answered']:>8} {stage['unanswered']:>10}  {verdict:.150}",
                 flush=True,
             )
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from reports.gsm8k_charts import Estimate, count_chart, interval_chart, path_chart
+from reports.gsm8k_logprobs import logprob_section
 from reports.gsm8k_text import MOST_SHOWN, OTHER, PAGE_BUDGET, QUESTION, RIGHT, fitted
 from reports.template import fill
 
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
     from harness.records.record import RunRecord
 
 Json = dict[str, Any]
+
+MOST_CHANGED = 20
+CHANGED_BUDGET = 1_500
+"""Questions of a kind, and bytes of one, that are shown of a comparison of two servers; the record holds them all."""
 
 RIGHT_CLASS = "right"
 UNANSWERED = "unanswered"
@@ -60,7 +65,10 @@ def section(record: RunRecord) -> Markup | None:
         charts=_charts(samples),
         probes=[(str(k), v) for k, v in _dict(found.get("probes")).items() if v],
         notes=[str(note) for note in _list(found.get("notes"))],
-        batches=_batches(found),
+        loads=_loads(found),
+        servers=_servers(found),
+        changed=_changed(found, samples),
+        logprobs=logprob_section(found.get("logprobs")),
         errors=[{"gave_up": None, **e} for e in _list(found.get("errors")) if isinstance(e, dict)],
         settings=_settings(found),
         groups=groups,
@@ -113,8 +121,9 @@ def _classes(found: Json, details: Json, anchors: dict[str, str]) -> list[Json]:
         rated = [{"name": k, "count": v} for k, v in _dict(found.get("classes")).items()]
     rows = []
     for rate in rated:
-        row = {key: _number(rate.get(key)) for key in ("count", "judged", "share", "low", "high", "limit")}
-        if row["count"] or rate.get("exceeded"):
+        keys = ("count", "judged", "of", "share", "low", "high", "limit")
+        row = {key: _number(rate.get(key)) for key in keys}
+        if row["count"] or row["judged"] or rate.get("exceeded"):
             name = str(rate.get("name"))
             width = f"{120 * min(1.0, max(0.0, row['share'] or 0.0)):.1f}"
             rows.append(
@@ -122,6 +131,8 @@ def _classes(found: Json, details: Json, anchors: dict[str, str]) -> list[Json]:
                     **row,
                     "name": name,
                     "exceeded": bool(rate.get("exceeded")),
+                    "raised": bool(rate.get("raised")),
+                    "apart": row["of"] is not None and row["of"] != _number(details.get("answered")),
                     "anchor": anchors.get(name),
                     "width": width,
                 }
@@ -152,10 +163,56 @@ def _charts(samples: list[Json]) -> list[Any]:
     return [chart for chart in charts if chart is not None]
 
 
-def _batches(found: Json) -> list[Json]:
-    """Return the waves of the concurrency probe."""
-    waves = _dict(_dict(found.get("probes")).get("batches")).get("waves")
-    return [w for w in _list(waves) if isinstance(w, dict)]
+def _servers(found: Json) -> list[Json]:
+    """Return the judged server and that of `--against`, with their accuracies; nothing without a second one."""
+    other = _dict(found.get("against"))
+    rows = []
+    for name, run in (("judged", found), ("reference", other)):
+        server = _dict(run.get("server"))
+        row: Json = {"name": name, "url": server.get("url"), "model": server.get("model")}
+        for metric in ("strict", "flexible", "numeric"):
+            ends = [_number(end) for end in _list(_dict(run.get("intervals")).get(metric))]
+            share = _number(run.get(f"accuracy_{metric}"))
+            row[metric] = (
+                (share, *ends) if share is not None and len(ends) == 2 and None not in ends else None
+            )
+        rows.append({**row, "answered": _number(run.get("answered"))})
+    return rows if other else []
+
+
+def _changed(found: Json, samples: list[Json]) -> list[tuple[str, list[tuple[Shown, Shown]]]]:
+    """Return the questions that only one of two servers has right, each with both answers: lost ones, gained ones."""
+    metric = str(found.get("metric"))
+    others = {
+        str(s.get("index")): s
+        for s in _list(_dict(found.get("against")).get("samples"))
+        if isinstance(s, dict)
+    }
+    changed: dict[str, list[tuple[Shown, Shown]]] = {"lost": [], "gained": []}
+    for sample in samples:
+        other = others.get(str(sample.get("index")))
+        if (
+            other is None
+            or sample.get("error")
+            or other.get("error")
+            or sample.get(metric) == other.get(metric)
+        ):
+            continue
+        pairs = changed["gained" if sample.get(metric) else "lost"]
+        if len(pairs) < MOST_CHANGED:
+            pairs.append(
+                (
+                    _shown(sample, CHANGED_BUDGET, repeated=False),
+                    _shown(other, CHANGED_BUDGET, repeated=False),
+                )
+            )
+    return [(name, pairs) for name, pairs in changed.items() if pairs]
+
+
+def _loads(found: Json) -> list[Json]:
+    """Return the sizes of the load sweep."""
+    sizes = _dict(_dict(found.get("probes")).get("load")).get("sizes")
+    return [size for size in _list(sizes) if isinstance(size, dict)]
 
 
 def _settings(found: Json) -> list[tuple[str, Json]]:

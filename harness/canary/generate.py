@@ -7,13 +7,15 @@ out is final: bytes of an unfinished character and what may become a stop string
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
 
 from harness.canary.forward import CanaryModel, batch_of
+from harness.canary.logprobs import Spelling, TokenLogprob, token_logprobs
 from harness.canary.text import TextStream, token_bytes
+from harness.canary.tokenizer import END
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -31,6 +33,8 @@ class Step:
         finish_reason: None while it runs; "stop" (end token or a stop string) or "length".
         prompt_tokens: tokens of the prompt.
         new_tokens: tokens decoded so far.
+        logprobs: of the token that this step decoded, where they were asked for.
+        prompt_logprobs: of every token of the prompt, in the request's first step, where they were asked for.
     """
 
     number: int
@@ -38,6 +42,8 @@ class Step:
     finish_reason: str | None
     prompt_tokens: int
     new_tokens: int
+    logprobs: TokenLogprob | None = None
+    prompt_logprobs: list[TokenLogprob] | None = None
 
 
 @dataclass
@@ -48,6 +54,8 @@ class _Request:
     temperature: float
     random: torch.Generator | None
     stream: TextStream
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
     new: list[int] = field(default_factory=list)
 
 
@@ -58,12 +66,16 @@ class Engine:
         model: the forward pass.
         tokenizer: its tokenizer.
         max_rows: requests decoded at once; others wait.
+
+    Attributes:
+        spelling: how the API states tokens.
     """
 
     def __init__(self, model: CanaryModel, tokenizer: Tokenizer, max_rows: int = 256) -> None:
         self._model, self._tokenizer, self._max_rows = model, tokenizer, max_rows
         self._bytes = token_bytes(tokenizer)
         self._end = model.config.eos_token_id
+        self.spelling = Spelling(self._bytes, self._end, END)
         self._cache = model.new_cache()
         self._waiting: deque[_Request] = deque()
         self._running: list[_Request] = []
@@ -82,28 +94,37 @@ class Engine:
         stop: list[str] | None = None,
         temperature: float = 0.0,
         seed: int = 0,
+        logprobs: int | None = None,
+        prompt_logprobs: int | None = None,
     ) -> int:
         """Take a request in and return its number.
 
         Args:
             prompt: text; an empty one starts from the end token.
-            max_new_tokens: most tokens to decode.
+            max_new_tokens: most tokens to decode; 0 only reads the prompt, for its logprobs.
             stop: texts that end the answer and are not part of it.
             temperature: 0 for greedy.
             seed: of the sampling.
+            logprobs: how many of the likeliest tokens to name at each decoded one; None for no logprobs.
+            prompt_logprobs: likewise at each token of the prompt.
 
         Raises:
             ValueError: prompt and answer do not fit the model's positions.
         """
         tokens = self._tokenizer.encode(prompt).ids or [self._end]
         room = self._model.config.max_position_embeddings
-        if max_new_tokens < 1 or len(tokens) + max_new_tokens > room:
+        fewest = 1 if prompt_logprobs is None else 0
+        if max_new_tokens < fewest or len(tokens) + max_new_tokens > room:
             raise ValueError(
                 f"the model has {room} positions; got {len(tokens)} tokens of prompt and max_tokens {max_new_tokens}"
             )
         random = torch.Generator().manual_seed(seed) if temperature > 0 else None
         stream = TextStream(self._bytes, stop or [])
-        self._waiting.append(_Request(self._next, tokens, max_new_tokens, temperature, random, stream))
+        self._waiting.append(
+            _Request(
+                self._next, tokens, max_new_tokens, temperature, random, stream, logprobs, prompt_logprobs
+            )
+        )
         self._next += 1
         return self._next - 1
 
@@ -126,30 +147,62 @@ class Engine:
             and len(joining) < _PROMPTS_AT_ONCE
         ):
             joining.append(self._waiting.popleft())
-        found: list[tuple[_Request, int]] = []
+        steps: list[Step] = []
         if self._running:
             sequences = [[r.new[-1]] for r in self._running]
             before = [len(r.prompt) + len(r.new) - 1 for r in self._running]
             logits = self._model.forward(batch_of(sequences, before), self._cache)
-            found += zip(self._running, self._choose(logits, self._running), strict=True)
+            steps += self._decoded(logits, self._running)
         if joining:
-            found += zip(joining, self._choose(self._read(joining), joining), strict=True)
+            logits, read = self._read(joining)
+            steps += [
+                replace(step, prompt_logprobs=read.get(step.number))
+                for step in self._decoded(logits, joining)
+            ]
             self._running += joining
-        steps = [self._take(request, token) for request, token in found]
         for row in reversed(range(len(steps))):
             if steps[row].finish_reason is not None:
                 self._remove(row)
         return steps
 
-    def _read(self, joining: list[_Request]) -> torch.Tensor:
-        """Read prompts in a cache of their own and append its rows; return the logits after each prompt."""
+    def _read(self, joining: list[_Request]) -> tuple[torch.Tensor, dict[int, list[TokenLogprob]]]:
+        """Read prompts in a cache of their own and append its rows.
+
+        Returns:
+            The logits after each prompt, and the logprobs of the prompts that asked for them.
+        """
         cache = self._model.new_cache()
-        logits = self._model.forward(batch_of([r.prompt for r in joining], [0] * len(joining)), cache)
+        batch = batch_of([r.prompt for r in joining], [0] * len(joining))
+        every = any(r.prompt_logprobs is not None for r in joining)
+        logits = self._model.forward(batch, cache, every_token=every)
+        found: dict[int, list[TokenLogprob]] = {}
+        if every:
+            parts = logits.split_with_sizes(batch.lengths)
+            for request, part in zip(joining, parts, strict=True):
+                if request.prompt_logprobs is not None:
+                    rest = token_logprobs(part[:-1], request.prompt[1:], request.prompt_logprobs)
+                    found[request.number] = [TokenLogprob(request.prompt[0]), *rest]
+            logits = torch.stack([part[-1] for part in parts])
         rows, positions = len(self._running), cache.keys.shape[3]
         self._cache.reserve(rows + len(joining), positions)
         for held, new in ((self._cache.keys, cache.keys), (self._cache.values, cache.values)):
             held[:, rows : rows + len(joining), :, :positions] = new
-        return logits
+        return logits, found
+
+    def _decoded(self, logits: torch.Tensor, requests: list[_Request]) -> list[Step]:
+        """Return the steps of requests whose next tokens have these logits, `(requests, vocab)`."""
+        steps = []
+        for row, (request, token) in enumerate(zip(requests, self._choose(logits, requests), strict=True)):
+            if request.max_new_tokens == 0:
+                steps.append(Step(request.number, "", "length", len(request.prompt), 0))
+                continue
+            step = self._take(request, token)
+            if request.logprobs is not None:
+                step = replace(
+                    step, logprobs=token_logprobs(logits[row : row + 1], [token], request.logprobs)[0]
+                )
+            steps.append(step)
+        return steps
 
     def _choose(self, logits: torch.Tensor, requests: list[_Request]) -> list[int]:
         chosen: list[int] = logits.argmax(-1).tolist()

@@ -122,7 +122,7 @@ def run_part(candidate: str, *, questions: int, folder: Path, seed: int = 0) -> 
     command = (
         f"harness canary serve --candidate {shlex.quote(candidate)} --port 8000 & "
         f"harness gsm8k --base-url http://127.0.0.1:8000/v1 --task gsm_canary --questions {questions} "
-        f"--seed {seed} --max-tokens {MAX_TOKENS} --min-accuracy {MIN_ACCURACY} --wait-ready 60"
+        f"--seed {seed} --max-tokens {MAX_TOKENS} --min-accuracy {MIN_ACCURACY} --no-sweep --wait-ready 60"
     )
     try:
         with served(candidate) as server:
@@ -136,6 +136,7 @@ def run_part(candidate: str, *, questions: int, folder: Path, seed: int = 0) -> 
                 max_tokens=MAX_TOKENS,
                 min_accuracy=MIN_ACCURACY,
                 retry_seconds=5.0,
+                sweep=False,  # as many requests again, and the server is this project's own
             )
             record = run(settings, ["harness", "gsm8k"])
     except ServerStartError as error:

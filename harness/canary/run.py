@@ -9,13 +9,13 @@ import os
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from harness.canary.part import MAX_TOKENS, MIN_ACCURACY
 from harness.gsm8k.client import Exchange
 from harness.gsm8k.decision import full_decision, smoke_decision
 from harness.gsm8k.judgement import EXPECT
-from harness.gsm8k.outcome import counted
+from harness.gsm8k.outcome import combine, counted
 from harness.gsm8k.payload import MAX_STOP, Reply
 from harness.gsm8k.questions import Planned, plan, sample_of
 from harness.gsm8k.settings import Gsm8kSettings
@@ -117,12 +117,13 @@ def run_questions(
     planned = plan(task, settings)
     wave, rest = [p for p in planned if p.wave], [p for p in planned if not p.wave]
     samples = answer_questions(canary, task, wave)
-    smoke = smoke_decision(samples, expect=EXPECT, answers_fit=task.answers_fit)
+    judged: dict[str, Any] = {"expect": EXPECT, "answers_fit": task.answers_fit, "stop": task.stop}
+    smoke = smoke_decision(samples, **judged)
     full = None
     if smoke.word != "FAIL":
         samples = sorted(samples + answer_questions(canary, task, rest), key=lambda s: s["index"])
-        full = full_decision(samples, expect=EXPECT, min_accuracy=MIN_ACCURACY, answers_fit=task.answers_fit)
-    decision = full or smoke
+        full = full_decision(samples, min_accuracy=MIN_ACCURACY, **judged)
+    decision = combine([full or smoke])
     return replace(
         counted(samples, len(planned), "strict"),
         verdict=decision.word,

@@ -1,7 +1,8 @@
 """The canary over the OpenAI API, so that `harness gsm8k` gates it like any served model. aiohttp; one engine thread.
 
-Completions and chat, stop strings, max_tokens, temperature and seed, streaming, /v1/models, /health. Requests that arrive
-together are decoded as one batch, as on a real server: each step of the engine advances all of them by a token.
+Completions and chat, stop strings, max_tokens, temperature and seed, streaming, logprobs, echo, vLLM's prompt_logprobs,
+/v1/models, /health. Requests that arrive together are decoded as one batch, as on a real server: each step of the engine
+advances all of them by a token.
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ import asyncio
 import json
 import time
 import uuid
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Iterable
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from harness.extras import MissingExtraError
@@ -21,41 +22,34 @@ try:
 except ModuleNotFoundError as error:
     raise MissingExtraError("the canary's server", "canary") from error
 
-from harness.canary.serving import EngineThread, Piece
+from harness.canary.api_request import BadRequestError, Request, parse
+from harness.canary.serving import EngineThread
 
 if TYPE_CHECKING:
-    from harness.canary.generate import Engine
+    from harness.canary.generate import Engine, Step
+    from harness.canary.logprobs import TokenLogprob
 
-DEFAULT_TOKENS = 192
 _ENGINE = web.AppKey("engine", EngineThread)
 _MODEL = web.AppKey("model", str)
 
 
-class BadRequestError(Exception):
-    """A request that the server refuses: answered with status 400 and this text."""
-
-
 @dataclass(frozen=True)
-class Request:
-    """One parsed request.
+class Part:
+    """A part of an answer, or a whole one.
 
     Attributes:
-        prompts: one text each; several only in completions.
-        max_tokens: new tokens at most.
-        stop: texts that end an answer and are not part of it.
-        temperature: 0 for greedy decoding.
-        seed: of the sampling.
-        stream: answer piece by piece.
-        chat: the chat API's form of answer.
+        text: the prompt before it, in the first part of an echo.
+        tokens: those that came with it, where their logprobs were asked for; of an echo the prompt's too.
+        prompt: every token of the prompt, where `prompt_logprobs` were asked for.
+        finish_reason: None while more is to come.
+        used: tokens of the prompt, and new ones so far.
     """
 
-    prompts: list[str]
-    max_tokens: int
-    stop: list[str]
-    temperature: float
-    seed: int
-    stream: bool
-    chat: bool
+    text: str
+    tokens: list[TokenLogprob]
+    prompt: list[TokenLogprob] | None
+    finish_reason: str | None
+    used: tuple[int, int]
 
 
 def make_app(engine: Engine, model: str) -> web.Application:
@@ -120,32 +114,65 @@ async def _answer(request: web.Request, *, chat: bool) -> web.StreamResponse:
     except ValueError as error:
         return _error(400, f"{error}")
     body = _envelope(request, parsed)
-    body["choices"] = [_choice(parsed, i, text, finish) for i, (text, finish, _, _) in enumerate(answers)]
-    prompt_tokens, new_tokens = sum(a[2] for a in answers), sum(a[3] for a in answers)
-    body["usage"] = {
+    body["choices"] = [_choice(engine, parsed, index, part) for index, part in enumerate(answers)]
+    if parsed.chat and answers[0].prompt is not None:
+        body["prompt_logprobs"] = engine.spelling.prompt(answers[0].prompt)
+    return web.json_response({**body, "usage": _usage(part.used for part in answers)})
+
+
+async def _collect(engine: EngineThread, parsed: Request, prompt: str) -> Part:
+    """Return one answer as a whole."""
+    whole = Part("", [], None, None, (0, 0))
+    async for part in _parts(engine, parsed, prompt):
+        whole = replace(
+            part,
+            text=whole.text + part.text,
+            tokens=whole.tokens + part.tokens,
+            prompt=whole.prompt or part.prompt,
+        )
+    return whole
+
+
+async def _parts(engine: EngineThread, parsed: Request, prompt: str) -> AsyncIterator[Part]:
+    """Yield one answer piece by piece."""
+    options: dict[str, Any] = {
+        "max_new_tokens": parsed.max_tokens,
+        "stop": parsed.stop,
+        "temperature": parsed.temperature,
+        "seed": parsed.seed,
+    }
+    if parsed.logprobs is not None:
+        options["logprobs"] = parsed.logprobs
+    wanted = [n for n in (parsed.prompt_logprobs, parsed.logprobs if parsed.echo else None) if n is not None]
+    if wanted or parsed.max_tokens == 0:
+        options["prompt_logprobs"] = max(wanted, default=0)
+    before = prompt if parsed.echo else ""
+    async for step in engine.generate(prompt, **options):
+        yield _part(parsed, step, before)
+        before = ""
+
+
+def _part(parsed: Request, step: Step, before: str) -> Part:
+    read = step.prompt_logprobs or []
+    tokens = [] if step.logprobs is None else [step.logprobs]
+    if parsed.echo and parsed.logprobs is not None:
+        tokens = read + tokens
+    return Part(
+        before + step.text,
+        tokens,
+        None if parsed.prompt_logprobs is None or not read else read,
+        step.finish_reason,
+        (step.prompt_tokens, step.new_tokens),
+    )
+
+
+def _usage(used: Iterable[tuple[int, int]]) -> dict[str, int]:
+    prompt_tokens, new_tokens = map(sum, zip(*used, strict=True))
+    return {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": new_tokens,
         "total_tokens": prompt_tokens + new_tokens,
     }
-    return web.json_response(body)
-
-
-async def _collect(engine: EngineThread, parsed: Request, prompt: str) -> tuple[str, str, int, int]:
-    """Return one answer: text, finish reason, prompt tokens, new tokens."""
-    text, last = "", Piece("", None, 0, 0)
-    async for piece in _pieces(engine, parsed, prompt):
-        text, last = text + piece.text, piece
-    return text, last.finish_reason or "stop", last.prompt_tokens, last.new_tokens
-
-
-def _pieces(engine: EngineThread, parsed: Request, prompt: str) -> AsyncIterator[Piece]:
-    return engine.generate(
-        prompt,
-        max_new_tokens=parsed.max_tokens,
-        stop=parsed.stop,
-        temperature=parsed.temperature,
-        seed=parsed.seed,
-    )
 
 
 async def _stream(request: web.Request, engine: EngineThread, parsed: Request) -> web.StreamResponse:
@@ -156,80 +183,24 @@ async def _stream(request: web.Request, engine: EngineThread, parsed: Request) -
     async def send(event: dict[str, Any]) -> None:
         await response.write(f"data: {json.dumps(event)}\n\n".encode())
 
-    used = [0, 0]
+    used: list[tuple[int, int]] = []
     try:
         for index, prompt in enumerate(parsed.prompts):
-            async for piece in _pieces(engine, parsed, prompt):
-                choice = _choice(parsed, index, piece.text, piece.finish_reason, streamed=True)
+            sent = 0  # characters: offsets of a stream go on from event to event
+            async for part in _parts(engine, parsed, prompt):
+                choice = _choice(engine, parsed, index, part, streamed=True)
+                if choice["logprobs"] and not parsed.chat:
+                    choice["logprobs"]["text_offset"] = [sent + n for n in choice["logprobs"]["text_offset"]]
+                sent += len(part.text)
                 await send({**body, "choices": [choice]})
-                if piece.finish_reason:
-                    used[0] += piece.prompt_tokens
-                    used[1] += piece.new_tokens
-        usage = {"prompt_tokens": used[0], "completion_tokens": used[1], "total_tokens": sum(used)}
-        await send({**body, "choices": [], "usage": usage})
+                if part.finish_reason:
+                    used.append(part.used)
+        await send({**body, "choices": [], "usage": _usage(used)})
     except (RuntimeError, ValueError) as error:
         await send({"error": {"message": str(error), "type": "server_error", "code": 500}})
     await response.write(b"data: [DONE]\n\n")
     await response.write_eof()
     return response
-
-
-def parse(body: Any, *, chat: bool) -> Request:
-    """Return the parsed body of a request.
-
-    Raises:
-        BadRequestError: a field is missing, of the wrong type, or asks for something that the canary cannot do.
-    """
-    if not isinstance(body, dict):
-        raise BadRequestError("the body must be a JSON object")
-    if body.get("n") not in {None, 1}:
-        raise BadRequestError("n must be 1")
-    stop = body.get("stop")
-    stops = [] if stop is None else [stop] if isinstance(stop, str) else stop
-    if not isinstance(stops, list) or not all(isinstance(s, str) and s for s in stops):
-        raise BadRequestError("stop must be a text or a list of texts")
-    tokens = body.get("max_completion_tokens", body.get("max_tokens"))
-    tokens = DEFAULT_TOKENS if tokens is None else tokens
-    temperature = body.get("temperature")
-    temperature = 0.0 if temperature is None else temperature
-    seed = body.get("seed") or 0
-    for name, value, kinds in (
-        ("max_tokens", tokens, int),
-        ("temperature", temperature, (int, float)),
-        ("seed", seed, int),
-    ):
-        if isinstance(value, bool) or not isinstance(value, kinds) or value < 0:
-            raise BadRequestError(f"{name} must be a number that is not negative, got {value!r}")
-    if tokens < 1:
-        raise BadRequestError(f"max_tokens must be at least 1, got {tokens}")
-    prompts = _chat_prompt(body) if chat else _prompts(body)
-    return Request(prompts, tokens, stops, float(temperature), seed, body.get("stream") is True, chat)
-
-
-def _prompts(body: dict[str, Any]) -> list[str]:
-    prompt = body.get("prompt")
-    prompts = [prompt] if isinstance(prompt, str) else prompt
-    if not isinstance(prompts, list) or not prompts or not all(isinstance(p, str) for p in prompts):
-        raise BadRequestError("prompt must be a text or a list of texts")
-    return prompts
-
-
-def _chat_prompt(body: dict[str, Any]) -> list[str]:
-    """Return the messages as the one prompt that the canary was trained on: question and answer in turn."""
-    messages = body.get("messages")
-    if not isinstance(messages, list) or not messages:
-        raise BadRequestError("messages must be a list of messages")
-    turns = []
-    for message in messages:
-        content = message.get("content") if isinstance(message, dict) else None
-        if not isinstance(content, str):
-            raise BadRequestError("each message must have a role and a content that is a text")
-        if message.get("role") == "assistant":
-            turns.append(f" {content}\n\n")
-        else:
-            question = content.strip().removeprefix("Question:").removesuffix("Answer:").strip()
-            turns.append(f"Question: {question}\nAnswer:")
-    return ["".join(turns)]
 
 
 def _envelope(request: web.Request, parsed: Request, *, streamed: bool = False) -> dict[str, Any]:
@@ -243,12 +214,17 @@ def _envelope(request: web.Request, parsed: Request, *, streamed: bool = False) 
 
 
 def _choice(
-    parsed: Request, index: int, text: str, finish: str | None, *, streamed: bool = False
+    engine: EngineThread, parsed: Request, index: int, part: Part, *, streamed: bool = False
 ) -> dict[str, Any]:
-    choice: dict[str, Any] = {"index": index, "finish_reason": finish, "logprobs": None}
-    if not parsed.chat:
-        return {**choice, "text": text}
-    return {**choice, ("delta" if streamed else "message"): {"role": "assistant", "content": text}}
+    choice: dict[str, Any] = {"index": index, "finish_reason": part.finish_reason, "logprobs": None}
+    if parsed.logprobs is not None:
+        state = engine.spelling.chat if parsed.chat else engine.spelling.completion
+        choice["logprobs"] = state(part.tokens)
+    if parsed.chat:
+        return {**choice, ("delta" if streamed else "message"): {"role": "assistant", "content": part.text}}
+    if part.prompt is not None:
+        choice["prompt_logprobs"] = engine.spelling.prompt(part.prompt)
+    return {**choice, "text": part.text}
 
 
 def _error(status: int, message: str) -> web.Response:

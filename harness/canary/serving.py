@@ -11,26 +11,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from harness.canary.generate import Engine
-
-
-@dataclass(frozen=True)
-class Piece:
-    """A part of an answer. `finish_reason` is None until the last: "stop" or "length"."""
-
-    text: str
-    finish_reason: str | None
-    prompt_tokens: int
-    new_tokens: int
+    from harness.canary.generate import Engine, Step
+    from harness.canary.logprobs import Spelling
 
 
 @dataclass
 class _Waiting:
-    """A request as the engine's thread sees it, and where its pieces go."""
+    """A request as the engine's thread sees it, and where its steps go."""
 
     prompt: str
     options: dict[str, Any]
-    pieces: asyncio.Queue[Piece | Exception]
+    steps: asyncio.Queue[Step | Exception]
     cancelled: bool = False
 
 
@@ -48,8 +39,13 @@ class EngineThread:
         self._thread = threading.Thread(target=self._run, name="canary engine", daemon=True)
         self._running: dict[int, _Waiting] = {}
 
+    @property
+    def spelling(self) -> Spelling:
+        """The forms in which the API states the engine's tokens."""
+        return self._engine.spelling
+
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Start the thread; pieces are delivered on the given loop."""
+        """Start the thread; steps are delivered on the given loop."""
         self._loop = loop
         self._thread.start()
 
@@ -58,12 +54,12 @@ class EngineThread:
         self._incoming.put(None)
         self._thread.join(timeout=30)
 
-    async def generate(self, prompt: str, **options: Any) -> AsyncIterator[Piece]:
-        """Yield the pieces of one answer.
+    async def generate(self, prompt: str, **options: Any) -> AsyncIterator[Step]:
+        """Yield the steps of one answer.
 
         Args:
             prompt: text.
-            options: of `Engine.add`: max_new_tokens, stop, temperature, seed.
+            options: of `Engine.add`.
 
         Raises:
             ValueError: the engine refuses the request (too long, for example).
@@ -75,11 +71,11 @@ class EngineThread:
             raise RuntimeError(self.error)
         try:
             while True:
-                piece = await waiting.pieces.get()
-                if isinstance(piece, Exception):
-                    raise piece
-                yield piece
-                if piece.finish_reason is not None:
+                step = await waiting.steps.get()
+                if isinstance(step, Exception):
+                    raise step
+                yield step
+                if step.finish_reason is not None:
                     return
         finally:
             waiting.cancelled = True
@@ -119,7 +115,7 @@ class EngineThread:
                 del self._running[number]
         for step in self._engine.step():
             waiting = self._running[step.number]
-            self._deliver(waiting, Piece(step.text, step.finish_reason, step.prompt_tokens, step.new_tokens))
+            self._deliver(waiting, step)
             if step.finish_reason is not None:
                 del self._running[step.number]
 
@@ -131,5 +127,5 @@ class EngineThread:
                 left.append(waiting)
         return left
 
-    def _deliver(self, waiting: _Waiting, piece: Piece | Exception) -> None:
-        self._loop.call_soon_threadsafe(waiting.pieces.put_nowait, piece)
+    def _deliver(self, waiting: _Waiting, step: Step | Exception) -> None:
+        self._loop.call_soon_threadsafe(waiting.steps.put_nowait, step)

@@ -11,6 +11,30 @@ if TYPE_CHECKING:
 
 END = "<|endoftext|>"
 
+CHAT_TEMPLATE = """\
+{%- for message in messages -%}
+{%- set text = message['content'] | trim -%}
+{%- if message['role'] == 'assistant' -%}
+{{- ' ' + text + '\\n\\n' -}}
+{%- elif message['role'] == 'system' -%}
+{{- text + '\\n\\n' -}}
+{%- else -%}
+{%- if text.startswith('Question:') -%}{%- set text = text[9:] | trim -%}{%- endif -%}
+{%- if text.endswith('Answer:') -%}{%- set text = text[:-7] | trim -%}{%- endif -%}
+{{- 'Question: ' + text + '\\nAnswer:' -}}
+{%- endif -%}
+{%- endfor -%}
+"""
+"""Jinja that puts a chat into the form of training: question and answer in turn, as `prompt_of_chat` does without jinja."""
+
+RESPONSE_TEMPLATE = {
+    "defaults": {"role": "assistant"},
+    "start_anchor": "\nAnswer:",
+    "fields": {"content": {"close": END, "content": "text"}},
+}
+"""Where an answer begins, for transformers: without it its server looks for Qwen's `<|im_start|>` and gives the prompt back
+too."""
+
 # Words with the space before them, one digit at a time, marks, runs of spaces: as Qwen splits, without contractions.
 _SPLIT = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+"
 
@@ -50,6 +74,8 @@ def tokenizer_config(max_length: int) -> dict[str, Any]:
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "add_bos_token": False,
+        "chat_template": CHAT_TEMPLATE,
+        "response_template": RESPONSE_TEMPLATE,
         "bos_token": None,
         "eos_token": END,
         "pad_token": END,
@@ -57,6 +83,21 @@ def tokenizer_config(max_length: int) -> dict[str, Any]:
         "clean_up_tokenization_spaces": False,
         "model_max_length": max_length,
     }
+
+
+def prompt_of_chat(messages: Iterable[tuple[str, str]]) -> str:
+    """Return the prompt of a chat, given as (role, content): what CHAT_TEMPLATE renders, without jinja."""
+    turns = []
+    for role, content in messages:
+        text = content.strip()
+        if role == "assistant":
+            turns.append(f" {text}\n\n")
+        elif role == "system":
+            turns.append(f"{text}\n\n")
+        else:
+            question = text.removeprefix("Question:").strip().removesuffix("Answer:").strip()
+            turns.append(f"Question: {question}\nAnswer:")
+    return "".join(turns)
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:

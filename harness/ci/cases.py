@@ -23,8 +23,11 @@ _GSM8K_CASE_OF = {
     "degenerate": "answers",
     "format": "answers",
     "truncated": "answers",
+    "load": "answers",
     "accuracy": "accuracy",
     "undecided": "accuracy",
+    "unlike": "accuracy",
+    "not judged": "accuracy",
 }
 
 
@@ -102,6 +105,8 @@ def gsm8k_cases(run: Gsm8kRun, seconds: float) -> list[CiCase]:
     bad = run.verdict in {"FAIL", "UNKNOWN"}
     broken = _GSM8K_CASE_OF.get(run.qualifier, "accuracy") if bad else ""
     not_judged: tuple[str, ...] = GSM8K_CASES[GSM8K_CASES.index(broken) + 1 :] if broken else ()
+    if run.qualifier == "unlike" and not run.answered:  # nothing was asked
+        not_judged = tuple(name for name in GSM8K_CASES if name != broken)
     if run.verdict == NOT_DEAD:
         not_judged = ("accuracy",)
     found = []

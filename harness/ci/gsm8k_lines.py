@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def lines(run: Gsm8kRun) -> list[str]:
-    """Return the result in lines of plain text: accuracies, counts, classes, errors with their counts, notes."""
+    """Return the result in lines of plain text: accuracies, counts, classes, how answers ended, errors, notes."""
     said = []
     for name in ("strict", "flexible", "numeric"):
         interval, accuracy = run.intervals.get(name), run.accuracy_by(name)
@@ -25,8 +25,17 @@ def lines(run: Gsm8kRun) -> list[str]:
         else ""
     )
     said.append(f"{counted}{not_asked}{asked}")
+    if (other := run.against) and (ends := other.accuracy_interval) and other.accuracy is not None:
+        named = f"against   {other.accuracy:.4f} ({ends[0]:.4f} to {ends[1]:.4f}) {other.metric}"
+        said.append(f"{named}, {other.answered:,} answered by {other.model} at {other.server.get('url')}")
     if run.classes:
         said.append("classes: " + ", ".join(f"{name} {n:,}" for name, n in run.classes.items()))
+    if set(run.finish_reasons) - {"stop"}:
+        said.append("ended by: " + ", ".join(f"{name} {n:,}" for name, n in run.finish_reasons.items()))
+    if (compared := run.decisions.logprobs) and compared.reason not in run.reason:
+        said.append(f"logprobs: {compared.label}: {compared.reason}")
+    if (load := run.decisions.load) and load.reason not in run.reason:
+        said.append(f"load: {load.reason}")
     for error in run.errors:
         lost = f", {error.gave_up} given up" if error.gave_up else ""
         said.append(f"error, {error.count} times{lost}: {error.error}")

@@ -138,7 +138,7 @@ def run(
     out: Path,
     junit: Path | None,
     fail_on: str,
-    against: Path | None,
+    against: str | None,
 ) -> int:
     """Answer the canary's questions in this process, judge and report: what serve and gsm8k do, without HTTP."""
     require("harness canary run", "canary")

@@ -116,7 +116,7 @@ def check_command(
     out: Path,
     junit: Path | None,
     fail_on: str,
-    against: Path | None,
+    against: str | None,
 ) -> int:
     """Run the rules on candidates and write record.json, report.html and junit.xml."""
     from harness.problems.problem import parse_problem

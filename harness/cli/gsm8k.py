@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from harness.ci.options import ci_options, earlier_record, exit_with
+from harness.ci.options import ci_options_of_server, earlier_record, exit_with, is_url
 from harness.ci.outputs import write_outputs
 from harness.extras import require
 from harness.verdict import UsageError
@@ -19,10 +20,37 @@ if TYPE_CHECKING:
 _PATH = click.Path(path_type=Path)
 
 
+def _transport_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that say how requests are made, beside those of every run."""
+    for option in (
+        click.option(
+            "--reasoning",
+            type=click.Choice(["keep", "strip", "score"]),
+            default="keep",
+            show_default=True,
+            help="<think> in the text: kept, stripped; score: where no text is left, the reasoning counts.",
+        ),
+        click.option(
+            "--extra-body", metavar="JSON", help="Fields for every request, such as '{\"top_k\": 1}'."
+        ),
+        click.option(
+            "--serve", metavar="COMMAND", help="Start this server for the run; {port} is a free port."
+        ),
+        click.option(
+            "--probe-tokens",
+            type=int,
+            default=8000,
+            show_default=True,
+            help="Length of --probe's long prompts.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
 @click.command("gsm8k")
 @click.option(
     "--base-url",
-    required=True,
     envvar="HARNESS_GSM8K_BASE_URL",
     help="OpenAI-compatible API, such as http://host:port/v1.",
 )
@@ -68,7 +96,7 @@ _PATH = click.Path(path_type=Path)
     type=float,
     default=0.0,
     show_default=True,
-    help="Seconds to wait for the server at the start.",
+    help="Seconds to wait for the server at the start; 1800 with --serve.",
 )
 @click.option("--stream", is_flag=True, help="Stream each answer, to measure the time to its first token.")
 @click.option(
@@ -83,7 +111,13 @@ _PATH = click.Path(path_type=Path)
 )
 @click.option("--min-accuracy", type=float, help="Judge the accuracy's interval against this fraction.")
 @click.option("--baseline", type=_PATH, help="Record of an earlier run, compared question by question.")
-@click.option("--max-drop", type=float, help="Loss against the baseline that is allowed (0.02).")
+@click.option(
+    "--max-drop", type=float, help="Loss against --baseline or --against URL that is allowed (0.02)."
+)
+@click.option("--preset", metavar="MODEL", help="Judge by a model's published floor, in its protocol.")
+@click.option(
+    "--force-unlike", is_flag=True, help="Show a comparison with an unlike setup, without judging by it."
+)
 @click.option(
     "--max-unanswered",
     type=float,
@@ -98,8 +132,24 @@ _PATH = click.Path(path_type=Path)
     metavar="CLASS=SHARE",
     help="Limit of a class of answers; may be repeated.",
 )
+@click.option(
+    "--logprobs",
+    is_flag=True,
+    help="Compare logprobs with --against URL or --logprobs-baseline; record them where there is neither.",
+)
+@click.option("--logprobs-baseline", type=_PATH, help="Recorded logprobs.json of an earlier run.")
+@click.option("--max-kl", type=float, help="KL that is allowed, in nats per token (0.0001).")
 @click.option("--resume", is_flag=True, help="Go on with the journal in --out.")
-@click.option("--probe", is_flag=True, help="Also probe repeats, batch sizes and prompt lengths.")
+@click.option(
+    "--sweep/--no-sweep",
+    default=True,
+    show_default=True,
+    help="Ask some questions again alone, 8, 32 and 128 at a time.",
+)
+@click.option(
+    "--probe", is_flag=True, help="Also probe repeats, the cache, places in a batch and lengths of prompts."
+)
+@_transport_options
 @click.option(
     "--api-key-env",
     default="OPENAI_API_KEY",
@@ -107,7 +157,8 @@ _PATH = click.Path(path_type=Path)
     help="Environment variable that holds the key.",
 )
 @click.option("--api-key-file", type=_PATH, help="File that holds the key.")
-@ci_options
+@click.option("--against-model", help="Name of the model of --against URL; asked from the server by default.")
+@ci_options_of_server
 def gsm8k_command(**options: Any) -> int:
     """Judge a served model end to end on GSM8K.
 
@@ -119,8 +170,9 @@ def gsm8k_command(**options: Any) -> int:
     from harness.gsm8k.settings import check_file
 
     junit, fail_on = options.pop("junit"), options.pop("fail_on")
-    earlier = earlier_record(fail_on, options.pop("against"))
-    settings = _settings(options)
+    live = options.pop("against") if is_url(options["against"]) else None
+    earlier = earlier_record(fail_on, options.pop("against", None))
+    settings = _settings({**options, "against": live})
     if junit is not None:
         check_file(junit, "--junit")
     record = run(settings, clean_command(["harness", *_arguments()]))
@@ -132,9 +184,22 @@ def gsm8k_command(**options: Any) -> int:
 def _settings(options: dict[str, Any]) -> Any:
     """Turn parsed options into checked settings."""
     from harness.gsm8k.credentials import parse_base_url, read_key
+    from harness.gsm8k.extra_body import parse_extra_body
+    from harness.gsm8k.reasoning import Reasoning
+    from harness.gsm8k.serve import PORT, free_port
     from harness.gsm8k.settings import Gsm8kSettings
 
-    endpoint = parse_base_url(options.pop("base_url"))
+    base_url, serve = options.pop("base_url"), options.pop("serve") or ""
+    if base_url is None and PORT in serve:
+        base_url = f"http://127.0.0.1:{free_port()}/v1"
+    if base_url is None:
+        raise UsageError("--base-url URL is missing; with --serve, a {port} in the command makes one")
+    endpoint = parse_base_url(base_url)
+    if options["against"] is not None:
+        try:
+            options["against"] = parse_base_url(options["against"])
+        except UsageError as error:
+            raise UsageError(str(error).replace("--base-url", "--against")) from None
     key = read_key(options.pop("api_key_env"), options.pop("api_key_file"))
     limits = {}
     for text in options.pop("limits"):
@@ -143,7 +208,17 @@ def _settings(options: dict[str, Any]) -> Any:
             limits[name] = float(share)
         except ValueError:
             raise UsageError(f"--limit must be CLASS=SHARE, such as 'empty=0.02', got {text!r}") from None
-    return Gsm8kSettings(endpoint=endpoint, api_key=key, limits=limits, **options)
+    extra = parse_extra_body(options.pop("extra_body"))
+    reasoning = Reasoning(options.pop("reasoning"))
+    return Gsm8kSettings(
+        endpoint=endpoint,
+        api_key=key,
+        limits=limits,
+        reasoning=reasoning,
+        extra_body=extra,
+        serve=serve,
+        **options,
+    )
 
 
 def _arguments() -> list[str]:

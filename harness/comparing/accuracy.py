@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from harness.gsm8k.counts import METRICS
 from harness.gsm8k.judgement import CONFIDENCE, MAX_DROP
-from harness.gsm8k.paired import Pairing, judge_pairing, pair
+from harness.gsm8k.paired import Pairing, is_worse, judge_pairing, pair
+from harness.gsm8k.setups import differences, setup_of_run
 from harness.gsm8k.statistics import Interval, mcnemar_mid_p
 from harness.records.changes import AccuracyChange, Direction, Estimate
 from harness.records.from_json import RecordError
@@ -24,8 +26,8 @@ def compare_accuracy(
 ) -> AccuracyChange | None:
     """Return how an accuracy changed; None where one of the runs has none.
 
-    A regression is what `harness gsm8k --baseline` calls FAIL: more questions lost than chance explains, and a drop of
-    MAX_DROP not excluded. An improvement is a gain that chance does not explain.
+    A regression is what `harness gsm8k --baseline` calls FAIL: a drop that is shown to exceed MAX_DROP. An improvement is a
+    gain that chance does not explain. Two runs that did not ask the same in the same way are shown and never judged.
 
     Raises:
         RecordError: a sample without a field that a comparison needs.
@@ -35,6 +37,11 @@ def compare_accuracy(
     if estimates[0] is None or estimates[1] is None:
         return None
     first, second = estimates[0], estimates[1]
+    if unlike := differences(setup_of_run(after), setup_of_run(before)):
+        why = f"the setups are unlike: {'; '.join(unlike)}"
+        found_apart = _unpaired(part, subject, candidate, metric, first, second, why)
+        same = found_apart.direction is Direction.SAME
+        return replace(found_apart, direction=Direction.SAME if same else Direction.CHANGED)
     why = ""
     found: Pairing | None = None
     try:
@@ -73,8 +80,7 @@ def _paired_direction(found: Pairing, *, failed: bool) -> Direction:
     )
     if better:
         return Direction.IMPROVEMENT
-    worse = found.interval.high < 0 if found.noise_measured else found.p < CHANCE
-    return Direction.CHANGED if worse else Direction.SAME
+    return Direction.CHANGED if is_worse(found, CONFIDENCE) else Direction.SAME
 
 
 def difference_interval(before: Estimate, after: Estimate) -> Interval:
@@ -94,7 +100,7 @@ def _unpaired(
     interval = difference_interval(before, after)
     difference = after.share - before.share
     if interval.high < 0:
-        direction = Direction.CHANGED if interval.low > -MAX_DROP else Direction.REGRESSION
+        direction = Direction.REGRESSION if interval.high < -MAX_DROP else Direction.CHANGED
     else:
         direction = Direction.IMPROVEMENT if interval.low > 0 else Direction.SAME
     points = f"{100 * difference:+.2f} points ({100 * interval.low:+.2f} to {100 * interval.high:+.2f})"

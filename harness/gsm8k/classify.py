@@ -13,7 +13,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from harness.gsm8k.task import Scores
+    from harness.gsm8k.scoring import Scores
 
 INVALID = "[invalid]"
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
@@ -21,18 +21,21 @@ except ModuleNotFoundError as error:
     raise MissingExtraError("harness.gsm8k", "gsm8k") from error
 
 from harness.gsm8k.credentials import Endpoint, Redactor
-from harness.gsm8k.errors import ATTEMPTS, ErrorLog, Kind, RequestError
+from harness.gsm8k.errors import ErrorLog, Kind, RequestError
 from harness.gsm8k.payload import Reply, StreamedReply, check_status, parse_reply
+from harness.gsm8k.retrying import Liveness, Retries, pause
 from harness.records.parts.gsm8k import Gsm8kRequests
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from types import TracebackType
 
 MAX_BODY = 16 << 20
 """An answer of 1,024 tokens is a few kilobytes; a body past this never ends."""
 
-BACKOFF = tenacity.wait_exponential(multiplier=0.25, max=8.0) + tenacity.wait_random(0.0, 0.5)
+NOT_FOUND = 404
+
+Adapt = Callable[[RequestError, bytes], bytes | None]
+"""From a refusal and the body that was refused to the body to send instead, None where there is no other."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,10 @@ class Limits:
 
 @dataclass
 class Client:
-    """Asks questions over kept-alive connections. Use as an async context manager."""
+    """Asks questions over kept-alive connections. Use as an async context manager.
+
+    `hidden` are secrets beside those of the endpoint and the key: no response that holds one is passed on with it.
+    """
 
     endpoint: Endpoint
     api_key: str = field(default="", repr=False)
@@ -66,11 +72,13 @@ class Client:
     limits: Limits = field(default_factory=Limits)
     stream: bool = False
     on_new_error: Callable[[RequestError], None] | None = None
+    hidden: tuple[str, ...] = field(default=(), repr=False)
     requests: Gsm8kRequests = field(default_factory=Gsm8kRequests)
     errors: ErrorLog = field(default_factory=ErrorLog)
 
     def __post_init__(self) -> None:
-        self.redactor = Redactor(self.api_key, *self.endpoint.hidden)
+        self.redactor = Redactor(self.api_key, *self.endpoint.hidden, *self.hidden)
+        self.liveness = Liveness(self._attempt)
 
     async def __aenter__(self) -> Self:
         headers = {"Accept": "application/json, text/event-stream" if self.stream else "application/json"}
@@ -91,42 +99,56 @@ class Client:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        self.liveness.close()
         await self._session.close()
 
-    async def ask(self, path: str, body: bytes) -> Exchange:
-        """Post one body to `completions` or `chat/completions` until it is answered or given up."""
-        tally: Counter[Kind] = Counter()
-        first_failure: float | None = None
-        attempts = 0
+    async def ask(self, path: str, body: bytes, adapt: Adapt | None = None) -> Exchange:
+        """Post one body to `completions` or `chat/completions` until it is answered or given up.
 
-        def gives_up(state: tenacity.RetryCallState) -> bool:
-            error = state.outcome.exception() if state.outcome else None
-            if not isinstance(error, RequestError):
-                return True
-            allowed = ATTEMPTS[error.kind]
-            if allowed is not None and tally[error.kind] >= allowed:
-                return True
-            waited = time.monotonic() - (first_failure if first_failure is not None else time.monotonic())
-            return error.kind is not Kind.SLOW and waited + state.upcoming_sleep > self.limits.retry_s
-
+        Args:
+            path: below the base URL.
+            body: JSON.
+            adapt: is asked for another body when the server refuses this one; may raise a RequestError that says more.
+        """
+        retries = Retries(self.limits.retry_s, self.liveness)
         retrying = tenacity.AsyncRetrying(
-            stop=gives_up, wait=_wait, retry=tenacity.retry_if_exception_type(RequestError), reraise=True
+            stop=retries.give_up,  # type: ignore[arg-type] # AsyncRetrying awaits it
+            wait=pause,
+            retry=tenacity.retry_if_exception_type(RequestError),
+            reraise=True,
         )
         try:
             async for attempt in retrying:
                 with attempt:
-                    attempts += 1
                     try:
-                        return await self._attempt(path, body, attempts)
+                        return await self._adapted(path, body, adapt, retries)
                     except RequestError as error:
-                        tally[error.kind] += 1
-                        first_failure = time.monotonic() if first_failure is None else first_failure
-                        self._count_error(error)
+                        retries.failed(error)
+                        if self.errors.add(error) and self.on_new_error is not None:
+                            self.on_new_error(error)
                         raise
         except RequestError as error:
             self.errors.give_up(error)
-            return Exchange(None, error, attempts, None)
+            return Exchange(None, error, retries.attempts, None)
         raise AssertionError("unreachable: AsyncRetrying returns or raises")
+
+    async def _adapted(self, path: str, body: bytes, adapt: Adapt | None, retries: Retries) -> Exchange:
+        """Make one attempt, in another form at once where the server refuses this one and there is another."""
+        while True:
+            number = retries.sends()
+            self.requests.retried += number > 1
+            try:
+                exchange = await self._attempt(path, body, number)
+            except RequestError as error:
+                if error.status == NOT_FOUND and self.liveness.knows(path):
+                    raise error.again(kind=Kind.LOST) from None
+                other = adapt(error, body) if adapt and error.kind is Kind.REJECTED else None
+                if other is None:
+                    raise
+                body = other
+            else:
+                self.liveness.answered(path, body)
+                return exchange
 
     async def get_json(self, url: str, timeout_s: float) -> tuple[int, Any]:
         """Get a URL once; return its status and its JSON (None when it is not JSON).
@@ -146,9 +168,31 @@ class Client:
             except ValueError:
                 return response.status, None
 
-    async def _attempt(self, path: str, body: bytes, number: int) -> Exchange:
+    async def post(self, url: str, timeout_s: float) -> int:
+        """Post nothing to a URL once; return the status.
+
+        Raises:
+            RequestError: no response came.
+        """
+        async with (
+            _Guard(timeout_s, self.redactor) as _,
+            self._session.post(url, allow_redirects=False) as response,
+        ):
+            await self._read(response)
+            return response.status
+
+    async def _attempt(self, path: str, body: bytes, number: int = 1) -> Exchange:
+        """Post a body once, and count it."""
         self.requests.sent += 1
-        self.requests.retried += number > 1
+        try:
+            exchange = await self._post(path, body, number)
+        except RequestError:
+            self.requests.failed += 1
+            raise
+        self.requests.answered += 1
+        return exchange
+
+    async def _post(self, path: str, body: bytes, number: int) -> Exchange:
         started = time.monotonic()
         guard = _Guard(self.limits.timeout_s, self.redactor)
         async with (
@@ -173,7 +217,6 @@ class Client:
                 content = await self._read(response)
                 check_status(response.status, response.reason, content, response.headers.get("Retry-After"))
                 reply = parse_reply(content, content_type)
-        self.requests.answered += 1
         return Exchange(reply, None, number, time.monotonic() - started, ttft)
 
     async def _read(self, response: aiohttp.ClientResponse) -> bytes:
@@ -199,11 +242,6 @@ class Client:
         if rest:
             yield self.redactor.body(rest)
 
-    def _count_error(self, error: RequestError) -> None:
-        self.requests.failed += 1
-        if self.errors.add(error) and self.on_new_error is not None:
-            self.on_new_error(error)
-
 
 _JSON_CONTENT = {"Content-Type": "application/json"}
 
@@ -212,13 +250,6 @@ def _parse(body: bytes) -> Any:
     import json
 
     return json.loads(body)
-
-
-def _wait(state: tenacity.RetryCallState) -> float:
-    """Return the back-off, or what the server asked for with Retry-After if that is longer."""
-    error = state.outcome.exception() if state.outcome else None
-    asked = error.retry_after if isinstance(error, RequestError) else None
-    return max(BACKOFF(state), asked or 0.0)
 
 
 class _Guard:
@@ -247,7 +278,7 @@ class _Guard:
             raise RequestError(Kind.AWAY, f"cannot connect: {reason}") from None
         if isinstance(error, aiohttp.ClientPayloadError | aiohttp.ClientConnectionError | ConnectionError):
             where = "in the middle of the body" if self.headers_came else "before the response"
-            raise RequestError(Kind.BROKEN, f"connection lost {where}") from None
+            raise RequestError(Kind.LOST, f"connection lost {where}") from None
         if isinstance(error, aiohttp.ClientError | OSError | ValueError):
             message = self._redactor.text(f"{type(error).__name__}: {error}")
             raise RequestError(Kind.BROKEN, message) from None

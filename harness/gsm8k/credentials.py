@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from base64 import b64encode
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, quote, unquote, urlsplit, urlunsplit
 
 from harness.verdict import UsageError
@@ -40,6 +41,26 @@ class Endpoint:
         base = self.url.removesuffix("/v1")
         return f"{base}/{path}" + (f"?{self.query}" if self.query else "")
 
+    @property
+    def host(self) -> str:
+        """Name or address of the server."""
+        return urlsplit(self.url).hostname or ""
+
+    @property
+    def port(self) -> int:
+        """Its port, where the URL names none that of its scheme."""
+        parts = urlsplit(self.url)
+        return parts.port or (443 if parts.scheme == "https" else 80)
+
+    def other_base(self) -> Endpoint:
+        """Return the same server with `/v1` behind the base URL, or without it where it is there."""
+
+        def other(url: str) -> str:
+            base, mark, query = url.partition("?")
+            return (base.removesuffix("/v1") if base.endswith("/v1") else f"{base}/v1") + mark + query
+
+        return replace(self, url=other(self.url), display=other(self.display))
+
 
 def parse_base_url(text: str) -> Endpoint:
     """Split a base URL into what is requested and what may be shown.
@@ -57,7 +78,7 @@ def parse_base_url(text: str) -> Endpoint:
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
     netloc = host if port is None else f"{host}:{port}"
     path = parts.path.rstrip("/")
-    for suffix in ("/chat/completions", "/completions"):
+    for suffix in ("/chat/completions", "/completions", "/models"):
         path = path.removesuffix(suffix)
     url = urlunsplit((parts.scheme, netloc, path, "", ""))
     hidden: list[str] = []
@@ -127,19 +148,76 @@ class Redactor:
         return body
 
 
+_FIELD = re.compile(
+    r"(?:^|[_-])(?:key|api[_-]?key|secret|password|passwd|auth|authorization|credentials?"
+    r"|(?:access|api|auth|bearer|hf|refresh)[_-]?token)$|^token$",
+    re.IGNORECASE,
+)
+"""Names of JSON fields that hold secrets; `max_tokens` and `bad_words_token` do not."""
+_TYPED = re.compile(
+    r"(?P<name>(?:--?(?:[\w-]*[-_])?(?:key|token|secret|password)[= ]+)"
+    r"|(?:\b(?:\w+_)?(?:KEY|TOKEN|SECRET|PASSWORD)=)|://)"
+    r"(?P<secret>(?<=://)[^/\s@]+(?=@)|(?<!://)[^\s'\"]+|'[^']*'|\"[^\"]*\")"
+)
+"""Secrets in a shell command: values of options and variables with such names, and user and password of a URL."""
+
+
+def field_secrets(fields: Any) -> list[str]:
+    """Return the values of all JSON fields whose names say that they are secret."""
+    if isinstance(fields, list):
+        return [secret for value in fields for secret in field_secrets(value)]
+    if not isinstance(fields, dict):
+        return []
+    found = []
+    for name, value in fields.items():
+        found += [value] if isinstance(value, str) and _FIELD.search(name) else field_secrets(value)
+    return found
+
+
+def clean_fields(fields: Any) -> Any:
+    """Return JSON fields as they may be written: without the values of `field_secrets`."""
+    if isinstance(fields, list):
+        return [clean_fields(value) for value in fields]
+    if not isinstance(fields, dict):
+        return fields
+    return {
+        name: HIDDEN if isinstance(value, str) and _FIELD.search(name) else clean_fields(value)
+        for name, value in fields.items()
+    }
+
+
+def shell_secrets(command: str) -> list[str]:
+    """Return what a shell command says that is secret."""
+    return [found["secret"].strip("'\"") for found in _TYPED.finditer(command)]
+
+
+def clean_shell(command: str) -> str:
+    """Return a shell command as it may be written: without `shell_secrets`."""
+    return _TYPED.sub(lambda found: found["name"] + HIDDEN, command)
+
+
 def clean_command(arguments: list[str]) -> list[str]:
-    """Return command-line arguments with the credentials of every URL hidden, for the record."""
-    cleaned = []
+    """Return command-line arguments with the credentials of every URL, JSON object and shell command hidden."""
+    cleaned: list[str] = []
     for argument in arguments:
         name, mark, value = argument.partition("=")
         is_option = bool(mark) and name.startswith("--")
-        url = value if is_option else argument
-        if "://" in url:
-            try:
-                url = parse_base_url(url).display
-            except UsageError:
-                url = HIDDEN
-            cleaned.append(f"{name}={url}" if is_option else url)
-        else:
-            cleaned.append(argument)
+        option, text = (name, value) if is_option else (cleaned[-1] if cleaned else "", argument)
+        cleaned.append(f"{name}={_cleaned(option, text)}" if is_option else _cleaned(option, text))
     return cleaned
+
+
+def _cleaned(option: str, text: str) -> str:
+    if option == "--serve":
+        return clean_shell(text)
+    if text.startswith("{"):
+        try:
+            return json.dumps(clean_fields(json.loads(text)))
+        except ValueError:
+            return HIDDEN
+    if "://" in text:
+        try:
+            return parse_base_url(text).display
+        except UsageError:
+            return HIDDEN
+    return text

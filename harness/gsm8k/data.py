@@ -105,12 +105,11 @@ def read_hub(path: str, name: str | None, split: str, arguments: dict[str, Any])
     Raises:
         UsageError: the library is missing, or the data cannot be had (no network, no such split); says how to get it.
     """
+    how = HOW_TO_GET if "gsm8k" in path else f"save its {split} split as JSON lines and pass --dataset FILE"
     try:
         import datasets
     except ImportError as error:
-        raise UsageError(
-            f"reading {path} from the hub needs `pip install datasets`; or {HOW_TO_GET}"
-        ) from error
+        raise UsageError(f"reading {path} from the hub needs `pip install datasets`; or {how}") from error
     datasets.disable_progress_bars()
     try:
         table = datasets.load_dataset(path, name, split=split, **arguments)
@@ -119,6 +118,6 @@ def read_hub(path: str, name: str | None, split: str, arguments: dict[str, Any])
         first = next(iter(str(error).splitlines()), "")
         detail = f"{type(error).__name__}: {first:.200}"
         raise UsageError(
-            f"{path} ({split}) could not be read from the Hugging Face hub ({detail}). Without network, {HOW_TO_GET}"
+            f"{path} ({split}) could not be read from the Hugging Face hub ({detail}). Without network, {how}"
         ) from error
     return Rows(rows, f"{path} ({name or 'default'}, {split})", digest_of(rows))

@@ -7,23 +7,30 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from harness.gsm8k.classify import DEGENERATE, AnswerClass
-from harness.gsm8k.counts import ALL_DEGENERATE, METRICS, ClassRate, Counts, Sample, class_rates, count
+from harness.gsm8k.classify import AnswerClass
+from harness.gsm8k.counts import METRICS, ClassRate, Counts, class_rates, count
+from harness.gsm8k.drift import Drift, find_drift
 from harness.gsm8k.judgement import (
     CONFIDENCE,
     DEAD_ALPHA,
     EXPECT,
     LIMIT_ALPHA,
     MAX_UNANSWERED,
+    SMOKE_ALPHA,
     WAVE_LIMIT_ALPHA,
 )
+from harness.gsm8k.limits import in_reasoning, over_limit
 from harness.gsm8k.paired import paired_decision
-from harness.gsm8k.patterns import cut_at_limit, describe_degenerate, pattern
+from harness.gsm8k.patterns import WRONG_NUMBERS, cut_at_limit, pattern
+from harness.gsm8k.sample import Sample, in_order
+from harness.gsm8k.signs import warnings
 from harness.gsm8k.statistics import at_most, questions_to_decide, refuted_at, wilson
 from harness.records.parts.gsm8k import NOT_DEAD, Decision
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+MOST_IN_A_WAVE = 100_000
 
 __all__ = ["Decision", "full_decision", "paired_decision", "smallest_wave", "smoke_decision", "wave_misses"]
 
@@ -31,9 +38,22 @@ __all__ = ["Decision", "full_decision", "paired_decision", "smallest_wave", "smo
 def smallest_wave(expect: float, at_least: int = 32) -> int:
     """Return the smallest wave, of at least this many questions, in which no right answer refutes the expectation."""
     n = at_least
-    while refuted_at(n, expect, DEAD_ALPHA) < 0 and n < 100_000:
+    if (1 - expect) ** MOST_IN_A_WAVE >= DEAD_ALPHA:
+        return MOST_IN_A_WAVE
+    while refuted_at(n, expect, DEAD_ALPHA) < 0:
         n += 1
     return n
+
+
+def expected_of(expect: float, baseline: Counts | None) -> float:
+    """Return the accuracy whose refutation means dead.
+
+    Against a baseline, half of what that had is enough: whether a weak model is worse than it was is for the paired
+    comparison to say.
+    """
+    if baseline is None or not baseline.answered:
+        return expect
+    return min(expect, 0.5 * baseline.any_right / baseline.answered)
 
 
 def smoke_decision(
@@ -44,26 +64,37 @@ def smoke_decision(
     limits: Mapping[str, float] | None = None,
     metric: str = "strict",
     answers_fit: bool = False,
+    baseline: Counts | None = None,
+    stop: Sequence[str] = (),
 ) -> Decision:
     """Judge the smoke wave. It can fail a run, never pass it: NOT DEAD says that nothing was refuted.
 
     Dead: as few right answers as this, by any extractor and with every unanswered question counted as right, would
     come once in a million waves from a model of the expected accuracy. A class above its limit at the same error
-    fails the wave as well. With `answers_fit` every right answer is shorter than the limit: a dead model is then never
-    called truncated.
+    fails the wave as well; one that its limit explains at less than `SMOKE_ALPHA` makes it UNKNOWN. With `answers_fit`
+    every right answer is shorter than the limit: a dead model is then never called truncated. `baseline` are the
+    counts of a run that this one is compared with, `stop` the stop strings that were sent.
     """
-    evidence, counts = _evidence(samples)
-    rates = class_rates(counts, metric, limits, WAVE_LIMIT_ALPHA, CONFIDENCE)
+    evidence, counts = _evidence(samples, stop)
+    expect = expected_of(expect, baseline)
+
+    def rates_at(alpha: float) -> list[ClassRate]:
+        return class_rates(counts, metric, limits, alpha, CONFIDENCE, baseline)
+
+    rates = rates_at(WAVE_LIMIT_ALPHA)
     details = _details(counts, rates, metric, expect=expect, max_unanswered=max_unanswered)
     right_at_most = refuted_at(counts.questions, expect, DEAD_ALPHA)
     details["dead_if_right_at_most"] = right_at_most
     details["misses"] = wave_misses(counts.questions, expect)
     if counts.answered and counts.any_right + counts.unanswered <= right_at_most:
-        return _dead(evidence, counts, expect, details, answers_fit=answers_fit)
+        compared = baseline is not None
+        return _dead(evidence, counts, expect, details, answers_fit=answers_fit, compared=compared)
     if (infra := _infra(counts, max_unanswered, details)) is not None:
         return infra
-    if (over := _over_limit(evidence, counts, rates, metric, details)) is not None:
-        return over
+    for alpha, shown in ((WAVE_LIMIT_ALPHA, True), (SMOKE_ALPHA, False)):
+        if (over := over_limit(evidence, counts, rates_at(alpha), metric, details, shown=shown)) is not None:
+            return over
+    details["warnings"] = warnings(evidence, counts, None)
     found = f"{counts.any_right} of {counts.answered} right in the smoke wave: an accuracy of {expect:g} is not refuted"
     return Decision(NOT_DEAD, "", f"{found}; {details['misses']}", details)
 
@@ -89,10 +120,12 @@ def full_decision(
     limits: Mapping[str, float] | None = None,
     metric: str = "strict",
     confidence: float = CONFIDENCE,
-    has_baseline: bool = False,
+    compared: bool = False,
+    baseline: Counts | None = None,
     answers_fit: bool = False,
+    stop: Sequence[str] = (),
 ) -> Decision:
-    """Judge a full run: infrastructure, then dead, then the classes' limits, then the accuracy on its interval.
+    """Judge a full run: infrastructure, then drift and dead, then the classes' limits, then the accuracy on its interval.
 
     Args:
         samples: every sample of the run, the wave's included, or their counts.
@@ -102,39 +135,64 @@ def full_decision(
         limits: limits of classes, by name, in place of `DEFAULT_LIMITS`.
         metric: the extractor whose accuracy counts: strict, flexible or numeric.
         confidence: of the intervals.
-        has_baseline: whether a comparison judges the accuracy too; only changes the wording of a PASS.
+        compared: a paired comparison judges the accuracy too; without it and without `min_accuracy` nothing does, and
+            the decision is UNKNOWN (not judged).
+        baseline: the counts of the run that it is compared with: what that had is not held against this one.
         answers_fit: every right answer is shorter than the limit, so that a dead model is never called truncated.
+        stop: the stop strings that were sent.
     """
-    evidence, counts = _evidence(samples)
-    rates = class_rates(counts, metric, limits, LIMIT_ALPHA, confidence)
+    evidence, counts = _evidence(samples, stop)
+    expect = expected_of(expect, baseline)
+    rates = class_rates(counts, metric, limits, LIMIT_ALPHA, confidence, baseline)
     details = _details(
         counts, rates, metric, expect=expect, max_unanswered=max_unanswered, confidence=confidence
     )
     details["min_accuracy"] = min_accuracy
     if (infra := _infra(counts, max_unanswered, details)) is not None:
         return infra
+    drift = find_drift(in_order(evidence), metric)
+    details["drift"] = None if drift is None else {**vars(drift), "thirds": list(drift.thirds)}
+    over = over_limit(evidence, counts, rates, metric, details)
     # Rounded up, unlike everywhere else: with repeats, calling a model dead has to be the harder side.
     right = -(-counts.any_right // counts.repeats)
-    if right <= refuted_at(counts.independent, expect, DEAD_ALPHA):
-        return _dead(evidence, counts, expect, details, answers_fit=answers_fit)
-    if (over := _over_limit(evidence, counts, rates, metric, details)) is not None:
+    dead = right <= refuted_at(counts.independent, expect, DEAD_ALPHA)
+    if drift is not None and drift.certain and not (dead and _dead_throughout(drift, expect)):
+        return Decision("FAIL", "degenerate", _with(str(drift), over.reason if over else ""), details)
+    if dead:
+        return _dead(evidence, counts, expect, details, answers_fit=answers_fit, compared=compared)
+    if over is not None:
         return over
-    stated = details["accuracy"][metric]
-    found = f"accuracy ({metric}) {_share(stated)} on {counts.independent:,} questions"
+    details["warnings"] = warnings(evidence, counts, drift)
     if min_accuracy is None:
-        judged = (
-            "is judged against the baseline"
-            if has_baseline
-            else "was not judged: no --min-accuracy, no --baseline"
-        )
-        return Decision("PASS", "", f"neither dead nor degenerate; {found} {judged}", details)
-    return _judged_accuracy(evidence, counts, found, min_accuracy, details)
+        return _not_judged(counts, details, compared=compared)
+    return _judged_accuracy(evidence, counts, min_accuracy, details)
+
+
+def _not_judged(counts: Counts, details: dict[str, Any], *, compared: bool) -> Decision:
+    """Say that a run is alive, and that this is all that was judged, unless a comparison judges it too."""
+    alive = f"neither dead nor degenerate; {_found(counts, details)}"
+    if compared:
+        return Decision("PASS", "", f"{alive} is judged by the comparison", details)
+    ask = "give --min-accuracy, --baseline, --preset or --against URL"
+    return Decision("UNKNOWN", "not judged", f"{alive} was not judged: {ask}", details)
+
+
+def _found(counts: Counts, details: dict[str, Any]) -> str:
+    """Return the accuracy in words."""
+    metric = details["metric"]
+    return f"accuracy ({metric}) {_share(details['accuracy'][metric])} on {counts.independent:,} questions"
+
+
+def _dead_throughout(drift: Drift, expect: float) -> bool:
+    """Return whether a model is dead on both sides of a change point: then the change is not what is wrong with it."""
+    return all(right <= refuted_at(n, expect, DEAD_ALPHA) for right, n in drift.parts)
 
 
 def _judged_accuracy(
-    evidence: Sequence[Sample], counts: Counts, found: str, min_accuracy: float, details: dict[str, Any]
+    evidence: Sequence[Sample], counts: Counts, min_accuracy: float, details: dict[str, Any]
 ) -> Decision:
-    """Judge the accuracy's interval against the least accuracy; `found` is the accuracy in words."""
+    """Judge the accuracy's interval against the least accuracy."""
+    found = _found(counts, details)
     stated = details["accuracy"][details["metric"]]
     if stated["low"] >= min_accuracy:
         return Decision("PASS", "", f"{found}, at least {min_accuracy:g}", details)
@@ -159,8 +217,8 @@ def _judged_accuracy(
     )
 
 
-def _evidence(samples: Sequence[Sample] | Counts) -> tuple[Sequence[Sample], Counts]:
-    return ((), samples) if isinstance(samples, Counts) else (samples, count(samples))
+def _evidence(samples: Sequence[Sample] | Counts, stop: Sequence[str]) -> tuple[Sequence[Sample], Counts]:
+    return ((), samples) if isinstance(samples, Counts) else (samples, count(samples, stop))
 
 
 def _infra(counts: Counts, max_unanswered: float, details: dict[str, Any]) -> Decision | None:
@@ -180,64 +238,34 @@ def _dead(
     details: dict[str, Any],
     *,
     answers_fit: bool,
+    compared: bool = False,
 ) -> Decision:
     chance = at_most(-(-counts.any_right // counts.repeats), counts.independent, expect)
     chances = f"{chance:.1g}" if chance > 1e-99 else "under 1e-99"
     found = f"{counts.any_right} of {counts.answered} right, chance {chances} at an accuracy of {expect:g}"
-    if counts.any_right > 0.2 * counts.answered:
-        found += "; if this model is no better than that, lower --expect"
+    if counts.reasoned.get("answers"):
+        found += f"; {in_reasoning(counts, details['metric'])}"
     wrong = counts.answered - counts.any_right
     if answers_fit:
         return Decision("FAIL", "dead", _with(pattern(evidence, counts, answers_fit=True), found), details)
     if counts.classes.get(AnswerClass.CUT, 0) * 2 > wrong or _reasoning_cut(evidence) * 2 > wrong:
         named = pattern(evidence, counts) if _reasoning_cut(evidence) else cut_at_limit(evidence, counts)
         return Decision("FAIL", "truncated", _with(named, found), details)
-    return Decision("FAIL", "dead", _with(pattern(evidence, counts), found), details)
+    named = pattern(evidence, counts)
+    weak = _WEAK if not compared and named.endswith(WRONG_NUMBERS) else ""
+    return Decision("FAIL", "dead", _with(named, found, weak), details)
+
+
+_WEAK = (
+    "a weak model looks like this too, and only what it was before tells it from a broken one: "
+    "give --baseline with a record of it, or --expect below its accuracy"
+)
 
 
 def _reasoning_cut(evidence: Sequence[Sample]) -> int:
     """Count answers whose tokens all went into reasoning: their cause is the limit as well."""
     kind = AnswerClass.NULL_OR_REASONING
     return sum(s.get("class") == kind and s.get("finish_reason") == "length" for s in evidence)
-
-
-_QUALIFIERS = {
-    **dict.fromkeys([*map(str, DEGENERATE), ALL_DEGENERATE], "degenerate"),
-    str(AnswerClass.CUT): "truncated",
-    str(AnswerClass.NO_FINAL_ANSWER): "format",
-    str(AnswerClass.EXTRACTORS_DISAGREE): "format",
-}
-
-
-def _over_limit(
-    evidence: Sequence[Sample], counts: Counts, rates: list[ClassRate], metric: str, details: dict[str, Any]
-) -> Decision | None:
-    over = [rate for rate in rates if rate.exceeded]
-    if not over:
-        return None
-    # Causes before consequences: degenerate, truncated, format.
-    order = list(dict.fromkeys(_QUALIFIERS.values()))
-    worst = min(over, key=lambda rate: (order.index(_QUALIFIERS[rate.name]), -rate.judged))
-    qualifier = _QUALIFIERS[worst.name]
-    limit = f"limit {100 * (worst.limit or 0):g} %"
-    if worst.name == AnswerClass.EXTRACTORS_DISAGREE:
-        best = max(METRICS, key=counts.right)
-        shares = f"{metric} {counts.right(metric) / counts.answered:.2f} but {best} {counts.right(best) / counts.answered:.2f}"
-        return Decision(
-            "FAIL", qualifier, f"{shares}: the format, not the model ({limit}{_hint(best)})", details
-        )
-    if worst.name == AnswerClass.CUT:
-        return Decision("FAIL", qualifier, f"{cut_at_limit(evidence, counts)} ({limit})", details)
-    if worst.name in counts.classes and qualifier == "degenerate":
-        return Decision(
-            "FAIL", qualifier, f"{describe_degenerate(worst.name, counts, evidence)} ({limit})", details
-        )
-    named = f"{worst.judged} of {counts.answered} answers: {worst.name} ({limit})"
-    return Decision("FAIL", qualifier, _with(named, pattern(evidence, counts)), details)
-
-
-def _hint(best: str) -> str:
-    return f"; --metric {best} judges the number alone"
 
 
 def _details(counts: Counts, rates: list[ClassRate], metric: str, **settings: Any) -> dict[str, Any]:
@@ -270,5 +298,5 @@ def _share(stated: dict[str, Any]) -> str:
     return f"{stated['share']:.4f} ({stated['low']:.4f} to {stated['high']:.4f})"
 
 
-def _with(first: str, second: str) -> str:
-    return "; ".join(part for part in (first, second) if part)
+def _with(*parts: str) -> str:
+    return "; ".join(part for part in parts if part)

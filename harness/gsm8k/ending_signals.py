@@ -20,6 +20,7 @@ class EndingSignals:
 
     def __enter__(self) -> None:
         self._loop = asyncio.get_running_loop()
+        self._terminate = signal.getsignal(signal.SIGTERM)
         for number in (signal.SIGINT, signal.SIGTERM):
             with contextlib.suppress(ValueError, RuntimeError, NotImplementedError):  # not in the main thread
                 self._loop.add_signal_handler(number, self._handle)
@@ -36,4 +37,5 @@ class EndingSignals:
     def _remove(self) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
             with contextlib.suppress(ValueError, RuntimeError, NotImplementedError):
-                self._loop.remove_signal_handler(number)
+                if self._loop.remove_signal_handler(number) and number == signal.SIGTERM:
+                    signal.signal(number, self._terminate)  # where --serve waits for it

@@ -11,27 +11,34 @@ import math
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 from harness.gsm8k.classify import AnswerClass
-from harness.gsm8k.counts import DEFAULT_LIMITS, Counts
+from harness.gsm8k.counts import DEFAULT_LIMITS, NEVER_STOPS, Counts
 from harness.gsm8k.decision import full_decision, smallest_wave, smoke_decision
 from harness.gsm8k.judgement import CONFIDENCE, DEAD_ALPHA, MAX_DROP, MAX_UNANSWERED
 from harness.gsm8k.paired import judge_pairing, pair_counts
+from harness.gsm8k.rate_tables import QUESTIONS, Rates, shown, table
 from harness.gsm8k.statistics import log_binomial, refuted_at
 
-QUESTIONS, WAVE = 1319, 32
+WAVE = 32
 ACCURACIES = (0.0, 0.05, 0.13, 0.5, 0.63, 0.9, 0.95)
 EXPECTS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 THRESHOLDS = (0.5, 0.6, 0.85, 0.9, 0.93, 0.95)
-LIMITED = (AnswerClass.FLOOD, AnswerClass.EMPTY, AnswerClass.CUT, AnswerClass.EXTRACTORS_DISAGREE)
+LIMITED = (
+    AnswerClass.FLOOD,
+    AnswerClass.EMPTY,
+    AnswerClass.CUT,
+    NEVER_STOPS,
+    AnswerClass.EXTRACTORS_DISAGREE,
+)
 SHARES = (0.0, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5)
 UNANSWERED = (0.0, 0.001, 0.0025, 0.005, 0.01, 0.02, 0.05)
 NOISES = (0.006, 0.017, 0.034, 0.05)
 DROPS = (0.0, 0.005, 0.01, 0.02, 0.03, 0.05)
 
-Rates = dict[str, float]
 CountsOf = Callable[[int, int], Counts]
 """From a number of questions and how many of them are of the kind in question to the counts a verdict sees."""
 
@@ -100,10 +107,12 @@ def right_answers(n: int, k: int) -> Counts:
 
 
 @cache
-def answers_of_class(name: AnswerClass) -> CountsOf:
-    """Return counts with k answers of a class, the rest right."""
+def answers_of_class(name: str) -> CountsOf:
+    """Return counts with k answers of a class, the rest right; of answers that never stop all are right."""
 
     def counts(n: int, k: int) -> Counts:
+        if name == NEVER_STOPS:
+            return replace(right_answers(n, n), never_stops=k)
         right = n - k
         other = n if name == AnswerClass.EXTRACTORS_DISAGREE else right
         return Counts(n, n, right, other, other, other, {str(AnswerClass.RIGHT): right, str(name): k})
@@ -139,25 +148,8 @@ def paired_rates(drop: float, noise: float) -> Rates:
     return dict(rates)
 
 
-def shown(rates: Rates, *starts: str) -> str:
-    """Return the probability of the verdicts that begin like this; near 1, how far it is from 1."""
-    inside = math.fsum(mass for label, mass in rates.items() if label.startswith(starts))
-    outside = math.fsum(mass for label, mass in rates.items() if not label.startswith(starts))
-    if inside < 1e-12:
-        return "0"
-    if outside < 1e-12:
-        return "1"
-    return f"1 - {outside:.1e}" if outside < 1e-3 else f"{inside:.1e}" if inside < 1e-3 else f"{inside:.3f}"
-
-
-def table(corner: str, columns: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]]) -> str:
-    """Return a Markdown table."""
-    lines = [f"| {corner} | {' | '.join(columns)} |", f"|---|{'---|' * len(columns)}"]
-    return "\n".join([*lines, *(f"| {name} | {' | '.join(cells)} |" for name, cells in rows)]) + "\n"
-
-
 def document() -> str:
-    """Return the whole of docs/gsm8k-error-rates.md."""
+    """Return the first half of docs/gsm8k-error-rates.md: what needs no more than counts."""
     accuracies = [f"{p:g}" for p in ACCURACIES]
     wave_rows, run_rows = [], []
     for expect in EXPECTS:
@@ -175,15 +167,19 @@ def document() -> str:
             threshold_rows.append((f"{threshold:g}", [f"{p:g}", *cells]))
     class_rows = []
     for name in LIMITED:
-        for kind, rates_of in (("wave", wave_rates), ("run", run_rates)):
-            cells = [shown(rates_of(answers_of_class(name), share, 0.5), "FAIL") for share in SHARES]
+        for kind, rates_of, words in (
+            ("wave: FAIL", wave_rates, ("FAIL",)),
+            ("wave: FAIL or UNKNOWN", wave_rates, ("FAIL", "UNKNOWN")),
+            ("run: FAIL", run_rates, ("FAIL",)),
+        ):
+            cells = [shown(rates_of(answers_of_class(name), share, 0.5), *words) for share in SHARES]
             class_rows.append((f"{name}, {100 * DEFAULT_LIMITS[name]:g} %", [kind, *cells]))
     infra_rows = [
         (
             f"{share:g}",
             [
-                shown(wave_rates(unanswered_questions, share, 0.5), "UNKNOWN"),
-                shown(run_rates(unanswered_questions, share, 0.5), "UNKNOWN"),
+                shown(wave_rates(unanswered_questions, share, 0.5), "UNKNOWN (infra)"),
+                shown(run_rates(unanswered_questions, share, 0.5), "UNKNOWN (infra)"),
             ],
         )
         for share in UNANSWERED
@@ -219,7 +215,8 @@ _TEXT = """\
 Written by `python -m harness.gsm8k.error_rates`; do not edit. How the verdicts are reached: [gsm8k.md](gsm8k.md).
 
 Exact probabilities for {questions} questions and a wave of {wave}, answered independently: counts by dynamic programming
-over the questions, verdicts by the code that judges a run. "0" and "1" are closer than 1e-12.
+over the questions, verdicts by the code that judges a run. "0" and "1" are closer than 1e-12. The load sweep and the
+comparison of two live servers stand at the end.
 
 ## The smoke wave calls a model dead
 
@@ -229,7 +226,8 @@ share of dead models that the wave finds; the others are left to the full run.
 {waves}
 ## A run calls a model dead (wave or full run)
 
-Without `--min-accuracy` and `--baseline` all other runs of this model (answers that are right or a wrong number) PASS.
+Without `--min-accuracy` and `--baseline` all other runs of this model (answers that are right or a wrong number) are
+UNKNOWN (not judged).
 
 {runs}
 ## A run with `--min-accuracy`
@@ -239,7 +237,8 @@ Without `--min-accuracy` and `--baseline` all other runs of this model (answers 
 {thresholds}
 ## Classes of answers over their limit
 
-Columns: the true share of answers of the class; all others are right, `--expect` 0.5. Figures: any FAIL.
+Columns: the true share of answers of the class; all others are right, `--expect` 0.5. "extractors disagree": the share
+of right answers that strict-match does not find. A wave that is UNKNOWN is not NOT DEAD; a full run goes on.
 
 {classes}
 ## Unanswered questions
@@ -250,15 +249,18 @@ More than {unanswered} % of them is UNKNOWN (infra). The wave's column holds for
 ## A run against a baseline
 
 On {questions} paired questions, a drop of {drop} points allowed. Flip noise: share of questions whose result changes between
-two runs of one model (0.6 to 5 % in published repeat runs).
+two runs of one model (0.6 to 5 % in published repeat runs). At a drop of exactly what is allowed, and near it, the
+right verdict is UNKNOWN (undecided).
 
 {paired}"""
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Write the document to the file given, or to docs."""
+    """Write the document, both its halves, to the file given, or to docs."""
+    from harness.gsm8k import sequential_rates
+
     path = Path(arguments[0]) if arguments else Path(__file__).parents[2] / "docs" / "gsm8k-error-rates.md"
-    path.write_text(document(), encoding="utf-8")
+    path.write_text(document() + sequential_rates.document(), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from enum import StrEnum
 from harness.records.parts.gsm8k import Gsm8kError
 
 MAX_MESSAGE = 240
+MAX_SAID = 4000
 MAX_LINES = 20
 _VARYING = re.compile(
     r"0x[0-9a-fA-F]+|\b[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}\b|\b(?=\w*\d)[0-9a-zA-Z_-]{16,}\b|\d{5,}"
@@ -19,31 +20,63 @@ _VARYING = re.compile(
 
 
 class Kind(StrEnum):
-    """Four kinds of trouble, by what a retry can change."""
+    """Five kinds of trouble, by what a retry can change. What is retried, and for how long: retrying.py."""
 
     AWAY = "away"
-    """Refused, 429, 502, 503, 504: the server is loading, restarting or overloaded. Retried for `--retry-seconds`."""
+    """Refused, 429, 502, 503, 504: the server is loading, restarting or overloaded."""
+    LOST = "lost"
+    """Closed or reset before or within the response, an answer aborted, or 404 where answers came from before: what a
+    server that ends, and a proxy before it, do."""
     BROKEN = "broken"
-    """500, reset, truncated JSON, `choices: []`, an error inside a 200: a bad answer. A few attempts."""
+    """500, truncated JSON, `choices: []`, an error inside a 200: a bad answer, or a server that is about to end."""
     SLOW = "slow"
-    """No complete answer in time. One more attempt, because each costs the whole time-out."""
+    """No complete answer in time. Each attempt costs the whole time-out."""
     REJECTED = "rejected"
     """400, 401, 404 and other 4xx, and redirects: the same request will be refused again. Never retried."""
 
 
-ATTEMPTS = {Kind.AWAY: None, Kind.BROKEN: 4, Kind.SLOW: 2, Kind.REJECTED: 1}
-"""Attempts that may end in an error of this kind; None is bounded in seconds only."""
+ATTEMPTS = {Kind.AWAY: None, Kind.LOST: 8, Kind.BROKEN: 4, Kind.SLOW: 2, Kind.REJECTED: 1}
+"""Attempts that may end in an error of this kind while the server answers others; None is bounded in seconds only."""
 
 AWAY_STATUSES = frozenset({408, 425, 429, 502, 503, 504})
 
 
 class RequestError(Exception):
-    """One failed attempt. `retry_after` is what the server asked for, in seconds."""
+    """One failed attempt.
 
-    def __init__(self, kind: Kind, message: str, *, retry_after: float | None = None) -> None:
-        super().__init__(one_line(message))
+    Attributes:
+        kind: what a retry can change.
+        retry_after: what the server asked for, in seconds.
+        status: of the response; None where none came.
+        said: the response's text, bounded and with secrets taken out: it may name the field that is refused.
+    """
+
+    def __init__(
+        self,
+        kind: Kind,
+        message: str,
+        *,
+        retry_after: float | None = None,
+        status: int | None = None,
+        said: str = "",
+        hint: str = "",
+    ) -> None:
+        super().__init__(one_line(message, MAX_MESSAGE - len(hint)) + hint)
         self.kind = kind
         self.retry_after = retry_after
+        self.status = status
+        self.said = said[:MAX_SAID]
+
+    def again(self, *, kind: Kind | None = None, hint: str = "") -> RequestError:
+        """Return the same error as another kind, or with a hint behind its message."""
+        return RequestError(
+            kind or self.kind,
+            str(self),
+            retry_after=self.retry_after,
+            status=self.status,
+            said=self.said,
+            hint=f"; {hint}" if hint else "",
+        )
 
 
 def kind_of_status(status: int) -> Kind:
@@ -53,11 +86,11 @@ def kind_of_status(status: int) -> Kind:
     return Kind.REJECTED if 300 <= status < 500 else Kind.BROKEN
 
 
-def one_line(text: str) -> str:
+def one_line(text: str, most: int = MAX_MESSAGE) -> str:
     """Return the text as one printable line of bounded length; control characters would let a server write to the terminal."""
     text = " ".join(text[: 4 * MAX_MESSAGE].split())
     text = "".join(c if c.isprintable() else "?" for c in text)
-    return text if len(text) <= MAX_MESSAGE else text[: MAX_MESSAGE - 3] + "..."
+    return text if len(text) <= most else text[: most - 3] + "..."
 
 
 class ErrorLog:

@@ -27,10 +27,12 @@ NAME = "journal.jsonl"
 
 @dataclass
 class Found:
-    """What a journal holds: answered samples by (index, repeat), and probes by name."""
+    """What a journal holds: answered samples by (index, repeat), those of `--against`, probes by name, refused fields."""
 
     samples: dict[tuple[int, int], Gsm8kSample] = field(default_factory=dict)
+    against: dict[tuple[int, int], Gsm8kSample] = field(default_factory=dict)
     probes: dict[str, Any] = field(default_factory=dict)
+    refused: list[str] = field(default_factory=list)
     torn: bool = False
 
 
@@ -70,8 +72,8 @@ class Journal:
             raise
         return journal
 
-    def write(self, kind: str, value: Mapping[str, Any]) -> None:
-        """Append one line: a `sample`, a `probe`, or the `binding`."""
+    def write(self, kind: str, value: Mapping[str, Any] | list[str]) -> None:
+        """Append one line: a `sample`, one of `against`, a `probe`, what is `refused`, or the `binding`."""
         line = json.dumps({kind: value}, allow_nan=False).encode() + b"\n"
         while line:  # a full disk or a signal may cut one write short
             line = line[os.write(self._handle, line) :]
@@ -106,8 +108,13 @@ def _read(content: bytes, binding: dict[str, Any], path: Path) -> tuple[Found, i
         elif "sample" in entry:
             sample = entry["sample"]
             found.samples[sample["index"], sample["repeat"]] = sample
+        elif "against" in entry:
+            sample = entry["against"]
+            found.against[sample["index"], sample["repeat"]] = sample
         elif "probe" in entry:
             found.probes[entry["probe"]["name"]] = entry["probe"]["result"]
+        elif "refused" in entry:
+            found.refused = entry["refused"]
         keep += len(line)
     return found, keep
 

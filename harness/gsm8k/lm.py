@@ -9,6 +9,7 @@ word for "unanswered", so a run with unanswered questions raises instead of scor
 from __future__ import annotations
 
 import asyncio
+import json
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, Self
@@ -23,7 +24,7 @@ except ModuleNotFoundError as error:
 
 from harness.gsm8k.client import Client, Exchange, Limits
 from harness.gsm8k.credentials import parse_base_url, read_key
-from harness.gsm8k.payload import MAX_STOP, request_body
+from harness.gsm8k.payload import MAX_STOP, request_fields
 from harness.gsm8k.pool import Pool, Step
 
 if TYPE_CHECKING:
@@ -125,14 +126,14 @@ class HarnessLM(LM):  # type: ignore[misc, unused-ignore]
         until = generation.get("until") or []
         stop = (until,) if isinstance(until, str) else tuple(until)
         chat = isinstance(context, _Messages)
-        body = request_body(
+        fields = request_fields(
             context.messages if chat else context,
             model=self._model,
             max_tokens=int(generation.get("max_gen_toks", self._max_gen_toks)),
             stop=stop[:MAX_STOP],
             generation=generation,
         )
-        return await client.ask("chat/completions" if chat else "completions", body)
+        return await client.ask("chat/completions" if chat else "completions", json.dumps(fields).encode())
 
 
 class _Messages(str):  # noqa: SLOT000 - carries its messages

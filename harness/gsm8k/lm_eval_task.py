@@ -1,10 +1,10 @@
-"""lm-eval's tasks without lm-eval's start-up: its YAML files, prompts, filters and metric, from its own code.
+"""lm-eval's tasks without lm-eval's start-up: prompts, filters and metric, from its own code. Their files: task_files.py.
 
 What is used of lm-eval 0.4: `tasks/_yaml_loader.py`, `config.task`, `api.samplers`, `api.utils`, `filters`,
 `api.metrics` and the template environment of `utils`. What is not, and why:
 
 * `lm_eval.tasks` and `lm_eval.api.task` import `datasets`, pandas and pyarrow (1.3 s, 160 MiB), and `TaskManager`
-  reads every built-in YAML (8 s); so the loader is taken by its file, and `Prompts` states `fewshot_context` again.
+  parses every built-in YAML (8 s); so the loader is taken by its file, and `Prompts` states `fewshot_context` again.
 * `lm_eval.evaluator` imports torch, and collects its environment in child processes (2 s).
 * `utils.apply_template` compiles its template at every call, 15,828 times a run; here once a template.
 
@@ -13,14 +13,11 @@ What is used of lm-eval 0.4: `tasks/_yaml_loader.py`, `config.task`, `api.sample
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import dataclass, field
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.extras import MissingExtraError
-from harness.verdict import UsageError, unknown_name
+from harness.verdict import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -29,93 +26,6 @@ if TYPE_CHECKING:
 
 FEWSHOT_SEED = 1234
 """lm-eval's default: with it the examples of a question are those that published figures were made with."""
-
-OWN_TASKS = Path(__file__).parent / "tasks"
-_NAMED = {
-    "gsm8k": "gsm8k/gsm8k.yaml",
-    "gsm8k_cot": "gsm8k/gsm8k-cot.yaml",
-    "gsm8k_cot_llama": "gsm8k/gsm8k-cot-llama.yaml",
-    "gsm8k_cot_zeroshot": "gsm8k/gsm8k-cot-zeroshot.yaml",
-    "gsm8k_llama": "llama3/instruct/gsm8k/gsm8k.yaml",
-    "gsm8k_platinum": "gsm8k_platinum/gsm8k-platinum.yaml",
-    "gsm8k_platinum_cot": "gsm8k_platinum/gsm8k-platinum-cot.yaml",
-    "gsm8k_platinum_cot_llama": "gsm8k_platinum/gsm8k-platinum-cot-llama.yaml",
-    "gsm8k_platinum_cot_zeroshot": "gsm8k_platinum/gsm8k-platinum-cot-zeroshot.yaml",
-}
-_UNSUPPORTED = ("class", "custom_dataset", "process_docs", "process_results", "doc_to_choice", "use_prompt")
-
-
-def task_names() -> list[str]:
-    """Return the names that `--task` knows: lm-eval's GSM8K tasks and those shipped with the harness."""
-    return sorted({*_NAMED, *(path.stem for path in OWN_TASKS.glob("*.yaml"))})
-
-
-def find_task(name: str) -> Path:
-    """Return the YAML file of a task given by name or by path.
-
-    Raises:
-        UsageError: no such task; names the closest ones.
-        MissingExtraError: the extra `gsm8k`, whose lm-eval has the tasks, is not installed.
-    """
-    if name.endswith((".yaml", ".yml")):
-        if not Path(name).is_file():
-            raise UsageError(f"--task {name}: no such file")
-        return Path(name)
-    own = OWN_TASKS / f"{name}.yaml"
-    if name in task_names() and own.is_file():
-        return own
-    if name not in _NAMED:
-        raise unknown_name("task", name, task_names(), also="the path of an lm-eval YAML file")
-    return _package() / "tasks" / _NAMED[name]
-
-
-def _package() -> Path:
-    found = importlib.util.find_spec("lm_eval")
-    if found is None or found.origin is None:
-        raise MissingExtraError("a task", "gsm8k")
-    return Path(found.origin).parent
-
-
-def load_config(path: Path) -> dict[str, Any]:
-    """Return the merged YAML of a task, read by lm-eval's own loader (`include`, `!function`).
-
-    Raises:
-        UsageError: not a task file, or a task of a kind whose answers the harness cannot judge.
-    """
-    source = _package() / "tasks" / "_yaml_loader.py"
-    spec = importlib.util.spec_from_file_location("lm_eval_yaml_loader", source)
-    if spec is None or spec.loader is None:
-        raise UsageError(f"this lm-eval has no {source.name}; install lm-eval>=0.4.13,<0.5")
-    loader = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(loader)
-    try:
-        config: dict[str, Any] = loader.load_yaml(path)
-    except Exception as error:  # YAML syntax, a missing include, a !function that cannot be imported
-        first = " ".join(str(error).split())
-        raise UsageError(f"--task {path}: {first:.300}") from error
-    for key in ("tag", "group", "task_list"):
-        config.pop(key, None)
-    if (
-        not isinstance(config.get("task"), str)
-        or "doc_to_text" not in config
-        or "doc_to_target" not in config
-    ):
-        raise UsageError(
-            f"--task {path}: is not one lm-eval task: task, doc_to_text and doc_to_target are needed"
-        )
-    if config.get("output_type", "generate_until") != "generate_until":
-        raise UsageError(
-            f"task {config['task']}: output_type must be generate_until, got {config['output_type']}"
-        )
-    if used := [key for key in _UNSUPPORTED if config.get(key) is not None]:
-        raise UsageError(
-            f"task {config['task']} uses {', '.join(used)}, which harness gsm8k does not support"
-        )
-    if config.get("repeats", 1) != 1:
-        raise UsageError(
-            f"task {config['task']} asks each question {config['repeats']} times; use --repeat instead"
-        )
-    return config
 
 
 @cache
@@ -163,6 +73,10 @@ class Prompts:
     def target(self, doc: Row) -> str:
         """Return the gold answer as the task states it."""
         return self.render(self.config.doc_to_target, doc)
+
+    def reference(self, gold: str) -> str:
+        """Return a gold answer as it follows the prompt of the completions endpoint."""
+        return (" " if self.config.gen_prefix else self.config.target_delimiter) + gold
 
     def examples(self, doc: Row) -> list[Row]:
         """Return the few-shot examples of the next question; call it once a question, in file order."""
@@ -261,3 +175,43 @@ def exact_match_settings(config: Any) -> dict[str, Any]:
                 if k not in {"metric", "aggregation", "higher_is_better", "hf_evaluate"}
             }
     raise UsageError(f"task {config.task}: must be scored by exact_match")
+
+
+def right_answers(config: Any) -> Callable[[Row, str, str], bool]:
+    """Return what tells from a row, its gold answer and an extracted answer whether that is right.
+
+    It is lm-eval's exact_match, or the task's own `process_results` where that says exact_match.
+
+    Raises:
+        UsageError: the task is not scored by exact_match.
+    """
+    if config.process_results is not None:
+        return _own_results(config)
+    from lm_eval.api.metrics import exact_match_hf_evaluate
+
+    settings = exact_match_settings(config)
+
+    def is_right(doc: Row, gold: str, extracted: str) -> bool:  # noqa: ARG001 - not every task needs the row
+        found = exact_match_hf_evaluate(predictions=[extracted], references=[gold], **settings)
+        return bool(found["exact_match"] == 1.0)
+
+    return is_right
+
+
+def _own_results(config: Any) -> Callable[[Row, str, str], bool]:
+    stated = [entry.get("metric") for entry in config.metric_list or []]
+    if not callable(config.process_results) or "exact_match" not in stated:
+        raise UsageError(
+            f"task {config.task}: its process_results gives {', '.join(map(str, stated)) or 'no metric'}, "
+            "and harness gsm8k judges exact_match"
+        )
+
+    def is_right(doc: Row, gold: str, extracted: str) -> bool:  # noqa: ARG001 - the function finds it in the row
+        found = config.process_results(doc, [extracted])
+        if not isinstance(found, dict) or found.get("exact_match") not in {0, 1}:
+            raise UsageError(
+                f"task {config.task}: its process_results must give exact_match as 0 or 1, got {found!r:.80}"
+            )
+        return bool(found["exact_match"])
+
+    return is_right

@@ -19,13 +19,15 @@ _ORDER = {"FAIL": 0, "UNKNOWN": 1, "PASS": 2, "NOT DEAD": 3}
 
 
 def combine(decisions: Sequence[Decision]) -> Decision:
-    """Return the run's verdict: the worst, except that infra wins, because nothing behind it was measured."""
+    """Return the run's verdict: the worst, except that infra wins, because nothing behind it was measured.
+
+    The warnings of all of them stand behind its reason.
+    """
     infra = [d for d in decisions if d.qualifier == "infra"]
-    if infra:
-        return infra[0]
-    worst = min(decisions, key=lambda d: _ORDER[d.word])
-    same = [d for d in decisions if d.word == worst.word]
-    reason = "; ".join(d.reason for d in same)
+    worst = infra[0] if infra else min(decisions, key=lambda d: _ORDER[d.word])
+    same = [worst] if infra else [d for d in decisions if d.word == worst.word]
+    warnings = dict.fromkeys(w for d in decisions for w in d.details.get("warnings", []))
+    reason = "; ".join([*(d.reason for d in same), *(f"warning: {w}" for w in warnings)])
     return Decision(worst.word, worst.qualifier, reason, worst.details)
 
 

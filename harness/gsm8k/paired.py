@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from harness.gsm8k.judgement import CONFIDENCE, MAX_DROP
+from harness.gsm8k.ends import compare_ends
+from harness.gsm8k.judgement import CONFIDENCE, MAX_DROP, MORE_CUT
 from harness.gsm8k.statistics import (
     MOST_QUESTIONS,
     Interval,
     mcnemar_mid_p,
     mean_interval,
     paired_interval,
-    questions_to_see,
     smallest_visible_drop,
 )
 from harness.records.parts.gsm8k import Decision, Gsm8kSpread
@@ -22,7 +23,7 @@ from harness.verdict import UsageError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from harness.gsm8k.counts import Sample
+    from harness.gsm8k.sample import Sample
 
 
 @dataclass(frozen=True)
@@ -144,18 +145,31 @@ def paired_decision(
 ) -> Decision:
     """Judge a run against a baseline on the questions that both answered.
 
-    PASS where the interval of the difference excludes a drop of `max_drop` (default `MAX_DROP`). FAIL where it does
-    not and the run lost more questions than chance explains. Otherwise UNKNOWN (undecided).
+    FAIL (degenerate) where it is shown that more than `MORE_CUT` of the answers end at the token limit that did not
+    before. Else the interval of the difference decides: see `judge_pairing`; `max_drop` is `MAX_DROP` by default.
 
     Raises:
         UsageError: the baseline was made with other questions.
     """
     found = pair(samples, baseline_samples, metric=metric, confidence=confidence)
-    return judge_pairing(found, MAX_DROP if max_drop is None else max_drop, metric, confidence)
+    decision = judge_pairing(found, MAX_DROP if max_drop is None else max_drop, metric, confidence)
+    if found is None:
+        return decision
+    now, then = _by_question(samples), _by_question(baseline_samples)
+    ends = compare_ends([(now[index][0], then[index][0]) for index in sorted(now.keys() & then.keys())])
+    details = {**decision.details, "ends": vars(ends), "warnings": ends.warnings()}
+    if ends.too_many:
+        low = f"at least {100 * ends.interval.low:.0f} points more, {100 * MORE_CUT:g} are allowed"
+        return Decision("FAIL", "degenerate", f"{ends.more_at_the_limit}: {low}; {decision.reason}", details)
+    return replace(decision, details=details)
 
 
 def judge_pairing(found: Pairing | None, max_drop: float, metric: str, confidence: float) -> Decision:
-    """Judge a comparison; see `paired_decision`."""
+    """Judge a comparison by the interval of its difference.
+
+    PASS where all of it lies above a drop of `max_drop`, FAIL (accuracy) where all of it lies below: the drop is shown to
+    exceed what is allowed. Between, UNKNOWN (undecided): it may.
+    """
     if found is None:
         details = {"max_drop": max_drop, "metric": metric}
         return Decision(
@@ -174,25 +188,39 @@ def judge_pairing(found: Pairing | None, max_drop: float, metric: str, confidenc
         f"{points:+.2f} points against the baseline ({low:+.2f} to {high:+.2f}; {found.lost} lost, {found.gained} gained "
         f"of {found.n:,}; mid-p {found.p:.2g})"
     )
-    seen = "no drop" if found.smallest_drop is None else f"drops from {100 * found.smallest_drop:.2g} points"
-    sees = f"this run can see {seen} (flip noise {100 * found.flip_noise:.2g} %)"
-    chance = (1 - confidence) / 2
-    worse = found.interval.high < 0 if found.noise_measured else found.p < chance
+    allowed = f"a drop of {100 * max_drop:g} points"
+    worse = is_worse(found, confidence)
     if found.interval.low > -max_drop:
         real = "; the loss is no accident, but smaller than allowed" if worse else ""
-        return Decision(
-            "PASS", "", f"{compared}: a drop of {100 * max_drop:g} points is excluded{real}", details
-        )
-    if worse:
-        lost_to = max(found.lost_to.items(), key=lambda item: item[1], default=("", 0))
-        mostly = f"; {lost_to[1]} of the lost are now: {lost_to[0]}" if lost_to[1] * 2 > found.lost else ""
-        return Decision("FAIL", "accuracy", f"{compared}: worse than the baseline{mostly}; {sees}", details)
-    needed = questions_to_see(max_drop, found.flip_noise, confidence)
-    details["questions_to_decide"] = round(needed) if needed < MOST_QUESTIONS else None
-    return Decision(
-        "UNKNOWN",
-        "undecided",
-        f"{compared}: neither worse than the baseline nor a drop of {100 * max_drop:g} points excluded; "
-        f"about {needed:,.0f} questions, or --repeat, would decide; {sees}",
-        details,
+        return Decision("PASS", "", f"{compared}: {allowed} is excluded{real}", details)
+    lost_to = max(found.lost_to.items(), key=lambda item: item[1], default=("", 0))
+    mostly = f"; {lost_to[1]} of the lost are now: {lost_to[0]}" if lost_to[1] * 2 > found.lost else ""
+    if found.interval.high < -max_drop:
+        return Decision("FAIL", "accuracy", f"{compared}: more than {allowed}{mostly}", details)
+    needed = pairs_to_decide(found, max_drop)
+    details["questions_to_decide"] = needed
+    about = (
+        f"about {needed:,} questions, or --repeat, would decide" if needed else "only --repeat could decide"
     )
+    real = (
+        f"worse than the baseline{mostly}, by how much is not decided" if worse else "not shown to be worse"
+    )
+    seen = "no drop" if found.smallest_drop is None else f"drops from {100 * found.smallest_drop:.2g} points"
+    sees = f"this run can see {seen} (flip noise {100 * found.flip_noise:.2g} %)"
+    return Decision(
+        "UNKNOWN", "undecided", f"{compared}: {allowed} may be exceeded; {real}; {about}; {sees}", details
+    )
+
+
+def is_worse(found: Pairing, confidence: float) -> bool:
+    """Return whether more was lost than chance explains: any drop, however small."""
+    return found.interval.high < 0 if found.noise_measured else found.p < (1 - confidence) / 2
+
+
+def pairs_to_decide(found: Pairing, max_drop: float) -> int | None:
+    """Return how many questions with these shares would move the interval off the allowed drop; None where none would."""
+    half = (found.interval.high - found.interval.low) / 2
+    distance = abs(found.difference + max_drop)
+    if half >= distance * math.sqrt(MOST_QUESTIONS / found.n):
+        return None
+    return math.ceil(found.n * (half / distance) ** 2)

@@ -10,7 +10,7 @@ from harness.records.parts.gsm8k import PathPoint
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from harness.gsm8k.counts import Sample
+    from harness.gsm8k.sample import Sample
 
 MOST_POINTS = 120
 

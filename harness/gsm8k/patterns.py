@@ -6,12 +6,17 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from harness.gsm8k.classify import DEGENERATE, AnswerClass, flood_unit
+from harness.gsm8k.counts import DEFAULT_LIMITS
+from harness.gsm8k.judgement import CHANCE_RIGHT
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from harness.gsm8k.counts import Counts, Sample
+    from harness.gsm8k.counts import Counts
+    from harness.gsm8k.sample import Sample
 
+WRONG_NUMBERS = "text with a wrong number"
+"""What a weak model's answers are, and a broken one's too."""
 SAME_TEXT_SHARE = 0.25
 """From here on one text for different questions is a pattern; one or two words ("#### 5") do not count as one."""
 
@@ -40,7 +45,7 @@ def pattern(samples: Sequence[Sample], counts: Counts, *, answers_fit: bool = Fa
         return f"{failing[name]} of {answered} answers state no number at all"
     if name == AnswerClass.EXTRACTORS_DISAGREE:
         return f"{failing[name]} of {answered} answers are right by one extractor and wrong by another"
-    return f"{failing[name]} of {answered} answers are text with a wrong number"
+    return f"{failing[name]} of {answered} answers are {WRONG_NUMBERS}"
 
 
 def describe_degenerate(  # noqa: PLR0911 - one return a sentence
@@ -73,12 +78,7 @@ def describe_degenerate(  # noqa: PLR0911 - one return a sentence
 def cut_at_limit(samples: Sequence[Sample], counts: Counts, *, answers_fit: bool = False) -> str:
     """Return "31 % cut at 256 tokens", with the limit that the server's own usage shows, and why that may be."""
     found = counts.classes.get(AnswerClass.CUT, 0)
-    lengths = Counter(
-        length
-        for s in _of_class(samples, AnswerClass.CUT)
-        if (length := (s.get("usage") or {}).get("completion_tokens"))
-    )
-    limit = f"{lengths.most_common(1)[0][0]} tokens" if lengths else "the token limit"
+    limit = answer_limit_of(_of_class(samples, AnswerClass.CUT))
     share = (
         f"{100 * found / counts.answered:.0f} %"
         if counts.answered >= 100
@@ -88,9 +88,20 @@ def cut_at_limit(samples: Sequence[Sample], counts: Counts, *, answers_fit: bool
     return f"{share} cut at {limit}: {cause}the model does not end its answers"
 
 
+def answer_limit_of(samples: Sequence[Sample]) -> str:
+    """Return "256 tokens", the length at which the server's own usage shows that answers were cut."""
+    lengths = Counter(
+        length
+        for s in samples
+        if s.get("finish_reason") == "length" and (length := (s.get("usage") or {}).get("completion_tokens"))
+    )
+    return f"{lengths.most_common(1)[0][0]} tokens" if lengths else "the token limit"
+
+
 def _format(counts: Counts) -> str:
     best = max(("flexible", "numeric"), key=counts.right)
-    if counts.any_right - counts.strict <= 0.1 * counts.answered:
+    right, lost = counts.right(best), counts.right(best) - counts.strict
+    if lost <= max(DEFAULT_LIMITS[AnswerClass.EXTRACTORS_DISAGREE] * right, CHANCE_RIGHT * counts.answered):
         return ""
     strict, other = counts.strict / counts.answered, counts.right(best) / counts.answered
     return f"strict {strict:.2f} but {best} {other:.2f}: the format, not the model"

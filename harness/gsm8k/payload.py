@@ -7,10 +7,10 @@ object, a string or an HTML page. Everything that is not a usable answer becomes
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from harness.gsm8k.errors import Kind, RequestError, kind_of_status
+from harness.gsm8k.errors import MAX_SAID, Kind, RequestError, kind_of_status
 
 MAX_STOP = 4
 """Servers reject or cut longer lists of stop strings; lm-eval cuts at four as well."""
@@ -25,9 +25,13 @@ class Reply:
     finish_reason: str | None = None
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
+    scored: str | None = None
+    """What is scored in place of the text, where that is not the text itself (reasoning.py)."""
+    data: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    """The whole response, where it was not streamed: logprobs are read out of it (logprobs/ask.py)."""
 
 
-def request_body(
+def request_fields(
     prompt: str | list[dict[str, Any]],
     *,
     model: str,
@@ -35,8 +39,8 @@ def request_body(
     stop: tuple[str, ...],
     generation: dict[str, Any],
     stream: bool = False,
-) -> bytes:
-    """Return the body of one request: chat when `prompt` is a list of messages, else completions.
+) -> dict[str, Any]:
+    """Return the fields of one request: chat when `prompt` is a list of messages, else completions.
 
     No seed is sent: greedy decoding needs none, and a server that rejects it would answer 400 to every question.
     """
@@ -53,7 +57,7 @@ def request_body(
     if stream:
         body["stream"] = True
         body["stream_options"] = {"include_usage": True}
-    return json.dumps(body).encode()
+    return body
 
 
 def error_text(body: bytes) -> str:
@@ -81,7 +85,11 @@ def check_status(status: int, reason: str | None, body: bytes, retry_after: str 
         seconds = _retry_after_seconds(retry_after)
     name = f" {reason}" if reason else ""
     raise RequestError(
-        kind_of_status(status), f"HTTP {status}{name}: {error_text(body)}", retry_after=seconds
+        kind_of_status(status),
+        f"HTTP {status}{name}: {error_text(body)}",
+        retry_after=seconds,
+        status=status,
+        said=body[:MAX_SAID].decode("utf-8", "replace"),
     )
 
 
@@ -114,7 +122,8 @@ def parse_reply(body: bytes, content_type: str) -> Reply:
         raise RequestError(
             Kind.BROKEN, f"the answer's text is a {type(text).__name__}, expected a string or null"
         )
-    return Reply(text, _reasoning(source), _string(choice.get("finish_reason")), *_usage(usage))
+    read = Reply(text, _reasoning(source), _finish(choice.get("finish_reason")), *_usage(usage), data=data)
+    return _whole(read)
 
 
 class StreamedReply:
@@ -155,7 +164,7 @@ class StreamedReply:
         if reasoning:
             self._reasoning.append(reasoning)
         self.started = self.started or bool(text or reasoning)
-        self._finish = _string(choice.get("finish_reason")) or self._finish
+        self._finish = _finish(choice.get("finish_reason")) or self._finish
 
     def reply(self) -> Reply:
         """Return the whole answer; an error when the stream ended before the server said so."""
@@ -164,7 +173,25 @@ class StreamedReply:
                 Kind.BROKEN, f"the stream ended early, after {sum(map(len, self._text))} characters"
             )
         text = "".join(self._text) if self._text else None
-        return Reply(text, "".join(self._reasoning) or None, self._finish, *self._usage)
+        return _whole(Reply(text, "".join(self._reasoning) or None, self._finish, *self._usage))
+
+
+ABORTED = frozenset({"abort", "aborted", "cancelled", "error"})
+"""Finish reasons of an answer that the server broke off: vLLM and SGLang say so to whoever waits when they are stopped."""
+
+
+def _whole(reply: Reply) -> Reply:
+    """Return the reply; raise where the server says that it broke it off."""
+    if reply.finish_reason in ABORTED:
+        raise RequestError(
+            Kind.LOST, f"the server broke the answer off (finish_reason: {reply.finish_reason})"
+        )
+    return reply
+
+
+def _finish(value: Any) -> str | None:
+    """Return a finish reason as one word; SGLang's own interface has an object with its type."""
+    return _string(value.get("type") if isinstance(value, dict) else value)
 
 
 def _choice(data: Any) -> dict[str, Any] | None:

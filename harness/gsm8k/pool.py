@@ -19,6 +19,7 @@ class Pool:
     def __init__(self, concurrency: int) -> None:
         self._concurrency = concurrency
         self._workers: list[asyncio.Task[None]] = []
+        self._left: deque[Step] = deque()
         self._later: deque[Callable[[], None]] = deque()
         self._has_later = asyncio.Event()
         self.stopped = ""
@@ -30,6 +31,10 @@ class Pool:
             for worker in self._workers:
                 worker.cancel()
 
+    def end(self) -> None:
+        """Take no further step; those in flight end as they would."""
+        self._left.clear()
+
     def later(self, work: Callable[[], None]) -> None:
         """Do some work soon, in the order in which it was handed over, and before `run` returns."""
         self._later.append(work)
@@ -37,7 +42,7 @@ class Pool:
 
     async def run(self, steps: Iterable[Step]) -> None:
         """Run the steps until all are done or the pool is stopped. An exception in a step or in work ends the run with it."""
-        queue = deque(steps)
+        queue = self._left = deque(steps)
 
         async def take_steps() -> None:
             while queue and not self.stopped:

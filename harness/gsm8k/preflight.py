@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import socket
+import threading
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,10 +17,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from harness.gsm8k.client import Client
+    from harness.gsm8k.credentials import Endpoint
 
 POLL_S = 1.0
 GET_S = 10.0
 VERSION_S = 2.0
+CONNECT_S = 2.0
+ADVICE = "; --wait-ready SECONDS waits for it"
 
 
 class NotReadyError(Exception):
@@ -32,6 +38,30 @@ class Server:
     model: str
     version: str
     ready_s: float
+    notes: tuple[str, ...] = ()
+
+
+def unreachable(endpoint: Endpoint) -> str:
+    """Return why no connection to the server's port can be made, "" where one can. Takes two seconds at most.
+
+    Looked at before the task's data: from the hub they may take half a minute to fail.
+    """
+    found: list[str] = []
+
+    def connect() -> None:
+        try:
+            socket.create_connection((endpoint.host, endpoint.port), CONNECT_S).close()
+            found.append("")
+        except OSError as error:
+            named = not isinstance(error, socket.gaierror) and (error.errno or 0) > 0
+            found.append(f"cannot connect: {os.strerror(error.errno or 0) if named else error}")
+
+    thread = threading.Thread(
+        target=connect, daemon=True
+    )  # the look-up of a name has no time limit of its own
+    thread.start()
+    thread.join(CONNECT_S)
+    return found[0] if found else f"cannot connect: no answer within {CONNECT_S:g} s"
 
 
 async def find_server(client: Client, model: str | None, wait_s: float, say: Callable[[str], None]) -> Server:
@@ -42,6 +72,7 @@ async def find_server(client: Client, model: str | None, wait_s: float, say: Cal
         UsageError: the model's name has to be given: the server has none, or several.
     """
     started = time.monotonic()
+    given = client.endpoint.display
     said = ""
     while True:
         status, listing, trouble = await _look(client)
@@ -49,21 +80,20 @@ async def find_server(client: Client, model: str | None, wait_s: float, say: Cal
             break
         waited = time.monotonic() - started
         if waited + POLL_S > wait_s or trouble.final:
-            advice = (
-                ""
-                if trouble.final
-                else f" after {wait_s:g} s"
-                if wait_s
-                else "; --wait-ready SECONDS waits for it"
-            )
+            advice = "" if trouble.final else f" after {wait_s:g} s" if wait_s else ADVICE
             raise NotReadyError(f"{client.endpoint.display}: {trouble.text}{advice}")
         if trouble.text != said:
             said = trouble.text
             say(f"waiting for the server: {said}")
         await asyncio.sleep(POLL_S)
+    notes = []
+    if not _models(listing) and (other := await _other_listing(client)):
+        notes.append(f"the API is at {client.endpoint.display}, not at --base-url {given}")
+        say(notes[0])
+        status, listing = 200, other
     name = model or _only_model(status, listing)
     version = await _version(client)
-    return Server(client.endpoint.display, name, version, time.monotonic() - started)
+    return Server(client.endpoint.display, name, version, time.monotonic() - started, tuple(notes))
 
 
 @dataclass(frozen=True)
@@ -91,18 +121,42 @@ async def _look(client: Client) -> tuple[int, Any, _Trouble]:
     return status, listing, _Trouble("")
 
 
+async def _other_listing(client: Client) -> Any:
+    """Look for the models with `/v1` or without it; use that base URL from now on if they are there, else return None."""
+    given, client.endpoint = client.endpoint, client.endpoint.other_base()
+    try:
+        status, listing = await client.get_json(client.endpoint.join("models"), GET_S)
+    except RequestError:
+        status, listing = 0, None
+    if status == 200 and _models(listing):
+        return listing
+    client.endpoint = given
+    return None
+
+
+def _models(listing: Any) -> list[dict[str, Any]]:
+    """Return the models of a listing, none where it is not one."""
+    models = listing.get("data") if isinstance(listing, dict) else None
+    return (
+        [m for m in models if isinstance(m, dict) and isinstance(m.get("id"), str)]
+        if isinstance(models, list)
+        else []
+    )
+
+
 def _only_model(status: int, listing: Any) -> str:
     """Return the name of the one model that is served."""
-    models = listing.get("data") if isinstance(listing, dict) else None
-    names = [m["id"] for m in models or [] if isinstance(m, dict) and isinstance(m.get("id"), str)]
+    models = _models(listing)
+    names = [m["id"] for m in models]
     # Adapters name the model that they sit on as their parent.
-    base: list[str] = [
-        m["id"] for m in models or [] if isinstance(m, dict) and m.get("id") in names and not m.get("parent")
-    ]
+    base: list[str] = [m["id"] for m in models if not m.get("parent")]
     if len(base) == 1:
         return base[0]
     if not names:
-        raise UsageError(f"the server does not list its model (/models answered {status}): give --model NAME")
+        raise UsageError(
+            f"the server does not list its model (/models answered {status}, with /v1 and without it): "
+            "give --model NAME, or another --base-url"
+        )
     raise UsageError(
         f"the server serves {len(names)} models: give --model NAME, one of {', '.join(map(one_line, names[:8]))}"
     )

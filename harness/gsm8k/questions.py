@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypedDict
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 from harness.gsm8k.classify import classify
 from harness.gsm8k.decision import smallest_wave
-from harness.gsm8k.payload import Reply, request_body
+from harness.gsm8k.dialect import Dialect
+from harness.gsm8k.payload import Reply, request_fields
+from harness.gsm8k.reasoning import read_reasoning
 from harness.gsm8k.settings import MAX_TOKENS, WAVE, Gsm8kSettings
 from harness.verdict import UsageError
 
 if TYPE_CHECKING:
     from harness.gsm8k.client import Client, Exchange
+    from harness.gsm8k.errors import RequestError
     from harness.gsm8k.task import Question, Task
     from harness.records.parts.gsm8k import Gsm8kSample
 
@@ -70,11 +73,12 @@ def answers_fit(task: Task, settings: Gsm8kSettings) -> bool:
 
 
 class Asker:
-    """Asks questions of one task of one model."""
+    """Asks questions of one task of one model. `dialect` is what the server has taught it to send."""
 
     def __init__(self, client: Client, task: Task, settings: Gsm8kSettings, model: str) -> None:
         self.client = client
         self.task = task
+        self.dialect = Dialect(settings.extra_body)
         self._settings = settings
         self._model = model
         self._path = "chat/completions" if settings.chat else "completions"
@@ -87,8 +91,11 @@ class Asker:
         return prompt
 
     def body(self, prompt: str | list[dict[str, str]], max_tokens: int | None = None) -> bytes:
-        """Return the request for a prompt; byte-identical for identical arguments."""
-        return request_body(
+        """Return the request for a prompt; byte-identical for identical arguments, until the server refuses a field."""
+        return self.dialect.write(self._fields(prompt, max_tokens))
+
+    def _fields(self, prompt: str | list[dict[str, str]], max_tokens: int | None) -> dict[str, Any]:
+        return request_fields(
             prompt,
             model=self._model,
             max_tokens=max_tokens or answer_limit(self.task, self._settings),
@@ -98,8 +105,18 @@ class Asker:
         )
 
     async def ask(self, prompt: str | list[dict[str, str]], max_tokens: int | None = None) -> Exchange:
-        """Ask for one prompt, with retries."""
-        return await self.client.ask(self._path, self.body(prompt, max_tokens))
+        """Ask for one prompt, with retries, in the form that the server takes."""
+        fields = self._fields(prompt, max_tokens)
+
+        def adapt(error: RequestError, sent: bytes) -> bytes | None:
+            return self.dialect.other(error, sent, fields, self._path)
+
+        exchange = await self.client.ask(self._path, self.dialect.write(fields), adapt)
+        if exchange.reply is None:
+            return exchange
+        # Reasoning first: stop strings end an answer, not the thought before it.
+        reply = read_reasoning(exchange.reply, self._settings.reasoning)
+        return replace(exchange, reply=self.dialect.applied(reply, self.task.stop))
 
     def judged(self, question: Question, reply: Reply) -> Judged:
         """Return the class and scores of a reply to a question."""
@@ -117,6 +134,7 @@ Judged = TypedDict(
         "extracted_strict": str,
         "extracted_flexible": str,
         "extracted_numeric": str | None,
+        "scored": NotRequired[str],
     },
 )
 _UNJUDGED: Judged = {
@@ -130,8 +148,8 @@ _UNJUDGED: Judged = {
 }
 
 
-def sample_of(task: Task, planned: Planned, exchange: Exchange) -> Gsm8kSample:
-    """Return the sample of one exchange."""
+def sample_of(task: Task, planned: Planned, exchange: Exchange, order: int | None = None) -> Gsm8kSample:
+    """Return the sample of one exchange, the `order`-th of the run that was sent."""
     reply = exchange.reply
     question = planned.question
     judged = _judged(task, question, reply) if reply else _UNJUDGED
@@ -139,11 +157,13 @@ def sample_of(task: Task, planned: Planned, exchange: Exchange) -> Gsm8kSample:
         "index": question.index,
         "repeat": planned.repeat,
         "wave": planned.wave,
+        "order": order,
         "question": question.question,
         "expected": question.expected,
         "answer": reply.text if reply else None,
         "reasoning": reply.reasoning if reply else None,
         **judged,
+        "in_reasoning": _in_reasoning(task, question, reply) if reply else None,
         "finish_reason": reply.finish_reason if reply else None,
         "usage": {
             "prompt_tokens": reply.prompt_tokens if reply else None,
@@ -156,10 +176,19 @@ def sample_of(task: Task, planned: Planned, exchange: Exchange) -> Gsm8kSample:
     }
 
 
+def _in_reasoning(task: Task, question: Question, reply: Reply) -> dict[str, bool] | None:
+    """Return the scores of the reasoning where it is all that came; None where there is text, or it is scored itself."""
+    if reply.scored is not None or (reply.text or "").strip() or not (reply.reasoning or "").strip():
+        return None
+    scores = task.score(question, reply.reasoning or "")
+    return {"strict": scores.strict, "flexible": scores.flexible, "numeric": scores.numeric}
+
+
 def _judged(task: Task, question: Question, reply: Reply) -> Judged:
-    scores = task.score(question, reply.text or "")
-    return {
-        "class": str(classify(reply.text, reply.finish_reason, reply.reasoning, scores)),
+    text = reply.text if reply.scored is None else reply.scored
+    scores = task.score(question, text or "")
+    judged: Judged = {
+        "class": str(classify(text, reply.finish_reason, reply.reasoning, scores)),
         "strict": scores.strict,
         "flexible": scores.flexible,
         "numeric": scores.numeric,
@@ -167,6 +196,9 @@ def _judged(task: Task, question: Question, reply: Reply) -> Judged:
         "extracted_flexible": scores.extracted_flexible,
         "extracted_numeric": scores.extracted_numeric,
     }
+    if reply.scored is not None:
+        judged["scored"] = "reasoning"
+    return judged
 
 
 def _rounded(seconds: float | None) -> float | None:

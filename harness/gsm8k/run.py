@@ -11,35 +11,36 @@ import time
 import uuid
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import Any
 
-from harness.gsm8k import probes
+from harness.gsm8k.against import Against, against_what
 from harness.gsm8k.asking import Asking
-from harness.gsm8k.decision import full_decision, paired_decision
+from harness.gsm8k.credentials import Redactor
+from harness.gsm8k.decision import full_decision
+from harness.gsm8k.load import load_decision, with_load
+from harness.gsm8k.logprobs.run import check_recording
 from harness.gsm8k.outcome import combine, counted
 from harness.gsm8k.path import accuracy_path
 from harness.gsm8k.payload import MAX_STOP
+from harness.gsm8k.preflight import ADVICE, unreachable
 from harness.gsm8k.questions import answer_limit, answers_fit, plan
+from harness.gsm8k.serve import serving
 from harness.gsm8k.settings import Gsm8kSettings, allow_files, check_output
-from harness.gsm8k.task import Task, load_task
+from harness.gsm8k.setups import setup_of
+from harness.gsm8k.task import Task, load_task, reads_hub
 from harness.records.environment import describe_environment
-from harness.records.from_json import RecordError
 from harness.records.parts.gsm8k import (
     Decision,
     Gsm8kDecisions,
+    Gsm8kRequests,
     Gsm8kResumed,
     Gsm8kRun,
     Gsm8kServer,
     Gsm8kTask,
 )
-from harness.records.record import RunRecord, load_record
-from harness.verdict import UsageError
+from harness.records.record import RunRecord
 from harness.version import __version__
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from harness.gsm8k.counts import Sample
 
 
 def run(settings: Gsm8kSettings, command: list[str]) -> RunRecord:
@@ -52,7 +53,43 @@ def run(settings: Gsm8kSettings, command: list[str]) -> RunRecord:
     settings.check()
     check_output(settings.out)
     allow_files(settings.concurrency)
-    baseline = _baseline(settings)
+    if (away := _away(settings)) and reads_hub(settings.task, settings.dataset):
+        decision, interrupted = Decision("UNKNOWN", "infra", away), False
+        found = unasked_run(settings, decision)
+    else:
+        asking, decision, found = _asked_run(settings, away)
+        interrupted = asking.interrupted
+    record = RunRecord(
+        run_id=uuid.uuid4().hex,
+        created=created.isoformat(timespec="seconds"),
+        command=command,
+        verdict=decision.verdict,
+        reason=f"gsm8k: {decision.label}: {decision.reason}",
+        harness_version=__version__,
+        seed=settings.seed,
+        interrupted=interrupted,
+        environment=describe_environment("server", devices=False),
+    )
+    record.seconds = time.monotonic() - started
+    record.gsm8k_run = replace(found, seconds={"total": record.seconds, **found.seconds})
+    record.write(settings.out / "record.json")
+    return record
+
+
+def _away(settings: Gsm8kSettings) -> str:
+    """Return why a server that nobody waits for cannot be asked, "" where all can. Takes seconds at most.
+
+    Looked at before the task's data, which from the hub may take half a minute to fail.
+    """
+    if not settings.ready_s and (why := unreachable(settings.endpoint)):
+        return f"{settings.endpoint.display}: {why}{ADVICE}"
+    if settings.against and not settings.wait_ready and (why := unreachable(settings.against)):
+        return f"--against {settings.against.display}: {why}{ADVICE}"
+    return ""
+
+
+def _asked_run(settings: Gsm8kSettings, away: str) -> tuple[Asking, Decision, Gsm8kRun]:
+    """Load the task, do everything that needs a server, and decide; nothing is asked where one is `away`."""
     task = load_task(
         settings.task,
         dataset=settings.dataset,
@@ -62,58 +99,66 @@ def run(settings: Gsm8kSettings, command: list[str]) -> RunRecord:
         fewshot_as_multiturn=settings.multiturn,
         system_instruction=settings.system_instruction,
     )
-    asking = Asking(settings, task, plan(task, settings))
-    if baseline is not None:
-        _refuse_other_questions(task, baseline, settings.metric)
-    asyncio.run(asking.main())
-    decision, decisions = decide(asking, baseline)
-    record = RunRecord(
-        run_id=uuid.uuid4().hex,
-        created=created.isoformat(timespec="seconds"),
-        command=command,
-        verdict=decision.verdict,
-        reason=f"gsm8k: {decision.label}: {decision.reason}",
-        harness_version=__version__,
-        seed=settings.seed,
-        interrupted=asking.interrupted,
-        environment=describe_environment("server", devices=False),
-    )
+    planned = plan(task, settings)
+    against = against_what(settings, task, setup_of(task_facts(task), settings_facts(task, settings)))
+    check_recording(task, settings)
+    asking = Asking(settings, task, planned, against.counts(task.stop))
+    decision, decisions = against.refusal(), Gsm8kDecisions()
+    if decision is None:
+        asking.not_ready = away
+        if not away:
+            with serving(settings, _redactor(settings)) as served:
+                asyncio.run(asking.main(served))
+        against = against.of_server(asking.dialect.refused)
+        decision, decisions = decide(asking, against)
     found = served_run(asking, decision, decisions)
-    record.seconds = time.monotonic() - started
-    record.gsm8k_run = replace(found, seconds={"total": record.seconds, **found.seconds})
-    record.write(settings.out / "record.json")
-    return record
+    return asking, decision, replace(found, notes=[*against.notes(found.model), *found.notes])
 
 
-def decide(asking: Asking, baseline: Sequence[Sample] | None) -> tuple[Decision, Gsm8kDecisions]:
+def _redactor(settings: Gsm8kSettings) -> Redactor:
+    """Return what takes every secret of a run out of its server's log."""
+    endpoints = [settings.endpoint, *([settings.against] if settings.against else [])]
+    return Redactor(settings.api_key, *settings.hidden, *(h for e in endpoints for h in e.hidden))
+
+
+def decide(asking: Asking, against: Against) -> tuple[Decision, Gsm8kDecisions]:
     """Return the run's verdict, and the decisions that it came from."""
     s, smoke = asking.settings, asking.smoke
-    if smoke is not None and smoke.word == "FAIL":
-        return smoke, Gsm8kDecisions(smoke)
+    load = load_decision(asking.probes.get("load"))
+    if smoke is not None and asking.smoke_ends_it:
+        return with_load(smoke, load), Gsm8kDecisions(smoke, load=load)
     if asking.interrupted:
         found = f"interrupted after {len(asking.samples):,} of {len(asking.planned):,} questions"
         cut = Decision("UNKNOWN", "undecided", f"{found}; --resume goes on from here")
         return cut, Gsm8kDecisions(smoke)
     if asking.not_ready:
         return Decision("UNKNOWN", "infra", asking.not_ready), Gsm8kDecisions(smoke)
+    logprobs = asking.logprobs.decision() if asking.logprobs else None
     if s.mode == "smoke":
         smoke = smoke or asking.judge_wave()
-        return _with_errors(asking, smoke), Gsm8kDecisions(smoke)
+        said = logprobs if logprobs is not None and logprobs.word != "PASS" else None
+        judged = _with_errors(asking, combine([found for found in (smoke, said) if found is not None]))
+        return with_load(judged, load), Gsm8kDecisions(smoke, load=load, logprobs=logprobs)
     samples = asking.sorted_samples()
     full = full_decision(
         samples,
         expect=s.expect,
-        min_accuracy=s.min_accuracy,
+        min_accuracy=against.min_accuracy,
         max_unanswered=s.max_unanswered,
         limits=s.limits,
         metric=s.metric,
-        has_baseline=baseline is not None,
+        compared=any(there is not None for there in (against.baseline, asking.reference, logprobs)),
+        baseline=None if against.unlike_baseline else asking.baseline,
         answers_fit=answers_fit(asking.task, s),
+        stop=asking.task.stop,
     )
-    if baseline is None:
-        return _with_errors(asking, full), Gsm8kDecisions(smoke, full)
-    paired = paired_decision(samples, baseline, max_drop=s.max_drop, metric=s.metric)
-    return _with_errors(asking, combine([full, paired])), Gsm8kDecisions(smoke, full, paired)
+    paired = against.compare(samples)
+    live = asking.reference.decision(asking.dialect.refused) if asking.reference else None
+    failed_wave = smoke if smoke is not None and smoke.word == "FAIL" and full.word != "FAIL" else None
+    all_of_them = (against.unlike_preset(), full, failed_wave, paired, live, logprobs)
+    judged = combine([found for found in all_of_them if found is not None])
+    decisions = Gsm8kDecisions(smoke, full, paired, load, live, logprobs)
+    return with_load(_with_errors(asking, judged), load), decisions
 
 
 def _with_errors(asking: Asking, decision: Decision) -> Decision:
@@ -139,49 +184,51 @@ def served_run(asking: Asking, decision: Decision, decisions: Gsm8kDecisions) ->
         requests=asking.client.requests,
         errors=asking.client.errors.lines(),
         seconds={"requests": asking.asking_s, "ready": server.ready_s if server else None},
-        task=Gsm8kTask(
-            name=asking.task.name,
-            version=asking.task.version,
-            hashes=asking.task.hashes,
-            generation=asking.task.generation,
-            stop=list(asking.task.stop[:MAX_STOP]),
-            num_fewshot=asking.task.num_fewshot,
-            notes=list(asking.task.notes),
-        ),
+        task=task_facts(asking.task),
         server=Gsm8kServer(
-            url=s.endpoint.display,
+            url=server.url if server else s.endpoint.display,
             model=server.model if server else s.model or "",
             version=server.version if server else "",
+            **({"refused": asking.dialect.refused} if asking.dialect.refused else {}),
         ),
-        settings={**s.as_json(), "max_tokens": answer_limit(asking.task, s)},
+        settings=settings_facts(asking.task, s),
         resumed=Gsm8kResumed(s.resume, asking.resumed),
         decisions=decisions,
         probes=asking.probes,
-        notes=probes.notes(asking.probes),
+        notes=asking.notes,
+        logprobs=asking.logprobs.part() if asking.logprobs else None,
+        against=asking.reference.as_run() if asking.reference else None,
     )
 
 
-def _baseline(settings: Gsm8kSettings) -> Sequence[Sample] | None:
-    """Return the samples of the baseline record.
-
-    Raises:
-        UsageError: it cannot be read, or holds no GSM8K samples.
-    """
-    if settings.baseline is None:
-        return None
-    try:
-        baseline = load_record(settings.baseline).gsm8k_run
-    except RecordError as error:
-        raise UsageError(f"--baseline {error}") from None
-    if baseline is None or not any(s.get("error") is None for s in baseline.samples):
-        raise UsageError(f"--baseline {settings.baseline}: holds no answered GSM8K question")
-    return baseline.samples
+def unasked_run(settings: Gsm8kSettings, decision: Decision) -> Gsm8kRun:
+    """Return what the record holds of a run that ended before its task was loaded, but for the seconds in all."""
+    return Gsm8kRun(
+        verdict=decision.word,
+        qualifier=decision.qualifier,
+        reason=decision.reason,
+        metric=settings.metric,
+        requests=Gsm8kRequests(),
+        task=Gsm8kTask(name=Path(settings.task).stem),
+        server=Gsm8kServer(url=settings.endpoint.display, model=settings.model or "", version=""),
+        settings=settings.as_json(),
+        resumed=Gsm8kResumed(settings.resume),
+    )
 
 
-def _refuse_other_questions(task: Task, baseline: Sequence[Sample], metric: str) -> None:
-    """Refuse a baseline of other data now, not after the last answer."""
-    unjudged = [
-        {"index": q.index, "question": q.question, "error": None, "class": "", metric: False}
-        for q in task.questions
-    ]
-    paired_decision(unjudged, baseline, metric=metric)
+def task_facts(task: Task) -> Gsm8kTask:
+    """Return what the record holds of a task."""
+    return Gsm8kTask(
+        name=task.name,
+        version=task.version,
+        hashes=task.hashes,
+        generation=task.generation,
+        stop=list(task.stop[:MAX_STOP]),
+        num_fewshot=task.num_fewshot,
+        notes=list(task.notes),
+    )
+
+
+def settings_facts(task: Task, settings: Gsm8kSettings) -> dict[str, Any]:
+    """Return what the record holds of the settings."""
+    return {**settings.as_json(), "max_tokens": answer_limit(task, settings)}

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.gsm8k.counts import METRICS, checked_limits
+from harness.gsm8k.credentials import clean_fields, field_secrets, shell_secrets
 from harness.gsm8k.judgement import EXPECT, MAX_DROP, MAX_UNANSWERED
+from harness.gsm8k.reasoning import Reasoning
 from harness.verdict import UsageError
 
 if TYPE_CHECKING:
@@ -18,6 +20,10 @@ MAX_CONCURRENCY = 4096
 WAVE = 32
 MAX_TOKENS = 1024
 """Limit of an answer where neither the user nor the task (`max_gen_toks`) states one."""
+SERVE_S = 1800.0
+"""Seconds that a server which is started here may load, where --wait-ready does not say."""
+PROBE_TOKENS = 8000
+"""Length of the long prompts of `--probe`: a kernel was right up to 5,500 tokens (TensorRT-LLM#15295)."""
 
 
 @dataclass(frozen=True)
@@ -50,10 +56,32 @@ class Gsm8kSettings:
     min_accuracy: float | None = None
     baseline: Path | None = None
     max_drop: float | None = None
+    preset: str | None = None
+    force_unlike: bool = False
+    against: Endpoint | None = None
+    against_model: str | None = None
     max_unanswered: float = MAX_UNANSWERED
     limits: dict[str, float] = field(default_factory=dict)
+    logprobs: bool = False
+    logprobs_baseline: Path | None = None
+    max_kl: float | None = None
     resume: bool = False
+    sweep: bool = True
     probe: bool = False
+    probe_tokens: int = PROBE_TOKENS
+    reasoning: Reasoning = Reasoning.KEEP
+    extra_body: dict[str, Any] = field(default_factory=dict, repr=False)
+    serve: str = field(default="", repr=False)
+
+    @property
+    def hidden(self) -> tuple[str, ...]:
+        """Secrets among the settings, beside the key and those of the base URL."""
+        return (*field_secrets(self.extra_body), *shell_secrets(self.serve))
+
+    @property
+    def ready_s(self) -> float:
+        """Seconds that the server may take until it is ready. One that is started here loads its model first."""
+        return self.wait_ready or (SERVE_S if self.serve else 0.0)
 
     def check(self) -> None:
         """Refuse what cannot be meant.
@@ -69,14 +97,50 @@ class Gsm8kSettings:
         if self.metric not in METRICS:
             raise UsageError(f"--metric must be one of {', '.join(METRICS)}, got {self.metric!r}")
         if self.mode == "smoke" and (
-            self.baseline is not None or self.min_accuracy is not None or self.repeat > 1
+            self.baseline is not None
+            or self.min_accuracy is not None
+            or self.preset is not None
+            or self.repeat > 1
         ):
             raise UsageError(
-                "--mode smoke asks one wave: it cannot judge --min-accuracy, --baseline or --repeat"
+                "--mode smoke asks one wave: it cannot judge --min-accuracy, --baseline, --preset or --repeat"
             )
-        if self.max_drop is not None and self.baseline is None:
-            raise UsageError("--max-drop is judged against a baseline: give --baseline too")
+        if self.max_drop is not None and self.baseline is None and self.against is None:
+            raise UsageError("--max-drop is judged against a baseline: give --baseline or --against URL too")
+        if self.force_unlike and self.baseline is None and self.preset is None:
+            raise UsageError("--force-unlike is about a comparison: give --baseline or --preset too")
+        self._check_against()
+        self._check_logprobs()
         checked_limits(self.limits)
+
+    @property
+    def may_stop_early(self) -> bool:
+        """Whether a comparison of two servers may end the run: not where something else needs all questions."""
+        return self.min_accuracy is None and self.baseline is None and self.preset is None
+
+    def _check_against(self) -> None:
+        if self.against is None:
+            if self.against_model is not None:
+                raise UsageError(
+                    "--against-model names the model of the second server: give --against URL too"
+                )
+            return
+        if self.repeat > 1 or (self.mode == "smoke" and not self.logprobs):
+            raise UsageError(
+                "--against URL asks every question once of both: leave out --repeat, and --mode smoke without --logprobs"
+            )
+        if self.against.url == self.endpoint.url and self.against_model in {None, self.model}:
+            raise UsageError(
+                "--against URL is the server of --base-url: the two must differ, at least in the model"
+            )
+
+    def _check_logprobs(self) -> None:
+        if self.logprobs_baseline is not None and self.against is not None:
+            raise UsageError("--logprobs-baseline and --against URL: compare with one of them")
+        if not self.logprobs and (self.logprobs_baseline is not None or self.max_kl is not None):
+            raise UsageError("--logprobs-baseline and --max-kl belong to --logprobs: give it too")
+        if self.max_kl is not None and not 0 < self.max_kl < float("inf"):
+            raise UsageError(f"--max-kl must be a number of nats per token above 0, got {self.max_kl:g}")
 
     def _check_numbers(self) -> None:
         for name, smallest in (
@@ -85,6 +149,7 @@ class Gsm8kSettings:
             ("max_tokens", 1),
             ("questions", 1),
             ("num_fewshot", 0),
+            ("probe_tokens", 1),
         ):
             value = getattr(self, name)
             if value is not None and value < smallest:
@@ -118,16 +183,25 @@ class Gsm8kSettings:
             "metric",
             "min_accuracy",
             "max_drop",
+            "preset",
+            "force_unlike",
             "max_unanswered",
             "limits",
+            "logprobs",
+            "max_kl",
+            "sweep",
             "probe",
+            "probe_tokens",
         )
         settings = {name: getattr(self, name) for name in names}
         settings["task"] = Path(self.task).name
+        settings |= {"reasoning": self.reasoning.value, "extra_body": clean_fields(self.extra_body)}
+        settings["serve"] = bool(self.serve)
         settings["baseline"] = self.baseline is not None
-        settings["max_drop"] = (
-            MAX_DROP if self.baseline is not None and self.max_drop is None else self.max_drop
-        )
+        settings["against"] = self.against is not None
+        settings["logprobs_baseline"] = self.logprobs_baseline is not None
+        if (self.baseline or self.against) and self.max_drop is None:
+            settings["max_drop"] = MAX_DROP
         return settings
 
 
@@ -164,7 +238,7 @@ def check_file(path: Path, option: str) -> None:
 
 
 def allow_files(concurrency: int) -> None:
-    """Raise the limit of open files as far as the connections need; the probes use up to 128 of them.
+    """Raise the limit of open files as far as the connections need; the sweep uses up to 128 of them.
 
     Raises:
         UsageError: the system does not allow that many.

@@ -2,12 +2,15 @@
 
 Sources: Wilson 1927 (interval of a share); Clopper and Pearson 1934 (exact binomial); McNemar 1947 with the mid-p of
 Fagerland, Lydersen and Laake 2013 (BMC Med Res Methodol 13:91); Bonett and Price 2012 (interval of a paired
-difference); Connor 1987 (power of McNemar's test).
+difference); Connor 1987 (power of McNemar's test); Fisher 1935 (shares of two parts of a whole); Wilcoxon 1945 with Mann
+and Whitney 1947 (ranks).
 """
 
 from __future__ import annotations
 
 import math
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from statistics import NormalDist
@@ -114,6 +117,51 @@ def refuted_at(n: int, expected: float, alpha: float) -> int:
 def exceeded_at(n: int, limit: float, alpha: float) -> int:
     """Return the fewest of n that show a true share above the limit at alpha; n + 1 if not even all would."""
     return n - refuted_at(n, 1 - limit, alpha)
+
+
+def drawn_at_most(k: int, drawn: int, marked: int, n: int) -> float:
+    """Return the exact probability that at most k of `drawn` are marked, drawn from n of which `marked` are (Fisher)."""
+    first, last = max(0, drawn + marked - n), min(drawn, marked)
+    if not 0 <= drawn <= n or not 0 <= marked <= n:
+        raise ValueError(f"drawn_at_most: drawn and marked must fit into n, got {drawn}, {marked} of {n}")
+    if k < first or k >= last:
+        return float(k >= last)
+    if k > (drawn * marked) / n:  # the shorter tail, for its relative precision
+        return 1.0 - drawn_at_most(drawn - k - 1, drawn, n - marked, n)
+    term = total = math.exp(
+        _log_choose(marked, k) + _log_choose(n - marked, drawn - k) - _log_choose(n, drawn)
+    )
+    for i in range(k, first, -1):
+        term *= i * (n - marked - drawn + i) / ((marked - i + 1) * (drawn - i + 1))
+        total += term
+        if term < total * 1e-18:
+            break
+    return min(1.0, total)
+
+
+def _log_choose(n: int, k: int) -> float:
+    return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
+
+
+def rank_sum_p(first: Sequence[float], second: Sequence[float]) -> float:
+    """Return the one-sided p of the rank-sum test that `second` is larger only by chance; ties count half.
+
+    The normal approximation with the variance of ties; 1 where a side has fewer than five values.
+    """
+    m, n = len(first), len(second)
+    if min(m, n) < 5:
+        return 1.0
+    ties = Counter([*first, *second])
+    below, ranks = 0, {}
+    for value, times in sorted(ties.items()):
+        ranks[value] = below + (times + 1) / 2
+        below += times
+    total = m + n
+    spread = total + 1 - math.fsum(t**3 - t for t in ties.values()) / (total * (total - 1))
+    if spread <= 0:
+        return 1.0
+    surplus = math.fsum(ranks[v] for v in second) - n * (total + 1) / 2
+    return 0.5 * math.erfc((surplus - 0.5) / math.sqrt(m * n * spread / 12) / math.sqrt(2))
 
 
 def mcnemar_mid_p(lost: int, gained: int) -> float:

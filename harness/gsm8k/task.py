@@ -4,28 +4,27 @@ from __future__ import annotations
 
 import copy
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from harness.gsm8k import data, lm_eval_task
+from harness.gsm8k import data, lm_eval_task, task_files, task_rows
 from harness.gsm8k.data import Row, Rows
-from harness.gsm8k.numeric import canonical, extract_number, same_number
+from harness.gsm8k.scoring import JoinedScorer, OwnScorer, Scorer, Scores
 from harness.verdict import UsageError
 
 SENT_STOPS = 4
 """Servers refuse more stop strings than this (the OpenAI interface allows 4); an 18-string task once scored 0.0."""
-
-STRICT, FLEXIBLE = "strict-match", "flexible-extract"
-INVALID = "[invalid]"
-"""What lm-eval's filters return when they find nothing. It is scored as any other text: as wrong."""
 
 
 @dataclass(frozen=True)
 class Question:
     """One question. `index` is its place in the data file; `prompt` (completions) or `messages` (chat) is what is sent.
 
-    `expected` is the gold answer as lm-eval's metric compares it ("18"), without the worked solution.
+    `expected` is the gold answer as lm-eval's metric compares it ("18"), without the worked solution; `reference` is all of
+    it, as it follows the prompt.
     """
 
     index: int
@@ -33,18 +32,7 @@ class Question:
     expected: str
     prompt: str | None = None
     messages: list[dict[str, str]] | None = None
-
-
-@dataclass(frozen=True)
-class Scores:
-    """One answer by lm-eval's two extractors and by value, with what each of them read."""
-
-    strict: bool
-    flexible: bool
-    numeric: bool
-    extracted_strict: str
-    extracted_flexible: str
-    extracted_numeric: str | None
+    reference: str = ""
 
 
 @dataclass
@@ -67,12 +55,9 @@ class Task:
     hashes: dict[str, str]
     sources: dict[str, str]
     num_fewshot: int
+    scorer: Scorer = field(repr=False)
     notes: tuple[str, ...] = ()
     answers_fit: bool = False
-    _docs: list[Row] = field(default_factory=list, repr=False)
-    _golds: list[str] = field(default_factory=list, repr=False)
-    _pipelines: dict[str, Any] = field(default_factory=dict, repr=False)
-    _metric: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def cut(self, text: str) -> str:
         """Return the text up to the first stop string that the server was not told about."""
@@ -81,22 +66,23 @@ class Task:
 
     def score(self, question: Question, text: str) -> Scores:
         """Score one answer with the task's own filters and metric, and by value."""
-        from lm_eval.api.metrics import exact_match_hf_evaluate
+        return self.scorer.score(question.index, question.expected, self.cut(text))
 
-        text = self.cut(text)
-        doc, gold = self._docs[question.index], self._golds[question.index]
-        read = {name: extract(text, doc) for name, extract in self._pipelines.items()}
-        names = list(read)
-        strict = read.get(STRICT, read[names[0]])
-        flexible = read.get(FLEXIBLE, read[names[-1]])
-        right = {}
-        for extracted in {strict, flexible}:
-            found = exact_match_hf_evaluate(predictions=[extracted], references=[gold], **self._metric)
-            right[extracted] = bool(found["exact_match"] == 1.0)
-        number = extract_number(text)
-        # A task whose answers are no numbers has no third opinion: it follows the second.
-        numeric = same_number(number, question.expected) if canonical(question.expected) else right[flexible]
-        return Scores(right[strict], right[flexible], numeric, strict, flexible, number)
+
+def reads_hub(name: str, dataset: Path | None) -> bool:
+    """Return whether loading a task asks the Hugging Face hub: no file is given, and the task names none.
+
+    Raises:
+        UsageError: unknown task.
+    """
+    if dataset is not None:
+        return False
+    path = task_files.find_task(name)
+    config = task_files.read_yaml(path)
+    return any(
+        not task_rows.is_local(task_files.read_yaml(member))
+        for member in task_files.members(path, config) or [path]
+    )
 
 
 def load_task(
@@ -111,27 +97,64 @@ def load_task(
 ) -> Task:
     """Load a task by name or YAML path, with its questions from `dataset` and its few-shot rows from `fewshot`.
 
-    Without files the rows come from where the YAML says: local JSON lines (`dataset_path: json`) or the hub.
+    Without files the rows come from where the YAML says: local JSON lines (`dataset_path: json`) or the hub. A group of
+    tasks is one task with the questions of all.
 
     Raises:
         UsageError: unknown or unsupported task, data that cannot be had, or a few-shot example that is a question.
     """
-    path = lm_eval_task.find_task(name)
-    stated = lm_eval_task.load_config(path)
+    path = task_files.find_task(name)
+    config = task_files.read_yaml(path)
+    asked = partial(
+        _load,
+        dataset=dataset,
+        fewshot=fewshot,
+        num_fewshot=num_fewshot,
+        chat=chat,
+        multiturn=fewshot_as_multiturn,
+        system_instruction=system_instruction,
+    )
+    parts = task_files.members(path, config)
+    if not parts:
+        return asked(path, config)
+    if dataset is not None:
+        raise UsageError(
+            f"--dataset is the data of one task, and {config['group']} is a group of {len(parts)}"
+        )
+    return _joined(str(config["group"]), [asked(part, task_files.read_yaml(part)) for part in parts])
+
+
+def _load(
+    path: Path,
+    read: dict[str, Any],
+    *,
+    dataset: Path | None,
+    fewshot: Path | None,
+    num_fewshot: int | None,
+    chat: bool,
+    multiturn: bool,
+    system_instruction: str | None,
+) -> Task:
+    """Load one task from its merged YAML."""
+    stated = task_files.load_config(path, read)
     from lm_eval.config.task import TaskConfig
 
-    config = TaskConfig(**copy.deepcopy(stated))
+    try:
+        config = TaskConfig(**copy.deepcopy(stated))
+    except TypeError as error:  # a key that lm-eval does not know either
+        raise UsageError(f"task {stated['task']}: {error}") from None
     shots = num_fewshot if num_fewshot is not None else config.num_fewshot or 0
     if shots < 0:
         raise UsageError(f"--num-fewshot must not be negative, got {shots}")
-    questions = _question_rows(config, dataset, path)
+    is_right = lm_eval_task.right_answers(config)
+    questions = task_rows.question_rows(config, dataset, path)
     notes: list[str] = []
-    pool = _fewshot_rows(
+    pool = task_rows.fewshot_rows(
         config, questions, fewshot, shots, yaml_path=path, notes=notes, offline=dataset is not None
     )
 
     prompts = lm_eval_task.Prompts(config, frozenset(questions.rows[0]), pool.rows, shots, system_instruction)
-    built, golds = _build(prompts, questions, pool, config, chat=chat, multiturn=fewshot_as_multiturn)
+    built, golds = _build(prompts, questions, pool, config, chat=chat, multiturn=multiturn)
     stop, unsent = _stop_strings(config)
     if unsent:
         notes.append(f"{len(unsent)} of {len(stop + unsent)} stop strings are applied here, not sent")
@@ -152,21 +175,41 @@ def load_task(
         },
         sources={"data": questions.known_as or questions.source, "fewshot": pool.known_as or pool.source},
         num_fewshot=shots,
+        scorer=OwnScorer(questions.rows, golds, lm_eval_task.filter_pipelines(config), is_right),
         notes=tuple(notes),
         answers_fit=(config.metadata or {}).get("answers_fit") is True,
-        _docs=questions.rows,
-        _golds=golds,
-        _pipelines=lm_eval_task.filter_pipelines(config),
-        _metric=lm_eval_task.exact_match_settings(config),
     )
 
 
-def _question_rows(config: Any, dataset: Path | None, yaml_path: Path) -> Rows:
-    """Read the questions from the file that was given, else from where the task says they are."""
-    split = config.test_split or config.validation_split
-    if split is None:
-        raise UsageError(f"task {config.task}: names no test or validation split")
-    return data.read_jsonl(dataset, "--dataset") if dataset else _stated_rows(config, split, yaml_path)
+def _joined(name: str, parts: list[Task]) -> Task:
+    """Return a group as one task, whose accuracy is lm-eval's weighted by size.
+
+    Raises:
+        UsageError: its tasks are asked with different settings.
+    """
+    first = parts[0]
+    for part in parts:
+        if (part.generation, part.num_fewshot) != (first.generation, first.num_fewshot):
+            raise UsageError(
+                f"group {name}: {part.name} and {first.name} generate with different settings; name one of them"
+            )
+    starts = [0, *accumulate(len(part.questions) for part in parts)][:-1]
+    questions = [
+        replace(question, index=start + question.index)
+        for start, part in zip(starts, parts, strict=True)
+        for question in part.questions
+    ]
+    return replace(
+        first,
+        name=name,
+        version=", ".join(dict.fromkeys(part.version for part in parts)),
+        questions=questions,
+        hashes={key: data.digest_of([part.hashes[key] for part in parts]) for key in first.hashes},
+        sources={key: "; ".join(dict.fromkeys(part.sources[key] for part in parts)) for key in first.sources},
+        scorer=JoinedScorer(starts, [part.scorer for part in parts]),
+        notes=tuple(dict.fromkeys(note for part in parts for note in part.notes)),
+        answers_fit=all(part.answers_fit for part in parts),
+    )
 
 
 def _stop_strings(config: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -174,60 +217,6 @@ def _stop_strings(config: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
     until = config.generation_kwargs.get("until") or []
     stops = (until,) if isinstance(until, str) else tuple(until)
     return stops[:SENT_STOPS], stops[SENT_STOPS:]
-
-
-def _stated_rows(config: Any, split: str, yaml_path: Path) -> Rows:
-    """Read a split from where the task says it is. Files are looked for beside the YAML first, then as lm-eval does."""
-    arguments = dict(config.dataset_kwargs or {})
-    files = arguments.get("data_files")
-    if config.dataset_path == "json" and files:
-        stated = files.get(split) if isinstance(files, dict) else files
-        if not isinstance(stated, str):
-            raise UsageError(
-                f"task {config.task}: data_files must name one file for the split {split!r}, got {stated!r}"
-            )
-        beside = yaml_path.parent / stated
-        return data.read_jsonl(beside if beside.is_file() else Path(stated), f"task {config.task}:")
-    return data.read_hub(config.dataset_path, config.dataset_name, split, arguments)
-
-
-def _fewshot_rows(
-    config: Any,
-    questions: Rows,
-    file: Path | None,
-    shots: int,
-    *,
-    yaml_path: Path,
-    notes: list[str],
-    offline: bool,
-) -> Rows:
-    """Return the rows that few-shot examples are drawn from, as `ConfigurableTask.fewshot_docs` chooses them."""
-    given = data.read_jsonl(file, "--fewshot") if file else None
-    if shots == 0:
-        return Rows([], "none", data.digest_of([]))
-    stated = config.fewshot_config
-    if stated.split is None and stated.samples is not None:
-        samples = stated.samples() if callable(stated.samples) else stated.samples
-        if given:
-            notes.append(
-                f"{config.task} has {len(samples)} fixed examples of its own; --fewshot was not used"
-            )
-        return Rows(list(samples), f"fixed examples of {config.task}", data.digest_of(samples))
-    split = stated.split or config.training_split or config.validation_split or config.test_split
-    if given:
-        if split == config.test_split:
-            notes.append(
-                f"lm-eval draws the examples of {config.task} from its questions; here from {given.source}"
-            )
-        return given
-    if split == config.test_split:
-        return questions
-    if offline and config.dataset_path != "json":
-        raise UsageError(
-            f"{config.task} draws its {shots} examples from the {split} split, and --dataset holds only the questions: "
-            "pass --fewshot FILE.jsonl too"
-        )
-    return _stated_rows(config, split, yaml_path)
 
 
 def _build(
@@ -247,11 +236,13 @@ def _build(
             for pattern in ignored:
                 expected = pattern.sub("", expected)
             question = str(row.get("question", texts[index]))
+            reference = prompts.reference(golds[-1])
             if chat:
                 messages = prompts.chat(row, examples, multiturn=multiturn)
-                built.append(Question(index, question, expected, messages=messages))
+                built.append(Question(index, question, expected, messages=messages, reference=reference))
             else:
-                built.append(Question(index, question, expected, prompt=prompts.completion(row, examples)))
+                prompt = prompts.completion(row, examples)
+                built.append(Question(index, question, expected, prompt=prompt, reference=reference))
     except UsageError:
         raise
     except Exception as error:  # a column that the template names is missing, or too few rows to draw from
@@ -260,12 +251,14 @@ def _build(
             f"task {config.task}: question {row_number} of {questions.source} cannot be built with "
             f"{prompts.num_fewshot} examples from {pool.source} ({type(error).__name__}: {error})"
         ) from error
-    if golds[0].startswith("[") and golds[0].endswith("]"):
+    if config.process_results is None and golds[0].startswith("[") and golds[0].endswith("]"):
         raise UsageError(f"task {config.task}: answers that are lists are not supported")
     return built, golds
 
 
 def _ignored(config: Any) -> list[str]:
+    if config.process_results is not None:
+        return []
     return list(lm_eval_task.exact_match_settings(config).get("regexes_to_ignore") or [])
 
 

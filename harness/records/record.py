@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -257,8 +257,8 @@ class RunRecord:
         Without json's own indent, which would take its slow encoder: a record can hold 1,319 answers.
         """
         lines = (
-            f"{json.dumps(name)}: {json.dumps(value, allow_nan=False)}"
-            for name, value in asdict(self).items()
+            f"{json.dumps(known.name)}: {json.dumps(getattr(self, known.name), allow_nan=False, default=asdict)}"
+            for known in fields(self)
         )
         return "{\n" + ",\n".join(lines) + "\n}\n"
 

@@ -260,7 +260,7 @@ def test_the_task_needs_no_network_and_scores_answers(name, count, path):
 
 
 def test_the_task_is_lm_evals_gsm8k_but_for_shots_and_data():
-    from harness.gsm8k.lm_eval_task import find_task, load_config
+    from harness.gsm8k.task_files import find_task, load_config
 
     ours, theirs = load_config(find_task("gsm_canary")), load_config(find_task("gsm8k"))
     for key in ("doc_to_text", "doc_to_target", "metric_list", "filter_list"):

@@ -12,18 +12,11 @@ from typing import Any
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
 
-from harness.canary.server import BadRequestError, make_app, parse
+from harness.canary.api_request import BadRequestError, parse
+from harness.canary.generate import Step
+from harness.canary.server import make_app
 
 WORDS = ["4 ", "+ 5 ", "= 9", "\n#### ", "9"]
-
-
-@dataclass
-class Step:
-    number: int
-    text: str
-    finish_reason: str | None
-    prompt_tokens: int
-    new_tokens: int
 
 
 @dataclass

@@ -17,11 +17,12 @@ import pytest
 import tenacity
 
 from harness.cli import run as run_command
-from harness.gsm8k import client
+from harness.gsm8k import retrying
 from harness.gsm8k.credentials import parse_base_url
 from harness.gsm8k.run import run
 from harness.gsm8k.settings import Gsm8kSettings
-from tests.gsm8k.samples import awkward_answers, make_sample, small_data  # noqa: F401  (fixtures)
+from tests.gsm8k.samples import awkward_answers, make_run, make_sample, small_data  # noqa: F401  (fixtures)
+from tests.gsm8k.small_server import SmallServer, Thread
 
 ROOT = Path(__file__).parents[2]
 SERVER = Path(__file__).with_name("fault_server.py")
@@ -122,6 +123,22 @@ def serve(data, tmp_path, idle_servers):
             server.stop()
 
 
+@pytest.fixture
+def small(data):
+    """Start small servers whose illness is a function of the test; see small_server.py."""
+    with contextlib.ExitStack() as running:
+
+        def start(ill=None, **more) -> SmallServer:
+            return running.enter_context(Thread(SmallServer(data[0], ill=ill, **more)))
+
+        yield start
+
+
+def _without_sweep(options) -> list[str]:
+    """Tests count requests and plant faults at numbered ones: the sweep is left to those that ask for it."""
+    return [] if "--sweep" in options else ["--no-sweep"]
+
+
 @dataclass
 class Finished:
     code: int
@@ -148,7 +165,15 @@ def process(data, tmp_path):
         out = out or tmp_path / "out"
         kept = {k: v for k, v in os.environ.items() if k not in {"OPENAI_API_KEY", "GITHUB_STEP_SUMMARY"}}
         base = ["--base-url", url] if url else []
-        files = ["--dataset", str(data[0]), "--fewshot", str(data[1]), "--out", str(out)]
+        files = [
+            "--dataset",
+            str(data[0]),
+            "--fewshot",
+            str(data[1]),
+            "--out",
+            str(out),
+            *_without_sweep(more),
+        ]
         process = subprocess.Popen(
             [sys.executable, "-m", "harness.cli", "gsm8k", *base, *files, *more],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
@@ -167,7 +192,7 @@ def process(data, tmp_path):
 
 @pytest.fixture
 def _quick(monkeypatch):
-    monkeypatch.setattr(client, "BACKOFF", tenacity.wait_random(0.01, 0.05))
+    monkeypatch.setattr(retrying, "BACKOFF", tenacity.wait_random(0.01, 0.05))
     for name in ("GITHUB_STEP_SUMMARY", "OPENAI_API_KEY"):
         monkeypatch.delenv(name, raising=False)
 
@@ -176,10 +201,11 @@ def _quick(monkeypatch):
 def cli(data, tmp_path, monkeypatch, capsys, _quick):
     """Run the command line inside this process, with short back-offs: a process takes ten times as long to start."""
 
-    def call(url, *more, out=None, env=None) -> Finished:
+    def call(url, *more, out=None, env=None, files=True) -> Finished:
         out = out or tmp_path / "out"
-        files = ["--dataset", str(data[0]), "--fewshot", str(data[1]), "--out", str(out)]
-        arguments = ["gsm8k", "--base-url", url, *files, *more]
+        rows = ["--dataset", str(data[0]), "--fewshot", str(data[1])] if files else []
+        base = ["--base-url", url] if url else []
+        arguments = ["gsm8k", *base, *rows, "--out", str(out), *_without_sweep(more), *more]
         monkeypatch.setattr(sys, "argv", ["harness", *arguments])
         for name, value in (env or {}).items():
             monkeypatch.setenv(name, value)
@@ -198,6 +224,9 @@ def run_here(data, tmp_path, _quick):
         settings.setdefault("dataset", data[0])
         settings.setdefault("fewshot", data[1])
         settings.setdefault("out", tmp_path / "out")
+        settings.setdefault("sweep", False)
+        if isinstance(settings.get("against"), str):
+            settings["against"] = parse_base_url(settings["against"])
         return run(Gsm8kSettings(endpoint=parse_base_url(url), **settings), ["harness", "gsm8k"]).gsm8k
 
     return call

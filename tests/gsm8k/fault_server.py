@@ -4,10 +4,11 @@
 
 The configuration: `data` (JSON lines with question and answer), `port`, `latency`, `answer` (gold, dead, flood, text),
 `flood_share`, `wrong_share`, `text`, `wrong_alone` (wrong at batch size 1), `flips` (never the same twice), `models`, `version`, `key` (required bearer token), `loading` (requests to /models
-and /health that answer 503), `max_seconds` (it ends after so long without a request), and `faults`: a list of rules, the first that matches decides.
+and /health that answer 503), `max_seconds` (it ends after so long without a request), `illness` with `seed` (what an ill
+model does to its answers: illness.py), and `faults`: a list of rules, the first that matches decides.
 
 A rule: `fault` (see `FAULTS`), and when it applies: `questions` (parts of their text), `share` of them (by hash), `tries` (only so many attempts
-of each question), `after` and `until` (counts of completions so far). GET /stats tells what happened,
+of each question), `after` and `until` (counts of completions so far), `for_s` (seconds from when it first applied). GET /stats tells what happened,
 POST /control begins again with another configuration.
 """
 
@@ -22,7 +23,9 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-FLOOD = "!" * 400
+sys.path.insert(0, str(Path(__file__).parents[2]))  # it runs as a script, and is imported by tests
+
+from tests.gsm8k.illness import FLOOD, Illness
 
 
 class Server:
@@ -42,6 +45,8 @@ class Server:
         self.bodies: Counter[str] = Counter()
         self.in_flight: set[int] = set()
         self.most_in_flight = self.connections = 0
+        self.ill = Illness(config.get("illness", []), config.get("seed", 0))
+        self.ends: dict[int, float] = {}
         self.stops: set[int] = set()
         self.times: list[float] = []
 
@@ -72,6 +77,8 @@ class Server:
                     send_json(writer, 200, {})
                 elif method == b"GET":
                     self.get(writer, path.decode().partition("?")[0], headers)
+                elif not path.partition(b"?")[0].endswith(b"completions"):
+                    send_json(writer, 404, {"detail": "Not Found"})
                 elif not await self.completion(writer, path.decode(), headers, body):
                     break
                 await writer.drain()
@@ -114,6 +121,8 @@ class Server:
         in_flight = self.in_flight
         in_flight.add(number)
         self.most_in_flight = max(self.most_in_flight, len(in_flight))
+        ill = self.ill
+        ill.enters(number, len(in_flight))
         try:
             request = json.loads(body)
             self.stops.add(len(request.get("stop", [])))
@@ -133,10 +142,17 @@ class Server:
             if request.get("stream"):
                 await stream(writer, text, chat=chat)
             else:
-                send_json(writer, 200, reply(text, chat=chat))
+                limit = request.get("max_completion_tokens") or request.get("max_tokens") or 256
+                answer = ill.answer(text, question, prompt, body, number, limit)
+                send_json(
+                    writer,
+                    200,
+                    reply(answer.text, chat=chat, finish=answer.finish, reasoning=answer.reasoning),
+                )
             return True
         finally:
             in_flight.discard(number)
+            ill.leaves(number)
 
     def applies(self, rule: dict, question: str, key: str, number: int) -> bool:
         return (
@@ -144,7 +160,13 @@ class Server:
             and share_of(key) < rule.get("share", 1)
             and self.tries[key[:12]] <= rule.get("tries", 1 << 30)
             and rule.get("after", 0) < number <= rule.get("until", 1 << 30)
+            and ("for_s" not in rule or self.still(rule))
         )
+
+    def still(self, rule: dict) -> bool:
+        """Return whether a rule that ends by time has not ended."""
+        now = asyncio.get_running_loop().time()
+        return now < self.ends.setdefault(id(rule), now + rule["for_s"])
 
     def text(self, question: str, key: str, *, alone: bool) -> str:
         kind = self.config.get("answer", "gold")
@@ -172,9 +194,13 @@ def last_question(prompt: str) -> str:
     return prompt.strip()
 
 
-def reply(text: str | None, *, chat: bool = False, finish: str = "stop") -> dict:
+def reply(
+    text: str | None, *, chat: bool = False, finish: str = "stop", reasoning: str | None = None
+) -> dict:
     choice = {"index": 0, "finish_reason": finish}
     choice |= {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
+    if reasoning is not None:
+        (choice["message"] if chat else choice)["reasoning_content"] = reasoning
     usage = {"prompt_tokens": 700, "completion_tokens": len(text or "") // 4, "total_tokens": 0}
     return {"id": "x", "object": "text_completion", "model": "m", "choices": [choice], "usage": usage}
 

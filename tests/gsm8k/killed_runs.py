@@ -34,6 +34,7 @@ def start(options: dict) -> int:
         out=Path(options["out"]),
         concurrency=options["concurrency"],
         resume=True,
+        sweep=False,
     )
     try:
         run(settings, ["harness", "gsm8k"])

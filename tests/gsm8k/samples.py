@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from harness.gsm8k.classify import classify
-from harness.gsm8k.task import Scores
+from harness.gsm8k.scoring import Scores
 
 HERE = Path(__file__).parent
 
@@ -61,6 +61,22 @@ def awkward_answers():
 
 
 @pytest.fixture(scope="session")
+def make_run(make_sample):
+    """Samples from parts of (how many, answer, options of make_sample); without an answer they are right."""
+
+    def build(*parts, repeat=0):
+        samples = []
+        for number, *rest in parts:
+            answer = rest[0] if rest else "so\n#### 18"
+            options = rest[1] if len(rest) > 1 else {}
+            first = len(samples)
+            samples += [make_sample(first + i, answer, repeat=repeat, **options) for i in range(number)]
+        return samples
+
+    return build
+
+
+@pytest.fixture(scope="session")
 def small_data():
     return {"dataset": HERE / "data" / "questions.jsonl", "fewshot": HERE / "data" / "fewshot.jsonl"}
 
@@ -73,6 +89,13 @@ def _scores(text):
     return Scores(
         strict, number, number, *(stated or ["[invalid]"]), *(numbers or ["[invalid]"]), *(numbers or [None])
     )
+
+
+def _in_reasoning(answer, reasoning):
+    if answer or not reasoning:
+        return None
+    scores = _scores(reasoning)
+    return {"strict": scores.strict, "flexible": scores.flexible, "numeric": scores.numeric}
 
 
 @pytest.fixture(scope="session")
@@ -99,6 +122,7 @@ def make_sample():
             "extracted_strict": scores.extracted_strict,
             "extracted_flexible": scores.extracted_flexible,
             "extracted_numeric": scores.extracted_numeric,
+            "in_reasoning": _in_reasoning(answer, reasoning),
             "finish_reason": None if unanswered else finish_reason,
             "usage": {"prompt_tokens": 900, "completion_tokens": None if unanswered else tokens},
             "latency_s": None if unanswered else 0.5 + index / 1000,

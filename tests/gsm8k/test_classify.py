@@ -9,7 +9,7 @@ import pytest
 
 from harness.gsm8k.classify import classify, flood_unit, is_loop, is_not_text
 from harness.gsm8k.numeric import extract_number, same_number
-from harness.gsm8k.task import Scores
+from harness.gsm8k.scoring import Scores
 
 WRONG = Scores(
     strict=False,

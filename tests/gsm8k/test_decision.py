@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from harness.gsm8k.classify import AnswerClass
-from harness.gsm8k.counts import DEFAULT_LIMITS, Counts, checked_limits, count
-from harness.gsm8k.decision import full_decision, paired_decision, smallest_wave, smoke_decision
+from harness.gsm8k.counts import DEFAULT_LIMITS, NEVER_STOPS, PAST_STOP, Counts, checked_limits, count
+from harness.gsm8k.decision import expected_of, full_decision, smallest_wave, smoke_decision
 from harness.gsm8k.paired import spread
 from harness.verdict import ExitCode, UsageError, Verdict
 
@@ -17,19 +17,8 @@ FLOOD, WRONG, LOOSE = "!" * 400, "so\n#### 17", "The answer is 18"
 
 
 @pytest.fixture
-def run(make_sample):
-    """Samples from parts of (how many, answer, options of make_sample); without an answer they are right."""
-
-    def build(*parts, repeat=0):
-        samples = []
-        for number, *rest in parts:
-            answer = rest[0] if rest else "so\n#### 18"
-            options = rest[1] if len(rest) > 1 else {}
-            first = len(samples)
-            samples += [make_sample(first + i, answer, repeat=repeat, **options) for i in range(number)]
-        return samples
-
-    return build
+def run(make_run):
+    return make_run
 
 
 def decided(decision, word, qualifier=""):
@@ -82,11 +71,13 @@ def test_unanswered_questions_in_a_wave_are_neither_right_nor_wrong(run):
     decided(smoke_decision(run((30, WRONG), (2, None, refused))), "FAIL", "dead")
 
 
-def test_a_full_run_passes_without_a_threshold_and_says_so(run):
-    reason = decided(full_decision(run((150,), (10, WRONG))), "PASS")
-    assert "neither dead nor degenerate" in reason
-    assert "was not judged: no --min-accuracy, no --baseline" in reason
-    assert "against the baseline" in full_decision(run((150,)), has_baseline=True).reason
+def test_a_full_run_without_a_threshold_is_not_judged_and_says_so(run):
+    decision = full_decision(run((150,), (10, WRONG)))
+    reason = decided(decision, "UNKNOWN", "not judged")
+    assert reason.startswith("neither dead nor degenerate; accuracy (strict) 0.9375 (")
+    assert reason.endswith("was not judged: give --min-accuracy, --baseline, --preset or --against URL")
+    assert decision.exit_code == ExitCode.UNKNOWN
+    assert "judged by the comparison" in decided(full_decision(run((150,)), compared=True), "PASS")
 
 
 def test_half_floods_are_degenerate(run):
@@ -116,7 +107,7 @@ def test_every_degenerate_class_fails_a_run_by_itself(run, answer, options, sent
 
 def test_degenerate_classes_below_their_limits_fail_together(run):
     few = [(25, ""), (25, None), (25, "So she has 17. " * 60)]
-    decided(full_decision(run((375,), few[0])), "PASS")
+    decided(full_decision(run((375,), few[0])), "UNKNOWN", "not judged")
     reason = decided(full_decision(run((325,), *few)), "FAIL", "degenerate")
     assert reason.startswith("75 of 400 answers: degenerate (limit 10 %)")
 
@@ -126,9 +117,8 @@ def test_cut_answers_are_named_with_their_length(run):
     reason = decided(full_decision(run((207,), (93, "She has 12", cut))), "FAIL", "truncated")
     assert reason.startswith("31 % cut at 256 tokens")
     assert "cut at 256 tokens" in decided(smoke_decision(run((32, "She has 12", cut))), "FAIL", "truncated")
-    decided(
-        full_decision(run((207,), (93, "She has 12", cut)), limits={"cut at the token limit": 0.4}), "PASS"
-    )
+    raised = {"cut at the token limit": 0.4}
+    decided(full_decision(run((207,), (93, "She has 12", cut)), limits=raised, compared=True), "PASS")
 
 
 def test_the_format_is_told_apart_from_the_model(run):
@@ -154,15 +144,41 @@ def test_over_one_percent_unanswered_is_infra_whatever_the_accuracy(run):
     for answer in (WRONG, "so\n#### 18"):
         decided(full_decision(run((1290, answer), (29, None, refused)), min_accuracy=0.9), "UNKNOWN", "infra")
     decided(full_decision(run((1313,), (6, None, refused)), min_accuracy=0.9), "PASS")
-    decided(full_decision(run((1290,), (29, None, refused)), max_unanswered=0.05), "PASS")
+    decided(full_decision(run((1290,), (29, None, refused)), max_unanswered=0.05, compared=True), "PASS")
     decided(full_decision([]), "UNKNOWN", "infra")
 
 
 def test_a_run_calls_a_model_dead_that_the_wave_let_through(run):
     reason = decided(full_decision(run((66,), (1253, WRONG))), "FAIL", "dead")
     assert "1253 of 1319 answers are text with a wrong number" in reason or "same answer" in reason
-    assert "lower --expect" in decided(full_decision(run((520,), (799, WRONG))), "FAIL", "dead")
-    decided(full_decision(run((520,), (799, WRONG)), expect=0.3), "PASS")
+    decided(full_decision(run((520,), (799, WRONG)), expect=0.3), "UNKNOWN", "not judged")
+
+
+def test_the_text_says_how_a_weak_model_is_told_from_a_broken_one(run):
+    different = [(1, f"so it is {i}\n#### {i}") for i in range(20, 1300)]
+    reason = decided(full_decision(run((26,), *different)), "FAIL", "dead")
+    assert "1280 of 1306 answers are text with a wrong number" in reason
+    assert (
+        "only what it was before tells it from a broken one: give --baseline with a record of it, or --expect"
+        in reason
+    )
+    reason = decided(smoke_decision(run((1,), *different[:31])), "FAIL", "dead")
+    assert "give --baseline" in reason
+
+
+def test_against_a_baseline_a_weak_model_is_not_dead_and_a_broken_one_is(run):
+    weak = run((26,), (1293, WRONG))
+    had = count(weak)
+    assert expected_of(0.5, had) == pytest.approx(13 / 1319)
+    assert expected_of(0.5, count(run((1319,)))) == 0.5
+    assert expected_of(0.5, None) == 0.5
+    decided(smoke_decision(run((32, WRONG)), baseline=had), "NOT DEAD")
+    decided(full_decision(weak, baseline=had, compared=True), "PASS")
+    strong = count(run((1250,), (69, WRONG)))
+    reason = decided(full_decision(run((40,), (1279, WRONG)), baseline=strong, compared=True), "FAIL", "dead")
+    assert "give --baseline" not in reason
+    decided(smoke_decision(run((32, WRONG)), baseline=strong), "FAIL", "dead")
+    assert smallest_wave(0.0) == 100_000
 
 
 def test_one_answer_to_every_question_is_named(run):
@@ -192,59 +208,13 @@ def test_repeats_do_not_narrow_the_interval(run):
     assert spread(once) is None
 
 
-def test_a_baseline_is_compared_question_by_question(run):
-    baseline = run((1260,), (59, WRONG))
-    reason = decided(paired_decision(baseline, baseline), "PASS")
-    assert "0 lost, 0 gained of 1,319" in reason
-    worse = run((60, ""), (1200,), (59, WRONG))
-    reason = decided(paired_decision(worse, baseline), "FAIL", "accuracy")
-    assert reason.startswith("-4.55 points against the baseline")
-    assert "60 of the lost are now: empty" in reason
-    assert "this run can see drops from 0." in reason
-    assert "(flip noise 0 %)" in reason
-    better = run((1319,))
-    decided(paired_decision(better, baseline), "PASS")
-
-
-def test_a_small_real_loss_passes_and_a_large_allowance_too(run):
-    baseline = run((1319,))
-    reason = decided(paired_decision(run((10, WRONG), (1309,)), baseline), "PASS")
-    assert "the loss is no accident, but smaller than allowed" in reason
-    decided(paired_decision(run((60, WRONG), (1259,)), baseline, max_drop=0.1), "PASS")
-    decided(paired_decision(run((10, WRONG), (1309,)), baseline, max_drop=0.001), "FAIL", "accuracy")
-
-
-def test_too_few_questions_leave_a_comparison_undecided(run):
-    baseline = run((48,), (2, WRONG))
-    decision = paired_decision(run((1, WRONG), (47,), (1,), (1, WRONG)), baseline)
-    assert "would decide" in decided(decision, "UNKNOWN", "undecided")
-    assert decision.details["flip_noise"] == pytest.approx(0.04)
-    assert decision.details["smallest_drop"] > 0.02
-    refused = {"error": "HTTP 500"}
-    decided(paired_decision(run((5, None, refused)), run((5,))), "UNKNOWN", "undecided")
-
-
-def test_another_task_is_no_baseline(run):
-    other = [{**sample, "question": "another"} for sample in run((5,))]
-    with pytest.raises(UsageError, match="another question 0"):
-        paired_decision(run((5,)), other)
-
-
-def test_flip_noise_is_measured_where_there_are_repeats(run):
-    first, second = run((40,), (10, WRONG)), run((10, WRONG), (40,), repeat=1)
-    decision = paired_decision([*first, *second], run((50,)))
-    assert decision.details["noise_measured"]
-    assert decision.details["flip_noise"] == pytest.approx((20 * 1 + 0) / 50 / 2, abs=0.21)
-    assert count([*first, *second]).independent == 50
-
-
 def test_the_document_has_every_class_with_its_limit():
     text = (Path(__file__).parents[2] / "docs" / "gsm8k.md").read_text(encoding="utf-8")
     rows = {
         cells[1].strip(): cells[3].strip() for line in text.splitlines() if len(cells := line.split("|")) == 6
     }
     assert "`degenerate`" in text
-    for name in AnswerClass:
+    for name in (*AnswerClass, NEVER_STOPS, PAST_STOP):
         limit = DEFAULT_LIMITS.get(name)
         assert rows[name] == ("" if limit is None else f"{100 * limit:g} %")
     assert rows["all degenerate ones together"] == f"{100 * DEFAULT_LIMITS['degenerate']:g} %"

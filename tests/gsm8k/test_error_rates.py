@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from harness.gsm8k import error_rates
+from harness.gsm8k import error_rates, sequential_rates
 from harness.gsm8k.decision import full_decision, smoke_decision
 from harness.gsm8k.statistics import at_most, log_binomial
 
@@ -41,7 +41,13 @@ def tally(labels):
 
 def test_the_document_is_up_to_date():
     """Otherwise: python -m harness.gsm8k.error_rates."""
-    assert DOCUMENT.read_text(encoding="utf-8") == error_rates.document()
+    assert DOCUMENT.read_text(encoding="utf-8").startswith(error_rates.document())
+
+
+@pytest.mark.long
+def test_the_second_half_of_the_document_is_up_to_date():
+    """A minute: it simulates the load sweep and goes through every state of a comparison of two live servers."""
+    assert DOCUMENT.read_text(encoding="utf-8").endswith(sequential_rates.document())
 
 
 @pytest.mark.parametrize("p", [0.0, 0.05, 0.5, 0.95, 1.0])
@@ -107,5 +113,8 @@ def test_simulated_comparisons_have_the_documented_rates(generator, drop, noise)
 def test_a_healthy_or_dead_model_is_never_misjudged_in_practice():
     """Always right passes, always wrong is dead, whatever is expected."""
     for expect in error_rates.EXPECTS:
-        assert full_decision(error_rates.right_answers(1319, 1319), expect=expect).word == "PASS"
+        assert (
+            full_decision(error_rates.right_answers(1319, 1319), expect=expect, min_accuracy=0.9).word
+            == "PASS"
+        )
         assert full_decision(error_rates.right_answers(1319, 0), expect=expect).label == "FAIL (dead)"

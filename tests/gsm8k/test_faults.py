@@ -11,7 +11,9 @@ import time
 
 import pytest
 
+from harness.gsm8k import data as rows_of_tasks
 from harness.gsm8k import preflight
+from harness.gsm8k.credentials import parse_base_url
 
 # fault rule, settings, what the error line says, whether it is retried
 FAULTS = {
@@ -19,7 +21,7 @@ FAULTS = {
     "reset before": ({"fault": "reset_before"}, {}, "connection lost before the response", True),
     "400": ({"fault": "status", "status": 400}, {}, "HTTP 400 Bad Request: planted", False),
     "401": ({"fault": "status", "status": 401}, {}, "HTTP 401 Unauthorized: planted", False),
-    "404": ({"fault": "status", "status": 404}, {}, "HTTP 404 Not Found: planted", False),
+    "404": ({"fault": "status", "status": 404}, {}, "HTTP 404 Not Found: planted", True),
     "redirect": ({"fault": "status", "status": 302}, {}, "HTTP 302", False),
     "429": ({"fault": "status", "status": 429, "retry_after": 0.2}, {}, "HTTP 429 Too Many Requests: planted", True),
     "500": ({"fault": "status", "status": 500}, {}, "HTTP 500 Internal Server Error: planted", True),
@@ -39,7 +41,7 @@ FAULTS = {
 def test_a_fault_in_mid_run_that_passes_costs_no_answer(name, serve, run_here):
     rule, settings, said, retried = FAULTS[name]
     server = serve(faults=[rule | {"after": 40, "until": 41}])
-    stage = run_here(server.url, concurrency=1, max_unanswered=0.1, **settings)
+    stage = run_here(server.url, concurrency=1, max_unanswered=0.1, min_accuracy=0.9, **settings)
     assert said in stage["errors"][0]["error"]
     assert stage["errors"][0]["count"] == 1
     assert stage["correct_strict"] == stage["answered"]
@@ -50,7 +52,8 @@ def test_a_fault_in_mid_run_that_passes_costs_no_answer(name, serve, run_here):
     assert stage["verdict"] == "PASS"
 
 
-@pytest.mark.parametrize("name", FAULTS)
+# 404 where nothing was ever answered is a wrong address, and no restart: tests/gsm8k/test_retrying.py
+@pytest.mark.parametrize("name", [name for name in FAULTS if name != "404"])
 def test_a_fault_that_stays_under_concurrency_32_is_infra_and_not_a_wrong_answer(name, serve, run_here):
     rule, settings, said, retried = FAULTS[name]
     server = serve(faults=[rule | {"share": 0.15}])
@@ -78,20 +81,45 @@ def test_a_null_text_is_an_answer_with_a_class_of_its_own(concurrency, serve, ru
     assert stage["errors"] == []
 
 
-def test_a_server_that_is_down_is_asked_once_and_unknown_in_one_line(cli, monkeypatch):
-    looked = []
-    look = preflight._look
-    monkeypatch.setattr(preflight, "_look", lambda client: looked.append(client) or look(client))
+@pytest.mark.parametrize("files", [True, False])
+def test_a_dead_port_is_unknown_in_one_line_before_any_data_is_asked_of_the_hub(
+    files, cli, data, monkeypatch
+):
+    """Without files the data would come from the hub, which takes half a minute to fail."""
+
+    def read_hub(*arguments):
+        raise AssertionError(f"the hub was asked for {arguments}")
+
+    monkeypatch.setattr(rows_of_tasks, "read_hub", read_hub)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
-    done = cli(url)
-    assert len(looked) == 1, "nobody asked to wait for it"
+    done = cli(url, files=files)
     assert done.code == 2
-    assert done.stage["verdict"] == "UNKNOWN"
-    assert done.stage["qualifier"] == "infra"
-    assert "Connection refused" in done.out.splitlines()[0]
+    assert (done.stage["verdict"], done.stage["qualifier"]) == ("UNKNOWN", "infra")
+    assert done.stage["task"]["name"] == "gsm8k"
+    assert (done.stage["questions"], done.stage["requests"]["sent"]) == (64 if files else 0, 0)
+    said = done.out.splitlines()[0]
+    assert (
+        said
+        == f"UNKNOWN (infra): {url}: cannot connect: Connection refused; --wait-ready SECONDS waits for it"
+    )
     assert done.err == ""
+
+
+def test_a_port_that_never_answers_is_given_two_seconds(monkeypatch):
+    started = threading.Event()
+
+    def create_connection(address, timeout):
+        started.set()
+        time.sleep(1)
+        raise OSError
+
+    monkeypatch.setattr(preflight.socket, "create_connection", create_connection)
+    monkeypatch.setattr(preflight, "CONNECT_S", 0.05)
+    said = preflight.unreachable(parse_base_url("http://192.0.2.1:8000/v1"))
+    assert started.is_set()
+    assert said == "cannot connect: no answer within 0.05 s"
 
 
 def test_more_than_one_percent_unanswered_is_unknown_whatever_the_accuracy(serve, cli):
@@ -117,7 +145,7 @@ def test_a_server_that_dies_in_mid_run_and_returns_costs_nothing(serve, run_here
     stage = run_here(server.url, concurrency=8)
     thread.join()
     assert (stage["answered"], stage["unanswered"], stage["correct_strict"]) == (64, 0, 64)
-    assert {e["kind"] for e in stage["errors"]} == {"broken", "away"}
+    assert {e["kind"] for e in stage["errors"]} == {"lost", "away"}
     assert sum(e["gave_up"] for e in stage["errors"]) == 0
 
 
@@ -149,7 +177,7 @@ def test_six_of_1319_always_500_is_finished_scored_and_reported(serve, run_here,
     data = write_data(1319)
     broken = [f"Ada has {i} apples" for i in (50, 300, 555, 777, 1000, 1300)]
     server = serve(data=str(data[0]), faults=[{"fault": "status", "status": 500, "questions": broken}])
-    stage = run_here(server.url, concurrency=64, dataset=data[0], fewshot=data[1])
+    stage = run_here(server.url, concurrency=64, dataset=data[0], fewshot=data[1], min_accuracy=0.9)
     assert (stage["verdict"], stage["answered"], stage["unanswered"], stage["correct_strict"]) == (
         "PASS",
         1313,

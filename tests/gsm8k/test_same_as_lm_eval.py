@@ -13,8 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from harness.gsm8k.lm_eval_task import FEWSHOT_SEED, find_task
-from harness.gsm8k.task import FLEXIBLE, STRICT, load_task
+from harness.gsm8k.lm_eval_task import FEWSHOT_SEED
+from harness.gsm8k.scoring import FLEXIBLE, STRICT
+from harness.gsm8k.task import load_task
+from harness.gsm8k.task_files import find_task
 
 pytestmark = [
     pytest.mark.flashinfer,
@@ -35,6 +37,8 @@ CASES = [
     ("gsm8k_platinum", None, "completions"),
     ("gsm8k_platinum", None, "multiturn"),
     ("gsm8k_platinum_cot_llama", None, "multiturn"),
+    ("gsm8k_boxed", None, "singleturn"),
+    ("gsm8k_boxed_reasoning", None, "multiturn"),
 ]
 
 
@@ -125,3 +129,48 @@ def test_the_same_on_the_published_questions(tmp_path, name, shots, shape):
 
     files = {"questions": folder / "test.jsonl", "fewshot": folder / "train.jsonl"}
     compare(tmp_path, name, shots, shape, **files, make_answers=two_answers)
+
+
+MATH = (
+    ("What is $1/2+1/4$?", "It is $\\boxed{\\frac{3}{4}}$."),
+    ("Find $x^2$ for $x=3$.", "So $x^2=\\boxed{9}$."),
+)
+OTHERS = {
+    "gsm_plus": [
+        {"question": f"What is {n} + 1, in {n}s?", "answer": str(n + 1), "solution": f"so\n#### {n + 1}"}
+        for n in range(9)
+    ],
+    "hendrycks_math_algebra": [{"problem": asked, "solution": told} for asked, told in MATH],
+    "minerva_math_algebra": [{"problem": asked, "solution": told} for asked, told in MATH],
+}
+ANSWERS = [
+    "#### 5", "so #### 3.", "$9$", "The answer is $\\frac{3}{4}$", "$\\frac34$", "x = $9$.", "",
+    "Final Answer: The final answer is $\\frac{3}{4}$. I hope it is correct.",
+    "Final Answer: The final answer is $0.75$. I hope it is correct.",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("shape", ["completions", "multiturn"])
+def test_any_task_that_generates_and_is_scored_by_exact_match_is_lm_evals(tmp_path, name, shape):
+    """With its own process_docs and process_results, where it has them."""
+    if name.startswith("minerva"):
+        pytest.importorskip("math_verify", reason="needs lm-eval[math]")
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in OTHERS[name]))
+    ours = load_task(name, dataset=path, chat=shape != "completions")
+    theirs = plain_lm_eval(tmp_path, name, None, shape, questions=path, fewshot=path)
+    for question, instance in zip(ours.questions, theirs.instances, strict=True):
+        sent, settings = instance.arguments
+        assert question.prompt == sent if shape == "completions" else question.messages == json.loads(sent)
+        assert ours.generation == settings
+        for text in [*ANSWERS, OTHERS[name][question.index]["solution"]]:
+            instance.resps, instance.filtered_resps = [text], {}
+            for pipeline in theirs._filters:
+                pipeline.apply([instance])
+            right = [
+                theirs.process_results(instance.doc, [read])["exact_match"] == 1
+                for read in instance.filtered_resps.values()
+            ]
+            scores = ours.score(question, text)
+            assert [scores.strict, scores.flexible] == [right[0], right[-1]], (name, text)

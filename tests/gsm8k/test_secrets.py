@@ -30,7 +30,7 @@ def test_a_planted_key_that_the_server_echoes_is_nowhere(source, serve, process,
     env = {"GITHUB_STEP_SUMMARY": str(tmp_path / "summary.md")}
     env |= {"OPENAI_API_KEY": KEY} if source == "environment" else {}
     more = ["--api-key-file", str(tmp_path / "key")] if source == "file" else []
-    done = process(server.url, "--max-unanswered", "0.5", *more, env=env)
+    done = process(server.url, "--max-unanswered", "0.5", "--min-accuracy", "0.9", *more, env=env)
     assert done.code == 0, done.err
     assert done.stage["unanswered"] > 0
     written = everything_written(tmp_path, done)
@@ -44,7 +44,7 @@ def test_credentials_in_a_url_are_sent_and_shown_nowhere(serve, cli, tmp_path):
     url = server.url.replace("http://", "http://user:pl4nted@") + "?token=t0ken-planted"
     token = b64encode(b"user:pl4nted").decode()
     env = {"GITHUB_STEP_SUMMARY": str(tmp_path / "summary.md")}
-    done = cli(url, "--max-unanswered", "0.5", env=env)
+    done = cli(url, "--max-unanswered", "0.5", "--min-accuracy", "0.9", env=env)
     assert done.code == 0, done.err
     written = everything_written(tmp_path, done)
     assert "bad key Basic [hidden]" in written

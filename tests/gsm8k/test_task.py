@@ -163,8 +163,8 @@ def test_a_task_file_of_ones_own_with_data_beside_it(tmp_path):
     ]
     scores = task.score(task.questions[1], "so #### 2")
     assert (scores.strict, scores.flexible, scores.numeric) == (True, True, True)
-    yaml.write_text(yaml.read_text() + "process_docs: !function mine.process\n")
-    with pytest.raises(UsageError, match="mine"):
+    yaml.write_text(yaml.read_text() + "process_docs: !function missing.process\n")
+    with pytest.raises(UsageError, match="missing"):
         load_task(str(yaml))
     yaml.write_text("task: [a, b]\n")
     with pytest.raises(UsageError, match="is not one lm-eval task"):

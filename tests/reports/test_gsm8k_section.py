@@ -111,10 +111,55 @@ def test_the_page_says_what_was_decided(mixed):
     assert "exceeded" in text or "Limit" in text
 
 
+def test_a_format_limit_is_shown_as_a_share_of_what_is_right(make_sample):
+    samples = [
+        make_sample(i, "so\n#### 18" if i < 6 else "The answer is 18" if i < 10 else "#### 17")
+        for i in range(40)
+    ]
+    text = " ".join(" ".join(checked(gsm8k.section(record(samples))).text).split())
+    assert "40.00 % (16.82 % to 68.73 %) of 10 right by any" in text
+
+
+def test_the_place_of_a_request_and_what_the_reasoning_held_are_shown(make_sample):
+    told = make_sample(0, None, reasoning="so\n#### 18") | {"order": 6}
+    text = " ".join(" ".join(checked(gsm8k.section(record([told]))).text).split())
+    assert "request 7" in text
+    assert "no text, reasoning (right by value): so #### 18" in text
+
+
 def test_the_filter_is_hidden_until_its_script_runs(mixed):
     markup = str(gsm8k.section(record(mixed)))
     assert '<form class="gsm8k-filter" hidden' in markup
     assert "<details hidden" not in markup
+
+
+def test_two_servers_are_shown_with_what_only_one_has_right(make_sample):
+    here = [make_sample(i, "so\n#### 17" if i < 3 else "so\n#### 18") for i in range(40)]
+    there = [make_sample(i, "so\n#### 17" if i == 9 else "so\n#### 18") for i in range(40)]
+    other = {
+        "server": {"url": "http://old/v1", "model": "bf16"},
+        "samples": there,
+        "answered": 40,
+        "accuracy_strict": 0.975,
+        "intervals": {"strict": [0.87, 0.99]},
+    }
+    text = " ".join(checked(gsm8k.section(record(here, against=other, metric="strict"))).text)
+    for part in ("Two servers", "http://old/v1", "bf16", "97.50 %", "3 lost", "1 gained"):
+        assert part in text
+    assert "Two servers" not in str(gsm8k.section(record(here)))
+
+
+def test_the_sweep_is_a_table_of_its_sizes(make_sample):
+    sizes = [
+        {"size": 8, "asked": 24, "answered": 23, "right": 21},
+        {"size": 128, "asked": 24, "answered": 24, "right": 0},
+    ]
+    samples = [make_sample(i) for i in range(40)]
+    text = checked(gsm8k.section(record(samples, probes={"load": {"ran": True, "sizes": sizes}}))).text
+    cells = [part.strip() for part in text if part.strip()]
+    at = cells.index("The same questions at other loads")
+    numbers = [cell for cell in cells[at:] if cell.isdigit()]
+    assert numbers[:8] == ["8", "24", "23", "21", "128", "24", "24", "0"]
 
 
 HOSTILE = "</pre></details><script>alert(1)</script><img src=x onerror=alert(2)>\x1b[31m\u202e\ud800\"'&<!--"
@@ -145,14 +190,22 @@ def test_hostile_text_stays_text_in_every_field(make_sample):
             "samples": samples,
             "classes": {HOSTILE: 3},
             "decisions": {HOSTILE: {"word": HOSTILE, "reason": HOSTILE, "details": HOSTILE}},
-            "probes": {HOSTILE: {HOSTILE: HOSTILE}, "batches": {"waves": [{"size": HOSTILE}]}},
+            "probes": {HOSTILE: {HOSTILE: HOSTILE}, "load": {"sizes": [{"size": HOSTILE}]}},
             "errors": [{"error": HOSTILE, "count": HOSTILE}],
             "task": {"name": HOSTILE, "hashes": {HOSTILE: HOSTILE}},
             "server": {HOSTILE: HOSTILE},
             "notes": [HOSTILE],
             "settings": {HOSTILE: HOSTILE},
+            "against": {
+                "server": {"url": HOSTILE, "model": HOSTILE},
+                "samples": [{**sample, "answer": HOSTILE, HOSTILE: HOSTILE} for sample in samples],
+                "answered": HOSTILE,
+                "intervals": HOSTILE,
+            },
+            "metric": "class",
         },
     )
+    samples[0]["class"] = "other"
     markup = gsm8k.section(found)
     checked(markup)
     assert "\x1b" not in markup

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
-from typing import Any, TypedDict
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, NotRequired, TypedDict
 
+from harness.records.parts.gsm8k_logprobs import Gsm8kLogprobs
 from harness.verdict import ExitCode, Verdict
 
 NOT_DEAD = "NOT DEAD"
-ONLY_SERVED = ("path", "requests", "errors", "resumed", "probes", "notes")
+ONLY_SERVED = ("path", "requests", "errors", "resumed", "probes", "notes", "logprobs")
 """Fields that are left out of the JSON where the questions were answered in this process, without a server."""
 
 
@@ -26,6 +27,7 @@ Gsm8kSample = TypedDict(
         "index": int,
         "repeat": int,
         "wave": bool,
+        "order": NotRequired[int | None],
         "question": str,
         "expected": str,
         "answer": str | None,
@@ -37,15 +39,17 @@ Gsm8kSample = TypedDict(
         "extracted_strict": str,
         "extracted_flexible": str,
         "extracted_numeric": str | None,
+        "in_reasoning": NotRequired[dict[str, bool] | None],
         "finish_reason": str | None,
         "usage": Gsm8kUsage,
         "latency_s": float | None,
         "ttft_s": float | None,
         "attempts": int,
         "error": str | None,
+        "scored": NotRequired[str],
     },
 )
-"""One question, asked once ("One sample" in harness/gsm8k/README.md)."""
+"""One question, asked once ("One sample" in harness/gsm8k/README.md). Older records lack the optional fields."""
 
 
 class Gsm8kTask(TypedDict, total=False):
@@ -61,11 +65,12 @@ class Gsm8kTask(TypedDict, total=False):
 
 
 class Gsm8kServer(TypedDict, total=False):
-    """Who was asked. `version` is empty where the server does not say."""
+    """Who was asked. `version` is empty where the server does not say; `refused`: fields that it took in no request."""
 
     url: str
     model: str
     version: str
+    refused: list[str]
 
 
 @dataclass(frozen=True)
@@ -95,11 +100,14 @@ class Decision:
 
 @dataclass(frozen=True)
 class Gsm8kDecisions:
-    """What the wave, the whole run, and the comparison with a baseline say; None where it did not come to that."""
+    """What wave, whole run, baseline, load sweep and the comparison with a live server say; None where there was none."""
 
     smoke: Decision | None = None
     full: Decision | None = None
     paired: Decision | None = None
+    load: Decision | None = None
+    live: Decision | None = None
+    logprobs: Decision | None = None
 
 
 @dataclass(frozen=True)
@@ -168,7 +176,7 @@ class Gsm8kRun:
     """One GSM8K run; shares lie between 0 and 1.
 
     `interval` is Wilson's of strict, `intervals` that of each extractor, `[low, high]`; `seconds` by name. `requests` is
-    None where the questions were answered in this process.
+    None where the questions were answered in this process. `against` are the answers of a second live server.
     """
 
     verdict: str = "UNKNOWN"
@@ -203,7 +211,9 @@ class Gsm8kRun:
     decisions: Gsm8kDecisions = field(default_factory=Gsm8kDecisions)
     probes: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    logprobs: Gsm8kLogprobs | None = None
     samples: list[Gsm8kSample] = field(default_factory=list)
+    against: Gsm8kRun | None = None
 
     @property
     def label(self) -> str:
@@ -238,7 +248,12 @@ class Gsm8kRun:
 
     def to_json(self) -> dict[str, Any]:
         """Return what the record holds: every field, without those of `ONLY_SERVED` where there was no server."""
-        found = asdict(self)
+        # The samples are JSON as they are; copying 1,319 of them deeply takes longer than writing them.
+        found = asdict(replace(self, samples=[], against=None)) | {"samples": self.samples}
         for name in ONLY_SERVED if self.requests is None else ():
             del found[name]
+        if self.against is None:
+            del found["against"]
+        else:
+            found["against"] = self.against.to_json()
         return found
