@@ -26,7 +26,7 @@ HOW = "run: pip install 'fp4-moe-harness[{}]'"
 
 # What has no use without its package, so that it may import it when it is imported itself; nothing else imports these
 # before it knows that the extra is there.
-DOORS = {"harness.gsm8k.client", "harness.gsm8k.lm", "harness.canary.server"}
+DOORS = {"harness.gsm8k.client", "harness.gsm8k.lm", "harness.gsm8k.retrying", "harness.canary.server"}
 
 Without = Callable[[str], None]
 

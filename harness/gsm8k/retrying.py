@@ -13,7 +13,12 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import tenacity
+from harness.extras import MissingExtraError
+
+try:
+    import tenacity
+except ModuleNotFoundError as error:
+    raise MissingExtraError("harness.gsm8k", "gsm8k") from error
 
 from harness.gsm8k.errors import ATTEMPTS, Kind, RequestError
 
