@@ -70,11 +70,16 @@ def test_the_example_is_as_it_is() -> None:
     assert sum(1 for line in example.splitlines() if line) <= 20
 
 
-def test_the_example_passes_under_pytest_and_under_check(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_example_passes_under_pytest(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     by_pytest = [sys.executable, "-m", *shlex.split(OWN_TEST), "-q", "-p", "no:cacheprovider"]
     ended = subprocess.run(by_pytest, capture_output=True, text=True, check=False, timeout=300)
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    assert run([*shlex.split(OWN_CHECK)[1:], "--out", str(tmp_path)]) == 0
+
+
+@pytest.mark.parametrize("rules", [["--rule", "GEMM"], pytest.param([], marks=pytest.mark.long)])
+def test_the_example_passes_under_check(
+    rules: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    assert run([*shlex.split(OWN_CHECK)[1:], *rules, "--out", str(tmp_path)]) == 0
