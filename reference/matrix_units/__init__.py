@@ -1,0 +1,22 @@
+"""How matrix units add: bit-accurate models of one instruction, and of a sum over k in a declared order.
+
+Read first: `unit.py` (what is known of each unit), `step.py` (one instruction), `order.py` (the sum over k).
+Sources and on which device each model was confirmed: docs/numerics.md.
+"""
+
+from reference.matrix_units.order import KOrder, dot, even_cuts, matmul
+from reference.matrix_units.step import Operands, add_products
+from reference.matrix_units.unit import FMA, FORMATS, UNITS, MatrixUnit
+
+__all__ = [
+    "FMA",
+    "FORMATS",
+    "UNITS",
+    "KOrder",
+    "MatrixUnit",
+    "Operands",
+    "add_products",
+    "dot",
+    "even_cuts",
+    "matmul",
+]
