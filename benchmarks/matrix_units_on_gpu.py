@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from reference.e2m1 import decode_e2m1, unpack_e2m1
-from reference.matrix_units import UNITS, KOrder, MatrixUnit, Operands, even_cuts, matmul
+from reference.matrix_units import UNITS, KOrder, MatrixUnit, Operand, even_cuts, matmul
 
 F16, F8 = UNITS["sm_90 f16"], UNITS["sm_90 f8"]
 
@@ -43,12 +43,12 @@ def orders(k: int) -> Iterator[tuple[str, KOrder]]:
                     yield words, KOrder(cuts=cuts, pairwise=pairwise)
 
 
-def explain(got: Tensor, unit: MatrixUnit, a: Operands, b: Operands) -> tuple[str, int, float]:
+def explain(got: Tensor, unit: MatrixUnit, a: Operand, b: Operand) -> tuple[str, int, float]:
     """Return the order that leaves fewest outputs unexplained, their number, and the seconds of one prediction."""
     best, fewest, seconds = "", got.numel() + 1, 0.0
     some = slice(0, 64)  # rows on which an order is tried first
-    for words, order in orders(a.values.shape[-1]):
-        left = int((matmul(unit, a.rows(some), b, order).to(got.dtype) != got[some]).sum())
+    for words, order in orders(a.k):
+        left = int((matmul(unit, a.at(some), b, order).to(got.dtype) != got[some]).sum())
         if left * got.shape[0] < fewest * 64:
             torch.cuda.synchronize()
             started = time.monotonic()
@@ -67,7 +67,9 @@ def cublas(dots: int) -> None:
 
     def fp8(fast: bool) -> Callable[[Tensor, Tensor], Tensor]:
         one = torch.ones((), device="cuda")
-        return lambda a, b: torch._scaled_mm(a, b.T, one, one, out_dtype=torch.float32, use_fast_accum=fast)
+        return lambda a, b: torch._scaled_mm(  # noqa: SLF001 - torch's only FP8 product with float32 output
+            a, b.T, one, one, out_dtype=torch.float32, use_fast_accum=fast
+        )
 
     cases = [
         ("bfloat16", torch.bfloat16, "bfloat16", F16, bf16),
@@ -76,32 +78,32 @@ def cublas(dots: int) -> None:
         ("E4M3", torch.float8_e4m3fn, "e4m3", F8, fp8(False)),
     ]
     side = int(dots**0.5) // 128 * 128
-    for name, dtype, format, unit, call in cases:
+    for name, dtype, number_format, unit, call in cases:
         for kind in ("normal", "outliers"):
             for k in (256, 1024, 2048, 4096, 7168):
-                a, b = (data(kind, (side, k), seed).to(dtype) for seed in (1, 2))
+                a, b = (data(kind, (side, k), seed).clamp(-448, 448).to(dtype) for seed in (1, 2))
                 report(
                     f"cuBLAS, {name}",
                     kind,
                     k,
                     call(a, b),
                     unit,
-                    Operands.of(a, format),
-                    Operands.of(b, format),
+                    Operand.of(a, number_format),
+                    Operand.of(b, number_format),
                 )
 
 
-def report(name: str, kind: str, k: int, got: Tensor, unit: MatrixUnit, a: Operands, b: Operands) -> None:
+def report(name: str, kind: str, k: int, got: Tensor, unit: MatrixUnit, a: Operand, b: Operand) -> None:
     words, left, seconds = explain(got, unit, a, b)
     print(f"| {name} | {kind} | {k} | {got.numel():,} | {words} | {left:,} | {seconds:.2f} |", flush=True)
 
 
-def humming() -> None:
+def humming(formats: list[str], modes: tuple[bool, ...]) -> None:
     """Call the masked grouped GEMM of humming-kernels, float32 accumulation, with and without `use_batch_invariant`."""
-    from humming.layer import HummingLayer  # type: ignore[import-not-found]
+    from humming.layer import HummingLayer
 
     experts, rows, n = 2, 128, 512
-    for quantized in ("nvfp4", "mxfp4"):
+    for quantized in formats:
         block = 16 if quantized == "nvfp4" else 32
         for kind in ("normal", "outliers"):
             for k in (256, 512, 1024, 2048, 4096, 7168):
@@ -134,9 +136,9 @@ def humming() -> None:
                     torch_dtype=torch.bfloat16,
                 )
                 layer.load_from_tensors({name: value.clone() for name, value in tensors.items()})
-                layer.transform()
+                layer.cuda().transform()
                 weights = decode_e2m1(unpack_e2m1(packed)).double() * factors.repeat_interleave(block, dim=-1)
-                for invariant in (True, False):
+                for invariant in modes:
                     out = torch.full((experts * rows, n), torch.nan, dtype=torch.bfloat16, device="cuda")
                     counts = torch.full((experts,), rows, dtype=torch.int32, device="cuda")
                     layer(
@@ -145,7 +147,7 @@ def humming() -> None:
                     )  # fmt: skip
                     name = f"Humming, {quantized}{', batch invariant' if invariant else ''}"
                     for e in range(experts):
-                        a, b = (Operands.of(t[e], "bfloat16") for t in (x, weights))
+                        a, b = (Operand.of(t[e], "bfloat16") for t in (x, weights))
                         report(name, kind, k, out.view(experts, rows, n)[e], F16, a, b)
 
 
@@ -154,13 +156,16 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--dots", type=int, default=1_000_000, help="of each row of the table (1000000)")
-    parser.add_argument("--humming", action="store_true")
+    parser.add_argument("--humming", choices=("nvfp4", "mxfp4"), action="append")
+    parser.add_argument(
+        "--default-mode", action="store_true", help="Humming's default mode too, which splits k"
+    )
     options = parser.parse_args()
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}\n")
     print("| library, operands | data | k | outputs | best order | not explained | model s |")
     print("|---|---|---|---|---|---|---|")
     if options.humming:
-        humming()
+        humming(options.humming, (True, False) if options.default_mode else (True,))
     else:
         cublas(options.dots)
 

@@ -1,7 +1,7 @@
 """Tensor-core accumulation, imitated: exact sums of a chunk of products, then one truncation or rounding.
 
-On an H100 (bf16, float32 out, torch.mm) sums are truncated to float32, not rounded; a chunk is what one instruction
-adds. What a Blackwell does with FP4 is not public: see docs/bounds.md.
+A chunk is what one instruction adds. These are simple accumulators to judge bounds by; what real units do, bit for
+bit, is in reference/matrix_units (docs/numerics.md).
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """tcgen05.cp and the block-scaled tcgen05.mma, on one CTA or a pair.
 
-The arithmetic is an assumption (docs/cutedsl-cpu.md): the products of one instruction are added exactly to the
-accumulator, then rounded to float32 once, to nearest even. Where a result does not depend on the order of addition (the
-grid certificate), the assumption cannot matter.
+The arithmetic is that of reference/matrix_units, bit for bit: which instruction it is decides how many bits of each
+term are kept before they are added (docs/numerics.md).
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from harness.interpreter.descriptors import (
     InstructionDescriptor,
@@ -21,24 +21,26 @@ from harness.interpreter.errors import InterpreterError, UnsupportedPtxError
 from harness.interpreter.lanes import Array
 from harness.interpreter.memory import SharedMemory
 from harness.interpreter.tensor_memory import TensorMemory
+from reference.matrix_units import UNITS, MatrixUnit, Numbers, Operand, add_terms, all_pairs
 
 _SCALE_BITS = 0xC000_0000  # of a scale address: the byte, repeated from the instruction descriptor
 
 
 @dataclass(frozen=True)
 class MmaKind:
-    """A block-scaled kind: elements of k per instruction, bits of an element, elements per scale."""
+    """A block-scaled kind: elements of k per instruction, bits of an element, elements per scale, the unit that adds."""
 
     k: int
     element_bits: int
     block: int
+    unit: MatrixUnit
 
 
 KINDS = {
-    ("mxf4nvf4", "block16"): MmaKind(64, 4, 16),
-    ("mxf4nvf4", "block32"): MmaKind(64, 4, 32),
-    ("mxf4", "block32"): MmaKind(64, 4, 32),
-    ("mxf8f6f4", "block32"): MmaKind(32, 8, 32),
+    ("mxf4nvf4", "block16"): MmaKind(64, 4, 16, UNITS["sm_100 mxf4nvf4"]),
+    ("mxf4nvf4", "block32"): MmaKind(64, 4, 32, UNITS["sm_100 mxf4nvf4"]),
+    ("mxf4", "block32"): MmaKind(64, 4, 32, UNITS["sm_100 mxf4nvf4"]),
+    ("mxf8f6f4", "block32"): MmaKind(32, 8, 32, UNITS["sm_100 mxf8f6f4"]),
 }
 
 
@@ -61,6 +63,7 @@ _E5M2[[0x7D, 0x7E, 0x7F, 0xFD, 0xFE, 0xFF]] = np.nan
 _UE4M3 = np.abs(_E4M3)  # the sign bit of an unsigned scale is ignored: an assumption
 _UE8M0 = np.append(2.0 ** (np.arange(255.0) - 127), np.nan)
 _EIGHT_BIT = {0: _E4M3, 1: _E5M2}
+_EIGHT_BIT_NAMES = {0: "e4m3", 1: "e5m2"}
 
 
 @dataclass
@@ -121,13 +124,26 @@ def multiply(
     for cta in ctas:
         cta.tensor.check(column, what.n)
         left = _decode(read_rows(cta.shared, where_a, 128, size), kind, what.a_format)
-        left = _scale(left, cta.tensor, a_scale, 128, kind, what, what.a_scale_byte)
-        scaled = _scale(right, cta.tensor, b_scale, what.n, kind, what, what.b_scale_byte)
-        total = left @ scaled.T
+        a_scales = _scales(cta.tensor, a_scale, 128, kind, what, what.a_scale_byte)
+        b_scales = _scales(cta.tensor, b_scale, what.n, kind, what, what.b_scale_byte)
+        terms = all_pairs(
+            kind.unit,
+            _operand(left, what.a_format, a_scales, kind, what),
+            _operand(right, what.b_format, b_scales, kind, what),
+        )
         if what.negate_a != what.negate_b:
-            total = -total
+            terms = Numbers(-terms.values, terms.exponents)
         result = cta.tensor.cells[:, column : column + what.n].view(np.float32)
-        result[...] = total + result if accumulate else total
+        before = torch.from_numpy(result if accumulate else np.zeros_like(result))
+        result[...] = add_terms(kind.unit, terms, before).numpy()
+
+
+def _operand(values: Array, code: int, scales: Array, kind: MmaKind, what: InstructionDescriptor) -> Operand:
+    """Return elements `(rows, k)` of a format and their block scales `(rows, blocks)` as the unit takes them."""
+    elements = "e2m1" if kind.element_bits == 4 else _EIGHT_BIT_NAMES[code]
+    return Operand.of(
+        torch.from_numpy(values), elements, torch.from_numpy(scales), "ue8m0" if what.scale_e8m0 else "e4m3"
+    )
 
 
 def _decode(rows: Array, kind: MmaKind, code: int) -> Array:
@@ -143,8 +159,7 @@ def _decode(rows: Array, kind: MmaKind, code: int) -> Array:
     return _EIGHT_BIT[code][rows]
 
 
-def _scale(
-    values: Array,
+def _scales(
     tensor: TensorMemory,
     address: int,
     rows: int,
@@ -152,7 +167,7 @@ def _scale(
     what: InstructionDescriptor,
     byte: int,
 ) -> Array:
-    """Return values times their block scales: row r has its scales in lane r % 32, column r / 32, one byte a block."""
+    """Return block scales, `(rows, blocks)` float64: row r has its scales in lane r % 32, column r / 32, one byte a block."""
     column = address & 0xFFFF
     if address >> 16 & 0x3FFF:
         raise UnsupportedPtxError(f"tcgen05.mma: scales at {address:#x}: a lane other than 0 is not modelled")
@@ -167,7 +182,5 @@ def _scale(
     if byte + blocks > 4:
         raise UnsupportedPtxError(f"tcgen05.mma: {blocks} scales from byte {byte} leave their word")
     codes = words.view(np.uint8).reshape(32, groups, 4)[:, :, byte : byte + blocks]
-    scale = (
-        (_UE8M0 if what.scale_e8m0 else _UE4M3)[codes].transpose(1, 0, 2).reshape(groups * 32, blocks)[:rows]
-    )
-    return (values.reshape(rows, blocks, kind.block) * scale[:, :, None]).reshape(rows, kind.k)
+    decoded = (_UE8M0 if what.scale_e8m0 else _UE4M3)[codes]
+    return np.ascontiguousarray(decoded.transpose(1, 0, 2).reshape(groups * 32, blocks)[:rows])

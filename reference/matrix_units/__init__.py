@@ -4,18 +4,22 @@ Read first: `unit.py` (what is known of each unit), `step.py` (one instruction),
 Sources and on which device each model was confirmed: docs/numerics.md.
 """
 
-from reference.matrix_units.order import KOrder, dot, even_cuts, matmul
-from reference.matrix_units.step import Operands, add_products
+from reference.matrix_units.order import ONE_PASS, KOrder, dot, even_cuts, matmul
+from reference.matrix_units.step import Numbers, Operand, add_products, add_terms, all_pairs
 from reference.matrix_units.unit import FMA, FORMATS, UNITS, MatrixUnit
 
 __all__ = [
     "FMA",
     "FORMATS",
+    "ONE_PASS",
     "UNITS",
     "KOrder",
     "MatrixUnit",
-    "Operands",
+    "Numbers",
+    "Operand",
     "add_products",
+    "add_terms",
+    "all_pairs",
     "dot",
     "even_cuts",
     "matmul",

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from reference.matrix_units.step import Operands, add_products
+from reference.matrix_units.step import Operand, add_products, add_terms, all_pairs
 from reference.matrix_units.unit import MatrixUnit
 
 _ELEMENTS = 1 << 22  # of a block of terms that are held at a time
+_Add = Callable[[MatrixUnit, Operand, Operand, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,9 @@ class KOrder:
     pairwise: bool = False
 
 
+ONE_PASS = KOrder()
+
+
 def even_cuts(k: int, parts: int, tile: int = 64) -> tuple[int, ...]:
     """Return the cuts of k into parts of whole tiles whose sizes differ by one tile at most, the larger ones first."""
     tiles = -(-k // tile)
@@ -41,30 +46,35 @@ def even_cuts(k: int, parts: int, tile: int = 64) -> tuple[int, ...]:
     return tuple(end for end in ends if 0 < end < k)
 
 
-def dot(unit: MatrixUnit, a: Operands, b: Operands, order: KOrder = KOrder()) -> Tensor:  # noqa: B008 - frozen
+def dot(unit: MatrixUnit, a: Operand, b: Operand, order: KOrder = ONE_PASS) -> Tensor:
     """Return the dot products of rows with rows, bit for bit as the unit adds them.
 
     Args:
         unit: of each instruction.
         a: `(*, k)`.
-        b: `(*, k)`; leading axes broadcast.
+        b: `(*, k)`, the same leading axes.
         order: along k.
 
     Returns:
         `(*)` float32, or float16 where that is the unit's result.
     """
-    k = a.values.shape[-1]
-    shape = torch.broadcast_shapes(a.values.shape[:-1], b.values.shape[:-1])
+    return _summed(unit, a, b, order, add_products, a.elements.values.shape[:-1])
+
+
+def _summed(
+    unit: MatrixUnit, a: Operand, b: Operand, order: KOrder, add: _Add, shape: tuple[int, ...]
+) -> Tensor:
+    """Return the sums over k of accumulators of a shape."""
+    k = a.k
     held = torch.float16 if unit.result == "float16" else torch.float32
-    ends = (*order.cuts, k)
     parts = []
-    for start, end in zip((0, *order.cuts), ends, strict=True):
+    for start, end in zip((0, *order.cuts), (*order.cuts, k), strict=True):
         register = None
-        total = torch.zeros(shape, dtype=held, device=a.values.device)
+        total = torch.zeros(shape, dtype=held, device=a.elements.values.device)
         for at in range(start, end, unit.k):
-            part = slice(at, min(at + unit.k, end))
-            total = add_products(unit, a[part], b[part], total)
-            if order.promote and (part.stop - start) % order.promote == 0:
+            stop = min(at + unit.k, end)
+            total = add(unit, a.along_k(at, stop), b.along_k(at, stop), total)
+            if order.promote and (stop - start) % order.promote == 0:
                 register = total if register is None else register + total
                 total = torch.zeros_like(total)
         whole = order.promote and (end - start) % order.promote == 0
@@ -82,7 +92,7 @@ def _joined(parts: list[Tensor], *, pairwise: bool) -> Tensor:
     return parts[0]
 
 
-def matmul(unit: MatrixUnit, a: Operands, b: Operands, order: KOrder = KOrder()) -> Tensor:  # noqa: B008 - frozen
+def matmul(unit: MatrixUnit, a: Operand, b: Operand, order: KOrder = ONE_PASS) -> Tensor:
     """Return a @ b.T as `dot` adds it, a block of rows at a time.
 
     Args:
@@ -94,10 +104,15 @@ def matmul(unit: MatrixUnit, a: Operands, b: Operands, order: KOrder = KOrder())
     Returns:
         `(m, n)` float32, or float16 where that is the unit's result.
     """
-    rows, columns = a.values.shape[0], b.values.shape[0]
-    step = max(1, _ELEMENTS // max(1, columns * unit.k))
-    right = b.unsqueeze(0)
+    rows, columns = len(a.elements.values), len(b.elements.values)
+    terms = unit.k // unit.group if unit.group else unit.k
+    step = max(1, _ELEMENTS // max(1, columns * terms))
     blocks = [
-        dot(unit, a.rows(slice(at, at + step)).unsqueeze(1), right, order) for at in range(0, rows, step)
+        _summed(unit, part, b, order, _add_all_pairs, (len(part.elements.values), columns))
+        for part in (a.at(slice(at, at + step)) for at in range(0, rows, step))
     ]
-    return torch.cat(blocks) if blocks else torch.zeros(0, columns, device=a.values.device)
+    return torch.cat(blocks) if blocks else torch.zeros(0, columns, device=a.elements.values.device)
+
+
+def _add_all_pairs(unit: MatrixUnit, a: Operand, b: Operand, total: Tensor) -> Tensor:
+    return add_terms(unit, all_pairs(unit, a, b), total, padded=a.k < unit.k)

@@ -7,6 +7,7 @@ with its siblings, and powers of two are made from their bits, which is exact on
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,68 +15,83 @@ from torch import Tensor
 from reference.matrix_units.unit import FORMATS, MatrixUnit
 
 _NAN = {torch.float32: (torch.int32, 0x7FFFFFFF), torch.float16: (torch.int16, 0x7FFF)}
+_NEEDS_SCALES = "a unit that adds groups exactly needs block scales of both operands, got none"
 _FAR = 900  # exponents of infinities and NaN end here, so that no power of two leaves float64
 
 
 @dataclass(frozen=True)
-class Operands:
-    """One side of a product: decoded values, with the exponents that the unit aligns by.
+class Numbers:
+    """Values and the exponents that a unit aligns them by.
 
     Attributes:
         values: `(*, k)` float64.
-        exponents: `(*, k)` int32, floor(log2) but never below that of the format's smallest normal number.
-        scales: `(*, k / block)` float64 block scales, or None.
-        scale_exponents: their exponents, or None.
+        exponents: `(*, k)` int32, floor(log2), never below that of the format's smallest normal number.
     """
 
     values: Tensor
     exponents: Tensor
-    scales: Tensor | None = None
-    scale_exponents: Tensor | None = None
 
     @staticmethod
-    def of(values: Tensor, format: str, scales: Tensor | None = None, scale_format: str = "e4m3") -> Operands:
+    def of(values: Tensor, number_format: str) -> Numbers:
+        """Return values of any floating type, all of them values of the format (a key of FORMATS)."""
+        wide = values.double()
+        return Numbers(wide, exponents_of(wide, FORMATS[number_format]))
+
+    def __getitem__(self, index: Any) -> Numbers:
+        return Numbers(self.values[index], self.exponents[index])
+
+    def spread(self, length: int) -> Numbers:
+        """Return the numbers of blocks for each of their `length` elements or groups."""
+        times = length // self.values.shape[-1]
+        return Numbers(
+            self.values.repeat_interleave(times, dim=-1), self.exponents.repeat_interleave(times, dim=-1)
+        )
+
+    def __mul__(self, other: Numbers) -> Numbers:
+        return Numbers(self.values * other.values, self.exponents + other.exponents)
+
+
+@dataclass(frozen=True)
+class Operand:
+    """One side of a matrix product: `elements` of `(*, k)`, and block scales of `(*, k / block)` or None."""
+
+    elements: Numbers
+    scales: Numbers | None = None
+
+    @staticmethod
+    def of(
+        values: Tensor, number_format: str, scales: Tensor | None = None, scale_format: str = "e4m3"
+    ) -> Operand:
         """Return the operand of decoded values.
 
         Args:
             values: `(*, k)` of any floating type, all of them values of the format.
-            format: a key of FORMATS: subnormals have the exponent of its smallest normal number.
+            number_format: a key of FORMATS.
             scales: `(*, k / block)` decoded block scales; the sign of E4M3 scales is ignored, as the units do.
             scale_format: "e4m3" or "ue8m0".
         """
-        wide = values.double()
-        if scales is None:
-            return Operands(wide, _exponents(wide, FORMATS[format]))
-        factors = scales.double().abs()
-        return Operands(
-            wide, _exponents(wide, FORMATS[format]), factors, _exponents(factors, FORMATS[scale_format])
-        )
+        elements = Numbers.of(values, number_format)
+        return Operand(elements, None if scales is None else Numbers.of(scales.double().abs(), scale_format))
 
-    def __getitem__(self, k: slice) -> Operands:
-        """Return a part of k: whole blocks where there are scales."""
-        if self.scales is None or self.scale_exponents is None:
-            return Operands(self.values[..., k], self.exponents[..., k])
-        block = self.values.shape[-1] // self.scales.shape[-1]
-        part = slice(k.start // block, -(-k.stop // block))
-        return Operands(
-            self.values[..., k],
-            self.exponents[..., k],
-            self.scales[..., part],
-            self.scale_exponents[..., part],
-        )
+    @property
+    def k(self) -> int:
+        """Elements along k."""
+        return self.elements.values.shape[-1]
 
-    def rows(self, index: slice | Tensor) -> Operands:
-        """Return some rows: the first axis."""
-        parts = (self.values, self.exponents, self.scales, self.scale_exponents)
-        return Operands(*(None if part is None else part[index] for part in parts))  # type: ignore[arg-type]
+    def along_k(self, start: int, stop: int) -> Operand:
+        """Return a part of k: whole blocks, where there are scales."""
+        part = self.elements[..., start:stop]
+        if self.scales is None:
+            return Operand(part)
+        block = self.k // self.scales.values.shape[-1]
+        return Operand(part, self.scales[..., start // block : -(-stop // block)])
 
-    def unsqueeze(self, dim: int) -> Operands:
-        """Return it with one more axis."""
-        parts = (self.values, self.exponents, self.scales, self.scale_exponents)
-        return Operands(*(None if part is None else part.unsqueeze(dim) for part in parts))  # type: ignore[arg-type]
+    def at(self, index: Any) -> Operand:
+        """Return some rows, or with None in the index one more axis: leading axes are indexed."""
+        return Operand(self.elements[index], None if self.scales is None else self.scales[index])
 
 
-def add_products(unit: MatrixUnit, a: Operands, b: Operands, total: Tensor) -> Tensor:
+def add_products(unit: MatrixUnit, a: Operand, b: Operand, total: Tensor) -> Tensor:
     """Return the accumulator after one instruction.
 
     Args:
@@ -87,49 +103,83 @@ def add_products(unit: MatrixUnit, a: Operands, b: Operands, total: Tensor) -> T
     Returns:
         `(*)`, the type of `total`. NaN is 0x7FFFFFFF or 0x7FFF, zero is +0.
     """
-    terms, exponents = _grouped(unit, a, b) if unit.group else _products(unit, a, b)
+    terms = _groups(unit, a, b) if unit.group else _products(unit, a, b)
+    return add_terms(unit, terms, total, padded=a.k < unit.k)
+
+
+def add_terms(unit: MatrixUnit, terms: Numbers, total: Tensor, *, padded: bool = False) -> Tensor:
+    """Return the accumulator after one instruction whose products, or sums of groups, are known.
+
+    Args:
+        unit: which one.
+        terms: `(*, terms)`.
+        total: `(*)` float32 or float16: the accumulator before it.
+        padded: further terms are zero.
+    """
     before = total.double()
     if unit.fraction is None:
-        return _rounded(_exact_sum(terms, before), unit.result)
+        return _rounded(_exact_sum(terms.values, before), unit.result)
     least = FORMATS["float16" if total.dtype == torch.float16 else "float32"]
-    of_total = torch.where(before == 0, unit.zero, _exponents(before, least))
-    largest = torch.maximum(exponents.amax(-1), of_total)
-    if terms.shape[-1] * max(unit.group, 1) < unit.k:
+    of_total = torch.where(before == 0, unit.zero, exponents_of(before, least))
+    largest = torch.maximum(terms.exponents.amax(-1), of_total)
+    if padded:
         largest = largest.clamp(min=unit.zero)
     to_units = _power_of_two(unit.fraction - largest)
-    cut = torch.trunc(terms * to_units.unsqueeze(-1)).sum(-1) + torch.trunc(before * to_units)
+    cut = torch.trunc(terms.values * to_units.unsqueeze(-1)).sum(-1) + torch.trunc(before * to_units)
     return _rounded(cut * _power_of_two(largest - unit.fraction), unit.result)
 
 
-def _products(unit: MatrixUnit, a: Operands, b: Operands) -> tuple[Tensor, Tensor]:
-    """Return every product and its exponent, `(*, k)`."""
-    terms, exponents = a.values * b.values, a.exponents + b.exponents
+def all_pairs(unit: MatrixUnit, a: Operand, b: Operand) -> Numbers:
+    """Return the terms of one instruction for every row of a with every row of b.
+
+    Args:
+        unit: which one.
+        a: `(m, k)`, k at most the unit's.
+        b: `(n, k)`.
+
+    Returns:
+        `(m, n, terms)`: products, or sums of groups, which are added by matrix products, exact in float64.
+    """
+    if not unit.group:
+        return _products(unit, a.at((slice(None), None)), b.at(None))
+    if a.scales is None or b.scales is None:
+        raise ValueError(_NEEDS_SCALES)
+    left, right = (x.elements.values.reshape(len(x.elements.values), -1, unit.group) for x in (a, b))
+    groups = left.shape[1]
+    sums, nonzero = (
+        torch.bmm(x.transpose(0, 1), y.permute(1, 2, 0)).permute(1, 2, 0)
+        for x, y in ((left, right), ((left != 0).double(), (right != 0).double()))
+    )
+    scales = a.scales.spread(groups)[:, None] * b.scales.spread(groups)[None]
+    return _group_numbers(unit, sums, nonzero == 0, scales)
+
+
+def _products(unit: MatrixUnit, a: Operand, b: Operand) -> Numbers:
+    """Return every product, `(*, k)`."""
+    products = a.elements * b.elements
     if a.scales is not None and b.scales is not None:
-        assert a.scale_exponents is not None and b.scale_exponents is not None
-        terms = terms * _spread(a.scales * b.scales, terms)
-        exponents = exponents + _spread(a.scale_exponents + b.scale_exponents, terms)
-    return terms, torch.where(terms == 0, unit.zero, exponents)
+        products = products * (a.scales * b.scales).spread(a.k)
+    empty = products.values == 0
+    return Numbers(products.values, torch.where(empty, unit.zero, products.exponents))
 
 
-def _grouped(unit: MatrixUnit, a: Operands, b: Operands) -> tuple[Tensor, Tensor]:
-    """Return the sum of every group times its block scales and the exponent of those, `(*, groups)`."""
-    assert a.scales is not None and b.scales is not None
-    assert a.scale_exponents is not None and b.scale_exponents is not None
-    products = (a.values * b.values).unflatten(-1, (-1, unit.group))
-    sums = products.sum(-1)
-    factors = _spread(a.scales * b.scales, sums)
-    exponents = _spread(a.scale_exponents + b.scale_exponents, sums)
-    # A group whose products cancel keeps the exponent of its scales; one of zeros has that of zero.
-    empty = (products == 0).all(-1) | (factors == 0)
-    return sums * factors, torch.where(empty, unit.zero, exponents)
+def _groups(unit: MatrixUnit, a: Operand, b: Operand) -> Numbers:
+    """Return the sum of every group times its block scales, `(*, groups)`."""
+    if a.scales is None or b.scales is None:
+        raise ValueError(_NEEDS_SCALES)
+    products = a.elements.values * b.elements.values
+    products = products.reshape(*products.shape[:-1], -1, unit.group)
+    scales = (a.scales * b.scales).spread(products.shape[-2])
+    return _group_numbers(unit, products.sum(-1), (products == 0).all(-1), scales)
 
 
-def _spread(per_block: Tensor, like: Tensor) -> Tensor:
-    """Return values of blocks for each of their elements, or groups."""
-    return per_block.repeat_interleave(like.shape[-1] // per_block.shape[-1], dim=-1)
+def _group_numbers(unit: MatrixUnit, sums: Tensor, only_zeros: Tensor, scales: Numbers) -> Numbers:
+    """Return sums of groups at the exponents of their scales, also where the products cancel; only zeros have zero's."""
+    empty = only_zeros | (scales.values == 0)
+    return Numbers(sums * scales.values, torch.where(empty, unit.zero, scales.exponents))
 
 
-def _exponents(x: Tensor, least: int) -> Tensor:
+def exponents_of(x: Tensor, least: int) -> Tensor:
     """Return floor(log2 |x|) of float64 values, int32, between `least` and a bound that NaN and infinity have."""
     exponents = ((x.view(torch.int64) >> 52) & 0x7FF) - 1023
     return exponents.clamp(least, _FAR // 4).int()
@@ -155,13 +205,13 @@ def _rounded(x: Tensor, result: str) -> Tensor:
     """Return a float64 sum as the instruction returns it."""
     if result == "float16":
         # torch rounds float64 to float16 through float32, so to 10 fractional bits here
-        exponents = _exponents(x, FORMATS["float16"])
+        exponents = exponents_of(x, FORMATS["float16"])
         out = (torch.round(x * _power_of_two(10 - exponents)) * _power_of_two(exponents - 10)).half()
     elif result == "nearest":
         out = x.float()
     else:
         fraction = {"float32": 23, "13 bits": 13}[result]
-        exponents = _exponents(x, FORMATS["float32"])
+        exponents = exponents_of(x, FORMATS["float32"])
         out = (
             torch.trunc(x * _power_of_two(fraction - exponents)) * _power_of_two(exponents - fraction)
         ).float()

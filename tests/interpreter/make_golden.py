@@ -21,21 +21,27 @@ PROBLEMS = {
     "float32": (1, 130, 64, 128, (129,), "float32", {}),
     "float16": (2, 140, 64, 64, (0, 1), "float16", {"mma_tiler_mn": (128, 256)}),
     "pair": (1, 130, 64, 320, (2,), "float32", {"mma_tiler_mn": (256, 128), "cluster_shape_mn": (2, 1)}),
+    "inexact": (1, 24, 64, 1024, (24,), "float32", {}),  # scales so wide that every sum is cut
 }
 
 
-def inputs(seed, experts, rows, n, k):
+def inputs(seed, experts, rows, n, k, *, scales_below=0x50):
     """Codes and scale bytes of both operands, and alpha."""
     draw = np.random.default_rng(seed)
     codes = [draw.integers(0, 16, (experts, r, k), dtype=np.uint8) for r in (rows, n)]
-    scales = [draw.integers(0x28, 0x50, (experts, r, k // 16), dtype=np.uint8) for r in (rows, n)]
+    scales = [
+        draw.integers(0x78 - scales_below, scales_below, (experts, r, k // 16), dtype=np.uint8)
+        for r in (rows, n)
+    ]
     return codes, scales, draw.random(experts, dtype=np.float32) + np.float32(0.5)
 
 
 def interpreted(name):
     """Inputs and output of one problem, as arrays to store."""
     experts, rows, n, k, masked_m, dtype, options = PROBLEMS[name]
-    codes, scales, alpha = inputs(sorted(PROBLEMS).index(name), experts, rows, n, k)
+    codes, scales, alpha = inputs(
+        sum(name.encode()), experts, rows, n, k, scales_below=0x78 if name == "inexact" else 0x50
+    )
     out = layouts.empty_out(experts, rows, n, getattr(torch, dtype), "cpu", SENTINEL)
     operands = [
         (layouts.operand(torch.from_numpy(c)), layouts.scales(torch.from_numpy(s)))

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from harness.interpreter.descriptors import decode_instruction_descriptor, decode_shared_descriptor, read_rows
 from harness.interpreter.errors import InterpreterError, MemoryFaultError, ProtocolError, UnsupportedPtxError
 from harness.interpreter.memory import SharedMemory
 from harness.interpreter.tensor_core import KINDS, CtaUnits, copy_scales, multiply
 from harness.interpreter.tensor_memory import TensorMemory
+from reference.matrix_units import Operand, add_terms, all_pairs
 from tests.interpreter.conftest import launch, module
 
 OPERAND = 2 << 61 | 1 << 46 | 64 << 32
@@ -69,7 +71,7 @@ def drawn(rows, kind, seed):
 @pytest.mark.parametrize("n", [128, 256])
 @pytest.mark.parametrize("pair", [False, True])
 def test_a_product_is_the_sum_of_scaled_products(name, n, pair):
-    """Against float64, row by row; a second instruction adds, and the scale byte is chosen by the descriptor."""
+    """As the unit adds decoded operands; a second instruction adds, and the scale byte is chosen by the descriptor."""
     kind = KINDS[name]
     e8m0 = name[1] == "block32"
     ctas = [units(), units()] if pair else [units()]
@@ -90,9 +92,12 @@ def test_a_product_is_the_sum_of_scaled_products(name, n, pair):
         for group in range(n // 128):
             copy_scales(cta, 272 + 4 * group, SCALES | (SFB + 512 * group) >> 4)
     used = [s[:, byte : byte + blocks] for s in scales]
-    exact = (a * np.repeat(decode(used[0]), kind.block, 1)) @ (
-        b * np.repeat(decode(used[1]), kind.block, 1)
-    ).T
+    formats = ("e2m1" if kind.element_bits == 4 else "e4m3", "ue8m0" if e8m0 else "e4m3")
+    operands = [
+        Operand.of(torch.from_numpy(x), formats[0], torch.from_numpy(decode(s)), formats[1])
+        for x, s in zip((a, b), used, strict=True)
+    ]
+    terms, wanted = all_pairs(kind.unit, *operands), torch.zeros(m, n)
     word = byte << 30
     for times in (1, 2):
         multiply(
@@ -101,9 +106,8 @@ def test_a_product_is_the_sum_of_scaled_products(name, n, pair):
             256 | word, 272 | word, accumulate=times == 2,
         )  # fmt: skip
         got = np.concatenate([cta.tensor.cells[:, :n].view(np.float32) for cta in ctas])
-        wanted = exact.astype(np.float32)
-        wanted = wanted if times == 1 else (exact + wanted.astype(float)).astype(np.float32)
-        assert np.array_equal(got, wanted)
+        wanted = add_terms(kind.unit, terms, wanted)
+        assert np.array_equal(got, wanted.numpy())
 
 
 def test_negation_bits_negate():
