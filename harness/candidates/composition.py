@@ -8,6 +8,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from torch import Tensor
 
     from harness.candidates.protocol import MaskedGroupedGemm, QuantizeGrouped, SiluMulQuantizeGrouped
@@ -66,6 +68,8 @@ def compose_masked_moe(
     w2_alpha: Tensor,
     masked_m: Tensor,
     activation: str = "silu",
+    *,
+    unrounded: Collection[str] = (),
 ) -> Tensor:
     """Return the layer's output from a candidate's stages.
 
@@ -85,6 +89,7 @@ def compose_masked_moe(
         w2_alpha: `(l,)` float32.
         masked_m: `(l,)` int32.
         activation: "silu" or "relu2".
+        unrounded: as in Traits: values that stay float32 between the stages, as a fused kernel keeps them.
 
     Returns:
         `(l, m, k)` bfloat16.
@@ -100,12 +105,15 @@ def compose_masked_moe(
         raise ValueError(f"masked_moe: activation must be 'silu' or 'relu2', got {activation!r}")
     x, x_scale = _quantized(stages, hidden_states, masked_m, input_global_scale)
     rows, experts, device = x.shape[0], x.shape[2], x.device
-    gemm1 = unwritten((experts, rows, w1.shape[1]), torch.bfloat16, device)
+    between = torch.float32 if "gemm1" in unrounded else torch.bfloat16
+    gemm1 = unwritten((experts, rows, w1.shape[1]), between, device)
     _multiply(stages, x, x_scale, w1, w1_blockscale, gemm1, masked_m, w1_alpha)
     if activation == "silu":
         a2, a2_scale = stages.silu_mul_quantize_grouped(gemm1, masked_m, a2_global_scale)
     else:
-        a2, a2_scale = stages.quantize_grouped(gemm1.relu().square(), masked_m, a2_global_scale)
+        squares = gemm1.float().relu().square()
+        hidden = squares if "hidden" in unrounded else squares.bfloat16()
+        a2, a2_scale = stages.quantize_grouped(hidden, masked_m, a2_global_scale)
     out = unwritten((experts, rows, w2.shape[1]), torch.bfloat16, device)
     _multiply(stages, a2, a2_scale, w2, w2_blockscale, out, masked_m, w2_alpha)
     return out

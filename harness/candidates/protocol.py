@@ -52,6 +52,9 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+from harness.candidates.declarations import check_traits
+from harness.verdict import UsageError
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -69,6 +72,8 @@ ALL_STAGES = STAGES + LAYER_STAGES
 class Traits:
     """What a candidate declares about itself. The defaults describe FlashInfer's CuteDSL path on Blackwell.
 
+    A value that cannot be is refused with UsageError (harness.candidates.declarations).
+
     Attributes:
         device: torch device type that its tensors live on.
         arithmetic: how a block scale and the codes are computed: "fast" (approximate reciprocals, each free by one unit
@@ -85,10 +90,17 @@ class Traits:
         reads_strides: honours the strides of its operands (False: reads raw memory in the canonical layout, so a
             tensor in another layout must be refused).
         keeps_sign_of_zero: stores -0.0 as code 0b1000, as the hardware's conversion does.
+        keeps_subnormals: takes block scales, elements and alphas below the smallest normal number as they are (False: may
+            flush them to zero, so that none is drawn).
+        finite_only: NaN and infinity, in inputs and in results, are not part of its contract: none is drawn.
+        alpha_required: masked_grouped_gemm refuses None for `alpha`.
+        unrounded: values of the layer that it keeps in float32 where the path rounds them to bfloat16: "gemm1", the first
+            GEMM's output (masked_moe applies SwiGLU to the accumulators), "hidden", what the activation hands to the second
+            quantization (of silu_mul_quantize_grouped as well).
         cuda_graph: can be captured in a CUDA graph.
         hints: sets of extra keyword arguments of masked_grouped_gemm that must not change a result (tile shapes,
             numbers of SMs, expected rows).
-        min_experts: smallest number of experts it accepts.
+        min_experts, max_experts: fewest and most experts that it accepts; 0 for no limit above.
         canary: fast enough for `harness check` to ask the canary its questions through it.
         far: fast enough for problems that reach far: 256 experts, capacity 8,192, k 7,168 (harness.problems.reach).
     """
@@ -106,16 +118,28 @@ class Traits:
     place_invariant: bool = True
     reads_strides: bool = False
     keeps_sign_of_zero: bool = True
+    keeps_subnormals: bool = True
+    finite_only: bool = False
+    alpha_required: bool = False
+    unrounded: tuple[str, ...] = ()
     cuda_graph: bool = True
     hints: tuple[dict[str, Any], ...] = ()
     min_experts: int = 1
+    max_experts: int = 0
     canary: bool = True
     far: bool = True
+
+    def __post_init__(self) -> None:
+        check_traits(self)
 
     @property
     def width_multiple(self) -> int:
         """What hidden and inter are multiples of: each is the k of one GEMM and sets the n of the other."""
         return math.lcm(self.k_multiple, self.n_multiple, 16)
+
+    def at_most_experts(self, wanted: int) -> int:
+        """Return a number of experts, or the most that the candidate accepts."""
+        return min(wanted, self.max_experts or wanted)
 
 
 @runtime_checkable
@@ -225,10 +249,25 @@ def stages_of(candidate: Any) -> list[str]:
 
 
 def traits_of(candidate: Any) -> Traits:
-    """Return the candidate's declared traits, or the defaults."""
+    """Return the candidate's declared traits, or the defaults.
+
+    Raises:
+        UsageError: they are no Traits.
+    """
     traits = getattr(candidate, "traits", None)
     if traits is None:
         return Traits()
     if not isinstance(traits, Traits):
-        raise TypeError(f"candidate.traits must be a harness.candidates.Traits, got {type(traits).__name__}")
+        raise UsageError(f"candidate.traits must be a harness.Traits, got {type(traits).__name__}")
     return traits
+
+
+def out_of_contract(traits: Traits) -> list[str]:
+    """Return what a candidate's contract leaves out of the values that the path takes, for a verdict: not tested."""
+    said = {
+        "NaN and infinities": traits.finite_only,
+        "subnormal numbers": not traits.keeps_subnormals,
+        "the sign of zero": not traits.keeps_sign_of_zero,
+        "a GEMM without alpha": traits.alpha_required,
+    }
+    return [what for what, is_out in said.items() if is_out]

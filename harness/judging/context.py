@@ -174,7 +174,7 @@ class Context:
     def reference_quantized(self) -> tuple[Tensor, Tensor]:
         """Return codes and linear block scales of the tokens, by the reference."""
         quantized = quantize_nvfp4(self.tensors.x, self.tensors.input_scale)
-        return quantized.codes, quantized.block_scale
+        return quantized.codes, self.tensors.without_some_blocks(quantized.block_scale)
 
     def judge_gemm(
         self, stage: str, out: Tensor, weights: Weights, alpha: Tensor | None, a: Quantized | None = None
@@ -201,6 +201,11 @@ class Context:
             self.known.accumulator,
             b_steps=weights.steps,
         )
+
+    def activated(self, gate_up: Tensor) -> QuantizerInput:
+        """Return what is quantized of gate and up `(rows, 2n)` bfloat16, rounded as the candidate declares."""
+        dtype = torch.float32 if "hidden" in self.traits.unrounded else torch.bfloat16
+        return QuantizerInput.activated(gate_up, "silu", dtype)
 
     def judge_quantized(
         self,

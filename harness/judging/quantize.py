@@ -47,13 +47,14 @@ class QuantizerInput:
         return cls(magnitude, magnitude, x.signbit(), is_nan if has_nan else None)
 
     @classmethod
-    def activated(cls, gemm1: Tensor, activation: str) -> QuantizerInput:
-        """Return the activation of `(rows, 2n)` bfloat16, with what float32 arithmetic is free to do before bfloat16.
+    def activated(cls, gemm1: Tensor, activation: str, dtype: torch.dtype = torch.bfloat16) -> QuantizerInput:
+        """Return the activation of `(rows, 2n)` bfloat16, with what float32 arithmetic is free to do before it is rounded.
 
+        `dtype` is what it is rounded to: bfloat16, or float32 for a kernel that quantizes the activation as it computed it.
         See docs/bounds.md, "Activation".
         """
         if activation == "relu2":
-            return cls.known(relu2(gemm1).bfloat16())
+            return cls.known(relu2(gemm1).to(dtype))
         value = silu_mul(gemm1)
         gate = gemm1.double().chunk(2, dim=-1)[0]
         # __expf errs by 2 + 1.173 |x| units; it weighs in with exp(-x) / (1 + exp(-x)); 4 units for +, / and *
@@ -62,7 +63,7 @@ class QuantizerInput:
         )  # an infinite gate has no exp to err
         freedom = (freedom + 4) * 2.0**-23
         magnitude = value.abs()
-        low, high = (magnitude * (1 - freedom)).bfloat16(), (magnitude * (1 + freedom)).bfloat16()
+        low, high = (magnitude * (1 - freedom)).to(dtype), (magnitude * (1 + freedom)).to(dtype)
         vanishes = (gate < -87) | (magnitude < 2.0**-126)  # exp overflows, or the product is subnormal
         low = low.float().masked_fill(vanishes, 0)
         is_nan = value.isnan()
