@@ -48,11 +48,9 @@ A candidate inherits nothing. Each stage has a type below, of the same name; one
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from harness.candidates.declarations import check_traits
+from harness.candidates.traits import Traits as Traits  # noqa: PLC0414 - a part of the protocol
 from harness.verdict import UsageError
 
 if TYPE_CHECKING:
@@ -66,80 +64,6 @@ if TYPE_CHECKING:
 STAGES = ("quantize_grouped", "silu_mul_quantize_grouped", "masked_grouped_gemm", "masked_moe")
 LAYER_STAGES = ("route_topk", "dispatch", "combine", "load_experts")
 ALL_STAGES = STAGES + LAYER_STAGES
-
-
-@dataclass(frozen=True)
-class Traits:
-    """What a candidate declares about itself. The defaults describe FlashInfer's CuteDSL path on Blackwell.
-
-    A value that cannot be is refused with UsageError (harness.candidates.declarations).
-
-    Attributes:
-        device: torch device type that its tensors live on.
-        arithmetic: how a block scale and the codes are computed: "fast" (approximate reciprocals, each free by one unit
-            in the last place), "exact" (correctly rounded float32 reciprocals, one legal value), "real" (rounding of
-            the real number, one legal value). See docs/bounds.md.
-        accumulator_chunk: products that enter the accumulator between two roundings (64: one tensor-core instruction).
-        k_multiple, n_multiple, m_multiple: extents must be multiples of these, else the candidate may refuse.
-        store_rows: rows that one store covers; rows from masked_m[e] to the next multiple of this may be written.
-        out_dtypes: output types of masked_grouped_gemm.
-        activations: values of masked_moe's `activation`.
-        deterministic: two runs on the same input are bit-identical.
-        place_invariant: a row's bits do not depend on its expert's number, its place among the rows or the capacity
-            (False for stream-k and the like, which split the reduction by place).
-        reads_strides: honours the strides of its operands (False: reads raw memory in the canonical layout, so a
-            tensor in another layout must be refused).
-        keeps_sign_of_zero: stores -0.0 as code 0b1000, as the hardware's conversion does.
-        keeps_subnormals: takes block scales, elements and alphas below the smallest normal number as they are (False: may
-            flush them to zero, so that none is drawn).
-        finite_only: NaN and infinity, in inputs and in results, are not part of its contract: none is drawn.
-        alpha_required: masked_grouped_gemm refuses None for `alpha`.
-        unrounded: values of the layer that it keeps in float32 where the path rounds them to bfloat16: "gemm1", the first
-            GEMM's output (masked_moe applies SwiGLU to the accumulators), "hidden", what the activation hands to the second
-            quantization (of silu_mul_quantize_grouped as well).
-        cuda_graph: can be captured in a CUDA graph.
-        hints: sets of extra keyword arguments of masked_grouped_gemm that must not change a result (tile shapes,
-            numbers of SMs, expected rows).
-        min_experts, max_experts: fewest and most experts that it accepts; 0 for no limit above.
-        canary: fast enough for `harness check` to ask the canary its questions through it.
-        far: fast enough for problems that reach far: 256 experts, capacity 8,192, k 7,168 (harness.problems.reach).
-    """
-
-    device: str = "cuda"
-    arithmetic: str = "fast"
-    accumulator_chunk: int = 64
-    k_multiple: int = 64
-    n_multiple: int = 64
-    m_multiple: int = 1
-    store_rows: int = 128
-    out_dtypes: tuple[str, ...] = ("bfloat16", "float16", "float32")
-    activations: tuple[str, ...] = ("silu", "relu2")
-    deterministic: bool = True
-    place_invariant: bool = True
-    reads_strides: bool = False
-    keeps_sign_of_zero: bool = True
-    keeps_subnormals: bool = True
-    finite_only: bool = False
-    alpha_required: bool = False
-    unrounded: tuple[str, ...] = ()
-    cuda_graph: bool = True
-    hints: tuple[dict[str, Any], ...] = ()
-    min_experts: int = 1
-    max_experts: int = 0
-    canary: bool = True
-    far: bool = True
-
-    def __post_init__(self) -> None:
-        check_traits(self)
-
-    @property
-    def width_multiple(self) -> int:
-        """What hidden and inter are multiples of: each is the k of one GEMM and sets the n of the other."""
-        return math.lcm(self.k_multiple, self.n_multiple, 16)
-
-    def at_most_experts(self, wanted: int) -> int:
-        """Return a number of experts, or the most that the candidate accepts."""
-        return min(wanted, self.max_experts or wanted)
 
 
 @runtime_checkable
@@ -260,14 +184,3 @@ def traits_of(candidate: Any) -> Traits:
     if not isinstance(traits, Traits):
         raise UsageError(f"candidate.traits must be a harness.Traits, got {type(traits).__name__}")
     return traits
-
-
-def out_of_contract(traits: Traits) -> list[str]:
-    """Return what a candidate's contract leaves out of the values that the path takes, for a verdict: not tested."""
-    said = {
-        "NaN and infinities": traits.finite_only,
-        "subnormal numbers": not traits.keeps_subnormals,
-        "the sign of zero": not traits.keeps_sign_of_zero,
-        "a GEMM without alpha": traits.alpha_required,
-    }
-    return [what for what, is_out in said.items() if is_out]

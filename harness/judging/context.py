@@ -34,7 +34,8 @@ class Known:
     @classmethod
     def declared(cls, traits: Traits) -> Known:
         """Return what the traits say, nothing measured."""
-        return cls(Arithmetic(traits.arithmetic), Accumulator(chunk=traits.accumulator_chunk))
+        arithmetic = Arithmetic(traits.arithmetic, keeps_subnormals=traits.keeps_subnormals)
+        return cls(arithmetic, Accumulator(chunk=traits.accumulator_chunk))
 
 
 @dataclass
@@ -87,6 +88,10 @@ class Context:
         shape = torch.Size((*gate_up.shape[:2], gate_up.shape[2] // 2))
         result = self.candidate.silu_mul_quantize_grouped(gate_up, masked_m, global_scale_enc)
         return checked_quantized(result, shape, "silu_mul_quantize_grouped")
+
+    def passed_on(self, a: Quantized) -> Quantized:
+        """Return a quantizer's output as the next stage gets it: without subnormal scales where it may read them as zero."""
+        return a if self.traits.keeps_subnormals else a.without_subnormals()
 
     def gemm(
         self,

@@ -26,9 +26,9 @@ _SMALLEST = -87.0
 SPECIAL = (
     (math.inf, 1.0), (-math.inf, 1.0), (math.nan, 1.0), (1.0, math.inf), (1.0, -math.inf), (1.0, math.nan),
     (0.0, math.inf), (-0.0, -math.inf), (math.inf, 0.0), (-math.inf, 0.0), (math.inf, -1.0), (math.inf, math.inf),
-    (-math.inf, math.inf), (-100.0, math.inf),
+    (-math.inf, math.inf), (-100.0, math.inf), (1e30, 1e30), (1e30, -1e30),
 )  # fmt: skip
-"""Gate and up of the elements that are not finite, one in each block."""
+"""Gate and up of the elements that are not finite, or whose product is not, one in each block."""
 
 
 def gates(draw: BlockDraw, number: int) -> Tensor:

@@ -18,6 +18,7 @@ from harness.problems.profiles import Profile
 from harness.problems.reach import Far
 from harness.problems.shapes import ModelShape
 from harness.problems.traps import IN_ALPHA, TRAPS, Place
+from harness.problems.values import SELDOM
 
 _EDGES = (1, 2, 7, 8, 31, 32, 63, 64, 127, 128, 129, 160, 192, 255, 256, 257, 300, 384)
 _DATA = st.sampled_from(["normal", "grid", "spread"])
@@ -163,7 +164,10 @@ def simpler(draw: st.DrawFn, problem: Problem, traits: Traits) -> Problem:
 
 
 def _extras(drawn: Drawn, traits: Traits) -> st.SearchStrategy[frozenset[str]]:
-    traps, options = drawn.traps_for(traits), drawn.options_for(traits)
+    options = drawn.options_for(traits)
+    traps, seldom = (
+        [name for name in drawn.traps_for(traits) if (name in SELDOM) == rarely] for rarely in (False, True)
+    )
     none: st.SearchStrategy[list[str]] = st.just([])
     # The number first: hypothesis likes short lists, and every trap must be drawn often enough to count as tested.
     of_count = [
@@ -172,7 +176,11 @@ def _extras(drawn: Drawn, traits: Traits) -> st.SearchStrategy[frozenset[str]]:
     ]
     written = st.integers(0, _MOST_TRAPS).flatmap(lambda count: of_count[count])
     chosen = st.lists(st.sampled_from(options), max_size=1) if options else none
-    return st.tuples(written, chosen).map(lambda both: frozenset([*both[0], *both[1]]))
+    # Rarely: rules judge these for themselves (harness.problems.values), and the others must not get rarer.
+    added = st.one_of(none, none, none, st.lists(st.sampled_from(seldom), min_size=1, max_size=1))
+    return st.tuples(written, chosen, added).map(
+        lambda parts: frozenset(name for part in parts for name in part)
+    )
 
 
 def possible_traps(traits: Traits, places: Collection[Place]) -> list[str]:

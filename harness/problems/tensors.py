@@ -281,7 +281,8 @@ class ProblemTensors:
         if "alpha_negative" in self._traps:
             alpha[chosen] *= -1
         if "alpha_zero" in self._traps and len(victims) > 1:
-            alpha[victims[seed % len(victims)]] = 0
+            zeros = [victims[(seed + number) % len(victims)] for number in range(min(2, len(victims) - 1))]
+            alpha[zeros] = torch.tensor([0.0, -0.0])[: len(zeros)]
         return alpha
 
     @cached_property
@@ -297,6 +298,6 @@ class ProblemTensors:
         written = write_traps(target, list(p.masked_m), self.a2_scale.cpu(), self._traps, generator)
         mask = written.repeat_interleave(BLOCK, -1)
         gate_up[..., : p.inter][mask] = 32
-        gate_up[..., p.inter :][mask] = target[mask] / 32
+        gate_up[..., p.inter :][mask] = torch.where(target.isnan(), target, target / 32)[mask]
         write_gates(gate_up, list(p.masked_m), self.a2_scale.cpu(), self._traps, generator, written)
         return gate_up.to(self.device)

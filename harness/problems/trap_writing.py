@@ -118,7 +118,10 @@ def _row(block: Block, count: int, generator: torch.Generator) -> Tensor:
 
 def _stored(trap: Trap, values: Tensor, scale: Tensor) -> Tensor:
     """Return a trap's values as they stand in the tensor, bfloat16, of an expert with that encode scale."""
-    return (values / scale.double() if trap.scaled else values).bfloat16()
+    stored = (values / scale.double() if trap.scaled else values).bfloat16()
+    # Which bits a NaN gets, its sign included, depends on how the processor converts it.
+    nan = torch.where(values.signbit(), -0x40, 0x7FC0).to(torch.int16)
+    return torch.where(values.isnan(), nan, stored.view(torch.int16)).view(torch.bfloat16)
 
 
 def _free_place(

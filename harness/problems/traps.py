@@ -139,8 +139,8 @@ _SOME = (
 
 
 def _some_nan(draw: BlockDraw, number: int) -> Tensor:
-    marked = [math.nan] * _SOME[number] + [0.0] * (16 - _SOME[number])
-    return draw.normal() * draw.step + draw.shuffled(marked)
+    marked = draw.shuffled([math.nan] * _SOME[number] + [0.0] * (16 - _SOME[number]))
+    return marked.copysign(draw.sign).where(marked.isnan(), draw.normal() * draw.step)  # NaN of either sign
 
 
 def _infinities(draw: BlockDraw, number: int) -> Tensor:
@@ -187,7 +187,7 @@ TRAPS = {
         Trap("large", "experts whose tokens and intermediate go beyond 65,504, float16's largest number", None, stretches=True),
         Trap("small", "experts whose tokens and intermediate are below 2^-14, float16's smallest normal number", None, stretches=True),
         Trap("gates", "gates around and beyond +-64 and +-88.7, and gates of either zero", _gates, into="gate", stretches=True),
-        Trap("gate_specials", "gates and ups that are infinite or NaN", _gate_specials, finite=False, into="gate", stretches=True, blocks=14),
+        Trap("gate_specials", "gates and ups that are infinite or NaN, or whose product overflows", _gate_specials, finite=False, into="gate", stretches=True, blocks=16),
         Trap("alpha_negative", "alphas below zero", None, into="alpha"),
         Trap("alpha_zero", "an alpha of zero", None, into="alpha"),
         Trap("alpha_subnormal", "alphas that are float32 subnormals", None, into="gemm alpha", stretches=True, subnormal=True),

@@ -1,7 +1,8 @@
 """Problems of values that a kernel meets seldom, one value each. Imports neither torch nor hypothesis.
 
 A kernel that is right on ordinary numbers may be wrong for an alpha below zero or a gate beyond -88.7. Chance draws each of
-these values now and then; the rules that know the right results judge each of them in every run, so that a PASS means it.
+these values now and then; the rules that know the right results judge each of them in every run, so that a PASS means it,
+besides the problems that a profile asks for.
 """
 
 from __future__ import annotations

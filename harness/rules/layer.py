@@ -21,6 +21,7 @@ def pipeline(ctx: Context) -> list[Comparison]:
     a = ctx.quantize(t.x, t.input_scale)
     given = QuantizerInput.known(rows.take(t.x))
     found = ctx.judge_quantized("quantize", given, *a.valid(rows), t.input_scale, rows)
+    a = ctx.passed_on(a)
     gemm1 = ctx.gemm((a.packed, a.scales), t.w1, t.w1_alpha)
     found.append(ctx.judge_gemm("gemm1", gemm1, t.w1, t.w1_alpha, a))
     if ctx.problem.activation == "silu" and not ctx.has("silu_mul_quantize_grouped"):
@@ -32,6 +33,7 @@ def pipeline(ctx: Context) -> list[Comparison]:
         a2 = ctx.quantize(gemm1.relu().square().contiguous(), t.a2_scale)
         given = QuantizerInput.activated(rows.take(gemm1), "relu2")
     found += ctx.judge_quantized("activation", given, *a2.valid(rows), t.a2_scale, rows)
+    a2 = ctx.passed_on(a2)
     gemm2 = ctx.gemm((a2.packed, a2.scales), t.w2, t.w2_alpha)
     found.append(ctx.judge_gemm("gemm2", gemm2, t.w2, t.w2_alpha, a2))
     return found

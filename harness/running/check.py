@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from harness.canary.verdict import judge_canary
 from harness.candidates import ALL_STAGES, CANDIDATES
-from harness.candidates.protocol import out_of_contract
+from harness.candidates.traits import out_of_contract
 from harness.extras import missing
 from harness.problems.problem import Problem
 from harness.problems.profiles import Profile, find_profile

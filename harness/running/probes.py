@@ -10,7 +10,7 @@ to come back too, what was lost once has to stay lost as s gets smaller, and no 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -144,7 +144,7 @@ def measure(candidate: Any, *, probe: bool = True) -> Measured:
             notes["reciprocals"] += (
                 ", but the candidate's quantizer uses another: next to a rounding boundary two codes are legal"
             )
-        arithmetic = Arithmetic("fast", reciprocal)
+        arithmetic = replace(arithmetic, reciprocal=reciprocal)
     if warning := getattr(candidate, "warning", ""):
         notes["warning"] = str(warning)
     return Measured(Known(arithmetic, accumulator), notes)

@@ -82,9 +82,10 @@ class RuleRun:
         self._wanted = wanted_problems(rule, settings.profile)
         # A real model's extents are what was asked for. What fails on small problems too is found on those first.
         self._far = [] if settings.shape else far_for(rule.id, self._traits, all_of_them=rule.reaches)
-        self._seldom = seldom_for(rule.drawn, self._traits) if rule.reaches and not settings.shape else []
-        # problems to be judged by now
-        self._budget = max(self._wanted - len(self._far) - len(self._seldom), 1)
+        self._budget = max(self._wanted - len(self._far), 1)  # problems to be judged by now
+        seldom = seldom_for(rule.drawn, self._traits) if rule.reaches and not settings.shape else []
+        self._seldom = seldom * max(settings.profile.trap_floor, 1)
+        self._wanted += len(self._seldom)
         self._stubs: list[
             str
         ] = []  # problems for which a stage raised NotImplementedError and had never returned
@@ -159,9 +160,9 @@ class RuleRun:
         """Judge a problem of each value that is met seldom. Raises _IllegalError as `_reach` does."""
         from harness.problems.strategies import simpler
 
-        for extras in self._seldom:
+        for number, extras in enumerate(self._seldom):
             self._budget = self._tally.result.examples + 1
-            start = zlib.crc32(f"{self._rule.id} {self._settings.seed} {sorted(extras)}".encode())
+            start = zlib.crc32(f"{self._rule.id} {self._settings.seed} {number} {sorted(extras)}".encode())
             if self._over():
                 return
             problem = seldom_problem(extras, self._traits, start % 100_000)
