@@ -47,5 +47,5 @@ def _is_reciprocal(got: Tensor, x: Tensor) -> Tensor:
     one_more, one_less = torch.nextafter(rounded, away), torch.nextafter(rounded, torch.zeros_like(x))
     near = (got == rounded) | (got == one_more) | (got == one_less)
     flushed_argument = (x.abs() < _SMALLEST) & (got == away)
-    flushed_result = (rounded.abs() < _SMALLEST) & (got == 0)
+    flushed_result = (one_less.abs() < _SMALLEST) & (got == 0)
     return torch.where(x.isnan(), got.isnan(), near | flushed_argument | flushed_result)

@@ -21,6 +21,13 @@ from harness.running.outcome import Outcome, Status
 from harness.running.runner import InternalError, RuleRun, RunSettings
 from harness.verdict import Verdict
 
+
+@pytest.fixture(autouse=True)
+def nothing_but_what_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Problems are counted here; those of seldom values come on top, see test_seldom_values.py."""
+    monkeypatch.setattr("harness.running.runner.seldom_for", lambda *_: [])
+
+
 QUANT, GEMM, MOE, HINTS = (find_rules([name])[0] for name in ("QUANT", "GEMM", "MOE", "HINTS"))
 
 # As many problems as in quick, with few experts: most of the time goes into drawing a masked_m for each.

@@ -126,6 +126,7 @@ def test_a_right_kernel_of_another_kind_passes_in_quick(name: str, rule_id: str)
 def judge_variant(name: str, rule_id: str, profile, seed: int) -> None:
     (rule,) = find_rules([rule_id])
     variant = VARIANTS[name]()
+    variant.traits = dataclasses.replace(variant.traits, far=profile is not FEW)
     result = RuleRun(rule, InProcess(variant), RunSettings(profile, seed, candidate=name)).draw()
     assert result.verdict is Verdict.PASS, result.reason
 
