@@ -77,6 +77,17 @@ class QuantizerInput:
             maybe_nan if bool(maybe_nan.any()) else None,
         )
 
+    def half_nan(self) -> Tensor | None:
+        """Return the blocks whose even or odd elements are all NaN, but not both, `(rows, blocks)`; None where there is none.
+
+        FlashInfer compares the maxima of the two halves with `x > y ? x : y`, so that such a block's scale may be NaN.
+        """
+        if self.is_nan is None:
+            return None
+        halves = self.is_nan.view(*self.is_nan.shape[:-1], -1, BLOCK // 2, 2).all(-2)
+        found = halves.any(-1) & ~halves.all(-1)
+        return found if bool(found.any()) else None
+
     def amax(self) -> tuple[Tensor, Tensor]:
         """Return the smallest and largest block amax, `(rows, blocks)` float32, NaN for blocks of nothing but NaN."""
         low, high = (m.view(*m.shape[:-1], -1, BLOCK).amax(-1) for m in (self.low, self.high))
@@ -115,7 +126,9 @@ def judge_quantized(
     per_row = global_scale_enc.reshape(-1)[rows.expert].unsqueeze(-1)
     amax_low, amax_high = given.amax()
     scale_range = legal_scales(amax_low, amax_high, per_row, arithmetic)
-    scales = _judge_scales(f"{stage}.scale", block_scale, scale_range, amax_high, per_row, rows, arithmetic)
+    scales = _judge_scales(
+        f"{stage}.scale", block_scale, scale_range, amax_high, per_row, rows, arithmetic, given.half_nan()
+    )
     blocks = (*block_scale.shape, BLOCK)
     low = given.low.view(blocks)
     high = low if given.high is given.low else given.high.view(blocks)
@@ -129,9 +142,20 @@ def judge_quantized(
 
 
 def _judge_scales(
-    stage: str, stored: Tensor, legal: Range, amax: Tensor, gs: Tensor, rows: Rows, arithmetic: Arithmetic
+    stage: str,
+    stored: Tensor,
+    legal: Range,
+    amax: Tensor,
+    gs: Tensor,
+    rows: Rows,
+    arithmetic: Arithmetic,
+    maybe_nan: Tensor | None,
 ) -> Comparison:
-    ambiguous = int(legal.ambiguous().sum())
+    ambiguous = int((legal.ambiguous() if maybe_nan is None else legal.ambiguous() | maybe_nan).sum())
+
+    def accepts(stored: Tensor, part: slice = _ALL) -> Tensor:
+        ok = legal.accepts(stored, part)
+        return ok if maybe_nan is None else ok | (maybe_nan[part] & (stored == e4m3.NAN_BYTE))
 
     def show(r: int, c: int) -> str:
         low, high = int(legal.low[r, c]), int(legal.high[r, c])
@@ -144,13 +168,13 @@ def _judge_scales(
 
     return compare(
         stage,
-        legal.accepts(stored),
+        accepts(stored),
         replace(rows, column_name="block"),
         judged={
             f"one legal scale: {arithmetic.describe()}": stored.numel() - ambiguous,
             f"two legal scales: {arithmetic.describe()}": ambiguous,
         },
-        altered=altered_copies(stored, legal.accepts, halved=lambda: _halved_scales(stored)),
+        altered=altered_copies(stored, accepts, halved=lambda: _halved_scales(stored)),
         show=show,
     )
 

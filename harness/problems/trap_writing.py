@@ -106,8 +106,11 @@ def write_gates(
 
 def _filling(asked: set[Trap], where: str, into: Place = "quantized") -> list[tuple[Trap, Block]]:
     """Return the traps with blocks of that extent, in the order of the table."""
+    places = ("quantized", "quantizer") if into == "quantized" else (into,)
     return [
-        (t, t.block) for t in TRAPS.values() if t in asked and t.block and (t.where, t.into) == (where, into)
+        (t, t.block)
+        for t in TRAPS.values()
+        if t in asked and t.block and t.where == where and t.into in places
     ]
 
 

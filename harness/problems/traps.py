@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from harness.problems.block_draw import BlockDraw
 
 Block = Callable[["BlockDraw", int], "Tensor"]
-Place = Literal["quantized", "gate", "alpha", "gemm alpha", "weights"]
+Place = Literal["quantized", "quantizer", "gate", "alpha", "gemm alpha", "weights"]
 BLOCKS_PER_TRAP = 4  # of a trap that is written into blocks of its own
 
 
@@ -39,8 +39,8 @@ class Trap:
         ties: whether it needs exact ties: all encode scales of the problem are then powers of two.
         stretches: whether magnitudes then lie so far apart that fewer dot products are exact.
         scaled: whether the block is in those units; else its values are stored as they are.
-        into: what it is written into: "quantized" (what a quantizer reads, tokens and intermediate), "gate" (gate and up of
-            the activation: its block is `(2, 16)`, gates as they are and ups in those units), "alpha" (of every GEMM),
+        into: what it is written into: "quantized" (what a quantizer reads, tokens and intermediate), "quantizer" (the same, of
+            a quantizer that is judged by itself), "gate" (gate and up of the activation: its block is `(2, 16)`, gates as they are and ups in those units), "alpha" (of every GEMM),
             "gemm alpha" (of a single GEMM, not of a layer) or "weights". All but the first are drawn only for rules that
             name the place.
         blocks: how many it fills where it fills blocks.
@@ -120,27 +120,28 @@ def _inf(draw: BlockDraw, _: int) -> Tensor:
     return values
 
 
-_SOME = (
-    2,
-    15,
-    8,
-    5,
-    3,
-    12,
-    4,
-    10,
-    6,
-    14,
-    7,
-    9,
-    11,
-    13,
-)  # NaN elements of a block: every count but 0, 1 and 16
+_SOME = (2, 14, 8, 5, 3, 12, 4, 10, 6, 7, 9, 11, 13)  # NaN elements, of a block with a number in either half
+
+
+def _with_nan(draw: BlockDraw, places: list[int]) -> Tensor:
+    values, marked = (
+        draw.normal() * draw.step,
+        draw.filled(math.nan).copysign(draw.sign),
+    )  # NaN of either sign
+    values[places] = marked[places]
+    return values
 
 
 def _some_nan(draw: BlockDraw, number: int) -> Tensor:
-    marked = draw.shuffled([math.nan] * _SOME[number] + [0.0] * (16 - _SOME[number]))
-    return marked.copysign(draw.sign).where(marked.isnan(), draw.normal() * draw.step)  # NaN of either sign
+    kept = {2 * draw.number(8), 2 * draw.number(8) + 1}
+    places = [int(place) for place in draw.shuffled(range(16)) if int(place) not in kept]
+    return _with_nan(draw, places[: _SOME[number]])
+
+
+def _half_nan(draw: BlockDraw, number: int) -> Tensor:
+    half, more = number % 2, (0, 3, 7)[number // 2]
+    others = [int(place) for place in draw.shuffled(range(16)) if int(place) % 2 != half]
+    return _with_nan(draw, [*range(half, 16, 2), *others[:more]])
 
 
 def _infinities(draw: BlockDraw, number: int) -> Tensor:
@@ -182,7 +183,8 @@ TRAPS = {
         Trap("inf", "infinite elements", _inf, finite=False, stretches=True),
         Trap("outlier_block", "a block 100 times larger than its row", None, stretches=True, subnormal=True),
         Trap("magnitude_spread", "experts whose magnitudes differ 100-fold", None),
-        Trap("some_nan", "blocks with 2 to 15 NaN elements", _some_nan, finite=False, stretches=True, blocks=14),
+        Trap("some_nan", "blocks with 2 to 14 NaN elements and a number among the even and the odd ones", _some_nan, finite=False, stretches=True, blocks=13),
+        Trap("half_nan", "blocks whose even or odd elements are all NaN, 8 to 15 of them", _half_nan, finite=False, into="quantizer", stretches=True, blocks=6),
         Trap("infinities", "blocks of infinities only, of both signs, or beside NaN", _infinities, finite=False, stretches=True, blocks=5),
         Trap("large", "experts whose tokens and intermediate go beyond 65,504, float16's largest number", None, stretches=True),
         Trap("small", "experts whose tokens and intermediate are below 2^-14, float16's smallest normal number", None, stretches=True),

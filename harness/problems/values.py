@@ -11,7 +11,7 @@ from harness.candidates.protocol import Traits
 from harness.problems.problem import Drawn, Problem
 
 SELDOM = (
-    "some_nan", "infinities", "large", "small", "gates", "gate_specials", "alpha_negative", "alpha_zero",
+    "some_nan", "half_nan", "infinities", "large", "small", "gates", "gate_specials", "alpha_negative", "alpha_zero",
     "alpha_subnormal", "alpha_overflow", "zero_scales",
 )  # fmt: skip
 """Traps of which every such rule judges a problem of its own, where the candidate's contract has them."""

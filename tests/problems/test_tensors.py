@@ -248,7 +248,9 @@ def test_outliers_and_spread_show_in_the_tokens() -> None:
 def test_every_trap_of_the_table_is_written(trap: str) -> None:
     """TRAP: a name that changes no number would be counted as tested."""
     text = "3x20x256x256:20,0,7:normal:1"
-    where = {"quantized": "x", "gate": "gate_up", "weights": "w1 scale"}.get(TRAPS[trap].into, "w1_alpha")
+    where = {"quantized": "x", "quantizer": "x", "gate": "gate_up", "weights": "w1 scale"}.get(
+        TRAPS[trap].into, "w1_alpha"
+    )
     plain, with_it = (tensors_of(ProblemTensors(parse_problem(t))) for t in (text, f"{text}:{trap}"))
     assert not torch.equal(plain[where].view(torch.uint8), with_it[where].view(torch.uint8))
 
@@ -268,7 +270,7 @@ def test_traps_survive_one_another(trap: str) -> None:
     checks = {
         "nan": lambda b, u: (b.isnan().sum(-1) == BLOCK).any() and (b.isnan().sum(-1) == 1).any(),
         "inf": lambda b, u: b.isinf().any(),
-        "some_nan": lambda b, u: set(range(2, 16)) <= set(b.isnan().sum(-1).tolist()),
+        "some_nan": lambda b, u: set(range(2, 15)) <= set(b.isnan().sum(-1).tolist()),
         "infinities": lambda b, u: b.isinf().all(-1).any() and (b.isinf().any(-1) & b.isnan().any(-1)).any(),
         "zero_block": lambda b, u: (b == 0).all(-1).any(),
         "subnormal": lambda b, u: ((b != 0) & (b.abs() < 2.0**-126)).any(),

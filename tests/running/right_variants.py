@@ -172,6 +172,16 @@ class CodesUnderNoScale(_Declares):
         return layouts.operand(torch.where(free, codes ^ 5, codes)), scales
 
 
+class NanOfOddHalf(_Declares):
+    """Compares the maxima of even and odd elements with x > y ? x : y, as FlashInfer does: NaN where the odd are."""
+
+    def quantize_grouped(self, x: Tensor, masked_m: Tensor, global_scale_enc: Tensor) -> Any:
+        packed, scales = super().quantize_grouped(x, masked_m, global_scale_enc)
+        odd_nan = x[..., 1::2].unflatten(-1, (-1, 8)).isnan().all(-1)
+        block_scale = layouts.block_scales_of(scales, x.shape[1], x.shape[2] // 16)
+        return packed, layouts.scales(block_scale.masked_fill(odd_nan, 0x7F))
+
+
 class SiluOfFloat32(_Declares):
     """silu by the sigmoid in float32; below -87.3 exp overflows and silu is -0, and -0 times infinity is NaN."""
 
@@ -255,7 +265,7 @@ VARIANTS = {
     each.__name__: each
     for each in (
         FusedSwiglu, FusedQuantizer, FusedBoth, AlphaAfterSwiglu, AlphaAlways, FewExperts, OneExpert, ThreeExperts,
-        RefusesSpecials, Saturates, Flushes, CodesUnderNoScale, SiluOfFloat32, SiluVanishes, NegativeNan, OnlyBfloat16,
+        RefusesSpecials, Saturates, Flushes, CodesUnderNoScale, NanOfOddHalf, SiluOfFloat32, SiluVanishes, NegativeNan, OnlyBfloat16,
         OnlyRelu2, NoSignOfZero, Narrow,
     )
 }  # fmt: skip

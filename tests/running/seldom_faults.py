@@ -164,8 +164,10 @@ X = {
 SCALE = {
     "two_nan_empty_a_block": (("some_nan",), lambda x: nan_of(x) == 2, 0),
     "seven_nan_empty_a_block": (("some_nan",), lambda x: nan_of(x) == 7, 0),
-    "half_nan_is_nan": (("some_nan",), lambda x: (nan_of(x) >= 8) & (nan_of(x) < 16), 0x7F),
-    "one_number_left_is_nan": (("some_nan",), lambda x: nan_of(x) == 15, 0x7F),
+    "half_nan_is_nan": (("some_nan",), lambda x: (nan_of(x) >= 8) & (nan_of(x) < 15), 0x7F),
+    "two_numbers_left_are_nan": (("some_nan",), lambda x: nan_of(x) == 14, 0x7F),
+    "one_number_left_is_zero": (("half_nan",), lambda x: nan_of(x) == 15, 0),
+    "even_nan_is_largest": (("half_nan",), lambda x: x[..., ::2].unflatten(-1, (-1, 8)).isnan().all(-1), 0x7E),
     "infinities_of_both_signs_are_nan": (("infinities",), all_same_sign, 0x7F),
     "infinity_beside_nan_is_nan": (("infinities",), lambda x: (infinite_of(x) > 0) & (nan_of(x) > 0), 0x7F),
     "only_infinities_are_nan": (("infinities",), lambda x: infinite_of(x) == 16, 0x7F),

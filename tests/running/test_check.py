@@ -83,7 +83,7 @@ def test_a_part_of_a_run_need_not_draw_every_trap(run, monkeypatch: pytest.Monke
     assert record.verdict is Verdict.PASS
 
 
-PLACES = ("gate", "alpha", "gemm alpha", "weights")
+PLACES = ("quantizer", "gate", "alpha", "gemm alpha", "weights")
 
 
 @pytest.mark.parametrize("multiple", [16, 32, 64, 128])
@@ -107,12 +107,12 @@ def test_widths_are_multiples_of_every_declared_alignment() -> None:
 
 def test_traps_that_a_contract_or_the_stages_leave_out_are_not_asked_for() -> None:
     traits = Traits(device="cpu", k_multiple=16, n_multiple=1)
-    assert set(TRAPS) - set(possible_traps(traits, ["gate"])) == {
+    assert set(TRAPS) - set(possible_traps(traits, ["quantizer", "gate"])) == {
         name for name, trap in TRAPS.items() if trap.into in ("alpha", "gemm alpha", "weights")
     }
     finite = possible_traps(dataclasses.replace(traits, finite_only=True), PLACES)
     assert set(TRAPS) - set(finite) == {
-        "nan", "inf", "some_nan", "infinities", "gate_specials", "alpha_overflow",
+        "nan", "inf", "some_nan", "half_nan", "infinities", "gate_specials", "alpha_overflow",
     }  # fmt: skip
     flushed = possible_traps(dataclasses.replace(traits, keeps_subnormals=False), PLACES)
     assert set(TRAPS) - set(flushed) == {

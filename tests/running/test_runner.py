@@ -294,6 +294,7 @@ def test_drawn_problems_keep_to_every_declared_alignment(told, answer) -> None:
         n_multiple=32,
         m_multiple=24,
         min_experts=3,
+        max_experts=5,
         activations=("silu",),
         out_dtypes=("bfloat16",),
     )
@@ -303,7 +304,7 @@ def test_drawn_problems_keep_to_every_declared_alignment(told, answer) -> None:
         assert result.examples == 40
         for problem in session.problems:
             assert problem.hidden % 96 == problem.inter % 96 == problem.capacity % 24 == 0
-            assert problem.experts >= 3
+            assert 3 <= problem.experts <= 5
             assert not problem.extras & {"relu2", "float32_out", "float16_out"}
 
 

@@ -13,6 +13,7 @@ from harness.judging.gemm import legal_rows
 from harness.judging.quantize import CodeJudge, QuantizerInput, free_codes
 from reference import propagate
 from reference.bounds import Accumulator, LegalOutput
+from reference.e4m3 import NAN_BYTE
 from reference.legal import Arithmetic, Range, legal_codes, legal_scales
 from reference.nvfp4 import BLOCK
 
@@ -49,6 +50,8 @@ def _legal_quantized(call: Observed, got: Tensor, counted: Tensor, bounds: Bound
     codes, scale = got[..., :SCALE].flatten(-2), got[..., SCALE]
     amax_low, amax_high = given.amax()
     scale_ok = legal_scales(amax_low, amax_high, gs, bounds.arithmetic).accepts(scale)
+    if (half_nan := given.half_nan()) is not None:
+        scale_ok |= half_nan & (scale == NAN_BYTE)
     code_ok = code_judge(given, scale, gs, bounds).accepts(codes)
     return torch.cat((code_ok.view(*scale.shape, BLOCK), scale_ok.unsqueeze(-1)), dim=-1)
 
