@@ -186,7 +186,7 @@ TRAPS = {
         Trap("some_nan", "blocks with 2 to 14 NaN elements and a number among the even and the odd ones", _some_nan, finite=False, stretches=True, blocks=13),
         Trap("half_nan", "blocks whose even or odd elements are all NaN, 8 to 15 of them", _half_nan, finite=False, into="quantizer", stretches=True, blocks=6),
         Trap("infinities", "blocks of infinities only, of both signs, or beside NaN", _infinities, finite=False, stretches=True, blocks=5),
-        Trap("large", "experts whose tokens and intermediate go beyond 65,504, float16's largest number", None, stretches=True),
+        Trap("large", "experts whose tokens and intermediate go beyond 65,504, float16's largest number, and whose gates go beyond +-88.7", None, stretches=True),
         Trap("small", "experts whose tokens and intermediate are below 2^-14, float16's smallest normal number", None, stretches=True),
         Trap("gates", "gates around and beyond +-64 and +-88.7, and gates of either zero", _gates, into="gate", stretches=True),
         Trap("gate_specials", "gates and ups that are infinite or NaN, or whose product overflows", _gate_specials, finite=False, into="gate", stretches=True, blocks=16),

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -109,3 +112,24 @@ def test_what_is_left_out_is_said_for_the_verdict() -> None:
     assert out_of_contract(narrow) == [
         "NaN and infinities", "subnormal numbers", "the sign of zero", "a GEMM without alpha",
     ]  # fmt: skip
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("declared", "reason"),
+    [
+        ("n_multiple=1.5", "Traits: n_multiple must be a whole number, got 1.5"),
+        ("hints=('tile',)", "Traits: hints must be a tuple of dicts of keyword arguments, got ('tile',)"),
+        ("store_rows='128'", "Traits: store_rows must be a whole number, got '128'"),
+    ],
+)
+def test_the_command_line_ends_with_64_and_that_line(declared: str, reason: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "import dataclasses\nfrom harness.candidates.eager import Eager\n\n\nclass Kernel(Eager):\n"
+        "    def __init__(self):\n        super().__init__()\n"
+        f"        self.traits = dataclasses.replace(self.traits, {declared})\n"
+    )
+    command = [sys.executable, "-m", "harness.cli", "check", "--no-canary", "--candidate", "mine:Kernel"]
+    for rules in ([], ["--rule", "QUANT", "--problem", "2x8x32x32:3,8:normal:1"], ["--no-isolate"]):
+        done = subprocess.run([*command, *rules], cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (64, f"harness: {reason}\n"), done.stdout
