@@ -156,12 +156,14 @@ OUT = {
 }  # fmt: skip
 X = {
     "tokens_through_float16": (("large", "small"), lambda x: x.half().to(x.dtype)),
+    "tokens_beyond_float16_infinite": (("large",), where(lambda x: x.isfinite() & (x.abs() > F16_MOST), torch.inf)),
     "tokens_squared_for_amax": (("large",), where(lambda x: x.isfinite() & (x.abs() > 2.0**64), torch.inf)),
     "tokens_beyond_float16_saturate": (("large",), lambda x: torch.where(x.isfinite(), x.clamp(-65504, 65504), x)),
     "small_tokens_flushed": (("small",), where(lambda x: (x != 0) & (x.abs() < 2.0**-24), 0.0)),
     "squares_of_small_tokens_vanish": (("small",), where(lambda x: (x != 0) & (x.abs() < 2.0**-75), 0.0)),
 }  # fmt: skip
 SCALE = {
+    "five_nan_empty_a_block": (("some_nan", "half_nan"), lambda x: (nan_of(x) >= 5) & (nan_of(x) < 16), 0),
     "two_nan_empty_a_block": (("some_nan",), lambda x: nan_of(x) == 2, 0),
     "seven_nan_empty_a_block": (("some_nan",), lambda x: nan_of(x) == 7, 0),
     "half_nan_is_nan": (("some_nan",), lambda x: (nan_of(x) >= 8) & (nan_of(x) < 15), 0x7F),

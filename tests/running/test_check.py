@@ -99,6 +99,17 @@ def test_traps_that_alignments_rule_out_are_not_asked_for(multiple: int) -> None
     assert set(possible) | {"ragged_blocks"} == {*TRAPS, *SHAPE_TRAPS}
 
 
+def test_a_pass_says_what_the_candidate_declares_out_of_its_contract(run) -> None:
+    request = CheckRequest(["mine"], find_rules(["GEMM"]), PROFILES["quick"])
+    plain = Traits(device="cpu", k_multiple=16, n_multiple=1)
+    assert "contract" not in run(request, traits=plain).reason
+    record = run(request, traits=dataclasses.replace(plain, finite_only=True, keeps_sign_of_zero=False))
+    assert record.verdict is Verdict.PASS
+    assert record.reason.endswith(
+        "; declared out of the contract, not tested: NaN and infinities, the sign of zero"
+    )
+
+
 def test_widths_are_multiples_of_every_declared_alignment() -> None:
     assert Traits(k_multiple=48, n_multiple=32).width_multiple == 96
     assert Traits(k_multiple=16, n_multiple=1).width_multiple == 16

@@ -119,8 +119,7 @@ def test_a_right_kernel_of_another_kind_passes(name: str, rule_id: str) -> None:
 @pytest.mark.parametrize("name", VARIANTS)
 @pytest.mark.parametrize("rule_id", VALUE_RULES)
 def test_a_right_kernel_of_another_kind_passes_in_quick(name: str, rule_id: str) -> None:
-    for seed in range(3):
-        judge_variant(name, rule_id, QUICK, seed)
+    judge_variant(name, rule_id, QUICK, seed=1)
 
 
 def judge_variant(name: str, rule_id: str, profile, seed: int) -> None:
