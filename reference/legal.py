@@ -31,6 +31,7 @@ from reference import e2m1, e4m3
 Reciprocal = Callable[[Tensor], Tensor]
 KINDS = ("real", "exact", "fast")
 _SMALLEST_NORMAL = 2.0**-126
+_SMALLEST_NORMAL_BYTE = 8  # of E4M3
 
 
 @dataclass(frozen=True)
@@ -41,10 +42,12 @@ class Arithmetic:
         kind: "real", "exact" or "fast".
         reciprocal: float32 to float32, the device's own rcp.approx.ftz, bit for bit, from a probe; None where it is not
             known. Only for "fast": with it there is one legal scale and one legal code.
+        keeps_subnormals: whether a scale below E4M3's smallest normal number must be stored; else zero is legal as well.
     """
 
     kind: str = "fast"
     reciprocal: Reciprocal | None = None
+    keeps_subnormals: bool = True
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -94,6 +97,15 @@ def legal_scales(
 
     Rules: QUANT-1, QUANT-3.
     """
+    legal = _stored_scales(amax_low, amax_high, global_scale_enc, arithmetic)
+    if arithmetic.keeps_subnormals:
+        return legal
+    return Range(legal.low.masked_fill(legal.low < _SMALLEST_NORMAL_BYTE, 0), legal.high)
+
+
+def _stored_scales(
+    amax_low: Tensor, amax_high: Tensor, global_scale_enc: Tensor, arithmetic: Arithmetic
+) -> Range:
     if arithmetic.kind == "real":
         low, high = (a.double() * global_scale_enc.double() / e2m1.MAX for a in (amax_low, amax_high))
         return Range(e4m3.round_to_byte(low), e4m3.round_to_byte(high))

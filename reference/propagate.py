@@ -9,6 +9,7 @@ Rule: MOE-2 (opaque layer).
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
@@ -108,8 +109,8 @@ def gemm(
     return Interval(*ends)
 
 
-def silu_mul(gemm1: Interval) -> Interval:
-    """Return the range of bf16(silu(gate) * up) for `(m, 2n)`, gate half first.
+def silu_mul(gemm1: Interval, dtype: torch.dtype = torch.bfloat16) -> Interval:
+    """Return the range of silu(gate) * up for `(m, 2n)`, gate half first, rounded to `dtype`.
 
     silu falls to its minimum at about -1.278 and rises from there: an interval across it includes that minimum.
     """
@@ -123,12 +124,13 @@ def silu_mul(gemm1: Interval) -> Interval:
     freedom = (1.173 * torch.maximum(gate_low.abs(), gate_high.abs()) + 6) * 2.0**-23
     low, high = products.amin(0), products.amax(0)
     low, high = low - low.abs() * freedom, high + high.abs() * freedom
-    return Interval(low.bfloat16().double(), high.bfloat16().double())
+    return Interval(low.to(dtype).double(), high.to(dtype).double())
 
 
-def relu2(gemm1: Interval) -> Interval:
-    """Return the range of bf16(max(x, 0)^2)."""
-    return Interval(*(end.clamp(min=0).square().bfloat16().double() for end in (gemm1.low, gemm1.high)))
+def relu2(gemm1: Interval, dtype: torch.dtype = torch.bfloat16) -> Interval:
+    """Return the range of max(x, 0)^2, computed in float32 and rounded to `dtype`."""
+    squares = (end.clamp(min=0).square().float() for end in (gemm1.low, gemm1.high))
+    return Interval(*(square.to(dtype).double() for square in squares))
 
 
 def _silu(x: Tensor) -> Tensor:
@@ -143,6 +145,7 @@ def masked_moe(
     activation: str,
     arithmetic: Arithmetic,
     accumulator: Accumulator,
+    unrounded: Collection[str] = (),
 ) -> Interval:
     """Return the legal range of one expert's output rows.
 
@@ -154,6 +157,8 @@ def masked_moe(
         activation: "silu" or "relu2".
         arithmetic: how the candidate quantizes.
         accumulator: how it adds.
+        unrounded: what it keeps in float32 instead of rounding it to bfloat16: "gemm1", the first GEMM's output, "hidden",
+            the activation.
 
     Returns:
         Interval of `(m, k)`, ends being bfloat16 values.
@@ -162,6 +167,7 @@ def masked_moe(
     """
     w1_alpha, input_scale, a2_scale, w2_alpha = scales
     a = x if input_scale is None else quantized_values(x, input_scale, arithmetic)
-    gemm1 = gemm(a, w1, w1_alpha, torch.bfloat16, accumulator)
-    hidden = silu_mul(gemm1) if activation == "silu" else relu2(gemm1)
+    between, second = (torch.float32 if name in unrounded else torch.bfloat16 for name in ("gemm1", "hidden"))
+    gemm1 = gemm(a, w1, w1_alpha, between, accumulator)
+    hidden = silu_mul(gemm1, second) if activation == "silu" else relu2(gemm1, second)
     return gemm(quantized_values(hidden, a2_scale, arithmetic), w2, w2_alpha, torch.bfloat16, accumulator)

@@ -8,6 +8,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from torch import Tensor
 
     from harness.candidates.protocol import MaskedGroupedGemm, QuantizeGrouped, SiluMulQuantizeGrouped
@@ -66,11 +68,10 @@ def compose_masked_moe(
     w2_alpha: Tensor,
     masked_m: Tensor,
     activation: str = "silu",
+    *,
+    unrounded: Collection[str] = (),
 ) -> Tensor:
-    """Return the layer's output from a candidate's stages.
-
-    Buffers start poisoned, where the engines take them as the allocator leaves them: what a stage fails to write is then
-    NaN in every run, and not by chance the result of an earlier call.
+    """Return the layer's output from a candidate's stages; what they fail to write is NaN, never an earlier result.
 
     Args:
         stages: object with quantize_grouped, silu_mul_quantize_grouped and masked_grouped_gemm.
@@ -85,6 +86,7 @@ def compose_masked_moe(
         w2_alpha: `(l,)` float32.
         masked_m: `(l,)` int32.
         activation: "silu" or "relu2".
+        unrounded: as in Traits: what stays float32 between the stages.
 
     Returns:
         `(l, m, k)` bfloat16.
@@ -99,14 +101,17 @@ def compose_masked_moe(
     if activation not in {"silu", "relu2"}:
         raise ValueError(f"masked_moe: activation must be 'silu' or 'relu2', got {activation!r}")
     x, x_scale = _quantized(stages, hidden_states, masked_m, input_global_scale)
-    rows, experts, device = x.shape[0], x.shape[2], x.device
-    gemm1 = unwritten((experts, rows, w1.shape[1]), torch.bfloat16, device)
+    rows, experts = x.shape[0], x.shape[2]
+    dtype = torch.float32 if "gemm1" in unrounded else torch.bfloat16
+    gemm1 = unwritten((experts, rows, w1.shape[1]), dtype, x.device)
     _multiply(stages, x, x_scale, w1, w1_blockscale, gemm1, masked_m, w1_alpha)
     if activation == "silu":
         a2, a2_scale = stages.silu_mul_quantize_grouped(gemm1, masked_m, a2_global_scale)
     else:
-        a2, a2_scale = stages.quantize_grouped(gemm1.relu().square(), masked_m, a2_global_scale)
-    out = unwritten((experts, rows, w2.shape[1]), torch.bfloat16, device)
+        hidden = gemm1.float().relu().square()
+        hidden = hidden if "hidden" in unrounded else hidden.bfloat16()
+        a2, a2_scale = stages.quantize_grouped(hidden, masked_m, a2_global_scale)
+    out = unwritten((experts, rows, w2.shape[1]), torch.bfloat16, x.device)
     _multiply(stages, a2, a2_scale, w2, w2_blockscale, out, masked_m, w2_alpha)
     return out
 

@@ -38,7 +38,7 @@ reference.routing and reference.loading)
         checkpoint: one layer's ModelOpt tensors, all experts; experts: range of those on this rank.
 
 Everything else is optional: `name`, `support()`, `traits`, `reciprocal(x)` (the
-rcp.approx.ftz that its quantizers use, where it is known bit for bit) and `warning` (a sentence for the record).
+rcp.approx.ftz that its quantizers use, where it is known bit for bit: 1 / x up to one unit) and `warning` (a sentence for the record).
 
 A candidate inherits nothing. Each stage has a type below, of the same name; one line a stage, anywhere in your code, and
 `mypy --strict` checks names, types and order of its arguments and what it returns:
@@ -48,9 +48,10 @@ A candidate inherits nothing. Each stage has a type below, of the same name; one
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from harness.candidates.traits import Traits as Traits  # noqa: PLC0414 - a part of the protocol
+from harness.verdict import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -63,59 +64,6 @@ if TYPE_CHECKING:
 STAGES = ("quantize_grouped", "silu_mul_quantize_grouped", "masked_grouped_gemm", "masked_moe")
 LAYER_STAGES = ("route_topk", "dispatch", "combine", "load_experts")
 ALL_STAGES = STAGES + LAYER_STAGES
-
-
-@dataclass(frozen=True)
-class Traits:
-    """What a candidate declares about itself. The defaults describe FlashInfer's CuteDSL path on Blackwell.
-
-    Attributes:
-        device: torch device type that its tensors live on.
-        arithmetic: how a block scale and the codes are computed: "fast" (approximate reciprocals, each free by one unit
-            in the last place), "exact" (correctly rounded float32 reciprocals, one legal value), "real" (rounding of
-            the real number, one legal value). See docs/bounds.md.
-        accumulator_chunk: products that enter the accumulator between two roundings (64: one tensor-core instruction).
-        k_multiple, n_multiple, m_multiple: extents must be multiples of these, else the candidate may refuse.
-        store_rows: rows that one store covers; rows from masked_m[e] to the next multiple of this may be written.
-        out_dtypes: output types of masked_grouped_gemm.
-        activations: values of masked_moe's `activation`.
-        deterministic: two runs on the same input are bit-identical.
-        place_invariant: a row's bits do not depend on its expert's number, its place among the rows or the capacity
-            (False for stream-k and the like, which split the reduction by place).
-        reads_strides: honours the strides of its operands (False: reads raw memory in the canonical layout, so a
-            tensor in another layout must be refused).
-        keeps_sign_of_zero: stores -0.0 as code 0b1000, as the hardware's conversion does.
-        cuda_graph: can be captured in a CUDA graph.
-        hints: sets of extra keyword arguments of masked_grouped_gemm that must not change a result (tile shapes,
-            numbers of SMs, expected rows).
-        min_experts: smallest number of experts it accepts.
-        canary: fast enough for `harness check` to ask the canary its questions through it.
-        far: fast enough for problems that reach far: 256 experts, capacity 8,192, k 7,168 (harness.problems.reach).
-    """
-
-    device: str = "cuda"
-    arithmetic: str = "fast"
-    accumulator_chunk: int = 64
-    k_multiple: int = 64
-    n_multiple: int = 64
-    m_multiple: int = 1
-    store_rows: int = 128
-    out_dtypes: tuple[str, ...] = ("bfloat16", "float16", "float32")
-    activations: tuple[str, ...] = ("silu", "relu2")
-    deterministic: bool = True
-    place_invariant: bool = True
-    reads_strides: bool = False
-    keeps_sign_of_zero: bool = True
-    cuda_graph: bool = True
-    hints: tuple[dict[str, Any], ...] = ()
-    min_experts: int = 1
-    canary: bool = True
-    far: bool = True
-
-    @property
-    def width_multiple(self) -> int:
-        """What hidden and inter are multiples of: each is the k of one GEMM and sets the n of the other."""
-        return math.lcm(self.k_multiple, self.n_multiple, 16)
 
 
 @runtime_checkable
@@ -225,10 +173,14 @@ def stages_of(candidate: Any) -> list[str]:
 
 
 def traits_of(candidate: Any) -> Traits:
-    """Return the candidate's declared traits, or the defaults."""
+    """Return the candidate's declared traits, or the defaults.
+
+    Raises:
+        UsageError: they are no Traits.
+    """
     traits = getattr(candidate, "traits", None)
     if traits is None:
         return Traits()
     if not isinstance(traits, Traits):
-        raise TypeError(f"candidate.traits must be a harness.candidates.Traits, got {type(traits).__name__}")
+        raise UsageError(f"candidate.traits must be a harness.Traits, got {type(traits).__name__}")
     return traits

@@ -62,7 +62,8 @@ ACTIVATIONS: dict[str, Activation] = {
 
 
 def _off_by_a_unit(value: Tensor, key: Tensor) -> Tensor:
-    """Return the value, one unit up or down or neither, as a hash of the key's bits says."""
+    """Return the value, one unit up or down or neither, as a hash of the key's bits says; infinity and zero are exact."""
     draw = (key.contiguous().view(torch.int32) * 0x9E3779B1 >> 13) % 3
     up, down = torch.nextafter(value, value * 2), torch.nextafter(value, torch.zeros_like(value))
-    return torch.where(draw == 0, up, torch.where(draw == 1, down, value))
+    off = torch.where(draw == 0, up, torch.where(draw == 1, down, value))
+    return torch.where(value.isinf() | (value == 0), value, off)

@@ -66,8 +66,10 @@ class Mutant:
         """Return the stage with every fault that is planted in it around it."""
         inner = any(set(p.fault.stages) & set(_INNER) for p in self.plantings)
         if stage == "masked_moe" and inner and set(_INNER) <= set(stages_of(self.base)):
-            function = functools.partial(compose_masked_moe, self)
-        names = [name for name in inspect.signature(function).parameters if name != "hints"]
+            function = functools.partial(compose_masked_moe, self, unrounded=self.traits.unrounded)
+        names = [
+            name for name in inspect.signature(function).parameters if name not in {"hints", "unrounded"}
+        ]
         for planting, parameters in zip(self.plantings, self.parameters, strict=True):
             if self._belongs(planting.fault, stage):
                 function = _around(stage, function, self.base, planting, parameters, names)

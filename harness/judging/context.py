@@ -34,7 +34,8 @@ class Known:
     @classmethod
     def declared(cls, traits: Traits) -> Known:
         """Return what the traits say, nothing measured."""
-        return cls(Arithmetic(traits.arithmetic), Accumulator(chunk=traits.accumulator_chunk))
+        arithmetic = Arithmetic(traits.arithmetic, keeps_subnormals=traits.keeps_subnormals)
+        return cls(arithmetic, Accumulator(chunk=traits.accumulator_chunk))
 
 
 @dataclass
@@ -87,6 +88,10 @@ class Context:
         shape = torch.Size((*gate_up.shape[:2], gate_up.shape[2] // 2))
         result = self.candidate.silu_mul_quantize_grouped(gate_up, masked_m, global_scale_enc)
         return checked_quantized(result, shape, "silu_mul_quantize_grouped")
+
+    def passed_on(self, a: Quantized) -> Quantized:
+        """Return a quantizer's output as the next stage gets it: without subnormal scales where it may read them as zero."""
+        return a if self.traits.keeps_subnormals else a.without_subnormals()
 
     def gemm(
         self,
@@ -174,7 +179,7 @@ class Context:
     def reference_quantized(self) -> tuple[Tensor, Tensor]:
         """Return codes and linear block scales of the tokens, by the reference."""
         quantized = quantize_nvfp4(self.tensors.x, self.tensors.input_scale)
-        return quantized.codes, quantized.block_scale
+        return quantized.codes, self.tensors.without_some_blocks(quantized.block_scale)
 
     def judge_gemm(
         self, stage: str, out: Tensor, weights: Weights, alpha: Tensor | None, a: Quantized | None = None
@@ -201,6 +206,11 @@ class Context:
             self.known.accumulator,
             b_steps=weights.steps,
         )
+
+    def activated(self, gate_up: Tensor) -> QuantizerInput:
+        """Return what is quantized of gate and up `(rows, 2n)` bfloat16, rounded as the candidate declares."""
+        dtype = torch.float32 if "hidden" in self.traits.unrounded else torch.bfloat16
+        return QuantizerInput.activated(gate_up, "silu", dtype)
 
     def judge_quantized(
         self,

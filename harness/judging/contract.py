@@ -41,6 +41,13 @@ class Quantized:
             packed, scales, codes, layouts.block_scales_of(scales, codes.shape[1], codes.shape[2] // 16)
         )
 
+    def without_subnormals(self) -> Quantized:
+        """Return it with block scales below E4M3's smallest normal number set to zero, as a kernel may read them."""
+        scales = self.scales.clone(memory_format=torch.preserve_format)
+        as_bytes = scales.view(torch.uint8)
+        as_bytes.masked_fill_((as_bytes > 0) & (as_bytes < 8), 0)
+        return Quantized.decoded(self.packed, scales)
+
     def valid(self, rows: Rows) -> tuple[Tensor, Tensor]:
         """Return codes and scales of the valid rows, `(rows, k)` and `(rows, k/16)` uint8."""
         return rows.take(self.codes), rows.take(self.block_scale)

@@ -47,13 +47,14 @@ class QuantizerInput:
         return cls(magnitude, magnitude, x.signbit(), is_nan if has_nan else None)
 
     @classmethod
-    def activated(cls, gemm1: Tensor, activation: str) -> QuantizerInput:
-        """Return the activation of `(rows, 2n)` bfloat16, with what float32 arithmetic is free to do before bfloat16.
+    def activated(cls, gemm1: Tensor, activation: str, dtype: torch.dtype = torch.bfloat16) -> QuantizerInput:
+        """Return the activation of `(rows, 2n)` bfloat16, with what float32 arithmetic is free to do before it is rounded.
 
+        `dtype` is what it is rounded to: bfloat16, or float32 for a kernel that quantizes the activation as it computed it.
         See docs/bounds.md, "Activation".
         """
         if activation == "relu2":
-            return cls.known(relu2(gemm1).bfloat16())
+            return cls.known(relu2(gemm1).to(dtype))
         value = silu_mul(gemm1)
         gate = gemm1.double().chunk(2, dim=-1)[0]
         # __expf errs by 2 + 1.173 |x| units; it weighs in with exp(-x) / (1 + exp(-x)); 4 units for +, / and *
@@ -62,7 +63,7 @@ class QuantizerInput:
         )  # an infinite gate has no exp to err
         freedom = (freedom + 4) * 2.0**-23
         magnitude = value.abs()
-        low, high = (magnitude * (1 - freedom)).bfloat16(), (magnitude * (1 + freedom)).bfloat16()
+        low, high = (magnitude * (1 - freedom)).to(dtype), (magnitude * (1 + freedom)).to(dtype)
         vanishes = (gate < -87) | (magnitude < 2.0**-126)  # exp overflows, or the product is subnormal
         low = low.float().masked_fill(vanishes, 0)
         is_nan = value.isnan()
@@ -75,6 +76,17 @@ class QuantizerInput:
             is_nan if bool(is_nan.any()) else None,
             maybe_nan if bool(maybe_nan.any()) else None,
         )
+
+    def half_nan(self) -> Tensor | None:
+        """Return the blocks whose even or odd elements are all NaN, but not both, `(rows, blocks)`; None where there is none.
+
+        FlashInfer compares the maxima of the two halves with `x > y ? x : y`, so that such a block's scale may be NaN.
+        """
+        if self.is_nan is None:
+            return None
+        halves = self.is_nan.view(*self.is_nan.shape[:-1], -1, BLOCK // 2, 2).all(-2)
+        found = halves.any(-1) & ~halves.all(-1)
+        return found if bool(found.any()) else None
 
     def amax(self) -> tuple[Tensor, Tensor]:
         """Return the smallest and largest block amax, `(rows, blocks)` float32, NaN for blocks of nothing but NaN."""
@@ -114,7 +126,9 @@ def judge_quantized(
     per_row = global_scale_enc.reshape(-1)[rows.expert].unsqueeze(-1)
     amax_low, amax_high = given.amax()
     scale_range = legal_scales(amax_low, amax_high, per_row, arithmetic)
-    scales = _judge_scales(f"{stage}.scale", block_scale, scale_range, amax_high, per_row, rows, arithmetic)
+    scales = _judge_scales(
+        f"{stage}.scale", block_scale, scale_range, amax_high, per_row, rows, arithmetic, given.half_nan()
+    )
     blocks = (*block_scale.shape, BLOCK)
     low = given.low.view(blocks)
     high = low if given.high is given.low else given.high.view(blocks)
@@ -128,9 +142,20 @@ def judge_quantized(
 
 
 def _judge_scales(
-    stage: str, stored: Tensor, legal: Range, amax: Tensor, gs: Tensor, rows: Rows, arithmetic: Arithmetic
+    stage: str,
+    stored: Tensor,
+    legal: Range,
+    amax: Tensor,
+    gs: Tensor,
+    rows: Rows,
+    arithmetic: Arithmetic,
+    maybe_nan: Tensor | None,
 ) -> Comparison:
-    ambiguous = int(legal.ambiguous().sum())
+    ambiguous = int((legal.ambiguous() if maybe_nan is None else legal.ambiguous() | maybe_nan).sum())
+
+    def accepts(stored: Tensor, part: slice = _ALL) -> Tensor:
+        ok = legal.accepts(stored, part)
+        return ok if maybe_nan is None else ok | (maybe_nan[part] & (stored == e4m3.NAN_BYTE))
 
     def show(r: int, c: int) -> str:
         low, high = int(legal.low[r, c]), int(legal.high[r, c])
@@ -143,13 +168,13 @@ def _judge_scales(
 
     return compare(
         stage,
-        legal.accepts(stored),
+        accepts(stored),
         replace(rows, column_name="block"),
         judged={
             f"one legal scale: {arithmetic.describe()}": stored.numel() - ambiguous,
             f"two legal scales: {arithmetic.describe()}": ambiguous,
         },
-        altered=altered_copies(stored, legal.accepts, halved=lambda: _halved_scales(stored)),
+        altered=altered_copies(stored, accepts, halved=lambda: _halved_scales(stored)),
         show=show,
     )
 

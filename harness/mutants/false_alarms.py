@@ -25,12 +25,11 @@ from typing import Any
 from harness.candidates.protocol import Traits, stages_of, traits_of
 from harness.extras import accept_no_numpy
 from harness.problems.problem import Problem
-from harness.problems.strategies import options_of, traps_of
 from harness.records.parts.mutants import ControlCount, FalseAlarm, FalseAlarmCount
 from harness.rules import RULES, Rule
 from harness.running.failure import reproduce_command
+from harness.running.misfit import misfit
 from harness.running.outcome import Outcome, Status
-from harness.running.runner import misfit
 
 BATCH = 125  # examples that a process judges before it reports
 _WIDE = 8  # one GEMM in so many that are judged by their values has a large k
@@ -58,9 +57,9 @@ def draw_problem(rule: Rule, traits: Traits, rng: random.Random) -> Problem:
     masked_m = [rng.choice((0, 1, capacity, rng.randint(0, capacity))) for _ in range(experts)]
     if not any(masked_m) and rng.random() < 0.9:
         masked_m[rng.randrange(experts)] = capacity
-    traps = sorted(traps_of(rule.drawn))
+    traps = sorted(rule.drawn.traps_for(traits))
     extras = set(rng.sample(traps, rng.choice((0, 1, 1, 2, 4))))
-    if (options := options_of(rule.drawn, traits)) and rng.random() < 0.7:
+    if (options := rule.drawn.options_for(traits)) and rng.random() < 0.7:
         extras.add(rng.choice(options))
     return Problem(
         experts, capacity, hidden, inter, tuple(masked_m), data, rng.randint(0, 99_999), frozenset(extras)

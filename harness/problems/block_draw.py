@@ -19,12 +19,12 @@ class BlockDraw:
     """
 
     def __init__(self, generator: torch.Generator) -> None:
-        self._generator = generator
+        self.generator = generator
 
     @cached_property
     def sign(self) -> Tensor:
         """Return -1 or 1 for each element, `(16,)` float64."""
-        return torch.randint(0, 2, (BLOCK,), generator=self._generator).double() * 2 - 1
+        return torch.randint(0, 2, (BLOCK,), generator=self.generator).double() * 2 - 1
 
     @cached_property
     def step(self) -> float:
@@ -33,7 +33,7 @@ class BlockDraw:
 
     def number(self, count: int) -> int:
         """Return a number from 0 to `count` - 1."""
-        return draw_number(count, self._generator)
+        return draw_number(count, self.generator)
 
     def place(self) -> int:
         """Return the index of an element."""
@@ -41,15 +41,15 @@ class BlockDraw:
 
     def uniform(self) -> Tensor:
         """Return values from 0 to 1, `(16,)` float64."""
-        return torch.rand(BLOCK, generator=self._generator, dtype=torch.float64)
+        return torch.rand(BLOCK, generator=self.generator, dtype=torch.float64)
 
     def normal(self) -> Tensor:
         """Return Gaussian values of deviation 1, `(16,)` float64."""
-        return torch.randn(BLOCK, generator=self._generator, dtype=torch.float64)
+        return torch.randn(BLOCK, generator=self.generator, dtype=torch.float64)
 
     def shuffled(self, values: Sequence[float]) -> Tensor:
         """Return 16 given values in a drawn order, `(16,)` float64."""
-        return torch.tensor(values, dtype=torch.float64)[torch.randperm(BLOCK, generator=self._generator)]
+        return torch.tensor(values, dtype=torch.float64)[torch.randperm(BLOCK, generator=self.generator)]
 
     @staticmethod
     def ramp(first: float, last: float) -> Tensor:

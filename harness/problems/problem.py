@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from harness.candidates.protocol import Traits
-from harness.problems.traps import BLOCKS_PER_TRAP, TRAPS
+from harness.problems.traps import IN_ALPHA, TRAPS, Place
 from harness.verdict import UsageError
 
 DATA = {
@@ -29,6 +29,9 @@ OPTIONS = {
     "float16_out": "the GEMM stores float16",
     "no_alpha": "the GEMM gets no alpha",
 }
+_DECLARED = frozenset(
+    {"relu2", "float32_out", "float16_out", "no_alpha"}
+)  # those that a candidate's traits allow
 
 
 @dataclass(frozen=True)
@@ -77,10 +80,28 @@ class Drawn:
     Attributes:
         finite: no traps that make inputs NaN or infinite: for rules that compare outputs bit for bit.
         options: keys of OPTIONS; those that a candidate has to declare are drawn where it does.
+        into: places of traps that are not drawn for every rule (harness.problems.traps).
     """
 
     finite: bool = False
     options: tuple[str, ...] = ()
+    into: tuple[Place, ...] = ()
+
+    def traps_for(self, traits: Traits) -> list[str]:
+        """Return the traps that may be drawn for a candidate, to be written into the tensors."""
+        return [
+            name
+            for name, trap in TRAPS.items()
+            if trap.into in ("quantized", *self.into)
+            and (trap.finite or not self.finite)
+            and trap.in_contract(traits)
+        ]
+
+    def options_for(self, traits: Traits) -> list[str]:
+        """Return the options that may be drawn for a candidate."""
+        takes = {*traits.activations, *(f"{dtype}_out" for dtype in traits.out_dtypes)}
+        takes |= set() if traits.alpha_required else {"no_alpha"}
+        return [option for option in self.options if option not in _DECLARED or option in takes]
 
 
 @dataclass(frozen=True)
@@ -153,9 +174,19 @@ class Problem:
         asked = [trap for name, trap in TRAPS.items() if name in self.extras and self.tokens > 0]
         missing = {"magnitude_spread"} if self.experts == 1 else set()
         if self.data == "grid":  # they would take the data off it
-            missing = {trap.name for trap in asked if trap.block is None}
-        room = max(self._free_blocks() // BLOCKS_PER_TRAP, 0)
-        missing.update([trap.name for trap in asked if trap.block and trap.where == "blocks"][room:])
+            missing = {"magnitude_spread", "outlier_block"}
+        with_rows = sum(count > 0 for count in self.masked_m)
+        if (
+            with_rows < 2
+        ):  # an output of nothing but zeros says nothing; one expert is not both large and small
+            missing |= {"alpha_zero"} | ({"small"} if "large" in self.extras else set())
+        if "no_alpha" in self.extras:
+            missing |= {trap.name for trap in asked if trap.into in IN_ALPHA}
+        free = self._free_blocks()
+        for trap in asked:
+            if trap.block and trap.where == "blocks":
+                free -= trap.blocks
+                missing |= {trap.name} if free < 0 else set()
         shape = [name for name, trap in SHAPE_TRAPS.items() if trap.holds(self)]
         return shape + [trap.name for trap in asked if trap.name not in missing]
 

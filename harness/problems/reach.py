@@ -37,6 +37,7 @@ class Far:
         step, rows = traits.width_multiple, traits.m_multiple
         experts, capacity, hidden, inter, masked_m = self.shape(size, step)
         masked_m += (0,) * (traits.min_experts - experts)
+        masked_m = masked_m[: traits.at_most_experts(len(masked_m))]
         capacity, hidden, inter = _up(capacity, rows), _up(hidden, step), _up(inter, step)
         return Problem(len(masked_m), capacity, hidden, inter, masked_m, self.data, seed)
 

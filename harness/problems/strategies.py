@@ -5,9 +5,9 @@ Small values come first in every draw, so that a failing problem shrinks to few 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hypothesis import strategies as st
 from hypothesis.internal.conjecture import providers
@@ -17,13 +17,13 @@ from harness.problems.problem import SHAPE_TRAPS, Drawn, Problem
 from harness.problems.profiles import Profile
 from harness.problems.reach import Far
 from harness.problems.shapes import ModelShape
-from harness.problems.traps import TRAPS
+from harness.problems.traps import IN_ALPHA, TRAPS, Place
+from harness.problems.values import SELDOM
 
 _EDGES = (1, 2, 7, 8, 31, 32, 63, 64, 127, 128, 129, 160, 192, 255, 256, 257, 300, 384)
 _DATA = st.sampled_from(["normal", "grid", "spread"])
 _SEEDS = st.integers(0, 99_999)
 _MOST_TRAPS = 4
-_DECLARED = frozenset({"relu2", "float32_out", "float16_out"})  # options that a candidate's traits allow
 
 
 @contextmanager
@@ -106,15 +106,18 @@ def _problem(
     extras = draw(parts.extras)
     # Where nothing but zeros would be left no comparison has power.
     if sum(count > 0 for count in masked_m) < 2:
-        extras -= {"zero_expert"}
+        extras -= {"zero_expert", "alpha_zero"}
     if sum(masked_m) < 2:
         extras -= {"zero_row"}
+    if "no_alpha" in extras:
+        extras = frozenset(name for name in extras if name not in TRAPS or TRAPS[name].into not in IN_ALPHA)
     return Problem(experts, capacity, hidden, inter, masked_m, data, draw(_SEEDS), extras)
 
 
 def _experts(traits: Traits, profile: Profile) -> st.SearchStrategy[int]:
     least = traits.min_experts
-    return st.one_of(st.integers(least, max(least, 4)), st.integers(least, max(least, profile.experts)))
+    few, many = (traits.at_most_experts(max(least, most)) for most in (4, profile.experts))
+    return st.one_of(st.integers(least, few), st.integers(least, many))
 
 
 def _capacity(traits: Traits, profile: Profile) -> st.SearchStrategy[int]:
@@ -152,19 +155,19 @@ def nearer(far: Far, traits: Traits, seed: int) -> st.SearchStrategy[Problem]:
     return st.integers(1, far.most).map(lambda size: far.problem(size, traits, seed))
 
 
-def traps_of(drawn: Drawn) -> list[str]:
-    """Return the traps that may be drawn, to be written into the tensors."""
-    return [name for name, trap in TRAPS.items() if trap.finite or not drawn.finite]
-
-
-def options_of(drawn: Drawn, traits: Traits) -> list[str]:
-    """Return the options that may be drawn for a candidate."""
-    takes = {*traits.activations, *(f"{dtype}_out" for dtype in traits.out_dtypes)}
-    return [option for option in drawn.options if option not in _DECLARED or option in takes]
+@st.composite
+def simpler(draw: st.DrawFn, problem: Problem, traits: Traits) -> Problem:
+    """Return problems with the same trap or option and fewer rows: where one of them fails too, the smallest tells most."""
+    widths = st.integers(1, 8).map(lambda count: count * traits.width_multiple)
+    masked_m = tuple(draw(st.integers(min(rows, 1), rows)) for rows in problem.masked_m)
+    return replace(problem, masked_m=masked_m, hidden=draw(widths), inter=draw(widths), seed=draw(_SEEDS))
 
 
 def _extras(drawn: Drawn, traits: Traits) -> st.SearchStrategy[frozenset[str]]:
-    traps, options = traps_of(drawn), options_of(drawn, traits)
+    options = drawn.options_for(traits)
+    traps, seldom = (
+        [name for name in drawn.traps_for(traits) if (name in SELDOM) == rarely] for rarely in (False, True)
+    )
     none: st.SearchStrategy[list[str]] = st.just([])
     # The number first: hypothesis likes short lists, and every trap must be drawn often enough to count as tested.
     of_count = [
@@ -173,9 +176,19 @@ def _extras(drawn: Drawn, traits: Traits) -> st.SearchStrategy[frozenset[str]]:
     ]
     written = st.integers(0, _MOST_TRAPS).flatmap(lambda count: of_count[count])
     chosen = st.lists(st.sampled_from(options), max_size=1) if options else none
-    return st.tuples(written, chosen).map(lambda both: frozenset([*both[0], *both[1]]))
+    # Rarely: rules judge these for themselves (harness.problems.values), and the others must not get rarer.
+    added = st.one_of(none, none, none, st.lists(st.sampled_from(seldom), min_size=1, max_size=1))
+    return st.tuples(written, chosen, added).map(
+        lambda parts: frozenset(name for part in parts for name in part)
+    )
 
 
-def possible_traps(traits: Traits) -> list[str]:
-    """Return the traps that problems for this candidate can hold at all, given its declared alignments."""
-    return [name for name, trap in SHAPE_TRAPS.items() if trap.possible(traits)] + list(TRAPS)
+def possible_traps(traits: Traits, places: Collection[Place]) -> list[str]:
+    """Return the traps that problems for this candidate can hold at all.
+
+    Args:
+        traits: its declared alignments, and what it leaves out of its contract.
+        places: what traps may be written into beside what quantizers read: that of the rules which its stages allow.
+    """
+    drawn = Drawn(into=tuple(places))
+    return [name for name, trap in SHAPE_TRAPS.items() if trap.possible(traits)] + drawn.traps_for(traits)

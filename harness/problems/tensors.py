@@ -6,6 +6,7 @@ Weights are drawn from a small pool of seeds and cached, since a run asks for th
 from __future__ import annotations
 
 import math
+import random
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -13,13 +14,22 @@ import torch
 from torch import Tensor
 
 from harness.problems.problem import Problem
-from harness.problems.trap_writing import write_traps
+from harness.problems.trap_writing import write_gates, write_traps
 from harness.problems.traps import TRAPS
 from reference.certificate import step_exponents
 from reference.nvfp4 import BLOCK, SCALE_RANGE, decode_blocks, quantize_nvfp4
 
 WEIGHT_SEEDS = 8  # different weights per shape; a problem's seed picks one
 SMALL_ROWS = 8  # with the trap subnormal_scales, one row of the weights in so many has small scales only
+ZERO_BLOCKS = 4  # with the trap zero_scales, one block of the weights in so many has a scale of zero
+POWERS = (
+    (80, 96),
+    (18, 24),
+    (25, 70),
+)  # of two, between which the traps large and small move the tokens of an expert
+GAIN = (
+    2.0**9
+)  # of the first GEMM with the traps large and small: gates beyond +-88.7, an intermediate beyond 65,504
 _SPREAD = 5  # "spread": blocks are scaled by 2^-5 to 2^5; every block scale stays a normal E4M3 value
 _GRID_ODD = (1, 3, 5, 7, 9, 11, 13)
 
@@ -54,7 +64,15 @@ class Weights:
 
 @lru_cache(maxsize=32)
 def make_weights(
-    experts: int, n: int, k: int, data: str, seed: int, device: str, *, small_rows: bool = False
+    experts: int,
+    n: int,
+    k: int,
+    data: str,
+    seed: int,
+    device: str,
+    *,
+    small_rows: bool = False,
+    zero_blocks: bool = False,
 ) -> Weights:
     """Return weights for one GEMM. Cached: treat them as read-only (rules check that candidates do).
 
@@ -67,8 +85,13 @@ def make_weights(
         device: torch device type.
         small_rows: give every eighth row block scales that are E4M3 subnormals (bytes 1 to 7), as a checkpoint has them
             whose per-tensor scale was folded into its block scales (flashinfer#3932).
+        zero_blocks: give every fourth block, by chance, the block scale zero and leave its codes.
     """
     generator = torch.Generator().manual_seed(seed * 1_000_003 + n * 1009 + k)
+    if zero_blocks:
+        plain = make_weights(experts, n, k, data, seed, device, small_rows=small_rows)
+        zero = torch.randint(ZERO_BLOCKS, plain.block_scale.shape, generator=generator) == 0
+        return Weights(plain.codes, plain.block_scale.masked_fill(zero.to(device), 0))
     if small_rows:
         plain = make_weights(experts, n, k, data, seed, device)
         scale = plain.block_scale.clone()
@@ -138,6 +161,7 @@ class ProblemTensors:
             x, taken = self._tokens(raw, generator)
             amax = x.abs().amax((1, 2)).float().clamp(min=1e-6)
             input_scale = SCALE_RANGE / amax * jitter[0]
+        x, input_scale = self._at_other_magnitudes(x, input_scale)
         a2_scale = SCALE_RANGE / (3 * self._gain) ** 2 * jitter[1]
         if any(TRAPS[name].ties for name in self._traps):
             input_scale, a2_scale = (torch.exp2(torch.log2(s).floor()) for s in (input_scale, a2_scale))
@@ -165,6 +189,32 @@ class ProblemTensors:
         step = torch.randint(0, 3, shape, generator=generator)
         values = torch.ldexp(values, step.unsqueeze(-1)).view(p.experts, p.capacity, p.hidden)
         return (values / scale.double().view(-1, 1, 1)).bfloat16()
+
+    def _at_other_magnitudes(self, x: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+        """Return tokens and encode scales with the traps large and small, and move the gain of the first GEMM with them."""
+        signs = [sign for trap, sign in (("large", 1), ("small", -1)) if trap in self._traps]
+        draws = random.Random(f"magnitudes {self.problem}")
+        victims = self._with_rows() if signs else []
+        draws.shuffle(victims)
+        for number, expert in enumerate(victims):
+            sign = signs[number % len(signs)]
+            power = 2.0 ** (sign * draws.randint(*POWERS[number // len(signs) % len(POWERS)]))
+            x[expert] = x[expert].double().mul(power).bfloat16()
+            scale[expert] /= power
+            self._gain[expert] *= GAIN**sign
+        return x, scale
+
+    def without_some_blocks(self, block_scale: Tensor) -> Tensor:
+        """Return the tokens' block scales `(experts, capacity, k / 16)` uint8, some zero where the trap zero_scales is asked for."""
+        if "zero_scales" not in self._traps:
+            return block_scale
+        generator = torch.Generator().manual_seed(self.problem.seed)
+        zero = torch.randint(ZERO_BLOCKS, block_scale.shape, generator=generator) == 0
+        return block_scale.masked_fill(zero.to(block_scale.device), 0)
+
+    def _with_rows(self) -> list[int]:
+        """Return the experts that have a valid row."""
+        return [expert for expert, rows in enumerate(self.problem.masked_m) if rows]
 
     def _write_outliers(self, x: Tensor, generator: torch.Generator) -> Tensor:
         """Make one block of each expert 100 times larger; return which blocks those are."""
@@ -194,8 +244,14 @@ class ProblemTensors:
         return self._weights(p.hidden, p.inter, p.seed % WEIGHT_SEEDS + WEIGHT_SEEDS)
 
     def _weights(self, n: int, k: int, seed: int) -> Weights:
-        p, small_rows = self.problem, "subnormal_scales" in self._traps
-        return make_weights(p.experts, n, k, p.data, seed, self.device, small_rows=small_rows)
+        p, small_rows, zero_blocks = (
+            self.problem,
+            "subnormal_scales" in self._traps,
+            "zero_scales" in self._traps,
+        )
+        return make_weights(
+            p.experts, n, k, p.data, seed, self.device, small_rows=small_rows, zero_blocks=zero_blocks
+        )
 
     @cached_property
     def w1_alpha(self) -> Tensor:
@@ -211,7 +267,23 @@ class ProblemTensors:
     def _alpha(self, operand_deviation: Tensor, weights: Weights, wanted: Tensor) -> Tensor:
         terms = weights.values.shape[-1]
         got = operand_deviation.double().clamp(1e-3, 1e9) * weights.deviation * math.sqrt(terms)
-        return (wanted / got).float().to(self.device)
+        return self._with_trapped_values((wanted / got).float()).to(self.device)
+
+    def _with_trapped_values(self, alpha: Tensor) -> Tensor:
+        """Return alphas `(experts,)` with the traps that are written into them, in every other expert that has rows."""
+        victims, seed = self._with_rows(), self.problem.seed
+        chosen = victims[seed % 2 :: 2] or victims
+        if "alpha_overflow" in self._traps:  # two in three results then stay finite
+            largest = torch.finfo(getattr(torch, self.problem.out_dtype)).max
+            alpha[chosen] = (alpha[chosen].double() * largest / self._gain[chosen]).clamp(max=3e38).float()
+        if "alpha_subnormal" in self._traps:
+            alpha[chosen] = torch.ldexp(1 + alpha[chosen].frac(), torch.tensor(-130))
+        if "alpha_negative" in self._traps:
+            alpha[chosen] *= -1
+        if "alpha_zero" in self._traps and len(victims) > 1:
+            zeros = [victims[(seed + number) % len(victims)] for number in range(min(2, len(victims) - 1))]
+            alpha[zeros] = torch.tensor([0.0, -0.0])[: len(zeros)]
+        return alpha
 
     @cached_property
     def gate_up(self) -> Tensor:
@@ -226,5 +298,6 @@ class ProblemTensors:
         written = write_traps(target, list(p.masked_m), self.a2_scale.cpu(), self._traps, generator)
         mask = written.repeat_interleave(BLOCK, -1)
         gate_up[..., : p.inter][mask] = 32
-        gate_up[..., p.inter :][mask] = target[mask] / 32
+        gate_up[..., p.inter :][mask] = torch.where(target.isnan(), target, target / 32)[mask]
+        write_gates(gate_up, list(p.masked_m), self.a2_scale.cpu(), self._traps, generator, written)
         return gate_up.to(self.device)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from harness.problems.block_draw import BlockDraw, draw_number
-from harness.problems.traps import BLOCKS_PER_TRAP, TRAPS, Block, Trap, find_trap
+from harness.problems.traps import TRAPS, Block, Place, Trap, find_trap
 from reference.nvfp4 import BLOCK
 
 
@@ -29,7 +29,7 @@ def write_traps(
         x: `(experts, capacity, k)` bfloat16.
         masked_m: valid rows of each expert.
         scale: `(experts,)` float32 encode scales.
-        names: of the traps; those without a block are ignored.
+        names: of the traps; those without a block, or for another tensor, are ignored.
         generator: source of the places and values.
         taken: `(experts, capacity, k / 16)` bool, blocks that hold a trap already.
 
@@ -56,7 +56,7 @@ def write_traps(
             blocks[expert, row] = _stored(trap, _row(block, k // BLOCK, generator), scale[expert])
             written[expert, row] = True
     for trap, block in _filling(asked, "blocks"):
-        for number in range(BLOCKS_PER_TRAP):
+        for number in range(trap.blocks):
             place = _free_place(written, rows, generator)
             if place is None:
                 return written
@@ -67,9 +67,51 @@ def write_traps(
     return written
 
 
-def _filling(asked: set[Trap], where: str) -> list[tuple[Trap, Block]]:
+def write_gates(
+    gate_up: Tensor,
+    masked_m: list[int],
+    scale: Tensor,
+    names: Iterable[str],
+    generator: torch.Generator,
+    taken: Tensor,
+) -> None:
+    """Write the traps of the activation's input into `gate_up`, in place, as `write_traps` does the others.
+
+    Args:
+        gate_up: `(experts, capacity, 2k)` bfloat16.
+        masked_m: valid rows of each expert.
+        scale: `(experts,)` float32 encode scales of the intermediate.
+        names: of the traps.
+        generator: source of the places and values.
+        taken: `(experts, capacity, k / 16)` bool, blocks that hold a trap already.
+
+    Raises:
+        UsageError: an unknown trap.
+    """
+    experts, capacity, columns = gate_up.shape
+    pairs = gate_up.view(experts, capacity, 2, columns // 2 // BLOCK, BLOCK)
+    rows = [(e, r) for e, count in enumerate(masked_m) for r in range(count)]
+    written = taken.clone()
+    for trap, block in _filling({find_trap(name) for name in names}, "blocks", "gate"):
+        for number in range(trap.blocks):
+            place = _free_place(written, rows, generator)
+            if place is None:
+                return
+            expert, row, column = place
+            gate, up = block(BlockDraw(generator), number)
+            pairs[expert, row, 0, column] = gate.bfloat16()
+            pairs[expert, row, 1, column] = _stored(trap, up, scale[expert])
+            written[place] = True
+
+
+def _filling(asked: set[Trap], where: str, into: Place = "quantized") -> list[tuple[Trap, Block]]:
     """Return the traps with blocks of that extent, in the order of the table."""
-    return [(t, t.block) for t in TRAPS.values() if t in asked and t.block and t.where == where]
+    places = ("quantized", "quantizer") if into == "quantized" else (into,)
+    return [
+        (t, t.block)
+        for t in TRAPS.values()
+        if t in asked and t.block and t.where == where and t.into in places
+    ]
 
 
 def _row(block: Block, count: int, generator: torch.Generator) -> Tensor:
@@ -79,7 +121,10 @@ def _row(block: Block, count: int, generator: torch.Generator) -> Tensor:
 
 def _stored(trap: Trap, values: Tensor, scale: Tensor) -> Tensor:
     """Return a trap's values as they stand in the tensor, bfloat16, of an expert with that encode scale."""
-    return (values / scale.double() if trap.scaled else values).bfloat16()
+    stored = (values / scale.double() if trap.scaled else values).bfloat16()
+    # Which bits a NaN gets, its sign included, depends on how the processor converts it.
+    nan = torch.where(values.signbit(), -0x40, 0x7FC0).to(torch.int16)
+    return torch.where(values.isnan(), nan, stored.view(torch.int16)).view(torch.bfloat16)
 
 
 def _free_place(

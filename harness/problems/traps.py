@@ -16,9 +16,11 @@ from harness.verdict import unknown_name
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from harness.candidates.protocol import Traits
     from harness.problems.block_draw import BlockDraw
 
 Block = Callable[["BlockDraw", int], "Tensor"]
+Place = Literal["quantized", "quantizer", "gate", "alpha", "gemm alpha", "weights"]
 BLOCKS_PER_TRAP = 4  # of a trap that is written into blocks of its own
 
 
@@ -37,6 +39,12 @@ class Trap:
         ties: whether it needs exact ties: all encode scales of the problem are then powers of two.
         stretches: whether magnitudes then lie so far apart that fewer dot products are exact.
         scaled: whether the block is in those units; else its values are stored as they are.
+        into: what it is written into: "quantized" (what a quantizer reads, tokens and intermediate), "quantizer" (the same, of
+            a quantizer that is judged by itself), "gate" (gate and up of the activation: its block is `(2, 16)`, gates as they are and ups in those units), "alpha" (of every GEMM),
+            "gemm alpha" (of a single GEMM, not of a layer) or "weights". All but the first are drawn only for rules that
+            name the place.
+        blocks: how many it fills where it fills blocks.
+        subnormal: whether it holds numbers below the smallest normal one.
     """
 
     name: str
@@ -47,6 +55,13 @@ class Trap:
     ties: bool = False
     stretches: bool = False
     scaled: bool = True
+    into: Place = "quantized"
+    blocks: int = BLOCKS_PER_TRAP
+    subnormal: bool = False
+
+    def in_contract(self, traits: Traits) -> bool:
+        """Return whether a candidate with these traits has to take it."""
+        return (self.finite or not traits.finite_only) and (not self.subnormal or traits.keeps_subnormals)
 
 
 def _e2m1_ties(draw: BlockDraw, _: int) -> Tensor:
@@ -105,26 +120,85 @@ def _inf(draw: BlockDraw, _: int) -> Tensor:
     return values
 
 
+_SOME = (2, 14, 8, 5, 3, 12, 4, 10, 6, 7, 9, 11, 13)  # NaN elements, of a block with a number in either half
+
+
+def _with_nan(draw: BlockDraw, places: list[int]) -> Tensor:
+    values, marked = (
+        draw.normal() * draw.step,
+        draw.filled(math.nan).copysign(draw.sign),
+    )  # NaN of either sign
+    values[places] = marked[places]
+    return values
+
+
+def _some_nan(draw: BlockDraw, number: int) -> Tensor:
+    kept = {2 * draw.number(8), 2 * draw.number(8) + 1}
+    places = [int(place) for place in draw.shuffled(range(16)) if int(place) not in kept]
+    return _with_nan(draw, places[: _SOME[number]])
+
+
+def _half_nan(draw: BlockDraw, number: int) -> Tensor:
+    half, more = number % 2, (0, 3, 7)[number // 2]
+    others = [int(place) for place in draw.shuffled(range(16)) if int(place) % 2 != half]
+    return _with_nan(draw, [*range(half, 16, 2), *others[:more]])
+
+
+def _infinities(draw: BlockDraw, number: int) -> Tensor:
+    values = draw.normal() * draw.step
+    single = draw.filled(0.0)
+    single[draw.place()] = (math.inf, -math.inf)[number % 2]
+    both = draw.shuffled([math.inf, -math.inf] + [0.0] * 14)
+    beside_nan = draw.shuffled([math.inf, math.nan] + [0.0] * 14)
+    added = (single, single, both, draw.filled(math.inf) * draw.sign, beside_nan)[number]
+    return added.where(~added.isfinite(), values)
+
+
+def _gates(draw: BlockDraw, number: int) -> Tensor:
+    from harness.problems.gate_values import gates
+
+    return gates(draw, number)
+
+
+def _gate_specials(draw: BlockDraw, number: int) -> Tensor:
+    from harness.problems.gate_values import special
+
+    return special(draw, number)
+
+
 TRAPS = {
     trap.name: trap
     for trap in (
         Trap("e2m1_ties", "values on every midpoint between two E2M1 codes", _e2m1_ties, ties=True),
         Trap("e4m3_ties", "block maxima on midpoints between two E4M3 scales", _e4m3_ties, ties=True),
-        Trap("scale_underflow", "blocks whose scale rounds to zero, or just does not", _scale_underflow, stretches=True),
+        Trap("scale_underflow", "blocks whose scale rounds to zero, or just does not", _scale_underflow, stretches=True, subnormal=True),
         Trap("scale_saturation", "blocks whose scale exceeds 448", _scale_saturation, stretches=True),
         Trap("zero_block", "blocks of zeros", _zeros),
         Trap("zero_row", "rows of zeros", _zeros, where="row"),
         Trap("zero_expert", "an expert whose rows are all zero", _zeros, where="expert"),
-        Trap("subnormal_scales", "a row of tokens, and rows of the weights, whose block scales are all E4M3 subnormals", _subnormal_scale, where="row"),
-        Trap("subnormal", "bfloat16 subnormals", _subnormal, stretches=True, scaled=False),
+        Trap("subnormal_scales", "a row of tokens, and rows of the weights, whose block scales are all E4M3 subnormals", _subnormal_scale, where="row", subnormal=True),
+        Trap("subnormal", "bfloat16 subnormals", _subnormal, stretches=True, scaled=False, subnormal=True),
         Trap("negative_zero", "elements of -0.0", _negative_zero),
         Trap("nan", "single NaN elements and a block of nothing but NaN", _nan, finite=False, stretches=True),
         Trap("inf", "infinite elements", _inf, finite=False, stretches=True),
-        Trap("outlier_block", "a block 100 times larger than its row", None, stretches=True),
+        Trap("outlier_block", "a block 100 times larger than its row", None, stretches=True, subnormal=True),
         Trap("magnitude_spread", "experts whose magnitudes differ 100-fold", None),
+        Trap("some_nan", "blocks with 2 to 14 NaN elements and a number among the even and the odd ones", _some_nan, finite=False, stretches=True, blocks=13),
+        Trap("half_nan", "blocks whose even or odd elements are all NaN, 8 to 15 of them", _half_nan, finite=False, into="quantizer", stretches=True, blocks=6),
+        Trap("infinities", "blocks of infinities only, of both signs, or beside NaN", _infinities, finite=False, stretches=True, blocks=5),
+        Trap("large", "experts whose tokens and intermediate go beyond 65,504, float16's largest number, and whose gates go beyond +-88.7", None, stretches=True),
+        Trap("small", "experts whose tokens and intermediate are below 2^-14, float16's smallest normal number", None, stretches=True),
+        Trap("gates", "gates around and beyond +-64 and +-88.7, and gates of either zero", _gates, into="gate", stretches=True),
+        Trap("gate_specials", "gates and ups that are infinite or NaN, or whose product overflows", _gate_specials, finite=False, into="gate", stretches=True, blocks=16),
+        Trap("alpha_negative", "alphas below zero", None, into="alpha"),
+        Trap("alpha_zero", "an alpha of zero", None, into="alpha"),
+        Trap("alpha_subnormal", "alphas that are float32 subnormals", None, into="gemm alpha", stretches=True, subnormal=True),
+        Trap("alpha_overflow", "alphas that take results beyond the output type's largest number: infinity", None, finite=False, into="gemm alpha", stretches=True),
+        Trap("zero_scales", "weights with block scales of zero over codes that are not", None, into="weights"),
     )
 }  # fmt: skip
 """By name, in the order in which they are drawn and written: another order draws and writes other problems."""
+IN_ALPHA = ("alpha", "gemm alpha")
 
 
 def find_trap(name: str) -> Trap:

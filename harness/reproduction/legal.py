@@ -105,7 +105,7 @@ def _legal(call: Observed, entry: dict[str, Any], bounds: Bounds) -> dict[str, T
 
 def _legal_quantized(call: Observed, entry: dict[str, Any], bounds: Bounds) -> dict[str, Tensor]:
     counted = valid_rows(call.arguments["masked_m"], entry["shape"][1])
-    given, gs = quantizer_input(call, counted)
+    given, gs = quantizer_input(call, counted, bounds)
     allowed = legal_scales(*given.amax(), gs, bounds.arithmetic)
     more = min(int((allowed.high - allowed.low).max()), _MOST_SCALES - 1)
     scales = [torch.minimum(allowed.low + step, allowed.high) for step in range(more + 1)]

@@ -85,11 +85,11 @@ _QUANT, _ACT, _GEMM, _MOE = (
 _FINITE = Drawn(finite=True)
 
 RULES = (
-    Rule("QUANT", "every stored block scale and code is legal for its input", "numbers:quantize", (_QUANT,), knows_values=True),
-    Rule("ACT", "every stored scale and code of bf16(silu(gate) * up) is legal", "numbers:activation", (_ACT,), knows_values=True),
-    Rule("GEMM", "every output is the exact result, or within its derived bound", "numbers:gemm", (_GEMM,), drawn=Drawn(options=("no_alpha", "float32_out", "float16_out")), knows_values=True),
-    Rule("PIPELINE", "each stage is legal on the candidate's own previous stage", "layer:pipeline", (_QUANT, _GEMM), drawn=Drawn(options=("relu2",)), knows_values=True),
-    Rule("MOE", "the whole layer is legal, stage by stage or by propagated bound", "layer:moe", (_MOE,), power=0.9, drawn=Drawn(options=("relu2", "prequantized")), knows_values=True),
+    Rule("QUANT", "every stored block scale and code is legal for its input", "numbers:quantize", (_QUANT,), drawn=Drawn(into=("quantizer",)), knows_values=True),
+    Rule("ACT", "every stored scale and code of bf16(silu(gate) * up) is legal", "numbers:activation", (_ACT,), drawn=Drawn(into=("quantizer", "gate")), knows_values=True),
+    Rule("GEMM", "every output is the exact result, or within its derived bound", "numbers:gemm", (_GEMM,), drawn=Drawn(options=("no_alpha", "float32_out", "float16_out"), into=("alpha", "gemm alpha", "weights")), knows_values=True),
+    Rule("PIPELINE", "each stage is legal on the candidate's own previous stage", "layer:pipeline", (_QUANT, _GEMM), drawn=Drawn(options=("relu2",), into=("alpha", "weights")), knows_values=True),
+    Rule("MOE", "the whole layer is legal, stage by stage or by propagated bound", "layer:moe", (_MOE,), power=0.9, drawn=Drawn(options=("relu2", "prequantized"), into=("alpha", "weights")), knows_values=True),
     Rule("PAD-ROWS", "rows at or past masked_m never change a valid row", "poison:padding_rows", (), 0.4),
     Rule("PAD-SCALES", "padding of the block scales never changes a valid row", "poison:padding_scales", (_GEMM,), 0.4),
     Rule("PAD-OUT", "every valid element is written, whatever the buffers held before", "poison:outputs", (), 0.4),

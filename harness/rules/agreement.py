@@ -60,7 +60,7 @@ def _legal(ctx: Context, stage: str, valid: Tensor, rows: Rows) -> list[Comparis
     if stage in {"quantize", "activation"}:
         k = valid.shape[1] * BLOCK // (BLOCK + 1)
         if stage == "activation":
-            given, scale = QuantizerInput.activated(rows.take(t.gate_up), "silu"), t.a2_scale
+            given, scale = ctx.activated(rows.take(t.gate_up)), t.a2_scale
         else:
             given, scale = QuantizerInput.known(rows.take(t.x)), t.input_scale
         return ctx.judge_quantized(stage, given, valid[:, :k], valid[:, k:], scale, rows)

@@ -21,16 +21,19 @@ def pipeline(ctx: Context) -> list[Comparison]:
     a = ctx.quantize(t.x, t.input_scale)
     given = QuantizerInput.known(rows.take(t.x))
     found = ctx.judge_quantized("quantize", given, *a.valid(rows), t.input_scale, rows)
+    a = ctx.passed_on(a)
     gemm1 = ctx.gemm((a.packed, a.scales), t.w1, t.w1_alpha)
     found.append(ctx.judge_gemm("gemm1", gemm1, t.w1, t.w1_alpha, a))
     if ctx.problem.activation == "silu" and not ctx.has("silu_mul_quantize_grouped"):
         return found
     if ctx.problem.activation == "silu":
         a2 = ctx.silu_mul_quantize(gemm1, t.a2_scale)
+        given = ctx.activated(rows.take(gemm1))
     else:
         a2 = ctx.quantize(gemm1.relu().square().contiguous(), t.a2_scale)
-    given = QuantizerInput.activated(rows.take(gemm1), ctx.problem.activation)
+        given = QuantizerInput.activated(rows.take(gemm1), "relu2")
     found += ctx.judge_quantized("activation", given, *a2.valid(rows), t.a2_scale, rows)
+    a2 = ctx.passed_on(a2)
     gemm2 = ctx.gemm((a2.packed, a2.scales), t.w2, t.w2_alpha)
     found.append(ctx.judge_gemm("gemm2", gemm2, t.w2, t.w2_alpha, a2))
     return found
@@ -69,7 +72,7 @@ def judge_taps(ctx: Context, out: Tensor, calls: list[Any]) -> list[Comparison]:
         silu = call.stage == "silu_mul_quantize_grouped"
         source = call.inputs["gate_up" if silu else "x"]
         x = rows.take(source)
-        given = QuantizerInput.activated(x, "silu") if silu else QuantizerInput.known(x)
+        given = ctx.activated(x) if silu else QuantizerInput.known(x)
         shape = torch.Size((*source.shape[:2], source.shape[2] // 2)) if silu else source.shape
         got = checked_quantized((call.outputs["packed"], call.outputs["block_scale"]), shape, call.stage)
         name, scale = ("activation", t.a2_scale) if silu or gemms else ("quantize", t.input_scale)
@@ -144,7 +147,7 @@ def _propagated(ctx: Context) -> tuple[Tensor, Tensor]:
         )
         result = propagate.masked_moe(
             x, t.w1.values[expert], t.w2.values[expert], scales, ctx.problem.activation, ctx.known.arithmetic,
-            ctx.known.accumulator,
+            ctx.known.accumulator, ctx.traits.unrounded,
         )  # fmt: skip
         low.append(result.low)
         high.append(result.high)

@@ -21,7 +21,7 @@ def activation(ctx: Context) -> list[Comparison]:
     """ACT: silu_mul_quantize_grouped on drawn gate and up halves."""
     t, rows = ctx.tensors, ctx.rows()
     got = ctx.silu_mul_quantize(t.gate_up, t.a2_scale)
-    given = QuantizerInput.activated(rows.take(t.gate_up), "silu")
+    given = ctx.activated(rows.take(t.gate_up))
     return ctx.judge_quantized("activation", given, *got.valid(rows), t.a2_scale, rows)
 
 

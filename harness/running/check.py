@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from harness.canary.verdict import judge_canary
 from harness.candidates import ALL_STAGES, CANDIDATES
+from harness.candidates.traits import out_of_contract
 from harness.extras import missing
 from harness.problems.problem import Problem
 from harness.problems.profiles import Profile, find_profile
@@ -26,6 +27,9 @@ from harness.running.session import CandidateStartError, Session, open_session
 from harness.verdict import Verdict, worst
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from harness.problems.traps import Place
     from harness.records.parts.canary import CanaryRun
 
 REACHING = {rule.id for rule in RULES if rule.reaches}  # whose extents a PASS may state
@@ -126,8 +130,20 @@ def trap_floor(record: RunRecord) -> dict[str, int]:
     """
     from harness.problems.strategies import possible_traps  # loads hypothesis: bad usage is refused without
 
-    possible = {trap for c in record.candidates if c.ran for trap in possible_traps(traits_from(c.declared))}
+    possible = {
+        trap
+        for c in record.candidates
+        if c.ran
+        for trap in possible_traps(traits_from(c.declared), _places(c.missing_stages))
+    }
     return dict.fromkeys(sorted(possible), find_profile(record.profile).trap_floor)
+
+
+def _places(missing_stages: Sequence[str]) -> set[Place]:
+    """Return where the rules that a candidate's stages allow may write traps."""
+    return {
+        place for rule in RULES if not set(rule.stages) & set(missing_stages) for place in rule.drawn.into
+    }
 
 
 def _run_candidate(
@@ -253,6 +269,17 @@ def conclude(record: RunRecord, floor: dict[str, int]) -> None:
     record.reason = _reason(record, judged, could_not_run)
 
 
+def _left_out(record: RunRecord) -> list[str]:
+    """Return what the candidates' own contracts leave out, a sentence for each that leaves out anything."""
+    ran = [c for c in record.candidates if c.ran]
+    said = []
+    for candidate in ran:
+        if missing := out_of_contract(traits_from(candidate.declared)):
+            whose = f" of {candidate.name}" if len(ran) > 1 else ""
+            said.append(f"declared out of the contract{whose}, not tested: {', '.join(missing)}")
+    return said
+
+
 def _reason(record: RunRecord, judged: list[RuleResult], could_not_run: list[CandidateRun]) -> str:  # noqa: PLR0911
     """Return the one sentence that explains the run's verdict."""
     failed = [r for r in judged if r.verdict is Verdict.FAIL]
@@ -285,4 +312,5 @@ def _reason(record: RunRecord, judged: list[RuleResult], could_not_run: list[Can
     words += f" but for {known} known failure{'s' * (known != 1)}" if known else ""
     reached = in_words(reached_by_all(r.extents for r in judged if r.rule in REACHING))
     words += f"; {reached}" if reached else ""
+    words += "".join(f"; {sentence}" for sentence in _left_out(record))
     return f"{words}; {canary[1]}" if canary else words

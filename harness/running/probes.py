@@ -10,7 +10,7 @@ to come back too, what was lost once has to stay lost as s gets smaller, and no 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -19,6 +19,7 @@ import torch
 from harness.candidates import layouts
 from harness.candidates.protocol import stages_of, traits_of
 from harness.judging.context import Known, device_is_lost
+from harness.judging.reciprocal import verified
 from harness.problems.problem import Problem
 from reference.bounds import Accumulator
 from reference.legal import Arithmetic, Reciprocal
@@ -143,7 +144,7 @@ def measure(candidate: Any, *, probe: bool = True) -> Measured:
             notes["reciprocals"] += (
                 ", but the candidate's quantizer uses another: next to a rounding boundary two codes are legal"
             )
-        arithmetic = Arithmetic("fast", reciprocal)
+        arithmetic = replace(arithmetic, reciprocal=reciprocal)
     if warning := getattr(candidate, "warning", ""):
         notes["warning"] = str(warning)
     return Measured(Known(arithmetic, accumulator), notes)
@@ -283,7 +284,7 @@ def _quantizes_with(candidate: Any, reciprocal: Reciprocal) -> bool:
     traits = traits_of(candidate)
     if "quantize_grouped" not in stages_of(candidate):
         return True
-    experts = max(traits.min_experts, 8)
+    experts = traits.at_most_experts(max(traits.min_experts, 8))
     rows = max(64, traits.m_multiple)
     problem = Problem(
         experts, rows, 4 * traits.width_multiple, traits.width_multiple, (rows,) * experts, seed=1
@@ -303,7 +304,7 @@ def find_reciprocal(candidate: Any) -> tuple[Reciprocal | None, str]:
     """Return the device's rcp.approx.ftz as a function, or None, and how it was found in words."""
     own = getattr(candidate, "reciprocal", None)
     if own is not None:
-        return own, "known: the candidate gives its reciprocal; one scale and one code are legal"
+        return verified(own), "known: the candidate gives its reciprocal; one scale and one code are legal"
     if traits_of(candidate).device != "cuda":
         return None, "not probed: no CUDA device; next to a rounding boundary two codes are legal"
     try:

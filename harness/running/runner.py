@@ -6,17 +6,18 @@ import time
 import zlib
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from harness.candidates.protocol import Traits
-from harness.problems.problem import Problem
+from harness.problems.problem import Problem, parse_problem
 from harness.problems.profiles import Profile
 from harness.problems.reach import far_for
 from harness.problems.shapes import ModelShape
+from harness.problems.values import seldom_for, seldom_problem
 from harness.records.record import Failure, RuleResult
 from harness.rules import Rule
 from harness.running.failure import describe_failure, diagnose_failure, heatmaps_of, most_telling
+from harness.running.misfit import misfit
 from harness.running.outcome import Outcome, Status
 from harness.running.session import Session
 from harness.running.tally import Tally
@@ -82,6 +83,9 @@ class RuleRun:
         # A real model's extents are what was asked for. What fails on small problems too is found on those first.
         self._far = [] if settings.shape else far_for(rule.id, self._traits, all_of_them=rule.reaches)
         self._budget = max(self._wanted - len(self._far), 1)  # problems to be judged by now
+        seldom = seldom_for(rule.drawn, self._traits) if rule.reaches and not settings.shape else []
+        self._seldom = seldom * max(settings.profile.trap_floor, 1)
+        self._wanted += len(self._seldom)
         self._stubs: list[
             str
         ] = []  # problems for which a stage raised NotImplementedError and had never returned
@@ -106,10 +110,12 @@ class RuleRun:
         started = time.monotonic()
         try:
             self._draw_rounds()
+            self._judge_seldom_values()
             self._reach()
         except _Ended as ended:
             raise ended.args[0] from None
         except _IllegalError:
+            self._drop_extras(parse_problem(list(self._failed)[-1]))
             smallest = list(self._failed)[-1]
             failure = self._failure(smallest)
             telling = most_telling(list(self._failed))
@@ -149,6 +155,29 @@ class RuleRun:
             except _IllegalError:
                 self._search(self._take, nearer(far, self._traits, start % 100_000), start)
                 raise  # nothing smaller was found to fail
+
+    def _judge_seldom_values(self) -> None:
+        """Judge a problem of each value that is met seldom. Raises _IllegalError as `_reach` does."""
+        from harness.problems.strategies import simpler
+
+        for number, extras in enumerate(self._seldom):
+            self._budget = self._tally.result.examples + 1
+            start = zlib.crc32(f"{self._rule.id} {self._settings.seed} {number} {sorted(extras)}".encode())
+            if self._over():
+                return
+            problem = seldom_problem(extras, self._traits, start % 100_000)
+            try:
+                self._take(problem)
+            except _IllegalError:
+                self._search(self._take, simpler(problem, self._traits), start)
+                raise  # nothing smaller was found to fail
+
+    def _drop_extras(self, smallest: Problem) -> None:
+        """Leave out the traps and options without which the smallest problem fails too, so that those left name the value."""
+        for name in sorted(smallest.extras):
+            fewer = replace(smallest, extras=smallest.extras - {name})
+            if not misfit(fewer, self._rule, self._traits) and self._fails(fewer):
+                smallest = fewer
 
     def left_out(self, stage: str, found_by: str) -> RuleResult:
         """Judge nothing, because another rule found that a stage is not implemented."""
@@ -291,21 +320,3 @@ class RuleRun:
 def wanted_problems(rule: Rule, profile: Profile) -> int:
     """Return how many problems of a rule a profile asks for."""
     return max(profile.least, round(profile.examples * rule.share))
-
-
-def misfit(problem: Problem, rule: Rule, traits: Traits) -> str:
-    """Return why the problem asks for something that the candidate does not claim to take, or ""."""
-    step = traits.width_multiple
-    for name in ("hidden", "inter"):
-        if getattr(problem, name) % step:
-            return f"{name} {getattr(problem, name)} is not a multiple of {step}"
-    if problem.capacity % traits.m_multiple:
-        return f"capacity {problem.capacity} is not a multiple of {traits.m_multiple}"
-    if problem.experts < traits.min_experts:
-        return f"{problem.experts} experts are fewer than {traits.min_experts}"
-    options = rule.drawn.options  # what the rule draws it also asks of the candidate
-    if "relu2" in options and problem.activation not in traits.activations:
-        return f"activation {problem.activation} is none of {', '.join(traits.activations)}"
-    if {"float32_out", "float16_out"} & set(options) and problem.out_dtype not in traits.out_dtypes:
-        return f"output type {problem.out_dtype} is none of {', '.join(traits.out_dtypes)}"
-    return ""

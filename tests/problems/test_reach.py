@@ -7,7 +7,7 @@ import pytest
 from harness.candidates.protocol import Traits
 from harness.problems.reach import FAR, extents_of, far_for, in_words, larger, reached_by_all
 from harness.rules import RULES
-from harness.running.runner import misfit
+from harness.running.misfit import misfit
 
 TRAITS = [Traits(), Traits(k_multiple=16, n_multiple=16), Traits(m_multiple=128), Traits(min_experts=4)]
 MOST = {far.name: far.most for far in FAR}

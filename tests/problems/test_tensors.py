@@ -25,7 +25,9 @@ def tensors_of(t: ProblemTensors) -> dict[str, Tensor]:
 
 
 ALL_TRAPS = "+".join(TRAPS)
-BLOCK_TRAPS = [trap.name for trap in TRAPS.values() if trap.block and trap.where == "blocks"]
+BLOCK_TRAPS = [
+    trap.name for trap in TRAPS.values() if (trap.where, trap.into) == ("blocks", "quantized") and trap.block
+]
 
 
 @pytest.mark.parametrize("text", ["3x9x64x48:0,9,4:normal:5", f"3x9x256x64:0,9,4:grid:77:{ALL_TRAPS}+relu2"])
@@ -246,8 +248,11 @@ def test_outliers_and_spread_show_in_the_tokens() -> None:
 def test_every_trap_of_the_table_is_written(trap: str) -> None:
     """TRAP: a name that changes no number would be counted as tested."""
     text = "3x20x256x256:20,0,7:normal:1"
+    where = {"quantized": "x", "quantizer": "x", "gate": "gate_up", "weights": "w1 scale"}.get(
+        TRAPS[trap].into, "w1_alpha"
+    )
     plain, with_it = (tensors_of(ProblemTensors(parse_problem(t))) for t in (text, f"{text}:{trap}"))
-    assert not torch.equal(plain["x"].view(torch.uint8), with_it["x"].view(torch.uint8))
+    assert not torch.equal(plain[where].view(torch.uint8), with_it[where].view(torch.uint8))
 
 
 def test_a_trap_that_does_not_exist_is_an_error() -> None:
@@ -261,10 +266,12 @@ def test_a_trap_that_does_not_exist_is_an_error() -> None:
 @pytest.mark.parametrize("trap", BLOCK_TRAPS)
 def test_traps_survive_one_another(trap: str) -> None:
     """TRAP: with all of them asked for, each is still there: the four blocks of one are not written over by the next."""
-    small = "1x4x256x256:4:normal:{seed}:" + "+".join(BLOCK_TRAPS)
+    small = "1x8x256x256:8:normal:{seed}:" + "+".join(BLOCK_TRAPS)
     checks = {
         "nan": lambda b, u: (b.isnan().sum(-1) == BLOCK).any() and (b.isnan().sum(-1) == 1).any(),
         "inf": lambda b, u: b.isinf().any(),
+        "some_nan": lambda b, u: set(range(2, 15)) <= set(b.isnan().sum(-1).tolist()),
+        "infinities": lambda b, u: b.isinf().all(-1).any() and (b.isinf().any(-1) & b.isnan().any(-1)).any(),
         "zero_block": lambda b, u: (b == 0).all(-1).any(),
         "subnormal": lambda b, u: ((b != 0) & (b.abs() < 2.0**-126)).any(),
         "negative_zero": lambda b, u: ((b == 0) & b.signbit() & (u > 0.1).unsqueeze(-1)).any(),

@@ -83,23 +83,52 @@ def test_a_part_of_a_run_need_not_draw_every_trap(run, monkeypatch: pytest.Monke
     assert record.verdict is Verdict.PASS
 
 
+PLACES = ("quantizer", "gate", "alpha", "gemm alpha", "weights")
+
+
 @pytest.mark.parametrize("multiple", [16, 32, 64, 128])
 def test_traps_that_alignments_rule_out_are_not_asked_for(multiple: int) -> None:
     traits = Traits(device="cpu", k_multiple=multiple, n_multiple=1)
-    possible = possible_traps(traits)
+    possible = possible_traps(traits, PLACES)
     assert ("ragged_blocks" in possible) == (multiple < 64)
     assert set(possible) >= set(TRAPS)
-    assert ("ragged_capacity" in possible_traps(dataclasses.replace(traits, m_multiple=multiple))) == (
+    assert ("ragged_capacity" in possible_traps(dataclasses.replace(traits, m_multiple=multiple), [])) == (
         multiple < 128
     )
-    assert "one_expert" not in possible_traps(dataclasses.replace(traits, min_experts=2))
+    assert "one_expert" not in possible_traps(dataclasses.replace(traits, min_experts=2), [])
     assert set(possible) | {"ragged_blocks"} == {*TRAPS, *SHAPE_TRAPS}
+
+
+def test_a_pass_says_what_the_candidate_declares_out_of_its_contract(run) -> None:
+    request = CheckRequest(["mine"], find_rules(["GEMM"]), PROFILES["quick"])
+    plain = Traits(device="cpu", k_multiple=16, n_multiple=1)
+    assert "contract" not in run(request, traits=plain).reason
+    record = run(request, traits=dataclasses.replace(plain, finite_only=True, keeps_sign_of_zero=False))
+    assert record.verdict is Verdict.PASS
+    assert record.reason.endswith(
+        "; declared out of the contract, not tested: NaN and infinities, the sign of zero"
+    )
 
 
 def test_widths_are_multiples_of_every_declared_alignment() -> None:
     assert Traits(k_multiple=48, n_multiple=32).width_multiple == 96
     assert Traits(k_multiple=16, n_multiple=1).width_multiple == 16
-    assert "ragged_blocks" in possible_traps(Traits(k_multiple=96, n_multiple=1))
+    assert "ragged_blocks" in possible_traps(Traits(k_multiple=96, n_multiple=1), [])
+
+
+def test_traps_that_a_contract_or_the_stages_leave_out_are_not_asked_for() -> None:
+    traits = Traits(device="cpu", k_multiple=16, n_multiple=1)
+    assert set(TRAPS) - set(possible_traps(traits, ["quantizer", "gate"])) == {
+        name for name, trap in TRAPS.items() if trap.into in ("alpha", "gemm alpha", "weights")
+    }
+    finite = possible_traps(dataclasses.replace(traits, finite_only=True), PLACES)
+    assert set(TRAPS) - set(finite) == {
+        "nan", "inf", "some_nan", "half_nan", "infinities", "gate_specials", "alpha_overflow",
+    }  # fmt: skip
+    flushed = possible_traps(dataclasses.replace(traits, keeps_subnormals=False), PLACES)
+    assert set(TRAPS) - set(flushed) == {
+        "scale_underflow", "subnormal_scales", "subnormal", "alpha_subnormal", "outlier_block",
+    }  # fmt: skip
 
 
 def test_max_seconds_ends_the_whole_run_and_leaves_what_was_not_judged_unknown(

@@ -54,7 +54,7 @@ def _inner_cases(
         views["memory"] = kept | ~untouchable(call, bounds.store_rows)
     if call.changed:
         views["inputs"] = _kept_inputs(call)
-    variants, cases = models(bounds.arithmetic, bounds.store_rows), []
+    variants, cases = models(bounds.arithmetic, bounds.store_rows, bounds.unrounded), []
     for view, mask in views.items():
         if view == "output" or not bool(mask.all()):
             with contextlib.suppress(ReplayError):
@@ -107,7 +107,13 @@ def layer_cases(calls: list[Observed], bounds: Bounds) -> list[LayerCase]:
         bad = {view: allowed for view, allowed in views.items() if not bool(allowed.all())}
         if bad:
             return [
-                LayerCase(call, allowed, models(bounds.arithmetic, bounds.store_rows), bounds, view)
+                LayerCase(
+                    call,
+                    allowed,
+                    models(bounds.arithmetic, bounds.store_rows, bounds.unrounded),
+                    bounds,
+                    view,
+                )
                 for view, allowed in bad.items()
             ]
     return []

@@ -13,6 +13,7 @@ from harness.judging.gemm import legal_rows
 from harness.judging.quantize import CodeJudge, QuantizerInput, free_codes
 from reference import propagate
 from reference.bounds import Accumulator, LegalOutput
+from reference.e4m3 import NAN_BYTE
 from reference.legal import Arithmetic, Range, legal_codes, legal_scales
 from reference.nvfp4 import BLOCK
 
@@ -25,6 +26,7 @@ class Bounds:
     accumulator: Accumulator
     keeps_sign_of_zero: bool = True
     store_rows: int = 128
+    unrounded: tuple[str, ...] = ()
 
 
 def legal(call: Observed, bounds: Bounds) -> Tensor:
@@ -44,21 +46,24 @@ def legal(call: Observed, bounds: Bounds) -> Tensor:
 
 
 def _legal_quantized(call: Observed, got: Tensor, counted: Tensor, bounds: Bounds) -> Tensor:
-    given, gs = quantizer_input(call, counted)
+    given, gs = quantizer_input(call, counted, bounds)
     codes, scale = got[..., :SCALE].flatten(-2), got[..., SCALE]
     amax_low, amax_high = given.amax()
     scale_ok = legal_scales(amax_low, amax_high, gs, bounds.arithmetic).accepts(scale)
+    if (half_nan := given.half_nan()) is not None:
+        scale_ok |= half_nan & (scale == NAN_BYTE)
     code_ok = code_judge(given, scale, gs, bounds).accepts(codes)
     return torch.cat((code_ok.view(*scale.shape, BLOCK), scale_ok.unsqueeze(-1)), dim=-1)
 
 
-def quantizer_input(call: Observed, counted: Tensor) -> tuple[QuantizerInput, Tensor]:
+def quantizer_input(call: Observed, counted: Tensor, bounds: Bounds) -> tuple[QuantizerInput, Tensor]:
     """Return what a quantizer read in its valid rows, and the encode scale of each, `(rows, 1)`."""
+    dtype = torch.float32 if "hidden" in bounds.unrounded else torch.bfloat16
     x = call.arguments["x"][counted]
     expert = counted.nonzero()[:, 0]
     gs = call.arguments["global_scale_enc"].reshape(-1)[expert].unsqueeze(-1)
     silu = call.stage == "silu_mul_quantize_grouped"
-    return (QuantizerInput.activated(x, "silu") if silu else QuantizerInput.known(x)), gs
+    return (QuantizerInput.activated(x, "silu", dtype) if silu else QuantizerInput.known(x)), gs
 
 
 def code_judge(given: QuantizerInput, scale: Tensor, gs: Tensor, bounds: Bounds) -> CodeJudge:
@@ -118,6 +123,7 @@ def reachable(call: Observed, bounds: Bounds) -> tuple[Tensor, Tensor]:
             a.get("activation", "silu"),
             bounds.arithmetic,
             bounds.accumulator,
+            bounds.unrounded,
         )
         ends.append(found)
     return torch.cat([each.low for each in ends]), torch.cat([each.high for each in ends])

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from harness.candidates import layouts
-from harness.candidates.composition import ComposedMoe
+from harness.candidates.composition import compose_masked_moe
 from harness.diagnosis.cases.habits import TILE, Habits, tail_value
 from harness.emulation.accumulate import blocked_gemm
 from harness.emulation.memory import unwritten
@@ -76,7 +76,7 @@ def at_once(a: Tensor, b: Tensor) -> Tensor:
 
 
 @dataclass
-class Model(ComposedMoe):
+class Model:
     """The stages of a candidate that is right.
 
     Attributes:
@@ -88,6 +88,7 @@ class Model(ComposedMoe):
         habits: what it leaves where it need not write.
         reads: decoded weights by the memory that they were decoded from.
         store_rows: a GEMM multiplies and stores whole tiles of so many rows.
+        unrounded: as in Traits: values of a layer that stay float32.
     """
 
     name: str
@@ -98,6 +99,7 @@ class Model(ComposedMoe):
     habits: Habits = field(default_factory=Habits)
     reads: dict[Any, tuple[Any, Tensor]] = field(default_factory=dict)
     store_rows: int = TILE
+    unrounded: tuple[str, ...] = ()
 
     def keep_to(self, rows: Mapping[int, Tensor] | None) -> Model:
         """Return the same model that computes some rows only; decoded operands are shared."""
@@ -132,7 +134,7 @@ class Model(ComposedMoe):
     ) -> tuple[Tensor, Tensor]:
         """Quantize bf16(silu(gate) * up) of valid rows. Shapes: harness.candidates.protocol."""
         experts, rows, n2 = gate_up.shape
-        hidden = unwritten((experts, rows, n2 // 2), torch.bfloat16)
+        hidden = unwritten((experts, rows, n2 // 2), self._hidden)
         for expert, count in enumerate(masked_m.tolist()):
             chosen = self._chosen(expert, min(count, rows))
             if not len(chosen):
@@ -141,11 +143,19 @@ class Model(ComposedMoe):
         return self.quantize_grouped(hidden, masked_m, global_scale_enc)
 
     def activated(self, gate_up: Tensor) -> Tensor:
-        """Return silu(gate) * up of `(..., 2n)` bfloat16, `(..., n)` bfloat16."""
+        """Return silu(gate) * up of `(..., 2n)`, `(..., n)` bfloat16, or float32 where that is not rounded."""
         gate, up = (gate_up.double() if self.float64_activation else gate_up.float()).chunk(2, dim=-1)
         if self.float64_activation:
-            return (gate * torch.sigmoid(gate) * up).float().bfloat16()
-        return (gate / (1 + torch.exp(-gate)) * up).bfloat16()
+            return (gate * torch.sigmoid(gate) * up).float().to(self._hidden)
+        return (gate / (1 + torch.exp(-gate)) * up).to(self._hidden)
+
+    @property
+    def _hidden(self) -> torch.dtype:
+        return torch.float32 if "hidden" in self.unrounded else torch.bfloat16
+
+    def masked_moe(self, *positional: Any, **named: Any) -> Tensor:
+        """Return the layer's output; what is not rounded between the stages stays float32."""
+        return compose_masked_moe(self, *positional, **named, unrounded=self.unrounded)
 
     def masked_grouped_gemm(
         self,
@@ -209,12 +219,13 @@ def _scale_index(rows: int, columns: int) -> Tensor:
     return tile * 512 + row % 32 * 16 + row % 128 // 32 * 4 + column % 4
 
 
-def models(arithmetic: Arithmetic, store_rows: int = TILE) -> list[Model]:
+def models(arithmetic: Arithmetic, store_rows: int = TILE, unrounded: tuple[str, ...] = ()) -> list[Model]:
     """Return the legal variants, the likeliest first.
 
     Args:
         arithmetic: what the candidate declares, with its own reciprocal where that was probed.
         store_rows: a GEMM multiplies and stores whole tiles of so many rows.
+        unrounded: values of a layer that stay float32.
     """
     kernel = Model("physical", _kernel(arithmetic.reciprocal or simulated_rcp), _chunks)
     real = Model("eager", _real, _float32, float64_activation=True)
@@ -229,5 +240,5 @@ def models(arithmetic: Arithmetic, store_rows: int = TILE) -> list[Model]:
         Model("reciprocals down", _kernel(_down), _float32),
     ]
     for model in variants:
-        model.store_rows = store_rows
+        model.store_rows, model.unrounded = store_rows, unrounded
     return variants

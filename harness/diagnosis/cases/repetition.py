@@ -82,4 +82,10 @@ def run_rule_once(recorder: Recorder, known: Known, rule_id: str, problem: str) 
 def bounds_of(candidate: Any, known: Known) -> Bounds:
     """Return how a candidate's calls are judged."""
     traits = traits_of(candidate)
-    return Bounds(known.arithmetic, known.accumulator, traits.keeps_sign_of_zero, traits.store_rows)
+    return Bounds(
+        known.arithmetic,
+        known.accumulator,
+        traits.keeps_sign_of_zero,
+        traits.store_rows,
+        tuple(traits.unrounded),
+    )

@@ -25,7 +25,7 @@ class Exchange:
 
     Attributes:
         model: the right model.
-        products: of the first GEMM, the right one and the other, `(tokens, columns)` bfloat16; columns are gate and up.
+        products: of the first GEMM, the right one and the other, `(tokens, columns)`; columns are gate and up.
         scale: the encode scale of the second quantization, a scalar.
         wanted: what was seen, over the second alpha, `(tokens, k)` float32.
         may: which columns may be exchanged, bool.

@@ -117,7 +117,7 @@ class PlantedLayer:
     def masked_moe(self, **arguments: Any) -> Tensor:
         """Return the layer's output, composed of the planted stages."""
         self._start()
-        return compose_masked_moe(self, **arguments)
+        return compose_masked_moe(self, **arguments, unrounded=self.model.unrounded)
 
 
 def faulted_calls(hypothesis: Hypothesis, activation: str) -> int:

@@ -60,11 +60,13 @@ class ThroughLayer:
         return self._found.get(row, [])
 
     def _first_products(self) -> Tensor:
-        """Return the right output of the first GEMM, `(experts, rows, columns)` bfloat16."""
+        """Return the right output of the first GEMM, `(experts, rows, columns)`."""
         if self._products is None:
             recorder = _FirstProduct(self._case.model)
             with unharmed(self._case.call):
-                compose_masked_moe(recorder, **self._case.call.arguments)
+                compose_masked_moe(
+                    recorder, **self._case.call.arguments, unrounded=self._case.model.unrounded
+                )
             assert recorder.first is not None  # noqa: S101 - a layer has two GEMMs
             self._products = recorder.first
         return self._products

@@ -130,7 +130,8 @@ class _Expert:
             ]
             for c in calls
         ]
-        products = [(model.product(values, w1) * alpha).bfloat16() for w1, _ in weights]
+        between = torch.float32 if "gemm1" in model.unrounded else torch.bfloat16
+        products = [(model.product(values, w1) * alpha).to(between) for w1, _ in weights]
         exchange = exchange_of(case, expert, tokens, (products[0], products[1]), may[0])
         wanted = exchange.wanted.nan_to_num(0, posinf=0, neginf=0)
         return cls(replace(exchange, wanted=wanted), (weights[0][1], weights[1][1]), may[1])

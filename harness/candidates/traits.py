@@ -1,0 +1,169 @@
+"""What a candidate declares about itself. Each value is checked where it is made, so that a slip of the pen is no verdict."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from typing import Any
+
+from harness.verdict import UsageError
+
+MOST = 8192
+"""Largest multiple, chunk or number of rows that means anything: problems reach no further in any extent."""
+_MOST = {"min_experts": 256, "max_experts": 1 << 16}  # problems have 256 experts at most
+_LEAST = {
+    "accumulator_chunk": 1,
+    "k_multiple": 1,
+    "n_multiple": 1,
+    "m_multiple": 1,
+    "store_rows": 1,
+    "min_experts": 1,
+    "max_experts": 0,
+}
+_KNOWN = {
+    "arithmetic": ("fast", "exact", "real"),
+    "out_dtypes": ("bfloat16", "float16", "float32"),
+    "activations": ("silu", "relu2"),
+    "unrounded": ("gemm1", "hidden"),
+}
+_MAY_BE_EMPTY = {"unrounded"}
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What a candidate declares about itself. The defaults describe FlashInfer's CuteDSL path on Blackwell.
+
+    A value that cannot be is refused with UsageError.
+
+    Attributes:
+        device: torch device type that its tensors live on.
+        arithmetic: how a block scale and the codes are computed: "fast" (approximate reciprocals, each free by one unit
+            in the last place), "exact" (correctly rounded float32 reciprocals, one legal value), "real" (rounding of
+            the real number, one legal value). See docs/bounds.md.
+        accumulator_chunk: products that enter the accumulator between two roundings (64: one tensor-core instruction).
+        k_multiple, n_multiple, m_multiple: extents must be multiples of these, else the candidate may refuse.
+        store_rows: rows that one store covers; rows from masked_m[e] to the next multiple of this may be written.
+        out_dtypes: output types of masked_grouped_gemm.
+        activations: values of masked_moe's `activation`.
+        deterministic: two runs on the same input are bit-identical.
+        place_invariant: a row's bits do not depend on its expert's number, its place among the rows or the capacity
+            (False for stream-k and the like, which split the reduction by place).
+        reads_strides: honours the strides of its operands (False: reads raw memory in the canonical layout, so a
+            tensor in another layout must be refused).
+        keeps_sign_of_zero: stores -0.0 as code 0b1000, as the hardware's conversion does.
+        keeps_subnormals: takes block scales, elements and alphas below the smallest normal number as they are (False: may
+            flush them to zero, so that none is drawn).
+        finite_only: NaN and infinity, in inputs and in results, are not part of its contract: none is drawn.
+        alpha_required: masked_grouped_gemm refuses None for `alpha`.
+        unrounded: values of the layer that it keeps in float32 where the path rounds them to bfloat16: "gemm1", the first
+            GEMM's output (masked_moe applies SwiGLU to the accumulators), "hidden", what the activation hands to the second
+            quantization (of silu_mul_quantize_grouped as well).
+        cuda_graph: can be captured in a CUDA graph.
+        hints: sets of extra keyword arguments of masked_grouped_gemm that must not change a result (tile shapes,
+            numbers of SMs, expected rows).
+        min_experts, max_experts: fewest and most experts that it accepts; 0 for no limit above.
+        canary: fast enough for `harness check` to ask the canary its questions through it.
+        far: fast enough for problems that reach far: 256 experts, capacity 8,192, k 7,168 (harness.problems.reach).
+    """
+
+    device: str = "cuda"
+    arithmetic: str = "fast"
+    accumulator_chunk: int = 64
+    k_multiple: int = 64
+    n_multiple: int = 64
+    m_multiple: int = 1
+    store_rows: int = 128
+    out_dtypes: tuple[str, ...] = ("bfloat16", "float16", "float32")
+    activations: tuple[str, ...] = ("silu", "relu2")
+    deterministic: bool = True
+    place_invariant: bool = True
+    reads_strides: bool = False
+    keeps_sign_of_zero: bool = True
+    keeps_subnormals: bool = True
+    finite_only: bool = False
+    alpha_required: bool = False
+    unrounded: tuple[str, ...] = ()
+    cuda_graph: bool = True
+    hints: tuple[dict[str, Any], ...] = ()
+    min_experts: int = 1
+    max_experts: int = 0
+    canary: bool = True
+    far: bool = True
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+    @property
+    def width_multiple(self) -> int:
+        """What hidden and inter are multiples of: each is the k of one GEMM and sets the n of the other."""
+        return math.lcm(self.k_multiple, self.n_multiple, 16)
+
+    def at_most_experts(self, wanted: int) -> int:
+        """Return a number of experts, or the most that the candidate accepts."""
+        return min(wanted, self.max_experts or wanted)
+
+
+def out_of_contract(traits: Traits) -> list[str]:
+    """Return what a candidate's contract leaves out of the values that the path takes, for a verdict: not tested."""
+    said = {
+        "NaN and infinities": traits.finite_only,
+        "subnormal numbers": not traits.keeps_subnormals,
+        "the sign of zero": not traits.keeps_sign_of_zero,
+        "a GEMM without alpha": traits.alpha_required,
+    }
+    return [what for what, is_out in said.items() if is_out]
+
+
+def _check(traits: Traits) -> None:
+    """Refuse what cannot be declared.
+
+    Raises:
+        UsageError: the first such trait, what it must be and what it is.
+    """
+    for name in (field.name for field in fields(traits)):
+        if wanted := _wanted(name, getattr(traits, name)):
+            raise UsageError(f"Traits: {name} must be {wanted}, got {_shown(getattr(traits, name))}")
+    if 0 < traits.max_experts < traits.min_experts:
+        raise UsageError(
+            f"Traits: max_experts must be 0, for no limit, or at least min_experts, which is {traits.min_experts}, "
+            f"got {traits.max_experts}"
+        )
+
+
+def _wanted(name: str, value: Any) -> str:
+    """Return what a trait must be, or "" where it is that."""
+    if name in _LEAST:
+        return _wanted_number(name, value)
+    if name == "hints":
+        sets = isinstance(value, tuple | list) and all(
+            isinstance(hint, dict) and all(isinstance(key, str) for key in hint) for hint in value
+        )
+        return "" if sets else "a tuple of dicts of keyword arguments"
+    if name == "device":
+        return "" if isinstance(value, str) and value else 'a torch device type such as "cuda"'
+    if name == "arithmetic":
+        return "" if value in _KNOWN[name] else f"one of {', '.join(_KNOWN[name])}"
+    if name in _KNOWN:
+        return _wanted_names(name, value)
+    return "" if isinstance(value, bool) else "True or False"
+
+
+def _wanted_number(name: str, value: Any) -> str:
+    if isinstance(value, bool) or not isinstance(value, int):
+        return "a whole number"
+    if value < _LEAST[name]:
+        return f"at least {_LEAST[name]}"
+    most = _MOST.get(name, MOST)
+    return f"at most {most:,}" if value > most else ""
+
+
+def _wanted_names(name: str, value: Any) -> str:
+    known = ", ".join(_KNOWN[name])
+    if not isinstance(value, tuple | list) or any(each not in _KNOWN[name] for each in value):
+        return f"a tuple of some of {known}"
+    return "" if value or name in _MAY_BE_EMPTY else f"one or more of {known}"
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}..."

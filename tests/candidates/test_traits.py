@@ -1,0 +1,135 @@
+"""What cannot be declared is refused in one sentence, where it is declared and by every command."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness import Traits, conformance
+from harness.candidates.eager import Eager
+from harness.candidates.protocol import traits_of
+from harness.candidates.traits import out_of_contract
+from harness.running.outcome import traits_from
+from harness.verdict import UsageError
+
+WHOLE = "must be a whole number, got "
+REFUSED: list[tuple[str, Any, str]] = [
+    *((name, 1.5, f"{WHOLE}1.5") for name in ("k_multiple", "n_multiple", "m_multiple", "store_rows")),
+    *((name, 0, "must be at least 1, got 0") for name in ("k_multiple", "accumulator_chunk", "min_experts")),
+    *((name, -64, "must be at least 1, got -64") for name in ("n_multiple", "m_multiple", "store_rows")),
+    ("max_experts", -1, "must be at least 0, got -1"),
+    ("n_multiple", math.nan, f"{WHOLE}nan"),
+    ("k_multiple", math.inf, f"{WHOLE}inf"),
+    ("m_multiple", "128", f"{WHOLE}'128'"),
+    ("m_multiple", None, f"{WHOLE}None"),
+    ("k_multiple", True, f"{WHOLE}True"),
+    ("store_rows", 10**9, "must be at most 8,192, got 1000000000"),
+    ("min_experts", 257, "must be at most 256, got 257"),
+    ("arithmetic", "quick", "must be one of fast, exact, real, got 'quick'"),
+    ("arithmetic", ["fast"], "must be one of fast, exact, real, got ['fast']"),
+    ("out_dtypes", (), "must be one or more of bfloat16, float16, float32, got ()"),
+    ("out_dtypes", ("float8",), "must be a tuple of some of bfloat16, float16, float32, got ('float8',)"),
+    ("out_dtypes", "bfloat16", "must be a tuple of some of bfloat16, float16, float32, got 'bfloat16'"),
+    ("activations", (), "must be one or more of silu, relu2, got ()"),
+    ("activations", ("gelu",), "must be a tuple of some of silu, relu2, got ('gelu',)"),
+    ("activations", {"silu": 1}, "must be a tuple of some of silu, relu2, got {'silu': 1}"),
+    ("unrounded", ("gate",), "must be a tuple of some of gemm1, hidden, got ('gate',)"),
+    ("unrounded", "gemm1", "must be a tuple of some of gemm1, hidden, got 'gemm1'"),
+    ("hints", ("tile",), "must be a tuple of dicts of keyword arguments, got ('tile',)"),
+    ("hints", {"tile": 1}, "must be a tuple of dicts of keyword arguments, got {'tile': 1}"),
+    ("hints", ({1: 2},), "must be a tuple of dicts of keyword arguments, got ({1: 2},)"),
+    ("device", "", "must be a torch device type such as \"cuda\", got ''"),
+    ("device", 0, 'must be a torch device type such as "cuda", got 0'),
+    ("deterministic", 1, "must be True or False, got 1"),
+    ("finite_only", "no", "must be True or False, got 'no'"),
+    ("far", math.nan, "must be True or False, got nan"),
+    ("keeps_sign_of_zero", None, "must be True or False, got None"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "value", "reason"), REFUSED)
+def test_what_cannot_be_declared_is_refused_with_what_it_must_be(name: str, value: Any, reason: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        Traits(**{name: value})
+    assert str(refused.value) == f"Traits: {name} {reason}"
+
+
+def test_fewer_experts_at_most_than_at_least_are_refused() -> None:
+    with pytest.raises(
+        UsageError, match="max_experts must be 0, for no limit, or at least min_experts, which is 4"
+    ):
+        Traits(min_experts=4, max_experts=3)
+
+
+def test_a_long_value_is_cut() -> None:
+    with pytest.raises(UsageError) as refused:
+        Traits(arithmetic="x" * 1000)
+    assert len(str(refused.value)) < 150
+
+
+def test_every_trait_is_checked() -> None:
+    class Nothing:
+        """Is no value of any trait."""
+
+    for field in dataclasses.fields(Traits):
+        with pytest.raises(UsageError, match=f"Traits: {field.name} must be "):
+            Traits(**{field.name: Nothing()})  # type: ignore[arg-type]
+
+
+def test_what_can_be_declared_survives_the_border_of_processes() -> None:
+    traits = Traits(hints=({"tile": [1, 2]},), unrounded=("gemm1",), max_experts=512, out_dtypes=("float16",))
+    assert traits_from(dataclasses.asdict(traits)) == traits
+
+
+def test_traits_of_another_kind_are_bad_usage() -> None:
+    class Mine:
+        traits = {"device": "cpu"}  # noqa: RUF012 - wrong on purpose
+
+    with pytest.raises(UsageError, match=r"candidate\.traits must be a harness\.Traits, got dict"):
+        traits_of(Mine())
+
+
+class Fractional(Eager):
+    def __init__(self) -> None:
+        super().__init__()
+        self.traits = dataclasses.replace(self.traits, n_multiple=1.5)  # type: ignore[arg-type]
+
+
+def test_a_test_that_declares_nonsense_gets_the_sentence() -> None:
+    with pytest.raises(UsageError, match=r"Traits: n_multiple must be a whole number, got 1\.5"):
+        conformance(Fractional)
+
+
+def test_what_is_left_out_is_said_for_the_verdict() -> None:
+    assert out_of_contract(Traits()) == []
+    narrow = Traits(finite_only=True, keeps_subnormals=False, keeps_sign_of_zero=False, alpha_required=True)
+    assert out_of_contract(narrow) == [
+        "NaN and infinities", "subnormal numbers", "the sign of zero", "a GEMM without alpha",
+    ]  # fmt: skip
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("declared", "reason"),
+    [
+        ("n_multiple=1.5", "Traits: n_multiple must be a whole number, got 1.5"),
+        ("hints=('tile',)", "Traits: hints must be a tuple of dicts of keyword arguments, got ('tile',)"),
+        ("store_rows='128'", "Traits: store_rows must be a whole number, got '128'"),
+    ],
+)
+def test_the_command_line_ends_with_64_and_that_line(declared: str, reason: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "import dataclasses\nfrom harness.candidates.eager import Eager\n\n\nclass Kernel(Eager):\n"
+        "    def __init__(self):\n        super().__init__()\n"
+        f"        self.traits = dataclasses.replace(self.traits, {declared})\n"
+    )
+    command = [sys.executable, "-m", "harness.cli", "check", "--no-canary", "--candidate", "mine:Kernel"]
+    for rules in ([], ["--rule", "QUANT", "--problem", "2x8x32x32:3,8:normal:1"], ["--no-isolate"]):
+        done = subprocess.run([*command, *rules], cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (64, f"harness: {reason}\n"), done.stdout
