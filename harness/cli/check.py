@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -53,7 +54,14 @@ from harness.verdict import ExitCode, UsageError
     "--max-seconds",
     default=0.0,
     show_default=True,
-    help="Draw no further problem after this time; 0 for no limit.",
+    help="Draw no further problem after this time, from the first problem on; 0 for no limit.",
+)
+@click.option(
+    "--problem-seconds",
+    default=0.0,
+    metavar="S",
+    help="A problem that takes longer is slow: UNKNOWN. A candidate hangs, which is a FAIL, after 10 times as much "
+    "processor time, or after S seconds idle. Default: the profile's.",
 )
 @click.option(
     "--max-memory",
@@ -106,6 +114,7 @@ def check_command(
     ep: int,
     seed: int,
     max_seconds: float,
+    problem_seconds: float,
     max_memory: float,
     threads: int,
     isolate: bool,
@@ -129,8 +138,10 @@ def check_command(
 
     if shapes is None and ep != 1:
         raise UsageError("--ep says how many ranks share the experts of --shapes; give both")
-    _refuse_negative(max_seconds=max_seconds, max_memory=max_memory, threads=threads, seed=seed)
+    limits = {"max_seconds": max_seconds, "problem_seconds": problem_seconds, "max_memory": max_memory}
+    _refuse_negative(**limits, threads=threads, seed=seed)
     size, a_part = find_profile(profile), bool(rules or problem or shapes or max_seconds)
+    size = replace(size, problem_seconds=problem_seconds or size.problem_seconds)
     request = CheckRequest(
         candidates=list(candidates),
         rules=find_rules(list(rules)),

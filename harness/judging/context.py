@@ -19,6 +19,7 @@ from harness.judging.quantize import QuantizerInput, judge_quantized
 from harness.problems.layer import LayerProblem
 from harness.problems.problem import Problem
 from harness.problems.rows import Rows
+from harness.problems.sparse import tensors_of
 from harness.problems.tensors import ProblemTensors, Weights
 from reference.bounds import Accumulator
 from reference.legal import Arithmetic
@@ -72,7 +73,7 @@ class Context:
     @cached_property
     def tensors(self) -> ProblemTensors:
         """The problem's numbers for the kernels."""
-        return ProblemTensors(self.problem, self.traits.device)
+        return tensors_of(self.problem, self.traits.device)
 
     @cached_property
     def layer(self) -> LayerProblem:
