@@ -50,11 +50,11 @@ def _up(extent: int, multiple: int) -> int:
 
 
 def _neighbours(size: int) -> tuple[int, ...]:
-    """Return the first rows of experts in every pattern of four, empty or not: 0 to 4 empty ones between others.
+    """Return the rows of experts in every pattern of four, empty or not: none to three empty ones between others.
 
-    A de Bruijn sequence, with its beginning again at its end.
+    A de Bruijn sequence, and its beginning again.
     """
-    pattern = "0000100110101111" + "000"
+    pattern = "0000100110101111" + "0001" + "00"
     rows = (3, 130, 1, 2)  # more than a tile of 128 among them
     taken = [rows[pattern[:place].count("1") % len(rows)] for place in range(size)]
     return tuple(count if one == "1" else 0 for count, one in zip(taken, pattern, strict=False))
@@ -69,7 +69,7 @@ FAR = (
     # On the grid the sum over k is exact, so that a lost block of 16 products shows whatever the order.
     Far("hidden", 7168, lambda size, w: (2, 4, size, w, (4, 2)), "grid"),
     Far("inter", 7168, lambda size, w: (2, 4, w, size, (4, 2)), "grid"),
-    Far("neighbours", 19, lambda size, w: (size, 130, w, w, _neighbours(size))),
+    Far("neighbours", 22, lambda size, w: (size, 130, w, w, _neighbours(size))),
 )
 
 WIDE, DEEP = 8192, 16384
