@@ -87,7 +87,7 @@ def failing(make: Any, rule: Any, fault: Any, rng: random.Random, shape: str) ->
     Each problem gets a new candidate: in a real run shapes differ, so that nothing is left of another problem's calls.
     """
     from harness.running.judge import Judge
-    from harness.running.runner import misfit
+    from harness.running.misfit import misfit
 
     for _ in range(TRIES):
         candidate = make()

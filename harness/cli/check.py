@@ -12,6 +12,7 @@ from harness.ci.options import ci_options, earlier_record, exit_with
 from harness.ci.outputs import prepare_folder
 from harness.cli import complete
 from harness.cli.output import TerminalProgress, print_summary
+from harness.problems.profiles import Profile
 from harness.records.record import RunRecord
 from harness.verdict import ExitCode, UsageError
 
@@ -129,7 +130,6 @@ def check_command(
 ) -> int:
     """Run the rules on candidates and write record.json, report.html and junit.xml."""
     from harness.problems.problem import parse_problem
-    from harness.problems.profiles import find_profile
     from harness.problems.shapes import find_shape
     from harness.records.new import new_record
     from harness.rules import find_rules
@@ -138,10 +138,8 @@ def check_command(
 
     if shapes is None and ep != 1:
         raise UsageError("--ep says how many ranks share the experts of --shapes; give both")
-    limits = {"max_seconds": max_seconds, "problem_seconds": problem_seconds, "max_memory": max_memory}
-    _refuse_negative(**limits, threads=threads, seed=seed)
-    size, a_part = find_profile(profile), bool(rules or problem or shapes or max_seconds)
-    size = replace(size, problem_seconds=problem_seconds or size.problem_seconds)
+    _refuse_negative(max_seconds=max_seconds, max_memory=max_memory, threads=threads, seed=seed)
+    size, a_part = _profile(profile, problem_seconds), bool(rules or problem or shapes or max_seconds)
     request = CheckRequest(
         candidates=list(candidates),
         rules=find_rules(list(rules)),
@@ -166,6 +164,15 @@ def check_command(
         run_check(request, record, TerminalProgress())
     _write(record, folder, junit)
     return ExitCode.INTERRUPTED if record.interrupted else exit_with(fail_on, record, earlier)
+
+
+def _profile(name: str, problem_seconds: float) -> Profile:
+    """Return the profile of that name, with that limit of a problem unless it is 0."""
+    from harness.problems.profiles import find_profile
+
+    _refuse_negative(problem_seconds=problem_seconds)
+    profile = find_profile(name)
+    return replace(profile, problem_seconds=problem_seconds or profile.problem_seconds)
 
 
 def _questions(asked: bool | None, questions: int | None, usual: int, *, a_part: bool) -> int:

@@ -29,8 +29,8 @@ from harness.problems.strategies import options_of, traps_of
 from harness.records.parts.mutants import ControlCount, FalseAlarm, FalseAlarmCount
 from harness.rules import RULES, Rule
 from harness.running.failure import reproduce_command
+from harness.running.misfit import misfit
 from harness.running.outcome import Outcome, Status
-from harness.running.runner import misfit
 
 BATCH = 125  # examples that a process judges before it reports
 _WIDE = 8  # one GEMM in so many that are judged by their values has a large k

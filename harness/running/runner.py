@@ -9,7 +9,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from harness.candidates.protocol import Traits
 from harness.problems.problem import Problem
 from harness.problems.profiles import Profile
 from harness.problems.reach import far_for
@@ -17,6 +16,7 @@ from harness.problems.shapes import ModelShape
 from harness.records.record import Failure, RuleResult
 from harness.rules import Rule
 from harness.running.failure import describe_failure, diagnose_failure, heatmaps_of, most_telling
+from harness.running.misfit import misfit
 from harness.running.outcome import Outcome, Status
 from harness.running.session import Session
 from harness.running.tally import Tally
@@ -319,21 +319,3 @@ class RuleRun:
 def wanted_problems(rule: Rule, profile: Profile) -> int:
     """Return how many problems of a rule a profile asks for."""
     return max(profile.least, round(profile.examples * rule.share))
-
-
-def misfit(problem: Problem, rule: Rule, traits: Traits) -> str:
-    """Return why the problem asks for something that the candidate does not claim to take, or ""."""
-    step = traits.width_multiple
-    for name in ("hidden", "inter"):
-        if getattr(problem, name) % step:
-            return f"{name} {getattr(problem, name)} is not a multiple of {step}"
-    if problem.capacity % traits.m_multiple:
-        return f"capacity {problem.capacity} is not a multiple of {traits.m_multiple}"
-    if problem.experts < traits.min_experts:
-        return f"{problem.experts} experts are fewer than {traits.min_experts}"
-    options = rule.drawn.options  # what the rule draws it also asks of the candidate
-    if "relu2" in options and problem.activation not in traits.activations:
-        return f"activation {problem.activation} is none of {', '.join(traits.activations)}"
-    if {"float32_out", "float16_out"} & set(options) and problem.out_dtype not in traits.out_dtypes:
-        return f"output type {problem.out_dtype} is none of {', '.join(traits.out_dtypes)}"
-    return ""

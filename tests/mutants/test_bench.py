@@ -17,7 +17,7 @@ from harness.mutants.problems import QUICK, drawn_problems, quick_first, work
 from harness.problems.problem import parse_problem
 from harness.problems.profiles import find_profile
 from harness.rules import find_rules
-from harness.running.runner import misfit
+from harness.running.misfit import misfit
 
 CANDIDATES = Path(__file__).parent.parent / "candidates"
 STAGES = ["quantize_grouped", "silu_mul_quantize_grouped", "masked_grouped_gemm", "masked_moe"]

@@ -66,7 +66,7 @@ def test_there_are_enough_of_them_and_each_rule_has_several() -> None:
 
 
 @pytest.mark.parametrize("name", RIGHT)
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", ["WRITES", "LAYOUT-OUT", "LAYOUT-IN", "REPEAT"])
 def test_what_differs_legally_is_not_illegal_on_a_small_problem(rule: str, name: str) -> None:
     found = outcome(RIGHT[name](), rule, SMALL[len(name) % len(SMALL)])
     assert (found.status, found.illegal) == (Status.JUDGED, [])
