@@ -28,7 +28,7 @@ BASE = torch.arange(4096, dtype=torch.int32)
         BASE[7:8].expand(5),
         BASE[8:9],
         torch.tensor(3.0),
-        torch.randint(0, 255, (6, 64), dtype=torch.uint8)[:, 3:].view(torch.float8_e4m3fn),
+        torch.randint(0, 126, (6, 64), dtype=torch.uint8)[:, 3:].view(torch.float8_e4m3fn),
     ],
     ids=lambda t: f"{tuple(t.shape)} {tuple(t.stride())}",
 )
@@ -44,10 +44,8 @@ def test_a_copy_has_the_numbers_strides_and_alignment_and_memory_of_its_own(tens
 
 def test_what_lies_between_the_rows_of_a_slice_is_copied_too() -> None:
     copy = copied_tensor(BASE.view(64, 64)[2:5, :10])
-    assert torch.equal(
-        torch.as_strided(copy, (3, 64 - 10), (64, 1), copy.storage_offset() + 10)[:2],
-        BASE.view(64, 64)[2:4, 10:],
-    )
+    behind = torch.as_strided(copy, (2, 54), (64, 1), copy.storage_offset() + 10)
+    assert torch.equal(behind, BASE.view(64, 64)[2:4, 10:])
 
 
 @dataclass(frozen=True)
