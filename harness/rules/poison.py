@@ -128,9 +128,9 @@ def _poisoned_allocations(device: str) -> Iterator[None]:
 
     Uses torch.utils.deterministic.fill_uninitialized_memory, which C++ allocations honour as well.
     """
-    was = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    was = torch.get_deterministic_debug_mode()
     filled = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
-    torch.use_deterministic_algorithms(mode=True, warn_only=True)
+    torch.set_deterministic_debug_mode("warn")  # use_deterministic_algorithms loads a compiler, for a second
     torch.utils.deterministic.fill_uninitialized_memory = True  # type: ignore[attr-defined]
     try:
         yield
@@ -138,7 +138,7 @@ def _poisoned_allocations(device: str) -> Iterator[None]:
             torch.cuda.synchronize()
     finally:
         torch.utils.deterministic.fill_uninitialized_memory = filled  # type: ignore[attr-defined]
-        torch.use_deterministic_algorithms(was[0], warn_only=was[1])
+        torch.set_deterministic_debug_mode(was)
 
 
 def _leave_behind(ctx: Context) -> None:
