@@ -23,5 +23,5 @@ def test_an_output_in_another_layout_is_refused_or_right(check_rule: CheckRule) 
 
 
 def test_an_operand_in_another_layout_is_refused_or_right(check_rule: CheckRule) -> None:
-    """LAYOUT-IN: an operand in another layout is refused or read right."""
+    """LAYOUT-IN: an input in another layout is refused or read right."""
     check_rule("LAYOUT-IN")

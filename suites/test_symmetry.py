@@ -8,7 +8,7 @@ CheckRule = Callable[[str], None]
 
 
 def test_the_same_call_gives_the_same_bits(check_rule: CheckRule) -> None:
-    """REPEAT: the same call gives the same bits."""
+    """REPEAT: the same call gives the same bits, on reused buffers too."""
     check_rule("REPEAT")
 
 

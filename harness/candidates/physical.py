@@ -52,6 +52,7 @@ class Physical(ComposedMoe, PhysicalLayerStages):
         from reference.layout import padded_extents
 
         experts, rows, k = x.shape
+        _require_contiguous(x, masked_m, global_scale_enc)
         _require(x.dtype in {torch.bfloat16, torch.float16}, f"x must be bfloat16 or float16, got {x.dtype}")
         _require(k % 16 == 0, f"k must be a multiple of 16, got {k}")
         _require(
@@ -81,6 +82,7 @@ class Physical(ComposedMoe, PhysicalLayerStages):
         from harness.emulation.memory import raw, unwritten
 
         experts, rows, n2 = gate_up.shape
+        _require_contiguous(gate_up, masked_m, global_scale_enc)
         gate, up = raw(gate_up, (experts, rows, n2)).float().chunk(2, dim=-1)
         hidden = unwritten((experts, rows, n2 // 2), torch.bfloat16)
         for expert, count in enumerate(raw(masked_m, (experts,)).tolist()):
@@ -175,3 +177,8 @@ def _scale_index(rows: int, columns: int) -> Tensor:
 def _require(ok: bool, message: str) -> None:
     if not ok:
         raise ValueError(message)
+
+
+def _require_contiguous(*tensors: Tensor) -> None:
+    """Refuse what FlashInfer's grouped quantizers refuse (CHECK_CONTIGUOUS in thop/fp4Quantize.cpp)."""
+    _require(all(t.is_contiguous() for t in tensors), "the input, masked_m and scales must be contiguous")

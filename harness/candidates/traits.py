@@ -17,6 +17,7 @@ _LEAST = {
     "n_multiple": 1,
     "m_multiple": 1,
     "store_rows": 1,
+    "output_alignment": 1,
     "min_experts": 1,
     "max_experts": 0,
 }
@@ -44,6 +45,8 @@ class Traits:
         k_multiple, n_multiple, m_multiple: extents must be multiples of these, else the candidate may refuse.
         store_rows: rows that one store covers; rows from masked_m[e] to the next multiple of this may be written.
         out_dtypes: output types of masked_grouped_gemm.
+        output_alignment: the address of masked_grouped_gemm's output is a multiple of so many bytes. A slice of a larger
+            tensor starts anywhere, a fresh allocation at a multiple of 64 (CPU) or 512 (CUDA).
         activations: values of masked_moe's `activation`.
         deterministic: two runs on the same input are bit-identical.
         place_invariant: a row's bits do not depend on its expert's number, its place among the rows or the capacity
@@ -74,6 +77,7 @@ class Traits:
     m_multiple: int = 1
     store_rows: int = 128
     out_dtypes: tuple[str, ...] = ("bfloat16", "float16", "float32")
+    output_alignment: int = 16
     activations: tuple[str, ...] = ("silu", "relu2")
     deterministic: bool = True
     place_invariant: bool = True

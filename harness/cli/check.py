@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -11,6 +12,7 @@ from harness.ci.options import ci_options, earlier_record, exit_with
 from harness.ci.outputs import prepare_folder
 from harness.cli import complete
 from harness.cli.output import TerminalProgress, print_summary
+from harness.problems.profiles import Profile
 from harness.records.record import RunRecord
 from harness.verdict import ExitCode, UsageError
 
@@ -53,7 +55,14 @@ from harness.verdict import ExitCode, UsageError
     "--max-seconds",
     default=0.0,
     show_default=True,
-    help="Draw no further problem after this time; 0 for no limit.",
+    help="Draw no further problem after this time, from the first problem on; 0 for no limit.",
+)
+@click.option(
+    "--problem-seconds",
+    default=0.0,
+    metavar="S",
+    help="A problem that takes longer is slow: UNKNOWN. A candidate hangs, which is a FAIL, after 10 times as much "
+    "processor time, or after S seconds idle. Default: the profile's.",
 )
 @click.option(
     "--max-memory",
@@ -106,6 +115,7 @@ def check_command(
     ep: int,
     seed: int,
     max_seconds: float,
+    problem_seconds: float,
     max_memory: float,
     threads: int,
     isolate: bool,
@@ -120,7 +130,6 @@ def check_command(
 ) -> int:
     """Run the rules on candidates and write record.json, report.html and junit.xml."""
     from harness.problems.problem import parse_problem
-    from harness.problems.profiles import find_profile
     from harness.problems.shapes import find_shape
     from harness.records.new import new_record
     from harness.rules import find_rules
@@ -130,7 +139,7 @@ def check_command(
     if shapes is None and ep != 1:
         raise UsageError("--ep says how many ranks share the experts of --shapes; give both")
     _refuse_negative(max_seconds=max_seconds, max_memory=max_memory, threads=threads, seed=seed)
-    size, a_part = find_profile(profile), bool(rules or problem or shapes or max_seconds)
+    size, a_part = _profile(profile, problem_seconds), bool(rules or problem or shapes or max_seconds)
     request = CheckRequest(
         candidates=list(candidates),
         rules=find_rules(list(rules)),
@@ -155,6 +164,15 @@ def check_command(
         run_check(request, record, TerminalProgress())
     _write(record, folder, junit)
     return ExitCode.INTERRUPTED if record.interrupted else exit_with(fail_on, record, earlier)
+
+
+def _profile(name: str, problem_seconds: float) -> Profile:
+    """Return the profile of that name, with that limit of a problem unless it is 0."""
+    from harness.problems.profiles import find_profile
+
+    _refuse_negative(problem_seconds=problem_seconds)
+    profile = find_profile(name)
+    return replace(profile, problem_seconds=problem_seconds or profile.problem_seconds)
 
 
 def _questions(asked: bool | None, questions: int | None, usual: int, *, a_part: bool) -> int:

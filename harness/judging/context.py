@@ -14,10 +14,12 @@ from harness.candidates.protocol import Traits, stages_of, traits_of
 from harness.judging.comparison import Comparison
 from harness.judging.contract import Quantized, checked_moe_output, checked_quantized
 from harness.judging.gemm import judge_gemm
+from harness.judging.lending import Lent
 from harness.judging.quantize import QuantizerInput, judge_quantized
 from harness.problems.layer import LayerProblem
 from harness.problems.problem import Problem
 from harness.problems.rows import Rows
+from harness.problems.sparse import tensors_of
 from harness.problems.tensors import ProblemTensors, Weights
 from reference.bounds import Accumulator
 from reference.legal import Arithmetic
@@ -40,7 +42,14 @@ class Known:
 
 @dataclass
 class Context:
-    """One rule's view of one candidate and one problem."""
+    """One rule's view of one candidate and one problem.
+
+    Attributes:
+        candidate: as it is: for what it says of itself, and for rules that own the tensors which they hand it.
+        problem: what it is judged on.
+        known: its arithmetic and accumulator.
+        traits: what it declares.
+    """
 
     candidate: Any
     problem: Problem
@@ -50,10 +59,22 @@ class Context:
     def __post_init__(self) -> None:
         self.traits = traits_of(self.candidate)
 
+    @property
+    def calls(self) -> Any:
+        """The candidate's stages; each call gets copies of its inputs, so that a changed one spoils no other judgement."""
+        return Lent(self.candidate)
+
+    @property
+    def out_dtype(self) -> torch.dtype:
+        """One of the declared output types of the GEMM, for rules that call it with a single one: the problem picks."""
+        declared = self.traits.out_dtypes
+        dtype: torch.dtype = getattr(torch, declared[self.problem.seed // 7 % len(declared)])
+        return dtype
+
     @cached_property
     def tensors(self) -> ProblemTensors:
         """The problem's numbers for the kernels."""
-        return ProblemTensors(self.problem, self.traits.device)
+        return tensors_of(self.problem, self.traits.device)
 
     @cached_property
     def layer(self) -> LayerProblem:
@@ -77,7 +98,7 @@ class Context:
         """Call quantize_grouped on `(l, m, k)` bfloat16 and check what comes back."""
         masked_m = self.tensors.masked_m if masked_m is None else masked_m
         return checked_quantized(
-            self.candidate.quantize_grouped(x, masked_m, global_scale_enc), x.shape, "quantize_grouped"
+            self.calls.quantize_grouped(x, masked_m, global_scale_enc), x.shape, "quantize_grouped"
         )
 
     def silu_mul_quantize(
@@ -86,7 +107,7 @@ class Context:
         """Call silu_mul_quantize_grouped on `(l, m, 2k)` bfloat16 and check what comes back."""
         masked_m = self.tensors.masked_m if masked_m is None else masked_m
         shape = torch.Size((*gate_up.shape[:2], gate_up.shape[2] // 2))
-        result = self.candidate.silu_mul_quantize_grouped(gate_up, masked_m, global_scale_enc)
+        result = self.calls.silu_mul_quantize_grouped(gate_up, masked_m, global_scale_enc)
         return checked_quantized(result, shape, "silu_mul_quantize_grouped")
 
     def passed_on(self, a: Quantized) -> Quantized:
@@ -101,7 +122,7 @@ class Context:
         *,
         dtype: torch.dtype = torch.bfloat16,
         fill: float = float("nan"),
-        b_scales: Tensor | None = None,
+        b: tuple[Tensor, Tensor] | None = None,
         masked_m: Tensor | None = None,
         hints: dict[str, Any] | None = None,
     ) -> Tensor:
@@ -113,13 +134,13 @@ class Context:
             alpha: `(l,)` float32 or None.
             dtype: of the output.
             fill: what the output holds before the call.
-            b_scales: replaces the weights' scales (6-D), for rules about their padding.
+            b: replaces the packed weights and their scales (6-D), for rules about layouts and padding.
             masked_m: replaces the problem's own.
             hints: extra keyword arguments.
         """
         experts, n = weights.codes.shape[:2]
         out = layouts.empty_out(experts, a[0].shape[0], n, dtype, self.traits.device, fill)
-        self.gemm_into(out, a, weights, alpha, b_scales=b_scales, masked_m=masked_m, hints=hints)
+        self.gemm_into(out, a, weights, alpha, b=b, masked_m=masked_m, hints=hints)
         return out.permute(2, 0, 1)
 
     def gemm_into(
@@ -129,16 +150,18 @@ class Context:
         weights: Weights,
         alpha: Tensor | None,
         *,
-        b_scales: Tensor | None = None,
+        b: tuple[Tensor, Tensor] | None = None,
         masked_m: Tensor | None = None,
         hints: dict[str, Any] | None = None,
     ) -> None:
         """Call masked_grouped_gemm on an output of the caller's, logical `(m, n, l)`; arguments as those of `gemm`."""
         masked_m = self.tensors.masked_m if masked_m is None else masked_m
-        b_scales = layouts.scales(weights.block_scale) if b_scales is None else b_scales
-        self.candidate.masked_grouped_gemm(
-            *a, layouts.operand(weights.codes), b_scales, out, masked_m, alpha, **(hints or {})
-        )
+        b = self.weights_operand(weights) if b is None else b
+        self.calls.masked_grouped_gemm(*a, *b, out, masked_m, alpha, **(hints or {}))
+
+    def weights_operand(self, weights: Weights, scale_fill: int = 0) -> tuple[Tensor, Tensor]:
+        """Return weights as the GEMM takes them: packed, and their scales, the padding holding `scale_fill`."""
+        return layouts.operand(weights.codes), layouts.scales(weights.block_scale, scale_fill)
 
     def moe_arguments(
         self, hidden_states: tuple[Tensor, Tensor | None], masked_m: Tensor | None = None
@@ -168,7 +191,7 @@ class Context:
     ) -> Tensor:
         """Call masked_moe and check the output's shape: `(l, m, k)` bfloat16."""
         hidden_states = (self.tensors.x, None) if hidden_states is None else hidden_states
-        out: Tensor = self.candidate.masked_moe(**self.moe_arguments(hidden_states, masked_m))
+        out: Tensor = self.calls.masked_moe(**self.moe_arguments(hidden_states, masked_m))
         return checked_moe_output(out, self.problem)
 
     def reference_operand(self, scale_fill: int = 0) -> tuple[Tensor, Tensor]:

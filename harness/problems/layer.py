@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from harness.candidates.protocol import Traits
-from harness.problems.problem import Problem
+from harness.problems.problem import WEIGHT_SEEDS, Problem
 from harness.problems.rows import Rows
-from harness.problems.tensors import WEIGHT_SEEDS, make_weights
+from harness.problems.tensors import make_weights
 from reference.e2m1 import pack_e2m1
 from reference.fp8_tokens import CHANNELS
 from reference.loading import tensor_name

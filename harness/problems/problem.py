@@ -16,6 +16,9 @@ from harness.candidates.protocol import Traits
 from harness.problems.traps import IN_ALPHA, TRAPS, Place
 from harness.verdict import UsageError
 
+WEIGHT_SEEDS = 8
+"""Different weights of a shape: which of them a problem has is its seed modulo this."""
+
 DATA = {
     "normal": "Gaussian activations and weights, distinct scales per expert",
     "spread": "Gaussian, each block of 16 times its own power of two: few dot products are exact in float32",

@@ -1,11 +1,13 @@
 """Problems that reach far in one extent at little work, and how far a run has reached. Imports neither torch nor hypothesis.
 
-A kernel that is right on small problems may be wrong from the 25th expert, the 897th column or the 133rd tile on. Every
-rule that knows the right values judges each of these problems, the others one of them; drawn problems stay small.
+A kernel that is right on small problems may be wrong from the 25th expert, the 897th column or the 133rd tile on, behind
+two empty experts, or past an offset of 2^31. Every rule that knows the right values judges each of these problems, the
+others one of them; drawn problems stay small.
 """
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
@@ -25,12 +27,14 @@ class Far:
         most: how far the problem reaches.
         shape: experts, capacity, hidden, inter and masked_m for a size and the candidate's smallest width.
         data: a key of harness.problems.problem.DATA.
+        device_bytes: free memory of a GPU that the problem needs, 0 for one that is judged on every device.
     """
 
     name: str
     most: int
     shape: Callable[[int, int], tuple[int, int, int, int, tuple[int, ...]]]
     data: str = "normal"
+    device_bytes: int = 0
 
     def problem(self, size: int, traits: Traits, seed: int) -> Problem:
         """Return the problem of that size, rounded up to what the candidate declares that it takes."""
@@ -46,6 +50,17 @@ def _up(extent: int, multiple: int) -> int:
     return -(-extent // multiple) * multiple
 
 
+def _neighbours(size: int) -> tuple[int, ...]:
+    """Return the rows of experts in every pattern of four, empty or not: none to three empty ones between others.
+
+    A de Bruijn sequence, and its beginning again.
+    """
+    pattern = "0000100110101111" + "0001" + "00"
+    rows = (3, 130, 1, 2)  # more than a tile of 128 among them
+    taken = [rows[pattern[:place].count("1") % len(rows)] for place in range(size)]
+    return tuple(count if one == "1" else 0 for count, one in zip(taken, pattern, strict=False))
+
+
 FAR = (
     # Each expert has a row: the wrong one may be any of them. As many experts are as many tiles.
     Far("experts", 256, lambda size, w: (size, 8, w, w, (1,) * (size - size // 2) + (2,) * (size // 2))),
@@ -55,14 +70,44 @@ FAR = (
     # On the grid the sum over k is exact, so that a lost block of 16 products shows whatever the order.
     Far("hidden", 7168, lambda size, w: (2, 4, size, w, (4, 2)), "grid"),
     Far("inter", 7168, lambda size, w: (2, 4, w, size, (4, 2)), "grid"),
+    Far("neighbours", 22, lambda size, w: (size, 130, w, w, _neighbours(size))),
 )
 
+WIDE, DEEP = 8192, 16384
+"""Columns and capacity of a tensor whose 17th expert begins at element 2^31, an offset that 32 bits do not hold."""
+_COPIES = 16  # of that tensor, which a candidate and a judge may hold at a time: decoded, in float32, an input's copy
 
-def far_for(rule: str, traits: Traits, *, all_of_them: bool) -> list[Far]:
-    """Return what a rule reaches for: all, or the one that its name picks, so that the rules share them out."""
+
+def _offset(hidden: bool) -> Far:
+    """Return the problem of 17 experts with rows in the first and the last: the tokens are that wide, or the product."""
+
+    def shape(size: int, w: int) -> tuple[int, int, int, int, tuple[int, ...]]:
+        rows = (2,) + (0,) * (size - 2) + (3,) * (size > 1)
+        return (size, DEEP, *((WIDE, w) if hidden else (w, WIDE // 2)), rows)
+
+    return Far("offset", 17, shape, device_bytes=_COPIES * 17 * DEEP * WIDE * 2)
+
+
+OFFSETS = {"QUANT": _offset(hidden=True), "ACT": _offset(hidden=False), "GEMM": _offset(hidden=False)}
+"""By the rule that judges it, where the candidate's tensors live on a GPU with that much free memory."""
+
+
+def far_for(rule: str, traits: Traits, *, all_of_them: bool, device_bytes: int = 0) -> list[Far]:
+    """Return what a rule reaches for: all, or the one that its name picks, so that the rules share them out.
+
+    Args:
+        rule: its id.
+        traits: what the candidate declares.
+        all_of_them: the rule judges each.
+        device_bytes: free memory of the candidate's GPU, 0 where it has none.
+    """
     if not traits.far:
         return []
-    return list(FAR) if all_of_them else [FAR[sum(map(ord, rule)) % len(FAR)]]
+    if not all_of_them:
+        return [FAR[zlib.crc32(rule.encode()) % len(FAR)]]
+    offset = OFFSETS.get(rule)
+    fits = offset is not None and traits.device == "cuda" and device_bytes >= offset.device_bytes
+    return [*FAR, offset] if offset is not None and fits else list(FAR)
 
 
 def extents_of(problem: Problem) -> dict[str, int]:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.internal.conjecture import providers
 
 from harness.candidates.protocol import Traits
-from harness.problems.problem import SHAPE_TRAPS, Drawn, Problem
+from harness.problems.problem import SHAPE_TRAPS, WEIGHT_SEEDS, Drawn, Problem
 from harness.problems.profiles import Profile
 from harness.problems.reach import Far
 from harness.problems.shapes import ModelShape
@@ -111,7 +111,10 @@ def _problem(
         extras -= {"zero_row"}
     if "no_alpha" in extras:
         extras = frozenset(name for name in extras if name not in TRAPS or TRAPS[name].into not in IN_ALPHA)
-    return Problem(experts, capacity, hidden, inter, masked_m, data, draw(_SEEDS), extras)
+    seed = draw(_SEEDS)
+    if shape:  # a real model's weights take longer to make than to multiply with: the same ones each time
+        seed -= seed % WEIGHT_SEEDS
+    return Problem(experts, capacity, hidden, inter, masked_m, data, seed, extras)
 
 
 def _experts(traits: Traits, profile: Profile) -> st.SearchStrategy[int]:

@@ -13,13 +13,12 @@ from functools import cached_property, lru_cache
 import torch
 from torch import Tensor
 
-from harness.problems.problem import Problem
+from harness.problems.problem import WEIGHT_SEEDS, Problem
 from harness.problems.trap_writing import write_gates, write_traps
 from harness.problems.traps import TRAPS
 from reference.certificate import step_exponents
 from reference.nvfp4 import BLOCK, SCALE_RANGE, decode_blocks, quantize_nvfp4
 
-WEIGHT_SEEDS = 8  # different weights per shape; a problem's seed picks one
 SMALL_ROWS = 8  # with the trap subnormal_scales, one row of the weights in so many has small scales only
 ZERO_BLOCKS = 4  # with the trap zero_scales, one block of the weights in so many has a scale of zero
 POWERS = (

@@ -112,15 +112,20 @@ def _failing(
         if call is raised or is_wrong(call, entry):
             return [*before, entry]
         before.append(plain_call(call, bounds))
-    return _differing_pair(calls, bounds) if rule.id in SAME_BITS else []
+    if rule.id not in SAME_BITS:
+        return []
+    return _differing_pair(calls, bounds, equal_inputs=rule.id == "REPEAT")
 
 
-def _differing_pair(calls: list[Observed], bounds: Bounds) -> list[dict[str, Any]]:
-    """Return the calls up to the first one whose valid rows have other bits than an earlier call of its stage."""
+def _differing_pair(calls: list[Observed], bounds: Bounds, *, equal_inputs: bool) -> list[dict[str, Any]]:
+    """Return the calls up to the first one whose valid rows have other bits than an earlier call that must give the same.
+
+    REPEAT also calls with other data: only calls with equal inputs are a pair of its.
+    """
     entries = [plain_call(call, bounds) for call in calls]
     for later, call in enumerate(calls):
         for earlier in range(later):
-            if calls[earlier].stage != call.stage or entries[earlier]["shape"] != entries[later]["shape"]:
+            if not _comparable(entries[earlier], entries[later], equal_inputs=equal_inputs):
                 continue
             if plain.differing_elements(entries[later], call.output, calls[earlier].output):
                 last = judged_call(call, bounds)
@@ -129,6 +134,24 @@ def _differing_pair(calls: list[Observed], bounds: Bounds) -> list[dict[str, Any
                 entries[earlier]["needed"] = True
                 return [*entries[:later], last]
     return []
+
+
+def _comparable(one: dict[str, Any], other: dict[str, Any], *, equal_inputs: bool) -> bool:
+    """Return whether two calls have the same stage, valid rows and type of output, and the same inputs if asked for."""
+    if one["stage"] != other["stage"] or one["shape"] != other["shape"]:
+        return False
+    if not all(map(torch.equal, one["rows"], other["rows"])):
+        return False
+    (given, out), (given_too, out_too) = (_split(entry["arguments"]) for entry in (one, other))
+    if out is not None and out.dtype != out_too.dtype:
+        return False
+    return not equal_inputs or not plain.changed_inputs(one["stage"], given, given_too)
+
+
+def _split(arguments: dict[str, Any]) -> tuple[dict[str, Any], Any]:
+    """Return the inputs, and the memory of a GEMM's output or None."""
+    inputs = {name: value for name, value in arguments.items() if name != "out"}
+    return inputs, arguments["out"]["memory"] if "out" in arguments else None
 
 
 def _write(path: Path, device: str, calls: list[dict[str, Any]]) -> str:

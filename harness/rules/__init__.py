@@ -1,8 +1,8 @@
 """The rules: one place for pytest, `conformance`, the command line and the mutants.
 
 A rule is a numbered sentence about a candidate (docs/rules.md) and a function that judges it on one problem. This module
-is the list; it imports no torch. The functions are in numbers.py, layer.py, poison.py, memory.py, symmetry.py and
-sessions.py; about what stands around the kernels in routing.py, dispatch.py, loading.py and parallel.py.
+is the list; it imports no torch. The functions are in numbers.py, layer.py, poison.py, memory.py, layout.py,
+repeat.py, symmetry.py and sessions.py; about what stands around the kernels in routing.py, dispatch.py, loading.py and parallel.py.
 """
 
 from __future__ import annotations
@@ -95,9 +95,9 @@ RULES = (
     Rule("PAD-OUT", "every valid element is written, whatever the buffers held before", "poison:outputs", (), 0.4),
     Rule("WRITES", "nothing is written outside whole tiles of valid rows", "memory:writes", (_GEMM,), 0.4, knows_values=True),
     Rule("INPUTS", "no input is changed", "memory:inputs", (), 0.3, judges_inputs=True),
-    Rule("LAYOUT-OUT", "an output in another layout is refused or written right", "memory:output_layout", (_GEMM,), 0.2, may_refuse=True),
-    Rule("LAYOUT-IN", "an operand in another layout is refused or read right", "memory:operand_layout", (_GEMM,), 0.2, may_refuse=True),
-    Rule("REPEAT", "the same call gives the same bits", "symmetry:repeat", (), 0.3, _FINITE),
+    Rule("LAYOUT-OUT", "an output in another layout is refused or written right", "layout:output_layout", (_GEMM,), 0.2, may_refuse=True),
+    Rule("LAYOUT-IN", "an input in another layout is refused or read right", "layout:input_layout", (), 0.2, may_refuse=True),
+    Rule("REPEAT", "the same call gives the same bits, on reused buffers too", "repeat:repeat", (), 0.3, _FINITE),
     Rule("ISOLATION", "an expert's data never changes another expert's output", "symmetry:isolation", (_GEMM,), 0.3, _FINITE, every_row=False),
     Rule("EXPERTS", "permuting experts permutes outputs", "symmetry:expert_permutation", (), 0.3, _FINITE),
     Rule("TOKENS", "permuting an expert's rows permutes outputs", "symmetry:token_permutation", (), 0.3, _FINITE),

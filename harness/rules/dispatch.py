@@ -29,7 +29,7 @@ def dispatch(ctx: Context) -> list[Comparison]:
     for number, transport in enumerate(TRANSPORTS):
         topk_idx = [_without_some(ids, number) for ids in layer.topk_idx]
         scale = layer.token_scale(x) if transport == "nvfp4" else None
-        received = ctx.candidate.dispatch(
+        received = ctx.calls.dispatch(
             x, topk_idx, layer.experts, layer.max_tokens, transport=transport, global_scale_enc=scale
         )
         _check_buffers(received, layer, transport)

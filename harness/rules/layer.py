@@ -45,8 +45,8 @@ def moe(ctx: Context) -> list[Comparison]:
     hidden: tuple[Tensor, Tensor | None] = (t.x, None)
     if "prequantized" in ctx.problem.extras:
         hidden = ctx.reference_operand()
-    if hasattr(ctx.candidate, "masked_moe_tapped"):
-        out, calls = ctx.candidate.masked_moe_tapped(**ctx.moe_arguments(hidden))
+    if hasattr(ctx.calls, "masked_moe_tapped"):
+        out, calls = ctx.calls.masked_moe_tapped(**ctx.moe_arguments(hidden))
         return judge_taps(ctx, checked_moe_output(out, ctx.problem), calls)
     return [judge_opaque(ctx, ctx.moe(hidden))]
 

@@ -77,7 +77,7 @@ def _load(
     ctx: Context, layer: LayerProblem, checkpoint: Mapping[str, Tensor], experts: range
 ) -> dict[str, Tensor]:
     """Call load_experts and check shapes and dtypes of what comes back."""
-    loaded: Any = ctx.candidate.load_experts(dict(checkpoint), experts)
+    loaded: Any = ctx.calls.load_experts(dict(checkpoint), experts)
     count, hidden, inter = len(experts), layer.hidden, layer.inter
     wanted: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
         **dict.fromkeys(_SCALES, ((count,), torch.float32)),

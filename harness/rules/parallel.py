@@ -24,8 +24,8 @@ def expert_parallel(ctx: Context) -> list[Comparison]:
     transports = [t for t in TRANSPORTS if t != "fp8" or layer.hidden % 128 == 0]
     transport = transports[layer.problem.seed % len(transports)]
     checkpoint, x = layer.checkpoint(), layer.tokens(layer.hidden)
-    many = ExpertParallel(ctx.candidate, checkpoint, ranks=layer.ranks, transport=transport)
-    one = ExpertParallel(ctx.candidate, checkpoint, ranks=1, transport=transport)
+    many = ExpertParallel(ctx.calls, checkpoint, ranks=layer.ranks, transport=transport)
+    one = ExpertParallel(ctx.calls, checkpoint, ranks=1, transport=transport)
     routed = [many.route(logits, layer.topk, normalize=layer.normalize) for logits in layer.logits]
     together = one.route(torch.cat(layer.logits), layer.topk, normalize=layer.normalize)
     got = torch.cat(many(x, [ids for ids, _ in routed], [weights for _, weights in routed]))

@@ -12,6 +12,7 @@ from harness.candidates import layouts
 from harness.judging.comparison import Comparison
 from harness.judging.context import Context
 from harness.rules.agreement import agree
+from harness.rules.memory import naming
 from reference.moe import valid_rows
 
 POISONS = (float("nan"), float("inf"), 6e4)
@@ -43,7 +44,7 @@ def padding_rows(ctx: Context) -> list[Comparison]:
         found += agree(ctx, "activation", dirty, clean, what)
     if ctx.has("masked_grouped_gemm"):
         clean, dirty = (
-            rows.take(ctx.gemm(_operand_with_padding(ctx, *f), t.w1, t.w1_alpha))
+            rows.take(ctx.gemm(_operand_with_padding(ctx, *f), t.w1, t.w1_alpha, dtype=ctx.out_dtype))
             for f in ((0, 0), (0xF, NAN_SCALE))
         )
         found += agree(ctx, "gemm", dirty, clean, "the padding rows of A hold -6 and NaN scales, not zeros")
@@ -71,7 +72,8 @@ def padding_scales(ctx: Context) -> list[Comparison]:
                 ctx.reference_operand(fill),
                 t.w1,
                 t.w1_alpha,
-                b_scales=layouts.scales(t.w1.block_scale, fill),
+                dtype=ctx.out_dtype,
+                b=ctx.weights_operand(t.w1, fill),
             )
         )
         for fill in (0, NAN_SCALE, MAX_SCALE)
@@ -83,7 +85,7 @@ def padding_scales(ctx: Context) -> list[Comparison]:
 
 
 def outputs(ctx: Context) -> list[Comparison]:
-    """PAD-OUT: each stage with its buffers holding NaN patterns and holding something else."""
+    """PAD-OUT: each stage with its buffers holding NaN patterns and holding something else; the GEMM with every output type."""
     t, rows = ctx.tensors, ctx.rows()
     found: list[Comparison] = []
     if ctx.has("quantize_grouped"):
@@ -93,12 +95,20 @@ def outputs(ctx: Context) -> list[Comparison]:
             ctx, "activation", lambda: ctx.silu_mul_quantize(t.gate_up, t.a2_scale).valid_bytes(rows)
         )
     if ctx.has("masked_grouped_gemm"):
-        a = ctx.reference_operand()
-        nan, other = (rows.take(ctx.gemm(a, t.w1, t.w1_alpha, fill=fill)) for fill in (float("nan"), 13.0))
-        found += _named_unwritten(agree(ctx, "gemm", nan, other, "the output held NaN instead of 13"), nan)
+        for dtype in ctx.traits.out_dtypes:
+            found += _gemm_output(ctx, getattr(torch, dtype))
     if ctx.has("masked_moe"):
         found += _twice(ctx, "layer", lambda: rows.take(ctx.moe()))
     return found
+
+
+def _gemm_output(ctx: Context, dtype: torch.dtype) -> list[Comparison]:
+    t, rows, a = ctx.tensors, ctx.rows(), ctx.reference_operand()
+    nan, other = (
+        rows.take(ctx.gemm(a, t.w1, t.w1_alpha, dtype=dtype, fill=fill)) for fill in (float("nan"), 13.0)
+    )
+    what = "the output held NaN instead of 13"
+    return _named_unwritten(agree(ctx, "gemm", nan, other, what, name=f"gemm{naming(dtype)}"), nan)
 
 
 def _twice(ctx: Context, stage: str, run: Callable[[], Tensor]) -> list[Comparison]:
@@ -118,9 +128,9 @@ def _poisoned_allocations(device: str) -> Iterator[None]:
 
     Uses torch.utils.deterministic.fill_uninitialized_memory, which C++ allocations honour as well.
     """
-    was = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    was = torch.get_deterministic_debug_mode()
     filled = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
-    torch.use_deterministic_algorithms(mode=True, warn_only=True)
+    torch.set_deterministic_debug_mode("warn")  # use_deterministic_algorithms loads a compiler, for a second
     torch.utils.deterministic.fill_uninitialized_memory = True  # type: ignore[attr-defined]
     try:
         yield
@@ -128,7 +138,7 @@ def _poisoned_allocations(device: str) -> Iterator[None]:
             torch.cuda.synchronize()
     finally:
         torch.utils.deterministic.fill_uninitialized_memory = filled  # type: ignore[attr-defined]
-        torch.use_deterministic_algorithms(was[0], warn_only=was[1])
+        torch.set_deterministic_debug_mode(was)
 
 
 def _leave_behind(ctx: Context) -> None:

@@ -23,7 +23,7 @@ def route(ctx: Context) -> list[Comparison]:
     found = []
     for normalize in (True, False):
         ids, weights = _checked_routes(
-            ctx.candidate.route_topk(logits, layer.topk, normalize=normalize), (len(logits), layer.topk)
+            ctx.calls.route_topk(logits, layer.topk, normalize=normalize), (len(logits), layer.topk)
         )
         found.append(_judge_ids("route.ids", logits, ids, rows))
         name = "route.weights" if normalize else "route.weights (not normalized)"
@@ -126,10 +126,10 @@ def combine(ctx: Context) -> list[Comparison]:
     """COMBINE: rows of drawn numbers, dispatched by the candidate where it can, brought back and summed."""
     layer = ctx.layer
     ids, weights, rows = layer.topk_idx, layer.topk_weights, layer.token_rows()
-    sender = ctx.candidate.dispatch if ctx.has("dispatch") else routing.dispatch
+    sender = ctx.calls.dispatch if ctx.has("dispatch") else routing.dispatch
     dispatched = sender(layer.tokens(layer.dispatch_hidden), ids, layer.experts, layer.max_tokens)
     y = _drawn_outputs(layer, dispatched)
-    got = ctx.candidate.combine(y, dispatched, ids, weights)
+    got = ctx.calls.combine(y, dispatched, ids, weights)
     shapes = [(len(i), layer.dispatch_hidden) for i in ids]
     if [tuple(g.shape) for g in got] != shapes or any(g.dtype != torch.bfloat16 for g in got):
         raise ContractError(

@@ -23,11 +23,12 @@ def shapes(ctx: Context) -> list[Comparison]:
     )
     second = Context(ctx.candidate, other, ctx.known)
     t, rows = ctx.tensors, ctx.rows()
-    before = rows.take(ctx.gemm(ctx.reference_operand(), t.w1, t.w1_alpha))
+    dtype = ctx.out_dtype
+    before = rows.take(ctx.gemm(ctx.reference_operand(), t.w1, t.w1_alpha, dtype=dtype))
     w1, alpha = second.tensors.w1, second.tensors.w1_alpha
-    out = second.gemm(second.reference_operand(), w1, alpha)
+    out = second.gemm(second.reference_operand(), w1, alpha, dtype=dtype)
     found = [second.judge_gemm("gemm, second shape", out, w1, alpha)]
-    after = rows.take(ctx.gemm(ctx.reference_operand(), t.w1, t.w1_alpha))
+    after = rows.take(ctx.gemm(ctx.reference_operand(), t.w1, t.w1_alpha, dtype=dtype))
     if ctx.traits.deterministic:
         found.append(
             compare_equal("gemm, first shape again", after, before, rows, "another shape ran in between")

@@ -1,4 +1,4 @@
-"""REPEAT, ISOLATION, EXPERTS, TOKENS, POW2, CAPACITY, HINTS: two calls whose outputs must agree bit for bit."""
+"""ISOLATION, EXPERTS, TOKENS, POW2, CAPACITY, HINTS: two calls whose outputs must agree bit for bit."""
 
 from __future__ import annotations
 
@@ -53,7 +53,10 @@ def _stages(ctx: Context, moved: _Moved) -> Iterator[tuple[str, Callable[[], Ten
         codes, block_scale = ctx.reference_quantized()
         a = layouts.operand(tokens(codes)), layouts.scales(tokens(block_scale))
         w1, alpha = Weights(experts(t.w1.codes), experts(t.w1.block_scale)), experts(t.w1_alpha)
-        yield "gemm", lambda: rows.take(ctx.gemm(a, w1, alpha, masked_m=masked_m))
+        yield (
+            "gemm",
+            lambda: rows.take(ctx.gemm(a, w1, alpha, masked_m=masked_m, dtype=ctx.out_dtype)),
+        )
     if ctx.has("masked_moe"):
         yield "layer", lambda: rows.take(_layer(ctx, moved))
 
@@ -65,7 +68,7 @@ def _layer(ctx: Context, moved: _Moved) -> Tensor:
         for name, value in ctx.moe_arguments((x, None)).items()
     }
     problem = dataclasses.replace(ctx.problem, capacity=x.shape[1])
-    return checked_moe_output(ctx.candidate.masked_moe(**arguments), problem)
+    return checked_moe_output(ctx.calls.masked_moe(**arguments), problem)
 
 
 def _agree(ctx: Context, moved: _Moved, what: str) -> list[Comparison]:
@@ -75,16 +78,6 @@ def _agree(ctx: Context, moved: _Moved, what: str) -> list[Comparison]:
         clean = before()
         found.append(compare_equal(name, after(), clean, rows, what))
     return found
-
-
-def repeat(ctx: Context) -> list[Comparison]:
-    """REPEAT: every stage twice on the same input."""
-    need_determinism(ctx)
-    rows = ctx.rows()
-    return [
-        compare_equal(name, call(), call(), rows, "the second of two identical calls")
-        for name, call in _stages(ctx, _Moved(rows))
-    ]
 
 
 def isolation(ctx: Context) -> list[Comparison]:
@@ -99,9 +92,11 @@ def isolation(ctx: Context) -> list[Comparison]:
         return [Comparison("gemm")]
     poisoned = victims[p.seed % len(victims)]
     codes, block_scale = ctx.reference_quantized()
-    clean = ctx.gemm(ctx.reference_operand(), t.w1, t.w1_alpha)
+    dtype = ctx.out_dtype
+    clean = ctx.gemm(ctx.reference_operand(), t.w1, t.w1_alpha, dtype=dtype)
     block_scale[poisoned], named = (0x7E, "448") if ctx.traits.finite_only else (0x7F, "NaN")
-    dirty = ctx.gemm((layouts.operand(codes), layouts.scales(block_scale)), t.w1, t.w1_alpha)
+    poisoned_a = layouts.operand(codes), layouts.scales(block_scale)
+    dirty = ctx.gemm(poisoned_a, t.w1, t.w1_alpha, dtype=dtype)
     rows = ctx.rows()
     kept = rows.only(rows.expert != poisoned)
     what = f"the scales of expert {poisoned} are {named}"
@@ -174,6 +169,6 @@ def hints(ctx: Context) -> list[Comparison]:
         raise NotApplicableError("the candidate declares no hints")
     t, a = ctx.tensors, ctx.reference_operand()
     hint = ctx.traits.hints[ctx.problem.seed % len(ctx.traits.hints)]
-    out = ctx.gemm(a, t.w1, t.w1_alpha, hints=hint)
+    out = ctx.gemm(a, t.w1, t.w1_alpha, hints=hint, dtype=ctx.out_dtype)
     name = "gemm with " + ", ".join(f"{k}={v}" for k, v in hint.items())
     return [ctx.judge_gemm(name, out, t.w1, t.w1_alpha)]

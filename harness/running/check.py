@@ -46,7 +46,7 @@ class CheckRequest:
         seed: of the draws.
         problem: judge only this problem.
         shape: a real model's shape.
-        max_seconds: for the whole run; 0 for no limit.
+        max_seconds: for all problems, whatever the candidates take to start; 0 for no limit.
         memory_gib: limit of a candidate's process; 0 for none.
         threads: of torch in each process; 0 for its own choice.
         isolate: run candidates in child processes.
@@ -106,10 +106,10 @@ def run_check(request: CheckRequest, record: RunRecord, progress: Progress) -> R
     names = request.candidates or list(CANDIDATES)
     progress.start(request, names)
     try:
+        spent = 0.0
         for number, name in enumerate(names):
-            left = started + request.max_seconds - time.monotonic()
-            share = left / (len(names) - number) if request.max_seconds else float("inf")
-            _run_candidate(name, request, record, progress, time.monotonic() + share)
+            left = request.max_seconds - spent if request.max_seconds else float("inf")
+            spent += _run_candidate(name, request, record, progress, left / (len(names) - number))
         if request.canary:
             _run_canary(request, record, progress)
     except KeyboardInterrupt:
@@ -147,17 +147,18 @@ def _places(missing_stages: Sequence[str]) -> set[Place]:
 
 
 def _run_candidate(
-    name: str, request: CheckRequest, record: RunRecord, progress: Progress, deadline: float
-) -> None:
-    """Run all rules on one candidate."""
+    name: str, request: CheckRequest, record: RunRecord, progress: Progress, seconds: float
+) -> float:
+    """Run all rules on one candidate, for so long at most from its first problem on; return how long it took from there."""
     run = CandidateRun(name, requested=bool(request.candidates))
     session = open_candidate(
         run, record, threads=request.threads, memory_gib=request.memory_gib, isolate=request.isolate
     )
     progress.candidate(run)
     if session is None:
-        return
-    settings = RunSettings(request.profile, request.seed, deadline, request.shape, name, progress.rule)
+        return 0
+    begun = time.monotonic()
+    settings = RunSettings(request.profile, request.seed, begun + seconds, request.shape, name, progress.rule)
     try:
         for found in judge_rules(
             session, request.rules, settings, problem=request.problem, known=request.known
@@ -168,6 +169,7 @@ def _run_candidate(
     finally:
         run.missing_stages = [s for s in ALL_STAGES if s in run.missing_stages or s in session.left_out]
         session.close()
+    return time.monotonic() - begun
 
 
 def open_candidate(

@@ -12,7 +12,8 @@ from harness.running.outcome import Outcome, Status
 from harness.running.session import Session
 
 DIAGNOSIS_SECONDS = 60.0  # a diagnosis takes about 3; a candidate that hangs is ended
-DIAGNOSED_SIZE = 1 << 20  # experts x capacity x hidden of a problem that a diagnosis is made on
+DIAGNOSED_SIZE = 1 << 20  # size of a problem that a diagnosis is made on
+MOST_SIZE = 1 << 28  # of one that a diagnosis is made on where no smaller one failed
 _KINDS = {
     Status.JUDGED: "illegal",
     Status.CONTRACT: "illegal",
@@ -69,18 +70,22 @@ def heatmaps_of(outcome: Outcome, problem: str) -> list[Heatmap]:
 
 def most_telling(problems: list[str]) -> str:
     """Return the failing problem on which a diagnosis has most to go by: a shrunk one makes all faults look alike."""
+    small = (p for p in problems if problem_size(p) <= DIAGNOSED_SIZE)
+    return max(small, key=problem_size, default=problems[-1])
 
-    def size(text: str) -> int:
-        problem = parse_problem(text)
-        return problem.experts * problem.capacity * problem.hidden
 
-    return max((p for p in problems if size(p) <= DIAGNOSED_SIZE), key=size, default=problems[-1])
+def problem_size(text: str) -> int:
+    """Return experts x capacity x the wider of hidden and inter of a problem."""
+    problem = parse_problem(text)
+    return problem.experts * problem.capacity * max(problem.hidden, problem.inter)
 
 
 def diagnose_failure(failure: Failure, session: Session, problem: str) -> None:
     """Add which known faults explain a failure to it and to its message."""
     from harness.diagnosis.telling.words import diagnose_command, message_lines
 
+    if problem_size(problem) > MOST_SIZE:
+        return  # every call would be kept on the CPU, several times
     command = diagnose_command(failure.candidate, failure.rule, problem)
     failure.diagnosis = session.diagnose(failure.rule, problem, command, DIAGNOSIS_SECONDS)
     if failure.diagnosis:

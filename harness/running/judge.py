@@ -105,10 +105,13 @@ class Judge:
 
     def describe(self) -> Description:
         """Return traits, what was measured, and stages, JSON-ready."""
+        import torch
+
         traits = asdict(traits_of(self.candidate))
         # hints may hold anything that a kernel takes, a torch.dtype for example
         ready = json.loads(json.dumps(traits, default=str))
-        return Description(ready, self._measured.notes, stages_of(self.candidate))
+        free = torch.cuda.mem_get_info()[0] if traits["device"] == "cuda" and torch.cuda.is_available() else 0
+        return Description(ready, self._measured.notes, stages_of(self.candidate), free)
 
     def leave_out(self, stages: Iterable[str]) -> None:
         """Take these stages to be missing from now on."""

@@ -14,6 +14,7 @@ from harness.rules import RULE_IDS
 from harness.verdict import UsageError, Verdict
 
 _FIELDS = ("rule", "candidate", "package", "versions", "issue", "date", "reason")
+_UNTIL_FIXED = "until_fixed"
 
 
 @dataclass(frozen=True)
@@ -27,18 +28,42 @@ class KnownFailure:
     issue: str
     date: str
     reason: str
+    until_fixed: bool = False
 
     def applies(self) -> bool:
-        """Return whether the installed version of the package lies in the range; without a package, always."""
+        """Return whether the installed version of the package lies in the range, or behind it until fixed.
+
+        Without a package, always.
+        """
         if not self.package:
             return True
         from packaging.specifiers import SpecifierSet
 
-        try:
-            version = importlib.metadata.version(self.package)
-        except importlib.metadata.PackageNotFoundError:
+        version = self._installed()
+        if not version:
             return False
-        return SpecifierSet(self.versions).contains(version, prereleases=True)
+        return SpecifierSet(self.versions).contains(version, prereleases=True) or self._still_there(version)
+
+    @property
+    def where(self) -> str:
+        """The issue, and the installed version where the failure is still there behind the range, for a reason."""
+        version = self._installed()
+        later = bool(version) and self._still_there(version)
+        return f"{self.issue}; still there in {self.package} {version}" if later else self.issue
+
+    def _installed(self) -> str:
+        try:
+            return importlib.metadata.version(self.package) if self.package else ""
+        except importlib.metadata.PackageNotFoundError:
+            return ""
+
+    def _still_there(self, version: str) -> bool:
+        """Return whether the version is later than every one that the range names, in an entry that holds until fixed."""
+        from packaging.specifiers import SpecifierSet
+        from packaging.version import Version
+
+        named = [Version(each.version.removesuffix(".*")) for each in SpecifierSet(self.versions)]
+        return self.until_fixed and bool(named) and Version(version) > max(named)
 
 
 def default_path() -> Path:
@@ -50,7 +75,8 @@ def load_known_failures(path: Path) -> list[KnownFailure]:
     """Read a list of known failures.
 
     Raises:
-        UsageError: the file cannot be read, an entry lacks a field, names an unknown rule or has a bad version range.
+        UsageError: the file cannot be read, an entry lacks a field, has one of another kind, names an unknown rule or has a
+            bad version range.
     """
     from packaging.specifiers import InvalidSpecifier, SpecifierSet
 
@@ -65,11 +91,17 @@ def load_known_failures(path: Path) -> list[KnownFailure]:
     found = []
     for number, entry in enumerate(entries, start=1):
         missing = [name for name in _FIELDS if name not in entry]
-        if missing or set(entry) - set(_FIELDS):
+        if missing or set(entry) - {*_FIELDS, _UNTIL_FIXED}:
             raise UsageError(
-                f"{path}: entry {number} must have exactly the fields {', '.join(_FIELDS)}, got {sorted(entry)}"
+                f"{path}: entry {number} must have exactly the fields {', '.join(_FIELDS)}, and {_UNTIL_FIXED} if it "
+                f"holds beyond its versions, got {sorted(entry)}"
             )
-        known = KnownFailure(**{name: str(entry[name]) for name in _FIELDS})
+        until_fixed = entry.get(_UNTIL_FIXED, False)
+        if not isinstance(until_fixed, bool):
+            raise UsageError(
+                f"{path}: entry {number} has {_UNTIL_FIXED} {until_fixed!r}, expected true or false"
+            )
+        known = KnownFailure(**{name: str(entry[name]) for name in _FIELDS}, until_fixed=until_fixed)
         if known.rule not in RULE_IDS:
             raise UsageError(
                 f"{path}: entry {number} names rule {known.rule!r}; known: {', '.join(RULE_IDS)}"
@@ -112,7 +144,7 @@ def apply_known_failures(
             failed = result.verdict is Verdict.FAIL and all(f.kind == "illegal" for f in result.failures)
             if failed:
                 result.verdict = Verdict.PASS
-                result.reason = f"known failure: {entry.reason} ({entry.issue})"
+                result.reason = f"known failure: {entry.reason} ({entry.where})"
                 for failure in result.failures:
                     failure.known_issue, failure.kind = entry.issue, "known"
             elif alarm and result.verdict is Verdict.PASS and result.compared and not result.reason:

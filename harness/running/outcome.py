@@ -31,7 +31,8 @@ class Status(StrEnum):
         "not implemented"  # NotImplementedError from a stage that never returned: `stage`, `error`
     )
     CRASHED = "crashed"  # the process or its GPU is gone: `error`
-    TIMEOUT = "timeout"  # no answer in time: `error`
+    TIMEOUT = "timeout"  # no answer, and the process hangs: `error`
+    SLOW = "slow"  # no answer, and the process does not hang: `error`
     DIAGNOSED = "diagnosed"  # `diagnosis`
     KEPT = "kept"  # the calls of a failing problem are in a file, or `error` says why not
     INTERNAL = "internal"  # a defect of the harness: its trace in `error`
@@ -39,11 +40,15 @@ class Status(StrEnum):
 
 @dataclass(frozen=True)
 class Description:
-    """A candidate that can be judged: its declared traits, what was measured through it, and its stages."""
+    """A candidate that can be judged: its declared traits, what was measured through it, and its stages.
+
+    `device_bytes` is the free memory of its GPU, 0 where its tensors live elsewhere.
+    """
 
     traits: dict[str, Any]
     measured: dict[str, Any] = field(default_factory=dict)
     stages: list[str] = field(default_factory=list)
+    device_bytes: int = 0
 
     @property
     def declared(self) -> Traits:
@@ -83,12 +88,13 @@ class Outcome:
     @property
     def fails(self) -> bool:
         """Whether this is a failure of the candidate."""
-        return bool(self.illegal) or self.lost or self.status in {Status.CONTRACT, Status.RAISED}
+        failures = {Status.CONTRACT, Status.RAISED, Status.CRASHED, Status.TIMEOUT}
+        return bool(self.illegal) or self.status in failures
 
     @property
     def lost(self) -> bool:
         """Whether the process is of no use any more."""
-        return self.status in {Status.CRASHED, Status.TIMEOUT}
+        return self.status in {Status.CRASHED, Status.TIMEOUT, Status.SLOW}
 
 
 @dataclass(frozen=True)

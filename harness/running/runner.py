@@ -27,10 +27,12 @@ if TYPE_CHECKING:
     from hypothesis.strategies import SearchStrategy
 
 SHRINK_SECONDS = 20.0
+FIRST_CAPACITY = 32  # of the first ten problems of a real model's shape
 ROUND = 10
 """Examples of one search of hypothesis. From the eleventh on it follows each with up to five small variations of it: of 144
 problems of one rule 46 were really different. A failing one is shrunk all the same."""
 MOST_CRASHES = 3  # of one rule, after which it ends: each costs a fresh process
+MOST_SLOW = 3  # problems of a rule that take longer than their limit and are answered all the same, after which it ends
 
 
 class InternalError(Exception):
@@ -77,11 +79,13 @@ class RuleRun:
 
     def __init__(self, rule: Rule, session: Session, settings: RunSettings) -> None:
         self._rule, self._session, self._settings = rule, session, settings
-        self._traits = session.describe().declared
+        described = session.describe()
+        self._traits = described.declared
         self._tally = Tally(RuleResult(rule.id, rule.title, settings.candidate, Verdict.UNKNOWN))
         self._wanted = wanted_problems(rule, settings.profile)
         # A real model's extents are what was asked for. What fails on small problems too is found on those first.
-        self._far = [] if settings.shape else far_for(rule.id, self._traits, all_of_them=rule.reaches)
+        far = far_for(rule.id, self._traits, all_of_them=rule.reaches, device_bytes=described.device_bytes)
+        self._far = [] if settings.shape else far
         self._budget = max(self._wanted - len(self._far), 1)  # problems to be judged by now
         seldom = seldom_for(rule.drawn, self._traits) if rule.reaches and not settings.shape else []
         self._seldom = seldom * max(settings.profile.trap_floor, 1)
@@ -90,7 +94,9 @@ class RuleRun:
             str
         ] = []  # problems for which a stage raised NotImplementedError and had never returned
         self.not_implemented = ""  # a stage for which that is all it ever did
-        self._crashes = 0  # problems that ended the candidate's process, or took too long
+        self._crashes = 0  # problems that ended the candidate's process, or hung
+        self._slow = 0  # problems that took longer than the limit
+        self._large = False  # the problem at hand needs much memory of a GPU
         self._seen: set[Problem] = set()
         # Outcomes of failing problems. The last one is the smallest: hypothesis ends by replaying it.
         self._failed: dict[str, Outcome] = {}
@@ -147,6 +153,7 @@ class RuleRun:
 
         for far in self._far:
             self._budget = self._tally.result.examples + 1
+            self._large = far.device_bytes > 0
             start = zlib.crc32(f"{self._rule.id} {self._settings.seed} {far.name}".encode())
             if self._over():
                 return
@@ -196,7 +203,10 @@ class RuleRun:
         """Hand ten drawn problems to a function; `number` says which ten."""
         from harness.problems.strategies import problems
 
-        drawn = problems(self._rule.drawn, self._traits, self._settings.profile, self._settings.shape)
+        profile, shape = self._settings.profile, self._settings.shape
+        if shape and not number:  # of the few problems that there may be time for, the first are small
+            profile = replace(profile, capacity=min(profile.capacity, FIRST_CAPACITY))
+        drawn = problems(self._rule.drawn, self._traits, profile, shape)
         self._search(take, drawn, zlib.crc32(f"{self._rule.id} {self._settings.seed} {number}".encode()))
 
     def _search(self, take: Callable[[Problem], None], drawn: SearchStrategy[Problem], start: int) -> None:
@@ -226,6 +236,7 @@ class RuleRun:
         return (
             self._tally.late
             or self._crashes >= MOST_CRASHES
+            or bool(self._tally.slow)
             or len(self._stubs) >= ROUND
             or bool(result.skipped)
             or result.examples >= self._budget
@@ -255,11 +266,7 @@ class RuleRun:
         if self._first_failure is not None and time.monotonic() > self._first_failure + SHRINK_SECONDS:
             return False  # enough shrinking: every problem not yet known to fail counts as passing
         outcome = self._judged(text)
-        if outcome.status is Status.NOT_APPLICABLE:
-            self._tally.result.skipped = outcome.error
-            return False
-        if outcome.status is Status.NOT_IMPLEMENTED:
-            self._stubs.append(text)
+        if self._left_open(outcome, text):
             return False
         if self._first_failure is None:
             self._tally.add(outcome, problem)
@@ -275,20 +282,41 @@ class RuleRun:
             self._first_failure = self._first_failure or time.monotonic()
         return outcome.fails
 
+    def _left_open(self, outcome: Outcome, problem: str) -> bool:
+        """Return whether the outcome says nothing about the problem, having noted what it does say."""
+        if outcome.status is Status.NOT_APPLICABLE:
+            self._tally.result.skipped = outcome.error
+        elif outcome.status is Status.NOT_IMPLEMENTED:
+            self._stubs.append(problem)
+        elif outcome.status is Status.SLOW:
+            self._tally.slow = f"{outcome.error}, on {problem}"
+        else:
+            return self._lacks_memory(outcome)  # then it is not tested, and a PASS does not state it
+        return True
+
+    def _lacks_memory(self, outcome: Outcome) -> bool:
+        return self._large and "OutOfMemoryError" in outcome.error
+
     def _try(self, problem: Problem) -> None:
         """Have the candidate's stages called on a problem, whatever comes of it."""
         if not misfit(problem, self._rule, self._traits):
             self._judged(str(problem))
 
     def _judged(self, problem: str) -> Outcome:
+        limit, started = self._settings.profile.problem_seconds, time.monotonic()
         try:
-            outcome = self._session.judge(self._rule.id, problem, self._settings.profile.problem_seconds)
+            outcome = self._session.judge(self._rule.id, problem, limit)
         except (Exception, KeyboardInterrupt):
             raise
         except BaseException as outside:  # pytest's own, which hypothesis would take for a failing problem
             raise _Ended(outside) from outside
-        if outcome.status is Status.INTERNAL:
+        if outcome.status is Status.INTERNAL and not self._lacks_memory(outcome):
             raise InternalError(f"{self._rule.id} on {problem}:\n{outcome.error}")
+        self._slow += time.monotonic() - started > limit
+        if self._slow >= MOST_SLOW and not self._tally.slow:
+            self._tally.slow = (
+                f"{self._slow} problems took longer than {limit:g} s each, the last of them {problem}"
+            )
         return outcome
 
     def _settle(self, problem: str) -> None:

@@ -1,7 +1,7 @@
 """Where a candidate lives while it is judged: in this process, or in a child that may crash or hang.
 
 A child loads the candidate, probes it, and judges problem after problem. If it dies or exceeds its time, that problem
-is answered CRASHED or TIMEOUT and the next one gets a fresh child. The parent needs no torch.
+is answered CRASHED, TIMEOUT or SLOW (harness.running.waiting) and the next one gets a fresh child. The parent needs no torch.
 """
 
 from __future__ import annotations
@@ -29,13 +29,19 @@ from harness.running.outcome import (
     outcome_from,
     to_line,
 )
+from harness.running.waiting import HANGS, Wait
 from harness.verdict import UsageError
 
 START_SECONDS = 300.0  # loading torch and compiling a first kernel
+POLL_SECONDS = 0.5  # between two looks at what a silent process does
 
 
 class CandidateStartError(Exception):
     """The candidate could not be loaded or probed: the reason, for a verdict of UNKNOWN or FAIL."""
+
+
+class StartTimeoutError(CandidateStartError):
+    """It did not start in time, which says nothing about it."""
 
 
 class Session(Protocol):
@@ -52,7 +58,7 @@ class Session(Protocol):
         """Return traits, measurements and stages."""
 
     def judge(self, rule_id: str, problem: str, seconds: float) -> Outcome:
-        """Judge one problem within a time limit."""
+        """Judge one problem within a time limit, see harness.running.waiting."""
 
     def diagnose(self, rule_id: str, problem: str, command: str, seconds: float) -> list[dict[str, Any]]:
         """Return which known faults explain a failure, within a time limit."""
@@ -110,6 +116,7 @@ class Child:
         self._process: subprocess.Popen[bytes] | None = None
         self._buffer = b""
         self.left_out: dict[str, str] = {}
+        self._hung = False
         self._described = self._start()
 
     def describe(self) -> Description:
@@ -117,13 +124,17 @@ class Child:
         return self._described
 
     def judge(self, rule_id: str, problem: str, seconds: float) -> Outcome:
-        """Judge one problem; CRASHED or TIMEOUT end the child, and the next call starts another."""
+        """Judge one problem; CRASHED, TIMEOUT and SLOW end the child, and the next call starts another."""
         if self._process is None:
             try:
                 self._start()
             except CandidateStartError as error:
-                return Outcome(Status.CRASHED, f"the candidate did not start again: {error}")
-        return self._ask(Command(rule_id, problem, without=list(self.left_out)), seconds)
+                status = Status.SLOW if isinstance(error, StartTimeoutError) else Status.CRASHED
+                return Outcome(status, f"the candidate did not start again: {error}")
+        hangs = 1 if self._hung else HANGS  # once is enough to wait that long for
+        outcome = self._ask(Command(rule_id, problem, without=list(self.left_out)), seconds, hangs)
+        self._hung |= outcome.status is Status.TIMEOUT
+        return outcome
 
     def diagnose(self, rule_id: str, problem: str, command: str, seconds: float) -> list[dict[str, Any]]:
         """Return which known faults explain a failure; nothing where the child dies of it or takes too long."""
@@ -184,27 +195,33 @@ class Child:
             raise
         if answer.description is None:
             self.close()
-            error = UsageError if answer.status is Status.USAGE else CandidateStartError
-            raise error(answer.error or "no reason given")
+            kinds = {Status.USAGE: UsageError, Status.TIMEOUT: StartTimeoutError}
+            raise kinds.get(answer.status, CandidateStartError)(answer.error or "no reason given")
         return answer.description
 
-    def _ask(self, command: Command, seconds: float) -> Outcome:
-        """Send a command and wait for its outcome; a child that is lost is ended."""
+    def _ask(self, command: Command, seconds: float, hangs: float = 0) -> Outcome:
+        """Send a command and wait for its outcome, `seconds` or by harness.running.waiting; a child that is lost is ended."""
         try:
             os.write(self._to_child, to_line(command).encode() + b"\n")
-            outcome = self._receive(seconds)
+            outcome = self._receive(seconds, hangs)
         except OSError:
             outcome = Outcome(Status.CRASHED, self._how_it_died())
         if outcome.lost:
             self.close()
         return outcome
 
-    def _receive(self, seconds: float) -> Outcome:
+    def _receive(self, seconds: float, hangs: float = 0) -> Outcome:
         end = time.monotonic() + seconds
+        wait = Wait(self._process.pid, seconds, hangs) if self._process and hangs else None
         while b"\n" not in self._buffer:
-            ready, _, _ = select.select([self._from_child], [], [], max(0.0, end - time.monotonic()))
+            poll = POLL_SECONDS if wait else max(0.0, end - time.monotonic())
+            ready, _, _ = select.select([self._from_child], [], [], min(poll, seconds / 10))
             if not ready:
-                return Outcome(Status.TIMEOUT, f"no answer within {seconds:g} s")
+                if wait is None and time.monotonic() >= end:
+                    return Outcome(Status.TIMEOUT, f"no answer within {seconds:g} s")
+                if wait and (over := wait.over()):
+                    return over
+                continue
             chunk = os.read(self._from_child, 1 << 20)
             if not chunk:
                 return Outcome(Status.CRASHED, self._how_it_died())

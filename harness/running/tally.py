@@ -25,6 +25,7 @@ class Tally:
         accepted: altered copies that would have passed, by name.
         not_implemented: which stage is not, in words.
         late: whether the time ended the drawing.
+        slow: what took so long that the rule ended, in words.
     """
 
     result: RuleResult
@@ -34,6 +35,7 @@ class Tally:
     not_implemented: str = ""
     accepted: Counter[str] = field(default_factory=Counter)
     late: bool = False
+    slow: str = ""
 
     def add(self, outcome: Outcome, problem: Problem) -> None:
         """Count one problem that the rule says something about."""
@@ -91,8 +93,11 @@ class Tally:
             result.reason = result.failures[0].message.splitlines()[0]
         elif result.skipped:
             result.verdict, result.reason = Verdict.PASS, f"not applicable: {result.skipped}"
-        elif self.not_implemented:
-            result.reason = self.not_implemented
+        elif self.not_implemented or (self.slow and result.examples < wanted):
+            judged = f"{result.examples} of {wanted} problems were judged"
+            result.reason = (
+                self.not_implemented or f"slow: {self.slow}; {judged} (--problem-seconds allows more)"
+            )
         elif result.examples == 0 and self.misfit:
             result.reason = f"no problem was judged: outside what the candidate declares: {self.misfit}"
         elif result.examples == 0:

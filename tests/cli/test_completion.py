@@ -54,7 +54,8 @@ def test_commands_are_completed_without_importing_one(complete: Complete) -> Non
 
 
 def test_options_and_their_values_are_completed(complete: Complete) -> None:
-    assert complete("check", "--pro", loads="check") == ["--profile", "--problem"]
+    options = ["--profile", "--problem", "--problem-seconds"]
+    assert complete("check", "--pro", loads="check") == options
     assert complete("check", "--candidate", "", loads="check") == list(CANDIDATES)
     assert complete("check", "--rule", "pad", loads="check") == [r for r in RULE_IDS if r.startswith("PAD-")]
     assert complete("mutants", "--profile", "", loads="mutants") == list(PROFILES)

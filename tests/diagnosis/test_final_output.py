@@ -31,11 +31,11 @@ def _any_machine(monkeypatch):
     monkeypatch.setattr(diagnose, "MORE_SECONDS", 60.0)
 
 
-def diagnosed(base: str, fault: str, problem: str = PROBLEM) -> list[dict[str, Any]]:
+def diagnosed(base: str, fault: str, problem: str = PROBLEM, rule: str = "MOE") -> list[dict[str, Any]]:
     judge = Judge(FinalOutputOnly(plant(base, fault)))
-    outcome = judge.judge("MOE", problem)
+    outcome = judge.judge(rule, problem)
     assert outcome.status == "contract" or bool(outcome.illegal)
-    return judge.diagnose("MOE", problem, "")
+    return judge.diagnose(rule, problem, "")
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_a_race_is_named(fault: str) -> None:
 
 
 def test_an_input_that_the_layer_changes_is_a_finding() -> None:
-    first = diagnosed("eager", "alpha_folded_in_place")[0]
+    first = diagnosed("eager", "alpha_folded_in_place", rule="INPUTS")[0]
     assert first["fault"] == "alpha_folded_in_place"
     assert first["place"].startswith("the input w1_alpha and w2_alpha was changed")
 

@@ -87,7 +87,7 @@ def test_a_mutant_that_writes_into_shared_tensors_spoils_them_for_nobody():
         eager, parse_problem("2x4x32x32:4,3:normal:1"), bench.measured.known, rule("QUANT")
     )
     illegal = [sum(c.illegal for c in shared.judge(c_).comparisons) for c_ in (WritesIntoTokens(), eager)]
-    assert illegal[0] == 0, "QUANT judges what the quantizer read"
+    assert illegal[0] > 0, "QUANT judges what the quantizer was given, not what it made of it"
     assert illegal[1] == 0
     x = shared._context.tensors.x.clone()
     shared.judge(WritesIntoTokens())

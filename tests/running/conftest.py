@@ -51,9 +51,10 @@ class ToldSession:
         self.diagnosed: list[tuple[str, str, str]] = []
         self.diagnosis: list[dict[str, Any]] = []
         self.left_out: dict[str, str] = {}
+        self.device_bytes = 0
 
     def describe(self) -> Description:
-        return Description(asdict(self.traits), stages=list(ALL_STAGES))
+        return Description(asdict(self.traits), stages=list(ALL_STAGES), device_bytes=self.device_bytes)
 
     def judge(self, rule_id: str, problem: str, seconds: float) -> Outcome:
         self.problems.append(parse_problem(problem))

@@ -148,6 +148,29 @@ def test_max_seconds_ends_the_whole_run_and_leaves_what_was_not_judged_unknown(
     assert record.verdict is Verdict.UNKNOWN
 
 
+def test_max_seconds_begins_with_the_first_problem_of_each_candidate(
+    told, answer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A start-up of minutes (torch, a first compilation, the probe) once left no problem to be judged."""
+    now = 0.0
+
+    def problem(_: object) -> Outcome:
+        nonlocal now
+        now += 1
+        return answer()
+
+    def opened(*_: object, **__: object) -> Any:
+        nonlocal now
+        now += 1000
+        return told(problem)
+
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    monkeypatch.setattr(check, "open_session", opened)
+    request = CheckRequest(["mine", "its"], find_rules(["QUANT"]), STANDARD, max_seconds=19.5)
+    record = run_check(request, RunRecord("run", "now", [], profile="standard"), check.Progress())
+    assert [r.examples for r in record.rules] == [10, 10]
+
+
 def test_an_interrupt_keeps_what_was_found_until_then(told, answer, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = Counter()
 

@@ -55,7 +55,10 @@ def test_each_way_to_die_is_answered_and_the_next_problem_gets_a_fresh_process(c
     assert run(5) == (Verdict.FAIL, "crashed: the candidate's process was killed by SIGSEGV")
     assert run(1)[0] is Verdict.PASS
     hanging = Path(f"/proc/{child._process.pid}")
-    assert run(6, seconds=0.5) == (Verdict.FAIL, "timeout: no answer within 0.5 s")
+    assert run(6, seconds=0.5) == (
+        Verdict.FAIL,
+        "timeout: it hangs: no answer, and nothing done for 0.5 s (idle)",
+    )
     assert not hanging.exists(), "a hanging process is killed and waited for"
 
 

@@ -29,6 +29,10 @@ def illegal(outcome: Outcome) -> list[str]:
     return [c.stage for c in outcome.comparisons if c.illegal]
 
 
+def with_every_type(stage: str) -> list[str]:
+    return [f"{stage}{named}" for named in ("", ", float16", ", float32")]
+
+
 @pytest.mark.parametrize(
     ("candidate", "rule", "words"),
     [
@@ -136,13 +140,13 @@ def test_a_candidate_that_returns_nothing_never_looks_like_a_defect_of_the_harne
         ("Doubled", "GEMM", ["gemm"]),
         ("Doubled", "PIPELINE", ["gemm1", "gemm2"]),
         ("Doubled", "MOE", ["layer, propagated"]),
-        ("Mutates", "INPUTS", ["masked_grouped_gemm", "masked_moe"]),
-        ("WritesEverywhere", "WRITES", ["rows past the last tile"]),
+        ("Mutates", "INPUTS", [*with_every_type("masked_grouped_gemm"), "masked_moe, quantized tokens"]),
+        ("WritesEverywhere", "WRITES", with_every_type("rows past the last tile")),
         ("IgnoresMask", "GEMM", ["gemm"]),
-        ("Nondeterministic", "REPEAT", ["layer"]),
+        ("Nondeterministic", "REPEAT", ["layer", "layer, buffers reused"]),
         ("WritesNothing", "GEMM", ["gemm"]),
-        ("WritesNothing", "WRITES", ["gemm"]),
-        ("WritesNothing", "PAD-OUT", ["gemm"]),
+        ("WritesNothing", "WRITES", with_every_type("gemm")),
+        ("WritesNothing", "PAD-OUT", with_every_type("gemm")),
         ("WritesNothing", "MOE", ["layer, propagated"]),  # buffers of a composed layer are poisoned
     ],
 )

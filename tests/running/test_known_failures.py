@@ -21,9 +21,11 @@ from harness.running.known_failures import (
 from harness.verdict import UsageError, Verdict
 
 
-def known(**words: str) -> KnownFailure:
+def known(*, until_fixed: bool = False, **words: str) -> KnownFailure:
     values = {"rule": "GEMM", "candidate": "mine", "package": "", "versions": "", "issue": "mine#7"}
-    return KnownFailure(**(values | {"date": "2026-01-01", "reason": "a known bug"} | words))
+    return KnownFailure(
+        **(values | {"date": "2026-01-01", "reason": "a known bug"} | words), until_fixed=until_fixed
+    )
 
 
 def result(verdict: Verdict, kind: str = "illegal", **words: Any) -> RuleResult:
@@ -109,6 +111,46 @@ def test_a_version_range_holds_for_prereleases_and_builds_too(monkeypatch: pytes
         assert entry.applies() is applies, version
 
 
+@pytest.mark.parametrize(
+    ("versions", "installed", "plain", "until_fixed"),
+    [
+        ("<=0.7.2", "0.7.2", True, True),
+        ("<=0.7.2", "0.7.4", False, True),
+        ("<=0.7.2", "0.8.0.dev20260101", False, True),
+        (">=0.7,<0.7.3", "0.6.1", False, False),
+        (">=0.7,<0.7.3", "1.0", False, True),
+        ("==0.7.*", "0.8", False, True),
+        ("==0.7.*", "0.6", False, False),
+        (">=0.7", "0.6", False, False),
+        ("", "9", True, True),
+    ],
+)
+def test_an_entry_until_fixed_holds_for_every_later_version_and_for_no_earlier_one(
+    monkeypatch: pytest.MonkeyPatch, versions: str, installed: str, plain: bool, until_fixed: bool
+) -> None:
+    monkeypatch.setattr("importlib.metadata.version", lambda _: installed)
+    assert known(package="theirs", versions=versions).applies() is plain
+    assert known(package="theirs", versions=versions, until_fixed=True).applies() is until_fixed
+
+
+def test_an_unchanged_defect_of_a_newer_version_is_known_and_a_fixed_one_is_an_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("importlib.metadata.version", lambda _: "0.7.4")
+    entry = known(package="theirs", versions="<=0.7.2", until_fixed=True)
+    failing = result(Verdict.FAIL)
+    apply_known_failures([failing], [entry])
+    assert failing.verdict is Verdict.PASS
+    assert failing.reason == "known failure: a known bug (mine#7; still there in theirs 0.7.4)"
+    passing = result(Verdict.PASS)
+    apply_known_failures([passing], [entry])
+    assert passing.verdict is Verdict.FAIL
+    assert "no longer fails" in passing.reason
+    without = result(Verdict.FAIL)
+    apply_known_failures([without], [known(package="theirs", versions="<=0.7.2")])
+    assert without.verdict is Verdict.FAIL
+
+
 def test_a_skipped_rule_neither_fails_nor_raises_the_alarm() -> None:
     skipped = result(Verdict.PASS, skipped="needs a GPU")
     assert apply_known_failures([skipped], [known()]) == []
@@ -137,6 +179,8 @@ def test_an_entry_is_read_with_its_date_as_text(tmp_path: Path) -> None:
     path = tmp_path / "known.toml"
     path.write_text(ENTRY)
     assert load_known_failures(path) == [known()]
+    path.write_text(ENTRY + "until_fixed = true\n")
+    assert load_known_failures(path) == [known(until_fixed=True)]
 
 
 @pytest.mark.parametrize(
@@ -145,6 +189,7 @@ def test_an_entry_is_read_with_its_date_as_text(tmp_path: Path) -> None:
         ("[[failure", "cannot be read as a list of known failures"),
         (ENTRY.replace('issue = "mine#7"\n', ""), "entry 1 must have exactly the fields"),
         (ENTRY + 'colour = "red"\n', "entry 1 must have exactly the fields"),
+        (ENTRY + 'until_fixed = "yes"\n', "entry 1 has until_fixed 'yes', expected true or false"),
         (ENTRY + ENTRY.replace("GEMM", "GEM"), "entry 2 names rule 'GEM'; known: QUANT"),
         (ENTRY.replace('versions = ""', 'versions = "seven"'), "versions 'seven', expected a range such as"),
         (

@@ -131,11 +131,14 @@ class StrictPhysical(Physical):
         masked_m: Tensor,
         alpha: Tensor | None,
     ) -> None:
-        """Multiply, or raise ValueError on operands whose strides are not canonical."""
+        """Multiply, or raise ValueError on inputs whose strides are not canonical."""
         from harness.candidates import layouts
 
-        if not layouts.canonical(a, "rows") or not layouts.canonical(a_scale, "scales"):
-            raise ValueError("a and a_scale must lie in memory experts outermost")
+        for operand, scale in ((a, a_scale), (b, b_scale)):
+            if not layouts.canonical(operand, "rows") or not layouts.canonical(scale, "scales"):
+                raise ValueError("operands and their scales must lie in memory experts outermost")
+        if not masked_m.is_contiguous() or not (alpha is None or alpha.is_contiguous()):
+            raise ValueError("masked_m and alpha must be contiguous")
         super().masked_grouped_gemm(a, a_scale, b, b_scale, out, masked_m, alpha)
 
 
