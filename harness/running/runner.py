@@ -10,13 +10,20 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from harness.candidates.protocol import Traits
-from harness.problems.problem import Problem
+from harness.problems.problem import Problem, parse_problem
 from harness.problems.profiles import Profile
 from harness.problems.reach import far_for
 from harness.problems.shapes import ModelShape
 from harness.records.record import Failure, RuleResult
 from harness.rules import Rule
-from harness.running.failure import describe_failure, diagnose_failure, heatmaps_of, most_telling
+from harness.running.failure import (
+    describe_failure,
+    diagnose_both,
+    diagnose_failure,
+    heatmaps_of,
+    most_telling,
+    tell_condition,
+)
 from harness.running.outcome import Outcome, Status
 from harness.running.session import Session
 from harness.running.tally import Tally
@@ -110,13 +117,7 @@ class RuleRun:
         except _Ended as ended:
             raise ended.args[0] from None
         except _IllegalError:
-            smallest = list(self._failed)[-1]
-            failure = self._failure(smallest)
-            telling = most_telling(list(self._failed))
-            if telling != smallest:
-                failure.heatmaps += heatmaps_of(self._failed[telling], telling)
-            diagnose_failure(failure, self._session, telling)
-            self._tally.result.failures.append(failure)
+            self._explain(list(self._failed)[-1])
         if self._stubs and not self._tally.result.failures:
             self._settle(self._stubs[0])
         return self._concluded(started)
@@ -128,12 +129,28 @@ class RuleRun:
         self._tally.misfit = misfit(problem, self._rule, self._traits)
         if not self._tally.misfit and self._fails(problem):
             failure = self._failure(str(problem))
-            diagnose_failure(failure, self._session, str(problem))
+            diagnose_failure(failure, self._session)
             self._tally.result.failures.append(failure)
         if self._stubs:
             self._round(self._try, 0)  # does it refuse this problem only?
             self._settle(str(problem))
         return self._concluded(started)
+
+    def _explain(self, smallest: str) -> None:
+        """Add the failure of the smallest problem, with what explains it, to what was found."""
+        failure, outcome = self._failure(smallest), self._failed[smallest]
+        found = [failure]
+        if outcome.status is not Status.JUDGED:
+            alike = [parse_problem(p) for p, o in self._failed.items() if o.status is outcome.status]
+            tell_condition(failure, alike, [p for p in self._seen if p not in alike])
+        else:
+            telling = most_telling([p for p, o in self._failed.items() if o.status is Status.JUDGED])
+            if telling == smallest:
+                diagnose_failure(failure, self._session)
+            else:
+                failure.heatmaps += heatmaps_of(self._failed[telling], telling)
+                found += diagnose_both(failure, self._failure(telling), self._session)
+        self._tally.result.failures += found
 
     def _reach(self) -> None:
         """Judge the problems that reach far, one extent each. Raises _IllegalError when a failing one has been shrunk."""

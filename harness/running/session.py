@@ -87,8 +87,8 @@ class InProcess:
         rule_id: str,
         problem: str,
         command: str,
-        seconds: float,
-        likely: Sequence[str] = (),  # noqa: ARG002 - as above
+        seconds: float,  # noqa: ARG002 - as above
+        likely: Sequence[str] = (),
     ) -> list[dict[str, Any]]:
         """Return which known faults explain a failure; `command` repeats the diagnosis."""
         self._judge.leave_out(self.left_out)
