@@ -56,7 +56,7 @@ def test_the_shown_failure_is_diagnosed_and_one_on_the_problem_that_tells_most(t
     assert larger[2].startswith("harness diagnose --candidate some:Candidate --rule GEMM --problem ")
     assert failure.message.splitlines()[-1] == (
         "  diagnosis  The product is stored without alpha: reproduces 100 % of 12 illegal elements; "
-        f"of {larger[1]} it reproduces 100 % of 12 illegal elements, expert 1, row 0; like vllm#1"
+        f"on {larger[1]} 100 % of 12 illegal elements, expert 1, row 0; like vllm#1"
     )
 
 

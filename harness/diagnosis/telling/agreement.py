@@ -45,7 +45,8 @@ def combined(shown: Sequence[Finding], larger: Sequence[Finding], problem: str) 
     if not larger or larger[0].get("raised") or larger[0].get("passed"):
         return list(shown)
     if (same := agree(shown, larger)) is not None:
-        both = f"{shown[0]['evidence'].partition(';')[0]}; of {problem} it {same['evidence']}"
+        more = same["evidence"].removeprefix("reproduces ")
+        both = f"{shown[0]['evidence'].partition(';')[0]}; on {problem} {more}"
         return [{**same, "evidence": both}, *(f for f in larger if f is not same)]
     if is_claimed(larger):  # another failure: nothing about this one
         return list(shown) if is_claimed(shown) else _nothing(shown)
