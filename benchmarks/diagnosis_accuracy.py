@@ -171,13 +171,15 @@ def outside(seed: int, *, final: bool = False) -> dict[str, Any]:
     """One run with a fault that the catalog does not have."""
     import torch
     from diagnosis_outside import OUTSIDE
+    from diagnosis_outside_arithmetic import ARITHMETIC
 
     torch.set_num_threads(1)
     rng = random.Random(f"outside {seed}")
-    name = sorted(OUTSIDE)[seed % len(OUTSIDE)]
+    everything = OUTSIDE | ARITHMETIC
+    name = sorted(everything)[seed % len(everything)]
     from harness.rules import find_rules
 
-    candidate, rule = OUTSIDE[name]
+    candidate, rule = everything[name]
     if final:
         inside, rule = candidate, "MOE"
 
@@ -192,9 +194,9 @@ def outside(seed: int, *, final: bool = False) -> dict[str, Any]:
     started = time.perf_counter()
     diagnosis = judge.diagnose(rule, problem, "")
     named = [f for f in diagnosis if f["fault"] and not f.get("alternative")]
-    everything = bool(diagnosis) and len(named) == len([f for f in diagnosis if not f.get("alternative")])
+    in_full = bool(diagnosis) and len(named) == len([f for f in diagnosis if not f.get("alternative")])
     weak = any(f.get("weak") for f in named)  # the finding itself says that the inputs do not tell
-    return {"faults": [name], "claimed": everything and not weak, "weak": everything and weak, "seconds": time.perf_counter() - started, "problem": problem,
+    return {"faults": [name], "claimed": in_full and not weak, "weak": in_full and weak, "seconds": time.perf_counter() - started, "problem": problem,
             "found": [(f["fault"], f.get("strength", ""), f.get("explained")) for f in diagnosis]}  # fmt: skip
 
 

@@ -54,23 +54,23 @@ def combined(shown: Sequence[Finding], larger: Sequence[Finding], problem: str) 
     if is_claimed(shown) and not shown[0].get("measured"):
         first = {**shown[0], "weak": doubt, "evidence": f"{shown[0]['evidence']}; weak: {doubt}"}
         return [first, *shown[1:]]
-    return [*_nothing(shown), *({**f, "problem": problem} for f in larger if not f["fault"])]
+    return [*_nothing(shown), *({**f, "problem": problem} for f in _nothing(larger))]
 
 
-def _nothing(shown: Sequence[Finding]) -> list[Finding]:
+def _nothing(found: Sequence[Finding]) -> list[Finding]:
     """Return a diagnosis without what is weak in it: the pattern alone."""
-    if not shown[0]["fault"]:
-        return list(shown)
-    pattern = [words for f in shown if not f.get("alternative") for words in f.get("pattern", ())]
-    count = sum(f["elements"] for f in shown if not f.get("alternative"))
+    if not found[0]["fault"]:
+        return list(found[:1])
+    pattern = [words for f in found if not f.get("alternative") for words in f.get("pattern", ())]
+    count = sum(f["elements"] for f in found if not f.get("alternative"))
     return [
         {
             "fault": "",
             "title": "no known fault explains it",
             "explained": 0.0,
             "elements": count,
-            "evidence": f"what would explain {count:,} illegal elements does not explain a larger problem",
+            "evidence": f"{count:,} illegal elements, of which no fault explains more than a part on every problem",
             "pattern": pattern,
-            "command": shown[0].get("command", ""),
+            "command": found[0].get("command", ""),
         }
     ]

@@ -14,7 +14,7 @@ from harness.diagnosis.cases.views import SCALE
 from harness.diagnosis.hypotheses.score import Score
 
 NEARLY_ALL = 0.9  # of the illegal elements of its stages: what one cause must explain
-_HALF = 0.5  # of them, below which small steps are no evidence
+_HALF = 0.5  # of them, below which a story about rows of a layer's output is none
 _DISTINCT = 8  # different changes of value below which an explanation is weak
 _NOT_A_NUMBER = -1e300  # stands for NaN, which differs from itself
 _SAMPLE = 4096  # illegal elements of a call that are looked at for it
@@ -50,14 +50,19 @@ def weakness(score: Score, masks: Masks, cases: Sequence[CallCase]) -> str:
 
 
 def coincidental(score: Score, masks: Masks, cases: Sequence[CallCase]) -> bool:
-    """Return whether a fault explains less than half of what is illegal, and that by steps that any small error causes.
+    """Return whether a fault explains a part of what is illegal as any fault may.
 
-    Of a thousand codes that are one too small, some are what truncation does, some what a rounded scale does.
+    Of a thousand codes that are one too small, some are what truncation does, some what a rounded scale does. A part is
+    explained by chance where it is a few values, a factor that was measured on it, or steps that any small error causes.
     """
-    if share(score, masks) >= _HALF:
+    explained = share(score, masks)
+    if explained >= NEARLY_ALL:
         return False
-    if any(isinstance(cases[n], LayerCase) for n in masks):
-        return True  # of rows of an output nothing else is known
+    if score.hypothesis.fitted:
+        return True
+    if any(isinstance(cases[n], LayerCase) for n in masks):  # rows are compared, with a tolerance
+        rows = sum(int(mask.any(-1).any(-1).sum()) for mask in masks.values())
+        return explained < _HALF or rows < _DISTINCT
     return distinct_changes(masks, cases, larger=True) < _DISTINCT
 
 

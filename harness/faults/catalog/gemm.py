@@ -117,6 +117,18 @@ def k_tail_missing(call: GemmCall, p: Parameters) -> None:
     call.run()
 
 
+@fault(category="gemm", stages=_GEMM, bugs=("B25",), killed_by="GEMM", effect="none")
+def cast_before_alpha(call: GemmCall, _: Parameters) -> None:
+    """The sum is rounded to the output's type before it is multiplied by alpha, and once more afterwards."""
+    alpha = call.alpha
+    if alpha is None:
+        call.run()
+        return
+    call.alpha = torch.ones_like(alpha)
+    call.run()
+    call.store(call.product.float() * alpha.view(-1, 1, 1))
+
+
 def _narrow(call: GemmCall, dtype: torch.dtype, chunk: int) -> Tensor:
     """Return the product with the running sum rounded to a narrow type after every chunk of k, float32."""
     a, b = call.a_values, call.b_values
@@ -168,18 +180,6 @@ def output_truncated(call: GemmCall, _: Parameters) -> None:
     stored = exact.to(call.out.dtype)
     toward_zero = torch.nextafter(stored, torch.zeros_like(stored))
     call.store(torch.where(stored.float().abs() > exact.abs(), toward_zero, stored))
-
-
-@fault(category="gemm", stages=_GEMM, bugs=("B25",), killed_by="GEMM", effect="none")
-def cast_before_alpha(call: GemmCall, _: Parameters) -> None:
-    """The sum is rounded to the output's type before it is multiplied by alpha, and once more afterwards."""
-    alpha = call.alpha
-    if alpha is None:
-        call.run()
-        return
-    call.alpha = torch.ones_like(alpha)
-    call.run()
-    call.store(call.product.float() * alpha.view(-1, 1, 1))
 
 
 @fault(category="gemm", stages=_GEMM, bugs=("G05",), killed_by="PAD-OUT", effect="collapse")

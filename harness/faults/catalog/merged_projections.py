@@ -5,6 +5,8 @@ Each is planted in load_experts, or in masked_moe of a candidate that has no loa
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -47,5 +49,7 @@ def input_scale_of_up(call: LoadCall, p: Parameters) -> None:
     if call.checkpoint is not None:
         names = [tensor_name(e, "up", "input_scale") for e in range(count_experts(call.checkpoint))]
         factor = max(float(call.checkpoint[name]) for name in names) * float(call.input_global_scale[0])
+        if math.isclose(factor, 1.0, rel_tol=1e-6):
+            return  # up's is the largest
     call.input_global_scale = call.input_global_scale / factor
     call.w1_alpha = call.w1_alpha * factor
