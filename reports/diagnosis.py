@@ -19,7 +19,7 @@ _KNOWN = frozenset(
 )
 # Figures behind the words: they are in the record for programs.
 _FOR_PROGRAMS = frozenset(
-    ("where", "explained", "elements", "of", "also", "category", "measured", "weak", "raised")
+    ("where", "explained", "elements", "of", "also", "category", "measured", "by_chance", "weak", "raised")
 )  # `evidence` says what is weak, too
 
 

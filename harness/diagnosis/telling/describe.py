@@ -99,6 +99,7 @@ def _explained(
         **({"same_as": same} if same else {}),
         "also": sorted(_as_good(e, scores) - {fault.name, *same}),
         "bugs": _threads(fault),
+        **({"by_chance": True} if e.score.placed else {}),
         **({"simulated": fault.simulated} if fault.simulated else {}),
         "where": {name: {k: v for k, v in p.items() if k != "words"} for name, p in places.items()},
         "command": command,
