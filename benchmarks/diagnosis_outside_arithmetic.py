@@ -202,7 +202,7 @@ OPERANDS: dict[str, Change] = {
     "alpha of 4 bits": partial(_alpha, partial(cut, bits=4)),
     "square root of alpha": partial(_alpha, torch.sqrt),
     "mean of alphas": partial(_alpha, lambda v: v.mean().expand_as(v).contiguous()),
-    "scales of a one code up": partial(_scales, "a", lambda s: torch.where(s < 0x7E, s + 1, s)),
+    "odd scales of a one code up": partial(_scales, "a", lambda s: torch.where((s % 2 == 1) & (s < 0x7D), s + 1, s)),
     "scales of b of 2 bits": partial(_scales, "b", lambda s: torch.where(s < 0x7F, s & 0xFE, s)),
     "every third scale of a halved": partial(_scales, "a", partial(_set, (..., slice(None, None, 3)), lambda s: s - 8)),
     "every 7th element of a lost": partial(_codes, "a", partial(_set, (..., slice(6, None, 7)), 0)),
