@@ -51,7 +51,8 @@ def combined(shown: Sequence[Finding], larger: Sequence[Finding], problem: str) 
     if is_claimed(larger):  # another failure: nothing about this one
         return list(shown) if is_claimed(shown) else _nothing(shown)
     doubt = f"{problem} fails as well, and this does not explain it"
-    if is_claimed(shown) and not shown[0].get("measured"):
+    # A factor was measured on what is shown; where several faults explain that, the larger problem refutes them alike.
+    if is_claimed(shown) and not shown[0].get("measured") and not shown[0].get("also"):
         first = {**shown[0], "weak": doubt, "evidence": f"{shown[0]['evidence']}; weak: {doubt}"}
         return [first, *shown[1:]]
     return [*_nothing(shown), *({**f, "problem": problem} for f in _nothing(larger))]

@@ -70,6 +70,7 @@ def _explained(
     if e.score.inside:
         words += f"; in {'; '.join(_weight_rows(*inside) for inside in e.score.inside.items())}"
     same = sorted({s.hypothesis.fault.name for s in e.same} | set(fault.same_as))
+    also = sorted(_as_good(e, scores) - {fault.name, *same})
     evidence = f"reproduces {percent(part)} of {illegal:,} illegal elements"
     if not e.score.exact:
         evidence += ", each within what the order of addition and rounding leave free"
@@ -94,10 +95,10 @@ def _explained(
         "elements": e.elements,
         "of": illegal,
         **({"weak": weak} if weak else {}),
-        **({"pattern": _pattern(e.masks, cases)} if weak or e.score.hypothesis.fitted else {}),
+        **({"pattern": _pattern(e.masks, cases)} if weak or also or e.score.hypothesis.fitted else {}),
         **({"alternative": "explains elements that a better explanation covers"} if e.alternative else {}),
         **({"same_as": same} if same else {}),
-        "also": sorted(_as_good(e, scores) - {fault.name, *same}),
+        "also": also,
         "bugs": _threads(fault),
         **({"by_chance": True} if e.score.placed else {}),
         **({"simulated": fault.simulated} if fault.simulated else {}),
