@@ -19,7 +19,7 @@ _KNOWN = frozenset(
 )
 # Figures behind the words: they are in the record for programs.
 _FOR_PROGRAMS = frozenset(
-    ("where", "explained", "elements", "category", "weak")
+    ("where", "explained", "elements", "of", "also", "category", "measured", "by_chance", "weak", "raised")
 )  # `evidence` says what is weak, too
 
 
@@ -64,10 +64,11 @@ def read(found: list[Json]) -> Diagnosis | None:
 
 def _finding(entry: Json) -> Finding:
     threads = _words(entry.get("bugs")) + _words(entry.get("thread"))
+    title = _word(entry.get("title")) or _word(entry.get("fault")) or "an explanation without a name"
     others = [(name, value) for name, value in entry.items() if name not in _KNOWN | _FOR_PROGRAMS]
     return Finding(
         fault=_word(entry.get("fault")),
-        title=_word(entry.get("title")) or _word(entry.get("fault")) or "an explanation without a name",
+        title=("perhaps: " if entry.get("weak") else "") + title,
         strength=_word(entry.get("strength")),
         place=_word(entry.get("place")),
         evidence=_words(entry.get("evidence")),

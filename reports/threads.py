@@ -11,7 +11,9 @@ from reports.text import clip, linked
 OWNERS = {
     "DeepEP": "deepseek-ai/DeepEP",
     "TE": "NVIDIA/TransformerEngine",
+    "NeMo-RL": "NVIDIA-NeMo/RL",
     "TRT-LLM": "NVIDIA/TensorRT-LLM",
+    "aiter": "ROCm/aiter",
     "ao": "pytorch/ao",
     "compressed-tensors": "vllm-project/compressed-tensors",
     "cutlass": "NVIDIA/cutlass",

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,9 +16,10 @@ from harness.diagnosis.cases.case import SMALL, CallCase
 from harness.diagnosis.cases.collection import cases_around, cases_of, layer_cases
 from harness.diagnosis.cases.legality import Bounds
 from harness.diagnosis.cases.observation import MASKED_GEMM, MASKED_MOE, Observed
-from harness.diagnosis.cases.repetition import bounds_of, failing_calls
+from harness.diagnosis.cases.repetition import bounds_of, failing_calls, repeats_itself
+from harness.diagnosis.hypotheses.score import Score
 from harness.diagnosis.hypotheses.search import search_calls, search_layers
-from harness.diagnosis.telling.describe import findings, no_illegal_call, passed_again
+from harness.diagnosis.telling.describe import findings, no_illegal_call, passed_again, raised
 from harness.judging.context import Known
 
 SECONDS = 4.0  # for testing hypotheses: most searches need less than 2
@@ -27,7 +29,14 @@ _MOST_LARGER = 4.5  # the runner ends a diagnosis after a minute
 
 
 def diagnose_problem(
-    candidate: Any, known: Known, rule_id: str, problem: str, *, command: str = "", seconds: float = SECONDS
+    candidate: Any,
+    known: Known,
+    rule_id: str,
+    problem: str,
+    *,
+    command: str = "",
+    likely: Sequence[str] = (),
+    seconds: float = SECONDS,
 ) -> list[dict[str, Any]]:
     """Return what explains the failure of one rule on one problem, the best explanation first, JSON-ready.
 
@@ -37,16 +46,25 @@ def diagnose_problem(
         rule_id: the rule that failed.
         problem: the problem's string.
         command: repeats the diagnosis.
+        likely: names of faults that are tested in any case, those that explain another failure of the rule.
         seconds: after which no further hypothesis is tested.
     """
     with _one_thread():
         bounds = bounds_of(candidate, known)
         calls, cases, runs = failing_calls(candidate, known, bounds, rule_id, problem)
-        layers = any(call.stage == MASKED_MOE for call in calls)
+        if runs.error is not None:
+            return [raised(runs.error, command)]
+        layers, found_by = any(call.stage == MASKED_MOE for call in calls), rule_id
         if not _any_fails(cases) and layers and MASKED_GEMM in stages_of(candidate):
             inner, inner_cases, _ = failing_calls(candidate, known, bounds, "PIPELINE", problem)
-            calls, cases = (inner, inner_cases) if _any_fails(inner_cases) else (calls, cases)
-        found = _explained(calls, cases, bounds, time.thread_time() + seconds, command)
+            if _any_fails(inner_cases):
+                calls, cases, found_by = inner, inner_cases, "PIPELINE"
+
+        def by_chance() -> bool:
+            return not repeats_itself(candidate, known, found_by, problem)
+
+        end = time.thread_time() + seconds
+        found = _Diagnosis(calls, bounds, end, command, tuple(likely), by_chance).explained(cases)
         if found:
             return found
         if runs.failed:
@@ -59,7 +77,15 @@ def diagnose_calls(
 ) -> list[dict[str, Any]]:
     """Return what explains recorded calls, the best explanation first; nothing where every element is legal."""
     with _one_thread():
-        return _explained(calls, cases_of(calls, bounds), bounds, time.thread_time() + seconds, command)
+        end = time.thread_time() + seconds
+        found = _Diagnosis(calls, bounds, end, command).explained(cases_of(calls, bounds))
+    return [_once(finding) if finding.get("by_chance") else finding for finding in found]
+
+
+def _once(finding: dict[str, Any]) -> dict[str, Any]:
+    """Return a race that was seen in calls that cannot be repeated: weak."""
+    doubt = "one recording does not tell what strikes by chance from what is always so"
+    return {**finding, "weak": doubt, "evidence": f"{finding['evidence']}; weak: {doubt}"}
 
 
 @contextlib.contextmanager
@@ -73,31 +99,58 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _explained(
-    calls: list[Observed], cases: list[CallCase], bounds: Bounds, end: float, command: str
-) -> list[dict[str, Any]]:
-    if _any_fails(cases):
-        return _explained_calls(calls, cases, bounds, end, command)
-    layers = layer_cases(calls, bounds)
-    if not layers:
-        return []
-    larger = math.sqrt(max(case.work() for case in layers) / SMALL)
-    seconds = end - time.thread_time() + MORE_SECONDS * min(max(larger, 1.0), _MOST_LARGER)
-    return findings(search_layers(layers, calls, seconds), layers, command)
+@dataclass(frozen=True)
+class _Diagnosis:
+    """What is to be explained, and with what.
 
+    Attributes:
+        calls: all recorded calls, in order.
+        bounds: how they are judged.
+        end: thread time after which no further hypothesis is tested.
+        command: repeats the diagnosis.
+        likely: names of faults that are tested in any case.
+        by_chance: whether repetitions differ; asked only where a fault would explain it that strikes here and there.
+    """
 
-def _explained_calls(
-    calls: list[Observed], cases: list[CallCase], bounds: Bounds, end: float, command: str
-) -> list[dict[str, Any]]:
-    found = findings(search_calls(cases, calls, end - time.thread_time()), cases, command)
-    if _in_full(found) or not any(case.call.stage in LAYER_STAGES for case in cases if case.fails):
-        return found
-    # A fault may look more like the other right order of rows or slots than like its own.
-    other: list[CallCase] = []
-    for case in cases:
-        other += cases_around(case.call, bounds, 1) if case.call.stage in LAYER_STAGES else [case]
-    again = findings(search_calls(other, calls, end - time.thread_time()), other, command)
-    return again if again and _in_full(again) else found
+    calls: list[Observed]
+    bounds: Bounds
+    end: float
+    command: str
+    likely: tuple[str, ...] = ()
+    by_chance: Callable[[], bool] = lambda: True
+
+    def explained(self, cases: list[CallCase]) -> list[dict[str, Any]]:
+        """Return what explains the cases, or, where all of them are right, layers of which only the output was seen."""
+        if _any_fails(cases):
+            return self._of_calls(cases)
+        layers = layer_cases(self.calls, self.bounds)
+        if not layers:
+            return []
+        larger = math.sqrt(max(case.work() for case in layers) / SMALL)
+        seconds = self.end - time.thread_time() + MORE_SECONDS * min(max(larger, 1.0), _MOST_LARGER)
+        scores = search_layers(layers, self.calls, seconds, self.likely)
+        return findings(self._possible(scores), layers, self.command)
+
+    def _of_calls(self, cases: list[CallCase]) -> list[dict[str, Any]]:
+        found = self._findings(cases)
+        if _in_full(found) or not any(case.call.stage in LAYER_STAGES for case in cases if case.fails):
+            return found
+        # A fault may look more like the other right order of rows or slots than like its own.
+        other: list[CallCase] = []
+        for case in cases:
+            other += cases_around(case.call, self.bounds, 1) if case.call.stage in LAYER_STAGES else [case]
+        again = self._findings(other)
+        return again if again and _in_full(again) else found
+
+    def _findings(self, cases: list[CallCase]) -> list[dict[str, Any]]:
+        scores = search_calls(cases, self.calls, self.end - time.thread_time())
+        return findings(self._possible(scores), cases, self.command)
+
+    def _possible(self, scores: list[Score]) -> list[Score]:
+        """Return the scores without races where every repetition gives the same bits."""
+        if any(score.placed and score.explained for score in scores) and not self.by_chance():
+            return [score for score in scores if not score.placed]
+        return scores
 
 
 def _in_full(found: list[dict[str, Any]]) -> bool:

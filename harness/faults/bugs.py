@@ -1,4 +1,4 @@
-"""The 160 real bugs behind the catalog (bugs.toml): where each was reported, and which planted faults model it. No torch."""
+"""The 170 real bugs behind the catalog (bugs.toml): where each was reported, and which planted faults model it. No torch."""
 
 from __future__ import annotations
 

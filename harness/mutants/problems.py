@@ -9,7 +9,7 @@ from harness.problems.problem import Problem
 from harness.problems.profiles import Profile
 from harness.rules import Rule
 from harness.running.misfit import misfit
-from harness.running.runner import ROUND
+from harness.running.search import ROUND
 
 QUICK = 16 << 20  # multiply-adds of one GEMM: some 20 ms of judging on one core
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
-from harness.problems.problem import parse_problem
+from harness.problems.problem import Problem, parse_problem
 from harness.records.record import Failure, Heatmap
 from harness.rules import Rule
+from harness.running.condition import common
 from harness.running.outcome import Outcome, Status
 from harness.running.session import Session
 
@@ -80,16 +83,70 @@ def problem_size(text: str) -> int:
     return problem.experts * problem.capacity * max(problem.hidden, problem.inter)
 
 
-def diagnose_failure(failure: Failure, session: Session, problem: str) -> None:
+def diagnose_failure(failure: Failure, session: Session) -> None:
     """Add which known faults explain a failure to it and to its message."""
-    from harness.diagnosis.telling.words import diagnose_command, message_lines
+    _tell(failure, _diagnosed(failure, session, failure.problem))
 
+
+def diagnose_both(failure: Failure, other: Failure, session: Session) -> list[Failure]:
+    """Add to a failure what explains it, with the help of a larger problem on which the rule fails too.
+
+    Args:
+        failure: the one that is shown.
+        other: of the larger problem.
+        session: where the candidate lives.
+
+    Returns:
+        The larger problem's failure where it has a known cause that is not the shown one's; else nothing.
+    """
+    from harness.diagnosis.telling.agreement import agree, combined, is_claimed
+
+    larger = _diagnosed(other, session, other.problem)
+    names = [f["fault"] for f in larger if f["fault"] and not f.get("alternative")]
+    shown = _diagnosed(failure, session, failure.problem, names)
+    _tell(failure, combined(shown, larger, other.problem))
+    if not shown or agree(shown, larger) is not None or not is_claimed(larger):
+        return []
+    _tell(other, larger)
+    return [other]
+
+
+def _diagnosed(
+    failure: Failure, session: Session, problem: str, likely: Sequence[str] = ()
+) -> list[dict[str, Any]]:
+    from harness.diagnosis.telling.words import diagnose_command
+
+    if failure.kind != "illegal" or not failure.stage:
+        return []  # what was raised says itself what is wrong
     if problem_size(problem) > MOST_SIZE:
-        return  # every call would be kept on the CPU, several times
+        return []  # every call would be kept on the CPU, several times
     command = diagnose_command(failure.candidate, failure.rule, problem)
-    failure.diagnosis = session.diagnose(failure.rule, problem, command, DIAGNOSIS_SECONDS)
-    if failure.diagnosis:
-        failure.message = "\n".join([failure.message, *message_lines(failure.diagnosis)])
+    return session.diagnose(failure.rule, problem, command, DIAGNOSIS_SECONDS, likely)
+
+
+def _tell(failure: Failure, diagnosis: list[dict[str, Any]]) -> None:
+    from harness.diagnosis.telling.words import message_lines
+
+    failure.diagnosis = diagnosis
+    failure.message = "\n".join([failure.message, *message_lines(diagnosis)])
+
+
+def tell_condition(failure: Failure, raising: Sequence[Problem], returning: Sequence[Problem]) -> None:
+    """Add to the failure of a candidate that raises which problems have that in common, and no other has."""
+    if condition := common(raising, returning):
+        _tell(
+            failure,
+            [
+                {
+                    "fault": "",
+                    "title": f"it fails like this whenever {condition}",
+                    "explained": 0.0,
+                    "elements": 0,
+                    "evidence": f"{len(raising)} problems fail like this, {len(returning)} do not",
+                    "pattern": [f"{len(raising)} problems that fail so, {len(returning)} that do not"],
+                }
+            ],
+        )
 
 
 def reproduce_command(rule: str, candidate: str, problem: str) -> str:

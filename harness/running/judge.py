@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import json
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -128,18 +128,23 @@ class Judge:
         context = Context(self.candidate, parse_problem(problem), self._measured.known)
         return judge_context(find_rules([rule_id])[0], context)
 
-    def diagnose(self, rule_id: str, problem: str, command: str) -> list[dict[str, Any]]:
+    def diagnose(
+        self, rule_id: str, problem: str, command: str, likely: Sequence[str] = ()
+    ) -> list[dict[str, Any]]:
         """Return which known faults explain the failure of a rule on a problem (harness.diagnosis), JSON-ready.
 
         Args:
             rule_id: the rule that failed.
             problem: on which problem.
             command: repeats the diagnosis.
+            likely: names of faults that explain another failure of the rule.
         """
         from harness.diagnosis.diagnose import diagnose_problem
 
         try:
-            return diagnose_problem(self.candidate, self._measured.known, rule_id, problem, command=command)
+            return diagnose_problem(
+                self.candidate, self._measured.known, rule_id, problem, command=command, likely=likely
+            )
         except Exception:  # noqa: BLE001 - a failure stays a failure, whatever becomes of its explanation
             trace = traceback.format_exc()
             return [{"fault": "", "title": "the diagnosis itself failed", "trace": trace, "command": command}]

@@ -122,8 +122,8 @@ class WorkerSettings:
 class Command:
     """What a candidate's process is asked: to judge a rule on a problem, or why it fails there.
 
-    `diagnose` is the command line that repeats the diagnosis; "" asks for a judgement. `without`: stages that are taken
-    to be missing. `keep`: the file that the failing calls are to be kept in, with `each` before every call.
+    `diagnose` is the command line that repeats the diagnosis; "" asks for a judgement. `likely`: faults that it tests in
+    any case. `without`: stages that are taken to be missing. `keep`: the file that the failing calls are to be kept in, with `each` before every call.
     """
 
     rule: str
@@ -132,6 +132,7 @@ class Command:
     without: list[str] = field(default_factory=list)
     keep: str = ""
     each: bool = False
+    likely: list[str] = field(default_factory=list)
 
 
 Message = Outcome | WorkerSettings | Command

@@ -7,7 +7,6 @@ import zlib
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 from harness.problems.problem import Problem, parse_problem
 from harness.problems.profiles import Profile
@@ -16,21 +15,23 @@ from harness.problems.shapes import ModelShape
 from harness.problems.values import seldom_for, seldom_problem
 from harness.records.record import Failure, RuleResult
 from harness.rules import Rule
-from harness.running.failure import describe_failure, diagnose_failure, heatmaps_of, most_telling
+from harness.running.failure import (
+    describe_failure,
+    diagnose_both,
+    diagnose_failure,
+    heatmaps_of,
+    most_telling,
+    tell_condition,
+)
 from harness.running.misfit import misfit
 from harness.running.outcome import Outcome, Status
+from harness.running.search import ROUND, search
 from harness.running.session import Session
 from harness.running.tally import Tally
 from harness.verdict import Verdict
 
-if TYPE_CHECKING:
-    from hypothesis.strategies import SearchStrategy
-
 SHRINK_SECONDS = 20.0
 FIRST_CAPACITY = 32  # of the first ten problems of a real model's shape
-ROUND = 10
-"""Examples of one search of hypothesis. From the eleventh on it follows each with up to five small variations of it: of 144
-problems of one rule 46 were really different. A failing one is shrunk all the same."""
 MOST_CRASHES = 3  # of one rule, after which it ends: each costs a fresh process
 MOST_SLOW = 3  # problems of a rule that take longer than their limit and are answered all the same, after which it ends
 
@@ -90,9 +91,8 @@ class RuleRun:
         seldom = seldom_for(rule.drawn, self._traits) if rule.reaches and not settings.shape else []
         self._seldom = seldom * max(settings.profile.trap_floor, 1)
         self._wanted += len(self._seldom)
-        self._stubs: list[
-            str
-        ] = []  # problems for which a stage raised NotImplementedError and had never returned
+        # Problems for which a stage raised NotImplementedError and had never returned.
+        self._stubs: list[str] = []
         self.not_implemented = ""  # a stage for which that is all it ever did
         self._crashes = 0  # problems that ended the candidate's process, or hung
         self._slow = 0  # problems that took longer than the limit
@@ -122,13 +122,7 @@ class RuleRun:
             raise ended.args[0] from None
         except _IllegalError:
             self._drop_extras(parse_problem(list(self._failed)[-1]))
-            smallest = list(self._failed)[-1]
-            failure = self._failure(smallest)
-            telling = most_telling(list(self._failed))
-            if telling != smallest:
-                failure.heatmaps += heatmaps_of(self._failed[telling], telling)
-            diagnose_failure(failure, self._session, telling)
-            self._tally.result.failures.append(failure)
+            self._explain(list(self._failed)[-1])
         if self._stubs and not self._tally.result.failures:
             self._settle(self._stubs[0])
         return self._concluded(started)
@@ -140,12 +134,28 @@ class RuleRun:
         self._tally.misfit = misfit(problem, self._rule, self._traits)
         if not self._tally.misfit and self._fails(problem):
             failure = self._failure(str(problem))
-            diagnose_failure(failure, self._session, str(problem))
+            diagnose_failure(failure, self._session)
             self._tally.result.failures.append(failure)
         if self._stubs:
             self._round(self._try, 0)  # does it refuse this problem only?
             self._settle(str(problem))
         return self._concluded(started)
+
+    def _explain(self, smallest: str) -> None:
+        """Add the failure of the smallest problem, with what explains it, to what was found."""
+        failure, outcome = self._failure(smallest), self._failed[smallest]
+        found = [failure]
+        if outcome.status is not Status.JUDGED:
+            alike = [parse_problem(p) for p, o in self._failed.items() if o.status is outcome.status]
+            tell_condition(failure, alike, [p for p in self._seen if p not in alike])
+        else:
+            telling = most_telling([p for p, o in self._failed.items() if o.status is Status.JUDGED])
+            if telling == smallest:
+                diagnose_failure(failure, self._session)
+            else:
+                failure.heatmaps += heatmaps_of(self._failed[telling], telling)
+                found += diagnose_both(failure, self._failure(telling), self._session)
+        self._tally.result.failures += found
 
     def _reach(self) -> None:
         """Judge the problems that reach far, one extent each. Raises _IllegalError when a failing one has been shrunk."""
@@ -160,7 +170,7 @@ class RuleRun:
             try:
                 self._take(far.problem(far.most, self._traits, start % 100_000))
             except _IllegalError:
-                self._search(self._take, nearer(far, self._traits, start % 100_000), start)
+                search(self._take, nearer(far, self._traits, start % 100_000), start)
                 raise  # nothing smaller was found to fail
 
     def _judge_seldom_values(self) -> None:
@@ -176,7 +186,7 @@ class RuleRun:
             try:
                 self._take(problem)
             except _IllegalError:
-                self._search(self._take, simpler(problem, self._traits), start)
+                search(self._take, simpler(problem, self._traits), start)
                 raise  # nothing smaller was found to fail
 
     def _drop_extras(self, smallest: Problem) -> None:
@@ -207,27 +217,7 @@ class RuleRun:
         if shape and not number:  # of the few problems that there may be time for, the first are small
             profile = replace(profile, capacity=min(profile.capacity, FIRST_CAPACITY))
         drawn = problems(self._rule.drawn, self._traits, profile, shape)
-        self._search(take, drawn, zlib.crc32(f"{self._rule.id} {self._settings.seed} {number}".encode()))
-
-    def _search(self, take: Callable[[Problem], None], drawn: SearchStrategy[Problem], start: int) -> None:
-        """Hand ten problems that hypothesis draws from a seed to a function, and shrink one for which it raises."""
-        from hypothesis import HealthCheck, Phase, Verbosity, given, seed, settings
-
-        from harness.problems.strategies import only_the_seed
-
-        drawing = settings(
-            max_examples=ROUND,
-            database=None,  # the record's reproduce command repeats a failure; nothing is left in the user's folder
-            deadline=None,
-            derandomize=False,
-            phases=(Phase.generate, Phase.shrink),
-            suppress_health_check=list(HealthCheck),
-            verbosity=Verbosity.quiet,
-            print_blob=False,
-            report_multiple_bugs=False,
-        )
-        with only_the_seed():
-            seed(start)(drawing(given(drawn)(take)))()
+        search(take, drawn, zlib.crc32(f"{self._rule.id} {self._settings.seed} {number}".encode()))
 
     def _over(self) -> bool:
         """Return whether no further problem is to be drawn."""

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -60,8 +61,10 @@ class Session(Protocol):
     def judge(self, rule_id: str, problem: str, seconds: float) -> Outcome:
         """Judge one problem within a time limit, see harness.running.waiting."""
 
-    def diagnose(self, rule_id: str, problem: str, command: str, seconds: float) -> list[dict[str, Any]]:
-        """Return which known faults explain a failure, within a time limit."""
+    def diagnose(
+        self, rule_id: str, problem: str, command: str, seconds: float, likely: Sequence[str] = ()
+    ) -> list[dict[str, Any]]:
+        """Return which known faults explain a failure, within a time limit; `likely` ones are tested in any case."""
 
     def close(self) -> None:
         """End it."""
@@ -85,10 +88,17 @@ class InProcess:
         self._judge.leave_out(self.left_out)
         return self._judge.judge(rule_id, problem)
 
-    def diagnose(self, rule_id: str, problem: str, command: str, seconds: float) -> list[dict[str, Any]]:  # noqa: ARG002 - as above
+    def diagnose(
+        self,
+        rule_id: str,
+        problem: str,
+        command: str,
+        seconds: float,  # noqa: ARG002 - as above
+        likely: Sequence[str] = (),
+    ) -> list[dict[str, Any]]:
         """Return which known faults explain a failure; `command` repeats the diagnosis."""
         self._judge.leave_out(self.left_out)
-        return self._judge.diagnose(rule_id, problem, command)
+        return self._judge.diagnose(rule_id, problem, command, likely)
 
     def close(self) -> None:
         """Leave it: the candidate goes with the process."""
@@ -136,11 +146,14 @@ class Child:
         self._hung |= outcome.status is Status.TIMEOUT
         return outcome
 
-    def diagnose(self, rule_id: str, problem: str, command: str, seconds: float) -> list[dict[str, Any]]:
+    def diagnose(
+        self, rule_id: str, problem: str, command: str, seconds: float, likely: Sequence[str] = ()
+    ) -> list[dict[str, Any]]:
         """Return which known faults explain a failure; nothing where the child dies of it or takes too long."""
         if self._process is None:
             return []
-        return self._ask(Command(rule_id, problem, command, list(self.left_out)), seconds).diagnosis
+        asked = Command(rule_id, problem, command, list(self.left_out), likely=list(likely))
+        return self._ask(asked, seconds).diagnosis
 
     def keep_calls(
         self, rule_id: str, problem: str, path: Path, seconds: float, *, before_each: bool

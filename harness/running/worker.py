@@ -76,7 +76,7 @@ def _obey(judge: Judge, command: Command) -> Outcome:
     judge.leave_out(command.without)
     try:
         if command.diagnose:
-            found = judge.diagnose(command.rule, command.problem, command.diagnose)
+            found = judge.diagnose(command.rule, command.problem, command.diagnose, command.likely)
             return Outcome(Status.DIAGNOSED, diagnosis=found)
         if command.keep:
             kept = judge.keep_calls(

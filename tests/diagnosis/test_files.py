@@ -6,10 +6,13 @@ import pytest
 import torch
 
 from harness.cli import run
+from harness.diagnosis.cases.observation import Recorder
+from harness.diagnosis.cases.repetition import run_rule_once
 from harness.diagnosis.tensor_file import diagnose_file
 from harness.faults.named import plant
 from harness.problems.problem import parse_problem
 from harness.problems.tensors import ProblemTensors
+from harness.running.probes import measure
 from harness.verdict import UsageError
 
 
@@ -69,3 +72,15 @@ def test_a_file_that_is_no_call_says_what_is_missing(saved, words, message) -> N
 def test_bad_usage_is_64(words, capsys) -> None:
     assert run(["diagnose", *words]) == 64
     assert capsys.readouterr().err.startswith("harness: ")
+
+
+def test_a_race_in_a_file_is_weak_since_it_cannot_be_repeated(tmp_path) -> None:
+    candidate = plant("physical", "row_overwritten_now_and_then")
+    recorder = Recorder(candidate)
+    known = measure(candidate, probe=False).known
+    run_rule_once(recorder, known, "GEMM", "2x16x64x64:16,9:normal:1")
+    calls = [{"stage": c.stage, "arguments": c.arguments, "output": c.output} for c in recorder.calls]
+    torch.save({"calls": calls}, tmp_path / "calls.pt")
+    races = [f for f in diagnose_file(tmp_path / "calls.pt") if f.get("category") == "races"]
+    assert races
+    assert all(f["weak"] for f in races)

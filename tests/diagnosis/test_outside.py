@@ -13,23 +13,65 @@ from harness.running.judge import Judge
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 try:
     from diagnosis_outside import OUTSIDE
+    from diagnosis_outside_arithmetic import ARITHMETIC
 finally:
     sys.path.pop(0)
+
+PROBLEM = "3x24x128x64:24,24,11:normal:3"
+# Mechanisms that small errors look like, and that nobody may be told of without evidence.
+SUSPECTS = (
+    "codes_truncated",
+    "block_scale_truncated",
+    "output_truncated",
+    "ties_toward_zero",
+    "ties_away_from_zero",
+)
+FAST = (
+    "ACT: exp off by 2^-7",
+    "ACT: up of 4 bits",
+    "QUANT: cube",
+    "GEMM: row 5 zero",
+    "GEMM: alpha in float16",
+)
 
 
 @pytest.mark.parametrize("name", OUTSIDE)
 def test_a_fault_outside_the_catalog_is_never_explained_in_full(name: str) -> None:
     make, rule = OUTSIDE[name]
-    problem = "3x24x128x64:24,24,11:normal:3"
     judge = Judge(make())
-    assert any(c.illegal for c in judge.judge(rule, problem).comparisons)
-    found = judge.diagnose(rule, problem, "")
+    assert any(c.illegal for c in judge.judge(rule, PROBLEM).comparisons)
+    found = judge.diagnose(rule, PROBLEM, "")
     left = [f for f in found if not f["fault"]]
     assert len(left) == 1
     assert left[0]["elements"] > 0
     assert left[0]["pattern"]
     named = [f for f in found if f["fault"]]
     assert sum(f["explained"] for f in named if not f.get("alternative")) < 0.9
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n in FAST else pytest.mark.long) for n in ARITHMETIC]
+)
+def test_small_errors_are_given_no_mechanism_without_evidence(name: str) -> None:
+    make, rule = ARITHMETIC[name]
+    judge = Judge(make())
+    assert any(c.illegal for c in judge.judge(rule, PROBLEM).comparisons)
+    found = judge.diagnose(rule, PROBLEM, "")
+    assert found
+    for finding in found:
+        if finding["fault"]:
+            assert finding.get("weak"), finding
+            assert "weak" in finding["evidence"]
+            assert finding["category"] != "races"
+            assert finding["fault"] not in SUSPECTS
+        else:
+            assert finding["pattern"]
+    stories = [f for f in found if f["fault"] and not f.get("alternative")]
+    assert len(stories) <= 2, "three mechanisms for one cause"
+
+
+def test_there_are_a_hundred_faults_outside_the_catalog() -> None:
+    assert len(OUTSIDE) + len(ARITHMETIC) >= 100
 
 
 def test_the_pattern_of_an_unknown_fault_names_its_period() -> None:

@@ -101,6 +101,13 @@ def test_no_explanation_and_a_failed_diagnosis_are_said(failed):
     assert "no known fault" not in str(summary.header(with_diagnosis(failed, [nothing])))
 
 
+def test_what_is_weak_reads_as_weak_in_the_first_line(failed):
+    found = with_diagnosis(failed, [{**EXPLAINED, "weak": "only 1 change of value"}])
+    for drawn in (str(summary.header(found)), str(failures.section(found))):
+        assert "perhaps: Every product is" in drawn
+    assert "perhaps: " not in render(with_diagnosis(failed, [EXPLAINED]))
+
+
 @pytest.mark.parametrize("value", ODD)
 def test_a_diagnosis_of_any_shape_is_drawn_as_text(failed, value):
     for key in [*EXPLAINED, "pattern", "trace", "thread", "alternative", "simulated"]:

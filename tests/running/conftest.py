@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType
@@ -60,7 +60,9 @@ class ToldSession:
         self.problems.append(parse_problem(problem))
         return self.answer(self.problems[-1])
 
-    def diagnose(self, rule_id: str, problem: str, command: str, seconds: float) -> list[dict[str, Any]]:
+    def diagnose(
+        self, rule_id: str, problem: str, command: str, seconds: float, likely: Sequence[str] = ()
+    ) -> list[dict[str, Any]]:
         self.diagnosed.append((rule_id, problem, command))
         return self.diagnosis
 

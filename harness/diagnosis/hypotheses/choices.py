@@ -44,6 +44,7 @@ class Choices(Random):
     Attributes:
         used: whether anything was chosen.
         asked: whether the fault asked whether to strike.
+        placed: whether a place was chosen: what strikes by chance is elsewhere in another repetition.
         of_rows: whether a row was chosen, which is then explained or not, whatever else is chosen.
         tries: how many choices were tried.
     """
@@ -64,7 +65,7 @@ class Choices(Random):
         self._widths: list[int] = []
         self._at = 0
         self.tries = 0
-        self.used = self.asked = self.of_rows = False
+        self.used = self.asked = self.placed = self.of_rows = False
         self._call = 0
         self._bad_rows: list[tuple[int, int]] = []
         self._columns: list[int] = []
@@ -94,6 +95,7 @@ class Choices(Random):
         return True
 
     def _pick(self, options: Sequence[Any]) -> Any:
+        self.placed = True
         if self._at == len(self._path):
             self._path.append(0)
             self._widths.append(min(len(options), _MOST_OPTIONS))

@@ -138,6 +138,7 @@ def _by_chance(case: LayerCase, calls: list[Observed], result: Score) -> Iterabl
             parameters = replace(earlier, random=choices, state=dict(earlier.state))
             predicted = planted_output(case, hypothesis, only, parameters=parameters)
             result.chosen |= choices.used
+            result.placed |= choices.placed
             yield predicted
             nearest = torch.minimum(nearest, relative(case.seen, predicted))
             if bool((nearest[case.failing] <= _EXACTLY).all()):

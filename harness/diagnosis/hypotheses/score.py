@@ -25,6 +25,7 @@ class Score:
         nearby: of those, units in the experts where it explains any: a fault of whole experts would show in all of them.
         absent: calls in which the fault would show, and in which nothing is illegal.
         chosen: whether the fault's random choices were fitted to what was seen.
+        placed: whether they were choices of a place.
         prediction: for each case, the predicted elements.
         inside: rows of each weight in which the fault was found, `(experts, rows)` bool by name; empty for everywhere.
     """
@@ -39,6 +40,7 @@ class Score:
     nearby: int = 0
     absent: int = 0
     chosen: bool = False
+    placed: bool = False
     prediction: dict[int, Tensor] = field(default_factory=dict)
     inside: dict[str, Tensor] = field(default_factory=dict)
 

@@ -88,16 +88,19 @@ def search_calls(cases: list[CallCase], calls: list[Observed], seconds: float) -
     return scores
 
 
-def search_layers(cases: list[LayerCase], calls: list[Observed], seconds: float) -> list[Score]:
+def search_layers(
+    cases: list[LayerCase], calls: list[Observed], seconds: float, likely_faults: Sequence[str] = ()
+) -> list[Score]:
     """Return how well hypotheses explain the illegal elements of opaque layers, as `search_calls` does for single stages.
 
     Faults of whole rows come first, then those of some blocks, the nearest of them first; what a few rows do not show
-    (values that come from other rows) comes last.
+    (values that come from other rows) comes last. `likely_faults` are names of faults that are tested in full at first.
     """
     search = _Search(cases, calls, time.thread_time() + seconds, score_layers)
     tried = order(hypotheses_in((*INNER, MASKED_MOE), ("block", "row", "expert")), cases)
     screened = search.screened(tried)
     likely = _likely(screened)
+    likely += [h for h in tried if h.fault.name in likely_faults and h not in likely]
     scores = search.to_the_end(likely)
     if not _told(scores, cases):
         scores += search.scores(fitted(tried, cases))

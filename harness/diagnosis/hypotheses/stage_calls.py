@@ -123,6 +123,7 @@ def _best_choice(
         if not bad or explained == wanted or hopeless or not choices.advance():
             break
     result.chosen |= choices.used
+    result.placed |= choices.placed
     return best[1], best[2]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -10,6 +10,7 @@ from torch import Tensor
 from harness.diagnosis.cases.case import CallCase
 from harness.diagnosis.cases.observation import tensors_in
 from harness.diagnosis.hypotheses.score import Score
+from harness.diagnosis.telling.evidence import NEARLY_ALL, share, weakness
 from harness.diagnosis.telling.numbers import numbers, percent, strength_words
 from harness.diagnosis.telling.pattern import describe_pattern, total
 from harness.diagnosis.telling.place import place
@@ -18,9 +19,6 @@ from harness.faults.bugs import all_bugs
 from harness.faults.fault import Fault
 
 NOTHING = "no known fault explains it"
-_DISTINCT = 8  # different changes of value below which an explanation is weak
-_NOT_A_NUMBER = -1e300  # stands for NaN, which differs from itself
-_SAMPLE = 4096  # illegal elements of a call that are looked at for it
 
 
 def findings(scores: list[Score], cases: Sequence[CallCase], command: str) -> list[dict[str, Any]]:
@@ -33,7 +31,7 @@ def findings(scores: list[Score], cases: Sequence[CallCase], command: str) -> li
     """
     found = ranked(scores, cases)
     illegal = total([case.illegal for case in cases])
-    result = [_explained(e, cases, command) for e in found]
+    result = [_explained(e, scores, cases, command) for e in found]
     left = unexplained(found, cases)
     if total(left) or not found:
         result.append(_unexplained(left, cases, illegal, command, rest=bool(found)))
@@ -59,10 +57,12 @@ def _case_place(case: CallCase, mask: Tensor) -> dict[str, Any]:
     return {"words": words, "elements": [first, last]}
 
 
-def _explained(e: Explanation, cases: Sequence[CallCase], command: str) -> dict[str, Any]:
+def _explained(
+    e: Explanation, scores: Sequence[Score], cases: Sequence[CallCase], command: str
+) -> dict[str, Any]:
     fault = e.score.hypothesis.fault
     illegal = sum(e.score.of.values())
-    share = e.elements / illegal if illegal else 0.0
+    part = share(e.score, e.masks)
     places = {cases[n].name: _case_place(cases[n], mask) for n, mask in sorted(e.masks.items())}
     words = "; ".join(f"{name}: {p['words']}" for name, p in places.items())
     if len({p["words"] for p in places.values()}) == 1:
@@ -70,15 +70,14 @@ def _explained(e: Explanation, cases: Sequence[CallCase], command: str) -> dict[
     if e.score.inside:
         words += f"; in {'; '.join(_weight_rows(*inside) for inside in e.score.inside.items())}"
     same = sorted({s.hypothesis.fault.name for s in e.same} | set(fault.same_as))
-    evidence = f"reproduces {percent(share)} of {illegal:,} illegal elements"
+    also = sorted(_as_good(e, scores) - {fault.name, *same})
+    evidence = f"reproduces {percent(part)} of {illegal:,} illegal elements"
     if not e.score.exact:
         evidence += ", each within what the order of addition and rounding leave free"
     if any(cases[n].refused for n in e.masks):
         evidence += " of what should have been refused"
-    changes = _distinct_changes(e, cases)
-    counted = "1 change" if changes == 1 else f"{changes} different changes"
-    weak = f"only {counted} of value: on these inputs other mistakes look the same"
-    if changes < _DISTINCT:
+    weak = weakness(e.score, e.masks, cases)
+    if weak:
         evidence += f"; weak: {weak}"
     if e.score.chosen:
         evidence += " (which calls, rows or tiles it strikes was taken from what was seen)"
@@ -88,19 +87,36 @@ def _explained(e: Explanation, cases: Sequence[CallCase], command: str) -> dict[
         "fault": fault.name,
         "title": fault.title,
         "category": fault.category,
+        **({"measured": True} if e.score.hypothesis.fitted else {}),
         **({"strength": strength + (" (measured)" if e.score.hypothesis.fitted else "")} if strength else {}),
         "place": words,
         "evidence": evidence,
-        "explained": round(share, 6),
+        "explained": round(part, 6),
         "elements": e.elements,
-        **({"weak": weak} if changes < _DISTINCT else {}),
+        "of": illegal,
+        **({"weak": weak} if weak else {}),
+        **({"pattern": _pattern(e.masks, cases)} if weak or also or e.score.hypothesis.fitted else {}),
         **({"alternative": "explains elements that a better explanation covers"} if e.alternative else {}),
         **({"same_as": same} if same else {}),
+        "also": also,
         "bugs": _threads(fault),
+        **({"by_chance": True} if e.score.placed else {}),
         **({"simulated": fault.simulated} if fault.simulated else {}),
         "where": {name: {k: v for k, v in p.items() if k != "words"} for name, p in places.items()},
         "command": command,
     }
+
+
+def _as_good(e: Explanation, scores: Sequence[Score]) -> set[str]:
+    """Return the names of all faults that explain (nearly) all of what an explanation is about."""
+    return {
+        s.hypothesis.fault.name for s in scores if s.of.keys() == e.score.of.keys() and s.share >= NEARLY_ALL
+    }
+
+
+def _pattern(masks: Mapping[int, Tensor], cases: Sequence[CallCase]) -> list[str]:
+    """Return sentences about the elements of masks by case."""
+    return [words for n, mask in sorted(masks.items()) for words in describe_pattern(cases[n], mask)]
 
 
 def _threads(fault: Fault) -> list[str]:
@@ -115,31 +131,11 @@ def _weight_rows(name: str, rows: Tensor) -> str:
     return f"{name}: experts {numbers(experts)}, weight rows {numbers(numbered)}"
 
 
-def _distinct_changes(e: Explanation, cases: Sequence[CallCase]) -> int:
-    """Return how many different (right, observed) values the explained elements have, in a sample of them.
-
-    On coarse data a fault that the catalog lacks does the same as one that it has: three scale bytes, each one code
-    higher, do not tell a scale that is too high from bytes whose last bit is set.
-    """
-    changes: set[tuple[float, float]] = set()
-    for n, mask in e.masks.items():
-        right, seen = (t[mask] for t in (cases[n].healthy.expand_as(mask), cases[n].seen))
-        step = max(1, len(seen) // _SAMPLE)
-        parts = [t[::step].double().nan_to_num(nan=_NOT_A_NUMBER).tolist() for t in (right, seen)]
-        changes |= set(zip(*parts, strict=True))
-    return len(changes)
-
-
 def _unexplained(
     left: Sequence[Tensor], cases: Sequence[CallCase], illegal: int, command: str, *, rest: bool
 ) -> dict[str, Any]:
     count = total(left)
-    pattern = [
-        w
-        for case, mask in zip(cases, left, strict=True)
-        if bool(mask.any())
-        for w in describe_pattern(case, mask)
-    ]
+    pattern = _pattern({n: mask for n, mask in enumerate(left) if bool(mask.any())}, cases)
     return {
         "fault": "",
         "title": f"no known fault explains the other {count:,} illegal elements" if rest else NOTHING,
@@ -162,6 +158,19 @@ def no_illegal_call(rule: str, command: str) -> dict[str, Any]:
         "pattern": [
             f"every recorded stage call of {rule} is legal by itself: what is wrong shows only between calls"
         ],
+        "command": command,
+    }
+
+
+def raised(error: Exception, command: str) -> dict[str, Any]:
+    """Return the finding of a rule that ends in an exception or in a breach of the contract: there is nothing to explain."""
+    return {
+        "fault": "",
+        "title": f"{type(error).__name__}: {error}",
+        "explained": 0.0,
+        "elements": 0,
+        "raised": True,
+        "evidence": "the candidate raised it, or broke the contract so: no output was compared",
         "command": command,
     }
 

@@ -15,6 +15,8 @@ from harness.diagnosis.telling.numbers import percent
 from harness.diagnosis.telling.place import place
 
 _PERIODS = (128, 64, 32, 16, 8, 4, 2)
+_FEW = 8  # values that tell a factor
+_OWN_FACTOR = 0.004  # bfloat16 rounding moves a median ratio by less
 _MOST_ROWS = 16  # rows that are looked for elsewhere
 _percent = partial(percent, least=0.01)
 
@@ -46,7 +48,9 @@ def _values(case: CallCase, mask: Tensor) -> list[str]:
         ratio = o[usable].double() / h[usable].double()
         middle = float(ratio.median())
         close = float(((ratio / middle - 1).abs() < 0.02).double().mean()) if middle else 0.0
-        if close > 0.5:
+        if of_experts := _factors(case, mask):
+            words.append(of_experts)
+        elif close > 0.5:
             words.append(f"{_percent(close)} of the values are {middle:.4g} times the right ones")
         flipped = float((ratio < 0).double().mean())
         words.append(
@@ -56,6 +60,23 @@ def _values(case: CallCase, mask: Tensor) -> list[str]:
     if constant[1] > 0.5 * len(o) and constant[0] != 0 and constant[0] == constant[0]:
         words.append(f"{_percent(constant[1] / len(o))} of them are {constant[0]:g}")
     return words
+
+
+def _factors(case: CallCase, mask: Tensor) -> str:
+    """Say whether each expert's values are off by a factor of its own, as alpha is one."""
+    factors: dict[int, float] = {}
+    for group in mask.flatten(1).any(-1).nonzero().flatten().tolist():
+        there = mask[group] & case.seen[group].isfinite() & (case.healthy[group] != 0)
+        ratio = case.seen[group][there].double() / case.healthy[group][there].double()
+        if len(ratio) < _FEW:
+            return ""
+        factors[group] = float(ratio.median())
+        if float((ratio / factors[group] - 1).abs().median()) > _OWN_FACTOR:
+            return ""
+    if len(factors) < 2 or max(factors.values()) - min(factors.values()) < _OWN_FACTOR:
+        return ""
+    shown = ", ".join(f"{value:.4g} (expert {group})" for group, value in list(factors.items())[:4])
+    return f"each expert's values are off by a factor of their own, as alpha is one: {shown}"
 
 
 def _bytes(case: CallCase, mask: Tensor) -> list[str]:
@@ -95,6 +116,7 @@ def _from_elsewhere(case: CallCase, mask: Tensor) -> list[str]:
             continue  # a constant row comes from nowhere
         elsewhere = same(one.expand_as(right), right).double().mean(-1) > 0.95
         elsewhere &= case.valid
+        elsewhere[group, row] = False
         for other_group, other_row in elsewhere.nonzero().tolist()[:1]:
             if other_group == group:
                 found[

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from harness.diagnosis.cases.views import SCALE
 from harness.diagnosis.telling.numbers import numbers
 
 
@@ -32,7 +33,9 @@ def place(mask: Tensor, valid: Tensor) -> dict[str, Any]:
         if len(cells) < mask.shape[2]:
             found["blocks"], part = cells, _named("block", cells)
     else:
-        columns = mask.any(0).any(0).any(0).nonzero().flatten().tolist()
+        # Of the only block of a quantizer's row, the last element is its scale.
+        elements = mask[..., :SCALE] if mask.shape[3] == SCALE + 1 else mask
+        columns = elements.any(0).any(0).any(0).nonzero().flatten().tolist()
         if _tell(columns, mask.shape[3]):
             found["columns"], part = columns, _named("column", columns)
     if everywhere:

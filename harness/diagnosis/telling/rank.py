@@ -11,9 +11,11 @@ from harness.diagnosis.cases.case import CallCase
 from harness.diagnosis.cases.layer_case import LayerCase
 from harness.diagnosis.cases.views import same
 from harness.diagnosis.hypotheses.score import Score
+from harness.diagnosis.telling.evidence import NEARLY_ALL, coincidental, share
 
 _MOST_FINDINGS = 4
 _LEAST_SHARE = 0.02  # of the illegal elements, for an explanation to be worth a line
+_MOST_PARTS = 2  # stories about one output, each of which explains a part of it
 _MOSTLY = 0.9  # of the rows of an opaque layer, for two explanations to be one
 
 
@@ -40,7 +42,10 @@ class Explanation:
 
 
 def ranked(scores: list[Score], cases: Sequence[CallCase]) -> list[Explanation]:
-    """Order scores: greedily by what they explain of what is left, then the alternatives."""
+    """Order scores: greedily by what they explain of what is left, then the alternatives.
+
+    Where nothing explains an output, many faults explain a little of it: those are no explanations, and left out.
+    """
     left = [case.illegal for case in cases]
     by_key = sorted(scores, key=Score.key, reverse=True)
     found: list[Explanation] = []
@@ -51,18 +56,30 @@ def ranked(scores: list[Score], cases: Sequence[CallCase]) -> list[Explanation]:
             break
         explanation = Explanation(best, masks)
         by_key = _without_same(by_key, explanation, cases)
+        if coincidental(best, masks, cases) or _one_of_many(explanation, found):
+            continue
         found.append(explanation)
         for n, m in masks.items():
             left[n] = left[n] & ~m
     for other in by_key:
         if len(found) >= _MOST_FINDINGS or other.share < _LEAST_SHARE:
             break
+        if coincidental(other, other.explained, cases):
+            continue
         if other in [s for f in found for s in f.same]:
             continue
         alternative = Explanation(other, other.explained, alternative=True)
         _without_same(by_key, alternative, cases)
         found.append(alternative)
     return found
+
+
+def _one_of_many(explanation: Explanation, found: Sequence[Explanation]) -> bool:
+    """Return whether an explanation is one more story about an output of which others explain a part each."""
+    if share(explanation.score, explanation.masks) >= NEARLY_ALL:
+        return False
+    parts = [f for f in found if f.score.of.keys() & explanation.score.of.keys()]
+    return len(parts) >= _MOST_PARTS
 
 
 def _worth(found: Score, left: list[Tensor]) -> tuple[float, ...]:

@@ -12,11 +12,14 @@ def message_lines(diagnosis: Sequence[dict[str, Any]], most: int = 5) -> list[st
     lines = []
     for finding in diagnosis[:most]:
         words = finding["title"]
+        if finding.get("problem"):
+            words = f"of {finding['problem']}: {words}"
         if not finding["fault"]:
-            lines.append(
-                f"{words}: {'; '.join(finding.get('pattern', [])[:4])}" if finding.get("pattern") else words
-            )
+            more = "; ".join(finding.get("pattern", [])[:4])
+            lines.append(f"{words}: {more}" if more else words)
             continue
+        if finding.get("weak"):
+            words = f"perhaps: {words}"
         if finding.get("strength"):
             words += f" ({finding['strength']})"
         if finding.get("alternative"):

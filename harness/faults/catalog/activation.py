@@ -96,7 +96,7 @@ def up_ignored(call: QuantizeCall, _: Parameters) -> None:
 
 
 @fault(
-    category="activation", stages=_ACT, bugs=("H01", "H02"), killed_by="ACT", effect="shift",
+    category="activation", stages=_ACT, bugs=("H01", "H02", "H04"), killed_by="ACT", effect="shift",
     strengths=(1.0, 4.0, 10.0),
 )  # fmt: skip
 def clamp_limit_wrong(call: QuantizeCall, p: Parameters) -> None:
@@ -107,7 +107,7 @@ def clamp_limit_wrong(call: QuantizeCall, p: Parameters) -> None:
     call.run()
 
 
-@fault(category="activation", stages=_ACT, bugs=("H03",), killed_by="ACT", effect="shift")
+@fault(category="activation", stages=_ACT, bugs=("H03", "H04"), killed_by="ACT", effect="shift")
 def swiglu_with_bias(call: QuantizeCall, _: Parameters) -> None:
     """The gate is gate * sigmoid(1.702 gate) and up is up + 1: another model's SwiGLU."""
     gate, up = _halves(call)

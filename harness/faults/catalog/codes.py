@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor
 
@@ -49,7 +51,7 @@ def weight_nibbles_swapped(call: GemmCall, _: Parameters) -> None:
 
 
 @fault(
-    category="codes", stages=_QUANTIZERS, bugs=("E07",), killed_by="QUANT", effect="none", unit="block",
+    category="codes", stages=_QUANTIZERS, bugs=("E07", "E15"), killed_by="QUANT", effect="none", unit="block",
     random_data=False,
 )  # fmt: skip
 def ties_away_from_zero(call: QuantizeCall, _: Parameters) -> None:
@@ -79,6 +81,20 @@ def codes_truncated(call: QuantizeCall, _: Parameters) -> None:
     below = torch.bucketize(_magnitude(call) * (1 + 1e-6), steps, right=True) - 1
     codes = call.codes
     call.codes = torch.where(below < (codes & 7), (codes & 8) | below.to(torch.uint8), codes)
+
+
+@fault(category="codes", stages=_QUANTIZERS, bugs=("E15",), killed_by="QUANT", effect="shift", unit="block")
+def codes_by_exponent(call: QuantizeCall, _: Parameters) -> None:
+    """Codes are computed from exponents: values below 1 are cut to halves, larger ones rounded on a logarithmic scale."""
+    call.run()
+    # between two codes of 1 and more lies their geometric mean
+    larger = [(low * high) ** 0.5 for low, high in itertools.pairwise(MAGNITUDES[2:])]
+    borders = torch.tensor([*MAGNITUDES[1:3], *larger], dtype=torch.float64, device=call.x.device)
+    by_exponent = torch.bucketize(_magnitude(call) * (1 + 1e-6), borders, right=True)
+    codes = call.codes
+    # a block without a scale has the codes that it has
+    live = (call.block_scale > 0).repeat_interleave(BLOCK, -1) & call.real_codes(call.block_scale).isfinite()
+    call.codes = torch.where(live, (codes & 8) | by_exponent.to(torch.uint8), codes)
 
 
 @fault(category="codes", stages=_QUANTIZERS, bugs=("I06",), killed_by="QUANT", effect="none", unit="block")

@@ -221,6 +221,19 @@ def fp8_scale_of_neighbour(call: DispatchCall, _: Parameters) -> None:
     call.change(rolled)
 
 
+@fault(category="dispatch", stages=_STAGE, bugs=("F21",), killed_by="DISPATCH", effect="shift")
+def fp8_scales_of_first_row(call: DispatchCall, _: Parameters) -> None:
+    """Scales per token are taken for scales per tensor: every row of an expert has those of its first row."""
+    call.run()
+    call.change(
+        lambda got: (
+            replace(got, scales=got.scales[:, :1].expand_as(got.scales).contiguous())
+            if call.transport == "fp8" and got.scales is not None
+            else got
+        )
+    )
+
+
 @fault(category="dispatch", stages=_STAGE, bugs=("F16",), killed_by="DISPATCH", effect="collapse")
 def fp8_scale_zero(call: DispatchCall, _: Parameters) -> None:
     """Scales are read before they are written: rows arrive with a scale of zero."""

@@ -117,6 +117,18 @@ def k_tail_missing(call: GemmCall, p: Parameters) -> None:
     call.run()
 
 
+@fault(category="gemm", stages=_GEMM, bugs=("B25",), killed_by="GEMM", effect="none")
+def cast_before_alpha(call: GemmCall, _: Parameters) -> None:
+    """The sum is rounded to the output's type before it is multiplied by alpha, and once more afterwards."""
+    alpha = call.alpha
+    if alpha is None:
+        call.run()
+        return
+    call.alpha = torch.ones_like(alpha)
+    call.run()
+    call.store(call.product.float() * alpha.view(-1, 1, 1))
+
+
 def _narrow(call: GemmCall, dtype: torch.dtype, chunk: int) -> Tensor:
     """Return the product with the running sum rounded to a narrow type after every chunk of k, float32."""
     a, b = call.a_values, call.b_values
@@ -206,3 +218,29 @@ def output_tiles_transposed(call: GemmCall, p: Parameters) -> None:
     turned = product.clone()
     turned[:, :rows, :columns] = tiles.transpose(2, 4).flatten(3, 4).flatten(1, 2)
     call.store(turned)
+
+
+@fault(
+    category="gemm", stages=_GEMM, bugs=("G16",), killed_by="GEMM", effect="collapse", strengths=(32, 64, 128),
+)  # fmt: skip
+def second_half_of_tiles_zero(call: GemmCall, p: Parameters) -> None:
+    """The second half of the rows of each tile of 128 (64, 32) rows is zero: half of the accumulator is not stored."""
+    call.run()
+    row = torch.arange(call.out.shape[0], device=call.out.device)
+    lost = (row % p.strength >= p.strength // 2).view(1, -1, 1)
+    call.store(call.product.masked_fill(lost, 0))
+
+
+@fault(
+    category="gemm", stages=_GEMM, bugs=("G11",), killed_by="GEMM", effect="collapse", strengths=(2, 4, 8),
+    simulated="the GPU has 2 (4, 8) processors instead of 148, so that small problems have a second wave",
+)  # fmt: skip
+def second_wave_of_tiles_lost(call: GemmCall, p: Parameters) -> None:
+    """Only the first wave of tiles is computed: the tiles of 128 x 64 after the first 2 (4, 8) stay zero."""
+    call.run()
+    product = call.product.clone()
+    columns = range(0, product.shape[-1], 64)
+    rows = [(e, r) for e, count in enumerate(call.masked_m.tolist()) for r in range(0, count, 128)]
+    for expert, row, column in [(*place, column) for place in rows for column in columns][p.strength :]:
+        product[expert, row : row + 128, column : column + 64] = 0
+    call.store(product)

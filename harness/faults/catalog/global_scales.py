@@ -24,6 +24,15 @@ def global_scale_omitted(call: QuantizeCall, _: Parameters) -> None:
     call.run()
 
 
+@fault(
+    category="scales", stages=_QUANTIZERS, bugs=("A34",), killed_by="QUANT", effect="shift", strengths=(2688, 448),
+)  # fmt: skip
+def global_scale_constant(call: QuantizeCall, p: Parameters) -> None:
+    """The encode scale is a constant (2688 = 448 * 6, or 448) whatever the input's amax is."""
+    call.global_scale_enc = torch.full_like(call.global_scale_enc, float(p.strength))
+    call.run()
+
+
 @fault(category="scales", stages=_QUANTIZERS, bugs=("B15",), killed_by="QUANT", effect="shift")
 def global_scale_without_six(call: QuantizeCall, _: Parameters) -> None:
     """The encode scale is 448 / amax instead of 448 * 6 / amax: block scales use a sixth of their range."""

@@ -101,3 +101,18 @@ def weights_in_bf16(call: RouteCall, _: Parameters) -> None:
     """The weights are stored in bfloat16 and read as float32."""
     call.run()
     call.topk_weights = call.topk_weights.bfloat16().float()
+
+
+@fault(
+    category="routing", stages=_DISPATCH, bugs=("D23",), killed_by="DISPATCH", effect="collapse", unit="expert",
+    simulated="the contract has no map of experts: tokens go where the expert of their number would be in turn over ranks",
+)  # fmt: skip
+def logical_ids_taken_for_physical(call: DispatchCall, _: Parameters) -> None:
+    """Logical expert numbers are used where physical ones belong: tokens go to what lies in another expert's place."""
+    ranks, device = max(len(call.topk_idx), 2), call.topk_idx[0].device
+    logical = torch.arange(call.experts, device=device)
+    physical = logical % ranks * (call.experts // ranks) + logical // ranks
+    if call.experts % ranks or bool((physical == logical).all()):
+        physical = logical.flip(0)
+    call.topk_idx = [torch.where(ids < 0, ids, physical[ids.clamp(min=0)]) for ids in call.topk_idx]
+    call.run()

@@ -197,3 +197,11 @@ def scale_bytes_bleed(call: QuantizeCall, _: Parameters) -> None:
     in_word = torch.arange(stored.shape[-1], device=stored.device) % 4 < 3
     bled = torch.where(in_word, stored | (stored.roll(-1, -1) & 7), stored)
     call.block_scale = torch.where((stored > 0) & (bled < NAN_BYTE), bled, stored)
+
+
+@fault(category="scales", stages=_QUANTIZERS, bugs=("E14",), killed_by="QUANT", effect="none", unit="block")
+def largest_block_scale_clamped(call: QuantizeCall, _: Parameters) -> None:
+    """The largest block scale, 448, is stored as the E4M3 value below it, 416."""
+    call.run()
+    stored = call.block_scale
+    call.rescale(torch.where(stored == MAX_BYTE, stored - 1, stored))
