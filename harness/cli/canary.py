@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from harness.ci.folder import output_options, own_folder, prepare_folder
 from harness.ci.options import ci_options, earlier_record, exit_with
 from harness.cli import complete
+from harness.cli.parsing import MOST_THREADS, NearestGroup
 from harness.extras import require
 from harness.verdict import ExitCode, UsageError, exit_code
 
@@ -63,7 +65,7 @@ def _engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-@click.group("canary")
+@click.group("canary", cls=NearestGroup)
 def canary_command() -> None:
     """A small MoE model that solves grade-school word problems through a candidate."""
 
@@ -85,6 +87,8 @@ def serve(
 ) -> int:
     """Serve the canary over the OpenAI API until interrupted; print "listening on URL" once it answers."""
     require("harness canary serve", "canary")
+    if not 0 <= port <= 65535:
+        raise UsageError(f"--port must lie between 0 and 65535, got {port}")
     import asyncio
 
     from aiohttp import web
@@ -117,13 +121,7 @@ def serve(
 @_engine_options
 @click.option("--questions", default=200, show_default=True, help="How many of the test set.")
 @click.option("--unseen", is_flag=True, help="The problems of families that were never trained on.")
-@click.option(
-    "--out",
-    type=_FOLDER,
-    default=Path("canary-run"),
-    show_default=True,
-    help="Folder of record.json and report.html.",
-)
+@output_options("canary-run")
 @ci_options
 def run(
     candidate: str,
@@ -143,17 +141,15 @@ def run(
     """Answer the canary's questions in this process, judge and report: what serve and gsm8k do, without HTTP."""
     require("harness canary run", "canary")
     from harness.canary.run import run_in_process
-    from harness.ci.outputs import prepare_folder, write_outputs
-    from harness.cli.output import print_summary
+    from harness.cli.output import finish
 
     if questions < 1:
         raise UsageError(f"--questions must be at least 1, got {questions}")
     earlier = earlier_record(fail_on, against)
-    folder = prepare_folder(out)
+    folder = own_folder(out)
     canary = _load(candidate, faults, ranks, shard, transport, model, threads)
     record = run_in_process(canary, "+".join([candidate, *faults]), questions=questions, unseen=unseen)
-    record.write(folder / "record.json")
-    print_summary(record, {"record": folder / "record.json", **write_outputs(record, folder, junit=junit)})
+    finish(record, folder, junit=junit)
     return exit_with(fail_on, record, earlier)
 
 
@@ -166,19 +162,12 @@ def run(
     "--questions", default=64, show_default=True, help="Questions a line; a dead first wave ends it."
 )
 @click.option("--jobs", default=1, show_default=True, help="Processes, of one thread each.")
-@click.option(
-    "--out",
-    type=_FOLDER,
-    default=Path("canary-table"),
-    show_default=True,
-    help="Folder of record.json and report.html.",
-)
+@output_options("canary-table")
 def table(candidate: str, faults: tuple[str, ...], questions: int, jobs: int, out: Path) -> int:
     """Measure every fault against the canary's accuracy, beside the rule that kills it; dispatch variants too."""
     require("harness canary table", "canary")
     from harness.canary.table import run_table
-    from harness.ci.outputs import prepare_folder, write_outputs
-    from harness.cli.output import print_summary
+    from harness.cli.output import finish
     from harness.records.new import new_record
     from harness.records.parts.canary import CanaryPart
     from harness.verdict import Verdict
@@ -186,7 +175,7 @@ def table(candidate: str, faults: tuple[str, ...], questions: int, jobs: int, ou
     for name, value in (("--questions", questions), ("--jobs", jobs)):
         if value < 1:
             raise UsageError(f"{name} must be at least 1, got {value}")
-    folder = prepare_folder(out)
+    folder = own_folder(out)
     record = new_record("", 0)
     lines = run_table(candidate, questions=questions, faults=list(faults), jobs=jobs, progress=_say)
     record.canary_part = CanaryPart(questions, table=lines)
@@ -199,8 +188,7 @@ def table(candidate: str, faults: tuple[str, ...], questions: int, jobs: int, ou
         f"right variants that do not pass: {', '.join(wrong) or 'none'}; "
         f"the canary fails {seen} of {len(planted)} planted faults"
     )
-    record.write(folder / "record.json")
-    print_summary(record, {"record": folder / "record.json", **write_outputs(record, folder)})
+    finish(record, folder)
     return exit_code(record.verdict)
 
 
@@ -223,7 +211,6 @@ def export(folder: Path, model: Path | None) -> int:
     """Write the canary as an NVFP4 checkpoint in ModelOpt's layout; the same bytes every time."""
     require("harness canary export", "canary")
     from harness.canary.export import export_modelopt
-    from harness.ci.outputs import prepare_folder
 
     export_modelopt(prepare_folder(folder, "FOLDER"), model)
     click.echo(f"checkpoint: {folder}")
@@ -247,6 +234,8 @@ def _load(
 
     if ranks < 1:
         raise UsageError(f"--ranks must be at least 1, got {ranks}")
+    if not 0 <= threads <= MOST_THREADS:
+        raise UsageError(f"--threads must lie between 0 and {MOST_THREADS:,}, got {threads}")
     if threads:
         torch.set_num_threads(threads)
     if candidate == "bf16" and faults:

@@ -13,7 +13,8 @@ SMALL = "1x4x32x32:2:normal:1"
 
 # Every line of bad input that a user may type, and words that must be in the answer.
 BAD = [
-    (["chek"], "No such command 'chek'"),
+    (["chek"], "unknown command 'chek': did you mean 'check'?"),
+    (["canary", "srve"], "unknown command 'srve': did you mean 'serve'?"),
     (["check", "--candidat", "eager"], "No such option"),
     (["check", "surplus"], "unexpected extra argument"),
     (["check", "--candidate"], "requires an argument"),
@@ -76,7 +77,7 @@ def test_an_output_folder_that_is_not_writable_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # click asks os.access too, about reading; a test that runs as root can write anywhere
-    monkeypatch.setattr("harness.ci.outputs.os", SimpleNamespace(access=lambda *_: False, W_OK=2, X_OK=1))
+    monkeypatch.setattr("harness.ci.folder.os", SimpleNamespace(access=lambda *_: False, W_OK=2, X_OK=1))
     assert run(["check", "--candidate", "eager", "--problem", SMALL, "--out", str(tmp_path)]) == 64
     assert f"--out: {tmp_path} is not writable" in capsys.readouterr().err
 
@@ -84,7 +85,7 @@ def test_an_output_folder_that_is_not_writable_is_refused(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("chek",), "No such command"),
+        (("chek",), "unknown command"),
         (("check", "--profile", "quik"), "did you mean 'quick'"),
         (
             ("check", "--candidate", "nowhere_at_all:Kernel", "--problem", SMALL),

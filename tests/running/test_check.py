@@ -12,6 +12,7 @@ import pytest
 from hypothesis import strategies as st
 
 from harness.candidates import CANDIDATES
+from harness.candidates.errors import CandidateStartError
 from harness.candidates.protocol import Traits
 from harness.problems.problem import SHAPE_TRAPS, parse_problem
 from harness.problems.profiles import PROFILES
@@ -22,7 +23,6 @@ from harness.rules import find_rules
 from harness.running import check
 from harness.running.check import CheckRequest, Progress, run_check
 from harness.running.outcome import Outcome
-from harness.running.session import CandidateStartError
 from harness.verdict import Verdict
 
 # As many problems as in standard, with extents that are drawn quickly.
