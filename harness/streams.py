@@ -9,6 +9,8 @@ import threading
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
+THREAD_SECONDS = 5.0  # that threads have to end, after all is written
+
 
 class GuardedStream:
     """A text stream whose trouble is remembered instead of raised.
@@ -71,6 +73,8 @@ def leave(code: int) -> NoReturn:
         if trouble:  # Python flushes again when it ends, and exits with 120 where that fails
             with contextlib.suppress(OSError):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), handle)
-    if any(t is not threading.main_thread() and not t.daemon for t in threading.enumerate()):
-        os._exit(code)  # Python would wait for them
+    # Python waits for threads before it ends: a pool's are through in a moment, a candidate's may never be.
+    last = threading.Timer(THREAD_SECONDS, os._exit, (code,))
+    last.daemon = True
+    last.start()
     sys.exit(code)

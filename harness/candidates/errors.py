@@ -25,7 +25,8 @@ def in_words(error: BaseException) -> str:
         str(error)
     except BaseException:  # noqa: BLE001 - as above
         return f"{name} (its text cannot be shown)"
-    return f"{name}: {text_of(error)}"
+    text = text_of(error)
+    return f"{name}: {text}" if text else str(name)
 
 
 def traits_mistake(error: BaseException) -> str:

@@ -22,13 +22,18 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM, signal.SIGCHLD, signa
 
 
 class Surroundings:
-    """The settings of this process, as they are when this is made."""
+    """The settings of this process, as they are when this is made.
+
+    Attributes:
+        process: which process that is.
+    """
 
     def __init__(self) -> None:
+        self.process = os.getpid()
         self._dtype, self._device = torch.get_default_dtype(), torch.get_default_device()
         self._grad = torch.is_grad_enabled()
         self._filters = list(warnings.filters)
-        self._folder = _folder()
+        self._folder, self._umask = _folder(), _umask()
         self._streams = sys.stdout, sys.stderr
         self._limit, self._trace = sys.getrecursionlimit(), sys.gettrace()
         self._timer = signal.getitimer(signal.ITIMER_REAL)[0]
@@ -54,6 +59,7 @@ class Surroundings:
         if sys.gettrace() is not self._trace:
             sys.settrace(self._trace)
         sys.stdout, sys.stderr = self._streams
+        os.umask(self._umask)
         if warnings.filters != self._filters:
             warnings.filters[:] = self._filters  # type: ignore[index]
             with warnings.catch_warnings():  # its end makes Python look at them again
@@ -89,9 +95,23 @@ class Arguments:
         return ""
 
 
+def without_memory(result: Any) -> str:
+    """Return which tensor of a call's result has given its memory back, "" where none has: reading it ends the process."""
+    for name, tensor in _tensors({"its output": result}):
+        if tensor.is_meta or tensor.layout is not torch.strided or not tensor.numel():
+            continue
+        last = sum(
+            (extent - 1) * stride for extent, stride in zip(tensor.shape, tensor.stride(), strict=True)
+        )
+        needed = (tensor.storage_offset() + last + 1) * tensor.element_size()
+        if (held := tensor.untyped_storage().nbytes()) < needed:
+            return f"returned {name} with {held} bytes of memory, where its shape and strides need {needed}"
+    return ""
+
+
 def _tensors(values: Mapping[str, Any]) -> Iterable[tuple[str, Tensor]]:
     for name, value in values.items():
-        if isinstance(value, Tensor):
+        if type(value) in {Tensor, torch.nn.Parameter}:
             yield name, value
         elif isinstance(value, (tuple, list)):
             yield from _tensors({f"{name}[{i}]": one for i, one in enumerate(value)})
@@ -114,3 +134,9 @@ def _folder() -> str:
         return os.getcwd()  # noqa: PTH109 - as a string, thousands of times
     except OSError:  # it was removed
         return ""
+
+
+def _umask() -> int:
+    now = os.umask(0o077)
+    os.umask(now)
+    return now

@@ -205,7 +205,10 @@ def _judgeable(text: str, limit_gib: float) -> Problem:
     most, whose = (limit_gib * 2**30, "--max-memory allows") if limit_gib else (here, "this machine has")
     if problem.least_bytes > most:
         raise UsageError(
-            f"problem: {text} needs at least {problem.least_bytes / 2**30:,.1f} GiB for its tensors, {whose} "
-            f"{most / 2**30:,.1f} GiB"
+            f"problem: {text} needs at least {_gib(problem.least_bytes)} for its tensors, {whose} {_gib(most)}"
         )
     return problem
+
+
+def _gib(size: float) -> str:
+    return f"{size / 2**30:,.1f} GiB" if size >= 2**27 else f"{size:,.0f} bytes"

@@ -235,6 +235,15 @@ class Context:
         )
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that there is not memory enough, on the host or on a GPU."""
+    text = text_of(error)
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
+        isinstance(error, RuntimeError)
+        and any(w in text for w in ("can't allocate memory", "not enough memory"))
+    )
+
+
 def device_is_lost(error: BaseException) -> bool:
     """Return whether a CUDA error makes every later call in this process fail, ours included."""
     text = text_of(error)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
@@ -70,7 +71,7 @@ class Watched:
     def _watched(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function, updated=())
         def call(*arguments: Any, **named: Any) -> Any:
-            from harness.candidates.surroundings import Arguments, Surroundings
+            from harness.candidates.surroundings import Arguments, Surroundings, without_memory
             from harness.judging.contract import ContractError
 
             given = Arguments({**{f"number {i}": a for i, a in enumerate(arguments, 1)}, **named})
@@ -80,9 +81,13 @@ class Watched:
             except self._blamed as error:
                 self._raise(name, error)
             finally:
+                if os.getpid() != before.process:
+                    os._exit(
+                        0
+                    )  # a copy of this process that the candidate made: the run goes on in one of them
                 left = before.restore()
             self._returned.add(_stage_of(name))
-            if left := left or given.changed():
+            if left := left or given.changed() or without_memory(result):
                 raise ContractError(f"{_stage_of(name)} {left}")
             return result
 
@@ -161,9 +166,9 @@ class Judge:
         self.candidate.left_out = frozenset(stages)
 
     def judge(self, rule_id: str, problem: str) -> Outcome:
-        """Judge one problem: JUDGED, NOT_APPLICABLE, CONTRACT, RAISED, NOT_IMPLEMENTED or, with a lost GPU, CRASHED.
+        """Judge one problem.
 
-        A candidate that raises is an answer; errors of the harness itself are raised.
+        JUDGED, NOT_APPLICABLE, CONTRACT, RAISED, NOT_IMPLEMENTED, NO_MEMORY or, with a lost GPU, CRASHED. A candidate that raises is an answer; errors of the harness itself are raised.
         """
         from harness.judging.context import Context
 
@@ -201,21 +206,13 @@ def judge_context(rule: Rule, context: Context) -> Outcome:
 
     Returns and raises what `Judge.judge` does.
     """
-    from harness.judging.context import device_is_lost
-    from harness.judging.contract import ContractError
-
     try:
         comparisons = rule.function()(context)
-    except NotApplicableError as reason:
-        return Outcome(Status.NOT_APPLICABLE, str(reason))
-    except ContractError as error:
-        return Outcome(Status.CONTRACT, str(error))
     except (Exception, SystemExit) as error:
-        if device_is_lost(error):
-            return Outcome(Status.CRASHED, in_words(error))
-        if not context.candidate.raised(error):
+        answer = _answer_to(error, context)
+        if answer is None:
             raise
-        return _raised(error, context.candidate.not_implemented(error))
+        return answer
     hidden = context.candidate.last_error()
     if hidden is not None and not rule.may_refuse:
         what = "the rule went on as if the candidate had not raised it"
@@ -225,6 +222,22 @@ def judge_context(rule: Rule, context: Context) -> Outcome:
         comparisons=[c.plain() for c in comparisons],
         unseen=unseen_rows(rule, comparisons, context.masked_m, context.problem.capacity),
     )
+
+
+def _answer_to(error: BaseException, context: Context) -> Outcome | None:
+    """Return what an error that ended a rule says about the candidate, None where it is the harness's own."""
+    from harness.judging.context import device_is_lost, out_of_memory
+    from harness.judging.contract import ContractError
+
+    if device_is_lost(error):
+        return Outcome(Status.CRASHED, in_words(error))
+    if context.candidate.raised(error):
+        return _raised(error, context.candidate.not_implemented(error))
+    if isinstance(error, NotApplicableError):
+        return Outcome(Status.NOT_APPLICABLE, str(error))
+    if isinstance(error, ContractError):
+        return Outcome(Status.CONTRACT, str(error))
+    return Outcome(Status.NO_MEMORY, in_words(error)) if out_of_memory(error) else None
 
 
 def _raised(error: BaseException, not_implemented: str) -> Outcome:

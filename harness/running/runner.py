@@ -226,11 +226,7 @@ class RuleRun:
         if self._first_failure is not None and time.monotonic() > self._first_failure + SHRINK_SECONDS:
             return False  # enough shrinking: every problem not yet known to fail counts as passing
         outcome = self._judged(text)
-        if outcome.status is Status.NOT_APPLICABLE:
-            self._tally.result.skipped = outcome.error
-            return False
-        if outcome.status is Status.NOT_IMPLEMENTED:
-            self._stubs.append(text)
+        if self._says_nothing(outcome, text):
             return False
         if self._first_failure is None:
             self._tally.add(outcome, problem)
@@ -245,6 +241,18 @@ class RuleRun:
             self._failed[text] = outcome
             self._first_failure = self._first_failure or time.monotonic()
         return outcome.fails
+
+    def _says_nothing(self, outcome: Outcome, problem: str) -> bool:
+        """Note and return whether an outcome says neither that the candidate is right nor that it is wrong."""
+        if outcome.status is Status.NOT_APPLICABLE:
+            self._tally.result.skipped = outcome.error
+        elif outcome.status is Status.NOT_IMPLEMENTED:
+            self._stubs.append(problem)
+        elif outcome.status is Status.NO_MEMORY:
+            self._tally.no_memory = f"there is not memory enough to judge {problem}: {outcome.error}"
+        else:
+            return False
+        return True
 
     def _try(self, problem: Problem) -> None:
         """Have the candidate's stages called on a problem, whatever comes of it."""
