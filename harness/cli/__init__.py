@@ -38,7 +38,7 @@ class LazyGroup(NearestGroup):
 
     def list_commands(self, _ctx: click.Context) -> list[str]:
         """Return the names of the commands."""
-        return list(COMMANDS)
+        return [*COMMANDS]  # `list` is a module here once that command was imported
 
     def get_command(self, _ctx: click.Context, name: str) -> click.Command | None:
         """Import a command."""
@@ -60,7 +60,7 @@ class LazyGroup(NearestGroup):
     def format_commands(self, _ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the list of commands without importing any of them."""
         with formatter.section("Commands"):
-            formatter.write_dl(list(COMMANDS.items()))
+            formatter.write_dl([*COMMANDS.items()])
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})

@@ -18,6 +18,7 @@ from harness.verdict import ExitCode, UsageError, exit_code
 if TYPE_CHECKING:
     from harness.canary.load import Canary
     from harness.records.parts.canary import CanaryLine
+    from harness.records.record import RunRecord
 
 _FOLDER = click.Path(path_type=Path)
 
@@ -86,9 +87,9 @@ def serve(
     port: int,
 ) -> int:
     """Serve the canary over the OpenAI API until interrupted; print "listening on URL" once it answers."""
-    require("harness canary serve", "canary")
     if not 0 <= port <= 65535:
         raise UsageError(f"--port must lie between 0 and 65535, got {port}")
+    require("harness canary serve", "canary")
     import asyncio
 
     from aiohttp import web
@@ -141,14 +142,24 @@ def run(
     """Answer the canary's questions in this process, judge and report: what serve and gsm8k do, without HTTP."""
     require("harness canary run", "canary")
     from harness.canary.run import run_in_process
+    from harness.candidates.errors import in_words
     from harness.cli.output import finish
+    from harness.records.new import new_record
 
     if questions < 1:
         raise UsageError(f"--questions must be at least 1, got {questions}")
     earlier = earlier_record(fail_on, against)
     folder = own_folder(out)
     canary = _load(candidate, faults, ranks, shard, transport, model, threads)
-    record = run_in_process(canary, "+".join([candidate, *faults]), questions=questions, unseen=unseen)
+    record, name = new_record("", 0), "+".join([candidate, *faults])
+    try:
+        record = run_in_process(canary, name, questions=questions, unseen=unseen)
+    except KeyboardInterrupt:
+        return _interrupted(record, folder, junit)
+    except (Exception, SystemExit) as error:
+        if candidate == "bf16" or isinstance(error, UsageError):
+            raise
+        record.reason = f"canary on {name}: no answer: {in_words(error)}"
     finish(record, folder, junit=junit)
     return exit_with(fail_on, record, earlier)
 
@@ -176,8 +187,12 @@ def table(candidate: str, faults: tuple[str, ...], questions: int, jobs: int, ou
         if value < 1:
             raise UsageError(f"{name} must be at least 1, got {value}")
     folder = own_folder(out)
+    _see_that_it_runs(candidate)
     record = new_record("", 0)
-    lines = run_table(candidate, questions=questions, faults=list(faults), jobs=jobs, progress=_say)
+    try:
+        lines = run_table(candidate, questions=questions, faults=list(faults), jobs=jobs, progress=_say)
+    except KeyboardInterrupt:
+        return _interrupted(record, folder)
     record.canary_part = CanaryPart(questions, table=lines)
     wrong = [line.name for line in lines if line.kind == "variant" and line.verdict != "PASS"]
     planted = [line for line in lines if line.kind == "fault" and not line.error]
@@ -229,8 +244,6 @@ def _load(
     import torch
 
     from harness.canary import load_canary
-    from harness.candidates import support_of
-    from harness.faults.named import load_named
 
     if ranks < 1:
         raise UsageError(f"--ranks must be at least 1, got {ranks}")
@@ -241,7 +254,26 @@ def _load(
     if candidate == "bf16" and faults:
         raise UsageError("--fault is planted in a candidate: give --candidate (eager, physical, ...) too")
     name = "+".join([candidate, *faults])
-    if candidate != "bf16" and not (support := support_of(load_named(name))):
-        click.echo(f"UNKNOWN: {name} cannot run here: {support.reason}", err=True)
-        raise click.exceptions.Exit(ExitCode.UNKNOWN)
+    if candidate != "bf16":
+        _see_that_it_runs(name)
     return load_canary(model, candidate=name, ranks=ranks, shard=shard, transport=transport)
+
+
+def _see_that_it_runs(name: str) -> None:
+    """End the command with UNKNOWN where a candidate cannot run here. Raises UsageError where there is none."""
+    from harness.candidates.errors import CandidateStartError
+    from harness.faults.named import start_named
+
+    try:
+        start_named(name, spared=(KeyboardInterrupt,))
+    except CandidateStartError as error:
+        click.echo(f"UNKNOWN: {name} cannot run here: {error}", err=True)
+        raise click.exceptions.Exit(ExitCode.UNKNOWN) from None
+
+
+def _interrupted(record: RunRecord, folder: Path, junit: Path | None = None) -> ExitCode:
+    from harness.cli.output import finish
+
+    record.interrupted, record.reason = True, "interrupted"
+    finish(record, folder, junit=junit)
+    return ExitCode.INTERRUPTED

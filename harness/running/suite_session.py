@@ -15,6 +15,7 @@ import pytest
 
 from harness.ci.folder import held_folder
 from harness.ci.outputs import write_record
+from harness.ending import by_sigterm, sigterm_interrupts
 from harness.problems.profiles import find_profile
 from harness.records.merge import merge_records
 from harness.records.record import RunRecord, parse_record
@@ -42,6 +43,7 @@ class SuiteSession:
         """Refuse what cannot be judged before anything is collected, with the harness's own exit code."""
         if self._worker:
             return
+        self._held.enter_context(sigterm_interrupts())
         try:
             self._check_options()
         except UsageError as error:
@@ -94,7 +96,7 @@ class SuiteSession:
         if self._worker:
             return
         if interrupted:
-            session.exitstatus = ExitCode.INTERRUPTED
+            session.exitstatus = ExitCode.TERMINATED if by_sigterm() else ExitCode.INTERRUPTED
         records = self._records or ([self._run.record] if self._run else [])
         if not records:
             return
@@ -103,7 +105,6 @@ class SuiteSession:
         )
         if self._option("--moe-record"):
             write_record(record, Path(self._option("--moe-record")), own_junit=False)
-            self._held.close()
         self._summary = f"{record.verdict.value}: {record.reason}"
         no_fail = session.testsfailed == self._unknown + self._internal
         if exitstatus == pytest.ExitCode.OK:
@@ -113,6 +114,7 @@ class SuiteSession:
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         """Print the verdict of the suites below pytest's own lines."""
+        self._held.close()
         if self._summary:
             terminalreporter.section("fp4 moe harness")
             terminalreporter.line(self._summary)

@@ -269,7 +269,9 @@ def composed(seed: int) -> type:
     members: dict[str, Any] = {
         "support": lambda self: misbehave(lambda: Support(ok=True)),
         "traits": property(
-            lambda self: misbehave(lambda: Traits(device="cpu", arithmetic="fast", n_multiple=16))
+            lambda self: misbehave(
+                lambda: Traits(device="cpu", arithmetic="fast", k_multiple=16, n_multiple=1)
+            )
         ),
         "name": property(lambda self: misbehave(lambda: "hostile")),
         "warning": property(lambda self: misbehave(lambda: "careful")),
