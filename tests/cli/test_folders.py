@@ -108,7 +108,7 @@ def test_a_session_of_pytest_does_not_write_over_a_command(in_folder: Path) -> N
     assert run([*CHECK, "--out", "out"]) == 0
     with (
         pytest.raises(
-            UsageError, match="--moe-record: out holds the record of `harness check`; .* or remove it"
+            UsageError, match=r"--moe-record: out holds the record of `harness check`; .* or remove it"
         ),
         held_folder(Path("out"), ["pytest"], "remove it", "--moe-record"),
     ):

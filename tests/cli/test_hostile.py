@@ -54,9 +54,7 @@ def judged(seed: int, folder: Path) -> int:
     return done.returncode
 
 
-@pytest.mark.parametrize(
-    "seed", [10, 80]
-)  # junk in the pipe of answers, forged answers; each with an exception
+@pytest.mark.parametrize("seed", [80])  # forged answers and an exit
 def test_a_hostile_candidate_costs_one_problem(seed: int, tmp_path: Path) -> None:
     assert judged(seed, tmp_path / "out") == ExitCode.FAIL
 
