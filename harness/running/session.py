@@ -181,7 +181,8 @@ class Child:
         os.close(write_answers)
         self._seal = secrets.token_hex(16).encode() + b" "
         try:
-            self._send(self._seal.decode().strip())
+            with contextlib.suppress(OSError):  # it is gone already: what it is asked next says how
+                self._send(self._seal.decode().strip())
             answer = self._receive(START_SECONDS)
             if answer.status is Status.LOADED:
                 answer = self._receive(START_SECONDS)
@@ -241,8 +242,9 @@ class Child:
         code = self._process.returncode
         if code is None:
             return "the candidate's process lives, but its pipe for answers was closed"
-        if code is not None and code < 0:
-            return f"the candidate's process was killed by {signal.Signals(-code).name}"
+        if code < 0:
+            known = -code in list(signal.Signals)  # not those for real time
+            return f"the candidate's process was killed by {signal.Signals(-code).name if known else f'signal {-code}'}"
         return f"the candidate's process exited with {code}"
 
 
