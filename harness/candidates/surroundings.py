@@ -7,6 +7,7 @@ of the caller's own code computes; so is another shape of a tensor that the call
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import signal
 import sys
@@ -80,7 +81,7 @@ class Arguments:
     """The tensors among a call's arguments: where each lies, and its shape.
 
     Args:
-        values: the arguments, by name; tensors in tuples, lists and mappings are found too.
+        values: the arguments, by name; tensors in tuples, lists, dicts and dataclasses are found too.
     """
 
     def __init__(self, values: Mapping[str, Any]) -> None:
@@ -117,6 +118,9 @@ def _tensors(values: Mapping[str, Any]) -> Iterable[tuple[str, Tensor]]:
             yield from _tensors({f"{name}[{i}]": one for i, one in enumerate(value)})
         elif isinstance(value, dict):
             yield from _tensors({f"{name}[{key!r}]": one for key, one in value.items()})
+        elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+            fields = [field.name for field in dataclasses.fields(value)]
+            yield from _tensors({f"{name}.{field}": getattr(value, field) for field in fields})
 
 
 def _form(tensor: Tensor) -> str:

@@ -46,6 +46,10 @@ def judged(seed: int, folder: Path) -> int:
     )  # fmt: skip
     said = f"{made}\n{done.stderr.decode(errors='replace')[-3000:]}"
     assert TRACEBACK.encode() not in done.stderr, said
+    if done.returncode == ExitCode.USAGE:  # it declares what no traits can be
+        assert done.stderr.count(b"\n") == 1, said
+        assert not list(folder.iterdir()), said
+        return done.returncode
     assert done.returncode in VERDICTS.values(), said
     record = json.loads((folder / "record.json").read_text())
     assert VERDICTS[record["verdict"]] == done.returncode, said
