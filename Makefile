@@ -87,4 +87,4 @@ bench: $(BIN)/.installed
 	$(BIN)/python benchmarks/bench_examples.py
 
 clean:
-	rm -rf $(VENV) $(FLASHINFER_VENV) $(OLDEST_VENV) out harness-out build dist *.egg-info
+	rm -rf $(VENV) $(FLASHINFER_VENV) $(OLDEST_VENV) out harness-out *-run canary-table build dist *.egg-info

@@ -28,7 +28,8 @@ fi
 
 "$PYTHON" -P -m harness.cli "${arguments[@]}"
 code=$?
-if [ -f "$OUT/record.json" ]; then
+# With 64 nothing was run: a record that is there is an earlier one's.
+if [ "$code" -ne 64 ] && [ -f "$OUT/record.json" ]; then
   verdict=$("$PYTHON" -P -c 'import sys; from harness import load_record; print(load_record(sys.argv[1]).verdict.value)' "$OUT")
   {
     echo "verdict=$verdict"

@@ -87,6 +87,14 @@ class Remaining:
         return (time.monotonic() - self._started) / done * (wanted - done)
 
 
+def one_line(text: str) -> str:
+    """Return a message in one line, what cannot be printed in it written as escapes."""
+    words = " ".join(text.splitlines())
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in words
+    )
+
+
 def duration(seconds: float) -> str:
     """Return a duration as a person says it: 40 s, 3 min, 2.5 h."""
     if seconds < 90:

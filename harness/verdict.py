@@ -27,6 +27,7 @@ class ExitCode(IntEnum):
     USAGE = 64
     INTERNAL = 70
     INTERRUPTED = 130
+    TERMINATED = 143
 
 
 _SEVERITY = {Verdict.PASS: 0, Verdict.UNKNOWN: 1, Verdict.FAIL: 2}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from harness.records.whole_files import write_whole
 from reports.compare_markdown import markdown
 from reports.compare_parts import parts
 from reports.html import STYLESHEETS, assemble
@@ -38,6 +39,6 @@ def write_comparison(found: RecordComparison, folder: Path) -> list[Path]:
     """Write `compare.html` and `compare.md` into the folder, which is created if it is missing, and return their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     page, text = folder / f"{COMPARE_NAME}.html", folder / f"{COMPARE_NAME}.md"
-    page.write_bytes(render(found).encode("utf-8"))
-    text.write_bytes(markdown(found).encode("utf-8"))
+    write_whole(page, render(found))
+    write_whole(text, markdown(found))
     return [page, text]

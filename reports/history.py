@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from harness.records.whole_files import write_whole
 from reports.history_charts import TrendChart, shown_value, trend_chart
 from reports.html import STYLESHEETS, assemble
 from reports.sections import Drawn
@@ -84,7 +85,7 @@ def write_history(history: History, folder: Path) -> Path:
     """Write `history.html` into the folder, which is created if it is missing, and return its path."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / HISTORY_NAME
-    path.write_bytes(render(history).encode("utf-8"))
+    write_whole(path, render(history))
     return path
 
 

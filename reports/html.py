@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 
+from harness.records.whole_files import write_whole
 from reports import summary, text
 from reports.sections import draw_all
 from reports.template import asset, fill
@@ -97,5 +98,5 @@ def write_report(record: RunRecord, folder: Path) -> Path:
     """Write `report.html` into the folder, which is created if it is missing, and return its path."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / REPORT_NAME
-    path.write_bytes(render(record).encode("utf-8"))
+    write_whole(path, render(record))
     return path

@@ -18,8 +18,8 @@ STANDARD = set(sys.stdlib_module_names)
 # From the top: each folder and each file of harness/ imports only from itself and from what stands below it.
 ORDER = [
     "cli", "compile", "races", "mutants", "running", "ci", "comparing", "canary", "gsm8k", "reproduction", "diagnosis",
-    "rules", "judging", "faults", "problems", "candidates", "interpreter", "emulation", "records", "processes", "terminal",
-    "extras", "verdict", "version",
+    "rules", "judging", "faults", "problems", "candidates", "interpreter", "emulation", "records", "processes", "streams",
+    "terminal", "ending", "extras", "verdict", "version",
 ]  # fmt: skip
 
 # What each package may import besides the standard library. The engines are imported inside the functions that use them.

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
+import inspect
 import sys
+import sysconfig
+from pathlib import Path
 from typing import Any
 
+from harness.candidates.errors import in_words, traits_mistake
 from harness.candidates.protocol import (
     ALL_STAGES,
     LAYER_STAGES,
@@ -15,7 +19,7 @@ from harness.candidates.protocol import (
     stages_of,
     traits_of,
 )
-from harness.candidates.support import Support, unsupported
+from harness.candidates.support import Support, supported, unsupported
 from harness.processes import look_in_current_folder
 from harness.verdict import UsageError, unknown_name
 
@@ -63,9 +67,48 @@ def load_candidate(name: str) -> Any:
         return load_control(name.removeprefix("control:"))
     target = CANDIDATES.get(name, name)
     module_name, colon, attribute = target.partition(":")
+    if dotted := _dotted(name):
+        raise UsageError(
+            f"candidate {name!r} is the path of a file; write it with dots, as for import: {dotted}"
+        )
     if not colon or not module_name or not attribute:
         raise unknown_name("candidate", name, CANDIDATES, also="package.module:attribute")
+    if not all(part.isidentifier() for part in module_name.split(".")):
+        raise UsageError(
+            f"candidate {name!r}: {module_name!r} is no name of a module, such as package.module"
+        )
+    if _is_pythons(module_name.partition(".")[0]):
+        raise UsageError(f"candidate {name!r} is a part of Python and no candidate; nothing of it is called")
+    try:
+        candidate = _loaded(name, module_name, attribute)
+        traits_of(candidate)
+    except Exception as error:
+        if mistake := traits_mistake(error):
+            raise UsageError(f"candidate {name!r}: {mistake}") from error
+        raise
+    return candidate
+
+
+def _dotted(name: str) -> str:
+    """Return how a candidate that was given by its file is written, "" where none was."""
+    path, colon, attribute = name.partition(":")
+    if "/" not in path and not path.endswith(".py"):
+        return ""
+    words = [word for word in path.removesuffix(".py").split("/") if word not in {"", ".", ".."}]
+    return f"{'.'.join(words) or 'package.module'}:{attribute if colon and attribute else 'CLASS'}"
+
+
+def _is_pythons(module: str) -> bool:
+    """Return whether a module is of Python's standard library, and not one of the same name in the current folder."""
     look_in_current_folder()
+    spec = importlib.util.find_spec(module) if module in sys.stdlib_module_names else None
+    if spec is None:
+        return False
+    return not spec.has_location or Path(str(spec.origin)).is_relative_to(sysconfig.get_path("stdlib"))
+
+
+def _loaded(name: str, module_name: str, attribute: str) -> Any:
+    """Import what a name stands for and make it. Raises UsageError where there is none, and what its own code raises."""
     try:
         found: Any = importlib.import_module(module_name)
         for part in attribute.split("."):
@@ -74,6 +117,11 @@ def load_candidate(name: str) -> Any:
         where = getattr(sys.modules.get(module_name), "__file__", None)
         found_in = f" (found in {where})" if where else ""
         raise UsageError(f"candidate {name!r} cannot be imported: {error}{found_in}") from error
+    if callable(found) and not stages_of(found) and not _makes(found):
+        raise UsageError(
+            f"candidate {name!r} is {type(found).__name__}, neither a class, a function that returns a candidate, nor an "
+            "object with stages; it is not called to find out"
+        )
     candidate = made(found)
     if not stages_of(candidate):
         raise UsageError(
@@ -82,20 +130,47 @@ def load_candidate(name: str) -> Any:
     return candidate
 
 
+def _makes(found: Any) -> bool:
+    """Return whether something callable is a class or a function of Python, which may be called for a candidate."""
+    return isinstance(found, type) or inspect.isfunction(inspect.unwrap(found)) or inspect.ismethod(found)
+
+
 def made(found: Any) -> Any:
     """Return the candidate that a class or a function makes, or the candidate itself."""
     return found() if isinstance(found, type) or (callable(found) and not stages_of(found)) else found
 
 
 def support_of(candidate: Any) -> Support:
-    """Return whether the candidate can run here; a candidate without `support()` is taken at its word."""
-    probe = getattr(candidate, "support", None)
-    if probe is None:
-        return Support(ok=True)
+    """Return whether the candidate can run here: what its `support()` says, and whether its device is there.
+
+    Raises TypeError where its traits are none.
+    """
+    probe = getattr(candidate, "support", supported)
     try:
         result = probe()
     except Exception as error:  # noqa: BLE001 - a probe that crashes is a reason, not a crash of the run
-        return unsupported(f"support() raised {type(error).__name__}: {error}")
+        return unsupported(f"support() raised {in_words(error)}")
     if not isinstance(result, Support):
         return unsupported(f"support() must return harness.Support, got {type(result).__name__}")
-    return result
+    if not result.ok:
+        return unsupported(str(result.reason))
+    return _device_support(traits_of(candidate).device)
+
+
+def _device_support(device: str) -> Support:
+    """Return whether tensors can be held on the device that a candidate declares."""
+    if device == "cpu":
+        return supported()
+    import torch
+
+    if device.partition(":")[0] == "cuda" and not torch.cuda.is_available():
+        return unsupported(
+            'it needs a CUDA device, and torch sees none; declare device="cpu" in its traits if it runs without'
+        )
+    try:
+        torch.empty(1, device=device).cpu()
+    except Exception as error:  # noqa: BLE001 - of an unknown device, a broken driver, a device that holds no data
+        return unsupported(
+            f"it declares device {device!r}, on which torch cannot hold data: {in_words(error)}"
+        )
+    return supported()

@@ -13,7 +13,7 @@ class Support:
     reason: str = ""
 
     def __bool__(self) -> bool:
-        return self.ok
+        return bool(self.ok)
 
 
 def supported() -> Support:

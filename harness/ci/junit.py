@@ -8,6 +8,7 @@ from xml.etree import ElementTree as ET
 from harness.ci.cases import CiCase, cases_of
 from harness.ci.text import printable
 from harness.records.record import RunRecord
+from harness.records.whole_files import write_whole
 from harness.verdict import Verdict
 
 MESSAGE = 400  # characters of a failure's message attribute; the element's text has all of it
@@ -35,7 +36,7 @@ def write_junit(record: RunRecord, path: Path) -> None:
             _add(suite, case)
     ET.indent(root)
     content = ET.tostring(root, encoding="unicode", xml_declaration=False)
-    path.write_text('<?xml version="1.0" encoding="UTF-8"?>\n' + content + "\n", encoding="utf-8")
+    write_whole(path, '<?xml version="1.0" encoding="UTF-8"?>\n' + content + "\n")
 
 
 def _add(suite: ET.Element, case: CiCase) -> None:

@@ -8,14 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from harness.ci.folder import output_options, own_folder, prepare_folder
 from harness.ci.options import ci_options, earlier_record, exit_with
 from harness.cli import complete
+from harness.cli.parsing import MOST_THREADS, NearestGroup
 from harness.extras import require
 from harness.verdict import ExitCode, UsageError, exit_code
 
 if TYPE_CHECKING:
     from harness.canary.load import Canary
     from harness.records.parts.canary import CanaryLine
+    from harness.records.record import RunRecord
 
 _FOLDER = click.Path(path_type=Path)
 
@@ -63,7 +66,7 @@ def _engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-@click.group("canary")
+@click.group("canary", cls=NearestGroup)
 def canary_command() -> None:
     """A small MoE model that solves grade-school word problems through a candidate."""
 
@@ -84,6 +87,8 @@ def serve(
     port: int,
 ) -> int:
     """Serve the canary over the OpenAI API until interrupted; print "listening on URL" once it answers."""
+    if not 0 <= port <= 65535:
+        raise UsageError(f"--port must lie between 0 and 65535, got {port}")
     require("harness canary serve", "canary")
     import asyncio
 
@@ -117,13 +122,7 @@ def serve(
 @_engine_options
 @click.option("--questions", default=200, show_default=True, help="How many of the test set.")
 @click.option("--unseen", is_flag=True, help="The problems of families that were never trained on.")
-@click.option(
-    "--out",
-    type=_FOLDER,
-    default=Path("canary-run"),
-    show_default=True,
-    help="Folder of record.json and report.html.",
-)
+@output_options("canary-run")
 @ci_options
 def run(
     candidate: str,
@@ -143,17 +142,25 @@ def run(
     """Answer the canary's questions in this process, judge and report: what serve and gsm8k do, without HTTP."""
     require("harness canary run", "canary")
     from harness.canary.run import run_in_process
-    from harness.ci.outputs import prepare_folder, write_outputs
-    from harness.cli.output import print_summary
+    from harness.candidates.errors import in_words
+    from harness.cli.output import finish
+    from harness.records.new import new_record
 
     if questions < 1:
         raise UsageError(f"--questions must be at least 1, got {questions}")
     earlier = earlier_record(fail_on, against)
-    folder = prepare_folder(out)
+    folder = own_folder(out)
     canary = _load(candidate, faults, ranks, shard, transport, model, threads)
-    record = run_in_process(canary, "+".join([candidate, *faults]), questions=questions, unseen=unseen)
-    record.write(folder / "record.json")
-    print_summary(record, {"record": folder / "record.json", **write_outputs(record, folder, junit=junit)})
+    record, name = new_record("", 0), "+".join([candidate, *faults])
+    try:
+        record = run_in_process(canary, name, questions=questions, unseen=unseen)
+    except KeyboardInterrupt:
+        return _interrupted(record, folder, junit)
+    except (Exception, SystemExit) as error:
+        if candidate == "bf16" or isinstance(error, UsageError):
+            raise
+        record.reason = f"canary on {name}: no answer: {in_words(error)}"
+    finish(record, folder, junit=junit)
     return exit_with(fail_on, record, earlier)
 
 
@@ -166,19 +173,12 @@ def run(
     "--questions", default=64, show_default=True, help="Questions a line; a dead first wave ends it."
 )
 @click.option("--jobs", default=1, show_default=True, help="Processes, of one thread each.")
-@click.option(
-    "--out",
-    type=_FOLDER,
-    default=Path("canary-table"),
-    show_default=True,
-    help="Folder of record.json and report.html.",
-)
+@output_options("canary-table")
 def table(candidate: str, faults: tuple[str, ...], questions: int, jobs: int, out: Path) -> int:
     """Measure every fault against the canary's accuracy, beside the rule that kills it; dispatch variants too."""
     require("harness canary table", "canary")
     from harness.canary.table import run_table
-    from harness.ci.outputs import prepare_folder, write_outputs
-    from harness.cli.output import print_summary
+    from harness.cli.output import finish
     from harness.records.new import new_record
     from harness.records.parts.canary import CanaryPart
     from harness.verdict import Verdict
@@ -186,9 +186,13 @@ def table(candidate: str, faults: tuple[str, ...], questions: int, jobs: int, ou
     for name, value in (("--questions", questions), ("--jobs", jobs)):
         if value < 1:
             raise UsageError(f"{name} must be at least 1, got {value}")
-    folder = prepare_folder(out)
+    folder = own_folder(out)
+    _see_that_it_runs(candidate)
     record = new_record("", 0)
-    lines = run_table(candidate, questions=questions, faults=list(faults), jobs=jobs, progress=_say)
+    try:
+        lines = run_table(candidate, questions=questions, faults=list(faults), jobs=jobs, progress=_say)
+    except KeyboardInterrupt:
+        return _interrupted(record, folder)
     record.canary_part = CanaryPart(questions, table=lines)
     wrong = [line.name for line in lines if line.kind == "variant" and line.verdict != "PASS"]
     planted = [line for line in lines if line.kind == "fault" and not line.error]
@@ -199,8 +203,7 @@ def table(candidate: str, faults: tuple[str, ...], questions: int, jobs: int, ou
         f"right variants that do not pass: {', '.join(wrong) or 'none'}; "
         f"the canary fails {seen} of {len(planted)} planted faults"
     )
-    record.write(folder / "record.json")
-    print_summary(record, {"record": folder / "record.json", **write_outputs(record, folder)})
+    finish(record, folder)
     return exit_code(record.verdict)
 
 
@@ -223,7 +226,6 @@ def export(folder: Path, model: Path | None) -> int:
     """Write the canary as an NVFP4 checkpoint in ModelOpt's layout; the same bytes every time."""
     require("harness canary export", "canary")
     from harness.canary.export import export_modelopt
-    from harness.ci.outputs import prepare_folder
 
     export_modelopt(prepare_folder(folder, "FOLDER"), model)
     click.echo(f"checkpoint: {folder}")
@@ -242,17 +244,36 @@ def _load(
     import torch
 
     from harness.canary import load_canary
-    from harness.candidates import support_of
-    from harness.faults.named import load_named
 
     if ranks < 1:
         raise UsageError(f"--ranks must be at least 1, got {ranks}")
+    if not 0 <= threads <= MOST_THREADS:
+        raise UsageError(f"--threads must lie between 0 and {MOST_THREADS:,}, got {threads}")
     if threads:
         torch.set_num_threads(threads)
     if candidate == "bf16" and faults:
         raise UsageError("--fault is planted in a candidate: give --candidate (eager, physical, ...) too")
     name = "+".join([candidate, *faults])
-    if candidate != "bf16" and not (support := support_of(load_named(name))):
-        click.echo(f"UNKNOWN: {name} cannot run here: {support.reason}", err=True)
-        raise click.exceptions.Exit(ExitCode.UNKNOWN)
+    if candidate != "bf16":
+        _see_that_it_runs(name)
     return load_canary(model, candidate=name, ranks=ranks, shard=shard, transport=transport)
+
+
+def _see_that_it_runs(name: str) -> None:
+    """End the command with UNKNOWN where a candidate cannot run here. Raises UsageError where there is none."""
+    from harness.candidates.errors import CandidateStartError
+    from harness.faults.named import start_named
+
+    try:
+        start_named(name, spared=(KeyboardInterrupt,))
+    except CandidateStartError as error:
+        click.echo(f"UNKNOWN: {name} cannot run here: {error}", err=True)
+        raise click.exceptions.Exit(ExitCode.UNKNOWN) from None
+
+
+def _interrupted(record: RunRecord, folder: Path, junit: Path | None = None) -> ExitCode:
+    from harness.cli.output import finish
+
+    record.interrupted, record.reason = True, "interrupted"
+    finish(record, folder, junit=junit)
+    return ExitCode.INTERRUPTED

@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import contextlib
+import math
+import os
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
+from harness.ci.folder import output_options, own_folder
 from harness.ci.options import ci_options, earlier_record, exit_with
-from harness.ci.outputs import prepare_folder
 from harness.cli import complete
-from harness.cli.output import TerminalProgress, print_summary
+from harness.cli.output import TerminalProgress, finish
+from harness.cli.parsing import MOST_THREADS
+from harness.problems.problem import Problem, parse_problem
 from harness.problems.profiles import Profile
-from harness.records.record import RunRecord
 from harness.verdict import ExitCode, UsageError
+
+if TYPE_CHECKING:
+    from harness.records.record import RunRecord
+    from harness.running.check import CheckRequest
+
+_MOST = {"threads": MOST_THREADS, "max_memory": 1 << 20}  # GiB: an address space has no more
 
 
 @click.command("check")
@@ -98,13 +108,7 @@ from harness.verdict import ExitCode, UsageError
     type=click.Path(path_type=Path),
     help="List of known failures. Default: the one of the suites.",
 )
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    default=Path("harness-out"),
-    show_default=True,
-    help="Folder of record.json and report.html.",
-)
+@output_options("harness-out")
 @ci_options
 def check_command(
     candidates: tuple[str, ...],
@@ -129,24 +133,34 @@ def check_command(
     against: str | None,
 ) -> int:
     """Run the rules on candidates and write record.json, report.html and junit.xml."""
-    from harness.problems.problem import parse_problem
     from harness.problems.shapes import find_shape
     from harness.records.new import new_record
     from harness.rules import find_rules
-    from harness.running.check import CheckRequest, run_check
+    from harness.running.check import CheckRequest
     from harness.running.known_failures import default_path, load_known_failures
 
     if shapes is None and ep != 1:
         raise UsageError("--ep says how many ranks share the experts of --shapes; give both")
-    _refuse_negative(max_seconds=max_seconds, max_memory=max_memory, threads=threads, seed=seed)
-    size, a_part = _profile(profile, problem_seconds), bool(rules or problem or shapes or max_seconds)
+    if shapes is not None and problem is not None:
+        raise UsageError("--problem names its own shape; give it without --shapes")
+    _refuse_outside(
+        max_seconds=max_seconds,
+        max_memory=max_memory,
+        threads=threads,
+        seed=seed,
+        problem_seconds=problem_seconds,
+    )
+    size, a_part = (
+        _profile(profile, problem_seconds),
+        bool(rules or problem is not None or shapes or max_seconds),
+    )
     request = CheckRequest(
         candidates=list(candidates),
         rules=find_rules(list(rules)),
         profile=size,
         seed=seed,
-        problem=parse_problem(problem) if problem else None,
-        shape=find_shape(shapes, ep) if shapes else None,
+        problem=None if problem is None else _judgeable(problem, max_memory),
+        shape=None if shapes is None else find_shape(shapes, ep),
         max_seconds=max_seconds,
         memory_gib=max_memory,
         threads=threads,
@@ -158,11 +172,9 @@ def check_command(
         canary_control=canary_control,
     )
     earlier = earlier_record(fail_on, against)
-    folder = prepare_folder(out)
+    folder = own_folder(out)
     record = new_record(profile, seed)
-    with contextlib.suppress(KeyboardInterrupt):  # what was found until then is in the record
-        run_check(request, record, TerminalProgress())
-    _write(record, folder, junit)
+    _run(request, record, folder, junit)
     return ExitCode.INTERRUPTED if record.interrupted else exit_with(fail_on, record, earlier)
 
 
@@ -170,9 +182,28 @@ def _profile(name: str, problem_seconds: float) -> Profile:
     """Return the profile of that name, with that limit of a problem unless it is 0."""
     from harness.problems.profiles import find_profile
 
-    _refuse_negative(problem_seconds=problem_seconds)
     profile = find_profile(name)
     return replace(profile, problem_seconds=problem_seconds or profile.problem_seconds)
+
+
+def _run(request: CheckRequest, record: RunRecord, folder: Path, junit: Path | None) -> None:
+    """Run and leave record and report, also where the run is interrupted or ended by an error, which is raised."""
+    from harness.ci.outputs import write_record
+    from harness.running.check import conclude, run_check
+
+    try:
+        with contextlib.suppress(KeyboardInterrupt):  # what was found until then is in the record
+            run_check(request, record, TerminalProgress())
+    except Exception as error:
+        if isinstance(error, UsageError):
+            record.candidates[-1].reason = str(error)
+        else:
+            record.errors.append(f"{type(error).__name__}: {error}")
+        if record.rules or record.errors:
+            conclude(record, {})
+            write_record(record, folder, junit=junit)
+        raise
+    finish(record, folder, junit=junit)
 
 
 def _questions(asked: bool | None, questions: int | None, usual: int, *, a_part: bool) -> int:
@@ -184,14 +215,26 @@ def _questions(asked: bool | None, questions: int | None, usual: int, *, a_part:
     return (questions or usual) if asked else 0
 
 
-def _refuse_negative(**values: float) -> None:
+def _refuse_outside(**values: float) -> None:
     for name, value in values.items():
+        option, most = f"--{name.replace('_', '-')}", _MOST.get(name, math.inf)
         if not value >= 0:  # NaN too
-            raise UsageError(f"--{name.replace('_', '-')} must not be negative, got {value}")
+            raise UsageError(f"{option} must not be negative, got {value}")
+        if value > most:
+            raise UsageError(f"{option} must be at most {most:,}, got {value:g}")
 
 
-def _write(record: RunRecord, folder: Path, junit: Path | None) -> None:
-    from harness.ci.outputs import write_outputs
+def _judgeable(text: str, limit_gib: float) -> Problem:
+    """Return the problem of a command line. Raises UsageError where it is none, or no memory here can hold it."""
+    problem = parse_problem(text)
+    here = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    most, whose = (limit_gib * 2**30, "--max-memory allows") if limit_gib else (here, "this machine has")
+    if problem.least_bytes > most:
+        raise UsageError(
+            f"problem: {text} needs at least {_gib(problem.least_bytes)} for its tensors, {whose} {_gib(most)}"
+        )
+    return problem
 
-    record.write(folder / "record.json")
-    print_summary(record, {"record": folder / "record.json", **write_outputs(record, folder, junit=junit)})
+
+def _gib(size: float) -> str:
+    return f"{size / 2**30:,.1f} GiB" if size >= 2**27 else f"{size:,.0f} bytes"

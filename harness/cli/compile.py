@@ -5,16 +5,16 @@ from __future__ import annotations
 import datetime as dt
 import os
 import secrets
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from harness.ci.folder import output_options, own_folder, prepare_folder
 from harness.compile.run import Progress
 from harness.terminal import LiveLine
-from harness.verdict import ExitCode, UsageError, Verdict, exit_code
+from harness.verdict import ExitCode, UsageError, exit_code
 
 if TYPE_CHECKING:
     from harness.compile.baseline import Baseline
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from harness.records.parts.compile import CompileResult
 
 _PATH = click.Path(path_type=Path)
-_COLOURS = {Verdict.PASS: "green", Verdict.FAIL: "red", Verdict.UNKNOWN: "yellow"}
 
 
 @click.command("compile")
@@ -65,7 +64,7 @@ _COLOURS = {Verdict.PASS: "green", Verdict.FAIL: "red", Verdict.UNKNOWN: "yellow
 )
 @click.option("--fresh", is_flag=True, help="Compile everything again, whatever the cache has.")
 @click.option("--keep", type=_PATH, metavar="FOLDER", help="Write every PTX and cubin there.")
-@click.option("--out", type=_PATH, default=Path("harness-out"), show_default=True, help="Folder of record.json and report.html.")  # fmt: skip
+@output_options("compile-run")
 def compile_command(
     architectures: tuple[str, ...],
     kernels: tuple[str, ...],
@@ -87,7 +86,6 @@ def compile_command(
     Exits 0 when everything compiles or is refused as in the baseline, 1 when a case broke, spills, needs more shared memory
     than there is, takes twice as long, or compiles although it must be refused; 2 when nothing could be compiled.
     """
-    from harness.ci.outputs import prepare_folder
     from harness.compile.cache import default_folder
     from harness.compile.run import CompileRequest
 
@@ -107,7 +105,7 @@ def compile_command(
             click.echo(f"{entry.case}  ({entry.origin})")
         return ExitCode.PASS
     earlier = None if no_baseline else _earlier(baseline)
-    folder = prepare_folder(out)
+    folder = own_folder(out)
     request = CompileRequest(
         entries=entries,
         jobs=jobs or len(os.sched_getaffinity(0)),
@@ -135,9 +133,9 @@ def _run(request: CompileRequest, folder: Path, write_baseline: Path | None) -> 
 
     started = time.monotonic()
     outcome = run_compile(request, TerminalProgress())
+    _report(outcome, folder, time.monotonic() - started)
     if write_baseline is not None:
         _store(write_baseline, request, outcome)
-    _report(outcome, folder, time.monotonic() - started)
     return ExitCode.INTERRUPTED if outcome.interrupted else exit_code(outcome.verdict)
 
 
@@ -189,16 +187,17 @@ def _store(path: Path, request: CompileRequest, outcome: CompileOutcome) -> None
 
 
 def _report(outcome: CompileOutcome, folder: Path, seconds: float) -> None:
+    from harness.cli.output import finish
+    from harness.records.command_line import command_line
     from harness.records.environment import describe_environment
     from harness.records.record import RunRecord
     from harness.version import __version__
-    from reports.html import write_report
 
     now = dt.datetime.now(dt.UTC)
     record = RunRecord(
         run_id=f"{now:%Y%m%dT%H%M%S}-{secrets.token_hex(3)}",
         created=now.isoformat(timespec="seconds"),
-        command=["harness", *sys.argv[1:]],
+        command=command_line(),
         verdict=outcome.verdict,
         reason=outcome.reason,
         harness_version=__version__,
@@ -208,8 +207,6 @@ def _report(outcome: CompileOutcome, folder: Path, seconds: float) -> None:
     )
     part = outcome.part
     record.compile_run = part
-    record.write(folder / "record.json")
-    report = write_report(record, folder)
     for change in part.changes:
         mark = click.style("FAIL  ", fg="red") if change.bad else "      "
         click.echo(f"{mark}{change.case}: {change.kind}: {change.text}")
@@ -219,9 +216,7 @@ def _report(outcome: CompileOutcome, folder: Path, seconds: float) -> None:
         f"{len(outcome.results)} cases, {part.cached} of them from the cache, "
         f"{part.seconds:.0f} s, {part.cpu_seconds:.0f} s of CPU time in the compilers"
     )
-    click.secho(f"{outcome.verdict.value}: {outcome.reason}", fg=_COLOURS[outcome.verdict], bold=True)
-    click.echo(f"record: {folder / 'record.json'}")
-    click.echo(f"report: {report}")
+    finish(record, folder)
 
 
 class TerminalProgress(Progress):

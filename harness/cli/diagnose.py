@@ -69,10 +69,11 @@ def _from_record(file: Path, number: int) -> list[tuple[str, str, str]]:
 
 def _repeat(todo: list[tuple[str, str, str]], *, as_json: bool) -> int:
     """Repeat failing problems, each candidate in a process of its own, and diagnose them."""
+    from harness.candidates.errors import CandidateStartError
     from harness.diagnosis.telling.words import diagnose_command as command_of
     from harness.problems.problem import parse_problem
     from harness.rules import find_rules
-    from harness.running.session import CandidateStartError, Child
+    from harness.running.session import Child
 
     for _, rule, problem in todo:
         find_rules([rule])

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from harness.ci.folder import output_options, own_folder
 from harness.ci.options import ci_options_of_server, earlier_record, exit_with, is_url
-from harness.ci.outputs import write_outputs
+from harness.ci.outputs import write_record
 from harness.extras import require
 from harness.verdict import UsageError
 
@@ -55,13 +55,7 @@ def _transport_options(command: Callable[..., Any]) -> Callable[..., Any]:
     help="OpenAI-compatible API, such as http://host:port/v1.",
 )
 @click.option("--model", help="Name of the model; asked from the server where it serves one.")
-@click.option(
-    "--out",
-    type=_PATH,
-    default=Path("gsm8k-run"),
-    show_default=True,
-    help="Folder for record, journal and report.",
-)
+@output_options("gsm8k-run")
 @click.option("--task", default="gsm8k", show_default=True, help="lm-eval task name, or a task YAML.")
 @click.option("--dataset", type=_PATH, help="Questions as JSON lines, instead of the hub.")
 @click.option("--fewshot", type=_PATH, help="Few-shot examples as JSON lines.")
@@ -162,12 +156,14 @@ def _transport_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def gsm8k_command(**options: Any) -> int:
     """Judge a served model end to end on GSM8K.
 
-    Exits 0 for PASS (and NOT DEAD with --mode smoke), 1 for FAIL, 2 for UNKNOWN, 64 for bad usage, 130 when interrupted.
+    Exits 0 for PASS (and NOT DEAD with --mode smoke), 1 for FAIL, 2 for UNKNOWN, 64 for bad usage, 130 when interrupted,
+    143 when ended by SIGTERM.
     """
     require("harness gsm8k", "gsm8k")
     from harness.gsm8k.credentials import clean_command
-    from harness.gsm8k.run import run
-    from harness.gsm8k.settings import check_file
+    from harness.gsm8k.run import judged
+    from harness.gsm8k.settings import check_file, check_output
+    from harness.records.command_line import command_line
 
     junit, fail_on = options.pop("junit"), options.pop("fail_on")
     live = options.pop("against") if is_url(options["against"]) else None
@@ -175,9 +171,11 @@ def gsm8k_command(**options: Any) -> int:
     settings = _settings({**options, "against": live})
     if junit is not None:
         check_file(junit, "--junit")
-    record = run(settings, clean_command(["harness", *_arguments()]))
-    write_outputs(record, settings.out, junit=junit)
-    _print(record, settings.out)
+    settings.check()
+    check_output(settings.out)
+    own_folder(settings.out)
+    record = judged(settings, clean_command(command_line()))
+    _print(record, write_record(record, settings.out, junit=junit))
     return exit_with(fail_on, record, earlier)
 
 
@@ -221,12 +219,7 @@ def _settings(options: dict[str, Any]) -> Any:
     )
 
 
-def _arguments() -> list[str]:
-    arguments = sys.argv[1:]
-    return arguments if arguments[:1] == ["gsm8k"] else ["gsm8k", *arguments]
-
-
-def _print(record: RunRecord, out: Path) -> None:
+def _print(record: RunRecord, written: dict[str, Path]) -> None:
     from harness.ci.gsm8k_lines import lines
 
     found = record.gsm8k_run
@@ -234,4 +227,5 @@ def _print(record: RunRecord, out: Path) -> None:
         click.echo(f"{found.label}: {found.reason}")
         for line in lines(found):
             click.echo(f"  {line}")
-    click.echo(f"  record: {out / 'record.json'}")
+    if "record" in written:
+        click.echo(f"  record: {written['record']}")

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from harness.ci.outputs import prepare_folder
+from harness.ci.folder import output_options, own_folder
 from harness.cli import complete
-from harness.cli.output import print_summary
+from harness.cli.output import finish
 from harness.records.parts.mutants import NOT_JUDGED, NOT_PLANTED, SURVIVED, MutantsRun, UpstreamTable
 from harness.records.record import RunRecord
 from harness.terminal import LiveLine, Remaining, duration
@@ -93,13 +93,7 @@ Examples:
     help="Of --controls: one rule on one problem for one control.",
 )
 @click.option("--self-test", is_flag=True, help="See whether broken checks are found out instead.")
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    default=Path("harness-out"),
-    show_default=True,
-    help="Folder of record.json and report.html.",
-)
+@output_options("mutants-run")
 def mutants_command(
     candidate: str,
     faults: tuple[str, ...],
@@ -141,7 +135,7 @@ def mutants_command(
             max_seconds=max_seconds,
             out=out,
         )
-    folder = prepare_folder(out)
+    folder = own_folder(out)
     from harness.mutants.run import MutantsRequest
 
     request = MutantsRequest(
@@ -152,9 +146,9 @@ def mutants_command(
 
 def _run(request: MutantsRequest, folder: Path) -> int:
     """Run a request, write record and report, print, and return the exit code."""
+    from harness.candidates.errors import CandidateStartError
     from harness.mutants.run import run_mutants
     from harness.records.new import new_record
-    from harness.running.session import CandidateStartError
 
     record = new_record(request.profile, request.seed)
     record.mutants_run = MutantsRun()
@@ -194,15 +188,11 @@ def reason(found: MutantsRun) -> str:
 
 
 def _finish(record: RunRecord, folder: Path) -> None:
-    from harness.ci.outputs import write_outputs
-
     found = record.mutants_run
     record.seconds = found.seconds if found else 0.0
-    record.write(folder / "record.json")
-    written = write_outputs(record, folder)
     if found and found.faults:
         _print(found)
-    print_summary(record, {"record": folder / "record.json", **written})
+    finish(record, folder)
 
 
 def _print(found: MutantsRun) -> None:

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import click
 
-from harness.ci.outputs import prepare_folder
-from harness.cli.output import print_summary
+from harness.ci.folder import own_folder
+from harness.cli.output import finish
 from harness.records.parts.mutants import FalseAlarmCount, MutantsRun, SelfTest
-from harness.records.record import RunRecord
 from harness.terminal import LiveLine, Remaining, duration
 from harness.verdict import ExitCode, UsageError, Verdict, exit_code
 
@@ -30,7 +29,7 @@ def run_checks(
         raise UsageError(f"--examples must be at least 1, got {examples}")
     from harness.records.new import new_record
 
-    folder = prepare_folder(out)
+    folder = own_folder(out)
     record = new_record("", seed)
     found = MutantsRun()
     record.mutants_run = found
@@ -45,10 +44,10 @@ def run_checks(
             record.seconds += examined.seconds
     except KeyboardInterrupt:
         record.interrupted, record.reason = True, "interrupted"
-        _finish(record, folder)
+        finish(record, folder)
         return ExitCode.INTERRUPTED
     record.verdict, record.reason = _verdict(found)
-    _finish(record, folder)
+    finish(record, folder)
     return exit_code(record.verdict)
 
 
@@ -124,11 +123,3 @@ def _verdict(found: MutantsRun) -> tuple[Verdict, str]:
     if self_test:
         parts.append(f"all {len(self_test.broken)} broken checks detected")
     return Verdict.PASS, ", ".join(parts)
-
-
-def _finish(record: RunRecord, folder: Path) -> None:
-    from harness.ci.outputs import write_outputs
-
-    record.write(folder / "record.json")
-    written = write_outputs(record, folder)
-    print_summary(record, {"record": folder / "record.json", **written})

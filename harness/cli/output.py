@@ -105,3 +105,10 @@ def print_summary(record: RunRecord, paths: dict[str, Path]) -> None:
     click.secho(f"{record.verdict.value}: {record.reason}", fg=_COLOURS[record.verdict], bold=True)
     for what, path in paths.items():
         click.echo(f"{what}: {path}")
+
+
+def finish(record: RunRecord, folder: Path, *, junit: Path | None = None) -> None:
+    """Write the record and what is drawn from it into a folder, and print the verdict and the files."""
+    from harness.ci.outputs import write_record
+
+    print_summary(record, write_record(record, folder, junit=junit))

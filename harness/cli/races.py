@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from harness.ci.folder import output_options, own_folder
 from harness.records.parts.races import RacesRun
 from harness.records.record import RunRecord
 from harness.verdict import ExitCode, UsageError, Verdict, exit_code
@@ -25,13 +26,7 @@ from harness.verdict import ExitCode, UsageError, Verdict, exit_code
     help="Plant every mutation and see that it is caught.",
 )
 @click.option("--only", default="", metavar="PREFIX", help="Only mutations whose name starts with this.")
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    default=Path("harness-out"),
-    show_default=True,
-    help="Folder of record.json and report.html.",
-)
+@output_options("races-run")
 def races_command(kernels: tuple[str, ...], schedules: int, mutate: bool, only: str, out: Path) -> int:
     """Run FlashInfer's masked GEMM, interpreted, under many schedules: the same bits in each, or a race.
 
@@ -39,7 +34,6 @@ def races_command(kernels: tuple[str, ...], schedules: int, mutate: bool, only: 
     must be caught. Exit codes: 0 PASS, 1 a race or a survivor, 2 the interpreted path cannot run here.
     """
     from harness.candidates.cutedsl_on_cpu import cpu_support, new_version
-    from harness.ci.outputs import prepare_folder
     from harness.records.new import new_record
 
     if schedules < 1:
@@ -48,7 +42,7 @@ def races_command(kernels: tuple[str, ...], schedules: int, mutate: bool, only: 
     if not support:
         record = new_record("", 0)
         record.reason = support.reason
-        return _finish(record, prepare_folder(out))
+        return _finish(record, own_folder(out))
     from harness.races.hunt import hunt
     from harness.races.problem import KERNELS
 
@@ -56,7 +50,7 @@ def races_command(kernels: tuple[str, ...], schedules: int, mutate: bool, only: 
     for name in kernels:
         if name not in known:
             raise UsageError(f"unknown kernel {name!r}: known are {', '.join(known)}")
-    folder, wanted = prepare_folder(out), kernels or tuple(known)
+    folder, wanted = own_folder(out), kernels or tuple(known)
     record, started = new_record("", 0), time.monotonic()
     found = RacesRun(schedules, mutate, only)
     try:
@@ -87,9 +81,7 @@ def conclude(found: RacesRun, wanted: int) -> tuple[Verdict, str]:
 
 
 def _finish(record: RunRecord, folder: Path) -> int:
-    from harness.cli.output import print_summary
-    from reports.html import write_report
+    from harness.cli.output import finish
 
-    record.write(folder / "record.json")
-    print_summary(record, {"record": folder / "record.json", "report": write_report(record, folder)})
+    finish(record, folder)
     return ExitCode.INTERRUPTED if record.interrupted else exit_code(record.verdict)

@@ -58,7 +58,7 @@ def report_command(records: tuple[Path, ...], history: Path | None, out: Path | 
 
 def _draw(path: Path, out: Path | None) -> int:
     """Draw one record, or compare the newest two of a folder."""
-    from harness.ci.outputs import prepare_folder
+    from harness.ci.folder import prepare_folder
     from harness.records.find import load_records
     from reports.html import write_report
 
@@ -88,7 +88,7 @@ def _compare_newest(found: list[tuple[Path, RunRecord]], folder: Path, root: Pat
 
 
 def _compare_sides(before: Path, after: Path, out: Path | None) -> int:
-    from harness.ci.outputs import prepare_folder
+    from harness.ci.folder import prepare_folder
     from harness.comparing.runs import compare
     from harness.records.find import load_records
 
@@ -149,7 +149,7 @@ def _line(change: VerdictChange | AccuracyChange) -> str:
 
 
 def _history(folder: Path, out: Path) -> int:
-    from harness.ci.outputs import prepare_folder
+    from harness.ci.folder import prepare_folder
     from harness.comparing.history import gather_history
     from reports.history import write_history
     from reports.text import visible

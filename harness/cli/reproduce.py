@@ -9,9 +9,11 @@ from pathlib import Path
 
 import click
 
+from harness.ci.folder import may_overwrite, output_options
 from harness.cli import complete
 from harness.cli.failures import failures_of
 from harness.records.record import Failure
+from harness.records.whole_files import write_whole
 from harness.verdict import ExitCode, UsageError
 
 KEEP_SECONDS = 120.0
@@ -37,13 +39,7 @@ SCRIPT_SECONDS = 120.0
     metavar="FILE.py",
     help="Write the failing problem as a plain script, and its tensors as FILE.pt, instead of judging it again.",
 )
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    default=Path("harness-out"),
-    show_default=True,
-    help="Folder of record.json and report.html of the repetition.",
-)
+@output_options("reproduce-run")
 def reproduce_command(
     record: Path, number: int, rule: str | None, candidate: str | None, script: Path | None, out: Path
 ) -> int:
@@ -62,9 +58,8 @@ def reproduce_command(
     line = line_of(failure.rule, failure.candidate, failure.problem)
     click.echo(line, err=True)
     colour = click.get_current_context().color
-    result: int = check_command.main(
-        [*shlex.split(line)[2:], "--out", str(out)], "harness check", standalone_mode=False, color=colour
-    )
+    arguments = [*shlex.split(line)[2:], "--out", str(out), *(["--overwrite"] if may_overwrite() else [])]
+    result: int = check_command.main(arguments, "harness check", standalone_mode=False, color=colour)
     return result
 
 
@@ -87,8 +82,8 @@ def _chosen(file: Path, number: int, rule: str | None, candidate: str | None) ->
 
 
 def _write_script(failure: Failure, script: Path) -> int:
+    from harness.candidates.errors import CandidateStartError
     from harness.reproduction.script import script_text
-    from harness.running.session import CandidateStartError
 
     if script.suffix != ".py" or not script.parent.is_dir():
         raise UsageError(f"--script must be a file FILE.py in a folder that exists, got {script}")
@@ -104,7 +99,7 @@ def _write_script(failure: Failure, script: Path) -> int:
         )
     shown, said = False, ""
     for warm in (False, True):  # what went before matters where a candidate remembers it
-        script.write_text(script_text(failure, script.name, warm=warm), encoding="utf-8")
+        write_whole(script, script_text(failure, script.name, warm=warm))
         shown, said = _shows(script, failure.kind)
         if shown:
             break

@@ -10,6 +10,7 @@ from typing import Any
 from harness.compile.matrix import Entry
 from harness.compile.result import result_from
 from harness.records.parts.compile import CompileChange, CompileResult
+from harness.records.whole_files import write_whole
 from harness.verdict import UsageError
 
 FORMAT = 1
@@ -62,7 +63,7 @@ def write_baseline(path: Path, baseline: Baseline) -> None:
         for case, result in sorted(baseline.results.items())
     )
     try:
-        path.write_text(f'{{{head}, "results": {{\n{lines}\n}}}}\n', encoding="utf-8")
+        write_whole(path, f'{{{head}, "results": {{\n{lines}\n}}}}\n')
     except OSError as error:
         raise UsageError(f"the baseline {path} cannot be written: {error.strerror}") from error
 

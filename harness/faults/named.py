@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from harness.candidates import load_candidate
+from harness.candidates import load_candidate, support_of
+from harness.candidates.errors import CandidateStartError, in_words
+from harness.verdict import UsageError
 
 if TYPE_CHECKING:
     from harness.faults.fault import Planting
@@ -28,6 +30,36 @@ def load_named(name: str) -> Any:
     name, plus, faults = name.partition("+")
     candidate = load_candidate(name)
     return plant(candidate, *faults.split("+")) if plus else candidate
+
+
+def start_named(name: str, spared: tuple[type[BaseException], ...] = ()) -> Any:
+    """Return the candidate that a name stands for, ready to be called in this process.
+
+    Args:
+        name: as `load_named` takes it.
+        spared: exceptions that are not the candidate's: an interrupt of this process, for example.
+
+    Raises:
+        UsageError: no such candidate.
+        CandidateStartError: it cannot run here, with the reason; whatever its own code raises is one.
+    """
+    from harness.candidates.surroundings import Surroundings
+
+    before = Surroundings()
+    try:
+        candidate = load_named(name)
+        support = support_of(candidate)
+    except UsageError:
+        raise
+    except BaseException as error:
+        if isinstance(error, spared):
+            raise
+        raise CandidateStartError(in_words(error)) from error
+    finally:
+        left = before.restore()
+    if not support or left:
+        raise CandidateStartError(support.reason or f"it {left}")
+    return candidate
 
 
 def plant(candidate: Any, *plantings: str | Planting) -> Mutant:

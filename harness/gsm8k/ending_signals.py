@@ -7,6 +7,8 @@ import contextlib
 import signal
 from typing import TYPE_CHECKING
 
+from harness.ending import note_sigterm
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -23,12 +25,14 @@ class EndingSignals:
         self._terminate = signal.getsignal(signal.SIGTERM)
         for number in (signal.SIGINT, signal.SIGTERM):
             with contextlib.suppress(ValueError, RuntimeError, NotImplementedError):  # not in the main thread
-                self._loop.add_signal_handler(number, self._handle)
+                self._loop.add_signal_handler(number, self._handle, number)
 
     def __exit__(self, *_: object) -> None:
         self._remove()
 
-    def _handle(self) -> None:
+    def _handle(self, number: signal.Signals) -> None:
+        if number == signal.SIGTERM:
+            note_sigterm()
         self._note()
         self._remove()
         if self._task is not None:

@@ -44,7 +44,14 @@ from harness.version import __version__
 
 
 def run(settings: Gsm8kSettings, command: list[str]) -> RunRecord:
-    """Ask, judge and write `record.json`.
+    """Ask, judge and write `record.json`. Raises what `judged` does, and OSError where it cannot be written."""
+    record = judged(settings, command)
+    record.write(settings.out / "record.json")
+    return record
+
+
+def judged(settings: Gsm8kSettings, command: list[str]) -> RunRecord:
+    """Ask, judge and return the record, which is not written yet.
 
     Raises:
         UsageError: something the user has to correct, before anything is written to the output folder's record.
@@ -72,7 +79,6 @@ def run(settings: Gsm8kSettings, command: list[str]) -> RunRecord:
     )
     record.seconds = time.monotonic() - started
     record.gsm8k_run = replace(found, seconds={"total": record.seconds, **found.seconds})
-    record.write(settings.out / "record.json")
     return record
 
 

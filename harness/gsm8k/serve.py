@@ -15,6 +15,7 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Self
 
+from harness.ending import note_sigterm
 from harness.gsm8k.errors import one_line
 from harness.gsm8k.preflight import unreachable
 from harness.verdict import UsageError
@@ -146,6 +147,8 @@ def _ending_raises() -> Iterator[None]:
     """Let SIGTERM and SIGHUP end the block as Ctrl-C does: by default they end this process and leave the server."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - their signature
+        if number == signal.SIGTERM:
+            note_sigterm()
         raise KeyboardInterrupt
 
     before = {}

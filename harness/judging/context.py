@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from harness.candidates import layouts
+from harness.candidates.errors import text_of
 from harness.candidates.protocol import Traits, stages_of, traits_of
 from harness.judging.comparison import Comparison
 from harness.judging.contract import Quantized, checked_moe_output, checked_quantized
@@ -97,9 +98,8 @@ class Context:
     def quantize(self, x: Tensor, global_scale_enc: Tensor, masked_m: Tensor | None = None) -> Quantized:
         """Call quantize_grouped on `(l, m, k)` bfloat16 and check what comes back."""
         masked_m = self.tensors.masked_m if masked_m is None else masked_m
-        return checked_quantized(
-            self.calls.quantize_grouped(x, masked_m, global_scale_enc), x.shape, "quantize_grouped"
-        )
+        result = self.calls.quantize_grouped(x, masked_m, global_scale_enc)
+        return checked_quantized(result, x.shape, "quantize_grouped", self.traits.device)
 
     def silu_mul_quantize(
         self, gate_up: Tensor, global_scale_enc: Tensor, masked_m: Tensor | None = None
@@ -108,7 +108,7 @@ class Context:
         masked_m = self.tensors.masked_m if masked_m is None else masked_m
         shape = torch.Size((*gate_up.shape[:2], gate_up.shape[2] // 2))
         result = self.calls.silu_mul_quantize_grouped(gate_up, masked_m, global_scale_enc)
-        return checked_quantized(result, shape, "silu_mul_quantize_grouped")
+        return checked_quantized(result, shape, "silu_mul_quantize_grouped", self.traits.device)
 
     def passed_on(self, a: Quantized) -> Quantized:
         """Return a quantizer's output as the next stage gets it: without subnormal scales where it may read them as zero."""
@@ -191,8 +191,8 @@ class Context:
     ) -> Tensor:
         """Call masked_moe and check the output's shape: `(l, m, k)` bfloat16."""
         hidden_states = (self.tensors.x, None) if hidden_states is None else hidden_states
-        out: Tensor = self.calls.masked_moe(**self.moe_arguments(hidden_states, masked_m))
-        return checked_moe_output(out, self.problem)
+        out = self.calls.masked_moe(**self.moe_arguments(hidden_states, masked_m))
+        return checked_moe_output(out, self.problem, self.traits.device)
 
     def reference_operand(self, scale_fill: int = 0) -> tuple[Tensor, Tensor]:
         """Return the tokens quantized by the reference, in the physical layout."""
@@ -268,9 +268,18 @@ class Context:
         )
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that there is not memory enough, on the host or on a GPU."""
+    text = text_of(error)
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
+        isinstance(error, RuntimeError)
+        and any(w in text for w in ("can't allocate memory", "not enough memory"))
+    )
+
+
 def device_is_lost(error: BaseException) -> bool:
     """Return whether a CUDA error makes every later call in this process fail, ours included."""
-    text = str(error)
+    text = text_of(error)
     return any(
         word in text for word in ("CUDA error", "device-side assert", "illegal memory access", "cudaError")
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,36 +58,75 @@ class Quantized:
         return torch.cat(self.valid(rows), dim=-1)
 
 
-def checked_moe_output(out: Any, problem: Problem) -> Tensor:
-    """Return masked_moe's output, or raise ContractError if it is not `(l, m, k)` bfloat16."""
+def checked(
+    value: Any,
+    stage: str,
+    name: str,
+    shape: Sequence[int],
+    dtype: torch.dtype,
+    device: str,
+    extents: str = "",
+) -> Tensor:
+    """Return what a stage returned as a plain tensor, or raise ContractError where it is not what the contract says.
+
+    A plain tensor is one whose numbers are read like any other's: dense, and no subclass.
+
+    Args:
+        value: what came back.
+        stage: which stage, for the message.
+        name: which of its results, "" where it returns one.
+        shape: as the contract has it.
+        dtype: the same.
+        device: that the candidate declares.
+        extents: what the extents are called, for the message.
+    """
+    wanted = f"{tuple(shape)} {str(dtype).removeprefix('torch.')}{extents and f', logical {extents}'}"
+    must = f"{stage} must return {name and f'{name} '}{wanted}"
+    if type(value) not in {Tensor, torch.nn.Parameter}:
+        kind = ", a subclass of torch.Tensor" if issubclass(type(value), Tensor) else ""
+        raise ContractError(f"{must}, got {described(value)}{kind}")
+    tensor: Tensor = value.detach()
+    if tensor.device.type != torch.device(device).type:
+        raise ContractError(f"{stage}: {name or 'its output'} lies on {tensor.device}, {device} is declared")
+    if tensor.layout is not torch.strided:
+        raise ContractError(f"{must}, got one of layout {tensor.layout}, which is not dense")
+    if tuple(tensor.shape) != tuple(shape) or tensor.dtype != dtype:
+        raise ContractError(f"{must}, got {described(tensor)}")
+    return tensor
+
+
+def checked_list(value: Any, what: str, length: int) -> list[Any]:
+    """Return a list or tuple of a length, as a list, or raise ContractError where a stage returned something else."""
+    if not isinstance(value, (list, tuple)) or len(value) != length:
+        got = f"{len(value)}" if isinstance(value, (list, tuple)) else described(value)
+        raise ContractError(f"{what} must be a list of {length}, got {got}")
+    return list(value)
+
+
+def checked_moe_output(out: Any, problem: Problem, device: str) -> Tensor:
+    """Return masked_moe's output, or raise ContractError if it is not `(l, m, k)` bfloat16 on the declared device."""
     wanted = (problem.experts, problem.capacity, problem.hidden)
-    if not isinstance(out, Tensor) or tuple(out.shape) != wanted or out.dtype != torch.bfloat16:
-        raise ContractError(f"masked_moe must return {wanted} bfloat16, got {_described(out)}")
-    return out
+    return checked(out, "masked_moe", "", wanted, torch.bfloat16, device)
 
 
-def checked_quantized(result: Any, shape: torch.Size, stage: str) -> Quantized:
+def checked_quantized(result: Any, shape: torch.Size, stage: str, device: str) -> Quantized:
     """Return a stage's output decoded, or raise ContractError where shape, dtype or physical layout is another.
 
     Args:
         result: what the stage returned.
         shape: `(l, m, k)` that was quantized.
         stage: name for the message.
+        device: that the candidate declares.
     """
     experts, rows, k = shape
-    if not isinstance(result, tuple) or len(result) != 2:
-        raise ContractError(f"{stage} must return (packed, block_scale), got {_described(result)}")
-    packed, scales = result
-    wanted, wanted_scales = (rows, k // 2, experts), layouts.expected_scale_shape(experts, rows, k // 16)
-    if not isinstance(packed, Tensor) or tuple(packed.shape) != wanted or packed.dtype != torch.uint8:
-        raise ContractError(
-            f"{stage} must return packed codes {wanted} uint8, logical (m, k/2, l), got {_described(packed)}"
-        )
-    if not isinstance(scales, Tensor) or tuple(scales.shape) != wanted_scales or scales.element_size() != 1:
-        raise ContractError(
-            f"{stage} must return block scales {wanted_scales} float8_e4m3fn, logical (32, 4, rm, 4, rk, l), "
-            f"got {_described(scales)}"
-        )
+    if not isinstance(result, tuple) or tuple.__len__(result) != 2:
+        raise ContractError(f"{stage} must return (packed, block_scale), got {described(result)}")
+    packed, scales = tuple.__iter__(result)
+    wanted_scales = layouts.expected_scale_shape(experts, rows, k // 16)
+    packed = checked(packed, stage, "packed", (rows, k // 2, experts), torch.uint8, device, "(m, k/2, l)")
+    bytes_of_any_kind = type(scales) is Tensor and scales.element_size() == 1
+    dtype = scales.dtype if bytes_of_any_kind else torch.float8_e4m3fn
+    scales = checked(scales, stage, "block_scale", wanted_scales, dtype, device, "(32, 4, rm, 4, rk, l)")
     for kind, tensor in (("rows", packed), ("scales", scales)):
         if not layouts.canonical(tensor, kind):
             raise ContractError(
@@ -96,7 +136,8 @@ def checked_quantized(result: Any, shape: torch.Size, stage: str) -> Quantized:
     return Quantized.decoded(packed, scales)
 
 
-def _described(value: Any) -> str:
-    if isinstance(value, Tensor):
+def described(value: Any) -> str:
+    """Return what a value is, in words, without asking it."""
+    if type(value) is Tensor:
         return f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')} on {value.device}"
-    return type(value).__name__
+    return str(type.__dict__["__name__"].__get__(type(value)))

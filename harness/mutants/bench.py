@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from harness.candidates import stages_of, support_of, traits_of
+from harness.candidates.errors import CandidateStartError
 from harness.faults.fault import Fault, all_faults, parse_planting
 from harness.faults.mutant import Mutant
 from harness.faults.named import load_named
@@ -32,7 +33,6 @@ from harness.rules import RULES, Rule, find_rules
 from harness.running.judge import Watched, judge_context
 from harness.running.outcome import Outcome, Status
 from harness.running.probes import measure
-from harness.running.session import CandidateStartError
 from harness.verdict import UsageError
 
 HOPELESS = (

@@ -12,8 +12,9 @@ from harness.rules import find_rules
 from harness.running.failure import reproduce_command
 from harness.running.judge import Judge
 from harness.running.outcome import Outcome
-from harness.running.runner import RuleRun, RunSettings
+from harness.running.runner import RuleRun
 from harness.running.session import InProcess
+from harness.running.settings import RunSettings
 
 
 class _Undiagnosed(InProcess):

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from harness.candidates import stages_of
+from harness.candidates.errors import CandidateStartError
 from harness.faults.fault import CATEGORIES, Fault, all_faults, find_fault
 from harness.faults.named import load_named
 from harness.mutants.bench import Batch, Bench
@@ -27,7 +28,6 @@ from harness.records.parts.mutants import (
     PlantingResult,
 )
 from harness.records.record import RunRecord
-from harness.running.session import CandidateStartError
 from harness.verdict import UsageError, Verdict
 
 FAULTS_PER_JOB = 4  # their mutants share the problems' numbers

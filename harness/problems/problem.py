@@ -37,6 +37,9 @@ _DECLARED = frozenset(
 )  # those that a candidate's traits allow
 
 
+LARGEST = (1 << 63) - 1  # of a seed and of every extent: what a generator of torch and a tensor's shape take
+
+
 @dataclass(frozen=True)
 class ShapeTrap:
     """One trap that follows from a problem's extents.
@@ -132,12 +135,7 @@ class Problem:
     extras: frozenset[str] = field(default_factory=frozenset)
 
     def __post_init__(self) -> None:
-        for name, least in (("experts", 1), ("capacity", 1), ("hidden", 16), ("inter", 16), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise UsageError(f"problem: {name} must be at least {least}, got {getattr(self, name)}")
-        for name in ("hidden", "inter"):
-            if getattr(self, name) % 16:
-                raise UsageError(f"problem: {name} must be a multiple of 16, got {getattr(self, name)}")
+        self._check_numbers()
         if len(self.masked_m) != self.experts:
             raise UsageError(f"problem: masked_m must have {self.experts} entries, got {len(self.masked_m)}")
         if any(not 0 <= rows <= self.capacity for rows in self.masked_m):
@@ -148,6 +146,18 @@ class Problem:
             raise UsageError(
                 f"problem: unknown trap or option {unknown[0]!r}; known: {', '.join([*TRAPS, *OPTIONS])}"
             )
+        if {"float32_out", "float16_out"} <= self.extras:
+            raise UsageError("problem: a GEMM has one output type; give float32_out or float16_out, not both")
+
+    def _check_numbers(self) -> None:
+        for name, least in (("experts", 1), ("capacity", 1), ("hidden", 16), ("inter", 16), ("seed", 0)):
+            value = getattr(self, name)
+            if value < least:
+                raise UsageError(f"problem: {name} must be at least {least}, got {value}")
+            if value > LARGEST:
+                raise UsageError(f"problem: {name} must be at most {LARGEST}, got {value}")
+            if name in {"hidden", "inter"} and value % 16:
+                raise UsageError(f"problem: {name} must be a multiple of 16, got {value}")
 
     def __str__(self) -> str:
         shape = f"{self.experts}x{self.capacity}x{self.hidden}x{self.inter}"
@@ -158,6 +168,12 @@ class Problem:
     def tokens(self) -> int:
         """Valid rows over all experts."""
         return sum(self.masked_m)
+
+    @property
+    def least_bytes(self) -> int:
+        """Memory that its tensors take at least: tokens in bfloat16, both weights as packed codes, the GEMM's output."""
+        rows, weights = self.experts * self.capacity, 3 * self.experts * self.hidden * self.inter
+        return 2 * rows * (self.hidden + 2 * self.inter) + weights // 2
 
     @property
     def activation(self) -> str:
@@ -208,17 +224,28 @@ def parse_problem(text: str) -> Problem:
         UsageError: the string is not of the form shown in the module's docstring.
     """
     parts = text.strip().split(":")
-    shape = re.fullmatch(r"(\d+)x(\d+)x(\d+)x(\d+)", parts[0])
-    if len(parts) not in {4, 5} or not shape or not parts[3].isdigit():
+    shape = parts[0].split("x")
+    numbers = [*shape, *parts[3:4]]
+    if len(parts) not in {4, 5} or len(shape) != 4 or not all(map(_is_number, numbers)):
         raise UsageError(
             f"problem: {text!r} is not of the form EXPERTSxCAPACITYxHIDDENxINTER:MASKED_M:DATA:SEED[:TRAP+OPTION], "
             "for example 4x160x256x128:64,0,3,160:normal:20394:e2m1_ties"
         )
-    experts, capacity, hidden, inter = map(int, shape.groups())
+    names = ("experts", "capacity", "hidden", "inter", "seed")
+    experts, capacity, hidden, inter, seed = map(_number, names, numbers)
     extras = frozenset(parts[4].split("+")) if len(parts) == 5 else frozenset()
-    return Problem(
-        experts, capacity, hidden, inter, _parse_runs(parts[1], text), parts[2], int(parts[3]), extras
-    )
+    return Problem(experts, capacity, hidden, inter, _parse_runs(parts[1], text), parts[2], seed, extras)
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit()  # isdigit() and \d take the digits of every script
+
+
+def _number(name: str, text: str) -> int:
+    """Return the number that ASCII digits stand for. Raises UsageError where it is too large for any place in a problem."""
+    if len(text) > 40 or int(text) > LARGEST:
+        raise UsageError(f"problem: {name} must be at most {LARGEST}, got {text:.40}")
+    return int(text)
 
 
 def _runs(numbers: Iterable[int]) -> str:
@@ -236,8 +263,8 @@ def _runs(numbers: Iterable[int]) -> str:
 def _parse_runs(text: str, whole: str) -> tuple[int, ...]:
     numbers: list[int] = []
     for run in text.split(","):
-        match = re.fullmatch(r"(\d+)(?:\*(\d+))?", run)
-        if not match or len(numbers) + int(match[2] or 1) > 1 << 16:
+        match = re.fullmatch(r"([0-9]+)(?:\*([0-9]+))?", run)
+        if not match or len(numbers) + _number("masked_m", match[2] or "1") > 1 << 16:
             raise UsageError(f"problem: masked_m must be numbers such as 64,0*3,1, got {text!r} in {whole!r}")
-        numbers.extend([int(match[1])] * int(match[2] or 1))
+        numbers.extend([_number("masked_m", match[1])] * int(match[2] or "1"))
     return tuple(numbers)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import datetime as dt
 import secrets
-import sys
 
+from harness.records.command_line import command_line
 from harness.records.environment import describe_environment
 from harness.records.record import RunRecord
 from harness.version import __version__
@@ -17,7 +17,7 @@ def new_record(profile: str, seed: int) -> RunRecord:
     return RunRecord(
         run_id=f"{now:%Y%m%dT%H%M%S}-{secrets.token_hex(3)}",
         created=now.isoformat(timespec="seconds"),
-        command=["harness", *sys.argv[1:]],
+        command=command_line(),
         harness_version=__version__,
         profile=profile,
         seed=seed,

@@ -7,8 +7,6 @@ be in here. Standard library only; no torch.
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from harness.records.parts.compile import CompileRun
 from harness.records.parts.gsm8k import Gsm8kRun
 from harness.records.parts.mutants import MutantsRun
 from harness.records.parts.races import RacesRun
+from harness.records.whole_files import write_whole
 from harness.verdict import Verdict
 
 SCHEMA_VERSION = 1
@@ -263,18 +262,8 @@ class RunRecord:
         return "{\n" + ",\n".join(lines) + "\n}\n"
 
     def write(self, path: Path) -> None:
-        """Write the record so that a reader never sees half of it (temporary file, then rename)."""
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(self.to_json())
-            umask = os.umask(0)
-            os.umask(umask)
-            Path(name).chmod(0o666 & ~umask)  # mkstemp makes 0600, which a CI artefact reader may not open
-            Path(name).replace(path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
+        """Write the record so that a reader never sees half of it. Raises OSError where it cannot be written."""
+        write_whole(path, self.to_json())
 
 
 def load_record(path: str | Path) -> RunRecord:

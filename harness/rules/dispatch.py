@@ -9,7 +9,7 @@ from torch import Tensor
 
 from harness.judging.comparison import Comparison, altered_copies, compare, half
 from harness.judging.context import Context
-from harness.judging.contract import ContractError
+from harness.judging.layer_contract import checked_buffers
 from harness.judging.quantize import QuantizerInput
 from harness.problems.layer import LayerProblem
 from harness.problems.rows import Rows
@@ -32,7 +32,10 @@ def dispatch(ctx: Context) -> list[Comparison]:
         received = ctx.calls.dispatch(
             x, topk_idx, layer.experts, layer.max_tokens, transport=transport, global_scale_enc=scale
         )
-        _check_buffers(received, layer, transport)
+        received = checked_buffers(
+            received, layer, transport, ranks=layer.ranks, capacity=layer.ranks * layer.max_tokens,
+            hidden=layer.dispatch_hidden,
+        )  # fmt: skip
         counts, places, arrived = _judge_places(f"dispatch.{transport}", layer, topk_idx, received)
         found += [counts, places]
         if not len(arrived):
@@ -64,42 +67,6 @@ def _without_some(ids: Tensor, number: int) -> Tensor:
     if number:
         changed[number::3, 0] = NO_EXPERT
     return changed
-
-
-def _check_buffers(received: list[Dispatched], layer: LayerProblem, transport: str) -> None:
-    """Raise ContractError unless there is one buffer set per rank, of the transport's shapes and dtypes."""
-    local, capacity, hidden = (
-        layer.experts // layer.ranks,
-        layer.ranks * layer.max_tokens,
-        layer.dispatch_hidden,
-    )
-    width, dtype, scale_width, scale_dtype = {
-        "bf16": (hidden, torch.bfloat16, 0, None),
-        "fp8": (hidden, torch.float8_e4m3fn, hidden // fp8_tokens.CHANNELS, torch.float32),
-        "nvfp4": (hidden // 2, torch.uint8, hidden // 16, torch.uint8),
-    }[transport]
-    wanted = {
-        "x": ((local, capacity, width), dtype),
-        "masked_m": ((local,), torch.int32),
-        "source": ((local, capacity, 2), torch.int64),
-        "scales": ((local, capacity, scale_width), scale_dtype) if scale_dtype else None,
-    }
-    if len(received) != layer.ranks:
-        raise ContractError(
-            f"dispatch must return one Dispatched per rank ({layer.ranks}), got {len(received)}"
-        )
-    for rank, got in enumerate(received):
-        for name, expected in wanted.items():
-            value = getattr(got, name)
-            found = None if value is None else (tuple(value.shape), value.dtype)
-            if found != expected:
-                raise ContractError(
-                    f"dispatch ({transport}), rank {rank}: {name} must be {expected}, got {found}"
-                )
-        if bool((got.masked_m < 0).any() | (got.masked_m > capacity).any()):
-            raise ContractError(
-                f"dispatch ({transport}), rank {rank}: masked_m must lie in [0, {capacity}], got {got.masked_m.tolist()}"
-            )
 
 
 def _judge_places(

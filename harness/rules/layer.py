@@ -47,7 +47,7 @@ def moe(ctx: Context) -> list[Comparison]:
         hidden = ctx.reference_operand()
     if hasattr(ctx.calls, "masked_moe_tapped"):
         out, calls = ctx.calls.masked_moe_tapped(**ctx.moe_arguments(hidden))
-        return judge_taps(ctx, checked_moe_output(out, ctx.problem), calls)
+        return judge_taps(ctx, checked_moe_output(out, ctx.problem, ctx.traits.device), calls)
     return [judge_opaque(ctx, ctx.moe(hidden))]
 
 
@@ -74,7 +74,8 @@ def judge_taps(ctx: Context, out: Tensor, calls: list[Any]) -> list[Comparison]:
         x = rows.take(source)
         given = ctx.activated(x) if silu else QuantizerInput.known(x)
         shape = torch.Size((*source.shape[:2], source.shape[2] // 2)) if silu else source.shape
-        got = checked_quantized((call.outputs["packed"], call.outputs["block_scale"]), shape, call.stage)
+        outputs = call.outputs["packed"], call.outputs["block_scale"]
+        got = checked_quantized(outputs, shape, call.stage, ctx.traits.device)
         name, scale = ("activation", t.a2_scale) if silu or gemms else ("quantize", t.input_scale)
         found += ctx.judge_quantized(f"tapped {name}", given, *got.valid(rows), scale, rows)
     if len(gemms) != 2:

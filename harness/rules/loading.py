@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,17 +10,17 @@ from torch import Tensor
 from harness.judging.comparison import Comparison, altered_copies, compare, compare_equal
 from harness.judging.context import Context
 from harness.judging.contract import ContractError
+from harness.judging.layer_contract import SCALES, checked_loaded
 from harness.problems.layer import LayerProblem
 from harness.problems.rows import Rows
 from reference.e2m1 import unpack_e2m1
 from reference.e4m3 import take
-from reference.layout import padded_extents, unswizzle_128x4
+from reference.layout import unswizzle_128x4
 from reference.loading import tensor_name
 from reference.nvfp4 import decode_blocks
 
 # Of alpha * encode scale against weight_scale_2: a reciprocal, a product and the scale they share, 2^-24 each.
 ROUNDINGS = 2.0**-22
-_SCALES = ("input_global_scale", "w1_alpha", "a2_global_scale", "w2_alpha")
 
 
 def load(ctx: Context) -> list[Comparison]:
@@ -77,23 +76,7 @@ def _load(
     ctx: Context, layer: LayerProblem, checkpoint: Mapping[str, Tensor], experts: range
 ) -> dict[str, Tensor]:
     """Call load_experts and check shapes and dtypes of what comes back."""
-    loaded: Any = ctx.calls.load_experts(dict(checkpoint), experts)
-    count, hidden, inter = len(experts), layer.hidden, layer.inter
-    wanted: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
-        **dict.fromkeys(_SCALES, ((count,), torch.float32)),
-        "w1": ((count, 2 * inter, hidden // 2), torch.uint8),
-        "w1_blockscale": (
-            (count, *padded_extents(2 * inter, hidden // 16, "128x4")), torch.float8_e4m3fn,
-        ),
-        "w2": ((count, hidden, inter // 2), torch.uint8),
-        "w2_blockscale": ((count, *padded_extents(hidden, inter // 16, "128x4")), torch.float8_e4m3fn),
-    }  # fmt: skip
-    for name, (shape, dtype) in wanted.items():
-        value = loaded.get(name)
-        if value is None or tuple(value.shape) != shape or value.dtype != dtype:
-            found = None if value is None else (tuple(value.shape), value.dtype)
-            raise ContractError(f"load_experts must return {name} as {shape} {dtype}, got {found}")
-    return {name: loaded[name] for name in wanted}
+    return checked_loaded(ctx.calls.load_experts(dict(checkpoint), experts), len(experts), layer)
 
 
 def _linear_scales(name: str, loaded: Mapping[str, Tensor]) -> Tensor:
@@ -198,7 +181,7 @@ def _same(
 def _bytes(loaded: Mapping[str, Tensor]) -> Tensor:
     parts = [
         loaded[name].contiguous().view(torch.uint8).view(len(loaded["w1"]), -1)
-        for name in (*_SCALES, "w1", "w2")
+        for name in (*SCALES, "w1", "w2")
     ]
     parts += [_linear_scales(name, loaded).flatten(1) for name in ("w1", "w2")]
     return torch.cat(parts, dim=1)

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Mapping
+from typing import Any
 
-from harness.candidates.expert_parallel import ExpertParallel
+import torch
+from torch import Tensor
+
+from harness.candidates.expert_parallel import ExpertParallel, layer_stage
 from harness.judging.comparison import Comparison, compare_equal
 from harness.judging.context import Context
-from harness.judging.contract import ContractError
+from harness.judging.contract import checked
+from harness.judging.layer_contract import (
+    checked_buffers,
+    checked_combined,
+    checked_loaded,
+    checked_routes,
+    checked_sources,
+)
+from harness.problems.layer import LayerProblem
 from harness.rules import NotApplicableError
-from reference.routing import TRANSPORTS
+from reference.routing import TRANSPORTS, Dispatched
 
 
 def expert_parallel(ctx: Context) -> list[Comparison]:
@@ -24,14 +36,65 @@ def expert_parallel(ctx: Context) -> list[Comparison]:
     transports = [t for t in TRANSPORTS if t != "fp8" or layer.hidden % 128 == 0]
     transport = transports[layer.problem.seed % len(transports)]
     checkpoint, x = layer.checkpoint(), layer.tokens(layer.hidden)
-    many = ExpertParallel(ctx.calls, checkpoint, ranks=layer.ranks, transport=transport)
-    one = ExpertParallel(ctx.calls, checkpoint, ranks=1, transport=transport)
+    many, one = (
+        ExpertParallel(_Checked(ctx.calls, layer, ranks), checkpoint, ranks=ranks, transport=transport)
+        for ranks in (layer.ranks, 1)
+    )
     routed = [many.route(logits, layer.topk, normalize=layer.normalize) for logits in layer.logits]
     together = one.route(torch.cat(layer.logits), layer.topk, normalize=layer.normalize)
     got = torch.cat(many(x, [ids for ids, _ in routed], [weights for _, weights in routed]))
     wanted = one([torch.cat(x)], [together[0]], [together[1]])[0]
-    shape = (sum(layer.counts), layer.hidden)
-    if tuple(got.shape) != shape or got.dtype != torch.bfloat16:
-        raise ContractError(f"the layer must return {shape} bfloat16, got {tuple(got.shape)} {got.dtype}")
     what = f"the layer runs on {layer.ranks} ranks with {transport} dispatch instead of on one"
     return [compare_equal("layer", got, wanted, layer.token_rows(), what)]
+
+
+class _Checked:
+    """A candidate whose stages' results are checked one by one, so that the next one is not given what cannot be."""
+
+    def __init__(self, candidate: Any, layer: LayerProblem, ranks: int) -> None:
+        self._candidate, self._layer, self._ranks, self._capacity = candidate, layer, ranks, 0
+        self.traits = candidate.traits
+
+    def route_topk(self, logits: Tensor, topk: int, *, normalize: bool = True) -> tuple[Tensor, Tensor]:
+        result = layer_stage(self._candidate, "route_topk")(logits, topk, normalize=normalize)
+        return checked_routes(result, (len(logits), topk), self._layer.device)
+
+    def load_experts(self, checkpoint: Mapping[str, Tensor], experts: range) -> dict[str, Tensor]:
+        loaded = layer_stage(self._candidate, "load_experts")(checkpoint, experts)
+        return checked_loaded(loaded, len(experts), self._layer)
+
+    def dispatch(
+        self,
+        x: list[Tensor],
+        topk_idx: list[Tensor],
+        experts: int,
+        max_tokens: int,
+        *,
+        transport: str,
+        **named: Any,
+    ) -> list[Dispatched]:
+        received = layer_stage(self._candidate, "dispatch")(
+            x, topk_idx, experts, max_tokens, transport=transport, **named
+        )
+        self._capacity = self._ranks * max_tokens
+        found = checked_buffers(
+            received,
+            self._layer,
+            transport,
+            ranks=self._ranks,
+            capacity=self._capacity,
+            hidden=self._layer.hidden,
+        )
+        checked_sources(found, [len(tokens) for tokens in x])
+        return found
+
+    def masked_moe(self, **arguments: Any) -> Tensor:
+        shape = (len(arguments["masked_m"]), self._capacity, self._layer.hidden)
+        out = self._candidate.masked_moe(**arguments)
+        return checked(out, "masked_moe", "", shape, torch.bfloat16, self._layer.device)
+
+    def combine(
+        self, y: list[Tensor], received: list[Dispatched], topk_idx: list[Tensor], topk_weights: list[Tensor]
+    ) -> list[Tensor]:
+        got = layer_stage(self._candidate, "combine")(y, received, topk_idx, topk_weights)
+        return checked_combined(got, [(len(ids), self._layer.hidden) for ids in topk_idx], self._layer.device)

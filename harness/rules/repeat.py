@@ -77,7 +77,9 @@ def _stages(ctx: Context) -> Iterator[_Stage]:
         moved["hidden_states"] = (_turned(t.x), None)
 
         def layer(arguments: Arguments, rows: Rows) -> Tensor:
-            return rows.take(checked_moe_output(candidate.masked_moe(**arguments), ctx.problem))
+            return rows.take(
+                checked_moe_output(candidate.masked_moe(**arguments), ctx.problem, ctx.traits.device)
+            )
 
         yield _Stage("layer", given, moved, layer)
 
@@ -88,7 +90,7 @@ def _quantizer(ctx: Context, name: str, function: str, x: Tensor, scale: Tensor)
 
     def call(arguments: Arguments, rows: Rows) -> Tensor:
         result = getattr(ctx.candidate, function)(*arguments.values())
-        return checked_quantized(result, shape, function).valid_bytes(rows)
+        return checked_quantized(result, shape, function, ctx.traits.device).valid_bytes(rows)
 
     masked_m = ctx.tensors.masked_m
     first = {"x": x, "masked_m": masked_m, "global_scale_enc": scale}

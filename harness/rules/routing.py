@@ -7,7 +7,12 @@ from torch import Tensor
 
 from harness.judging.comparison import Comparison, altered_copies, compare
 from harness.judging.context import Context
-from harness.judging.contract import ContractError
+from harness.judging.layer_contract import (
+    checked_buffers,
+    checked_combined,
+    checked_routes,
+    checked_sources,
+)
 from harness.problems.layer import LayerProblem
 from harness.problems.rows import Rows
 from reference import routing
@@ -22,28 +27,12 @@ def route(ctx: Context) -> list[Comparison]:
     logits, rows = torch.cat(layer.logits), layer.token_rows()
     found = []
     for normalize in (True, False):
-        ids, weights = _checked_routes(
-            ctx.calls.route_topk(logits, layer.topk, normalize=normalize), (len(logits), layer.topk)
-        )
+        result = ctx.calls.route_topk(logits, layer.topk, normalize=normalize)
+        ids, weights = checked_routes(result, (len(logits), layer.topk), layer.device)
         found.append(_judge_ids("route.ids", logits, ids, rows))
         name = "route.weights" if normalize else "route.weights (not normalized)"
         found.append(_judge_weights(name, logits, ids, weights, rows, normalize=normalize))
     return found
-
-
-def _checked_routes(result: object, shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    wanted = f"(topk_idx {shape} int64, topk_weights {shape} float32)"
-    if not isinstance(result, tuple) or len(result) != 2 or not all(isinstance(t, Tensor) for t in result):
-        raise ContractError(f"route_topk must return {wanted}")
-    ids, weights = result
-    if (tuple(ids.shape), ids.dtype, tuple(weights.shape), weights.dtype) != (
-        shape, torch.int64, shape, torch.float32,
-    ):  # fmt: skip
-        raise ContractError(
-            f"route_topk must return {wanted}, "
-            f"got {tuple(ids.shape)} {ids.dtype} and {tuple(weights.shape)} {weights.dtype}"
-        )
-    return ids, weights
 
 
 def _logit_freedom(logits: Tensor) -> Tensor:
@@ -127,15 +116,15 @@ def combine(ctx: Context) -> list[Comparison]:
     layer = ctx.layer
     ids, weights, rows = layer.topk_idx, layer.topk_weights, layer.token_rows()
     sender = ctx.calls.dispatch if ctx.has("dispatch") else routing.dispatch
-    dispatched = sender(layer.tokens(layer.dispatch_hidden), ids, layer.experts, layer.max_tokens)
+    dispatched = checked_buffers(
+        sender(layer.tokens(layer.dispatch_hidden), ids, layer.experts, layer.max_tokens), layer, "bf16",
+        ranks=layer.ranks, capacity=layer.ranks * layer.max_tokens, hidden=layer.dispatch_hidden,
+    )  # fmt: skip
+    checked_sources(dispatched, layer.counts)
     y = _drawn_outputs(layer, dispatched)
     got = ctx.calls.combine(y, dispatched, ids, weights)
     shapes = [(len(i), layer.dispatch_hidden) for i in ids]
-    if [tuple(g.shape) for g in got] != shapes or any(g.dtype != torch.bfloat16 for g in got):
-        raise ContractError(
-            f"combine must return bfloat16 {shapes}, got {[(tuple(g.shape), g.dtype) for g in got]}"
-        )
-    values = torch.cat(list(got))
+    values = torch.cat(checked_combined(got, shapes, layer.device))
     wanted = [torch.cat(routing.combine(y, dispatched, ids, weights, fused=fused)) for fused in (False, True)]
 
     def accepts(values: Tensor, part: slice = _ALL) -> Tensor:

@@ -68,7 +68,7 @@ def _layer(ctx: Context, moved: _Moved) -> Tensor:
         for name, value in ctx.moe_arguments((x, None)).items()
     }
     problem = dataclasses.replace(ctx.problem, capacity=x.shape[1])
-    return checked_moe_output(ctx.calls.masked_moe(**arguments), problem)
+    return checked_moe_output(ctx.calls.masked_moe(**arguments), problem, ctx.traits.device)
 
 
 def _agree(ctx: Context, moved: _Moved, what: str) -> list[Comparison]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from harness.canary.verdict import judge_canary
 from harness.candidates import ALL_STAGES, CANDIDATES
+from harness.candidates.errors import CandidateStartError
 from harness.candidates.traits import out_of_contract
 from harness.extras import missing
 from harness.problems.problem import Problem
@@ -22,8 +23,8 @@ from harness.rules import RULES, Rule
 from harness.running.known_failures import KnownFailure
 from harness.running.outcome import traits_from
 from harness.running.rules import judge_rules
-from harness.running.runner import RunSettings
-from harness.running.session import CandidateStartError, Session, open_session
+from harness.running.session import Session, open_session
+from harness.running.settings import RunSettings
 from harness.verdict import Verdict, worst
 
 if TYPE_CHECKING:

@@ -23,8 +23,8 @@ from harness.problems.profiles import find_profile
 from harness.records.record import RuleResult
 from harness.rules import Rule, find_rules
 from harness.running.rules import RuleFindings, judge_rules
-from harness.running.runner import RunSettings
 from harness.running.session import InProcess
+from harness.running.settings import RunSettings
 from harness.verdict import Verdict
 
 if TYPE_CHECKING:
@@ -131,13 +131,13 @@ class _Judged:
             accept_no_numpy()
             import torch  # noqa: F401 - it warns once, when it is loaded
         candidate = made(self._given)
-        support = support_of(candidate)
-        if not support:
-            raise UnknownVerdictError(f"UNKNOWN: the candidate cannot run here: {support.reason}")
         if not stages_of(candidate):
             raise UnknownVerdictError(
                 "UNKNOWN: the candidate has none of the stages of harness.candidates.protocol"
             )
+        support = support_of(candidate)
+        if not support:
+            raise UnknownVerdictError(f"UNKNOWN: the candidate cannot run here: {support.reason}")
         # What the command line would find it by: `name` is the candidate's own business, and inherited.
         named = candidate is not self._given and hasattr(self._given, "__qualname__")
         maker = self._given if named else type(candidate)

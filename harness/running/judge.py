@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import traceback
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
+from harness.candidates.errors import ORDINARY, Exceptions, in_words, in_words_with_place, text_of
 from harness.candidates.protocol import ALL_STAGES, stages_of, traits_of
 from harness.problems.problem import parse_problem
 from harness.rules import NotApplicableError, Rule, find_rules
@@ -24,18 +26,32 @@ if TYPE_CHECKING:
     from harness.judging.context import Context
 
 
+class EndingError(Exception):
+    """A candidate raised what asks a process to end and is no Exception: its own words."""
+
+
 class Watched:
     """A candidate whose calls remember what they raised, so that an error is blamed on the one that made it.
 
     The module names in a traceback would not do: a stage under `torch.no_grad` or `torch.compile` raises from frames of
     torch, a compiled extension has no frames at all, and an error of our own rules passes through torch as well.
 
+    A call may leave nothing behind, and of its arguments it may change the contents only (harness.candidates.surroundings).
+
+    Args:
+        candidate: an object of the candidate protocol.
+        blamed: exceptions that are the candidate's when they come out of one of its calls.
+        spared: those of them that are not: they come from outside, an interrupt of this process for example.
+
     Attributes:
         left_out: stages that are taken to be missing.
+        traits: what it declared when it was loaded.
     """
 
-    def __init__(self, candidate: Any) -> None:
+    def __init__(self, candidate: Any, blamed: Exceptions = ORDINARY, spared: Exceptions = ()) -> None:
         self._candidate = candidate
+        self._blamed, self._spared = blamed, spared
+        self.traits = traits_of(candidate)
         self._raised: BaseException | None = None
         self._raised_by = ""
         self._returned: set[str] = set()
@@ -44,21 +60,47 @@ class Watched:
     def __getattr__(self, name: str) -> Any:
         if _stage_of(name) in self.left_out:
             raise AttributeError(f"{name} is not implemented")
-        value = getattr(self._candidate, name)
+        try:
+            value = getattr(self._candidate, name)
+        except AttributeError:
+            raise
+        except self._blamed as error:
+            self._raise(name, error)
         return self._watched(name, value) if callable(value) else value
 
     def _watched(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function, updated=())
         def call(*arguments: Any, **named: Any) -> Any:
+            from harness.candidates.surroundings import Arguments, Surroundings, without_memory
+            from harness.judging.contract import ContractError
+
+            given = Arguments({**{f"number {i}": a for i, a in enumerate(arguments, 1)}, **named})
+            before = Surroundings()
             try:
                 result = function(*arguments, **named)
-            except (Exception, SystemExit) as error:
-                self._raised, self._raised_by = error, _stage_of(name)
-                raise
+            except self._blamed as error:
+                self._raise(name, error)
+            finally:
+                if os.getpid() != before.process:
+                    os._exit(
+                        0
+                    )  # a copy of this process that the candidate made: the run goes on in one of them
+                left = before.restore()
             self._returned.add(_stage_of(name))
+            if left := left or given.changed() or without_memory(result):
+                raise ContractError(f"{_stage_of(name)} {left}")
             return result
 
         return call
+
+    def _raise(self, name: str, error: BaseException) -> NoReturn:
+        """Raise what one of the candidate's calls raised, as an ordinary error; remember it, unless it came from outside."""
+        if isinstance(error, self._spared):
+            raise error
+        self._raised, self._raised_by = error, _stage_of(name)
+        if not isinstance(error, ORDINARY):
+            self._raised = EndingError(in_words_with_place(error))
+        raise self._raised
 
     def not_implemented(self, error: BaseException) -> str:
         """Return the stage that raised this NotImplementedError and has never returned, "" where it is something else."""
@@ -91,16 +133,25 @@ class Judge:
         candidate: an object of the candidate protocol that can run here.
         threads: threads torch may use, 0 for its own choice.
         probe: measure it first; not where that has ended the process before.
+        blamed, spared: as `Watched` takes them.
     """
 
-    def __init__(self, candidate: Any, *, threads: int = 0, probe: bool = True) -> None:
+    def __init__(
+        self,
+        candidate: Any,
+        *,
+        threads: int = 0,
+        probe: bool = True,
+        blamed: Exceptions = ORDINARY,
+        spared: Exceptions = (),
+    ) -> None:
         import torch
 
         from harness.running.probes import measure
 
         if threads:
             torch.set_num_threads(threads)
-        self.candidate = Watched(candidate)
+        self.candidate = Watched(candidate, blamed, spared)
         self._measured = measure(self.candidate, probe=probe)
 
     def describe(self) -> Description:
@@ -118,9 +169,9 @@ class Judge:
         self.candidate.left_out = frozenset(stages)
 
     def judge(self, rule_id: str, problem: str) -> Outcome:
-        """Judge one problem: JUDGED, NOT_APPLICABLE, CONTRACT, RAISED, NOT_IMPLEMENTED or, with a lost GPU, CRASHED.
+        """Judge one problem.
 
-        A candidate that raises is an answer; errors of the harness itself are raised.
+        JUDGED, NOT_APPLICABLE, CONTRACT, RAISED, NOT_IMPLEMENTED, NO_MEMORY or, with a lost GPU, CRASHED. A candidate that raises is an answer; errors of the harness itself are raised.
         """
         from harness.judging.context import Context
 
@@ -145,7 +196,7 @@ class Judge:
             return diagnose_problem(
                 self.candidate, self._measured.known, rule_id, problem, command=command, likely=likely
             )
-        except Exception:  # noqa: BLE001 - a failure stays a failure, whatever becomes of its explanation
+        except (Exception, SystemExit):  # noqa: BLE001 - a failure stays a failure, whatever becomes of its explanation
             trace = traceback.format_exc()
             return [{"fault": "", "title": "the diagnosis itself failed", "trace": trace, "command": command}]
 
@@ -163,25 +214,17 @@ def judge_context(rule: Rule, context: Context) -> Outcome:
 
     Returns and raises what `Judge.judge` does.
     """
-    from harness.judging.context import device_is_lost
-    from harness.judging.contract import ContractError
-
     try:
         comparisons = rule.function()(context)
-    except NotApplicableError as reason:
-        return Outcome(Status.NOT_APPLICABLE, str(reason))
-    except ContractError as error:
-        return Outcome(Status.CONTRACT, str(error))
     except (Exception, SystemExit) as error:
-        if device_is_lost(error):
-            return Outcome(Status.CRASHED, f"{type(error).__name__}: {error}")
-        if not context.candidate.raised(error):
+        answer = _answer_to(error, context)
+        if answer is None:
             raise
-        return _raised(error, context.candidate.not_implemented(error))
+        return answer
     hidden = context.candidate.last_error()
     if hidden is not None and not rule.may_refuse:
         what = "the rule went on as if the candidate had not raised it"
-        return Outcome(Status.RAISED, f"{type(hidden).__name__}: {hidden} ({what})", hidden=True)
+        return Outcome(Status.RAISED, f"{in_words(hidden)} ({what})", hidden=True)
     return Outcome(
         Status.JUDGED,
         comparisons=[c.plain() for c in comparisons],
@@ -189,13 +232,28 @@ def judge_context(rule: Rule, context: Context) -> Outcome:
     )
 
 
+def _answer_to(error: BaseException, context: Context) -> Outcome | None:
+    """Return what an error that ended a rule says about the candidate, None where it is the harness's own."""
+    from harness.judging.context import device_is_lost, out_of_memory
+    from harness.judging.contract import ContractError
+
+    if device_is_lost(error):
+        return Outcome(Status.CRASHED, in_words(error))
+    if context.candidate.raised(error):
+        return _raised(error, context.candidate.not_implemented(error))
+    if isinstance(error, NotApplicableError):
+        return Outcome(Status.NOT_APPLICABLE, str(error))
+    if isinstance(error, ContractError):
+        return Outcome(Status.CONTRACT, str(error))
+    return Outcome(Status.NO_MEMORY, in_words(error)) if out_of_memory(error) else None
+
+
 def _raised(error: BaseException, not_implemented: str) -> Outcome:
     """Return the answer of a candidate that raised; `not_implemented` is its stage that has never done anything else."""
     if not_implemented:
-        return Outcome(Status.NOT_IMPLEMENTED, str(error), stage=not_implemented)
-    last = traceback.extract_tb(error.__traceback__)[-1]
-    where = f"{last.filename.rsplit('/', 1)[-1]}:{last.lineno} in {last.name}"
-    return Outcome(Status.RAISED, f"{type(error).__name__}: {error} ({where})")
+        return Outcome(Status.NOT_IMPLEMENTED, text_of(error), stage=not_implemented)
+    words = text_of(error) if isinstance(error, EndingError) else in_words_with_place(error)
+    return Outcome(Status.RAISED, words)
 
 
 def unseen_rows(

@@ -30,6 +30,7 @@ class Status(StrEnum):
     NOT_IMPLEMENTED = (
         "not implemented"  # NotImplementedError from a stage that never returned: `stage`, `error`
     )
+    NO_MEMORY = "no memory"  # for judging, the candidate has not raised it: `error`
     CRASHED = "crashed"  # the process or its GPU is gone: `error`
     TIMEOUT = "timeout"  # no answer, and the process hangs: `error`
     SLOW = "slow"  # no answer, and the process does not hang: `error`

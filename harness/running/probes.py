@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from harness.candidates import layouts
+from harness.candidates.errors import in_words
 from harness.candidates.protocol import stages_of, traits_of
 from harness.judging.context import Known, device_is_lost
 from harness.judging.reciprocal import verified
@@ -157,9 +158,7 @@ def _probed_accumulator(candidate: Any) -> AccumulatorProbe:
     except (Exception, SystemExit) as error:
         if device_is_lost(error):
             raise
-        return AccumulatorProbe(
-            0, 0, f"not measured: masked_grouped_gemm raised {type(error).__name__}: {error}"
-        )
+        return AccumulatorProbe(0, 0, f"not measured: masked_grouped_gemm raised {in_words(error)}")
 
 
 def probe_accumulator(candidate: Any) -> AccumulatorProbe:
@@ -314,6 +313,6 @@ def find_reciprocal(candidate: Any) -> tuple[Reciprocal | None, str]:
     except Exception as error:  # noqa: BLE001 - triton missing or failing leaves the range of one unit, nothing worse
         return (
             None,
-            f"not probed: {type(error).__name__}: {error}; next to a rounding boundary two codes are legal",
+            f"not probed: {in_words(error)}; next to a rounding boundary two codes are legal",
         )
     return device_reciprocal, "probed: rcp.approx.ftz of the GPU under test; one scale and one code are legal"

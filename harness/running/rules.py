@@ -13,8 +13,9 @@ from harness.problems.problem import Problem
 from harness.records.record import RuleResult, RunRecord, Skip
 from harness.rules import Rule
 from harness.running.known_failures import KnownFailure, apply_known_failures
-from harness.running.runner import RuleRun, RunSettings
+from harness.running.runner import RuleRun
 from harness.running.session import Session
+from harness.running.settings import RunSettings
 
 
 @dataclass(frozen=True)

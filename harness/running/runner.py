@@ -6,12 +6,11 @@ import time
 import zlib
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from harness.problems.problem import Problem, parse_problem
 from harness.problems.profiles import Profile
 from harness.problems.reach import far_for
-from harness.problems.shapes import ModelShape
 from harness.problems.values import seldom_for, seldom_problem
 from harness.records.record import Failure, RuleResult
 from harness.rules import Rule
@@ -27,6 +26,7 @@ from harness.running.misfit import misfit
 from harness.running.outcome import Outcome, Status
 from harness.running.search import ROUND, search
 from harness.running.session import Session
+from harness.running.settings import RunSettings
 from harness.running.tally import Tally
 from harness.verdict import Verdict
 
@@ -46,27 +46,6 @@ class _IllegalError(Exception):
 
 class _Ended(BaseException):
     """Carries through hypothesis what ended a judgement from outside, a test's time limit for example."""
-
-
-@dataclass
-class RunSettings:
-    """What a run was asked for.
-
-    Attributes:
-        profile: how much.
-        seed: of the draws; the same seed draws the same problems.
-        deadline: `time.monotonic()` at which no further problem is drawn, or infinity.
-        shape: a real model's shape, or None for drawn ones.
-        candidate: name for reproduce commands.
-        progress: called with the rule, the number of problems judged so far and the number wanted.
-    """
-
-    profile: Profile
-    seed: int = 0
-    deadline: float = float("inf")
-    shape: ModelShape | None = None
-    candidate: str = ""
-    progress: Callable[[Rule, int, int], None] = lambda _rule, _done, _wanted: None
 
 
 class RuleRun:
@@ -273,13 +252,15 @@ class RuleRun:
         return outcome.fails
 
     def _left_open(self, outcome: Outcome, problem: str) -> bool:
-        """Return whether the outcome says nothing about the problem, having noted what it does say."""
+        """Note and return whether an outcome says neither that the candidate is right nor that it is wrong."""
         if outcome.status is Status.NOT_APPLICABLE:
             self._tally.result.skipped = outcome.error
         elif outcome.status is Status.NOT_IMPLEMENTED:
             self._stubs.append(problem)
         elif outcome.status is Status.SLOW:
             self._tally.slow = f"{outcome.error}, on {problem}"
+        elif outcome.status is Status.NO_MEMORY:
+            self._tally.no_memory = f"there is not memory enough to judge {problem}: {outcome.error}"
         else:
             return self._lacks_memory(outcome)  # then it is not tested, and a PASS does not state it
         return True

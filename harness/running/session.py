@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import select
 import signal
 import subprocess
@@ -18,8 +19,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from harness.candidates import CANDIDATES, support_of
-from harness.faults.named import load_named
+from harness.candidates import CANDIDATES
+from harness.candidates.errors import ORDINARY, CandidateStartError, Exceptions, in_words
+from harness.faults.named import load_named, start_named
 from harness.processes import own_module
 from harness.running.outcome import (
     Command,
@@ -34,11 +36,8 @@ from harness.running.waiting import HANGS, Wait
 from harness.verdict import UsageError
 
 START_SECONDS = 300.0  # loading torch and compiling a first kernel
-POLL_SECONDS = 0.5  # between two looks at what a silent process does
-
-
-class CandidateStartError(Exception):
-    """The candidate could not be loaded or probed: the reason, for a verdict of UNKNOWN or FAIL."""
+POLL_SECONDS = 0.5  # between two looks at whether a silent process is still there
+FOREIGN = "something other than the harness wrote into the pipe that the candidate's process answers through"
 
 
 class StartTimeoutError(CandidateStartError):
@@ -71,12 +70,20 @@ class Session(Protocol):
 
 
 class InProcess:
-    """The candidate in this process: faster to start, and a crash ends everything."""
+    """The candidate in this process: faster to start, and a crash ends everything.
 
-    def __init__(self, candidate: Any, *, threads: int = 0) -> None:
+    Args:
+        candidate: an object of the candidate protocol that can run here.
+        threads: of torch, 0 for its own choice.
+        blamed, spared: as harness.running.judge.Watched takes them.
+    """
+
+    def __init__(
+        self, candidate: Any, *, threads: int = 0, blamed: Exceptions = ORDINARY, spared: Exceptions = ()
+    ) -> None:
         from harness.running.judge import Judge
 
-        self._judge = Judge(candidate, threads=threads)
+        self._judge = Judge(candidate, threads=threads, blamed=blamed, spared=spared)
         self.left_out: dict[str, str] = {}
 
     def describe(self) -> Description:
@@ -125,6 +132,7 @@ class Child:
         self._environment = environment or {}
         self._process: subprocess.Popen[bytes] | None = None
         self._buffer = b""
+        self._seal = b""  # what each of the child's answers begins with
         self.left_out: dict[str, str] = {}
         self._hung = False
         self._described = self._start()
@@ -194,7 +202,10 @@ class Child:
         )
         os.close(read_commands)
         os.close(write_answers)
+        self._seal = secrets.token_hex(16).encode() + b" "
         try:
+            with contextlib.suppress(OSError):  # it is gone already: what it is asked next says how
+                self._send(self._seal.decode().strip())
             answer = self._receive(START_SECONDS)
             if answer.status is Status.LOADED:
                 answer = self._receive(START_SECONDS)
@@ -215,7 +226,7 @@ class Child:
     def _ask(self, command: Command, seconds: float, hangs: float = 0) -> Outcome:
         """Send a command and wait for its outcome, `seconds` or by harness.running.waiting; a child that is lost is ended."""
         try:
-            os.write(self._to_child, to_line(command).encode() + b"\n")
+            self._send(to_line(command))
             outcome = self._receive(seconds, hangs)
         except OSError:
             outcome = Outcome(Status.CRASHED, self._how_it_died())
@@ -227,20 +238,27 @@ class Child:
         end = time.monotonic() + seconds
         wait = Wait(self._process.pid, seconds, hangs) if self._process and hangs else None
         while b"\n" not in self._buffer:
-            poll = POLL_SECONDS if wait else max(0.0, end - time.monotonic())
-            ready, _, _ = select.select([self._from_child], [], [], min(poll, seconds / 10))
-            if not ready:
-                if wait is None and time.monotonic() >= end:
-                    return Outcome(Status.TIMEOUT, f"no answer within {seconds:g} s")
-                if wait and (over := wait.over()):
-                    return over
-                continue
-            chunk = os.read(self._from_child, 1 << 20)
-            if not chunk:
+            if not self._seal.startswith(self._buffer[: len(self._seal)]):
+                return Outcome(Status.CRASHED, FOREIGN)
+            pause = min(POLL_SECONDS, seconds / 10 if wait else max(0.0, end - time.monotonic()))
+            # What it forked may outlive it with the other end of the pipe: that it is gone counts, too.
+            gone = self._process is None or self._process.poll() is not None
+            ready, _, _ = select.select([self._from_child], [], [], 0 if gone else pause)
+            chunk = os.read(self._from_child, 1 << 20) if ready else b""
+            if not chunk and (ready or gone):
                 return Outcome(Status.CRASHED, self._how_it_died())
+            if not chunk and wait is None and time.monotonic() >= end:
+                return Outcome(Status.TIMEOUT, f"no answer within {seconds:g} s")
+            if not chunk and wait and (over := wait.over()):
+                return over
             self._buffer += chunk
         line, _, self._buffer = self._buffer.partition(b"\n")
-        return outcome_from(line)
+        if not line.startswith(self._seal):
+            return Outcome(Status.CRASHED, FOREIGN)
+        return outcome_from(line.removeprefix(self._seal))
+
+    def _send(self, line: str) -> None:
+        os.write(self._to_child, line.encode() + b"\n")
 
     def _how_it_died(self) -> str:
         if self._process is None:
@@ -248,8 +266,11 @@ class Child:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(timeout=5)
         code = self._process.returncode
-        if code is not None and code < 0:
-            return f"the candidate's process was killed by {signal.Signals(-code).name}"
+        if code is None:
+            return "the candidate's process lives, but its pipe for answers was closed"
+        if code < 0:
+            known = -code in list(signal.Signals)  # not those for real time
+            return f"the candidate's process was killed by {signal.Signals(-code).name if known else f'signal {-code}'}"
         return f"the candidate's process exited with {code}"
 
 
@@ -271,16 +292,13 @@ def open_session(name: str, *, threads: int = 0, memory_gib: float = 0, isolate:
         load_named(name)
     if isolate:
         return Child(name, threads=threads, memory_gib=memory_gib)
+    candidate = start_named(name, spared=(KeyboardInterrupt,))
     try:
-        candidate = load_named(name)
-        support = support_of(candidate)
-        if support:
-            return InProcess(candidate, threads=threads)
-    except UsageError:
+        return InProcess(candidate, threads=threads, blamed=(BaseException,), spared=(KeyboardInterrupt,))
+    except KeyboardInterrupt:
         raise
-    except Exception as error:  # as in a child: any reason why a candidate does not start is the answer
-        raise CandidateStartError(f"{type(error).__name__}: {error}") from error
-    raise CandidateStartError(support.reason)
+    except BaseException as error:  # as in a child: any reason why a candidate does not start is the answer
+        raise CandidateStartError(in_words(error)) from error
 
 
 def _has_fileno(stream: Any) -> bool:

@@ -6,6 +6,7 @@ Made by suite_session.py when a suite first asks for its candidate.
 from __future__ import annotations
 
 import os
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ from harness.rules import find_rules
 from harness.running.check import open_candidate
 from harness.running.known_failures import default_path, load_known_failures
 from harness.running.rules import judge_rules
-from harness.running.runner import InternalError, RunSettings
+from harness.running.runner import InternalError
+from harness.running.settings import RunSettings
 from harness.verdict import Verdict
 
 # How a failed test starts that is no FAIL of the candidate; suite_session.py counts them.
@@ -35,6 +37,7 @@ class SuiteRun:
         self._option = config.getoption
         self._started = time.monotonic()
         self.record: RunRecord = new_record(self._option("--moe-profile"), self._option("--moe-seed"))
+        self.record.command = ["pytest", *sys.argv[1:]]
         path = self._option("--moe-known-failures")
         self._known = load_known_failures(Path(path) if path else default_path())
         _one_gpu_per_worker(config)

@@ -5,6 +5,7 @@ The plugin (fp4_moe_harness_plugin.py) registers it as soon as a session uses th
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,9 @@ from typing import Any
 
 import pytest
 
-from harness.ci.outputs import prepare_folder, write_outputs
+from harness.ci.folder import held_folder
+from harness.ci.outputs import write_record
+from harness.ending import by_sigterm, sigterm_interrupts
 from harness.problems.profiles import find_profile
 from harness.records.merge import merge_records
 from harness.records.record import RunRecord, parse_record
@@ -34,11 +37,13 @@ class SuiteSession:
         self._records: list[RunRecord] = []  # of workers
         self._unknown = self._internal = 0  # failed tests that are no FAIL
         self._summary = ""
+        self._held = contextlib.ExitStack()
 
     def check_options(self) -> None:
         """Refuse what cannot be judged before anything is collected, with the harness's own exit code."""
         if self._worker:
             return
+        self._held.enter_context(sigterm_interrupts())
         try:
             self._check_options()
         except UsageError as error:
@@ -53,7 +58,8 @@ class SuiteSession:
         if known := self._option("--moe-known-failures"):
             load_known_failures(Path(known))
         if record := self._option("--moe-record"):
-            prepare_folder(Path(record), "--moe-record")
+            way_out = "remove it"
+            self._held.enter_context(held_folder(Path(record), ["pytest"], way_out, "--moe-record"))
 
     def check_rule(self, test: pytest.Item) -> Callable[[str], None]:
         """Return a function that judges the candidate by one rule, for one test."""
@@ -90,7 +96,7 @@ class SuiteSession:
         if self._worker:
             return
         if interrupted:
-            session.exitstatus = ExitCode.INTERRUPTED
+            session.exitstatus = ExitCode.TERMINATED if by_sigterm() else ExitCode.INTERRUPTED
         records = self._records or ([self._run.record] if self._run else [])
         if not records:
             return
@@ -98,9 +104,7 @@ class SuiteSession:
             records, interrupted=interrupted, limited=bool(self._option("--moe-rule-seconds"))
         )
         if self._option("--moe-record"):
-            folder = Path(self._option("--moe-record"))
-            record.write(folder / "record.json")
-            write_outputs(record, folder, own_junit=False)
+            write_record(record, Path(self._option("--moe-record")), own_junit=False)
         self._summary = f"{record.verdict.value}: {record.reason}"
         no_fail = session.testsfailed == self._unknown + self._internal
         if exitstatus == pytest.ExitCode.OK:
@@ -110,6 +114,7 @@ class SuiteSession:
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         """Print the verdict of the suites below pytest's own lines."""
+        self._held.close()
         if self._summary:
             terminalreporter.section("fp4 moe harness")
             terminalreporter.line(self._summary)

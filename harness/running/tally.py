@@ -24,6 +24,7 @@ class Tally:
         unseen: the first problem of which no comparison looked at some valid rows.
         accepted: altered copies that would have passed, by name.
         not_implemented: which stage is not, in words.
+        no_memory: a problem that could not be judged for want of memory, in words.
         late: whether the time ended the drawing.
         slow: what took so long that the rule ended, in words.
     """
@@ -34,6 +35,7 @@ class Tally:
     unseen: str = ""
     not_implemented: str = ""
     accepted: Counter[str] = field(default_factory=Counter)
+    no_memory: str = ""
     late: bool = False
     slow: str = ""
 
@@ -98,10 +100,9 @@ class Tally:
             result.reason = (
                 self.not_implemented or f"slow: {self.slow}; {judged} (--problem-seconds allows more)"
             )
-        elif result.examples == 0 and self.misfit:
-            result.reason = f"no problem was judged: outside what the candidate declares: {self.misfit}"
         elif result.examples == 0:
-            result.reason = "no problem was judged: the time was over"
+            outside = f"outside what the candidate declares: {self.misfit}" if self.misfit else ""
+            result.reason = f"no problem was judged: {outside or self.no_memory or 'the time was over'}"
         elif result.compared == 0:
             result.reason = f"nothing was compared: no valid row in any of {result.examples} problems"
         elif self.unseen:
@@ -124,3 +125,4 @@ class Tally:
                     else "are all that could be drawn in as many tries"
                 )
                 result.reason = f"{result.examples} of {wanted} problems {why}"
+                result.reason += f"; {self.no_memory}" if self.no_memory else ""

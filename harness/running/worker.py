@@ -11,9 +11,11 @@ import os
 import signal
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness.candidates.errors import CandidateStartError, in_words
 from harness.extras import accept_no_numpy
 from harness.running.outcome import (
     Command,
@@ -29,9 +31,7 @@ from harness.verdict import UsageError
 if TYPE_CHECKING:
     from harness.running.judge import Judge
 
-
-class NotSupportedError(Exception):
-    """The candidate says that it cannot run here."""
+_BROKEN_PIPE = 1  # exit code where a candidate has closed what this process reads from or answers through
 
 
 def main(argument: str) -> None:
@@ -44,32 +44,61 @@ def main(argument: str) -> None:
     _end_with_the_parent()
     faulthandler.enable()
     accept_no_numpy()
-    answers = os.fdopen(settings.answers, "w", encoding="utf-8")
-
-    def answer(outcome: Outcome) -> None:
-        answers.write(to_line(outcome) + "\n")
-        answers.flush()
-
+    for handle in (settings.commands, settings.answers):
+        os.set_inheritable(handle, False)  # not for what the candidate starts
+    commands = os.fdopen(settings.commands, encoding="utf-8")
+    answer = _sealed(settings.answers, commands.readline().strip())
+    judge = _started(settings, answer)
+    if judge is None:
+        return
     try:
-        candidate = _loaded(settings.candidate)
-        answer(Outcome(Status.LOADED))
-        judge = _ready(candidate, settings)
-    except NotSupportedError as error:
-        answer(Outcome(Status.FAILED, str(error)))
-        return
-    except UsageError as error:
-        answer(Outcome(Status.USAGE, str(error)))
-        return
-    except Exception as error:  # noqa: BLE001 - any reason why a candidate does not start is the answer
-        answer(Outcome(Status.FAILED, f"{type(error).__name__}: {error}"))
-        return
-    answer(Outcome(Status.READY, description=judge.describe()))
-    with os.fdopen(settings.commands, encoding="utf-8") as commands:
         for line in commands:
             outcome = _obey(judge, command_from(line))
             answer(outcome)
             if outcome.lost:
                 return  # the CUDA context is lost: only a new process helps
+    except OSError:
+        os._exit(_BROKEN_PIPE)
+
+
+def _sealed(handle: int, seal: str) -> Callable[[Outcome], None]:
+    """Return what sends an outcome to the parent, with the word in front that tells it from what others write there.
+
+    A candidate finds the descriptor easily and the word only by searching the memory of this process.
+    """
+    process = os.getpid()
+
+    def answer(outcome: Outcome) -> None:
+        if os.getpid() != process:
+            os._exit(0)  # a copy that the candidate forked and let return: it has nothing to say
+        left = f"{seal} {to_line(outcome)}\n".encode()
+        try:
+            while left:
+                left = left[os.write(handle, left) :]
+        except OSError:
+            os._exit(_BROKEN_PIPE)
+
+    return answer
+
+
+def _started(settings: WorkerSettings, answer: Callable[[Outcome], None]) -> Judge | None:
+    """Load and measure the candidate and say so; None where that is not possible, which is said too."""
+    from harness.faults.named import start_named
+
+    try:
+        candidate = start_named(settings.candidate)
+        answer(Outcome(Status.LOADED))
+        judge = _ready(candidate, settings)
+        answer(Outcome(Status.READY, description=judge.describe()))
+    except UsageError as error:
+        answer(Outcome(Status.USAGE, str(error)))
+    except CandidateStartError as error:
+        answer(Outcome(Status.FAILED, str(error)))
+    except BaseException as error:  # noqa: BLE001 - any reason why a candidate does not start is the answer
+        answer(Outcome(Status.FAILED, in_words(error)))
+    else:
+        return judge
+    return None
 
 
 def _obey(judge: Judge, command: Command) -> Outcome:
@@ -84,7 +113,7 @@ def _obey(judge: Judge, command: Command) -> Outcome:
             )
             return Outcome(Status.KEPT, kept)
         return judge.judge(command.rule, command.problem)
-    except Exception:  # noqa: BLE001 - a defect of the harness: reported as such, with its trace
+    except BaseException:  # noqa: BLE001 - a defect of the harness: reported as such, with its trace
         return Outcome(Status.INTERNAL, traceback.format_exc())
 
 
@@ -96,17 +125,6 @@ def _end_with_the_parent() -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
-def _loaded(name: str) -> Any:
-    from harness.candidates import support_of
-    from harness.faults.named import load_named
-
-    candidate = load_named(name)
-    support = support_of(candidate)
-    if not support:
-        raise NotSupportedError(support.reason)
-    return candidate
-
-
 def _ready(candidate: Any, settings: WorkerSettings) -> Judge:
     from harness.running.judge import Judge
 
@@ -115,7 +133,7 @@ def _ready(candidate: Any, settings: WorkerSettings) -> Judge:
 
         limit = int(settings.memory_gib * 2**30)
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-    return Judge(candidate, threads=settings.threads, probe=settings.probe)
+    return Judge(candidate, threads=settings.threads, probe=settings.probe, blamed=(BaseException,))
 
 
 if __name__ == "__main__":

@@ -25,8 +25,9 @@ def test_help_names_every_command_and_the_exit_codes(harness) -> None:
     for name, words in COMMANDS.items():
         assert name in done.out
         assert words.split(",")[0] in " ".join(done.out.split())
-    assert "0 PASS, 1 FAIL, 2 UNKNOWN, 64 bad usage, 70 internal error, 130 interrupted" in " ".join(
-        done.out.split()
+    assert (
+        "0 PASS, 1 FAIL, 2 UNKNOWN, 64 bad usage, 70 internal error, 130 interrupted, 143 ended by SIGTERM"
+        in " ".join(done.out.split())
     )
 
 

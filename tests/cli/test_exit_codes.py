@@ -141,10 +141,12 @@ def test_70_when_the_harness_itself_fails(harness) -> None:
     assert "this is a defect of the harness, not of the candidate" in done.err
     assert f"QUANT on {SMALL}" in done.err
     assert "PASS" not in done.out
+    assert (done.record.verdict, "ZeroDivisionError" in done.record.errors[0]) == (Verdict.UNKNOWN, True)
 
 
-def test_130_on_an_interrupt_with_the_record_so_far_and_no_process_left(
-    command: list[str], environment: dict[str, str], tmp_path: Path
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupt_leaves_the_record_so_far_and_no_process(
+    command: list[str], environment: dict[str, str], tmp_path: Path, number: int, code: int
 ) -> None:
     arguments = [
         "check",
@@ -168,9 +170,9 @@ def test_130_on_an_interrupt_with_the_record_so_far_and_no_process_left(
             break
     else:
         pytest.fail(seen)
-    os.kill(process.pid, signal.SIGINT)
+    os.kill(process.pid, number)
     out, _ = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == code
     record = load_record(tmp_path)
     assert record.interrupted
     assert record.verdict is Verdict.UNKNOWN

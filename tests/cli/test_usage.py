@@ -13,7 +13,8 @@ SMALL = "1x4x32x32:2:normal:1"
 
 # Every line of bad input that a user may type, and words that must be in the answer.
 BAD = [
-    (["chek"], "No such command 'chek'"),
+    (["chek"], "unknown command 'chek': did you mean 'check'?"),
+    (["canary", "srve"], "unknown command 'srve': did you mean 'serve'?"),
     (["check", "--candidat", "eager"], "No such option"),
     (["check", "surplus"], "unexpected extra argument"),
     (["check", "--candidate"], "requires an argument"),
@@ -42,6 +43,40 @@ BAD = [
     (["check", "--threads", "-1"], "--threads must not be negative"),
     (["check", "--max-seconds", "nan"], "--max-seconds must not be negative, got nan"),
     (["check", "--known-failures", "nowhere.toml"], "cannot be read as a list of known failures"),
+    (["check", "--problem", ""], "problem: '' is not of the form"),
+    (
+        ["check", "--problem", f"{SMALL}8446744073709551615"],
+        "seed must be at most 9223372036854775807, got 18446",
+    ),
+    (["check", "--problem", SMALL + "1" * 5000], "seed must be at most 9223372036854775807, got 1111"),
+    (
+        ["check", "--problem", "1x4x16000000000x32:2:normal:1"],
+        "needs at least 834.5 GiB for its tensors, this machine",
+    ),
+    (
+        ["check", "--problem", "1x4x64x32:2:normal:1", "--max-memory", "1e-9"],
+        "bytes for its tensors, --max-memory allows",
+    ),
+    (["check", "--problem", "\u0661x4x32x32:2:normal:1"], "is not of the form"),
+    (["check", "--problem", "1x4x32x32:\u0662:normal:1"], "masked_m must be numbers"),
+    (["check", "--problem", f"{SMALL}:float32_out+float16_out"], "a GEMM has one output type"),
+    (["check", "--problem", SMALL, "--shapes", "qwen3-30b"], "--problem names its own shape"),
+    (["check", "--problem", SMALL, "--shapes", ""], "--problem names its own shape"),
+    (["check", "--shapes", ""], "unknown shapes ''"),
+    (["check", "--seed", "1" * 26], "is too large; the largest is 9223372036854775807"),
+    (["check", "--seed", "\u0662"], "digits are 0 to 9"),
+    (["check", "--max-seconds", "\u0662"], "digits are 0 to 9"),
+    (["check", "--threads", "99999999999"], "--threads must be at most 1,024"),
+    (["check", "--max-memory", "1e300"], "--max-memory must be at most 1,048,576, got 1e+300"),
+    (["check", "--max-memory", "inf"], "--max-memory must be at most 1,048,576, got inf"),
+    (
+        ["check", "--candidate", "my/kernels.py:Moe"],
+        "is the path of a file; write it with dots, as for import: my.kernels:Moe",
+    ),
+    (["check", "--candidate", "./kernels.py"], "as for import: kernels:CLASS"),
+    (["canary", "serve", "--port", "99999999"], "--port must lie between 0 and 65535, got 99999999"),
+    (["canary", "serve", "--port", "-1"], "--port must lie between 0 and 65535, got -1"),
+    (["report", "no\nwhere"], "no where"),
     (["report", "nowhere"], "cannot be read"),
     (["report"], "Missing argument 'RECORD'"),
     (["doctor", "--loud"], "No such option"),
@@ -76,7 +111,7 @@ def test_an_output_folder_that_is_not_writable_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # click asks os.access too, about reading; a test that runs as root can write anywhere
-    monkeypatch.setattr("harness.ci.outputs.os", SimpleNamespace(access=lambda *_: False, W_OK=2, X_OK=1))
+    monkeypatch.setattr("harness.ci.folder.os", SimpleNamespace(access=lambda *_: False, W_OK=2, X_OK=1))
     assert run(["check", "--candidate", "eager", "--problem", SMALL, "--out", str(tmp_path)]) == 64
     assert f"--out: {tmp_path} is not writable" in capsys.readouterr().err
 
@@ -84,7 +119,7 @@ def test_an_output_folder_that_is_not_writable_is_refused(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("chek",), "No such command"),
+        (("chek",), "unknown command"),
         (("check", "--profile", "quik"), "did you mean 'quick'"),
         (
             ("check", "--candidate", "nowhere_at_all:Kernel", "--problem", SMALL),

@@ -8,8 +8,9 @@ from harness.faults.named import load_named
 from harness.problems.problem import parse_problem
 from harness.problems.profiles import PROFILES
 from harness.rules import find_rules
-from harness.running.runner import RuleRun, RunSettings
+from harness.running.runner import RuleRun
 from harness.running.session import InProcess
+from harness.running.settings import RunSettings
 from harness.verdict import Verdict
 
 pytestmark = pytest.mark.flashinfer

@@ -13,8 +13,9 @@ import torch
 from harness import Support, Traits, conformance
 from harness.problems.profiles import PROFILES
 from harness.rules import find_rules
-from harness.running.runner import RuleRun, RunSettings
+from harness.running.runner import RuleRun
 from harness.running.session import Child, InProcess
+from harness.running.settings import RunSettings
 from harness.verdict import Verdict
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

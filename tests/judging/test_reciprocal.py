@@ -14,8 +14,9 @@ from harness.judging.contract import ContractError
 from harness.judging.reciprocal import verified
 from harness.problems.profiles import PROFILES
 from harness.rules import find_rules
-from harness.running.runner import RuleRun, RunSettings
+from harness.running.runner import RuleRun
 from harness.running.session import InProcess
+from harness.running.settings import RunSettings
 from harness.verdict import Verdict
 
 RIGHT = {

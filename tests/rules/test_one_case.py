@@ -14,8 +14,9 @@ from harness.records.record import RuleResult
 from harness.rules import find_rules
 from harness.running.judge import Judge
 from harness.running.outcome import Outcome, Status
-from harness.running.runner import RuleRun, RunSettings
+from harness.running.runner import RuleRun
 from harness.running.session import InProcess
+from harness.running.settings import RunSettings
 from harness.verdict import Verdict
 from tests.rules import one_case
 from tests.rules.right_kernels import RIGHT

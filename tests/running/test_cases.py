@@ -11,7 +11,8 @@ from harness import cases
 from harness.candidates.eager import Eager
 from harness.problems.profiles import find_profile
 from harness.rules import RULE_IDS, find_rules
-from harness.running.runner import RuleRun, RunSettings
+from harness.running.runner import RuleRun
+from harness.running.settings import RunSettings
 from harness.verdict import UsageError
 
 pytest_plugins = "pytester"

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import strategies as st
 
 from harness.candidates import CANDIDATES
+from harness.candidates.errors import CandidateStartError
 from harness.candidates.protocol import Traits
 from harness.problems.problem import SHAPE_TRAPS, parse_problem
 from harness.problems.profiles import PROFILES
@@ -21,8 +22,9 @@ from harness.records.record import RunRecord
 from harness.rules import find_rules
 from harness.running import check
 from harness.running.check import CheckRequest, Progress, run_check
-from harness.running.outcome import Outcome
-from harness.running.session import CandidateStartError
+from harness.running.outcome import Outcome, Status
+from harness.running.runner import RuleRun
+from harness.running.settings import RunSettings
 from harness.verdict import Verdict
 
 # As many problems as in standard, with extents that are drawn quickly.
@@ -244,3 +246,18 @@ def test_a_candidate_that_raises_when_it_is_made_cannot_run_and_is_no_defect_of_
     run_check(request, record, Progress())
     assert record.verdict is Verdict.UNKNOWN
     assert record.reason == "faulty:RaisesAtStart cannot run here: FileNotFoundError: libkernel.so"
+
+
+def test_a_problem_without_memory_for_judging_it_is_unknown_and_passed_over(told, answer) -> None:
+    """It says nothing about the candidate: the others are judged."""
+    rule = find_rules(["QUANT"])[0]
+    none = Outcome(Status.NO_MEMORY, "RuntimeError: can't allocate memory")
+    settings = RunSettings(PROFILES["quick"])
+    alone = RuleRun(rule, told(lambda _: none), settings).repeat(parse_problem("1x4x32x32:2:normal:1"))
+    assert (alone.verdict, alone.examples) == (Verdict.UNKNOWN, 0)
+    assert alone.reason.startswith(
+        "no problem was judged: there is not memory enough to judge 1x4x32x32:2:normal:1"
+    )
+    mixed = RuleRun(rule, told(lambda p: none if p.experts > 4 else answer()), settings).draw()
+    assert (mixed.verdict, mixed.failures) == (Verdict.PASS, [])
+    assert "there is not memory enough to judge " in mixed.reason

@@ -13,7 +13,8 @@ from harness.problems.profiles import PROFILES
 from harness.rules import find_rules
 from harness.running.failure import DIAGNOSED_SIZE
 from harness.running.outcome import Outcome, Status
-from harness.running.runner import RuleRun, RunSettings
+from harness.running.runner import RuleRun
+from harness.running.settings import RunSettings
 
 (GEMM,) = find_rules(["GEMM"])
 SETTINGS = RunSettings(

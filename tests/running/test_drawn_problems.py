@@ -13,7 +13,8 @@ import pytest
 from harness.candidates import load_candidate, stages_of
 from harness.problems.profiles import PROFILES
 from harness.rules import RULES, Rule
-from harness.running.runner import RuleRun, RunSettings
+from harness.running.runner import RuleRun
+from harness.running.settings import RunSettings
 
 KEPT = Path(__file__).parent / "data" / "drawn_seed7.txt"
 CONSTRAINTS = Path(__file__).parents[2] / "constraints.txt"

@@ -13,8 +13,9 @@ from harness.problems.problem import parse_problem
 from harness.problems.profiles import PROFILES
 from harness.problems.reach import TILE, extents_of
 from harness.rules import find_rules
-from harness.running.runner import RuleRun, RunSettings
+from harness.running.runner import RuleRun
 from harness.running.session import InProcess
+from harness.running.settings import RunSettings
 from harness.verdict import Verdict
 
 STAGES = {

@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from harness.candidates.errors import CandidateStartError
 from harness.candidates.protocol import Traits
 from harness.problems.problem import parse_problem
 from harness.problems.profiles import PROFILES
 from harness.rules import find_rules
-from harness.running.runner import RuleRun, RunSettings
-from harness.running.session import CandidateStartError, Child
+from harness.running.runner import RuleRun
+from harness.running.session import Child
+from harness.running.settings import RunSettings
 from harness.verdict import UsageError, Verdict
 
 pytestmark = pytest.mark.usefixtures("in_candidates_folder")

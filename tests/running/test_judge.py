@@ -113,7 +113,7 @@ def test_a_device_lost_over_another_layout_is_not_taken_for_a_refusal(faulty) ->
         ("ReturnsNone", "QUANT", "quantize_grouped must return (packed, block_scale), got NoneType"),
         ("ReturnsNone", "ACT", "silu_mul_quantize_grouped must return (packed, block_scale), got NoneType"),
         ("ReturnsNone", "MOE", "masked_moe must return (2, 8, 32) bfloat16, got NoneType"),
-        ("WrongShape", "QUANT", "packed codes (8, 16, 2) uint8, logical (m, k/2, l), got (8, 32, 2) uint8"),
+        ("WrongShape", "QUANT", "packed (8, 16, 2) uint8, logical (m, k/2, l), got (8, 32, 2) uint8"),
         ("WrongType", "MOE", "must return (2, 8, 32) bfloat16, got (2, 8, 32) float32 on cpu"),
         ("Strided", "QUANT", "the GEMM reads raw memory, experts outermost, and ignores strides"),
         ("CutsOff", "CAPACITY", "masked_moe must return (2, 104, 32) bfloat16, got (2, 8, 32)"),

@@ -166,9 +166,16 @@ def test_bad_usage_is_64_before_anything_is_collected(
     assert "Traceback" not in session.out + session.err
 
 
-@pytest.mark.parametrize("workers", [(), pytest.param(("-n", "1"), marks=pytest.mark.long)])
-def test_an_interrupt_is_130_and_leaves_no_process(
-    workers: tuple[str, ...], environment: dict[str, str], tmp_path: Path
+@pytest.mark.parametrize(
+    ("workers", "number", "code"),
+    [
+        ((), signal.SIGINT, 130),
+        ((), signal.SIGTERM, 143),
+        pytest.param(("-n", "1"), signal.SIGINT, 130, marks=pytest.mark.long),
+    ],
+)
+def test_an_interrupt_leaves_the_record_and_no_process(
+    workers: tuple[str, ...], number: int, code: int, environment: dict[str, str], tmp_path: Path
 ) -> None:
     process = subprocess.Popen(
         [
@@ -184,9 +191,9 @@ def test_an_interrupt_is_130_and_leaves_no_process(
             break
     else:
         pytest.fail(seen)
-    os.kill(process.pid, signal.SIGINT)
+    os.kill(process.pid, number)
     out, _ = process.communicate(timeout=60)
-    assert process.returncode == 130, out
+    assert process.returncode == code, out
     for _ in range(100):
         if not _running(int(sleeping[1])):
             break

@@ -13,7 +13,7 @@ from harness.records.record import RunRecord
 from harness.rules import find_rules
 from harness.running.known_failures import KnownFailure
 from harness.running.rules import RuleFindings, judge_rules
-from harness.running.runner import RunSettings
+from harness.running.settings import RunSettings
 from harness.verdict import Verdict
 
 

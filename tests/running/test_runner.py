@@ -18,7 +18,8 @@ from harness.rules import find_rules
 from harness.running import runner
 from harness.running.failure import reproduce_command
 from harness.running.outcome import Outcome, Status
-from harness.running.runner import InternalError, RuleRun, RunSettings
+from harness.running.runner import InternalError, RuleRun
+from harness.running.settings import RunSettings
 from harness.verdict import Verdict
 
 

@@ -16,8 +16,9 @@ from harness.problems.values import SELDOM, seldom_for, seldom_problem
 from harness.rules import RULES, find_rules
 from harness.running.judge import Watched, judge_context
 from harness.running.misfit import misfit
-from harness.running.runner import RuleRun, RunSettings
+from harness.running.runner import RuleRun
 from harness.running.session import InProcess
+from harness.running.settings import RunSettings
 from harness.verdict import Verdict
 from tests.running.right_variants import VARIANTS
 from tests.running.seldom_faults import FAULTS, Seldom, candidate

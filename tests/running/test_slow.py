@@ -14,7 +14,8 @@ from harness.problems.shapes import ModelShape
 from harness.rules import find_rules
 from harness.running import runner
 from harness.running.outcome import Outcome, Status
-from harness.running.runner import RuleRun, RunSettings
+from harness.running.runner import RuleRun
+from harness.running.settings import RunSettings
 from harness.verdict import Verdict
 
 QUANT, GEMM = (find_rules([name])[0] for name in ("QUANT", "GEMM"))
