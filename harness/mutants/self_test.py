@@ -94,7 +94,7 @@ def _candidates(rule: Rule) -> tuple[str, ...]:
 def _run(finding: CheckFinding, rule: Rule) -> None:
     """Run the check as `harness check` runs a rule, on right candidates."""
     from harness.running.runner import RuleRun
-from harness.running.settings import RunSettings
+    from harness.running.settings import RunSettings
 
     finding.verdict = Verdict.PASS.value
     for candidate in _candidates(rule):
