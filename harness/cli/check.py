@@ -139,21 +139,12 @@ def check_command(
     from harness.running.check import CheckRequest
     from harness.running.known_failures import default_path, load_known_failures
 
-    if shapes is None and ep != 1:
-        raise UsageError("--ep says how many ranks share the experts of --shapes; give both")
-    if shapes is not None and problem is not None:
-        raise UsageError("--problem names its own shape; give it without --shapes")
+    _refuse_unfit_shapes(shapes, ep, problem)
     _refuse_outside(
-        max_seconds=max_seconds,
-        max_memory=max_memory,
-        threads=threads,
-        seed=seed,
-        problem_seconds=problem_seconds,
-    )
-    size, a_part = (
-        _profile(profile, problem_seconds),
-        bool(rules or problem is not None or shapes or max_seconds),
-    )
+        max_seconds=max_seconds, max_memory=max_memory, threads=threads, seed=seed, problem_seconds=problem_seconds
+    )  # fmt: skip
+    size = _profile(profile, problem_seconds)
+    a_part = bool(rules or problem is not None or shapes or max_seconds)
     request = CheckRequest(
         candidates=list(candidates),
         rules=find_rules(list(rules)),
@@ -176,6 +167,13 @@ def check_command(
     record = new_record(profile, seed)
     _run(request, record, folder, junit)
     return ExitCode.INTERRUPTED if record.interrupted else exit_with(fail_on, record, earlier)
+
+
+def _refuse_unfit_shapes(shapes: str | None, ep: int, problem: str | None) -> None:
+    if shapes is None and ep != 1:
+        raise UsageError("--ep says how many ranks share the experts of --shapes; give both")
+    if shapes is not None and problem is not None:
+        raise UsageError("--problem names its own shape; give it without --shapes")
 
 
 def _profile(name: str, problem_seconds: float) -> Profile:
