@@ -123,19 +123,16 @@ def mutants_command(
         if not value >= least:  # NaN too
             raise UsageError(f"{name} must be at least {least}, got {value}")
     find_profile(profile)
+    if examples < 1:
+        raise UsageError(f"--examples must be at least 1, got {examples}")
+    folder = own_folder(out)
     if controls or self_test:
         from harness.cli.mutants_checks import run_checks
 
         return run_checks(
-            controls=controls,
-            self_test=self_test,
-            examples=examples,
-            seed=seed,
-            jobs=jobs,
-            max_seconds=max_seconds,
-            out=out,
-        )
-    folder = own_folder(out)
+            controls=controls, self_test=self_test, examples=examples, seed=seed, jobs=jobs,
+            max_seconds=max_seconds, folder=folder,
+        )  # fmt: skip
     from harness.mutants.run import MutantsRequest
 
     request = MutantsRequest(

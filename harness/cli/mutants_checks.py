@@ -7,29 +7,22 @@ from pathlib import Path
 
 import click
 
-from harness.ci.folder import own_folder
 from harness.cli.output import finish
 from harness.records.parts.mutants import FalseAlarmCount, MutantsRun, SelfTest
 from harness.terminal import LiveLine, Remaining, duration
-from harness.verdict import ExitCode, UsageError, Verdict, exit_code
+from harness.verdict import ExitCode, Verdict, exit_code
 
 
 def run_checks(
-    *, controls: bool, self_test: bool, examples: int, seed: int, jobs: int, max_seconds: float, out: Path
+    *, controls: bool, self_test: bool, examples: int, seed: int, jobs: int, max_seconds: float, folder: Path
 ) -> int:
     """Judge the controls, the broken checks, or both, and write record and report.
 
     Returns:
         0 no false alarm and every broken check detected; 1 otherwise; 2 nothing, or not everything, was judged in time.
-
-    Raises:
-        UsageError: `examples` below 1.
     """
-    if examples < 1:
-        raise UsageError(f"--examples must be at least 1, got {examples}")
     from harness.records.new import new_record
 
-    folder = own_folder(out)
     record = new_record("", seed)
     found = MutantsRun()
     record.mutants_run = found

@@ -138,7 +138,7 @@ def run_command(
     )
     monkeypatch.setattr("harness.mutants.self_test.run_self_test", lambda _progress: result)
     return mutants_checks.run_checks(
-        controls=False, self_test=True, examples=1, seed=0, jobs=1, max_seconds=0, out=tmp_path
+        controls=False, self_test=True, examples=1, seed=0, jobs=1, max_seconds=0, folder=tmp_path
     )
 
 

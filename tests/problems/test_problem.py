@@ -14,6 +14,8 @@ from harness.problems.problem import DATA, OPTIONS, Problem, parse_problem
 from harness.problems.traps import TRAPS
 from harness.verdict import UsageError
 
+TYPES = ("float32_out", "float16_out")  # of which a problem has one at most
+
 
 @st.composite
 def any_problem(draw: st.DrawFn) -> Problem:
@@ -29,7 +31,7 @@ def any_problem(draw: st.DrawFn) -> Problem:
         tuple(masked_m),
         draw(st.sampled_from(sorted(DATA))),
         draw(st.integers(0, 1 << 40)),
-        frozenset(draw(st.lists(st.sampled_from([*TRAPS, *OPTIONS])))),
+        frozenset(draw(st.lists(st.sampled_from([*TRAPS, *OPTIONS])))) - {draw(st.sampled_from(TYPES))},
     )
 
 

@@ -155,7 +155,7 @@ def test_a_candidate_that_cannot_be_used_here_says_why_wherever_it_lives(
             "Misdeclared",
             "'hostile:Misdeclared': Traits.__init__() got an unexpected keyword argument 'k_multipel'",
         ),
-        ("DeclaresADict", "candidate.traits must be a harness.candidates.Traits, got dict"),
+        ("DeclaresADict", "candidate.traits must be a harness.Traits, got dict"),
         ("CALLABLE", "is builtin_function_or_method, neither a class, a function that returns a candidate"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import Any
 
 import pytest
@@ -35,7 +36,7 @@ def test_a_problem_without_an_answer_from_a_slow_candidate_is_unknown_and_ends_t
     assert (result.verdict, result.examples, len(session.problems)) == (Verdict.UNKNOWN, 3, 4)
     assert result.failures == []
     assert result.reason.startswith("slow: no answer within 1800 s, on ")
-    assert result.reason.endswith("3 of 40 problems were judged (--problem-seconds allows more)")
+    assert re.search(r"3 of \d+ problems were judged \(--problem-seconds allows more\)$", result.reason)
     alone = RuleRun(QUANT, session, settings()).repeat(session.problems[-1])
     assert (alone.verdict, alone.examples) == (Verdict.UNKNOWN, 0)
 
@@ -74,7 +75,7 @@ def test_a_problem_for_which_a_gpu_lacks_memory_is_not_tested_and_no_failure(tol
     session.device_bytes = 1 << 40
     result = RuleRun(GEMM, session, settings()).draw()
     assert session.problems[-1].capacity == 16384
-    assert (result.verdict, result.examples) == (Verdict.PASS, 39)
+    assert (result.verdict, result.examples) == (Verdict.PASS, len(session.problems) - 1)
     assert result.extents["capacity"] == 8192
 
 
