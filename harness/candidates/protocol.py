@@ -9,7 +9,8 @@ Stages
     quantize_grouped(x, masked_m, global_scale_enc) -> (packed, block_scale)
         x (l, m, k) bfloat16; masked_m (l,) int32; global_scale_enc (l,) float32, 448*6/amax.
         packed uint8 logical (m, k/2, l), even element in the low nibble; block_scale float8_e4m3fn logical
-        (32, 4, rm, 4, rk, l), physical (l, rm, rk, 32, 4, 4). Rows at or past masked_m[e] are undefined.
+        (32, 4, rm, 4, rk, l), physical (l, rm, rk, 32, 4, 4). Rows at or past masked_m[e] are undefined. The next
+        call may overwrite what this one returned. Addresses of all tensors are multiples of 16 bytes.
     silu_mul_quantize_grouped(gate_up, masked_m, global_scale_enc) -> (packed, block_scale)
         gate_up (l, m, 2k) bfloat16, gate half first; result as above for k, of bf16(silu(gate) * up).
     masked_grouped_gemm(a, a_scale, b, b_scale, out, masked_m, alpha) -> None

@@ -65,7 +65,10 @@ def copied_tensor(tensor: Tensor) -> Tensor:
     if not tensor.numel() or (copy.stride() == tensor.stride() and same_place):
         return copy
     span = 1 + sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
-    memory = torch.empty(span + ALIGNMENT // size, dtype=tensor.dtype, device=tensor.device)
+    # As far as a stage would read that ignores the strides, so that it reads the same each time.
+    there = tensor.untyped_storage().nbytes() // size - tensor.storage_offset()
+    span = min(max(span, tensor.numel()), there)
+    memory = torch.zeros(span + ALIGNMENT // size, dtype=tensor.dtype, device=tensor.device)
     lead = (address - memory.data_ptr()) % ALIGNMENT // size
     memory[lead : lead + span] = torch.as_strided(tensor, (span,), (1,))
     return torch.as_strided(memory, tensor.shape, tensor.stride(), lead)

@@ -57,7 +57,18 @@ def repeat(ctx: Context) -> list[Comparison]:
         reused, fresh = stage.call(buffers, after), stage.call(copied(stage.second), after)
         what = "the same data in new buffers; these held other data in an earlier call"
         found.append(compare_equal(f"{stage.name}, buffers reused", reused, fresh, after, what))
+    if ctx.has("masked_grouped_gemm") and not ctx.traits.alpha_required:
+        found.append(_without_alpha(ctx, before))
     return found
+
+
+def _without_alpha(ctx: Context, rows: Rows) -> Comparison:
+    """Compare a GEMM without alpha, right behind one with, with one whose alphas are ones."""
+    stage = _gemm(ctx)
+    ones = stage.call(copied(stage.first) | {"alpha": torch.ones_like(stage.first["alpha"])}, rows)
+    stage.call(copied(stage.first), rows)
+    none = stage.call(copied(stage.first) | {"alpha": None}, rows)
+    return compare_equal("gemm, no alpha", none, ones, rows, "alphas of ones; the call before had others")
 
 
 def _stages(ctx: Context) -> Iterator[_Stage]:

@@ -55,6 +55,15 @@ class Holder:
     word: str = "as it is"
 
 
+def test_what_lies_behind_an_expanded_number_is_copied_too() -> None:
+    """What reads it as a vector of its length reads the same as from the original, each time."""
+    memory = torch.tensor([5.0, 1.0, 2.0, 3.0])
+    copy = copied_tensor(memory[1:2].expand(3))
+    assert torch.as_strided(copy, (3,), (1,), copy.storage_offset()).tolist() == [1, 2, 3]
+    at_the_end = copied_tensor(memory[3:].expand(3))
+    assert at_the_end.tolist() == [3, 3, 3]
+
+
 def test_tensors_are_copied_wherever_they_are() -> None:
     given = {"list": [BASE], "tuple": (BASE, None), "holder": Holder(BASE), "number": 3}
     copy = copied(given)
