@@ -67,7 +67,7 @@ def copied_tensor(tensor: Tensor) -> Tensor:
     span = 1 + sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
     # As far as a stage would read that ignores the strides, so that it reads the same each time.
     there = tensor.untyped_storage().nbytes() // size - tensor.storage_offset()
-    span = min(max(span, tensor.numel()), there)
+    span = int(min(max(span, tensor.numel()), there))
     memory = torch.zeros(span + ALIGNMENT // size, dtype=tensor.dtype, device=tensor.device)
     lead = (address - memory.data_ptr()) % ALIGNMENT // size
     memory[lead : lead + span] = torch.as_strided(tensor, (span,), (1,))
