@@ -53,11 +53,12 @@ def test_a_planted_fault_is_the_first_finding_and_explains_everything(diagnosed,
         # An expert loses its only token: nothing is left of it but a wrong count.
         ("DISPATCH", "token_lost@6003620", "physical", "4x32x128x128:32*4:normal:97103"),
         # A large problem, of which a few rows are looked at first; they do not hold the row that the values came from.
-        (
+        pytest.param(
             "REPEAT",
             "row_overwritten_now_and_then@8000980",
             "physical",
             "4x128x512x256:97,97,128,86:normal:43801",
+            marks=pytest.mark.long,
         ),
     ],
 )
