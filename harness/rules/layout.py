@@ -97,7 +97,7 @@ def input_layout(ctx: Context) -> list[Comparison]:
         call = partial(_bytes_of, even, quantize, x, _expanded(scale))
         found += _judged(even, stage, f"encode scales of {name}, expanded", call, wanted)
     if ctx.has("masked_grouped_gemm"):
-        found += _operands(ctx) + _vectors(even)
+        found += _operands(ctx) + _shared_operands(ctx) + _vectors(even)
     return found
 
 
@@ -164,6 +164,25 @@ def _vectors(even: Context) -> list[Comparison]:
     return found
 
 
+def _shared_operands(ctx: Context) -> list[Comparison]:
+    """Judge a GEMM on one operand that all experts share, made by `expand`."""
+    t, rows, dtype = ctx.tensors, ctx.rows(), ctx.out_dtype
+    a, b = ctx.reference_operand(), ctx.weights_operand(t.w1)
+    found: list[Comparison] = []
+    for name, is_a, (packed, scales) in (("operand A", True, a), ("operand B", False, b)):
+        memory = packed.permute(2, 0, 1)
+        alike, expanded = memory[:1].repeat(len(memory), 1, 1), _expanded(memory)
+
+        def product(shared: Tensor, *, is_a: bool = is_a, scales: Tensor = scales) -> Tensor:
+            operand = shared.permute(1, 2, 0), scales
+            given = (operand, b) if is_a else (a, operand)
+            return rows.take(ctx.gemm(given[0], t.w1, t.w1_alpha, dtype=dtype, b=given[1]))
+
+        call = partial(product, expanded)
+        found += _judged(ctx, "gemm", f"{name} of all experts, expanded{naming(dtype)}", call, product(alike))
+    return found
+
+
 def _all_experts_alike(ctx: Context) -> Context:
     """Return the problem with as many rows, the same alpha and the same encode scales for every expert."""
     p = ctx.problem
@@ -176,13 +195,13 @@ def _all_experts_alike(ctx: Context) -> Context:
     return even
 
 
-def _expanded(vector: Tensor) -> Tensor:
-    """Return a vector of equal elements as one with a stride of 0, as `expand` makes them.
+def _expanded(tensor: Tensor) -> Tensor:
+    """Return the first of equal elements, or matrices, with a stride of 0, as `expand` makes them.
 
-    Behind its element lie zeros: what ignores the stride stays in this memory, and multiplies with another number.
+    Behind it lie zeros: what ignores the stride stays in this memory, and multiplies with another number.
     """
-    memory = torch.cat((vector[:1], torch.zeros_like(vector)))
-    return memory[:1].expand(len(vector))
+    memory = torch.cat((tensor[:1], torch.zeros_like(tensor)))
+    return memory[:1].expand(tensor.shape)
 
 
 def _judged(

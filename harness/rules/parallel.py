@@ -30,6 +30,11 @@ def expert_parallel(ctx: Context) -> list[Comparison]:
         raise NotApplicableError(
             "the candidate declares deterministic=False or place_invariant=False: bits may depend on a row's place"
         )
+    most, least = ctx.traits.max_experts, ctx.traits.min_experts
+    if most and 2 * least > most:
+        raise NotApplicableError(
+            f"two ranks of at least {least} experts each have more than the candidate's max_experts, {most}"
+        )
     layer = ctx.layer
     if layer.ranks == 1 or not sum(layer.counts):
         return [Comparison("layer")]

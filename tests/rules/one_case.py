@@ -314,3 +314,10 @@ class KeepsTheLastAlpha(Gemm):
         if call["alpha"] is None and self.last is not None and len(self.last) == len(call["masked_m"]):
             call["alpha"] = self.last
         self.last = None if call["alpha"] is None else call["alpha"].clone()
+
+
+@fails("LAYOUT-IN", part=("a", "b"))
+class MisreadsASharedOperand(Gemm):
+    def before(self, call) -> None:
+        if call[self.part].stride(2) == 0:
+            call[self.part] = canonical(call[self.part], (2, 0, 1))
