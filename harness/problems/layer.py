@@ -1,12 +1,13 @@
 """What a problem means to the stages around the masked MoE: ranks, their tokens, logits, routes, and a checkpoint.
 
 Everything is a pure function of the problem, like harness.problems.tensors: the same string gives the same ranks. Extents
-are kept small, since these stages move data and compute little.
+are kept small, since these stages move data and compute little; with the option whole_layer they are the problem's own.
 """
 
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
 
@@ -15,8 +16,10 @@ from torch import Tensor
 
 from harness.candidates.protocol import Traits
 from harness.problems.problem import WEIGHT_SEEDS, Problem
+from harness.problems.route_values import IN_LOGITS, IN_TOPK_WEIGHTS
 from harness.problems.rows import Rows
 from harness.problems.tensors import make_weights
+from harness.problems.traps import IN_ROUTES, TRAPS
 from reference.e2m1 import pack_e2m1
 from reference.fp8_tokens import CHANNELS
 from reference.loading import tensor_name
@@ -71,6 +74,23 @@ class LayerProblem:
         self._skew = rng.choice((0.0, 0.0, 3.0))
         self._checkpoints: dict[bool, dict[str, Tensor]] = {}
         self._generator = torch.Generator().manual_seed(rng.getrandbits(48))
+        self._traps = {name for name in problem.extras if name in TRAPS and TRAPS[name].into in IN_ROUTES}
+        self._whole = "whole_layer" in problem.extras
+        if self._traps:  # whatever was drawn, there are tokens and slots to hold them
+            self.counts = [self.max_tokens] * self.ranks
+            self.topk = max(self.topk, min(problem.experts, 3))
+            self._shift = self._skew = 0.0
+        if self._whole:
+            self._take_whole(divisors[-1], step)
+
+    def _take_whole(self, ranks: int, step: int) -> None:
+        """Take the problem's extents as they are: two ranks send all the tokens that they may, the others few."""
+        p = self.problem
+        self.ranks, self.max_tokens = ranks, -(-p.capacity // step) * step
+        few = min(self.max_tokens, MOST_TOKENS)
+        self.counts = [*[few] * (ranks - 2), *[self.max_tokens] * min(ranks, 2)]
+        self.topk = min(max(1, p.experts // 2), MOST_TOPK)
+        self.hidden, self.inter = p.hidden, p.inter
 
     def token_rows(self) -> Rows:
         """Return where the rows of all ranks' tokens, one rank after the other, come from."""
@@ -90,27 +110,61 @@ class LayerProblem:
         for count in self.counts:
             logits = 2 * torch.randn(count, self.experts, generator=self._generator) + skew
             logits[::4] = (logits[::4] * 2).round() / 2
-            found.append((logits + self._shift).to(self.device))
-        return found
+            found.append(logits + self._shift)
+        for trap in IN_LOGITS:
+            if trap in self._traps:
+                found = [IN_LOGITS[trap](logits, self._generator) for logits in found]
+        if self._whole:  # every expert is a token's first choices
+            for logits, reached in zip(found, self._reached(), strict=True):
+                logits.add_(20.0 * reached)
+        return [logits.to(self.device) for logits in found]
+
+    def _reached(self) -> Iterator[Tensor]:
+        """Yield per rank `(tokens, experts)` bool: the first tokens share out all experts, topk of them each."""
+        order = torch.randperm(self.experts, generator=torch.Generator().manual_seed(self.problem.seed))
+        reached = torch.zeros(sum(self.counts), self.experts, dtype=torch.bool)
+        first = torch.arange(min(self.experts, len(reached) * self.topk))
+        reached[first // self.topk, order[first]] = True
+        start = 0
+        for count in self.counts:
+            yield reached[start : start + count]
+            start += count
 
     @cached_property
     def topk_idx(self) -> list[Tensor]:
         """Per rank `(tokens, topk)` int64, distinct, a sixth of the slots -1; now and then a token has no expert."""
         found = []
-        for logits in self.logits:
+        for logits, reached in zip(self.logits, self._reached(), strict=True):
             ids = logits.cpu().topk(self.topk, dim=-1).indices
             empty = torch.rand(ids.shape, generator=self._generator) < 1 / 6
             empty[1:2] |= self._lonely
+            if self._whole:
+                empty &= ~reached.gather(1, ids)
             found.append(ids.masked_fill(empty, NO_EXPERT).to(self.device))
         return found
 
     @cached_property
     def topk_weights(self) -> list[Tensor]:
         """Per rank `(tokens, topk)` float32 in [0.1, 0.9); slots without an expert hold numbers as well."""
-        return [
-            (torch.rand(ids.shape, generator=self._generator) * 0.8 + 0.1).to(self.device)
-            for ids in self.topk_idx
-        ]
+        found = [torch.rand(ids.shape, generator=self._generator) * 0.8 + 0.1 for ids in self.topk_idx]
+        for trap in IN_TOPK_WEIGHTS:
+            if trap in self._traps:
+                found = [IN_TOPK_WEIGHTS[trap](weights, self._generator) for weights in found]
+        return [weights.to(self.device) for weights in found]
+
+    @property
+    def extents(self) -> dict[str, int]:
+        """How far the stages around the layer are taken: names as in harness.problems.reach.extents_of, tokens of a rank."""
+        sent = torch.cat(self.topk_idx).flatten().cpu()
+        rows = torch.bincount(sent[sent != NO_EXPERT], minlength=1)
+        return {
+            "experts": len(rows) if int(rows[-1]) else 0,
+            "capacity": self.ranks * self.max_tokens,
+            "rows": int(rows.max()),
+            "tokens": max(self.counts),
+            "hidden": self.hidden,
+            "inter": self.inter,
+        }
 
     def tokens(self, hidden: int) -> list[Tensor]:
         """Return per rank `(tokens, hidden)` bfloat16: a zero row, a tiny one, groups of channels 50 times larger, -0.0."""

@@ -31,6 +31,7 @@ OPTIONS = {
     "float32_out": "the GEMM stores float32",
     "float16_out": "the GEMM stores float16",
     "no_alpha": "the GEMM gets no alpha",
+    "whole_layer": "the stages around the layer take all extents as they are, capacity being the tokens of a rank",
 }
 _DECLARED = frozenset(
     {"relu2", "float32_out", "float16_out", "no_alpha"}
@@ -201,6 +202,8 @@ class Problem:
             missing |= {"alpha_zero"} | ({"small"} if "large" in self.extras else set())
         if "no_alpha" in self.extras:
             missing |= {trap.name for trap in asked if trap.into in IN_ALPHA}
+        if self.out_dtype == "float16":  # results that are not scaled down would overflow it
+            missing |= {"alpha_one"}
         free = self._free_blocks()
         for trap in asked:
             if trap.block and trap.where == "blocks":

@@ -8,7 +8,7 @@ others one of them; drawn problems stay small.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from harness.candidates.protocol import Traits
@@ -28,6 +28,8 @@ class Far:
         shape: experts, capacity, hidden, inter and masked_m for a size and the candidate's smallest width.
         data: a key of harness.problems.problem.DATA.
         device_bytes: free memory of a GPU that the problem needs, 0 for one that is judged on every device.
+        ranks: of which each has as many experts as the candidate declares that it needs.
+        extras: options of the problem.
     """
 
     name: str
@@ -35,15 +37,17 @@ class Far:
     shape: Callable[[int, int], tuple[int, int, int, int, tuple[int, ...]]]
     data: str = "normal"
     device_bytes: int = 0
+    ranks: int = 1
+    extras: frozenset[str] = frozenset()
 
     def problem(self, size: int, traits: Traits, seed: int) -> Problem:
         """Return the problem of that size, rounded up to what the candidate declares that it takes."""
         step, rows = traits.width_multiple, traits.m_multiple
         experts, capacity, hidden, inter, masked_m = self.shape(size, step)
-        masked_m += (0,) * (traits.min_experts - experts)
+        masked_m += (0,) * (self.ranks * traits.min_experts - experts)
         masked_m = masked_m[: traits.at_most_experts(len(masked_m))]
         capacity, hidden, inter = _up(capacity, rows), _up(hidden, step), _up(inter, step)
-        return Problem(len(masked_m), capacity, hidden, inter, masked_m, self.data, seed)
+        return Problem(len(masked_m), capacity, hidden, inter, masked_m, self.data, seed, self.extras)
 
 
 def _up(extent: int, multiple: int) -> int:
@@ -73,6 +77,29 @@ FAR = (
     Far("neighbours", 22, lambda size, w: (size, 130, w, w, _neighbours(size))),
 )
 
+
+def _around(name: str, most: int, ranks: int, shape: Callable[[int, int], tuple[int, int, int, int]]) -> Far:
+    """Return a problem of the stages around the layer: experts of all ranks, tokens of a rank, hidden and inter."""
+
+    def with_rows(size: int, w: int) -> tuple[int, int, int, int, tuple[int, ...]]:
+        extents = shape(size, w)
+        return (*extents, (1,) * extents[0])
+
+    return Far(name, most, with_rows, ranks=ranks, extras=frozenset({"whole_layer"}))
+
+
+AROUND = (
+    _around(
+        "experts", 256, 8, lambda size, w: (size, 16, w, w)
+    ),  # several rows each, whatever a transport leaves out
+    _around(
+        "tokens", 2560, 4, lambda size, w: (4, size, w, w)
+    ),  # a capacity of 10,240, rows of an expert 2,048 or more
+    _around("hidden", 7168, 2, lambda size, w: (4, 4, size, w)),
+    _around("inter", 7168, 2, lambda size, w: (4, 4, w, size)),
+)
+"""For the rules about the stages around the layer: each judges those whose extent it knows (harness.rules.Rule.extents)."""
+
 WIDE, DEEP = 8192, 16384
 """Columns and capacity of a tensor whose 17th expert begins at element 2^31, an offset that 32 bits do not hold."""
 _COPIES = 16  # of that tensor, which a candidate and a judge may hold at a time: decoded, in float32, an input's copy
@@ -92,7 +119,9 @@ OFFSETS = {"QUANT": _offset(hidden=True), "ACT": _offset(hidden=False), "GEMM": 
 """By the rule that judges it, where the candidate's tensors live on a GPU with that much free memory."""
 
 
-def far_for(rule: str, traits: Traits, *, all_of_them: bool, device_bytes: int = 0) -> list[Far]:
+def far_for(
+    rule: str, traits: Traits, *, all_of_them: bool, device_bytes: int = 0, around: Collection[str] = ()
+) -> list[Far]:
     """Return what a rule reaches for: all, or the one that its name picks, so that the rules share them out.
 
     Args:
@@ -100,9 +129,12 @@ def far_for(rule: str, traits: Traits, *, all_of_them: bool, device_bytes: int =
         traits: what the candidate declares.
         all_of_them: the rule judges each.
         device_bytes: free memory of the candidate's GPU, 0 where it has none.
+        around: extents that a rule about the stages around the layer knows.
     """
     if not traits.far:
         return []
+    if around:
+        return [far for far in AROUND if far.name in around]
     if not all_of_them:
         return [FAR[zlib.crc32(rule.encode()) % len(FAR)]]
     offset = OFFSETS.get(rule)
@@ -130,24 +162,22 @@ def larger(one: Mapping[str, int], other: Mapping[str, int]) -> dict[str, int]:
 
 
 def reached_by_all(extents: Iterable[Mapping[str, int]]) -> dict[str, int]:
-    """Return how far each of several rules has reached at least."""
-    found = [each for each in extents if each]
-    return {name: min(each.get(name, 0) for each in found) for name in found[0]} if found else {}
+    """Return how far each of several rules has reached at least, in each extent those that know it."""
+    least: dict[str, int] = {}
+    for each in extents:
+        least |= {name: min(size, least.get(name, size)) for name, size in each.items()}
+    return least
 
 
 def in_words(extents: Mapping[str, int]) -> str:
     """Return the sentence that limits a verdict: "up to experts 256, ...; beyond that not tested", or ""."""
     if not extents:
         return ""
-    # Of every stage: the first GEMM sums over hidden, the second over inter, and each sets the other's columns.
-    k, n = min(extents["hidden"], extents["inter"]), min(extents["hidden"], 2 * extents["inter"])
-    said = (
-        f"experts {extents['experts']:,}",
-        f"capacity {extents['capacity']:,}",
-        f"rows {extents['rows']:,}",
-        f"tokens {extents['tokens']:,}",
-        f"k {k:,}",
-        f"n {n:,}",
-        f"tiles {extents['tiles']:,}",
-    )
+    sizes = dict(extents)
+    if {"hidden", "inter"} <= sizes.keys():
+        # Of every stage: the first GEMM sums over hidden, the second over inter, and each sets the other's columns.
+        hidden, inter = sizes.pop("hidden"), sizes.pop("inter")
+        sizes |= {"k": min(hidden, inter), "n": min(hidden, 2 * inter)}
+    order = ("experts", "capacity", "rows", "tokens", "hidden", "k", "n", "tiles")
+    said = [f"{name} {sizes[name]:,}" for name in order if name in sizes]
     return f"up to {', '.join(said)}; beyond that not tested"

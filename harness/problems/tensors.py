@@ -282,6 +282,9 @@ class ProblemTensors:
         if "alpha_zero" in self._traps and len(victims) > 1:
             zeros = [victims[(seed + number) % len(victims)] for number in range(min(2, len(victims) - 1))]
             alpha[zeros] = torch.tensor([0.0, -0.0])[: len(zeros)]
+        # One that is taken for "no scale" by its place shows on the other experts. Unscaled, float16 would overflow.
+        if "alpha_one" in self._traps and self.problem.out_dtype != "float16":
+            alpha[[0, -1]] = 1.0
         return alpha
 
     @cached_property

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from harness.problems.block_draw import BlockDraw
 
 Block = Callable[["BlockDraw", int], "Tensor"]
-Place = Literal["quantized", "quantizer", "gate", "alpha", "gemm alpha", "weights"]
+Place = Literal["quantized", "quantizer", "gate", "alpha", "gemm alpha", "weights", "logits", "topk weights"]
 BLOCKS_PER_TRAP = 4  # of a trap that is written into blocks of its own
 
 
@@ -41,8 +41,8 @@ class Trap:
         scaled: whether the block is in those units; else its values are stored as they are.
         into: what it is written into: "quantized" (what a quantizer reads, tokens and intermediate), "quantizer" (the same, of
             a quantizer that is judged by itself), "gate" (gate and up of the activation: its block is `(2, 16)`, gates as they are and ups in those units), "alpha" (of every GEMM),
-            "gemm alpha" (of a single GEMM, not of a layer) or "weights". All but the first are drawn only for rules that
-            name the place.
+            "gemm alpha" (of a single GEMM, not of a layer), "weights", or, of the stages around the layer, "logits" and
+            "topk weights" (harness.problems.layer). All but the first are drawn only for rules that name the place.
         blocks: how many it fills where it fills blocks.
         subnormal: whether it holds numbers below the smallest normal one.
     """
@@ -195,10 +195,19 @@ TRAPS = {
         Trap("alpha_subnormal", "alphas that are float32 subnormals", None, into="gemm alpha", stretches=True, subnormal=True),
         Trap("alpha_overflow", "alphas that take results beyond the output type's largest number: infinity", None, finite=False, into="gemm alpha", stretches=True),
         Trap("zero_scales", "weights with block scales of zero over codes that are not", None, into="weights"),
+        Trap("alpha_one", "alphas of exactly one, the first and the last, beside others", None, into="gemm alpha"),
+        Trap("logits_large", "tokens whose logits lie around 90, 200 and 1,000: exp overflows beyond 88.72", None, into="logits"),
+        Trap("logits_low", "tokens whose logits lie around -90, -110, -200 and -1,000: exp underflows", None, into="logits"),
+        Trap("logits_equal", "tokens whose logits are all equal, zero, or zeros of either sign", None, into="logits"),
+        Trap("logits_spread", "tokens whose logits lie up to 80 apart", None, into="logits"),
+        Trap("topk_zero", "tokens whose routing weights are zero, all or but one", None, into="topk weights"),
+        Trap("topk_tiny", "routing weights of 2^-40 to 2^-90", None, into="topk weights"),
+        Trap("topk_ties", "tokens whose routing weights are all equal: below one, one, or above it", None, into="topk weights"),
     )
 }  # fmt: skip
 """By name, in the order in which they are drawn and written: another order draws and writes other problems."""
 IN_ALPHA = ("alpha", "gemm alpha")
+IN_ROUTES = ("logits", "topk weights")
 
 
 def find_trap(name: str) -> Trap:

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from harness.candidates.protocol import Traits
 from harness.problems.problem import Drawn, Problem
+from harness.problems.traps import IN_ROUTES, TRAPS
 
 SELDOM = (
     "some_nan", "half_nan", "infinities", "large", "small", "gates", "gate_specials", "alpha_negative", "alpha_zero",
-    "alpha_subnormal", "alpha_overflow", "zero_scales",
+    "alpha_subnormal", "alpha_overflow", "zero_scales", "alpha_one", "logits_large", "logits_low", "logits_equal",
+    "logits_spread", "topk_zero", "topk_tiny", "topk_ties",
 )  # fmt: skip
 """Traps of which every such rule judges a problem of its own, where the candidate's contract has them."""
 _ROWS = (9, 24, 0, 17)
@@ -26,7 +28,11 @@ def seldom_for(drawn: Drawn, traits: Traits) -> list[frozenset[str]]:
         drawn: what may be drawn for the rule.
         traits: the candidate's.
     """
-    found = [frozenset({name}) for name in drawn.traps_for(traits) if name in SELDOM]
+    own = {*drawn.into} & {
+        *IN_ROUTES
+    }  # of a rule whose problems have no quantized tensors that would be looked at
+    names = [name for name in drawn.traps_for(traits) if name in SELDOM]
+    found = [frozenset({name}) for name in names if not own or TRAPS[name].into in own]
     overflow = frozenset({"alpha_overflow"})
     if overflow in found:  # the largest number is the output type's own
         found += [overflow | {option} for option in drawn.options_for(traits) if option.endswith("_out")]

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from harness.problems.problem import Drawn
+from harness.problems.traps import IN_ROUTES
 from harness.verdict import unknown_name
 
 if TYPE_CHECKING:
@@ -47,6 +48,8 @@ class Rule:
         needs_hints: it says something only about a candidate that declares hints.
         unjudged: stages that it calls without judging what comes back (COMBINE: the rows that dispatch sends hold drawn
             numbers instead).
+        extents: of a rule about the stages around the layer, those that it knows, so that its problems reach far in them
+            (harness.problems.reach.AROUND) and a PASS states no more than they did.
     """
 
     id: str
@@ -62,11 +65,17 @@ class Rule:
     judges_inputs: bool = False
     needs_hints: bool = False
     unjudged: tuple[str, ...] = ()
+    extents: tuple[str, ...] = ()
 
     @property
     def reaches(self) -> bool:
-        """Whether it judges problems that reach far in every extent (harness.problems.reach), and not in one of them."""
-        return self.share == 1
+        """Whether it judges problems that reach far in every extent that it knows (harness.problems.reach), not in one."""
+        return self.share == 1 or bool(self.extents)
+
+    @property
+    def judges_values(self) -> bool:
+        """Whether it judges a problem of each value that is met seldom (harness.problems.values) and may be drawn for it."""
+        return self.share == 1 or bool({*IN_ROUTES} & {*self.drawn.into})
 
     def function(self) -> RuleFunction:
         """Import and return the rule's code."""
@@ -83,6 +92,7 @@ _QUANT, _ACT, _GEMM, _MOE = (
 )
 
 _FINITE = Drawn(finite=True)
+_SENT = ("experts", "capacity", "rows", "tokens", "hidden")
 
 RULES = (
     Rule("QUANT", "every stored block scale and code is legal for its input", "numbers:quantize", (_QUANT,), drawn=Drawn(into=("quantizer",)), knows_values=True),
@@ -106,11 +116,11 @@ RULES = (
     Rule("HINTS", "performance hints change no value", "symmetry:hints", (_GEMM,), 0.3, _FINITE, needs_hints=True, knows_values=True),
     Rule("SHAPES", "shapes that follow each other in one process do not disturb each other", "sessions:shapes", (_GEMM,), 0.2, _FINITE, every_row=False, knows_values=True),
     Rule("GRAPH", "a replayed CUDA graph reads the new data and the new masked_m", "sessions:graph_replay", (), 0.2, _FINITE, every_row=False),
-    Rule("ROUTE", "tokens go to the experts with the largest logits, with softmax weights", "routing:route", ("route_topk",), 0.4, every_row=False, knows_values=True),
-    Rule("DISPATCH", "every token arrives once at each of its experts, bytes or legal codes", "dispatch:dispatch", ("dispatch",), 0.3, every_row=False, knows_values=True),
-    Rule("COMBINE", "outputs are the float32 sum of weighted rows in slot order, rounded once", "routing:combine", ("combine",), 0.4, every_row=False, knows_values=True, unjudged=("dispatch",)),
-    Rule("LOAD", "loaded weights and scales mean what the checkpoint means, on every rank", "loading:load", ("load_experts",), 0.3, every_row=False, may_refuse=True, knows_values=True),
-    Rule("EP", "the layer over several ranks gives the bits of one rank", "parallel:expert_parallel", ("masked_moe", "dispatch", "combine", "load_experts"), 0.3, every_row=False),
+    Rule("ROUTE", "tokens go to the experts with the largest logits, with softmax weights", "routing:route", ("route_topk",), 0.4, Drawn(into=("logits",)), every_row=False, knows_values=True, extents=("experts", "tokens")),
+    Rule("DISPATCH", "every token arrives once at each of its experts, bytes or legal codes", "dispatch:dispatch", ("dispatch",), 0.3, every_row=False, knows_values=True, extents=_SENT),
+    Rule("COMBINE", "outputs are the float32 sum of weighted rows in slot order, rounded once", "routing:combine", ("combine",), 0.4, Drawn(into=("topk weights",)), every_row=False, knows_values=True, unjudged=("dispatch",), extents=_SENT),
+    Rule("LOAD", "loaded weights and scales mean what the checkpoint means, on every rank", "loading:load", ("load_experts",), 0.3, every_row=False, may_refuse=True, knows_values=True, extents=("experts", "hidden", "inter")),
+    Rule("EP", "the layer over several ranks gives the bits of one rank", "parallel:expert_parallel", ("masked_moe", "dispatch", "combine", "load_experts"), 0.3, every_row=False, extents=(*_SENT, "inter")),
 )  # fmt: skip
 RULE_IDS = tuple(rule.id for rule in RULES)
 

@@ -229,6 +229,7 @@ def judge_context(rule: Rule, context: Context) -> Outcome:
         Status.JUDGED,
         comparisons=[c.plain() for c in comparisons],
         unseen=unseen_rows(rule, comparisons, context.masked_m, context.problem.capacity),
+        extents={name: context.layer.extents[name] for name in rule.extents},
     )
 
 

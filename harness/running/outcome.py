@@ -23,7 +23,7 @@ class Status(StrEnum):
     READY = "ready"  # it can be judged: `description`
     FAILED = "failed"  # it cannot run here, or did not start: `error`
     USAGE = "usage"  # there is no such candidate: `error`
-    JUDGED = "judged"  # `comparisons`, `unseen`
+    JUDGED = "judged"  # `comparisons`, `unseen`, `extents`
     NOT_APPLICABLE = "not applicable"  # the rule says nothing about the candidate: `error`
     CONTRACT = "contract"  # a stage returned something that the contract does not allow: `error`
     RAISED = "raised"  # a stage raised: `error`
@@ -67,6 +67,7 @@ class Outcome:
         description: of a candidate that is ready.
         comparisons: of one rule on one problem.
         unseen: valid rows that no comparison looked at, by expert number as a string.
+        extents: how far the problem reached, where the rule does not take its extents as they are.
         diagnosis: known faults that explain a failure (harness.diagnosis).
         hidden: a stage raised, and the rule went on as if it had not.
         stage: the one that is not implemented.
@@ -77,6 +78,7 @@ class Outcome:
     description: Description | None = None
     comparisons: list[Compared] = field(default_factory=list)
     unseen: dict[str, int] = field(default_factory=dict)
+    extents: dict[str, int] = field(default_factory=dict)
     diagnosis: list[dict[str, Any]] = field(default_factory=list)
     hidden: bool = False
     stage: str = ""

@@ -64,10 +64,13 @@ class RuleRun:
         self._tally = Tally(RuleResult(rule.id, rule.title, settings.candidate, Verdict.UNKNOWN))
         self._wanted = wanted_problems(rule, settings.profile)
         # A real model's extents are what was asked for. What fails on small problems too is found on those first.
-        far = far_for(rule.id, self._traits, all_of_them=rule.reaches, device_bytes=described.device_bytes)
+        far = far_for(
+            rule.id, self._traits,
+            all_of_them=rule.reaches, device_bytes=described.device_bytes, around=rule.extents,
+        )  # fmt: skip
         self._far = [] if settings.shape else far
         self._budget = max(self._wanted - len(self._far), 1)  # problems to be judged by now
-        seldom = seldom_for(rule.drawn, self._traits) if rule.reaches and not settings.shape else []
+        seldom = seldom_for(rule.drawn, self._traits) if rule.judges_values and not settings.shape else []
         self._seldom = seldom * max(settings.profile.trap_floor, 1)
         self._wanted += len(self._seldom)
         # Problems for which a stage raised NotImplementedError and had never returned.

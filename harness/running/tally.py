@@ -47,7 +47,7 @@ class Tally:
             self._add_comparisons(outcome.comparisons, str(problem))
             self._note_power(outcome, problem)
             if any(c.compared for c in outcome.comparisons) and not outcome.fails:
-                self.result.extents = larger(self.result.extents, extents_of(problem))
+                self.result.extents = larger(self.result.extents, outcome.extents or extents_of(problem))
 
     def _note_power(self, outcome: Outcome, problem: Problem) -> None:
         """Count the altered copies that would have passed, and remember the first problem of which valid rows were left out."""

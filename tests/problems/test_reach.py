@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from harness.candidates.protocol import Traits
-from harness.problems.reach import FAR, OFFSETS, extents_of, far_for, in_words, larger, reached_by_all
+from harness.problems.reach import AROUND, FAR, OFFSETS, extents_of, far_for, in_words, larger, reached_by_all
 from harness.rules import RULES
 from harness.running.misfit import misfit
 
@@ -47,7 +47,9 @@ def test_together_they_reach_every_extent_and_many_tiles() -> None:
 def test_every_extent_is_some_smaller_rules_too_and_slow_candidates_have_none() -> None:
     shared = {far_for(rule.id, Traits(), all_of_them=False)[0].name for rule in RULES if not rule.reaches}
     assert shared == set(MOST)
-    assert {rule.id for rule in RULES if rule.reaches} == {"QUANT", "ACT", "GEMM", "PIPELINE", "MOE"}
+    assert {rule.id for rule in RULES if rule.reaches} == {
+        "QUANT", "ACT", "GEMM", "PIPELINE", "MOE", "ROUTE", "DISPATCH", "COMBINE", "LOAD", "EP",
+    }  # fmt: skip
     assert far_for("GEMM", Traits(far=False), all_of_them=True) == []
 
 
@@ -99,3 +101,23 @@ def test_a_pass_states_what_the_least_of_the_rules_has_reached() -> None:
         "up to experts 3, capacity 8, rows 2, tokens 4, k 16, n 16, tiles 3; beyond that not tested"
     )
     assert in_words(reached_by_all([])) == ""
+
+
+def test_an_extent_that_a_rule_does_not_know_is_the_others() -> None:
+    reached = reached_by_all([{"experts": 9, "hidden": 64, "inter": 128}, {"experts": 4, "tokens": 7}])
+    assert in_words(reached) == "up to experts 4, tokens 7, k 64, n 64; beyond that not tested"
+    assert in_words({"experts": 4, "hidden": 7168}) == "up to experts 4, hidden 7,168; beyond that not tested"
+
+
+@pytest.mark.parametrize("traits", TRAITS, ids=["64", "16", "whole tiles", "four experts"])
+@pytest.mark.parametrize("far", AROUND, ids=lambda far: far.name)
+def test_a_problem_around_the_layer_fits_what_is_declared_and_has_several_ranks(far, traits) -> None:
+    problem = far.problem(far.most, traits, 7)
+    assert not any(misfit(problem, rule, traits) for rule in RULES)
+    assert problem.experts >= 2 * traits.min_experts
+
+
+def test_a_rule_around_the_layer_reaches_for_the_extents_that_it_knows() -> None:
+    far = far_for("ROUTE", Traits(), all_of_them=True, around=("experts", "tokens"))
+    assert [one.name for one in far] == ["experts", "tokens"]
+    assert far_for("ROUTE", Traits(far=False), all_of_them=True, around=("experts", "tokens")) == []

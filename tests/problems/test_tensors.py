@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from harness.problems.problem import DATA, SHAPE_TRAPS, parse_problem
+from harness.problems.route_values import IN_LOGITS, IN_TOPK_WEIGHTS
 from harness.problems.tensors import ProblemTensors
 from harness.problems.trap_writing import write_traps
-from harness.problems.traps import TRAPS
+from harness.problems.traps import IN_ROUTES, TRAPS
 from harness.verdict import UsageError
 from reference import e2m1, e4m3
 from reference.moe import activate
@@ -248,11 +249,21 @@ def test_outliers_and_spread_show_in_the_tokens() -> None:
 def test_every_trap_of_the_table_is_written(trap: str) -> None:
     """TRAP: a name that changes no number would be counted as tested."""
     text = "3x20x256x256:20,0,7:normal:1"
-    where = {"quantized": "x", "quantizer": "x", "gate": "gate_up", "weights": "w1 scale"}.get(
-        TRAPS[trap].into, "w1_alpha"
-    )
-    plain, with_it = (tensors_of(ProblemTensors(parse_problem(t))) for t in (text, f"{text}:{trap}"))
-    assert not torch.equal(plain[where].view(torch.uint8), with_it[where].view(torch.uint8))
+    into = TRAPS[trap].into
+    if into in IN_ROUTES:
+        change = {**IN_LOGITS, **IN_TOPK_WEIGHTS}[trap]
+        values = torch.rand(20, 4, generator=torch.Generator().manual_seed(1))
+        plain, with_it = values.clone(), change(values, torch.Generator().manual_seed(1))
+        assert torch.equal(plain, values), "in place"
+    else:
+        where = {"quantized": "x", "quantizer": "x", "gate": "gate_up", "weights": "w1 scale"}.get(
+            into, "w1_alpha"
+        )
+        plain, with_it = (
+            tensors_of(ProblemTensors(parse_problem(t)))[where].view(torch.uint8)
+            for t in (text, f"{text}:{trap}")
+        )
+    assert not torch.equal(plain, with_it)
 
 
 def test_a_trap_that_does_not_exist_is_an_error() -> None:

@@ -22,7 +22,8 @@ class SeldomFault:
     Attributes:
         rule: that catches it.
         traps: one of which the failing problem names.
-        stage: what is replaced: "x", "gate_up", "alpha", "a_scale" or "b_scale" before the stage, "out" after it, "codes" and
+        stage: what is replaced: "x", "gate_up", "alpha", "a_scale", "b_scale", "logits" or "topk_weights" before the stage,
+            "out" after it, "codes" and
             "scale" of both quantizers, `(l, m, k)` and `(l, m, k / 16)`, after it.
         change: returns the replacement; of "codes" and "scale" from that and the quantizer's input, of "out" from that.
         only_in_layer: whether only masked_moe has it; the other stages are not there.
@@ -57,6 +58,13 @@ class Seldom(Eager):
 
     def silu_mul_quantize_grouped(self, gate_up: Tensor, masked_m: Tensor, global_scale_enc: Tensor) -> Any:
         return super().silu_mul_quantize_grouped(self._before("gate_up", gate_up), masked_m, global_scale_enc)
+
+    def route_topk(self, logits: Tensor, topk: int, *, normalize: bool = True) -> tuple[Tensor, Tensor]:
+        return super().route_topk(self._before("logits", logits), topk, normalize=normalize)
+
+    def combine(self, y: Any, dispatched: Any, topk_idx: Any, topk_weights: list[Tensor]) -> list[Tensor]:
+        weights = [self._before("topk_weights", each) for each in topk_weights]
+        return super().combine(y, dispatched, topk_idx, weights)
 
     def masked_grouped_gemm(
         self,
@@ -135,6 +143,11 @@ def all_same_sign(x: Tensor) -> Tensor:
     return blocks.isinf().any(-1) & (blocks == torch.inf).any(-1) & (blocks == -torch.inf).any(-1)
 
 
+def of_four_or_more(same: Tensor) -> Tensor:
+    """Return which tokens' logits are all the same, `(tokens, 1)`: of fewer experts they often are by chance."""
+    return same.all(-1, keepdim=True) & (same.shape[-1] >= 4)
+
+
 ALPHA = {
     "alpha_by_logarithm": (("alpha_negative",), where(lambda a: a < 0, torch.nan)),
     "alpha_magnitude": (("alpha_negative",), torch.abs),
@@ -143,6 +156,9 @@ ALPHA = {
     "alpha_zero_divides": (("alpha_zero",), where(lambda a: a == 0, torch.nan)),
     "alpha_zero_is_smallest": (("alpha_zero",), where(lambda a: a == 0, 2.0**-20)),
     "alpha_flushed": (("alpha_subnormal",), where(lambda a: a.abs() < 2.0**-126, 0.0)),
+    "alpha_one_of_the_first_is_none": (("alpha_one",), lambda a: torch.ones_like(a) if a[0] == 1 else a),
+    "alpha_one_of_the_last_is_none": (("alpha_one",), lambda a: torch.ones_like(a) if a[-1] == 1 else a),
+    "alpha_one_of_any_is_none": (("alpha_one",), lambda a: torch.ones_like(a) if (a == 1).any() else a),
     "alpha_raised_to_normal": (("alpha_subnormal",), where(lambda a: (a != 0) & (a.abs() < 2.0**-126), 2.0**-126)),
 }  # fmt: skip
 OUT = {
@@ -193,7 +209,33 @@ SPECIALS = {
     "up_minus_infinity_is_nan": up(where(lambda u: u == -torch.inf, torch.nan)),
     "up_nan_is_zero": up(where(torch.isnan, 0.0)),
 }
+LOGITS = {
+    "softmax_overflows": (("logits_large",), where(lambda g: g > 88.72, torch.nan)),
+    "softmax_underflows": (("logits_low",), lambda g: g.masked_fill((g < -104).all(-1, keepdim=True), torch.nan)),
+    "logits_low_are_none": (("logits_low",), where(lambda g: g <= -999, 0.0)),
+    "logits_clamped": (("logits_large", "logits_low"), lambda g: g.clamp(-88, 88)),
+    "logits_through_bfloat16": (("logits_large", "logits_low"), lambda g: torch.where(g.abs() > 80, g.bfloat16().float(), g)),
+    "logits_equal_divide_by_zero": (("logits_equal",), lambda g: g.masked_fill(of_four_or_more(g == g[:, :1]), torch.nan)),
+    "logits_zero_are_none": (("logits_equal",), lambda g: g.masked_fill(of_four_or_more(g == 0), torch.nan)),
+    "logits_negative_zero_is_smaller": (("logits_equal",), lambda g: g - 0.1 * ((g == 0) & g.signbit())),
+    "logits_far_below_vanish": (("logits_spread",), lambda g: g.masked_fill(g < g.amax(-1, keepdim=True) - 50, -torch.inf)),
+}  # fmt: skip
+TOPK_WEIGHTS = {
+    "topk_weights_divided_by_their_sum_of_zero": (("topk_zero",), lambda w: w.masked_fill(w.sum(-1, True) == 0, torch.nan)),
+    "topk_weight_of_zero_is_missing": (("topk_zero",), where(lambda w: w == 0, 1.0)),
+    "topk_weights_through_float16": (("topk_tiny",), lambda w: torch.where(w.abs() < 2.0**-24, 0.0, w)),
+    "topk_weights_of_one_halved": (("topk_ties",), where(lambda w: w == 1, 0.5)),
+    "topk_weights_above_one_clamped": (("topk_ties",), lambda w: w.clamp(max=1)),
+    "topk_weights_that_tie_are_one_slot": (
+        ("topk_ties",), lambda w: torch.cat((w[:, :1], torch.where(w[:, 1:] == w[:, :1], 0.0, w[:, 1:])), -1),
+    ),
+}  # fmt: skip
 FAULTS = {
+    **{name: SeldomFault("ROUTE", traps, "logits", change) for name, (traps, change) in LOGITS.items()},
+    **{
+        name: SeldomFault("COMBINE", traps, "topk_weights", change)
+        for name, (traps, change) in TOPK_WEIGHTS.items()
+    },
     **{name: SeldomFault("GEMM", traps, "alpha", change) for name, (traps, change) in ALPHA.items()},
     **{name: SeldomFault("GEMM", ("alpha_overflow",), "out", change) for name, change in OUT.items()},
     **{name: SeldomFault("QUANT", traps, "x", change) for name, (traps, change) in X.items()},

@@ -23,7 +23,7 @@ from harness.verdict import Verdict
 from tests.running.right_variants import VARIANTS
 from tests.running.seldom_faults import FAULTS, Seldom, candidate
 
-VALUE_RULES = ("QUANT", "ACT", "GEMM", "PIPELINE", "MOE")
+VALUE_RULES = ("QUANT", "ACT", "GEMM", "PIPELINE", "MOE", "ROUTE", "COMBINE")
 QUICK = PROFILES["quick"]
 FEW = dataclasses.replace(QUICK, examples=4, least=4)
 # Existing traps that show the same mistake: the shrunk problem may name them as well.
@@ -84,8 +84,10 @@ def test_only_rules_that_know_the_values_and_take_them_judge_them() -> None:
     }
     assert set().union(*(values[rule] for rule in VALUE_RULES)) == set(SELDOM)
     assert values["GEMM"] - values["QUANT"] == {
-        "alpha_negative", "alpha_zero", "alpha_subnormal", "alpha_overflow", "zero_scales",
+        "alpha_negative", "alpha_zero", "alpha_subnormal", "alpha_overflow", "zero_scales", "alpha_one",
     }  # fmt: skip
+    assert values["ROUTE"] == {"logits_large", "logits_low", "logits_equal", "logits_spread"}
+    assert values["COMBINE"] == {"topk_zero", "topk_tiny", "topk_ties"}
     assert values["REPEAT"] == {"large", "small"}, "bits are compared there: no NaN"
 
 
