@@ -11,7 +11,7 @@ from harness.running.misfit import misfit
 
 TRAITS = [Traits(), Traits(k_multiple=16, n_multiple=16), Traits(m_multiple=128), Traits(min_experts=4)]
 MOST = {far.name: far.most for far in FAR}
-COUNTED = {"neighbours": "experts"}  # what is counted where a problem's name is no extent's
+COUNTED = {"neighbours": "experts", "counts": "rows"}  # what is counted where a problem's name is no extent's
 WORK = 1 << 28  # multiply-adds of the first GEMM: a quarter of a second in float32 on a core
 
 
@@ -46,7 +46,7 @@ def test_together_they_reach_every_extent_and_many_tiles() -> None:
 
 def test_every_extent_is_some_smaller_rules_too_and_slow_candidates_have_none() -> None:
     shared = {far_for(rule.id, Traits(), all_of_them=False)[0].name for rule in RULES if not rule.reaches}
-    assert shared == set(MOST)
+    assert shared == set(MOST) - {"counts"}
     assert {rule.id for rule in RULES if rule.reaches} == {
         "QUANT", "ACT", "GEMM", "PIPELINE", "MOE", "ROUTE", "DISPATCH", "COMBINE", "LOAD", "EP",
     }  # fmt: skip
