@@ -101,7 +101,7 @@ def _zero_loaded(loaded: dict[str, Tensor], name: str, limit: int, axis: int) ->
 
 
 FAULTS = {
-    "route_tokens_wrap": LayerFault("ROUTE", "tokens", 2049, "route_topk", lambda ids, w: (_from_before(ids, 2048), _from_before(w, 2048))),
+    "route_tokens_wrap": LayerFault("ROUTE", "tokens", 1001, "route_topk", lambda ids, w: (_from_before(ids, 2048), _from_before(w, 2048))),
     "route_experts_wrap": LayerFault("ROUTE", "experts", 193, "route_topk", lambda ids, w: (torch.where(ids >= 192, ids - 192, ids), w)),
     "route_last_expert_is_lost": LayerFault("ROUTE", "experts", 256, "route_topk", lambda ids, w: (ids.clamp(max=254), w)),
     "dispatch_loses_a_row_of_late_experts": LayerFault("DISPATCH", "experts", 193, "dispatch", _loses_a_row),

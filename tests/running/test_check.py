@@ -44,8 +44,8 @@ def run(told, answer, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_a_standard_run_draws_every_trap_often_enough(run) -> None:
-    """Three rules of twenty-one are enough, so that chance does not decide in a whole run."""
-    record = run(CheckRequest(["mine"], find_rules(["QUANT", "ACT", "GEMM"]), STANDARD))
+    """Five rules are enough, so that chance does not decide in a whole run."""
+    record = run(CheckRequest(["mine"], find_rules(["QUANT", "ACT", "GEMM", "ROUTE", "COMBINE"]), STANDARD))
     assert record.missing_traps == []
     assert record.verdict is Verdict.PASS
     assert min(record.traps[trap] for trap in (*TRAPS, *SHAPE_TRAPS)) >= 5
@@ -85,7 +85,7 @@ def test_a_part_of_a_run_need_not_draw_every_trap(run, monkeypatch: pytest.Monke
     assert record.verdict is Verdict.PASS
 
 
-PLACES = ("quantizer", "gate", "alpha", "gemm alpha", "weights")
+PLACES = ("quantizer", "gate", "alpha", "gemm alpha", "weights", "logits", "topk weights")
 
 
 @pytest.mark.parametrize("multiple", [16, 32, 64, 128])
@@ -121,7 +121,7 @@ def test_widths_are_multiples_of_every_declared_alignment() -> None:
 def test_traps_that_a_contract_or_the_stages_leave_out_are_not_asked_for() -> None:
     traits = Traits(device="cpu", k_multiple=16, n_multiple=1)
     assert set(TRAPS) - set(possible_traps(traits, ["quantizer", "gate"])) == {
-        name for name, trap in TRAPS.items() if trap.into in ("alpha", "gemm alpha", "weights")
+        name for name, trap in TRAPS.items() if trap.into not in ("quantized", "quantizer", "gate")
     }
     finite = possible_traps(dataclasses.replace(traits, finite_only=True), PLACES)
     assert set(TRAPS) - set(finite) == {
