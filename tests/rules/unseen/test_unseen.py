@@ -29,7 +29,7 @@ def test_there_are_two_sets_of_sixty_and_none_is_left_out() -> None:
         names = {name for name in CAUGHT_BY if name.startswith(part)}
         defined = set()
         for kind in ("extents", "values", "calls", "layer"):
-            module = importlib.import_module(f"tests.unseen.{part}_{kind}")
+            module = importlib.import_module(f"tests.rules.unseen.{part}_{kind}")
             defined |= {
                 f"{part}_{kind}:{name}"
                 for name, value in vars(module).items()
@@ -47,7 +47,7 @@ def test_it_is_caught_in_quick(name: str, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr("harness.running.runner.SHRINK_SECONDS", 0.0)
     monkeypatch.setattr("harness.running.runner.diagnose_failure", lambda *_: None)
     module, _, fault = name.partition(":")
-    session = InProcess(getattr(importlib.import_module(f"tests.unseen.{module}"), fault)(), threads=1)
+    session = InProcess(getattr(importlib.import_module(f"tests.rules.unseen.{module}"), fault)(), threads=1)
     (rule,) = find_rules([CAUGHT_BY[name]])
     result = RuleRun(rule, session, RunSettings(PROFILES["quick"], candidate="mine")).draw()
     assert result.verdict is Verdict.FAIL
