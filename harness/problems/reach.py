@@ -142,9 +142,10 @@ def far_for(
         return [far for far in AROUND if far.name in around]
     if not all_of_them:
         return [SHARED[zlib.crc32(rule.encode()) % len(SHARED)]]
+    every = [far for far in FAR if far.name != "counts" or rule != "PIPELINE"]  # its stages judge that one
     offset = OFFSETS.get(rule)
     fits = offset is not None and traits.device == "cuda" and device_bytes >= offset.device_bytes
-    return [*FAR, offset] if offset is not None and fits else list(FAR)
+    return [*every, offset] if offset is not None and fits else every
 
 
 def extents_of(problem: Problem) -> dict[str, int]:

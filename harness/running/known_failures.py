@@ -116,6 +116,11 @@ def load_known_failures(path: Path) -> list[KnownFailure]:
     return found
 
 
+def is_known(rule: str, candidate: str, known: Sequence[KnownFailure]) -> bool:
+    """Return whether a rule is expected to fail on a candidate."""
+    return any((entry.rule, entry.candidate) == (rule, candidate) and entry.applies() for entry in known)
+
+
 def apply_known_failures(
     results: Sequence[RuleResult], known: Sequence[KnownFailure], *, alarm: bool = True
 ) -> list[dict[str, Any]]:

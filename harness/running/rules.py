@@ -12,7 +12,7 @@ from harness.candidates.protocol import STAGES
 from harness.problems.problem import Problem
 from harness.records.record import RuleResult, RunRecord, Skip
 from harness.rules import Rule
-from harness.running.known_failures import KnownFailure, apply_known_failures
+from harness.running.known_failures import KnownFailure, apply_known_failures, is_known
 from harness.running.runner import RuleRun
 from harness.running.session import Session
 from harness.running.settings import RunSettings
@@ -82,7 +82,9 @@ def judge_rules(
         now = time.monotonic()
         share = (settings.deadline - now) / (len(rules) - number)
         deadline = now + min(share, rule_seconds or share)
-        run = RuleRun(rule, session, replace(settings, deadline=deadline))
+        # Of a failure that is expected the cause is known, and stands in the list.
+        expected = problem is None and is_known(rule.id, settings.candidate, known)
+        run = RuleRun(rule, session, replace(settings, deadline=deadline, diagnosed=not expected))
         if known_stub := _stub_among(rule, stages, session.left_out):
             result = run.left_out(known_stub, session.left_out[known_stub])
         else:

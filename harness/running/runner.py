@@ -131,6 +131,9 @@ class RuleRun:
             alike = [parse_problem(p) for p, o in self._failed.items() if o.status is outcome.status]
             tell_condition(failure, alike, [p for p in self._seen if p not in alike])
         else:
+            if not self._settings.diagnosed:
+                self._tally.result.failures += found
+                return
             telling = most_telling([p for p, o in self._failed.items() if o.status is Status.JUDGED])
             if telling == smallest:
                 diagnose_failure(failure, self._session)

@@ -21,6 +21,7 @@ class RunSettings:
         shape: a real model's shape, or None for drawn ones.
         candidate: name for reproduce commands.
         progress: called with the rule, the number of problems judged so far and the number wanted.
+        diagnosed: look for the cause of a failure.
     """
 
     profile: Profile
@@ -29,3 +30,4 @@ class RunSettings:
     shape: ModelShape | None = None
     candidate: str = ""
     progress: Callable[[Rule, int, int], None] = lambda _rule, _done, _wanted: None
+    diagnosed: bool = True

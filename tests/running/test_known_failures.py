@@ -18,6 +18,8 @@ from harness.running.known_failures import (
     default_path,
     load_known_failures,
 )
+from harness.running.rules import judge_rules
+from harness.running.settings import RunSettings
 from harness.verdict import UsageError, Verdict
 
 
@@ -235,3 +237,18 @@ def test_a_check_applies_the_list(told, answer, monkeypatch: pytest.MonkeyPatch)
     assert (gone.verdict, gone.known_failures[0]["matched"]) == (Verdict.FAIL, False)
     assert "no longer fails" in gone.rules[0].reason
     assert run(illegal=0, problem="1x1x16x16:1:normal:0").verdict is Verdict.PASS
+
+
+@pytest.mark.parametrize("listed", ["mine", "another"])
+def test_the_cause_of_a_known_failure_is_not_looked_for(
+    told: Any, answer: Any, monkeypatch: pytest.MonkeyPatch, listed: str
+) -> None:
+    diagnosed: list[str] = []
+    for name in ("diagnose_failure", "diagnose_both"):
+        monkeypatch.setattr(f"harness.running.runner.{name}", lambda *_: diagnosed.append("") or [])
+    settings = RunSettings(PROFILES["quick"], candidate="mine")
+    session = told(lambda _: answer(illegal=1))
+    (found,) = judge_rules(session, find_rules(["GEMM"]), settings, known=[known(candidate=listed)])
+    assert found.result is not None
+    assert found.result.verdict is (Verdict.PASS if listed == "mine" else Verdict.FAIL)
+    assert bool(diagnosed) == (listed != "mine")
