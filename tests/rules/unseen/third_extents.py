@@ -59,7 +59,7 @@ class _Gemm(Eager):
     def wrong(self, out, masked_m):
         raise NotImplementedError
 
-    def over(self, l, m, n, k, masked_m):
+    def over(self, experts, m, n, k, masked_m):
         raise NotImplementedError
 
     def masked_grouped_gemm(self, a, a_scale, b, b_scale, out, masked_m, alpha):
@@ -183,7 +183,7 @@ class SiluTokens2200(_Silu):
 class GemmTiles180(_Gemm):
     """masked_grouped_gemm: output tiles after the 180th (128x128, of valid rows, experts outermost) are stored as zeros. Only with more than 180 such tiles."""
 
-    def over(self, l, m, n, k, masked_m):
+    def over(self, experts, m, n, k, masked_m):
         return sum(-(-r // 128) for r in masked_m.tolist()) * -(-n // 128) > 180
 
     def wrong(self, out, masked_m):
@@ -199,7 +199,7 @@ class GemmTiles180(_Gemm):
 class GemmN6000(_Gemm):
     """masked_grouped_gemm: columns from 5,888 on are stored negated. Only with n above 6,000."""
 
-    def over(self, l, m, n, k, masked_m):
+    def over(self, experts, m, n, k, masked_m):
         return n > 6000
 
     def wrong(self, out, masked_m):
@@ -222,8 +222,8 @@ class GemmK4608(Eager):
 class GemmExperts220(_Gemm):
     """masked_grouped_gemm: experts from 220 on are not computed: their valid rows are zero. Only with more than 220 experts."""
 
-    def over(self, l, m, n, k, masked_m):
-        return l > 220
+    def over(self, experts, m, n, k, masked_m):
+        return experts > 220
 
     def wrong(self, out, masked_m):
         for e, rows in enumerate(masked_m.tolist()):
@@ -234,7 +234,7 @@ class GemmExperts220(_Gemm):
 class GemmRows1200(_Gemm):
     """masked_grouped_gemm: an expert's rows from 1,152 on get the results of its first rows. Only with more than 1,200 valid rows of an expert."""
 
-    def over(self, l, m, n, k, masked_m):
+    def over(self, experts, m, n, k, masked_m):
         return int(masked_m.max()) > 1200
 
     def wrong(self, out, masked_m):

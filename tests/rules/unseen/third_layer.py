@@ -135,8 +135,8 @@ class DispatchOncePerRank(Eager):
     def dispatch(self, x, topk_idx, experts, max_tokens, *, transport="bf16", global_scale_enc=None):
         local = experts // len(x)
         kept = []
-        for ids in topk_idx:
-            ids = ids.clone()
+        for given in topk_idx:
+            ids = given.clone()
             owner = torch.where(ids >= 0, ids // local, NO_EXPERT)
             for slot in range(1, ids.shape[1]):
                 again = ((owner[:, :slot] == owner[:, slot : slot + 1]).any(-1)) & (owner[:, slot] >= 0)
