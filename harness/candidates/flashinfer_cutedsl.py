@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.candidates.cutedsl_support import load, path_support, path_traits
 from harness.candidates.known_kernels import sources_warning
+from harness.candidates.traits import ANY_ROW
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
 # Options of the GEMM that choose how it is computed and not what. A cluster of two is left out: it writes more rows.
 HINTS: tuple[dict[str, Any], ...] = ({"sm_count": 4}, {"mma_tiler_mn": (128, 256)})
-_ANY_ROW = 1 << 30  # more rows than any capacity
 
 
 class FlashInferCuteDsl:
@@ -59,7 +59,7 @@ class FlashInferCuteDsl:
         # The scheduler counts 128-row tiles and steps in clusters (grouped_gemm_masked_blackwell.py:298-388): with
         # cluster_m > 1 an expert of masked_m rows gets ceil(masked_m / 128) * 128 * cluster_m rows written, which is no
         # next multiple of anything; only experts without rows stay untouched.
-        return path_traits(store_rows=128 if self._cluster_m == 1 else _ANY_ROW, hints=HINTS)
+        return path_traits(store_rows=128 if self._cluster_m == 1 else ANY_ROW, hints=HINTS)
 
     @property
     def warning(self) -> str:

@@ -10,7 +10,13 @@ from harness.verdict import UsageError
 
 MOST = 8192
 """Largest multiple, chunk or number of rows that means anything: problems reach no further in any extent."""
-_MOST = {"min_experts": 256, "max_experts": 1 << 16}  # problems have 256 experts at most
+ANY_ROW = 1 << 14
+"""As store_rows: every row of an expert with rows may be written, since no problem has a larger capacity."""
+_MOST = {
+    "min_experts": 256,
+    "max_experts": 1 << 16,
+    "store_rows": ANY_ROW,
+}  # problems have 256 experts at most
 _LEAST = {
     "accumulator_chunk": 1,
     "k_multiple": 1,

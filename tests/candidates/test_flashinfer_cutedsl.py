@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from harness.candidates.flashinfer_cutedsl import HINTS, FlashInferCuteDsl
+from harness.candidates.traits import ANY_ROW
 
 pytestmark = pytest.mark.flashinfer
 
@@ -97,7 +98,7 @@ def test_options_of_the_gemm_reach_the_compiled_program(launches, tools) -> None
         (2, 1),
         20,
     )
-    assert candidate.traits.store_rows > 10**6
+    assert candidate.traits.store_rows == ANY_ROW
     assert FlashInferCuteDsl().traits.hints == HINTS
     assert FlashInferCuteDsl().traits.store_rows == 128
     for hint in HINTS:

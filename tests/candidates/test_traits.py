@@ -29,7 +29,7 @@ REFUSED: list[tuple[str, Any, str]] = [
     ("m_multiple", "128", f"{WHOLE}'128'"),
     ("m_multiple", None, f"{WHOLE}None"),
     ("k_multiple", True, f"{WHOLE}True"),
-    ("store_rows", 10**9, "must be at most 8,192, got 1000000000"),
+    ("store_rows", 10**9, "must be at most 16,384, got 1000000000"),
     ("min_experts", 257, "must be at most 256, got 257"),
     ("arithmetic", "quick", "must be one of fast, exact, real, got 'quick'"),
     ("arithmetic", ["fast"], "must be one of fast, exact, real, got ['fast']"),
