@@ -10,12 +10,17 @@ Rules: GEMM-2 (bit equality), GEMM-3 (interval). Derivation: docs/bounds.md.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from reference import certificate
+
+Predict = Callable[[Tensor], Tensor]
+"""Elements of an `(m, n)` product, as a mask -> the float32 sums that the candidate's accumulator holds for them, in the order
+of the mask's nonzero elements (reference.matrix_units.Summation.chosen)."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +116,7 @@ def legal_gemm(
     accumulator: Accumulator,
     *,
     b_steps: Tensor | None = None,
+    predict: Predict | None = None,
 ) -> LegalOutput:
     """Return the legal outputs of one expert's GEMM.
 
@@ -121,6 +127,7 @@ def legal_gemm(
         dtype: output type: bfloat16, float16 or float32.
         accumulator: how the candidate adds.
         b_steps: `step_exponents(b)`, where the caller has it already.
+        predict: what the candidate's accumulator holds, where that is known bit for bit: see `Predict`.
 
     Returns:
         The legal interval of every element of `(m, n)`.
@@ -154,7 +161,14 @@ def legal_gemm(
     ends = [epilogue(exact - error, alpha, dtype), epilogue(exact + error, alpha, dtype)]
     if alpha is not None and bool(alpha < 0):
         ends.reverse()
-    return LegalOutput(ends[0], ends[1], scaled, bit_equal, oracle_exact)
+    low, high = ends
+    if predict is not None:
+        # The model costs more than the bound: it is asked where the bound leaves more than one value.
+        undecided = (low != high) & exact.isfinite()
+        if bool(undecided.any()):
+            low[undecided] = epilogue(predict(undecided).double(), alpha, dtype)
+            high[undecided] = low[undecided]
+    return LegalOutput(low, high, scaled, bit_equal, oracle_exact)
 
 
 def epilogue(accumulated: Tensor, alpha: Tensor | None, dtype: torch.dtype) -> Tensor:

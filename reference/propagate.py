@@ -4,6 +4,9 @@ Every stage turns an interval of each element into an interval. A quantization t
 legal scales and legal codes can give, ambiguous ones included; a GEMM into center +- radius with radius @ |weights|
 added. The result is sound but wider than judging stage by stage: see docs/bounds.md for what it can still see.
 
+Where the summation of the GEMMs is known, what is one value stays one: a row whose codes and scales are all certain gives
+the sums that the matrix unit returns, and only rows that have a code or a scale next to a rounding boundary stay intervals.
+
 Rule: MOE-2 (opaque layer).
 """
 
@@ -18,15 +21,28 @@ from torch import Tensor
 from reference import e2m1, e4m3
 from reference.bounds import Accumulator, epilogue
 from reference.legal import Arithmetic, legal_codes, legal_scales
+from reference.matrix_units import Summation
 from reference.nvfp4 import BLOCK
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A range of each element: float64 tensors of one shape, low <= high."""
+    """A range of each element: float64 tensors of one shape, low <= high.
+
+    Attributes:
+        low: the smallest that it may be.
+        high: the largest.
+        scale: of a quantized operand `(rows, k / 16)` float32, the block scales, where each is certain; else NaN.
+    """
 
     low: Tensor
     high: Tensor
+    scale: Tensor | None = None
+
+    def certain(self) -> Tensor:
+        """Return which rows are known exactly, with their scales, and hold no NaN."""
+        rows = (self.low == self.high).all(-1)
+        return rows if self.scale is None else rows & ~self.scale.isnan().any(-1)
 
     def center(self) -> Tensor:
         """Return the middle."""
@@ -72,7 +88,8 @@ def quantized_values(x: Interval, global_scale_enc: Tensor, arithmetic: Arithmet
         low, high = torch.where(is_nan, six[0], low), torch.where(is_nan, six[1], high)
     negative = x.high <= 0
     both = torch.where(crosses, -high, torch.where(negative, -high, low))
-    return Interval(both, torch.where(crosses, high, torch.where(negative, -low, high)))
+    scale = e4m3.decode_e4m3(scales.low).masked_fill(scales.ambiguous(), torch.nan)
+    return Interval(both, torch.where(crosses, high, torch.where(negative, -low, high)), scale)
 
 
 def _magnitudes(
@@ -84,8 +101,26 @@ def _magnitudes(
     return e2m1.decode_e2m1(codes.low).double() * scale, e2m1.decode_e2m1(codes.high).double() * scale
 
 
+@dataclass(frozen=True)
+class Added:
+    """How the candidate's GEMMs add.
+
+    Attributes:
+        accumulator: what is measured or assumed of it.
+        summation: bit for bit, where it is known.
+    """
+
+    accumulator: Accumulator
+    summation: Summation | None = None
+
+
 def gemm(
-    a: Interval, b: Tensor, alpha: Tensor | None, dtype: torch.dtype, accumulator: Accumulator
+    a: Interval,
+    b: Tensor,
+    alpha: Tensor | None,
+    dtype: torch.dtype,
+    added: Added,
+    b_scale: Tensor | None = None,
 ) -> Interval:
     """Return the range of a GEMM's stored output.
 
@@ -94,19 +129,31 @@ def gemm(
         b: `(n, k)` floating point, known exactly.
         alpha: `()` float32 or None.
         dtype: output type.
-        accumulator: how the candidate adds.
+        added: how the candidate adds.
+        b_scale: `(n, k / 16)` floating point, decoded block scales of b; with a summation.
 
     Returns:
         Interval of `(m, n)`, ends being values of the output type.
     """
-    weights = b.double()
+    weights, accumulator = b.double(), added.accumulator
     center = a.center() @ weights.T
     magnitude = torch.maximum(a.low.abs(), a.high.abs()) @ weights.abs().T
-    slack = a.radius() @ weights.abs().T + magnitude * (accumulator.units(b.shape[1]) + b.shape[1] * 2.0**-52)
-    ends = [epilogue(end, alpha, dtype).double() for end in (center - slack, center + slack)]
+    slack = magnitude * (accumulator.units(b.shape[1]) + b.shape[1] * 2.0**-52)
+    if not bool((a.low == a.high).all()):
+        slack += a.radius() @ weights.abs().T
+    low, high = (epilogue(end, alpha, dtype).double() for end in (center - slack, center + slack))
     if alpha is not None and bool(alpha < 0):
-        ends.reverse()
-    return Interval(*ends)
+        low, high = high, low
+    if added.summation is not None and a.scale is not None and b_scale is not None:
+        rows = a.certain()
+        undecided = (low != high)[rows] & center[rows].isfinite()
+        if bool(undecided.any()):
+            left, right = added.summation.operand(a.low[rows], a.scale[rows]), added.summation.operand(b, b_scale)
+            where = torch.zeros_like(low, dtype=torch.bool)
+            where[rows] = undecided
+            only = epilogue(added.summation.chosen(left, right, undecided).double(), alpha, dtype).double()
+            low[where], high[where] = only, only
+    return Interval(low, high)
 
 
 def silu_mul(gemm1: Interval, dtype: torch.dtype = torch.bfloat16) -> Interval:
@@ -144,8 +191,9 @@ def masked_moe(
     scales: tuple[Tensor, Tensor | None, Tensor, Tensor],
     activation: str,
     arithmetic: Arithmetic,
-    accumulator: Accumulator,
+    added: Added,
     unrounded: Collection[str] = (),
+    weight_scales: tuple[Tensor | None, Tensor | None] = (None, None),
 ) -> Interval:
     """Return the legal range of one expert's output rows.
 
@@ -156,9 +204,10 @@ def masked_moe(
         scales: w1_alpha, input encode scale (None for a quantized input), a2 encode scale, w2_alpha; `()` float32 each.
         activation: "silu" or "relu2".
         arithmetic: how the candidate quantizes.
-        accumulator: how it adds.
+        added: how it adds.
         unrounded: what it keeps in float32 instead of rounding it to bfloat16: "gemm1", the first GEMM's output, "hidden",
             the activation.
+        weight_scales: decoded block scales of w1 and w2, for a summation.
 
     Returns:
         Interval of `(m, k)`, ends being bfloat16 values.
@@ -168,6 +217,7 @@ def masked_moe(
     w1_alpha, input_scale, a2_scale, w2_alpha = scales
     a = x if input_scale is None else quantized_values(x, input_scale, arithmetic)
     between, second = (torch.float32 if name in unrounded else torch.bfloat16 for name in ("gemm1", "hidden"))
-    gemm1 = gemm(a, w1, w1_alpha, between, accumulator)
+    gemm1 = gemm(a, w1, w1_alpha, between, added, weight_scales[0])
     hidden = silu_mul(gemm1, second) if activation == "silu" else relu2(gemm1, second)
-    return gemm(quantized_values(hidden, a2_scale, arithmetic), w2, w2_alpha, torch.bfloat16, accumulator)
+    a2 = quantized_values(hidden, a2_scale, arithmetic)
+    return gemm(a2, w2, w2_alpha, torch.bfloat16, added, weight_scales[1])

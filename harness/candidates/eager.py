@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 
 class Eager(ComposedMoe, LayerStages):
-    """Quantizes as the reference defines it, multiplies in float32, honours strides, writes valid rows only.
+    """Quantizes as the reference defines it, multiplies in float64, honours strides, writes valid rows only.
+
+    The product is rounded once to float32: one legal value for every element, in whatever order torch adds.
 
     Args:
         device: torch device type to run on.
@@ -28,6 +30,7 @@ class Eager(ComposedMoe, LayerStages):
             device=device,
             arithmetic="real",
             accumulator_chunk=1,
+            summation="exact",
             k_multiple=16,
             n_multiple=1,
             store_rows=1,
@@ -107,13 +110,13 @@ class Eager(ComposedMoe, LayerStages):
 
         def decode() -> Tensor:
             b_bytes = layouts.block_scales_of(b_scale, b.shape[0], columns)
-            return decode_blocks(layouts.codes_of(b), b_bytes, torch.float32)
+            return decode_blocks(layouts.codes_of(b), b_bytes, torch.float64)
 
         b_values = self._weights.get(packed, swizzled, decode)
         valid, counts = valid_rows(masked_m, a_codes.shape[1]), masked_m.tolist()
-        a_values = torch.split(decode_blocks(a_codes[valid], a_bytes[valid], torch.float32), counts)
+        a_values = torch.split(decode_blocks(a_codes[valid], a_bytes[valid], torch.float64), counts)
         for expert, rows in enumerate(counts):
-            product = torch.mm(a_values[expert], b_values[expert].T)
+            product = torch.mm(a_values[expert], b_values[expert].T).float()
             out[:rows, :, expert] = (product if alpha is None else product * alpha.reshape(-1)[expert]).to(
                 out.dtype
             )

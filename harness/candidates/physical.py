@@ -27,7 +27,7 @@ class Physical(ComposedMoe, PhysicalLayerStages):
     """The modelled kernels. See the module's docstring; shapes in harness.candidates.protocol."""
 
     name = "physical"
-    traits = Traits(device="cpu", k_multiple=16, n_multiple=8, cuda_graph=False)
+    traits = Traits(device="cpu", summation="exact 64", k_multiple=16, n_multiple=8, cuda_graph=False)
 
     def support(self) -> Support:
         """Return that it runs everywhere."""

@@ -12,6 +12,8 @@ MOST = 8192
 """Largest multiple, chunk or number of rows that means anything: problems reach no further in any extent."""
 ANY_ROW = 1 << 14
 """As store_rows: every row of an expert with rows may be written, since no problem has a larger capacity."""
+VARIES = "varies"
+"""As summation: the order of the additions depends on what no description of it says, so that no bits are demanded."""
 _MOST = {
     "min_experts": 256,
     "max_experts": 1 << 16,
@@ -48,6 +50,9 @@ class Traits:
             in the last place), "exact" (correctly rounded float32 reciprocals, one legal value), "real" (rounding of
             the real number, one legal value). See docs/bounds.md.
         accumulator_chunk: products that enter the accumulator between two roundings (64: one tensor-core instruction).
+        summation: how masked_grouped_gemm adds along k, such as "sm_100 mxf4nvf4" or "sm_90 f16; parts 2"
+            (reference.matrix_units.Summation). It is confirmed by probes before its bits are demanded; of a candidate that
+            has masked_moe only it is believed. "": the probes look for it. "varies": no bits are demanded.
         k_multiple, n_multiple, m_multiple: extents must be multiples of these, else the candidate may refuse.
         store_rows: rows that one store covers; rows from masked_m[e] to the next multiple of this may be written.
         out_dtypes: output types of masked_grouped_gemm.
@@ -78,6 +83,7 @@ class Traits:
     device: str = "cuda"
     arithmetic: str = "fast"
     accumulator_chunk: int = 64
+    summation: str = ""
     k_multiple: int = 64
     n_multiple: int = 64
     m_multiple: int = 1
@@ -149,6 +155,8 @@ def _wanted(name: str, value: Any) -> str:
             isinstance(hint, dict) and all(isinstance(key, str) for key in hint) for hint in value
         )
         return "" if sets else "a tuple of dicts of keyword arguments"
+    if name == "summation":
+        return "" if isinstance(value, str) else 'a text such as "sm_90 f16"'
     if name == "device":
         return "" if isinstance(value, str) and value else 'a torch device type such as "cuda"'
     if name == "arithmetic":

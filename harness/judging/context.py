@@ -12,18 +12,22 @@ from torch import Tensor
 from harness.candidates import layouts
 from harness.candidates.errors import text_of
 from harness.candidates.protocol import Traits, stages_of, traits_of
+from harness.candidates.traits import VARIES
 from harness.judging.comparison import Comparison
 from harness.judging.contract import Quantized, checked_moe_output, checked_quantized
 from harness.judging.gemm import judge_gemm
 from harness.judging.lending import Lent
+from harness.judging.predicted import Prediction
 from harness.judging.quantize import QuantizerInput, judge_quantized
 from harness.problems.layer import LayerProblem
 from harness.problems.problem import Problem
 from harness.problems.rows import Rows
 from harness.problems.sparse import tensors_of
 from harness.problems.tensors import ProblemTensors, Weights
+from harness.verdict import UsageError
 from reference.bounds import Accumulator
 from reference.legal import Arithmetic
+from reference.matrix_units import Summation
 from reference.nvfp4 import decode_blocks, quantize_nvfp4
 
 
@@ -33,12 +37,27 @@ class Known:
 
     arithmetic: Arithmetic
     accumulator: Accumulator
+    summation: Summation | None = None
 
     @classmethod
     def declared(cls, traits: Traits) -> Known:
         """Return what the traits say, nothing measured."""
         arithmetic = Arithmetic(traits.arithmetic, keeps_subnormals=traits.keeps_subnormals)
-        return cls(arithmetic, Accumulator(chunk=traits.accumulator_chunk))
+        return cls(arithmetic, Accumulator(chunk=traits.accumulator_chunk), declared_summation(traits))
+
+
+def declared_summation(traits: Traits) -> Summation | None:
+    """Return how a candidate says that its GEMM adds, or None.
+
+    Raises:
+        UsageError: the trait names none.
+    """
+    if traits.summation in ("", VARIES):
+        return None
+    try:
+        return Summation.of(traits.summation)
+    except ValueError as error:
+        raise UsageError(f"Traits: {error}") from None
 
 
 @dataclass
@@ -219,6 +238,9 @@ class Context:
         codes, block_scale = self.reference_quantized() if a is None else (a.codes, a.block_scale)
         rows, values = self.rows(), torch.zeros(codes.shape, dtype=torch.float32, device=codes.device)
         values[rows.expert, rows.row] = decode_blocks(rows.take(codes), rows.take(block_scale), torch.float32)
+        summation, prediction = self.known.summation, None
+        if summation is not None:
+            prediction = Prediction(summation, values, block_scale, weights.values, weights.block_scale)
         return judge_gemm(
             stage,
             out,
@@ -228,6 +250,7 @@ class Context:
             self.masked_m,
             self.known.accumulator,
             b_steps=weights.steps,
+            prediction=prediction,
         )
 
     def activated(self, gate_up: Tensor) -> QuantizerInput:

@@ -1,13 +1,20 @@
-"""Judge a masked GEMM's output against the legal interval of every element (reference.bounds)."""
+"""Judge a masked GEMM's output against the legal values of every element (reference.bounds).
+
+Three things decide, the cheapest first: the grid certificate; the bound, where it leaves one value; the summation of the
+candidate's GEMM, where it is known (harness.judging.predicted). Where it is not, an element may lie in an interval.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from harness.judging.comparison import Comparison, altered_copies, compare
+from harness.judging.predicted import Prediction, explained
 from harness.problems.rows import Rows
 from reference.bounds import Accumulator, LegalOutput, legal_gemm
 
@@ -22,6 +29,7 @@ def judge_gemm(
     accumulator: Accumulator,
     *,
     b_steps: Tensor | None = None,
+    prediction: Prediction | None = None,
 ) -> Comparison:
     """Judge the valid rows of a GEMM on the operands that it was really given.
 
@@ -34,23 +42,33 @@ def judge_gemm(
         masked_m: valid rows of each expert.
         accumulator: how the candidate adds.
         b_steps: `(experts, n)`, `step_exponents(b)` where known.
+        prediction: of the same operands, where the candidate's summation is known.
     """
     rows = Rows.valid(masked_m, out.shape[1], out.device)
-    legal = legal_rows(a, b, alpha, masked_m, out.dtype, accumulator, b_steps=b_steps)
+    given = a, b, alpha, masked_m, out.dtype, accumulator
+    legal = legal_rows(*given, b_steps=b_steps, prediction=prediction)
     if legal is None:
         return Comparison(stage)
     got, wide = rows.take(out), _widened(legal)
     accepts = _acceptor(wide)
     bit_equal = int(legal.bit_equal.sum())
-    by_bound = ~legal.bit_equal
     judged = {f"bit equality: {accumulator.describe()}": bit_equal}
     # Where the certificate holds the float64 oracle is exact too; elsewhere the bound has room for its rounding.
     oracle = "" if legal.oracle_exact else "; float64 oracle itself rounded"
-    judged[f"derived bound: {accumulator.describe()}{oracle}"] = got.numel() - bit_equal
     values = got.float()
     mask = accepts(values, slice(None))
+    by_interval = ~legal.bit_equal
+    if prediction is None:
+        judged[f"derived bound: {accumulator.describe()}{oracle}"] = got.numel() - bit_equal
+    else:
+        orders = Counter[str]() if bool(mask.all()) else _other_orders(mask, got, given, prediction)
+        judged |= {f"one value, added in another order: {name}": count for name, count in orders.items()}
+        judged[f"one value, predicted: {prediction.summation}"] = got.numel() - bit_equal - orders.total()
+        by_interval = torch.zeros_like(legal.bit_equal)
     failed = not bool(mask.all())
-    ratio = wide.ratio(values) if failed else (wide.ratio(values)[by_bound] if bool(by_bound.any()) else None)
+    ratio = wide.ratio(values) if failed else None
+    if not failed and bool(by_interval.any()):
+        ratio = wide.ratio(values)[by_interval]
 
     def show(r: int, c: int) -> str:
         low, high, exact = (float(t[r, c]) for t in (legal.low, legal.high, legal.exact))
@@ -72,6 +90,21 @@ def judge_gemm(
     )
 
 
+def _other_orders(
+    mask: Tensor, got: Tensor, given: tuple[Any, ...], prediction: Prediction
+) -> Counter[str]:
+    """Accept in `mask`, `(rows, n)`, what another order of the same unit explains; return the elements of each such order."""
+    alpha, masked_m = given[2], given[3]
+    found: Counter[str] = Counter()
+    for expert, start, legal in _experts(*given):
+        rows = slice(start, start + masked_m[expert])
+        if not bool(mask[rows].all()):
+            bad = ~mask[rows]
+            found += explained(bad, got[rows], legal, prediction, expert, _of(alpha, expert))
+            mask[rows] = ~bad
+    return found
+
+
 def legal_rows(
     a: Tensor,
     b: Tensor,
@@ -81,20 +114,10 @@ def legal_rows(
     accumulator: Accumulator,
     *,
     b_steps: Tensor | None = None,
+    prediction: Prediction | None = None,
 ) -> LegalOutput | None:
     """Return the legal outputs of all valid rows, experts one after the other; None where there is no valid row."""
-    parts = [
-        legal_gemm(
-            a[expert, :count],
-            b[expert],
-            None if alpha is None else alpha.reshape(-1)[expert],
-            dtype,
-            accumulator,
-            b_steps=None if b_steps is None else b_steps[expert],
-        )
-        for expert, count in enumerate(masked_m)
-        if count
-    ]
+    parts = [legal for _, _, legal in _experts(a, b, alpha, masked_m, dtype, accumulator, b_steps, prediction)]
     if not parts:
         return None
     low, exact, bit_equal = (
@@ -102,6 +125,33 @@ def legal_rows(
     )
     high = low if all(part.high is part.low for part in parts) else torch.cat([part.high for part in parts])
     return LegalOutput(low, high, exact, bit_equal, all(part.oracle_exact for part in parts))
+
+
+def _experts(
+    a: Tensor,
+    b: Tensor,
+    alpha: Tensor | None,
+    masked_m: list[int],
+    dtype: torch.dtype,
+    accumulator: Accumulator,
+    b_steps: Tensor | None = None,
+    prediction: Prediction | None = None,
+) -> Iterator[tuple[int, int, LegalOutput]]:
+    """Yield each expert that has rows, where they begin among all valid rows, and what is legal in them."""
+    start = 0
+    for expert, count in enumerate(masked_m):
+        if not count:
+            continue
+        steps = None if b_steps is None else b_steps[expert]
+        predict = None if prediction is None else prediction.of_expert(expert, count)
+        yield expert, start, legal_gemm(
+            a[expert, :count], b[expert], _of(alpha, expert), dtype, accumulator, b_steps=steps, predict=predict
+        )
+        start += count
+
+
+def _of(alpha: Tensor | None, expert: int) -> Tensor | None:
+    return None if alpha is None else alpha.reshape(-1)[expert]
 
 
 def _widened(legal: LegalOutput) -> LegalOutput:

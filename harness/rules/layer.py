@@ -12,6 +12,7 @@ from harness.judging.context import Context
 from harness.judging.contract import Quantized, checked_moe_output, checked_quantized
 from harness.judging.quantize import QuantizerInput
 from reference import propagate
+from reference.e4m3 import decode_e4m3
 from reference.nvfp4 import decode_blocks
 
 
@@ -122,7 +123,7 @@ def judge_opaque(ctx: Context, out: Tensor) -> Comparison:
         "layer, propagated",
         legal,
         rows,
-        judged={f"bound propagated through the stages: {ctx.known.arithmetic.describe()}": got.numel()},
+        judged=_how_judged(ctx, int((low == high).sum()), got.numel()),
         altered=altered,
         show=lambda r, c: (
             f"= {float(got[r, c]):.8g}, legal are {float(low[r, c]):.8g} to {float(high[r, c]):.8g}"
@@ -131,25 +132,33 @@ def judge_opaque(ctx: Context, out: Tensor) -> Comparison:
     )
 
 
+def _how_judged(ctx: Context, single: int, of: int) -> dict[str, int]:
+    """Return how many elements have one legal value, and how many a range, in words for the record."""
+    summation = f", sums by {ctx.known.summation}" if ctx.known.summation else ""
+    how = f"propagated through the stages: {ctx.known.arithmetic.describe()}{summation}"
+    return {f"one value, {how}": single, f"bound {how}": of - single}
+
+
 def _propagated(ctx: Context) -> tuple[Tensor, Tensor]:
     t = ctx.tensors
     prequantized = "prequantized" in ctx.problem.extras
-    source = decode_blocks(*ctx.reference_quantized()) if prequantized else t.x.double()
-    low, high = [], []
+    if prequantized:
+        codes, block_scale = ctx.reference_quantized()
+        source, source_scale = decode_blocks(codes, block_scale), decode_e4m3(block_scale)
+    else:
+        source, source_scale = t.x.double(), None
+    added = propagate.Added(ctx.known.accumulator, ctx.known.summation)
+    ends = []
     for expert, count in enumerate(ctx.masked_m):
         if not count:
             continue
-        x = propagate.Interval(source[expert, :count], source[expert, :count])
-        scales = (
-            t.w1_alpha[expert],
-            None if prequantized else t.input_scale[expert],
-            t.a2_scale[expert],
-            t.w2_alpha[expert],
-        )
-        result = propagate.masked_moe(
+        rows = source[expert, :count]
+        x = propagate.Interval(rows, rows, None if source_scale is None else source_scale[expert, :count])
+        input_scale = None if prequantized else t.input_scale[expert]
+        scales = (t.w1_alpha[expert], input_scale, t.a2_scale[expert], t.w2_alpha[expert])
+        weight_scales = decode_e4m3(t.w1.block_scale[expert]), decode_e4m3(t.w2.block_scale[expert])
+        ends.append(propagate.masked_moe(
             x, t.w1.values[expert], t.w2.values[expert], scales, ctx.problem.activation, ctx.known.arithmetic,
-            ctx.known.accumulator, ctx.traits.unrounded,
-        )  # fmt: skip
-        low.append(result.low)
-        high.append(result.high)
-    return torch.cat(low), torch.cat(high)
+            added, ctx.traits.unrounded, weight_scales,
+        ))  # fmt: skip
+    return torch.cat([end.low for end in ends]), torch.cat([end.high for end in ends])

@@ -1,14 +1,16 @@
 """How matrix units add: bit-accurate models of one instruction, and of a sum over k in a declared order.
 
-Read first: `unit.py` (what is known of each unit), `step.py` (one instruction), `order.py` (the sum over k).
+Read first: `unit.py` (what is known of each unit), `step.py` (one instruction), `order.py` (the sum over k), `summation.py` (both together, as a candidate declares them).
 Sources and on which device each model was confirmed: docs/numerics.md.
 """
 
 from reference.matrix_units.order import ONE_PASS, KOrder, dot, even_cuts, matmul
 from reference.matrix_units.step import Numbers, Operand, add_products, add_terms, all_pairs
-from reference.matrix_units.unit import FMA, FORMATS, UNITS, MatrixUnit
+from reference.matrix_units.summation import Summation
+from reference.matrix_units.unit import EXACT, FMA, FORMATS, UNITS, MatrixUnit
 
 __all__ = [
+    "EXACT",
     "FMA",
     "FORMATS",
     "ONE_PASS",
@@ -17,6 +19,7 @@ __all__ = [
     "MatrixUnit",
     "Numbers",
     "Operand",
+    "Summation",
     "add_products",
     "add_terms",
     "all_pairs",

@@ -105,7 +105,7 @@ def matmul(unit: MatrixUnit, a: Operand, b: Operand, order: KOrder = ONE_PASS) -
         `(m, n)` float32, or float16 where that is the unit's result.
     """
     rows, columns = len(a.elements.values), len(b.elements.values)
-    terms = unit.k // unit.group if unit.group else unit.k
+    terms = 1 if unit.fraction is None else unit.k // (unit.group or 1)
     step = max(1, _ELEMENTS // max(1, columns * terms))
     blocks = [
         _summed(unit, part, b, order, _add_all_pairs, (len(part.elements.values), columns))

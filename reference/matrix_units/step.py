@@ -140,6 +140,9 @@ def all_pairs(unit: MatrixUnit, a: Operand, b: Operand) -> Numbers:
     Returns:
         `(m, n, terms)`: products, or sums of groups, which are added by matrix products, exact in float64.
     """
+    if unit.fraction is None:
+        sums = _scaled(a) @ _scaled(b).T
+        return Numbers(sums.unsqueeze(-1), torch.zeros_like(sums, dtype=torch.int32).unsqueeze(-1))
     if not unit.group:
         return _products(unit, a.at((slice(None), None)), b.at(None))
     if a.scales is None or b.scales is None:
@@ -152,6 +155,12 @@ def all_pairs(unit: MatrixUnit, a: Operand, b: Operand) -> Numbers:
     )
     scales = a.scales.spread(groups)[:, None] * b.scales.spread(groups)[None]
     return _group_numbers(unit, sums, nonzero == 0, scales)
+
+
+def _scaled(operand: Operand) -> Tensor:
+    """Return elements times block scales."""
+    elements = operand.elements
+    return (elements if operand.scales is None else elements * operand.scales.spread(operand.k)).values
 
 
 def _products(unit: MatrixUnit, a: Operand, b: Operand) -> Numbers:
@@ -190,8 +199,8 @@ def _power_of_two(exponent: Tensor) -> Tensor:
 
 
 def _exact_sum(terms: Tensor, before: Tensor) -> Tensor:
-    """Return before + the only term, rounded to odd: rounding that to float32 is rounding the exact sum."""
-    (term,) = terms.unbind(-1)
+    """Return before + the terms, rounded to odd: rounding that to float32 is rounding the exact sum."""
+    term = terms.sum(-1)
     total = before + term
     back = total - before
     error = (before - (total - back)) + (term - back)

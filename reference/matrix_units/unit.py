@@ -31,7 +31,8 @@ class MatrixUnit:
 
     Attributes:
         k: products that one instruction adds.
-        fraction: bits below the largest exponent that a term keeps, the rest is cut toward zero; None: every term is exact.
+        fraction: bits below the largest exponent that a term keeps, the rest is cut toward zero; None: every term is
+            exact, and so is the sum of the k products, which must fit float64 (those of NVFP4 do up to k 512).
         result: what the sum is rounded to: "float32" or "13 bits" (13 fractional bits), both toward zero, "float16" to
             nearest, or "nearest" (float32 to nearest, ties to even).
         zero: exponent of a term that is zero: the alignment never starts below it.
@@ -48,6 +49,15 @@ class MatrixUnit:
 
 FMA = MatrixUnit(k=1, fraction=None, result="nearest")
 """Not a matrix unit: float32 FMA, one product at a time, rounded to nearest."""
+
+EXACT = MatrixUnit(k=1 << 30, fraction=None, result="nearest")
+"""Not a matrix unit: the exact sum of all products, rounded once to float32, as a float64 product gives it."""
+
+
+def exact_chunks(k: int) -> MatrixUnit:
+    """Return no unit that exists, but a simple one: k products are added exactly, their sum truncated to float32."""
+    return MatrixUnit(k=k, fraction=None)
+
 
 _F16 = MatrixUnit(k=16, fraction=25)
 _BYTES = MatrixUnit(k=32, fraction=25)
