@@ -148,7 +148,10 @@ def gemm(
         rows = a.certain()
         undecided = (low != high)[rows] & center[rows].isfinite()
         if bool(undecided.any()):
-            left, right = added.summation.operand(a.low[rows], a.scale[rows]), added.summation.operand(b, b_scale)
+            left, right = (
+                added.summation.operand(a.low[rows], a.scale[rows]),
+                added.summation.operand(b, b_scale),
+            )
             where = torch.zeros_like(low, dtype=torch.bool)
             where[rows] = undecided
             only = epilogue(added.summation.chosen(left, right, undecided).double(), alpha, dtype).double()

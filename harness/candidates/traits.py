@@ -36,6 +36,7 @@ _KNOWN = {
     "unrounded": ("gemm1", "hidden"),
 }
 _MAY_BE_EMPTY = {"unrounded"}
+_TEXTS = {"device": 'torch device type such as "cuda"', "summation": 'text such as "sm_90 f16; parts 2"'}
 
 
 @dataclass(frozen=True)
@@ -155,10 +156,8 @@ def _wanted(name: str, value: Any) -> str:
             isinstance(hint, dict) and all(isinstance(key, str) for key in hint) for hint in value
         )
         return "" if sets else "a tuple of dicts of keyword arguments"
-    if name == "summation":
-        return "" if isinstance(value, str) else 'a text such as "sm_90 f16"'
-    if name == "device":
-        return "" if isinstance(value, str) and value else 'a torch device type such as "cuda"'
+    if name in _TEXTS:
+        return "" if isinstance(value, str) and (value or name == "summation") else f"a {_TEXTS[name]}"
     if name == "arithmetic":
         return "" if value in _KNOWN[name] else f"one of {', '.join(_KNOWN[name])}"
     if name in _KNOWN:

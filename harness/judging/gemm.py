@@ -90,9 +90,7 @@ def judge_gemm(
     )
 
 
-def _other_orders(
-    mask: Tensor, got: Tensor, given: tuple[Any, ...], prediction: Prediction
-) -> Counter[str]:
+def _other_orders(mask: Tensor, got: Tensor, given: tuple[Any, ...], prediction: Prediction) -> Counter[str]:
     """Accept in `mask`, `(rows, n)`, what another order of the same unit explains; return the elements of each such order."""
     alpha, masked_m = given[2], given[3]
     found: Counter[str] = Counter()
@@ -117,7 +115,9 @@ def legal_rows(
     prediction: Prediction | None = None,
 ) -> LegalOutput | None:
     """Return the legal outputs of all valid rows, experts one after the other; None where there is no valid row."""
-    parts = [legal for _, _, legal in _experts(a, b, alpha, masked_m, dtype, accumulator, b_steps, prediction)]
+    parts = [
+        legal for _, _, legal in _experts(a, b, alpha, masked_m, dtype, accumulator, b_steps, prediction)
+    ]
     if not parts:
         return None
     low, exact, bit_equal = (
@@ -144,8 +144,18 @@ def _experts(
             continue
         steps = None if b_steps is None else b_steps[expert]
         predict = None if prediction is None else prediction.of_expert(expert, count)
-        yield expert, start, legal_gemm(
-            a[expert, :count], b[expert], _of(alpha, expert), dtype, accumulator, b_steps=steps, predict=predict
+        yield (
+            expert,
+            start,
+            legal_gemm(
+                a[expert, :count],
+                b[expert],
+                _of(alpha, expert),
+                dtype,
+                accumulator,
+                b_steps=steps,
+                predict=predict,
+            ),
         )
         start += count
 

@@ -48,7 +48,9 @@ class _Probe:
         (a, a_scale), (b, b_scale) = ((c[::s], d[::s]) for (c, d), s in ((self.a, step), (self.b, 1)))
         return (
             summation.operand(decode_blocks(a, a_scale, torch.float64), decode_e4m3(a_scale)),
-            summation.operand(decode_blocks(b[:size], b_scale[:size], torch.float64), decode_e4m3(b_scale[:size])),
+            summation.operand(
+                decode_blocks(b[:size], b_scale[:size], torch.float64), decode_e4m3(b_scale[:size])
+            ),
         )
 
     def fits(self, summation: Summation, size: int) -> bool:
@@ -69,18 +71,21 @@ def find_summation(candidate: Any) -> tuple[Summation | None, str]:
         probe = _probe(candidate, traits, k)
         for size in (_FIRST, _ROWS):
             orders = {model: (model.name, model.order(k)) for model in left}
-            alike = {what: model for model, what in orders.items()}  # many orders are one at a small k
-            fitting = {what for what, model in alike.items() if probe.fits(model, size)}
+            single = {what: model for model, what in orders.items()}  # many orders are one at a small k
+            fitting = {what for what, model in single.items() if probe.fits(model, size)}
             left = [model for model in left if orders[model] in fitting]
         if not left:
             break
-    at = "k " + ", ".join(f"{k:,}" for k in widths)
+    where = "k " + ", ".join(f"{k:,}" for k in widths)
     if left:
         alike = f"; not told apart from {', '.join(map(str, left[1:]))}" if left[1:] else ""
-        return left[0], f"{left[0]}: gives every bit of the probes at {at}; one value is legal{alike}"
+        return left[0], f"{left[0]}: gives every bit of the probes at {where}; one value is legal{alike}"
     if declared:
-        return None, f"declared as {declared}, but the probes at {at} have other bits: not demanded, the bound judges"
-    return None, f"not known: no model gives the bits of the probes at {at}; the bound judges"
+        return (
+            None,
+            f"declared as {declared}, but the probes at {where} have other bits: not demanded, the bound judges",
+        )
+    return None, f"not known: no model gives the bits of the probes at {where}; the bound judges"
 
 
 @cache
@@ -88,7 +93,9 @@ def _models(k: int) -> list[Summation]:
     """Return all models that are tried, the simplest first."""
     one_pass = [Summation(unit) for unit in _UNITS]
     orders = [order for plain in one_pass if plain.name != "exact" for order in other_orders(k, plain)]
-    return one_pass + [order for order in orders if order.name in _REAL or not (order.promote or order.pairwise)]
+    return one_pass + [
+        order for order in orders if order.name in _REAL or not (order.promote or order.pairwise)
+    ]
 
 
 def _probe(candidate: Any, traits: Traits, k: int) -> _Probe:

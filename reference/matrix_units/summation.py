@@ -1,11 +1,12 @@
 """How a GEMM of NVFP4 operands adds, unit and order together: what a candidate declares, and what a probe finds.
 
-    Summation.of("sm_100 mxf4nvf4")                  one pass over k
-    Summation.of("sm_90 f16; parts 4; tile 128")     split k: four parts of whole tiles of 128, added one after the other
-    Summation.of("sm_90 f16; parts 8; pairwise")     the same, added as a tree
-    Summation.of("sm_90 f8; promote 128")            added to float32 registers every 128 of k
-    Summation.of("exact 64")                         64 products added exactly, then truncated; "exact": all of them,
-                                                     rounded once; "fma": float32 FMA in order
+As text, unit first, then what differs from one pass over k:
+
+* `sm_100 mxf4nvf4`: one pass.
+* `sm_90 f16; parts 4; tile 128`: split k, four parts of whole tiles of 128, added one after the other.
+* `sm_90 f16; parts 8; pairwise`: the same, added as a tree.
+* `sm_90 f8; promote 128`: added to float32 registers every 128 of k.
+* `exact 64`: 64 products added exactly, then truncated; `exact`: all of them, rounded once; `fma`: float32 FMA in order.
 """
 
 from __future__ import annotations
@@ -67,7 +68,9 @@ class Summation:
             elif option == "pairwise":
                 given[key] = True
             else:
-                wanted = f"{', '.join(f'{name} N' for name in _NUMBERS)}, pairwise, partial {'|'.join(_PARTIALS)}"
+                wanted = (
+                    f"{', '.join(f'{name} N' for name in _NUMBERS)}, pairwise, partial {'|'.join(_PARTIALS)}"
+                )
                 raise ValueError(f"options of a summation are {wanted}, got {option!r}")
         return Summation(name, **given)  # type: ignore[arg-type]
 
@@ -94,7 +97,9 @@ class Summation:
 
     def order(self, k: int) -> KOrder:
         """Return the order along a k."""
-        cuts = tuple(range(self.length, k, self.length)) if self.length else even_cuts(k, self.parts, self.tile)
+        cuts = (
+            tuple(range(self.length, k, self.length)) if self.length else even_cuts(k, self.parts, self.tile)
+        )
         return KOrder(cuts, self.promote, self.partial, self.pairwise)
 
     def operand(self, values: Tensor, block_scale: Tensor) -> Operand:
@@ -145,5 +150,7 @@ def _unit(name: str) -> MatrixUnit:
     known = UNITS | {"exact": EXACT, "fma": FMA}
     if name not in known:
         wanted = ", ".join(map(repr, known))
-        raise ValueError(f"a summation begins with a unit: {wanted} or 'exact N' with N up to 512, got {name!r}")
+        raise ValueError(
+            f"a summation begins with a unit: {wanted} or 'exact N' with N up to 512, got {name!r}"
+        )
     return known[name]

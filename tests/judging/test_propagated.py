@@ -189,7 +189,7 @@ def test_gemms_and_activations_of_every_point_lie_in_the_range(width: float) -> 
         torch.randn(10, 64, generator=torch.Generator().manual_seed(3)).bfloat16(),
     )
     alpha = torch.tensor(0.37)
-    product = propagate.gemm(a, b, alpha, torch.bfloat16, Accumulator(24, 64))
+    product = propagate.gemm(a, b, alpha, torch.bfloat16, propagate.Added(Accumulator(24, 64)))
     gate_up = interval(50, 32, 4, width)
     wide = Interval(gate_up.low * 4, gate_up.high * 4)
     silu, relu2 = propagate.silu_mul(wide), propagate.relu2(wide)

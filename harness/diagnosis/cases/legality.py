@@ -7,14 +7,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from harness.candidates import layouts
 from harness.diagnosis.cases.observation import MASKED_GEMM, QUANTIZERS, Observed
-from harness.diagnosis.cases.views import SCALE, decoded, decoded_weights, seen, valid
+from harness.diagnosis.cases.views import SCALE, block_scales, decoded, decoded_weights, seen, valid
 from harness.judging.gemm import legal_rows
+from harness.judging.predicted import Prediction
 from harness.judging.quantize import CodeJudge, QuantizerInput, free_codes
 from reference import propagate
 from reference.bounds import Accumulator, LegalOutput
-from reference.e4m3 import NAN_BYTE
+from reference.e4m3 import NAN_BYTE, decode_e4m3
 from reference.legal import Arithmetic, Range, legal_codes, legal_scales
+from reference.matrix_units import Summation
 from reference.nvfp4 import BLOCK
 
 
@@ -27,6 +30,7 @@ class Bounds:
     keeps_sign_of_zero: bool = True
     store_rows: int = 128
     unrounded: tuple[str, ...] = ()
+    summation: Summation | None = None
 
 
 def legal(call: Observed, bounds: Bounds) -> Tensor:
@@ -83,8 +87,13 @@ def legal_product(call: Observed, bounds: Bounds) -> LegalOutput:
     """Return the legal interval of every valid element of a GEMM, of which there must be one."""
     a = call.arguments
     operands = decoded(a["a"], a["a_scale"]), decoded(a["b"], a["b_scale"])
-    dtype = a["out"].dtype
-    allowed = legal_rows(*operands, a.get("alpha"), a["masked_m"].tolist(), dtype, bounds.accumulator)
+    counts, dtype, prediction = a["masked_m"].tolist(), a["out"].dtype, None
+    if bounds.summation is not None:
+        scales = [
+            block_scales(a[f"{name}_scale"], *x.shape[1:]) for name, x in zip("ab", operands, strict=True)
+        ]
+        prediction = Prediction(bounds.summation, operands[0], scales[0], operands[1], scales[1])
+    allowed = legal_rows(*operands, a.get("alpha"), counts, dtype, bounds.accumulator, prediction=prediction)
     assert allowed is not None  # noqa: S101 - there is a valid row
     return allowed
 
@@ -107,6 +116,11 @@ def reachable(call: Observed, bounds: Bounds) -> tuple[Tensor, Tensor]:
     x, x_scale = a["hidden_states"]
     w1, w2 = decoded_weights(a["w1"], a["w1_blockscale"]), decoded_weights(a["w2"], a["w2_blockscale"])
     source = (x if x_scale is None else decoded(x, x_scale)).double()
+    x_scales = None if x_scale is None else decode_e4m3(block_scales(x_scale, *source.shape[1:]))
+    w1_scales, w2_scales = (
+        decode_e4m3(block_scales(layouts.as_mma(a[name].view(torch.uint8)), *w.shape[1:]))
+        for name, w in (("w1_blockscale", w1), ("w2_blockscale", w2))
+    )
     names = ("w1_alpha", "a2_global_scale", "w2_alpha")
     ends = []
     for expert, count in enumerate(a["masked_m"].tolist()):
@@ -116,14 +130,15 @@ def reachable(call: Observed, bounds: Bounds) -> tuple[Tensor, Tensor]:
         input_scale = a["input_global_scale"].reshape(-1)[expert] if x_scale is None else None
         w1_alpha, a2_scale, w2_alpha = (a[name].reshape(-1)[expert] for name in names)
         found = propagate.masked_moe(
-            propagate.Interval(rows, rows),
+            propagate.Interval(rows, rows, None if x_scales is None else x_scales[expert, :count]),
             w1[expert],
             w2[expert],
             (w1_alpha, input_scale, a2_scale, w2_alpha),
             a.get("activation", "silu"),
             bounds.arithmetic,
-            bounds.accumulator,
+            propagate.Added(bounds.accumulator, bounds.summation),
             bounds.unrounded,
+            (w1_scales[expert], w2_scales[expert]),
         )
         ends.append(found)
     return torch.cat([each.low for each in ends]), torch.cat([each.high for each in ends])

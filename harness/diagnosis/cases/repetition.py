@@ -126,4 +126,5 @@ def bounds_of(candidate: Any, known: Known) -> Bounds:
         traits.keeps_sign_of_zero,
         traits.store_rows,
         tuple(traits.unrounded),
+        known.summation,
     )

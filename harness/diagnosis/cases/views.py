@@ -113,6 +113,11 @@ def decoded(packed: Tensor, scales: Tensor) -> Tensor:
     return decode_blocks(codes, block_scale, torch.float32)
 
 
+def block_scales(scales: Tensor, rows: int, k: int) -> Tensor:
+    """Return an operand's block scales in linear order, `(l, rows, k / 16)` uint8."""
+    return layouts.block_scales_of(scales, rows, k // BLOCK)
+
+
 def decoded_weights(packed: Tensor, swizzled: Tensor) -> Tensor:
     """Return masked_moe's weights as code x block scale, `(l, n, k)` float32."""
     return decoded(packed.permute(1, 2, 0), layouts.as_mma(swizzled.view(torch.uint8)))
