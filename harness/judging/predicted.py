@@ -19,6 +19,7 @@ from reference.matrix_units import Operand, Summation
 
 TILE = 64
 _TILES = (64, 128, 256)
+_FEW = 8
 
 
 @dataclass(frozen=True)
@@ -51,18 +52,37 @@ class Prediction:
         return lambda where: self.summation.chosen(*self.operands(expert, rows), where)
 
 
+def orders_of(plain: Summation, k: int) -> list[Summation]:
+    """Return a unit's orders along a k that a kernel may have, all with float32 partial sums, the simplest first."""
+    split = [
+        replace(plain, parts=parts, tile=tile)
+        for tile in _TILES
+        for parts in range(2, 9)
+        if (parts - 1) * tile < k
+    ]
+    long = [replace(plain, length=length) for length in (256, 512, 1024, 2048) if length < k]
+    promoted = [replace(plain, promote=every) for every in (64, 128, 256, 512) if every < k]
+    return [
+        plain,
+        *split,
+        *(replace(order, pairwise=True) for order in split if order.parts > 2),
+        *long,
+        *promoted,
+    ]
+
+
 def other_orders(k: int, known: Summation) -> list[Summation]:
-    """Return the orders along k that a kernel may change to: the same unit, float32 partial sums."""
-    plain = Summation(known.name)
-    orders = [plain]
-    for tile in _TILES:
-        orders += [replace(plain, parts=parts, tile=tile) for parts in range(2, 9) if parts * tile <= k]
-    orders += [replace(order, pairwise=True) for order in orders if order.parts > 2]
-    orders += [replace(plain, length=length) for length in (256, 512, 1024, 2048) if length < k]
-    orders += [replace(plain, promote=every) for every in (64, 128, 256, 512) if every < k]
-    by_cuts = {order.order(k): order for order in reversed(orders)}
+    """Return the orders along k that a kernel may change to: the same unit, other cuts."""
+    by_cuts = {order.order(k): order for order in reversed(orders_of(Summation(known.name), k))}
     by_cuts.pop(known.order(k), None)
     return list(reversed(by_cuts.values()))
+
+
+def _gives(
+    order: Summation, sides: tuple[Operand, Operand], where: Tensor, out: Tensor, alpha: Tensor | None
+) -> bool:
+    """Return whether an order gives the stored values of some elements."""
+    return torch.equal(epilogue(order.chosen(*sides, where).double(), alpha, out.dtype), out[where])
 
 
 def explained(
@@ -91,9 +111,13 @@ def explained(
         where = undecided[tile]
         if bool(outside[tile].any()) or bool((bad[tile] & ~where).any()):
             continue
+        sides = a.at(tile[0]), b.at(tile[1])
+        few = torch.zeros_like(where)
+        few[tuple(bad[tile].nonzero()[:_FEW].T)] = (
+            True  # an order that does not explain these need not be asked further
+        )
         for order in orders:
-            sums = order.chosen(a.at(tile[0]), b.at(tile[1]), where)
-            if torch.equal(epilogue(sums.double(), alpha, out.dtype), out[tile][where]):
+            if all(_gives(order, sides, asked, out[tile], alpha) for asked in (few, where)):
                 bad[tile] = False
                 found[str(order)] += int(where.sum())
                 break

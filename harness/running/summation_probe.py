@@ -19,13 +19,13 @@ from harness.candidates import layouts
 from harness.candidates.protocol import Traits, traits_of
 from harness.candidates.traits import VARIES
 from harness.judging.context import declared_summation
-from harness.judging.predicted import other_orders
+from harness.judging.predicted import orders_of
 from reference.e4m3 import decode_e4m3
 from reference.matrix_units import Operand, Summation
 from reference.nvfp4 import BLOCK, decode_blocks
 
-WIDTHS = (256, 1024, 7168)
-_NEAR = (256, 512)  # of candidates that are too slow for large ones
+WIDTHS = (64, 256, 1024, 7168)  # one instruction, which tells units apart, before orders are tried
+_NEAR = (64, 256, 512)  # of candidates that are too slow for large ones
 _ROWS, _COLUMNS = 32, 64
 _FIRST = 8  # rows and columns that are tried first
 _UNITS = (
@@ -92,7 +92,7 @@ def find_summation(candidate: Any) -> tuple[Summation | None, str]:
 def _models(k: int) -> list[Summation]:
     """Return all models that are tried, the simplest first."""
     one_pass = [Summation(unit) for unit in _UNITS]
-    orders = [order for plain in one_pass if plain.name != "exact" for order in other_orders(k, plain)]
+    orders = [order for plain in one_pass if plain.name != "exact" for order in orders_of(plain, k)[1:]]
     return one_pass + [
         order for order in orders if order.name in _REAL or not (order.promote or order.pairwise)
     ]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -265,9 +266,19 @@ def test_one_per_cent_fails_wherever_bit_equality_judges(name: str) -> None:
 @pytest.mark.parametrize("option", ["", ":float32_out", ":float16_out"])
 def test_one_per_cent_fails_on_most_elements_that_a_bound_judges(option: str) -> None:
     """GEMM-3: at k 7,168 with one truncation per 64 products."""
-    found = judged("GEMM", "physical", f"1x32x7168x128:32:normal:8{option}", "gemm", scaled(1.01))["gemm"]
+    bound = replace(known("physical"), summation=None)
+    problem = f"1x32x7168x128:32:normal:8{option}"
+    found = judged("GEMM", "physical", problem, "gemm", scaled(1.01), bound)["gemm"]
     by_bound = sum(count for word, count in found.judged.items() if word.startswith("derived bound"))
     share = found.illegal / found.compared
     print(f"x1.01 at k 7,168{option}: {share:.1%} of {by_bound:,} bound-judged elements are illegal")
     assert by_bound == found.compared
     assert share >= 0.8
+
+
+@pytest.mark.parametrize("option", ["", ":float32_out", ":float16_out"])
+@pytest.mark.parametrize("name", CANDIDATES)
+def test_one_per_cent_fails_everywhere_where_the_summation_is_known(name: str, option: str) -> None:
+    """GEMM-2: one legal value for every element at k 7,168."""
+    found = judged("GEMM", name, f"1x32x7168x128:32:normal:8{option}", "gemm", scaled(1.01))["gemm"]
+    assert found.judged[f"one value, predicted: {known(name).summation}"] == found.illegal == found.compared
