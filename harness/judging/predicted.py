@@ -116,9 +116,12 @@ def explained(
         few[tuple(bad[tile].nonzero()[:_FEW].T)] = (
             True  # an order that does not explain these need not be asked further
         )
-        for order in orders:
+        # Where one tile is unexplained the problem fails, and the others are only asked for orders that were found.
+        for order in list(orders):
             if all(_gives(order, sides, asked, out[tile], alpha) for asked in (few, where)):
                 bad[tile] = False
                 found[str(order)] += int(where.sum())
                 break
+        else:
+            orders = [order for order in orders if str(order) in found]
     return found

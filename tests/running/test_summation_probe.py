@@ -78,14 +78,21 @@ def test_a_text_that_names_none_is_refused() -> None:
             Summation.of(text)
 
 
-@pytest.mark.parametrize(
-    "name", ["reversed_accumulation", "aligned_to_26_bits", "stream_k", "atomic_additions"]
-)
+@pytest.mark.parametrize("name", ["reversed_accumulation", "pairwise_tree", "aligned_to_26_bits"])
 def test_what_no_model_describes_is_not_demanded(name: str) -> None:
     """And the words say who judges then."""
-    found, words = find_summation(CONTROLS[name]())
+    control = CONTROLS[name]()
+    control.traits = replace(control.traits, summation="")
+    found, words = find_summation(control)
     assert found is None
     assert words.endswith("the bound judges")
+
+
+@pytest.mark.parametrize("name", ["stream_k", "atomic_additions", "chunk_of_16"])
+def test_what_varies_is_not_asked(name: str) -> None:
+    """By place, by call, or because the candidate says so."""
+    said = (None, "not asked for: the candidate says that it varies; the bound judges")
+    assert find_summation(CONTROLS[name]()) == said
 
 
 @pytest.mark.parametrize("text", SUMMATIONS)

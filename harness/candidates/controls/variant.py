@@ -16,6 +16,7 @@ from harness.candidates import layouts
 from harness.candidates.composition import ComposedMoe
 from harness.candidates.protocol import Traits
 from harness.candidates.support import Support, supported
+from harness.candidates.traits import VARIES
 from harness.emulation import quantize
 from harness.emulation.activations import ACTIVATIONS
 from harness.emulation.orders import Order, accumulate
@@ -84,6 +85,7 @@ class Variant(ComposedMoe):
             "device": "cpu",
             "arithmetic": habit.arithmetic,
             "accumulator_chunk": habit.order.chunk,
+            "summation": "exact 64" if habit.order == Order() else VARIES,
             "k_multiple": 16,
             "n_multiple": 8,
             "store_rows": 1 if habit.tail == "nothing" else habit.store_rows,
