@@ -1,6 +1,7 @@
 """How matrix units add: bit-accurate models of one instruction, and of a sum over k in a declared order.
 
 Read first: `unit.py` (what is known of each unit), `step.py` (one instruction), `order.py` (the sum over k).
+`fused.py` and `fused_kernels.py` are the same sums on a GPU, sooner.
 Sources and on which device each model was confirmed: docs/numerics.md.
 """
 

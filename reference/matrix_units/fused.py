@@ -1,7 +1,7 @@
-"""A matrix product of a unit by one Triton kernel for each part of k, the same bits as the torch form many times faster.
+"""A matrix product of a unit by one Triton kernel for each part of k: the bits of the torch form, sooner.
 
 Needs triton and a CUDA device; on a CPU only Triton's interpreter (TRITON_INTERPRET=1), for tests. Here is what the
-host does: which products a kernel can do, and operands k-major in the narrowest type that holds them exactly.
+host does: which products a kernel can do, and operands in tiles, in the narrowest type that holds them exactly.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from reference.matrix_units.unit import MatrixUnit
 
 _FRACTIONS = {"float32": 23, "13 bits": 13}  # of the results that the kernels round to
 _NEVER = -10_000  # exponent of a zero: never the largest, and twice it is still an int16
-_ROWS, _COLUMNS, _WARPS = 8, 512, 4  # of one program
-_UNROLL = 4
+# The sizes of one program that were fastest on an H200; fewer registers than the compiler would take let more run at once.
+_OF_GROUPS: dict[str, int] = {"tile_rows": 8, "tile_columns": 512, "num_warps": 4, "maxnreg": 168}
+_OF_PRODUCTS: dict[str, int] = {"tile_rows": 4, "tile_columns": 512, "num_warps": 4, "unroll": 8}
 
 
 @cache
@@ -37,10 +38,13 @@ def has_kernel(unit: MatrixUnit, a: Operand, b: Operand, starts: Sequence[int]) 
         b: `(n, k)`, likewise.
         starts: where along k parts begin: whole blocks, where there are scales.
     """
-    on_gpu = a.elements.values.is_cuda or os.environ.get("TRITON_INTERPRET") == "1"
-    if not (on_gpu and _has_triton() and a.elements.values.numel() and b.elements.values.numel()):
+    on_gpu = a.elements.values.is_cuda and torch.version.hip is None
+    runs = _has_triton() and (on_gpu or os.environ.get("TRITON_INTERPRET") == "1")
+    if not (runs and a.elements.values.numel() and b.elements.values.numel()):
         return False
     if unit.fraction is None or unit.result not in _FRACTIONS or unit.zero > -126:
+        return False
+    if unit.k % _OF_PRODUCTS["unroll"] or unit.group not in (0, 16):
         return False
     if a.scales is None or b.scales is None:
         return not unit.group
@@ -71,40 +75,38 @@ def part(unit: MatrixUnit, a: Operand, b: Operand, promote: int) -> Tensor:
     """
     from reference.matrix_units.fused_kernels import sum_groups, sum_products
 
+    if unit.group:
+        kernel, of, sizes = sum_groups, _of_groups, {**_OF_GROUPS, "group": unit.group}
+    else:
+        kernel, of, sizes = sum_products, _of_products, _OF_PRODUCTS
     m, n = len(a.elements.values), len(b.elements.values)
+    rows, columns = sizes["tile_rows"], sizes["tile_columns"]
+    down, across = -(-m // rows), -(-n // columns)
     scaled = a.scales is not None and b.scales is not None
-    shape = (-(-m // _ROWS) * _ROWS, -(-n // _COLUMNS) * _COLUMNS)
-    out = torch.empty(shape, dtype=torch.float32, device=a.elements.values.device)
-    of = _of_groups if unit.group else _of_products
-    operands = [
-        x for operand, to in zip((a, b), shape, strict=True) for x in of(unit, operand, to, scaled=scaled)
-    ]
-    sizes = {"tile_rows": _ROWS, "tile_columns": _COLUMNS, "num_warps": _WARPS}
-    sizes |= {"group": unit.group} if unit.group else {"unroll": _UNROLL}
-    kernel = sum_groups if unit.group else sum_products
-    kernel[(out.numel() // (_ROWS * _COLUMNS),)](
-        *operands, out, *shape, a.k,
+    out = torch.empty(down * rows, across * columns, dtype=torch.float32, device=a.elements.values.device)
+    kernel[(down * across,)](
+        *of(unit, a, rows, scaled=scaled), *of(unit, b, columns, scaled=scaled), out, across, a.k,
         k=unit.k, fraction=unit.fraction, kept=_FRACTIONS[unit.result], zero=unit.zero, most=FAR // 4,
         promote=promote, **sizes,
     )  # fmt: skip
     return out[:m, :n].contiguous()
 
 
-def _of_products(unit: MatrixUnit, operand: Operand, rows: int, *, scaled: bool) -> tuple[Tensor, Tensor]:
-    """Return elements times their block scales, and exponents, `(instructions * k, rows)`."""
+def _of_products(unit: MatrixUnit, operand: Operand, tile: int, *, scaled: bool) -> tuple[Tensor, Tensor]:
+    """Return elements times their block scales, and exponents, `(tiles, instructions * k, tile)`."""
     numbers = operand.elements
     if scaled and operand.scales is not None:
         numbers *= operand.scales.spread(operand.k)
     length = -(-operand.k // unit.k) * unit.k
     exponents = torch.where(numbers.values == 0, _NEVER, numbers.exponents)
     return (
-        _k_major(_narrowed(numbers.values), length, rows),
-        _k_major(exponents.short(), length, rows, _NEVER),
+        _in_tiles(_narrowed(numbers.values), length, tile),
+        _in_tiles(exponents.short(), length, tile, _NEVER),
     )
 
 
-def _of_groups(unit: MatrixUnit, operand: Operand, rows: int, *, scaled: bool) -> tuple[Tensor, ...]:
-    """Return elements, `(instructions * k, rows)`, and of each group scale, its exponent, and bits of what is not zero."""
+def _of_groups(unit: MatrixUnit, operand: Operand, tile: int, *, scaled: bool) -> tuple[Tensor, ...]:
+    """Return elements, `(tiles, instructions * k, tile)`; of each group scale, its exponent, bits of what is not zero."""
     if operand.scales is None or not scaled:
         raise ValueError("a unit that adds groups exactly needs block scales of both operands, got none")
     values, groups = operand.elements.values, operand.k // unit.group
@@ -114,9 +116,9 @@ def _of_groups(unit: MatrixUnit, operand: Operand, rows: int, *, scaled: bool) -
     nonzero = torch.where(values.view(-1, groups, unit.group) != 0, bits, 0).sum(-1, dtype=torch.int32)
     length = -(-operand.k // unit.k) * unit.k
     return (
-        _k_major(values.half(), length, rows),
+        _in_tiles(values.half(), length, tile),
         *(
-            _k_major(x, length // unit.group, rows)
+            _in_tiles(x, length // unit.group, tile)
             for x in (scales.values.float(), exponents.short(), nonzero)
         ),
     )
@@ -131,8 +133,10 @@ def _narrowed(values: Tensor) -> Tensor:
     return values
 
 
-def _k_major(x: Tensor, length: int, rows: int, fill: int = 0) -> Tensor:
-    """Return `(rows, k)` as `(length, rows)`, filled up."""
-    out = torch.full((length, rows), fill, dtype=x.dtype, device=x.device)
-    out[: x.shape[1], : x.shape[0]] = x.T
-    return out
+def _in_tiles(x: Tensor, length: int, tile: int, fill: int = 0) -> Tensor:
+    """Return `(rows, k)` as `(tiles, length, tile)`, filled up."""
+    rows, k = x.shape
+    tiles = -(-rows // tile)
+    out = torch.full((tiles * tile, length), fill, dtype=x.dtype, device=x.device)
+    out[:rows, :k] = x
+    return out.view(tiles, tile, length).transpose(1, 2).contiguous()

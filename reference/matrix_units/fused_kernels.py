@@ -1,9 +1,9 @@
 """The Triton kernels of `fused.py`: a part of k, every instruction of one accumulator in registers.
 
 They are `step.py` in float64 registers, statement by statement; every number but the accumulator is exact there, so the
-bits are the same. Elements lie k-major, so that neighbouring threads read neighbouring columns, and are padded to whole
-tiles and instructions by the host: no load has a mask. An element or a scale that is zero has an exponent so low that
-the accumulator's is larger.
+bits are the same. Elements lie k-major within tiles of rows or columns: neighbouring threads read neighbouring columns,
+and every address is one of a tile and a constant. The host fills tiles and instructions up: no load has a mask. An
+element or a scale that is zero has an exponent so low that the accumulator's is larger.
 """
 
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, no-any-return, unused-ignore"
@@ -49,20 +49,19 @@ def _rounded(x, kept: tl.constexpr, most: tl.constexpr):
 
 @triton.jit
 def sum_products(
-    a, a_exponents, b, b_exponents, out, m, n, length,
+    a, a_exponents, b, b_exponents, out, across, length,
     k: tl.constexpr, fraction: tl.constexpr, kept: tl.constexpr, zero: tl.constexpr, most: tl.constexpr,
     promote: tl.constexpr, tile_rows: tl.constexpr, tile_columns: tl.constexpr, unroll: tl.constexpr,
 ):  # fmt: skip
     """Write the sums of a unit that aligns every product by itself.
 
     Args:
-        a: `(whole instructions * k, m)` bfloat16, float16, float32 or float64.
+        a: `(tiles, whole instructions * k, tile_rows)` bfloat16, float16, float32 or float64.
         a_exponents: int16, as `a`; of elements that are zero so low that they never count.
-        b: `(whole instructions * k, n)`.
+        b: `(tiles, whole instructions * k, tile_columns)`.
         b_exponents: int16, as `b`.
-        out: `(m, n)` float32.
-        m: whole tiles.
-        n: whole tiles.
+        out: `(rows, columns)` float32, whole tiles.
+        across: tiles of columns.
         length: elements along k.
         k: of an instruction.
         fraction: of the unit.
@@ -74,26 +73,34 @@ def sum_products(
         tile_columns: of one program.
         unroll: products in a piece of straight code.
     """
-    across = n // tile_columns
-    rows = tl.program_id(0) // across * tile_rows + tl.arange(0, tile_rows)[:, None]
-    columns = tl.program_id(0) % across * tile_columns + tl.arange(0, tile_columns)[None, :]
+    row, column = tl.program_id(0) // across, tl.program_id(0) % across
+    rows, columns = tl.arange(0, tile_rows)[:, None], tl.arange(0, tile_columns)[None, :]
+    whole = tl.cdiv(length, k).to(tl.int64) * k
+    a += row * whole * tile_rows
+    a_exponents += row * whole * tile_rows
+    b += column * whole * tile_columns
+    b_exponents += column * whole * tile_columns
     total = tl.zeros((tile_rows, tile_columns), tl.float32)
     register = tl.zeros((tile_rows, tile_columns), tl.float32)
     for start in range(0, length, k):
         at = tl.cast(start, tl.int64)
         largest = _aligned_to(total, zero, most)
         for i in tl.range(0, k, unroll):
+            left = a_exponents + (at + i) * tile_rows + rows
+            right = b_exponents + (at + i) * tile_columns + columns
             for j in tl.static_range(unroll):
-                of_a = tl.load(a_exponents + (at + i + j) * m + rows).to(tl.int32)
-                of_b = tl.load(b_exponents + (at + i + j) * n + columns).to(tl.int32)
+                of_a = tl.load(left + j * tile_rows).to(tl.int32)
+                of_b = tl.load(right + j * tile_columns).to(tl.int32)
                 largest = tl.maximum(largest, of_a + of_b)
         to_units = _power_of_two(fraction - largest)
         cut = _trunc(total.to(tl.float64) * to_units)
         for i in tl.range(0, k, unroll):
+            left = a + (at + i) * tile_rows + rows
+            right = b + (at + i) * tile_columns + columns
             for j in tl.static_range(unroll):
-                left = tl.load(a + (at + i + j) * m + rows).to(tl.float64)
-                right = tl.load(b + (at + i + j) * n + columns).to(tl.float64)
-                cut += _trunc(left * right * to_units)
+                of_a = tl.load(left + j * tile_rows).to(tl.float64)
+                of_b = tl.load(right + j * tile_columns).to(tl.float64)
+                cut += _trunc(of_a * of_b * to_units)
         total = _rounded(cut * _power_of_two(largest - fraction), kept, most)
         if promote:  # noqa: SIM102 - known when compiled, the next is not
             if tl.minimum(start + k, length) % promote == 0:
@@ -101,29 +108,30 @@ def sum_products(
                 total = tl.zeros_like(total)
     if promote:
         total = register + total
-    tl.store(out + rows.to(tl.int64) * n + columns, total)
+    at = (row.to(tl.int64) * tile_rows + rows) * across * tile_columns + column * tile_columns + columns
+    tl.store(out + at, total)
 
 
 @triton.jit
 def sum_groups(
-    a, a_scales, a_exponents, a_nonzero, b, b_scales, b_exponents, b_nonzero, out, m, n, length,
+    a, a_scales, a_exponents, a_nonzero, b, b_scales, b_exponents, b_nonzero, out, across, length,
     k: tl.constexpr, group: tl.constexpr, fraction: tl.constexpr, kept: tl.constexpr, zero: tl.constexpr,
     most: tl.constexpr, promote: tl.constexpr, tile_rows: tl.constexpr, tile_columns: tl.constexpr,
 ):  # fmt: skip
     """Write the sums of a unit that adds groups of products exactly.
 
     Args:
-        a: `(whole instructions * k, m)` float16, values of E2M1: it holds the sum of eight products exactly, float32 that of a group.
-        a_scales: `(groups, m)` float32.
-        a_exponents: `(groups, m)` int16, of the scales.
-        a_nonzero: `(groups, m)` int32, a bit for each element of the group that is not zero.
-        b: `(whole instructions * k, n)`, and so on.
+        a: `(tiles, whole instructions * k, tile_rows)` float16, values of E2M1: it holds the sum of eight
+            products exactly, float32 that of a group.
+        a_scales: `(tiles, groups, tile_rows)` float32.
+        a_exponents: `(tiles, groups, tile_rows)` int16, of the scales.
+        a_nonzero: `(tiles, groups, tile_rows)` int32, a bit for each element of the group that is not zero.
+        b: `(tiles, whole instructions * k, tile_columns)`, and so on.
         b_scales: as `a_scales`.
         b_exponents: as `a_exponents`.
         b_nonzero: as `a_nonzero`.
-        out: `(m, n)` float32.
-        m: whole tiles.
-        n: whole tiles.
+        out: `(rows, columns)` float32, whole tiles.
+        across: tiles of columns.
         length: elements along k.
         k: of an instruction.
         group: products that are added exactly.
@@ -135,34 +143,39 @@ def sum_groups(
         tile_rows: of one program.
         tile_columns: of one program.
     """
-    across = n // tile_columns
-    rows = tl.program_id(0) // across * tile_rows + tl.arange(0, tile_rows)[:, None]
-    columns = tl.program_id(0) % across * tile_columns + tl.arange(0, tile_columns)[None, :]
+    row, column = tl.program_id(0) // across, tl.program_id(0) % across
+    rows, columns = tl.arange(0, tile_rows)[:, None], tl.arange(0, tile_columns)[None, :]
+    whole = tl.cdiv(length, k).to(tl.int64) * k
+    a += row * whole * tile_rows
+    b += column * whole * tile_columns
+    group_rows = row * (whole // group) * tile_rows + rows
+    group_columns = column * (whole // group) * tile_columns + columns
     total = tl.zeros((tile_rows, tile_columns), tl.float32)
     register = tl.zeros((tile_rows, tile_columns), tl.float32)
     for start in range(0, length, k):
         at = tl.cast(start, tl.int64)
-        first = at // group
+        of_a, of_b = at // group * tile_rows + group_rows, at // group * tile_columns + group_columns
         largest = _aligned_to(total, zero, most)
         for g in tl.static_range(k // group):
-            of_a, of_b = (first + g) * m + rows, (first + g) * n + columns
-            live = (tl.load(a_nonzero + of_a) & tl.load(b_nonzero + of_b)) != 0
-            exponent = tl.load(a_exponents + of_a).to(tl.int32) + tl.load(b_exponents + of_b).to(tl.int32)
-            largest = tl.where(live, tl.maximum(largest, exponent), largest)
+            in_a, in_b = g * tile_rows, g * tile_columns
+            live = (tl.load(a_nonzero + of_a + in_a) & tl.load(b_nonzero + of_b + in_b)) != 0
+            exponent_a = tl.load(a_exponents + of_a + in_a).to(tl.int32)
+            exponent_b = tl.load(b_exponents + of_b + in_b).to(tl.int32)
+            largest = tl.where(live, tl.maximum(largest, exponent_a + exponent_b), largest)
         to_units = _power_of_two(fraction - largest)
         cut = _trunc(total.to(tl.float64) * to_units)
         for g in tl.range(0, k // group):
-            of_a, of_b = (first + g) * m + rows, (first + g) * n + columns
+            left = a + (at + g * group) * tile_rows + rows
+            right = b + (at + g * group) * tile_columns + columns
             sums = tl.zeros((tile_rows, tile_columns), tl.float32)
             for eighth in tl.static_range(0, group, 8):
                 few = tl.zeros((tile_rows, tile_columns), tl.float16)
-                for i in tl.static_range(8):
-                    left = tl.load(a + (at + g * group + eighth + i) * m + rows)
-                    right = tl.load(b + (at + g * group + eighth + i) * n + columns)
-                    few += left * right
+                for i in tl.static_range(eighth, eighth + 8):
+                    few += tl.load(left + i * tile_rows) * tl.load(right + i * tile_columns)
                 sums += few.to(tl.float32)
-            scale = tl.load(a_scales + of_a).to(tl.float64) * tl.load(b_scales + of_b).to(tl.float64)
-            cut += _trunc(sums.to(tl.float64) * scale * to_units)
+            scale_a = tl.load(a_scales + of_a + g * tile_rows).to(tl.float64)
+            scale_b = tl.load(b_scales + of_b + g * tile_columns).to(tl.float64)
+            cut += _trunc(sums.to(tl.float64) * (scale_a * scale_b) * to_units)
         total = _rounded(cut * _power_of_two(largest - fraction), kept, most)
         if promote:  # noqa: SIM102 - known when compiled, the next is not
             if tl.minimum(start + k, length) % promote == 0:
@@ -170,4 +183,5 @@ def sum_groups(
                 total = tl.zeros_like(total)
     if promote:
         total = register + total
-    tl.store(out + rows.to(tl.int64) * n + columns, total)
+    at = (row.to(tl.int64) * tile_rows + rows) * across * tile_columns + column * tile_columns + columns
+    tl.store(out + at, total)

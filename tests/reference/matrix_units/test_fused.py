@@ -42,7 +42,9 @@ def test_a_cpu_has_no_kernel_and_neither_has_who_has_no_triton(monkeypatch: pyte
         (F8, operand(0), [0], False),
         (FMA, operand(), [0], False),
         (dataclasses.replace(F16, result="float16", zero=-21), operand(), [0], False),
+        (dataclasses.replace(F16, k=4), operand(), [0], False),
         (FP4, operand(block=16), [0, 16], True),
+        (dataclasses.replace(FP4, group=32), operand(block=32), [0], False),
         (FP4, operand(block=64), [0, 64], True),
         (FP4, operand(), [0], False),  # no scales
         (FP4, operand(block=16), [0, 24], False),  # half a block
