@@ -1,6 +1,7 @@
 """The Triton kernels of reference/matrix_units equal its torch form bit for bit.
 
-Needs triton and a CUDA device; without one, TRITON_INTERPRET=1 runs them on a CPU, in minutes.
+Needs triton and a CUDA device; without one, TRITON_INTERPRET=1 runs them on a CPU, in minutes (triton 3.6 needs
+numpy below 2.4 for that).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ pytestmark = [
     pytest.mark.skipif(not (torch.cuda.is_available() or INTERPRETED), reason="needs a CUDA device"),
     pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs triton"),
     pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning"),  # NumPy's, of NaN, when interpreted
+    pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning"),  # Triton's interpreter
 ]
 DEVICE = "cpu" if INTERPRETED else "cuda"
 ROWS, COLUMNS = (5, 9) if INTERPRETED else (70, 530)
@@ -100,7 +102,13 @@ def operands(kind: str, number_format: str, k: int, scale: tuple[str, int] | Non
     for x in (a, b):
         scales = None
         if scale:
-            near = {"e4m3": {"tiny": (0, 20)}, "ue8m0": {"tiny": (54, 70)}}[scale[0]]
+            near = {
+                "e4m3": {
+                    "tiny": (0, 20),
+                    "mostly zero": (1, 127),
+                },  # most groups are zero, whatever their scales
+                "ue8m0": {"tiny": (54, 70), "mostly zero": (90, 165)},
+            }[scale[0]]
             near |= {"any bits": (0, 256), "far apart": (0, 256), "cancelling halves": (60, 61)}
             low, high = near.get(kind, (50, 62) if scale[0] == "e4m3" else (120, 132))
             codes = torch.randint(low, high, (len(x), k // scale[1]), generator=draw).to(torch.uint8)
@@ -134,9 +142,10 @@ def test_products_of_every_kind_of_operands(name: str, number_format: str, kind:
 def test_scaled_products_of_every_kind_of_operands(
     name: str, number_format: str, scale_format: str, block: int, kind: str
 ) -> None:
-    a, b = operands(kind, number_format, K, (scale_format, block))
-    got = same_bits(UNITS[name], a, b, KOrder())
-    assert got.isnan().all() or got.unique().numel() > ROWS
+    k = 2 * UNITS[name].k if kind == "any bits" else K
+    got = same_bits(UNITS[name], *operands(kind, number_format, k, (scale_format, block)), KOrder())
+    if kind in ("normal", "any bits"):
+        assert got[got.isfinite()].unique().numel() > ROWS
 
 
 @pytest.mark.parametrize("words", ORDERS)
