@@ -25,7 +25,7 @@ ORDER = [
 # What each package may import besides the standard library. The engines are imported inside the functions that use them.
 ENGINES = {"flashinfer", "sglang", "vllm", "cutlass", "sgl_kernel"}
 ALLOWED = {
-    "reference": {"reference", "torch"},
+    "reference": {"reference", "torch", "triton"},  # triton: the kernels of the matrix units, see below
     "harness": {
         "harness", "reference", "torch", "click", "hypothesis", "pytest", "packaging", "triton", "lm_eval",
         "datasets", "aiohttp", "tenacity", "safetensors", "tokenizers", "reports", *ENGINES,  # reports: see below
@@ -165,6 +165,15 @@ def test_engines_are_imported_only_inside_the_function_that_needs_them() -> None
     at_once = set().union(*(users(package, at_once=True) for package in HEAVY))
     assert at_once - IMPORTED_WHEN_CALLED == set()
     assert set().union(*(users(module, at_once=True) for module in IMPORTED_WHEN_CALLED)) == set()
+
+
+def test_the_reference_needs_triton_only_where_a_kernel_is_launched() -> None:
+    found = checks.imports(repository(), "reference")
+    kernels = "reference.matrix_units.fused_kernels"
+    assert {source.module for source, i in found if i.name.startswith("triton")} == {kernels}
+    assert [
+        checks.line_of(source, i) for source, i in found if i.name.startswith(kernels) and i.at_once
+    ] == []
 
 
 def test_what_the_parent_process_imports_has_no_torch_at_its_top() -> None:

@@ -1,6 +1,8 @@
 """How matrix units add: bit-accurate models of one instruction, and of a sum over k in a declared order.
 
-Read first: `unit.py` (what is known of each unit), `step.py` (one instruction), `order.py` (the sum over k), `summation.py` (both together, as a candidate declares them).
+Read first: `unit.py` (what is known of each unit), `step.py` (one instruction), `order.py` (the sum over k),
+`summation.py` (both together, as a candidate declares them). `fused.py` and `fused_kernels.py` are the same sums on a
+GPU, sooner.
 Sources and on which device each model was confirmed: docs/numerics.md.
 """
 

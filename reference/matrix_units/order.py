@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from reference.matrix_units import fused
 from reference.matrix_units.step import Operand, add_products, add_terms, all_pairs
 from reference.matrix_units.unit import MatrixUnit
 
@@ -33,6 +34,10 @@ class KOrder:
     promote: int = 0
     partial: str = "float32"
     pairwise: bool = False
+
+    def parts(self, k: int) -> list[tuple[int, int]]:
+        """Return where along k each part begins and ends."""
+        return list(zip((0, *self.cuts), (*self.cuts, k), strict=True))
 
 
 ONE_PASS = KOrder()
@@ -65,10 +70,9 @@ def _summed(
     unit: MatrixUnit, a: Operand, b: Operand, order: KOrder, add: _Add, shape: tuple[int, ...]
 ) -> Tensor:
     """Return the sums over k of accumulators of a shape."""
-    k = a.k
     held = torch.float16 if unit.result == "float16" else torch.float32
-    parts = []
-    for start, end in zip((0, *order.cuts), (*order.cuts, k), strict=True):
+
+    def of_part(start: int, end: int) -> Tensor:
         register = None
         total = torch.zeros(shape, dtype=held, device=a.elements.values.device)
         for at in range(start, end, unit.k):
@@ -80,31 +84,46 @@ def _summed(
         whole = order.promote and (end - start) % order.promote == 0
         if register is not None:
             total = register if whole else register + total
-        parts.append(total.to(getattr(torch, order.partial)).to(held))
-    return _joined(parts, pairwise=order.pairwise)
+        return total
+
+    return _joined(order, a.k, of_part)
 
 
-def _joined(parts: list[Tensor], *, pairwise: bool) -> Tensor:
+def _joined(order: KOrder, k: int, of_part: Callable[[int, int], Tensor]) -> Tensor:
+    """Return the sum of the parts of k, each rounded before."""
+    parts = []
+    for start, end in order.parts(k):
+        total = of_part(start, end)
+        parts.append(total.to(getattr(torch, order.partial)).to(total.dtype))
     while len(parts) > 1:
-        count = len(parts) // 2 if pairwise else 1
+        count = len(parts) // 2 if order.pairwise else 1
         pairs = [parts[2 * i] + parts[2 * i + 1] for i in range(count)]
         parts = pairs + parts[2 * count :]
     return parts[0]
 
 
-def matmul(unit: MatrixUnit, a: Operand, b: Operand, order: KOrder = ONE_PASS) -> Tensor:
-    """Return a @ b.T as `dot` adds it, a block of rows at a time.
+def matmul(
+    unit: MatrixUnit, a: Operand, b: Operand, order: KOrder = ONE_PASS, *, in_torch: bool = False
+) -> Tensor:
+    """Return a @ b.T as `dot` adds it: on a CUDA device by a Triton kernel where there is one (`fused.py`).
 
     Args:
         unit: of each instruction.
         a: `(m, k)`.
         b: `(n, k)`.
         order: along k.
+        in_torch: never by a Triton kernel, but a block of rows at a time in torch. The bits are the same.
 
     Returns:
         `(m, n)` float32, or float16 where that is the unit's result.
     """
     rows, columns = len(a.elements.values), len(b.elements.values)
+    if not in_torch and fused.has_kernel(unit, a, b, [start for start, _ in order.parts(a.k)]):
+        return _joined(
+            order,
+            a.k,
+            lambda start, end: fused.part(unit, a.along_k(start, end), b.along_k(start, end), order.promote),
+        )
     terms = 1 if unit.fraction is None else unit.k // (unit.group or 1)
     step = max(1, _ELEMENTS // max(1, columns * terms))
     blocks = [

@@ -16,7 +16,7 @@ from reference.matrix_units.unit import FORMATS, MatrixUnit
 
 _NAN = {torch.float32: (torch.int32, 0x7FFFFFFF), torch.float16: (torch.int16, 0x7FFF)}
 _NEEDS_SCALES = "a unit that adds groups exactly needs block scales of both operands, got none"
-_FAR = 900  # exponents of infinities and NaN end here, so that no power of two leaves float64
+FAR = 900  # exponents of infinities and NaN end here, so that no power of two leaves float64
 
 
 @dataclass(frozen=True)
@@ -191,11 +191,11 @@ def _group_numbers(unit: MatrixUnit, sums: Tensor, only_zeros: Tensor, scales: N
 def exponents_of(x: Tensor, least: int) -> Tensor:
     """Return floor(log2 |x|) of float64 values, int32, between `least` and a bound that NaN and infinity have."""
     exponents = ((x.view(torch.int64) >> 52) & 0x7FF) - 1023
-    return exponents.clamp(least, _FAR // 4).int()
+    return exponents.clamp(least, FAR // 4).int()
 
 
 def _power_of_two(exponent: Tensor) -> Tensor:
-    return ((exponent.long().clamp(-_FAR, _FAR) + 1023) << 52).view(torch.float64)
+    return ((exponent.long().clamp(-FAR, FAR) + 1023) << 52).view(torch.float64)
 
 
 def _exact_sum(terms: Tensor, before: Tensor) -> Tensor:

@@ -130,7 +130,8 @@ class Summation:
         Returns:
             float32, those where it is set, in the order of `where.nonzero()`.
         """
-        if self.unit.fraction is None or float(where.float().mean()) > _SPARSE:
+        # On a GPU a kernel adds all of them sooner than torch adds a few.
+        if where.is_cuda or self.unit.fraction is None or float(where.float().mean()) > _SPARSE:
             rows = where.any(1)
             return self.matmul(a.at(rows), b)[where[rows]]
         row, column = where.nonzero().unbind(1)
