@@ -53,7 +53,7 @@ LIGHT = {
     "verdict",
     "version",
 }
-IN_THE_CHILD = {"harness.running.probes", "harness.running.probe_rcp"}
+IN_THE_CHILD = {"harness.running.probes", "harness.running.probe_rcp", "harness.running.summation_probe"}
 
 # Who may use the interpreter: the candidate that it was written for, and the race hunt.
 INTERPRETER_USERS = {

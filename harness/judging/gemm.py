@@ -61,9 +61,7 @@ def judge_gemm(
     if prediction is None:
         judged[f"derived bound: {accumulator.describe()}{oracle}"] = got.numel() - bit_equal
     else:
-        orders = Counter[str]() if bool(mask.all()) else _other_orders(mask, got, given, prediction)
-        judged |= {f"one value, added in another order: {name}": count for name, count in orders.items()}
-        judged[f"one value, predicted: {prediction.summation}"] = got.numel() - bit_equal - orders.total()
+        judged |= _predicted(mask, got, given, prediction, got.numel() - bit_equal)
         by_interval = torch.zeros_like(legal.bit_equal)
     failed = not bool(mask.all())
     ratio = wide.ratio(values) if failed else None
@@ -90,17 +88,20 @@ def judge_gemm(
     )
 
 
-def _other_orders(mask: Tensor, got: Tensor, given: tuple[Any, ...], prediction: Prediction) -> Counter[str]:
-    """Accept in `mask`, `(rows, n)`, what another order of the same unit explains; return the elements of each such order."""
+def _predicted(
+    mask: Tensor, got: Tensor, given: tuple[Any, ...], prediction: Prediction, of: int
+) -> dict[str, int]:
+    """Accept in `mask`, `(rows, n)`, what another order of the same unit explains; return how many elements each order judged."""
     alpha, masked_m = given[2], given[3]
     found: Counter[str] = Counter()
-    for expert, start, legal in _experts(*given):
+    for expert, start, legal in () if bool(mask.all()) else _experts(*given):
         rows = slice(start, start + masked_m[expert])
         if not bool(mask[rows].all()):
             bad = ~mask[rows]
             found += explained(bad, got[rows], legal, prediction, expert, _of(alpha, expert))
             mask[rows] = ~bad
-    return found
+    judged = {f"one value, added in another order: {name}": count for name, count in found.items()}
+    return {**judged, f"one value, predicted: {prediction.summation}": of - found.total()}
 
 
 def legal_rows(

@@ -22,11 +22,9 @@ from harness.candidates.protocol import stages_of, traits_of
 from harness.judging.context import Known, device_is_lost
 from harness.judging.reciprocal import verified
 from harness.problems.problem import Problem
-from harness.running.summation_probe import find_summation
-from harness.verdict import UsageError
+from harness.running.summation_probe import summation_of
 from reference.bounds import Accumulator
 from reference.legal import Arithmetic, Reciprocal
-from reference.matrix_units import Summation
 
 _K = 512
 _GAPS = range(6, 27)  # log2(L / s): all that one operand's range of 2^-10 to 2^10 can express
@@ -130,7 +128,7 @@ def measure(candidate: Any, *, probe: bool = True) -> Measured:
     notes = {}
     accumulator, summation = known.accumulator, known.summation
     if "masked_grouped_gemm" in stages_of(candidate):
-        summation, notes["summation"] = _found_summation(candidate) if probe else (None, _PROBE_ENDED)
+        summation, notes["summation"] = summation_of(candidate) if probe else (None, _PROBE_ENDED)
         found = _probed_accumulator(candidate) if probe else AccumulatorProbe(0, 0, _PROBE_ENDED)
         notes["accumulator"] = found.words
         if found.bits:
@@ -163,18 +161,6 @@ def _probed_accumulator(candidate: Any) -> AccumulatorProbe:
         if device_is_lost(error):
             raise
         return AccumulatorProbe(0, 0, f"not measured: masked_grouped_gemm raised {in_words(error)}")
-
-
-def _found_summation(candidate: Any) -> tuple[Summation | None, str]:
-    """Return `find_summation`, or the reason where the candidate raises."""
-    try:
-        return find_summation(candidate)
-    except UsageError:
-        raise
-    except (Exception, SystemExit) as error:
-        if device_is_lost(error):
-            raise
-        return None, f"not measured: masked_grouped_gemm raised {in_words(error)}"
 
 
 def probe_accumulator(candidate: Any) -> AccumulatorProbe:

@@ -16,10 +16,12 @@ import torch
 from torch import Tensor
 
 from harness.candidates import layouts
+from harness.candidates.errors import in_words
 from harness.candidates.protocol import Traits, traits_of
 from harness.candidates.traits import VARIES
-from harness.judging.context import declared_summation
+from harness.judging.context import declared_summation, device_is_lost
 from harness.judging.predicted import orders_of
+from harness.verdict import UsageError
 from reference.e4m3 import decode_e4m3
 from reference.matrix_units import Operand, Summation
 from reference.nvfp4 import BLOCK, decode_blocks
@@ -57,6 +59,18 @@ class _Probe:
         """Return whether a model gives every bit, of `size` rows and columns."""
         out = self.out[:: -(-len(self.out) // size), :size]
         return torch.equal(summation.matmul(*self.operands(summation, size)).to(out.dtype), out)
+
+
+def summation_of(candidate: Any) -> tuple[Summation | None, str]:
+    """Return `find_summation`, or the reason where the candidate raises: the rules will say so of a problem."""
+    try:
+        return find_summation(candidate)
+    except UsageError:
+        raise
+    except (Exception, SystemExit) as error:
+        if device_is_lost(error):
+            raise
+        return None, f"not measured: masked_grouped_gemm raised {in_words(error)}"
 
 
 def find_summation(candidate: Any) -> tuple[Summation | None, str]:
