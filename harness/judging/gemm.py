@@ -68,6 +68,20 @@ def judge_gemm(
     if not failed and bool(by_interval.any()):
         ratio = wide.ratio(values)[by_interval]
 
+    return compare(
+        stage,
+        mask,
+        rows,
+        judged=judged,
+        altered=altered_copies(values, accepts),
+        show=_show(got, legal),
+        ratio=ratio,
+    )
+
+
+def _show(got: Tensor, legal: LegalOutput) -> Callable[[int, int], str]:
+    """Return what a message says of an element: its value, the exact one, and what is legal."""
+
     def show(r: int, c: int) -> str:
         low, high, exact = (float(t[r, c]) for t in (legal.low, legal.high, legal.exact))
         value = float(got[r, c])
@@ -77,15 +91,7 @@ def judge_gemm(
         times = "" if exact == 0 or not abs(value / exact) < 1e6 else f", {value / exact:.6g} times it"
         return f"= {value:.8g}, exact result {exact:.8g}{times}; {allowed}"
 
-    return compare(
-        stage,
-        mask,
-        rows,
-        judged=judged,
-        altered=altered_copies(values, accepts),
-        show=show,
-        ratio=ratio,
-    )
+    return show
 
 
 def _predicted(
