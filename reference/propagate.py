@@ -42,7 +42,7 @@ def quantized_values(x: Interval, global_scale_enc: Tensor, arithmetic: Arithmet
 
     Args:
         x: `(rows, k)`, values of the quantizer's input type.
-        global_scale_enc: `()` float32.
+        global_scale_enc: `()` or, for each row its own, `(rows, 1)` float32.
         arithmetic: how the candidate computes.
 
     Returns:
@@ -59,10 +59,11 @@ def quantized_values(x: Interval, global_scale_enc: Tensor, arithmetic: Arithmet
     scales = legal_scales(amax_low, amax_high, global_scale_enc, arithmetic)
     low, high = _magnitudes(small_blocks, large_blocks, scales.low, global_scale_enc, arithmetic)
     byte = scales.low.clone()
-    while bool((byte < scales.high).any()):
-        byte = torch.where(byte < scales.high, byte + 1, byte)
-        more = _magnitudes(small_blocks, large_blocks, byte, global_scale_enc, arithmetic)
-        low, high = torch.minimum(low, more[0]), torch.maximum(high, more[1])
+    while len(rows := (byte < scales.high).any(-1).nonzero().flatten()):  # few rows have many legal scales
+        byte[rows] = torch.minimum(byte[rows] + 1, scales.high[rows])
+        gs = global_scale_enc[rows] if global_scale_enc.ndim else global_scale_enc
+        more = _magnitudes(small_blocks[rows], large_blocks[rows], byte[rows], gs, arithmetic)
+        low[rows], high[rows] = torch.minimum(low[rows], more[0]), torch.maximum(high[rows], more[1])
     low, high = low.view(small.shape), high.view(small.shape)
     if bool(is_nan.any()):  # stored as +6, whatever the scale
         six = [
@@ -139,6 +140,7 @@ def _silu(x: Tensor) -> Tensor:
 
 def masked_moe(
     x: Interval,
+    counts: list[int],
     w1: Tensor,
     w2: Tensor,
     scales: tuple[Tensor, Tensor | None, Tensor, Tensor],
@@ -147,13 +149,15 @@ def masked_moe(
     accumulator: Accumulator,
     unrounded: Collection[str] = (),
 ) -> Interval:
-    """Return the legal range of one expert's output rows.
+    """Return the legal range of the output rows.
 
     Args:
-        x: `(m, k)`: the bfloat16 input, or with no input scale the decoded quantized input (code x block scale).
-        w1: `(2n, k)` decoded weights (`(n, k)` for relu2).
-        w2: `(k, n)` decoded weights.
-        scales: w1_alpha, input encode scale (None for a quantized input), a2 encode scale, w2_alpha; `()` float32 each.
+        x: `(rows, k)`, valid rows, expert after expert: the bfloat16 input, or with no input scale the decoded quantized
+            input (code x block scale).
+        counts: how many of the rows each expert has.
+        w1: `(l, 2n, k)` decoded weights (`(l, n, k)` for relu2).
+        w2: `(l, k, n)` decoded weights.
+        scales: w1_alpha, input encode scale (None for a quantized input), a2 encode scale, w2_alpha; `(l,)` float32 each.
         activation: "silu" or "relu2".
         arithmetic: how the candidate quantizes.
         accumulator: how it adds.
@@ -161,13 +165,27 @@ def masked_moe(
             the activation.
 
     Returns:
-        Interval of `(m, k)`, ends being bfloat16 values.
+        Interval of `(rows, k)`, ends being bfloat16 values.
 
     Rule: MOE-2.
     """
     w1_alpha, input_scale, a2_scale, w2_alpha = scales
-    a = x if input_scale is None else quantized_values(x, input_scale, arithmetic)
+    times = torch.tensor(counts, device=x.low.device)
+
+    def quantized(values: Interval, scale: Tensor) -> Interval:
+        return quantized_values(values, scale.repeat_interleave(times).unsqueeze(-1), arithmetic)
+
+    def multiplied(a: Interval, weights: Tensor, alpha: Tensor, dtype: torch.dtype) -> Interval:
+        parts = zip(torch.split(a.low, counts), torch.split(a.high, counts), strict=True)
+        products = [
+            gemm(Interval(low, high), weights[expert], alpha[expert], dtype, accumulator)
+            for expert, (low, high) in enumerate(parts)
+            if counts[expert]
+        ]
+        return Interval(torch.cat([p.low for p in products]), torch.cat([p.high for p in products]))
+
     between, second = (torch.float32 if name in unrounded else torch.bfloat16 for name in ("gemm1", "hidden"))
-    gemm1 = gemm(a, w1, w1_alpha, between, accumulator)
+    a = x if input_scale is None else quantized(x, input_scale)
+    gemm1 = multiplied(a, w1, w1_alpha, between)
     hidden = silu_mul(gemm1, second) if activation == "silu" else relu2(gemm1, second)
-    return gemm(quantized_values(hidden, a2_scale, arithmetic), w2, w2_alpha, torch.bfloat16, accumulator)
+    return multiplied(quantized(hidden, a2_scale), w2, w2_alpha, torch.bfloat16)

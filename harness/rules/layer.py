@@ -134,22 +134,10 @@ def judge_opaque(ctx: Context, out: Tensor) -> Comparison:
 def _propagated(ctx: Context) -> tuple[Tensor, Tensor]:
     t = ctx.tensors
     prequantized = "prequantized" in ctx.problem.extras
-    source = decode_blocks(*ctx.reference_quantized()) if prequantized else t.x.double()
-    low, high = [], []
-    for expert, count in enumerate(ctx.masked_m):
-        if not count:
-            continue
-        x = propagate.Interval(source[expert, :count], source[expert, :count])
-        scales = (
-            t.w1_alpha[expert],
-            None if prequantized else t.input_scale[expert],
-            t.a2_scale[expert],
-            t.w2_alpha[expert],
-        )
-        result = propagate.masked_moe(
-            x, t.w1.values[expert], t.w2.values[expert], scales, ctx.problem.activation, ctx.known.arithmetic,
-            ctx.known.accumulator, ctx.traits.unrounded,
-        )  # fmt: skip
-        low.append(result.low)
-        high.append(result.high)
-    return torch.cat(low), torch.cat(high)
+    source = ctx.rows().take(decode_blocks(*ctx.reference_quantized()) if prequantized else t.x.double())
+    scales = t.w1_alpha, None if prequantized else t.input_scale, t.a2_scale, t.w2_alpha
+    result = propagate.masked_moe(
+        propagate.Interval(source, source), ctx.masked_m, t.w1.values, t.w2.values, scales, ctx.problem.activation,
+        ctx.known.arithmetic, ctx.known.accumulator, ctx.traits.unrounded,
+    )  # fmt: skip
+    return result.low, result.high

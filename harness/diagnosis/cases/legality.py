@@ -106,24 +106,18 @@ def reachable(call: Observed, bounds: Bounds) -> tuple[Tensor, Tensor]:
     a = call.arguments
     x, x_scale = a["hidden_states"]
     w1, w2 = decoded_weights(a["w1"], a["w1_blockscale"]), decoded_weights(a["w2"], a["w2_blockscale"])
-    source = (x if x_scale is None else decoded(x, x_scale)).double()
-    names = ("w1_alpha", "a2_global_scale", "w2_alpha")
-    ends = []
-    for expert, count in enumerate(a["masked_m"].tolist()):
-        if not count:
-            continue
-        rows = source[expert, :count]
-        input_scale = a["input_global_scale"].reshape(-1)[expert] if x_scale is None else None
-        w1_alpha, a2_scale, w2_alpha = (a[name].reshape(-1)[expert] for name in names)
-        found = propagate.masked_moe(
-            propagate.Interval(rows, rows),
-            w1[expert],
-            w2[expert],
-            (w1_alpha, input_scale, a2_scale, w2_alpha),
-            a.get("activation", "silu"),
-            bounds.arithmetic,
-            bounds.accumulator,
-            bounds.unrounded,
-        )
-        ends.append(found)
-    return torch.cat([each.low for each in ends]), torch.cat([each.high for each in ends])
+    source = (x if x_scale is None else decoded(x, x_scale))[valid(call)].double()
+    input_scale = a["input_global_scale"].reshape(-1) if x_scale is None else None
+    w1_alpha, a2_scale, w2_alpha = (a[n].reshape(-1) for n in ("w1_alpha", "a2_global_scale", "w2_alpha"))
+    found = propagate.masked_moe(
+        propagate.Interval(source, source),
+        a["masked_m"].tolist(),
+        w1,
+        w2,
+        (w1_alpha, input_scale, a2_scale, w2_alpha),
+        a.get("activation", "silu"),
+        bounds.arithmetic,
+        bounds.accumulator,
+        bounds.unrounded,
+    )
+    return found.low, found.high
