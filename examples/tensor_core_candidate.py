@@ -14,6 +14,7 @@ from torch import Tensor
 
 from harness import Support, Traits
 from harness.candidates.composition import ComposedMoe
+from harness.candidates.traits import ANY_ROW
 
 _VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 
@@ -28,7 +29,7 @@ class TensorCore(ComposedMoe):
         accumulator_chunk=16,
         k_multiple=64,
         n_multiple=8,
-        store_rows=1 << 30,
+        store_rows=ANY_ROW,
     )
 
     def __init__(self) -> None:

@@ -78,22 +78,20 @@ def quantize_nvfp4(x: Tensor, global_scale_enc: Tensor) -> Nvfp4Tensor:
     x = x.contiguous()
     codes = torch.empty(x.shape, dtype=torch.uint8, device=x.device)
     block_scale = torch.empty((*x.shape[:-1], x.shape[-1] // BLOCK), dtype=torch.uint8, device=x.device)
-    groups = scale.numel()
-    blocks = block_scale.numel() // groups
-    x_view, codes_view = (t.view(groups, blocks, BLOCK) for t in (x, codes))
-    scale_view = block_scale.view(groups, blocks)
+    blocks = block_scale.numel()
+    x_view, codes_view, scale_view = x.view(-1, BLOCK), codes.view(-1, BLOCK), block_scale.view(-1)
+    of_block = (
+        scale.expand(blocks) if scale.numel() == 1 else scale.repeat_interleave(blocks // max(len(scale), 1))
+    )
     blocks_at_once = _CHUNK // BLOCK if x.device.type == "cpu" else max(blocks, 1)
-    for group in range(groups):
-        for start in range(0, blocks, blocks_at_once):
-            part = slice(start, start + blocks_at_once)
-            _quantize_blocks(
-                x_view[group, part], codes_view[group, part], scale_view[group, part], scale[group]
-            )
+    for start in range(0, blocks, blocks_at_once):
+        part = slice(start, start + blocks_at_once)
+        _quantize_blocks(x_view[part], codes_view[part], scale_view[part], of_block[part])
     return Nvfp4Tensor(codes, block_scale, global_scale_enc.double().reciprocal().float())
 
 
 def _quantize_blocks(x: Tensor, codes: Tensor, block_scale: Tensor, scale: Tensor) -> None:
-    """Quantize `(blocks, 16)` into codes and scales, in place.
+    """Quantize `(blocks, 16)` into codes and scales, in place; `scale` is each block's encode scale, `(blocks,)` float64.
 
     float64 makes each step exact: x * scale has at most 48 bits, and the one rounding of a quotient cannot reach or
     leave a midpoint, since a quotient other than the midpoint itself is at least 2^-48 away from it.
@@ -105,7 +103,7 @@ def _quantize_blocks(x: Tensor, codes: Tensor, block_scale: Tensor, scale: Tenso
         amax = torch.where(is_nan.all(-1), torch.nan, x.masked_fill(is_nan, 0).abs().amax(-1))
     block_scale.copy_(e4m3.round_to_byte(amax.double() * scale / e2m1.MAX))
     divisor = e4m3.decode_e4m3(block_scale).double()
-    magnitude = x.abs().double().mul_(scale).div_(divisor.unsqueeze(-1))
+    magnitude = x.abs().double().mul_(scale.unsqueeze(-1)).div_(divisor.unsqueeze(-1))
     torch.bitwise_or(e2m1.round_to_code(magnitude), x.signbit().to(torch.uint8) << 3, out=codes)
     if has_nan:
         codes.masked_fill_(is_nan, e2m1.NAN_CODE)

@@ -39,6 +39,12 @@ class Interval:
     high: Tensor
     scale: Tensor | None = None
 
+    def split(self, counts: list[int]) -> list[Interval]:
+        """Return so many rows after one another."""
+        scale = [None] * len(counts) if self.scale is None else torch.split(self.scale, counts)
+        ends = torch.split(self.low, counts), torch.split(self.high, counts)
+        return [Interval(low, high, part) for low, high, part in zip(*ends, scale, strict=True)]
+
     def certain(self) -> Tensor:
         """Return which rows are known exactly, with their scales, and hold no NaN."""
         rows = (self.low == self.high).all(-1)
@@ -58,7 +64,7 @@ def quantized_values(x: Interval, global_scale_enc: Tensor, arithmetic: Arithmet
 
     Args:
         x: `(rows, k)`, values of the quantizer's input type.
-        global_scale_enc: `()` float32.
+        global_scale_enc: `()` or, for each row its own, `(rows, 1)` float32.
         arithmetic: how the candidate computes.
 
     Returns:
@@ -75,10 +81,11 @@ def quantized_values(x: Interval, global_scale_enc: Tensor, arithmetic: Arithmet
     scales = legal_scales(amax_low, amax_high, global_scale_enc, arithmetic)
     low, high = _magnitudes(small_blocks, large_blocks, scales.low, global_scale_enc, arithmetic)
     byte = scales.low.clone()
-    while bool((byte < scales.high).any()):
-        byte = torch.where(byte < scales.high, byte + 1, byte)
-        more = _magnitudes(small_blocks, large_blocks, byte, global_scale_enc, arithmetic)
-        low, high = torch.minimum(low, more[0]), torch.maximum(high, more[1])
+    while len(rows := (byte < scales.high).any(-1).nonzero().flatten()):  # few rows have many legal scales
+        byte[rows] = torch.minimum(byte[rows] + 1, scales.high[rows])
+        gs = global_scale_enc[rows] if global_scale_enc.ndim else global_scale_enc
+        more = _magnitudes(small_blocks[rows], large_blocks[rows], byte[rows], gs, arithmetic)
+        low[rows], high[rows] = torch.minimum(low[rows], more[0]), torch.maximum(high[rows], more[1])
     low, high = low.view(small.shape), high.view(small.shape)
     if bool(is_nan.any()):  # stored as +6, whatever the scale
         six = [
@@ -189,6 +196,7 @@ def _silu(x: Tensor) -> Tensor:
 
 def masked_moe(
     x: Interval,
+    counts: list[int],
     w1: Tensor,
     w2: Tensor,
     scales: tuple[Tensor, Tensor | None, Tensor, Tensor],
@@ -198,29 +206,52 @@ def masked_moe(
     unrounded: Collection[str] = (),
     weight_scales: tuple[Tensor | None, Tensor | None] = (None, None),
 ) -> Interval:
-    """Return the legal range of one expert's output rows.
+    """Return the legal range of the output rows.
 
     Args:
-        x: `(m, k)`: the bfloat16 input, or with no input scale the decoded quantized input (code x block scale).
-        w1: `(2n, k)` decoded weights (`(n, k)` for relu2).
-        w2: `(k, n)` decoded weights.
-        scales: w1_alpha, input encode scale (None for a quantized input), a2 encode scale, w2_alpha; `()` float32 each.
+        x: `(rows, k)`, valid rows, expert after expert: the bfloat16 input, or with no input scale the decoded quantized
+            input (code x block scale).
+        counts: how many of the rows each expert has.
+        w1: `(l, 2n, k)` decoded weights (`(l, n, k)` for relu2).
+        w2: `(l, k, n)` decoded weights.
+        scales: w1_alpha, input encode scale (None for a quantized input), a2 encode scale, w2_alpha; `(l,)` float32 each.
         activation: "silu" or "relu2".
         arithmetic: how the candidate quantizes.
         added: how it adds.
         unrounded: what it keeps in float32 instead of rounding it to bfloat16: "gemm1", the first GEMM's output, "hidden",
             the activation.
-        weight_scales: decoded block scales of w1 and w2, for a summation.
+        weight_scales: decoded block scales of w1 and w2, `(l, n, k / 16)`, for a summation.
 
     Returns:
-        Interval of `(m, k)`, ends being bfloat16 values.
+        Interval of `(rows, k)`, ends being bfloat16 values.
 
     Rule: MOE-2.
     """
     w1_alpha, input_scale, a2_scale, w2_alpha = scales
-    a = x if input_scale is None else quantized_values(x, input_scale, arithmetic)
+    times = torch.tensor(counts, device=x.low.device)
+
+    def quantized(values: Interval, scale: Tensor) -> Interval:
+        return quantized_values(values, scale.repeat_interleave(times).unsqueeze(-1), arithmetic)
+
+    def multiplied(
+        a: Interval, weights: Tensor, alpha: Tensor, dtype: torch.dtype, weight_scale: Tensor | None
+    ) -> Interval:
+        products = [
+            gemm(
+                part,
+                weights[expert],
+                alpha[expert],
+                dtype,
+                added,
+                None if weight_scale is None else weight_scale[expert],
+            )
+            for expert, part in enumerate(a.split(counts))
+            if counts[expert]
+        ]
+        return Interval(torch.cat([p.low for p in products]), torch.cat([p.high for p in products]))
+
     between, second = (torch.float32 if name in unrounded else torch.bfloat16 for name in ("gemm1", "hidden"))
-    gemm1 = gemm(a, w1, w1_alpha, between, added, weight_scales[0])
+    a = x if input_scale is None else quantized(x, input_scale)
+    gemm1 = multiplied(a, w1, w1_alpha, between, weight_scales[0])
     hidden = silu_mul(gemm1, second) if activation == "silu" else relu2(gemm1, second)
-    a2 = quantized_values(hidden, a2_scale, arithmetic)
-    return gemm(a2, w2, w2_alpha, torch.bfloat16, added, weight_scales[1])
+    return multiplied(quantized(hidden, a2_scale), w2, w2_alpha, torch.bfloat16, weight_scales[1])

@@ -70,11 +70,17 @@ def test_the_example_is_as_it_is() -> None:
     assert sum(1 for line in example.splitlines() if line) <= 20
 
 
-def test_the_example_passes_under_pytest(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("rules", "passed"), [(["-k", "SHAPES or ISOLATION"], 2), pytest.param([], 14, marks=pytest.mark.long)]
+)
+def test_the_example_passes_under_pytest(
+    rules: list[str], passed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(ROOT)
-    by_pytest = [sys.executable, "-m", *shlex.split(OWN_TEST), "-q", "-p", "no:cacheprovider"]
+    by_pytest = [sys.executable, "-m", *shlex.split(OWN_TEST), *rules, "-q", "-p", "no:cacheprovider"]
     ended = subprocess.run(by_pytest, capture_output=True, text=True, check=False, timeout=300)
     assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert f"{passed} passed" in ended.stdout
 
 
 @pytest.mark.parametrize("rules", [["--rule", "GEMM"], pytest.param([], marks=pytest.mark.long)])

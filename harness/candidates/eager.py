@@ -61,14 +61,10 @@ class Eager(ComposedMoe, LayerStages):
 
         codes = torch.zeros(x.shape, dtype=torch.uint8, device=x.device)
         block_scale = torch.zeros((*x.shape[:2], x.shape[2] // 16), dtype=torch.uint8, device=x.device)
-        if bool((global_scale_enc == global_scale_enc[:1]).all()):  # one scale for all experts: one call
-            valid = valid_rows(masked_m, x.shape[1])
-            quantized = quantize_nvfp4(x[valid], global_scale_enc[:1])
-            codes[valid], block_scale[valid] = quantized.codes, quantized.block_scale
-            return layouts.operand(codes), layouts.scales(block_scale)
-        for expert, rows in enumerate(masked_m.tolist()):
-            quantized = quantize_nvfp4(x[expert, :rows], global_scale_enc[expert])
-            codes[expert, :rows], block_scale[expert, :rows] = quantized.codes, quantized.block_scale
+        valid = valid_rows(masked_m, x.shape[1])
+        of_row = global_scale_enc.unsqueeze(-1).expand(valid.shape)[valid]
+        quantized = quantize_nvfp4(x[valid], of_row)
+        codes[valid], block_scale[valid] = quantized.codes, quantized.block_scale
         return layouts.operand(codes), layouts.scales(block_scale)
 
     def silu_mul_quantize_grouped(

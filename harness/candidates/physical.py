@@ -62,15 +62,15 @@ class Physical(ComposedMoe, PhysicalLayerStages):
         padded_rows, padded_columns = padded_extents(rows, k // 16, "128x4")
         packed = unwritten((experts, rows, k // 2), torch.uint8)
         swizzled = unwritten((experts, padded_rows, padded_columns), torch.uint8)
-        memory, counts = raw(x, (experts, rows, k)), raw(masked_m, (experts,)).tolist()
-        scales = raw(global_scale_enc, (experts,))
-        index = _scale_index(rows, k // 16)
-        for expert, count in enumerate(counts):
-            codes, block_scale = quantize_kernel_order(
-                memory[expert, :count], scales[expert].expand(count), rcp=self.reciprocal
-            )
-            packed[expert, :count] = pack_e2m1(codes)
-            swizzled[expert].view(-1)[index[:count]] = block_scale
+        expert, row = _valid_rows(masked_m, experts, rows)
+        codes, block_scale = quantize_kernel_order(
+            raw(x, (experts, rows, k))[expert, row],
+            raw(global_scale_enc, (experts,))[expert],
+            rcp=self.reciprocal,
+        )
+        packed[expert, row] = pack_e2m1(codes)
+        place = _scale_index(rows, k // 16)[row] + expert.unsqueeze(-1) * padded_rows * padded_columns
+        swizzled.view(-1)[place] = block_scale
         return packed.permute(1, 2, 0), layouts.as_mma(swizzled)
 
     def silu_mul_quantize_grouped(
@@ -83,11 +83,10 @@ class Physical(ComposedMoe, PhysicalLayerStages):
 
         experts, rows, n2 = gate_up.shape
         _require_contiguous(gate_up, masked_m, global_scale_enc)
-        gate, up = raw(gate_up, (experts, rows, n2)).float().chunk(2, dim=-1)
         hidden = unwritten((experts, rows, n2 // 2), torch.bfloat16)
-        for expert, count in enumerate(raw(masked_m, (experts,)).tolist()):
-            x = gate[expert, :count]
-            hidden[expert, :count] = (x / (1 + torch.exp(-x)) * up[expert, :count]).bfloat16()
+        valid = _valid_rows(masked_m, experts, rows)
+        gate, up = raw(gate_up, (experts, rows, n2))[valid].float().chunk(2, dim=-1)
+        hidden[valid] = (gate / (1 + torch.exp(-gate)) * up).bfloat16()
         return self.quantize_grouped(hidden, masked_m, global_scale_enc)
 
     def masked_grouped_gemm(
@@ -121,48 +120,52 @@ class Physical(ComposedMoe, PhysicalLayerStages):
         target = raw(out, (experts, rows, n))
         alphas = None if alpha is None else raw(alpha, (experts,))
         a_memory, b_memory = raw(a, (experts, rows, half_k)), raw(b, (experts, n, half_k))
+        a_bytes, b_bytes = _scale_memory(a_scale, (rows, k)), _scale_memory(b_scale, (n, k))
+        a_index, b_index = (_scale_index(extent, k // 16) for extent in (rows, n))
         for expert, count in enumerate(raw(masked_m, (experts,)).tolist()):
             stored = min(math.ceil(count / TILE) * TILE, rows)
             if not stored:
                 continue
-            a_values = _operand_values(a_memory[expert], a_scale, expert, (rows, k), stored)
-            b_values = _weight_values(b_memory[expert], b_scale, expert, (n, k))
+            a_values = _decoded(a_memory[expert, :stored], a_bytes[expert], a_index[:stored])
+            b_values = _weight_values(b_memory[expert], b_bytes[expert], b_index)
             product = blocked_gemm(a_values, b_values, chunk=self.traits.accumulator_chunk)
             target[expert, :stored] = (product if alphas is None else product * alphas[expert]).to(out.dtype)
 
 
-def _operand_values(
-    packed: Tensor, scale: Tensor, expert: int, extents: tuple[int, int], stored: int
-) -> Tensor:
-    """Return the first `stored` rows of one expert's operand, read from raw memory."""
-    return _decoded(packed, _scale_memory(scale, expert, extents), extents, stored)
+def _valid_rows(masked_m: Tensor, experts: int, rows: int) -> tuple[Tensor, Tensor]:
+    """Return expert and row of each valid row, int64, expert after expert."""
+    import torch
+
+    from harness.emulation.memory import raw
+
+    expert, row = torch.nonzero(torch.arange(rows) < raw(masked_m, (experts,)).unsqueeze(-1), as_tuple=True)
+    return expert, row
 
 
-def _weight_values(packed: Tensor, scale: Tensor, expert: int, extents: tuple[int, int]) -> Tensor:
-    """Return one expert's weights, read from raw memory; in float64, which blocked_gemm multiplies in. Kept."""
-    scales = _scale_memory(scale, expert, extents)
-    return _WEIGHTS.get(packed, scales, lambda: _decoded(packed, scales, extents, extents[0]).double())
+def _weight_values(packed: Tensor, scales: Tensor, index: Tensor) -> Tensor:
+    """Return one expert's weights; in float64, which blocked_gemm multiplies in. Kept."""
+    return _WEIGHTS.get(packed, scales, lambda: _decoded(packed, scales, index).double())
 
 
-def _scale_memory(scale: Tensor, expert: int, extents: tuple[int, int]) -> Tensor:
-    """Return the bytes of one expert's block scales, in 128x4 order, as they lie in memory."""
+def _scale_memory(scale: Tensor, extents: tuple[int, int]) -> Tensor:
+    """Return the bytes of each expert's block scales, `(experts, bytes)`, in 128x4 order, as they lie in memory."""
     import torch
 
     from harness.emulation.memory import raw
     from reference.layout import padded_extents
 
     padded_rows, padded_columns = padded_extents(extents[0], extents[1] // 16, "128x4")
-    return raw(scale.view(torch.uint8), (scale.shape[5], padded_rows * padded_columns))[expert]
+    return raw(scale.view(torch.uint8), (scale.shape[5], padded_rows * padded_columns))
 
 
-def _decoded(packed: Tensor, scales: Tensor, extents: tuple[int, int], stored: int) -> Tensor:
+def _decoded(packed: Tensor, scales: Tensor, index: Tensor) -> Tensor:
+    """Return the values of one expert's codes; `index` says where the scale of each block lies."""
     import torch
 
     from reference.e2m1 import unpack_e2m1
     from reference.nvfp4 import decode_blocks
 
-    block_scale = scales[_scale_index(extents[0], extents[1] // 16)[:stored]]
-    return decode_blocks(unpack_e2m1(packed[:stored]), block_scale, torch.float32)
+    return decode_blocks(unpack_e2m1(packed), scales[index], torch.float32)
 
 
 def _scale_index(rows: int, columns: int) -> Tensor:

@@ -92,7 +92,8 @@ class Arguments:
         """Return which tensor has another shape or other memory now, "" where none has."""
         for (name, tensor), before in zip(self._tensors, self._before, strict=True):
             if (now := _form(tensor)) != before:
-                return f"gave its argument {name} another form: {now}, was {before}"
+                words = f"{_form_in_words(now)}, was {_form_in_words(before)}"
+                return f"gave its argument {name} another form: {words}"
         return ""
 
 
@@ -123,14 +124,16 @@ def _tensors(values: Mapping[str, Any]) -> Iterable[tuple[str, Tensor]]:
             yield from _tensors({f"{name}.{field}": getattr(value, field) for field in fields})
 
 
-def _form(tensor: Tensor) -> str:
-    memory = (
-        "no memory"
-        if tensor.is_meta
-        else f"at {tensor.data_ptr():#x}, {tensor.untyped_storage().nbytes()} bytes"
-    )
-    grad = ", requires grad" if tensor.requires_grad else ""
-    return f"{tuple(tensor.shape)} {tensor.dtype}, strides {tensor.stride()}, {memory}{grad}"
+def _form(tensor: Tensor) -> tuple[Any, ...]:
+    """Return shape, dtype, strides, address and bytes of memory (None where there is none), and whether it requires grad."""
+    memory = None if tensor.is_meta else (tensor.data_ptr(), tensor.untyped_storage().nbytes())
+    return tensor.shape, tensor.dtype, tensor.stride(), memory, tensor.requires_grad
+
+
+def _form_in_words(form: tuple[Any, ...]) -> str:
+    shape, dtype, strides, held, requires_grad = form
+    memory = f"at {held[0]:#x}, {held[1]} bytes" if held else "no memory"
+    return f"{tuple(shape)} {dtype}, strides {strides}, {memory}{', requires grad' if requires_grad else ''}"
 
 
 def _folder() -> str:

@@ -65,7 +65,7 @@ def block_amax(blocks: Tensor) -> Tensor:
 
 def fast_scale(amax: Tensor, gs: Tensor, rcp: Reciprocal) -> Tensor:
     """Return the unrounded block scale of the default (fast) mode: gs * (amax * rcp(6)), float32."""
-    return gs * (amax * rcp(torch.full_like(amax, 6.0)))
+    return gs * (amax * rcp(torch.full((), 6.0, device=amax.device)))
 
 
 def exact_scale(amax: Tensor, gs: Tensor) -> Tensor:
@@ -75,7 +75,7 @@ def exact_scale(amax: Tensor, gs: Tensor) -> Tensor:
 
 def fast_factor(scale: Tensor, gs: Tensor, amax: Tensor, rcp: Reciprocal) -> Tensor:
     """Return the factor of the elements in fast mode: rcp(scale * rcp(gs)), 0 for a block of zeros."""
-    return torch.where(amax != 0, rcp(scale * rcp(gs.expand_as(scale))), torch.zeros_like(scale))
+    return torch.where(amax != 0, rcp(scale * rcp(gs)), torch.zeros_like(scale))
 
 
 def exact_factor(scale: Tensor, gs: Tensor, amax: Tensor) -> Tensor:

@@ -9,12 +9,14 @@ from harness.judging.contract import ContractError
 from reference.legal import Reciprocal
 
 _SMALLEST = 2.0**-126
+_MOST_ELEMENTS, _MOST_ANSWERS = 4096, 512  # of an answer that is kept, and of kept answers: 8 MiB
 
 
 def verified(reciprocal: Reciprocal) -> Reciprocal:
     """Return a candidate's reciprocal with every value that it gives compared with 1 / x.
 
     Legal are the correctly rounded value and its neighbours, as where no reciprocal is known (docs/bounds.md, "rcp").
+    Answers are kept on a CPU: a diagnosis takes the reciprocals of the same few numbers thousands of times.
 
     Args:
         reciprocal: float32 to float32.
@@ -22,6 +24,17 @@ def verified(reciprocal: Reciprocal) -> Reciprocal:
     Returns:
         The same function. It raises ContractError for a value further off, or another shape or dtype.
     """
+    kept: dict[tuple[torch.Size, bytes], Tensor] = {}
+
+    def remembered(x: Tensor) -> Tensor:
+        if x.device.type != "cpu" or x.numel() > _MOST_ELEMENTS:
+            return checked(x)
+        key = x.shape, x.numpy().tobytes()
+        if key not in kept:
+            if len(kept) >= _MOST_ANSWERS:
+                del kept[next(iter(kept))]
+            kept[key] = checked(x).clone()
+        return kept[key].clone()
 
     def checked(x: Tensor) -> Tensor:
         got = reciprocal(x)
@@ -37,7 +50,7 @@ def verified(reciprocal: Reciprocal) -> Reciprocal:
             )
         return got
 
-    return checked
+    return remembered
 
 
 def _is_reciprocal(got: Tensor, x: Tensor) -> Tensor:

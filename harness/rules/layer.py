@@ -142,23 +142,16 @@ def _how_judged(ctx: Context, single: int, of: int) -> dict[str, int]:
 def _propagated(ctx: Context) -> tuple[Tensor, Tensor]:
     t = ctx.tensors
     prequantized = "prequantized" in ctx.problem.extras
+    rows, source_scale = ctx.rows(), None
     if prequantized:
-        codes, block_scale = ctx.reference_quantized()
+        codes, block_scale = (rows.take(part) for part in ctx.reference_quantized())
         source, source_scale = decode_blocks(codes, block_scale), decode_e4m3(block_scale)
     else:
-        source, source_scale = t.x.double(), None
-    added = propagate.Added(ctx.known.accumulator, ctx.known.summation)
-    ends = []
-    for expert, count in enumerate(ctx.masked_m):
-        if not count:
-            continue
-        rows = source[expert, :count]
-        x = propagate.Interval(rows, rows, None if source_scale is None else source_scale[expert, :count])
-        input_scale = None if prequantized else t.input_scale[expert]
-        scales = (t.w1_alpha[expert], input_scale, t.a2_scale[expert], t.w2_alpha[expert])
-        weight_scales = decode_e4m3(t.w1.block_scale[expert]), decode_e4m3(t.w2.block_scale[expert])
-        ends.append(propagate.masked_moe(
-            x, t.w1.values[expert], t.w2.values[expert], scales, ctx.problem.activation, ctx.known.arithmetic,
-            added, ctx.traits.unrounded, weight_scales,
-        ))  # fmt: skip
-    return torch.cat([end.low for end in ends]), torch.cat([end.high for end in ends])
+        source = rows.take(t.x).double()
+    scales = t.w1_alpha, None if prequantized else t.input_scale, t.a2_scale, t.w2_alpha
+    result = propagate.masked_moe(
+        propagate.Interval(source, source, source_scale), ctx.masked_m, t.w1.values, t.w2.values, scales,
+        ctx.problem.activation, ctx.known.arithmetic, propagate.Added(ctx.known.accumulator, ctx.known.summation),
+        ctx.traits.unrounded, (decode_e4m3(t.w1.block_scale), decode_e4m3(t.w2.block_scale)),
+    )  # fmt: skip
+    return result.low, result.high

@@ -207,3 +207,17 @@ def test_the_minimum_of_silu_is_included() -> None:
     x = Interval(torch.tensor([[-3.0, 1.0]]).double(), torch.tensor([[-0.1, 1.0]]).double())
     assert float(propagate.silu_mul(x).low) <= -0.278
     assert float(propagate.silu_mul(x).high) >= -0.05
+
+
+@pytest.mark.parametrize("kind", ["real", "exact", "fast"])
+@pytest.mark.parametrize("width", [0.0, 1.0])
+def test_rows_with_scales_of_their_own_have_the_range_that_each_has_alone(kind: str, width: float) -> None:
+    x, gs = interval(12, 64, 3, width), torch.logspace(-1, 4, 12).unsqueeze(-1)
+    together = propagate.quantized_values(x, gs, Arithmetic(kind))
+    for row in range(12):
+        part = slice(row, row + 1)
+        alone = propagate.quantized_values(
+            Interval(x.low[part], x.high[part]), gs[row].squeeze(), Arithmetic(kind)
+        )
+        assert torch.equal(together.low[part], alone.low)
+        assert torch.equal(together.high[part], alone.high)

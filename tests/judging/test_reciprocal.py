@@ -97,3 +97,19 @@ def test_a_wrong_reciprocal_fails_what_is_judged_by_it(rule: str) -> None:
     result = RuleRun(find_rules([rule])[0], InProcess(Declares3Percent()), settings).draw()
     assert result.verdict is Verdict.FAIL
     assert "but 1 / x is" in result.reason
+
+
+def test_what_is_asked_again_is_answered_from_a_copy_and_another_shape_is_asked_anew() -> None:
+    asked: list[torch.Size] = []
+
+    def counted(x: Tensor) -> Tensor:
+        asked.append(x.shape)
+        return simulated_rcp(x)
+
+    reciprocal, x = verified(counted), torch.tensor([3.0, 7.0])
+    reciprocal(x).zero_()
+    assert torch.equal(reciprocal(x), simulated_rcp(x))
+    assert torch.equal(reciprocal(x.view(2, 1)), simulated_rcp(x.view(2, 1)))
+    x[0] = 5.0
+    assert torch.equal(reciprocal(x), simulated_rcp(x))
+    assert asked == [(2,), (2, 1), (2,)]

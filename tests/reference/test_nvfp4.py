@@ -206,3 +206,15 @@ def test_inputs_are_left_alone() -> None:
     before: Tensor = x.clone()
     quantize_nvfp4(x, torch.tensor(9.0))
     assert torch.equal(x.view(torch.int16), before.view(torch.int16))
+
+
+@pytest.mark.parametrize("rows", [0, 1, 5])
+def test_each_row_may_have_a_scale_of_its_own(rows: int) -> None:
+    x = torch.randn(rows, 32, generator=torch.Generator().manual_seed(rows))
+    scales = torch.logspace(0, 4, 5)[:rows]
+    together = quantize_nvfp4(x, scales)
+    assert together.codes.shape == x.shape
+    for row in range(rows):
+        alone = quantize_nvfp4(x[row], scales[row])
+        assert torch.equal(together.codes[row], alone.codes)
+        assert torch.equal(together.block_scale[row], alone.block_scale)

@@ -115,30 +115,25 @@ def reachable(call: Observed, bounds: Bounds) -> tuple[Tensor, Tensor]:
     a = call.arguments
     x, x_scale = a["hidden_states"]
     w1, w2 = decoded_weights(a["w1"], a["w1_blockscale"]), decoded_weights(a["w2"], a["w2_blockscale"])
-    source = (x if x_scale is None else decoded(x, x_scale)).double()
-    x_scales = None if x_scale is None else decode_e4m3(block_scales(x_scale, *source.shape[1:]))
+    counted = valid(call)
+    source = (x if x_scale is None else decoded(x, x_scale))[counted].double()
+    x_scales = None if x_scale is None else block_scales(x_scale, counted.shape[1], w1.shape[2])[counted]
     w1_scales, w2_scales = (
         decode_e4m3(block_scales(layouts.as_mma(a[name].view(torch.uint8)), *w.shape[1:]))
         for name, w in (("w1_blockscale", w1), ("w2_blockscale", w2))
     )
-    names = ("w1_alpha", "a2_global_scale", "w2_alpha")
-    ends = []
-    for expert, count in enumerate(a["masked_m"].tolist()):
-        if not count:
-            continue
-        rows = source[expert, :count]
-        input_scale = a["input_global_scale"].reshape(-1)[expert] if x_scale is None else None
-        w1_alpha, a2_scale, w2_alpha = (a[name].reshape(-1)[expert] for name in names)
-        found = propagate.masked_moe(
-            propagate.Interval(rows, rows, None if x_scales is None else x_scales[expert, :count]),
-            w1[expert],
-            w2[expert],
-            (w1_alpha, input_scale, a2_scale, w2_alpha),
-            a.get("activation", "silu"),
-            bounds.arithmetic,
-            propagate.Added(bounds.accumulator, bounds.summation),
-            bounds.unrounded,
-            (w1_scales[expert], w2_scales[expert]),
-        )
-        ends.append(found)
-    return torch.cat([each.low for each in ends]), torch.cat([each.high for each in ends])
+    input_scale = a["input_global_scale"].reshape(-1) if x_scale is None else None
+    w1_alpha, a2_scale, w2_alpha = (a[n].reshape(-1) for n in ("w1_alpha", "a2_global_scale", "w2_alpha"))
+    found = propagate.masked_moe(
+        propagate.Interval(source, source, None if x_scales is None else decode_e4m3(x_scales)),
+        a["masked_m"].tolist(),
+        w1,
+        w2,
+        (w1_alpha, input_scale, a2_scale, w2_alpha),
+        a.get("activation", "silu"),
+        bounds.arithmetic,
+        propagate.Added(bounds.accumulator, bounds.summation),
+        bounds.unrounded,
+        (w1_scales, w2_scales),
+    )
+    return found.low, found.high
