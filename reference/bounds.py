@@ -74,6 +74,8 @@ class LegalOutput:
         exact: `(m, n)` float64, alpha times the exact dot product.
         bit_equal: `(m, n)` bool, the certificate holds: one legal value (zeros of either sign).
         oracle_exact: whether every float64 dot product was itself exact.
+        undecided: `(m, n)` bool, an infinite alpha times a sum that may be zero: either infinity and NaN are legal; None
+            where there is none.
     """
 
     low: Tensor
@@ -81,11 +83,13 @@ class LegalOutput:
     exact: Tensor
     bit_equal: Tensor
     oracle_exact: bool
+    undecided: Tensor | None = None
 
     def accepts(self, out: Tensor) -> Tensor:
         """Return which elements are legal: inside the interval, or NaN where the exact result is NaN."""
         inside = (out >= self.low) & (out <= self.high)
-        return torch.where(self.exact.isnan(), out.isnan(), inside)
+        legal = torch.where(self.exact.isnan(), out.isnan(), inside)
+        return legal if self.undecided is None else torch.where(self.undecided, ~out.isfinite(), legal)
 
     def ratio(self, out: Tensor) -> Tensor:
         """Return the distance from the exact value over the distance to the legal end on that side, float64.
@@ -154,7 +158,10 @@ def legal_gemm(
     ends = [epilogue(exact - error, alpha, dtype), epilogue(exact + error, alpha, dtype)]
     if alpha is not None and bool(alpha < 0):
         ends.reverse()
-    return LegalOutput(ends[0], ends[1], scaled, bit_equal, oracle_exact)
+    undecided = None
+    if alpha is not None and bool(alpha.isinf()):
+        undecided = (error > 0) & (exact.abs() <= error)
+    return LegalOutput(ends[0], ends[1], scaled, bit_equal, oracle_exact, undecided)
 
 
 def epilogue(accumulated: Tensor, alpha: Tensor | None, dtype: torch.dtype) -> Tensor:
