@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -55,17 +54,9 @@ def judge_gemm(
     ratio = wide.ratio(values) if failed else (wide.ratio(values)[by_bound] if bool(by_bound.any()) else None)
 
     def show(r: int, c: int) -> str:
-        low, high, exact = (float(t[r, c]) for t in (legal.low, legal.high, legal.exact))
-        value = float(got[r, c])
-        allowed = (
-            f"the only legal value is {low:.8g}" if low == high else f"legal are {low:.8g} to {high:.8g}"
-        )
-        if legal.undecided is not None and bool(legal.undecided[r, c]):
-            allowed = "legal are NaN and either infinity"
-        elif math.isnan(exact):
-            allowed = "the only legal value is NaN"
+        exact, value = float(legal.exact[r, c]), float(got[r, c])
         times = "" if exact == 0 or not abs(value / exact) < 1e6 else f", {value / exact:.6g} times it"
-        return f"= {value:.8g}, exact result {exact:.8g}{times}; {allowed}"
+        return f"= {value:.8g}, exact result {exact:.8g}{times}; {_legal_there(legal, r, c)}"
 
     return compare(
         stage,
@@ -113,6 +104,16 @@ def legal_rows(
             [torch.zeros_like(p.bit_equal) if p.undecided is None else p.undecided for p in parts]
         )
     return LegalOutput(low, high, exact, bit_equal, all(part.oracle_exact for part in parts), undecided)
+
+
+def _legal_there(legal: LegalOutput, r: int, c: int) -> str:
+    """Return what is legal in an element, in words."""
+    if legal.undecided is not None and bool(legal.undecided[r, c]):
+        return "legal are NaN and either infinity"
+    if bool(legal.exact[r, c].isnan()):
+        return "the only legal value is NaN"
+    low, high = float(legal.low[r, c]), float(legal.high[r, c])
+    return f"the only legal value is {low:.8g}" if low == high else f"legal are {low:.8g} to {high:.8g}"
 
 
 def _widened(legal: LegalOutput) -> LegalOutput:
