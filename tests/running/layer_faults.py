@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from harness.candidates.eager import Eager
+from reference.e4m3 import take
 from reference.routing import Dispatched
 
 
@@ -91,7 +92,7 @@ def _expert_before(loaded: dict[str, Tensor], experts: range, names: tuple[str, 
     """Return the loaded weights, of the experts from 100 on those of the expert before."""
     source = [max(place - 1, 0) if expert >= 100 else place for place, expert in enumerate(experts)]
     return {
-        name: value.view(torch.uint8)[source].view(value.dtype) if name in names else value
+        name: take(value, source) if name in names else value
         for name, value in loaded.items()
     }
 
