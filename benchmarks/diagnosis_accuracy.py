@@ -63,17 +63,14 @@ def base_for(rng: random.Random, stages: tuple[str, ...], needed: tuple[str, ...
             return name
 
 
-def drawn_problem(rng: random.Random, rule: Any, fault: Any, shape: str = "4x32x128x128") -> Any:
+def drawn_problem(rng: random.Random, rule: Any, traits: Any, fault: Any, shape: str) -> Any:
     from harness.problems.problem import parse_problem
-    from harness.problems.strategies import traps_of
+    from harness.problems.values import SELDOM
 
     experts, capacity = map(int, shape.split("x")[:2])
     rows = [capacity if rng.random() < 0.5 else rng.randint(capacity // 2, capacity) for _ in range(experts)]
-    extras = (
-        rng.sample(traps_of(rule.drawn), rng.randint(1, 3))
-        if not fault.random_data or rng.random() < 0.25
-        else []
-    )
+    often = [name for name in rule.drawn.traps_for(traits) if name not in SELDOM]
+    extras = rng.sample(often, rng.randint(1, 3)) if not fault.random_data or rng.random() < 0.25 else []
     if rule.id in {"PIPELINE", "MOE"} and rng.random() < 0.15:
         extras.append("relu2")
     data = rng.choice(["normal", "normal", "normal", "grid"])
@@ -92,7 +89,7 @@ def failing(make: Any, rule: Any, fault: Any, rng: random.Random, shape: str) ->
     for _ in range(TRIES):
         candidate = make()
         judge = Judge(candidate)
-        problem = drawn_problem(rng, rule, fault, shape)
+        problem = drawn_problem(rng, rule, candidate.traits, fault, shape)
         if misfit(problem, rule, candidate.traits):
             continue
         if judge.judge(rule.id, str(problem)).illegal:  # what is raised has no diagnosis

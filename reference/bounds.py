@@ -79,6 +79,8 @@ class LegalOutput:
         exact: `(m, n)` float64, alpha times the exact dot product.
         bit_equal: `(m, n)` bool, the certificate holds: one legal value (zeros of either sign).
         oracle_exact: whether every float64 dot product was itself exact.
+        undecided: `(m, n)` bool, an infinite alpha times a sum that may be zero: either infinity and NaN are legal; None
+            where there is none.
     """
 
     low: Tensor
@@ -86,11 +88,13 @@ class LegalOutput:
     exact: Tensor
     bit_equal: Tensor
     oracle_exact: bool
+    undecided: Tensor | None = None
 
     def accepts(self, out: Tensor) -> Tensor:
         """Return which elements are legal: inside the interval, or NaN where the exact result is NaN."""
         inside = (out >= self.low) & (out <= self.high)
-        return torch.where(self.exact.isnan(), out.isnan(), inside)
+        legal = torch.where(self.exact.isnan(), out.isnan(), inside)
+        return legal if self.undecided is None else torch.where(self.undecided, ~out.isfinite(), legal)
 
     def ratio(self, out: Tensor) -> Tensor:
         """Return the distance from the exact value over the distance to the legal end on that side, float64.
@@ -161,14 +165,18 @@ def legal_gemm(
     ends = [epilogue(exact - error, alpha, dtype), epilogue(exact + error, alpha, dtype)]
     if alpha is not None and bool(alpha < 0):
         ends.reverse()
+    undecided = None
+    if alpha is not None and bool(alpha.isinf()):
+        undecided = (error > 0) & (exact.abs() <= error)
     low, high = ends
     if predict is not None:
         # The model costs more than the bound: it is asked where the bound leaves more than one value.
-        undecided = (low != high) & exact.isfinite()
-        if bool(undecided.any()):
-            low[undecided] = epilogue(predict(undecided).double(), alpha, dtype)
-            high[undecided] = low[undecided]
-    return LegalOutput(low, high, scaled, bit_equal, oracle_exact)
+        several = (low != high) & exact.isfinite()
+        several = several if undecided is None else several & ~undecided
+        if bool(several.any()):
+            low[several] = epilogue(predict(several).double(), alpha, dtype)
+            high[several] = low[several]
+    return LegalOutput(low, high, scaled, bit_equal, oracle_exact, undecided)
 
 
 def epilogue(accumulated: Tensor, alpha: Tensor | None, dtype: torch.dtype) -> Tensor:

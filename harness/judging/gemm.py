@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -83,13 +84,9 @@ def _show(got: Tensor, legal: LegalOutput) -> Callable[[int, int], str]:
     """Return what a message says of an element: its value, the exact one, and what is legal."""
 
     def show(r: int, c: int) -> str:
-        low, high, exact = (float(t[r, c]) for t in (legal.low, legal.high, legal.exact))
-        value = float(got[r, c])
-        allowed = (
-            f"the only legal value is {low:.8g}" if low == high else f"legal are {low:.8g} to {high:.8g}"
-        )
+        exact, value = float(legal.exact[r, c]), float(got[r, c])
         times = "" if exact == 0 or not abs(value / exact) < 1e6 else f", {value / exact:.6g} times it"
-        return f"= {value:.8g}, exact result {exact:.8g}{times}; {allowed}"
+        return f"= {value:.8g}, exact result {exact:.8g}{times}; {_legal_there(legal, r, c)}"
 
     return show
 
@@ -131,7 +128,22 @@ def legal_rows(
         torch.cat([getattr(part, name) for part in parts]) for name in ("low", "exact", "bit_equal")
     )
     high = low if all(part.high is part.low for part in parts) else torch.cat([part.high for part in parts])
-    return LegalOutput(low, high, exact, bit_equal, all(part.oracle_exact for part in parts))
+    undecided = None
+    if any(part.undecided is not None for part in parts):
+        undecided = torch.cat(
+            [torch.zeros_like(p.bit_equal) if p.undecided is None else p.undecided for p in parts]
+        )
+    return LegalOutput(low, high, exact, bit_equal, all(part.oracle_exact for part in parts), undecided)
+
+
+def _legal_there(legal: LegalOutput, r: int, c: int) -> str:
+    """Return what is legal in an element, in words."""
+    if legal.undecided is not None and bool(legal.undecided[r, c]):
+        return "legal are NaN and either infinity"
+    if bool(legal.exact[r, c].isnan()):
+        return "the only legal value is NaN"
+    low, high = float(legal.low[r, c]), float(legal.high[r, c])
+    return f"the only legal value is {low:.8g}" if low == high else f"legal are {low:.8g} to {high:.8g}"
 
 
 def _experts(
@@ -175,18 +187,20 @@ def _widened(legal: LegalOutput) -> LegalOutput:
     """Return it in float32, which holds every value of the narrower types and compares several times faster than they do."""
     low = legal.low.float()
     high = low if legal.high is legal.low else legal.high.float()
-    return LegalOutput(low, high, legal.exact, legal.bit_equal, legal.oracle_exact)
+    return replace(legal, low=low, high=high)
 
 
 def _acceptor(legal: LegalOutput) -> Callable[[Tensor, slice], Tensor]:
     """Return LegalOutput.accepts for a slice of the rows, without its test for NaN where no exact result is NaN."""
     expect_nan = legal.exact.isnan() if bool(legal.exact.isnan().any()) else None
+    undecided = legal.undecided
 
     def accepts(out: Tensor, rows: slice) -> Tensor:
         if legal.low is legal.high:
             inside = out == legal.low[rows]
         else:
             inside = (out >= legal.low[rows]) & (out <= legal.high[rows])
-        return inside if expect_nan is None else torch.where(expect_nan[rows], out.isnan(), inside)
+        legal_too = inside if expect_nan is None else torch.where(expect_nan[rows], out.isnan(), inside)
+        return legal_too if undecided is None else torch.where(undecided[rows], ~out.isfinite(), legal_too)
 
     return accepts

@@ -199,7 +199,7 @@ class Problem:
         if (
             with_rows < 2
         ):  # an output of nothing but zeros says nothing; one expert is not both large and small
-            missing |= {"alpha_zero"} | ({"small"} if "large" in self.extras else set())
+            missing |= {"alpha_zero", "alpha_specials"} | ({"small"} if "large" in self.extras else set())
         if "no_alpha" in self.extras:
             missing |= {trap.name for trap in asked if trap.into in IN_ALPHA}
         if self.out_dtype == "float16":  # results that are not scaled down would overflow it

@@ -1,4 +1,4 @@
-"""Values of logits and routing weights that routing and combining meet seldom: the functions of their traps.
+"""Values of logits, routing weights and experts' outputs that routing and combining meet seldom: the functions of their traps.
 
 Each takes one rank's tensor and returns another of its shape; every fourth token or so is left as it was, so that an
 altered copy of a result still shows.
@@ -14,6 +14,8 @@ from torch import Tensor
 Change = Callable[[Tensor, torch.Generator], Tensor]
 SPREAD = 80.0
 """Between the largest and the smallest logit of a token: exp(-80) is a normal float32, so that softmax keeps the order."""
+SPECIAL = 1 / 32
+"""Of the elements of the experts' outputs: most sums over eight slots stay finite."""
 
 
 def _shifted(*shifts: float) -> Change:
@@ -65,6 +67,12 @@ def _ties(weights: Tensor, _: torch.Generator) -> Tensor:
     return changed
 
 
+def _specials(outputs: Tensor, generator: torch.Generator) -> Tensor:
+    specials = torch.tensor([torch.inf, -torch.inf, torch.nan])
+    drawn = specials[torch.randint(len(specials), outputs.shape, generator=generator)]
+    return torch.where(torch.rand(outputs.shape, generator=generator) < SPECIAL, drawn, outputs)
+
+
 IN_LOGITS: Mapping[str, Change] = {
     "logits_large": _shifted(90.0, 200.0, 1000.0, 0.0),
     "logits_low": _shifted(-90.0, -110.0, -200.0, -1000.0),
@@ -74,3 +82,5 @@ IN_LOGITS: Mapping[str, Change] = {
 """By the trap: logits `(tokens, experts)` float32."""
 IN_TOPK_WEIGHTS: Mapping[str, Change] = {"topk_zero": _zero, "topk_tiny": _tiny, "topk_ties": _ties}
 """By the trap: routing weights `(tokens, topk)` float32."""
+IN_OUTPUTS: Mapping[str, Change] = {"output_specials": _specials}
+"""By the trap: the outputs of one rank's experts `(local experts, capacity, hidden)` float32."""

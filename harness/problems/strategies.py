@@ -106,7 +106,7 @@ def _problem(
     extras = draw(parts.extras)
     # Where nothing but zeros would be left no comparison has power.
     if sum(count > 0 for count in masked_m) < 2:
-        extras -= {"zero_expert", "alpha_zero"}
+        extras -= {"zero_expert", "alpha_zero", "alpha_specials"}
     if sum(masked_m) < 2:
         extras -= {"zero_row"}
     if "no_alpha" in extras:

@@ -17,9 +17,11 @@ from harness.problems.problem import WEIGHT_SEEDS, Problem
 from harness.problems.trap_writing import write_gates, write_traps
 from harness.problems.traps import TRAPS
 from reference.certificate import step_exponents
+from reference.e4m3 import NAN_BYTE
 from reference.nvfp4 import BLOCK, SCALE_RANGE, decode_blocks, quantize_nvfp4
 
 SMALL_ROWS = 8  # with the trap subnormal_scales, one row of the weights in so many has small scales only
+NAN_ROWS = 8  # with the trap nan_scales: so few that no half of a block of the intermediate is NaN
 ZERO_BLOCKS = 4  # with the trap zero_scales, one block of the weights in so many has a scale of zero
 POWERS = (
     (80, 96),
@@ -52,8 +54,8 @@ class Weights:
 
     @cached_property
     def deviation(self) -> Tensor:
-        """Root mean square of the values of each expert, `(experts,)` float64 on the CPU."""
-        return self.values.double().square().mean((1, 2)).sqrt().cpu()
+        """Root mean square of the values of each expert that are numbers, `(experts,)` float64 on the CPU."""
+        return self.values.double().square().nanmean((1, 2)).sqrt().cpu()
 
     @cached_property
     def steps(self) -> Tensor:
@@ -72,6 +74,7 @@ def make_weights(
     *,
     small_rows: bool = False,
     zero_blocks: bool = False,
+    nan_rows: bool = False,
 ) -> Weights:
     """Return weights for one GEMM. Cached: treat them as read-only (rules check that candidates do).
 
@@ -85,8 +88,18 @@ def make_weights(
         small_rows: give every eighth row block scales that are E4M3 subnormals (bytes 1 to 7), as a checkpoint has them
             whose per-tensor scale was folded into its block scales (flashinfer#3932).
         zero_blocks: give every fourth block, by chance, the block scale zero and leave its codes.
+        nan_rows: give one block of every eighth row the block scale NaN.
     """
     generator = torch.Generator().manual_seed(seed * 1_000_003 + n * 1009 + k)
+    if nan_rows:
+        plain = make_weights(
+            experts, n, k, data, seed, device, small_rows=small_rows, zero_blocks=zero_blocks
+        )
+        scale = plain.block_scale.clone()
+        rows = scale[:, ::NAN_ROWS]
+        place = torch.randint(rows.shape[2], (*rows.shape[:2], 1), generator=generator)
+        rows.scatter_(2, place.to(device), NAN_BYTE)
+        return Weights(plain.codes, scale)
     if zero_blocks:
         plain = make_weights(experts, n, k, data, seed, device, small_rows=small_rows)
         zero = torch.randint(ZERO_BLOCKS, plain.block_scale.shape, generator=generator) == 0
@@ -243,14 +256,13 @@ class ProblemTensors:
         return self._weights(p.hidden, p.inter, p.seed % WEIGHT_SEEDS + WEIGHT_SEEDS)
 
     def _weights(self, n: int, k: int, seed: int) -> Weights:
-        p, small_rows, zero_blocks = (
-            self.problem,
-            "subnormal_scales" in self._traps,
-            "zero_scales" in self._traps,
-        )
+        p = self.problem
         return make_weights(
-            p.experts, n, k, p.data, seed, self.device, small_rows=small_rows, zero_blocks=zero_blocks
-        )
+            p.experts, n, k, p.data, seed, self.device,
+            small_rows="subnormal_scales" in self._traps,
+            zero_blocks="zero_scales" in self._traps,
+            nan_rows="nan_scales" in self._traps,
+        )  # fmt: skip
 
     @cached_property
     def w1_alpha(self) -> Tensor:
@@ -285,6 +297,10 @@ class ProblemTensors:
         # One that is taken for "no scale" by its place shows on the other experts. Unscaled, float16 would overflow.
         if "alpha_one" in self._traps and self.problem.out_dtype != "float16":
             alpha[[0, -1]] = 1.0
+        if "alpha_specials" in self._traps:  # alpha_zero counts from the other end
+            infinity = math.inf if seed % 4 < 2 else -math.inf
+            for number, special in enumerate((math.nan, infinity, -infinity)[: max(len(victims) - 1, 0)]):
+                alpha[victims[(seed - 1 - number) % len(victims)]] = special
         return alpha
 
     @cached_property

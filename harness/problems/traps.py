@@ -20,7 +20,17 @@ if TYPE_CHECKING:
     from harness.problems.block_draw import BlockDraw
 
 Block = Callable[["BlockDraw", int], "Tensor"]
-Place = Literal["quantized", "quantizer", "gate", "alpha", "gemm alpha", "weights", "logits", "topk weights"]
+Place = Literal[
+    "quantized",
+    "quantizer",
+    "gate",
+    "alpha",
+    "gemm alpha",
+    "weights",
+    "logits",
+    "topk weights",
+    "expert outputs",
+]
 BLOCKS_PER_TRAP = 4  # of a trap that is written into blocks of its own
 
 
@@ -41,8 +51,8 @@ class Trap:
         scaled: whether the block is in those units; else its values are stored as they are.
         into: what it is written into: "quantized" (what a quantizer reads, tokens and intermediate), "quantizer" (the same, of
             a quantizer that is judged by itself), "gate" (gate and up of the activation: its block is `(2, 16)`, gates as they are and ups in those units), "alpha" (of every GEMM),
-            "gemm alpha" (of a single GEMM, not of a layer), "weights", or, of the stages around the layer, "logits" and
-            "topk weights" (harness.problems.layer). All but the first are drawn only for rules that name the place.
+            "gemm alpha" (of a single GEMM, not of a layer), "weights", or, of the stages around the layer, "logits",
+            "topk weights" and "expert outputs" (harness.problems.layer). All but the first are drawn only for rules that name the place.
         blocks: how many it fills where it fills blocks.
         subnormal: whether it holds numbers below the smallest normal one.
     """
@@ -203,11 +213,14 @@ TRAPS = {
         Trap("topk_zero", "tokens whose routing weights are zero, all or but one", None, into="topk weights"),
         Trap("topk_tiny", "routing weights of 2^-40 to 2^-90", None, into="topk weights"),
         Trap("topk_ties", "tokens whose routing weights are all equal: below one, one, or above it", None, into="topk weights"),
+        Trap("alpha_specials", "alphas that are NaN or infinite, beside others", None, finite=False, into="gemm alpha", stretches=True),
+        Trap("nan_scales", "rows of the weights with one block scale of NaN", None, finite=False, into="weights", stretches=True),
+        Trap("output_specials", "experts' outputs with infinite and NaN elements, which are to be combined", None, finite=False, into="expert outputs"),
     )
 }  # fmt: skip
 """By name, in the order in which they are drawn and written: another order draws and writes other problems."""
 IN_ALPHA = ("alpha", "gemm alpha")
-IN_ROUTES = ("logits", "topk weights")
+IN_ROUTES = ("logits", "topk weights", "expert outputs")
 
 
 def find_trap(name: str) -> Trap:

@@ -14,7 +14,7 @@ from harness.problems.traps import IN_ROUTES, TRAPS
 SELDOM = (
     "some_nan", "half_nan", "infinities", "large", "small", "gates", "gate_specials", "alpha_negative", "alpha_zero",
     "alpha_subnormal", "alpha_overflow", "zero_scales", "alpha_one", "logits_large", "logits_low", "logits_equal",
-    "logits_spread", "topk_zero", "topk_tiny", "topk_ties",
+    "logits_spread", "topk_zero", "topk_tiny", "topk_ties", "alpha_specials", "nan_scales", "output_specials",
 )  # fmt: skip
 """Traps of which every such rule judges a problem of its own, where the candidate's contract has them."""
 _ROWS = (9, 24, 0, 17)

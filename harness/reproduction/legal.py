@@ -12,6 +12,7 @@ from harness.diagnosis.cases.observation import MASKED_GEMM, MASKED_MOE, Observe
 from harness.diagnosis.cases.views import untouchable
 from harness.faults.mutant import CALLS
 from harness.reproduction import plain
+from reference.e4m3 import NAN_BYTE
 from reference.legal import legal_scales
 from reference.moe import valid_rows
 
@@ -96,7 +97,8 @@ def _legal(call: Observed, entry: dict[str, Any], bounds: Bounds) -> dict[str, T
         allowed = legal_product(call, bounds)
         nan = allowed.exact.isnan()  # the ends of such an element mean nothing
         ends = (end.double().masked_fill(nan, torch.nan) for end in (allowed.low, allowed.high))
-        return {**dict(zip(("low", "high"), ends, strict=True)), "exact": allowed.exact}
+        found = {**dict(zip(("low", "high"), ends, strict=True)), "exact": allowed.exact}
+        return found if allowed.undecided is None else found | {"undecided": allowed.undecided}
     if call.stage == MASKED_MOE:
         low, high = reachable(call, bounds)
         return {"low": low, "high": high}
@@ -109,6 +111,9 @@ def _legal_quantized(call: Observed, entry: dict[str, Any], bounds: Bounds) -> d
     allowed = legal_scales(*given.amax(), gs, bounds.arithmetic)
     more = min(int((allowed.high - allowed.low).max()), _MOST_SCALES - 1)
     scales = [torch.minimum(allowed.low + step, allowed.high) for step in range(more + 1)]
+    half_nan = given.half_nan()
+    if half_nan is not None:
+        scales.append(allowed.low.masked_fill(half_nan, NAN_BYTE))
     if call.output is not None and not plain.broken_contract(entry, call.output):
         scales.append(
             plain.valid_elements(entry, call.output)["scale"]
@@ -121,9 +126,10 @@ def _legal_quantized(call: Observed, entry: dict[str, Any], bounds: Bounds) -> d
             for code in range(16)
         ]
         masks.append(torch.stack(bits).sum(0, dtype=torch.int32))
-    return {
+    found = {
         "scale_low": allowed.low,
         "scale_high": allowed.high,
         "scales": torch.stack(scales),
         "codes": torch.stack(masks),
     }
+    return found if half_nan is None else found | {"half_nan": half_nan}

@@ -118,7 +118,7 @@ RULES = (
     Rule("GRAPH", "a replayed CUDA graph reads the new data and the new masked_m", "sessions:graph_replay", (), 0.2, _FINITE, every_row=False),
     Rule("ROUTE", "tokens go to the experts with the largest logits, with softmax weights", "routing:route", ("route_topk",), 0.4, Drawn(into=("logits",)), every_row=False, knows_values=True, extents=("experts", "tokens")),
     Rule("DISPATCH", "every token arrives once at each of its experts, bytes or legal codes", "dispatch:dispatch", ("dispatch",), 0.3, every_row=False, knows_values=True, extents=_SENT),
-    Rule("COMBINE", "outputs are the float32 sum of weighted rows in slot order, rounded once", "routing:combine", ("combine",), 0.4, Drawn(into=("topk weights",)), every_row=False, knows_values=True, unjudged=("dispatch",), extents=_SENT),
+    Rule("COMBINE", "outputs are the float32 sum of weighted rows in slot order, rounded once", "routing:combine", ("combine",), 0.4, Drawn(into=("topk weights", "expert outputs")), every_row=False, knows_values=True, unjudged=("dispatch",), extents=_SENT),
     Rule("LOAD", "loaded weights and scales mean what the checkpoint means, on every rank", "loading:load", ("load_experts",), 0.3, every_row=False, may_refuse=True, knows_values=True, extents=("experts", "hidden", "inter")),
     Rule("EP", "the layer over several ranks gives the bits of one rank", "parallel:expert_parallel", ("masked_moe", "dispatch", "combine", "load_experts"), 0.3, every_row=False, extents=(*_SENT, "inter")),
 )  # fmt: skip

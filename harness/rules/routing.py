@@ -14,6 +14,7 @@ from harness.judging.layer_contract import (
     checked_sources,
 )
 from harness.problems.layer import LayerProblem
+from harness.problems.route_values import IN_OUTPUTS
 from harness.problems.rows import Rows
 from reference import routing
 from reference.routing import Dispatched
@@ -156,6 +157,9 @@ def _drawn_outputs(layer: LayerProblem, dispatched: list[Dispatched]) -> list[Te
         local = got.x.shape[0]
         expert = torch.arange(rank * local, (rank + 1) * local)
         y = y * (1 + expert % 5).view(-1, 1, 1)
+        for trap in IN_OUTPUTS:
+            if trap in layer.problem.extras:
+                y = IN_OUTPUTS[trap](y, generator)
         padding = torch.arange(got.x.shape[1]) >= got.masked_m.cpu().unsqueeze(-1)
         y[padding] = torch.nan
         found.append(y.bfloat16().to(layer.device))

@@ -143,6 +143,28 @@ def test_nan_is_legal_exactly_where_the_exact_result_is_nan() -> None:
     assert not legal.accepts(out)[0, 0]
 
 
+@pytest.mark.parametrize("alpha", [torch.inf, -torch.inf])
+@pytest.mark.parametrize("measured", [True, False], ids=["certified", "by bound"])
+def test_under_an_infinite_alpha_the_sign_of_the_sum_decides(alpha: float, measured: bool) -> None:
+    """GEMM-3: an infinity; NaN where the sum is zero; where the bound leaves the sign open all three, but no number."""
+    a, b = operand(8, 64, 5, spread=1), operand(8, 64, 6, spread=1)
+    a[:, 32:], b[:, 32:] = a[:, :32], b[:, :32]
+    b[0, 32:] *= -1  # a sum of zero
+    factor = torch.tensor(alpha)
+    exact = (a.double() @ b.double().T).float()
+    legal = legal_gemm(a, b, factor, torch.bfloat16, Accumulator(24, 64, measured=measured))
+    out = (exact * factor).bfloat16()
+    assert (exact[:, 0] == 0).all()
+    assert out[:, 0].isnan().all()
+    assert legal.accepts(out).all()
+    assert not legal.accepts(torch.zeros_like(out)).any()
+    assert not legal.accepts(torch.full_like(out, 3e38)).any()
+    assert not legal.accepts(-out)[:, 1:].any()
+    infinite = torch.full_like(out, torch.inf)
+    for value in (infinite, -infinite):
+        assert legal.accepts(value)[:, 0].tolist() == [not measured] * 8
+
+
 def one_large_and_many_small(k: int = 64) -> tuple[Tensor, Tensor]:
     """Return operands whose first product is the largest there is, the others being just too small to be kept beside it."""
     a, b = torch.full((1, k), 1.5 * 2.0**-2), torch.full((1, k), 2.0**-3)

@@ -15,11 +15,16 @@ from typing import Any
 
 import pytest
 
+from harness.diagnosis.cases.legality import Bounds
+from harness.diagnosis.cases.observation import Observed
 from harness.records.record import Failure
 from harness.reproduction import plain
+from harness.reproduction.legal import judged_call
 from harness.reproduction.script import script_text
 from harness.running.judge import Judge
 from harness.running.outcome import Outcome
+from reference.bounds import Accumulator
+from reference.legal import Arithmetic
 
 KERNEL = Path(__file__).with_name("plain_kernel.py")
 PROBLEM = "2x5x32x48:5,3:normal:3"
@@ -192,6 +197,56 @@ def test_the_judge_and_the_script_read_scales_and_codes_alike(kernel: ModuleType
     found = plain.valid_elements(call, (layouts.operand(codes), layouts.scales(scale)))
     assert torch.equal(found["codes"].view(codes.shape), codes)
     assert torch.equal(found["scale"].view(scale.shape), scale)
+
+
+@pytest.mark.parametrize("stage", ["quantize_grouped", "silu_mul_quantize_grouped"])
+def test_the_scale_of_a_block_with_a_half_of_nan_may_be_nan_as_well(stage: str) -> None:
+    import torch
+
+    from harness.candidates import layouts
+    from harness.candidates.eager import Eager
+
+    x = torch.ones(1, 2, 64, dtype=torch.bfloat16)
+    x[0, 0, 1:16:2] = torch.nan  # half of a block
+    x[0, 0, 33:46:2] = torch.nan  # all but one of the half of another
+    given = torch.cat((32 * x, x / 32), -1) if stage == "silu_mul_quantize_grouped" else x
+    arguments = {"x": given, "masked_m": torch.tensor([2]), "global_scale_enc": torch.tensor([448.0])}
+    packed, scales = getattr(Eager(), stage)(*arguments.values())
+    block_scale = layouts.block_scales_of(scales, 2, 4)
+    for block, wrong in ((None, 0), (0, 0), (1, 1), (2, 1), (3, 1)):
+        stored = block_scale.clone()
+        if block is not None:
+            stored[0, 0, block] = 0x7F
+        output = packed, layouts.scales(stored)
+        call = judged_call(Observed(stage, arguments, output), Bounds(Arithmetic("exact"), Accumulator()))
+        assert len(plain.wrong_elements(call, output)) == wrong
+
+
+def test_a_sum_that_may_be_zero_times_an_infinite_alpha_is_anything_but_a_number() -> None:
+    import torch
+
+    from harness.candidates import layouts
+    from harness.candidates.eager import Eager
+
+    codes = torch.full((1, 2, 16), 2, dtype=torch.uint8)
+    codes[0, 1, ::2] = 10  # of the other sign
+    one = layouts.scales(torch.full((1, 2, 1), 0x38, dtype=torch.uint8))
+    ones = torch.full_like(codes, 2)
+    arguments = {
+        "a": layouts.operand(codes), "a_scale": one, "b": layouts.operand(ones), "b_scale": one,
+        "out": layouts.empty_out(1, 2, 2, torch.bfloat16, "cpu", 0.0), "masked_m": torch.tensor([2]),
+        "alpha": torch.tensor([torch.inf]),
+    }  # fmt: skip
+    Eager().masked_grouped_gemm(**arguments)
+    out = arguments["out"]
+    assert out[0].isinf().all()
+    assert out[1].isnan().all()
+    call = judged_call(Observed("masked_grouped_gemm", arguments, out), Bounds(Arithmetic(), Accumulator()))
+    for row, value, wrong in ((0, torch.nan, 2), (0, -torch.inf, 2), (1, -torch.inf, 0), (1, 0.0, 2)):
+        changed = out.clone()
+        changed[row] = value
+        assert len(plain.wrong_elements(call, changed)) == wrong
+    assert plain.wrong_elements(call, out) == []
 
 
 def test_a_candidate_of_the_harness_is_imported_from_it_and_the_head_says_so() -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from harness.candidates.eager import Eager
+from reference.e4m3 import take
 from reference.routing import Dispatched
 
 
@@ -90,10 +91,7 @@ def _loses_a_row(got: Dispatched, start: int) -> Dispatched:
 def _expert_before(loaded: dict[str, Tensor], experts: range, names: tuple[str, ...]) -> dict[str, Tensor]:
     """Return the loaded weights, of the experts from 100 on those of the expert before."""
     source = [max(place - 1, 0) if expert >= 100 else place for place, expert in enumerate(experts)]
-    return {
-        name: value.view(torch.uint8)[source].view(value.dtype) if name in names else value
-        for name, value in loaded.items()
-    }
+    return {name: take(value, source) if name in names else value for name, value in loaded.items()}
 
 
 def _zero_loaded(loaded: dict[str, Tensor], name: str, limit: int, axis: int) -> dict[str, Tensor]:

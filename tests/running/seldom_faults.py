@@ -22,8 +22,8 @@ class SeldomFault:
     Attributes:
         rule: that catches it.
         traps: one of which the failing problem names.
-        stage: what is replaced: "x", "gate_up", "alpha", "a_scale", "b_scale", "logits" or "topk_weights" before the stage,
-            "out" after it, "codes" and
+        stage: what is replaced: "x", "gate_up", "alpha", "a_scale", "b_scale", "logits", "topk_weights" or "y" before the
+            stage, "out" after it, "codes" and
             "scale" of both quantizers, `(l, m, k)` and `(l, m, k / 16)`, after it.
         change: returns the replacement; of "codes" and "scale" from that and the quantizer's input, of "out" from that.
         only_in_layer: whether only masked_moe has it; the other stages are not there.
@@ -64,7 +64,7 @@ class Seldom(Eager):
 
     def combine(self, y: Any, dispatched: Any, topk_idx: Any, topk_weights: list[Tensor]) -> list[Tensor]:
         weights = [self._before("topk_weights", each) for each in topk_weights]
-        return super().combine(y, dispatched, topk_idx, weights)
+        return super().combine([self._before("y", each) for each in y], dispatched, topk_idx, weights)
 
     def masked_grouped_gemm(
         self,
@@ -160,6 +160,9 @@ ALPHA = {
     "alpha_one_of_the_last_is_none": (("alpha_one",), lambda a: torch.ones_like(a) if a[-1] == 1 else a),
     "alpha_one_of_any_is_none": (("alpha_one",), lambda a: torch.ones_like(a) if (a == 1).any() else a),
     "alpha_raised_to_normal": (("alpha_subnormal",), where(lambda a: (a != 0) & (a.abs() < 2.0**-126), 2.0**-126)),
+    "alpha_nan_is_zero": (("alpha_specials",), where(torch.isnan, 0.0)),
+    "alpha_nan_is_none": (("alpha_specials",), where(torch.isnan, 1.0)),
+    "alpha_infinity_is_nan": (("alpha_specials",), where(torch.isinf, torch.nan)),
 }  # fmt: skip
 OUT = {
     "overflow_is_nan": where(torch.isinf, torch.nan),
@@ -249,6 +252,18 @@ FAULTS = {
     **{name: SeldomFault("ACT", ("gate_specials",), "gate_up", change) for name, change in SPECIALS.items()},
     "zero_scale_of_b_is_hidden_bit": SeldomFault("GEMM", ("zero_scales",), "b_scale", bytes_where(0, 8)),
     "zero_scale_of_b_is_one": SeldomFault("GEMM", ("zero_scales",), "b_scale", bytes_where(0, 0x38)),
+    "nan_scale_of_b_is_largest": SeldomFault("GEMM", ("nan_scales",), "b_scale", bytes_where(0x7F, 0x7E)),
+    "nan_scale_of_b_is_zero": SeldomFault("GEMM", ("nan_scales",), "b_scale", bytes_where(0x7F, 0)),
+    "outputs_clamped": SeldomFault(
+        "COMBINE", ("output_specials",), "y", lambda y: y.clamp(-BF16_MOST, BF16_MOST)
+    ),
+    "outputs_nan_is_zero": SeldomFault("COMBINE", ("output_specials",), "y", where(torch.isnan, 0.0)),
+    "outputs_infinity_is_nan": SeldomFault(
+        "COMBINE", ("output_specials",), "y", where(torch.isinf, torch.nan)
+    ),
+    "layer_nan_scale_of_weights": SeldomFault(
+        "MOE", ("nan_scales",), "b_scale", bytes_where(0x7F, 0x7E), only_in_layer=True
+    ),
     "zero_scale_of_b_is_nan": SeldomFault("GEMM", ("zero_scales",), "b_scale", bytes_where(0, 0x7F)),
     "zero_scale_of_a_is_smallest": SeldomFault(
         "GEMM", ("zero_scales", "scale_underflow"), "a_scale", bytes_where(0, 1)

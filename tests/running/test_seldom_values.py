@@ -85,9 +85,10 @@ def test_only_rules_that_know_the_values_and_take_them_judge_them() -> None:
     assert set().union(*(values[rule] for rule in VALUE_RULES)) == set(SELDOM)
     assert values["GEMM"] - values["QUANT"] == {
         "alpha_negative", "alpha_zero", "alpha_subnormal", "alpha_overflow", "zero_scales", "alpha_one",
+        "alpha_specials", "nan_scales",
     }  # fmt: skip
     assert values["ROUTE"] == {"logits_large", "logits_low", "logits_equal", "logits_spread"}
-    assert values["COMBINE"] == {"topk_zero", "topk_tiny", "topk_ties"}
+    assert values["COMBINE"] == {"topk_zero", "topk_tiny", "topk_ties", "output_specials"}
     assert values["REPEAT"] == {"large", "small"}, "bits are compared there: no NaN"
 
 

@@ -1,9 +1,8 @@
 """Faults that were written from the contract alone, before their author had seen any rule: what `quick` makes of them.
 
-`first_*.py`, `second_*.py` and `third_*.py` are sets of sixty. At first sight 52, 53 and 57 were caught; what the first two
-showed led to problems and to parts of rules. CAUGHT_BY names the rule that catches each now. Five have none: three of the
-third set, where alpha, a block scale of B or an expert's output is NaN or infinite, and two that do what the contract
-allows, a result that the next call overwrites and an address that is no multiple of 16 bytes.
+`first_*.py`, `second_*.py` and `third_*.py` are sets of sixty. At first sight 52, 53 and 57 were caught; what they showed
+led to problems and to parts of rules. CAUGHT_BY names the rule that catches each now. Two have none, which do what
+the contract allows: a result that the next call overwrites, and an address that is no multiple of 16 bytes.
 """
 
 from __future__ import annotations
