@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from harness.problems.problem import DATA, SHAPE_TRAPS, parse_problem
-from harness.problems.route_values import IN_LOGITS, IN_TOPK_WEIGHTS
+from harness.problems.route_values import IN_LOGITS, IN_OUTPUTS, IN_TOPK_WEIGHTS
 from harness.problems.tensors import ProblemTensors
 from harness.problems.trap_writing import write_traps
 from harness.problems.traps import IN_ROUTES, TRAPS
@@ -251,7 +251,7 @@ def test_every_trap_of_the_table_is_written(trap: str) -> None:
     text = "3x20x256x256:20,0,7:normal:1"
     into = TRAPS[trap].into
     if into in IN_ROUTES:
-        change = {**IN_LOGITS, **IN_TOPK_WEIGHTS}[trap]
+        change = {**IN_LOGITS, **IN_TOPK_WEIGHTS, **IN_OUTPUTS}[trap]
         values = torch.rand(20, 4, generator=torch.Generator().manual_seed(1))
         plain, with_it = values.clone(), change(values, torch.Generator().manual_seed(1))
         assert torch.equal(plain, values), "in place"

@@ -85,7 +85,7 @@ def test_a_part_of_a_run_need_not_draw_every_trap(run, monkeypatch: pytest.Monke
     assert record.verdict is Verdict.PASS
 
 
-PLACES = ("quantizer", "gate", "alpha", "gemm alpha", "weights", "logits", "topk weights")
+PLACES = ("quantizer", "gate", "alpha", "gemm alpha", "weights", "logits", "topk weights", "expert outputs")
 
 
 @pytest.mark.parametrize("multiple", [16, 32, 64, 128])
@@ -126,6 +126,7 @@ def test_traps_that_a_contract_or_the_stages_leave_out_are_not_asked_for() -> No
     finite = possible_traps(dataclasses.replace(traits, finite_only=True), PLACES)
     assert set(TRAPS) - set(finite) == {
         "nan", "inf", "some_nan", "half_nan", "infinities", "gate_specials", "alpha_overflow",
+        "alpha_specials", "nan_scales", "output_specials",
     }  # fmt: skip
     flushed = possible_traps(dataclasses.replace(traits, keeps_subnormals=False), PLACES)
     assert set(TRAPS) - set(flushed) == {
