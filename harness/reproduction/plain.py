@@ -179,7 +179,10 @@ def changed_inputs(stage: str, before: Any, after: Any, name: str = "") -> list[
         return [line for key, value in items for line in changed_inputs(stage, value, after[key], str(key))]
     if not isinstance(before, Tensor):
         return []
-    same = torch.equal(before.contiguous().view(torch.uint8), on_cpu(after).contiguous().view(torch.uint8))
+    was, is_now = (
+        t.clone(memory_format=torch.contiguous_format).view(torch.uint8) for t in (before, on_cpu(after))
+    )
+    same = torch.equal(was, is_now)
     return [] if same else [f"{stage} changed its input {name}"]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from harness.diagnosis.cases.observation import bytes_of
 from harness.diagnosis.hypotheses.choices import Choices
 from harness.diagnosis.hypotheses.fingerprints import nice
 from harness.diagnosis.telling.numbers import numbers, percent, strength_words
@@ -79,3 +80,10 @@ def test_choices_go_through_every_option_and_end() -> None:
 
 def test_where_nothing_showed_a_race_does_not_strike() -> None:
     assert Choices(None).random() > 0.99
+
+
+@pytest.mark.parametrize("stride", [0, 1, 7])
+def test_a_single_element_has_bytes_whatever_its_stride(stride: int) -> None:
+    """torch calls it contiguous and refuses to view it as bytes."""
+    one = torch.arange(8.0).as_strided((1,), (stride,))
+    assert bytes_of(one).tolist() == [0, 0, 0, 0]

@@ -148,7 +148,8 @@ def tensors_in(arguments: dict[str, Any]) -> list[tuple[str, Tensor]]:
 
 def bytes_of(tensor: Tensor) -> Tensor:
     """Return the bytes of a tensor in the order of its indices, `(bytes,)` uint8."""
-    return tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+    # A clone: a single element counts as contiguous whatever its stride, and has no bytes to be viewed if that is 0.
+    return tensor.detach().clone(memory_format=torch.contiguous_format).reshape(-1).view(torch.uint8)
 
 
 def copied(value: Any) -> Any:
