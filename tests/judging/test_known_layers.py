@@ -47,7 +47,9 @@ def judged(name: str, problem: str) -> None:
     assert found.illegal == 0, found.message
     assert not found.accepted_altered
     one_value = sum(count for words, count in found.judged.items() if words.startswith("one value"))
-    assert one_value >= 0.9 * found.compared
+    assert (
+        one_value >= found.compared - ctx.problem.hidden
+    )  # a row may have a code next to a rounding boundary
     for wrong in (one_per_cent(out), neighbour(out)):
         assert judge_opaque(ctx, wrong).illegal > 0, problem
     alpha = ctx.tensors.w1_alpha.clone()
