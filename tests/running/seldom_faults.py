@@ -240,7 +240,10 @@ FAULTS = {
         for name, (traps, change) in TOPK_WEIGHTS.items()
     },
     **{name: SeldomFault("GEMM", traps, "alpha", change) for name, (traps, change) in ALPHA.items()},
-    **{name: SeldomFault("GEMM", ("alpha_overflow",), "out", change) for name, change in OUT.items()},
+    **{
+        name: SeldomFault("GEMM", ("alpha_overflow", "alpha_specials"), "out", change)
+        for name, change in OUT.items()
+    },
     **{name: SeldomFault("QUANT", traps, "x", change) for name, (traps, change) in X.items()},
     **{
         name: SeldomFault("QUANT", t, "scale", scale_where(c, value)) for name, (t, c, value) in SCALE.items()
