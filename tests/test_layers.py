@@ -18,7 +18,7 @@ STANDARD = set(sys.stdlib_module_names)
 # From the top: each folder and each file of harness/ imports only from itself and from what stands below it.
 ORDER = [
     "cli", "compile", "races", "mutants", "running", "ci", "comparing", "canary", "gsm8k", "reproduction", "diagnosis",
-    "rules", "judging", "faults", "problems", "candidates", "interpreter", "emulation", "records", "processes", "streams",
+    "rules", "identification", "judging", "faults", "problems", "candidates", "interpreter", "emulation", "records", "processes", "streams",
     "terminal", "ending", "extras", "verdict", "version",
 ]  # fmt: skip
 
@@ -37,9 +37,9 @@ ALLOWED = {
 HEAVY = {"triton", "lm_eval", "transformers", "datasets", "pandas", *ENGINES}
 
 # Modules that are themselves imported inside functions, because what they define needs the package to be defined.
-IMPORTED_WHEN_CALLED = {"harness.running.probe_rcp", "harness.gsm8k.lm"}
+IMPORTED_WHEN_CALLED = {"harness.identification.probe_rcp", "harness.gsm8k.lm"}
 
-# What the parent process loads: these whole layers, every candidate of the catalog, and running/ without its probes.
+# What the parent process loads: these whole layers, every candidate of the catalog, and running/.
 LIGHT = {
     "",
     "cli",
@@ -53,7 +53,6 @@ LIGHT = {
     "verdict",
     "version",
 }
-IN_THE_CHILD = {"harness.running.probes", "harness.running.probe_rcp", "harness.running.summation_probe"}
 
 # Who may use the interpreter: the candidate that it was written for, and the race hunt.
 INTERPRETER_USERS = {
@@ -179,7 +178,7 @@ def test_the_reference_needs_triton_only_where_a_kernel_is_launched() -> None:
 def test_what_the_parent_process_imports_has_no_torch_at_its_top() -> None:
     from harness.candidates import CANDIDATES
 
-    doors = {source.module for source in harness().values() if source.layer in LIGHT} - IN_THE_CHILD
+    doors = {source.module for source in harness().values() if source.layer in LIGHT}
     doors |= {place.partition(":")[0] for place in CANDIDATES.values()}
     loaded = checks.loaded_with(harness(), doors)
     assert loaded >= {"harness.rules", "harness.problems.problem", "harness.candidates.physical"}

@@ -15,6 +15,7 @@ from harness.candidates.protocol import Traits, stages_of, traits_of
 from harness.candidates.traits import VARIES
 from harness.judging.comparison import Comparison
 from harness.judging.contract import Quantized, checked_moe_output, checked_quantized
+from harness.judging.finding import Finding
 from harness.judging.gemm import judge_gemm
 from harness.judging.lending import Lent
 from harness.judging.predicted import Prediction
@@ -33,11 +34,12 @@ from reference.nvfp4 import decode_blocks, quantize_nvfp4
 
 @dataclass(frozen=True)
 class Known:
-    """What is known about a candidate besides its code: declared, or measured through it (harness.running.probes)."""
+    """What is known about a candidate besides its code: declared, or measured through it (harness.identification)."""
 
     arithmetic: Arithmetic
     accumulator: Accumulator
     summation: Summation | None = None
+    findings: tuple[Finding, ...] = ()
 
     @classmethod
     def declared(cls, traits: Traits) -> Known:

@@ -16,6 +16,7 @@ from harness.candidates.errors import CandidateStartError
 from harness.faults.fault import Fault, all_faults, parse_planting
 from harness.faults.mutant import Mutant
 from harness.faults.named import load_named
+from harness.identification.measure import measure
 from harness.judging.context import Context, Known
 from harness.mutants.problems import drawn_problems, quick_first
 from harness.problems.problem import Problem
@@ -32,7 +33,6 @@ from harness.records.parts.mutants import (
 from harness.rules import RULES, Rule, find_rules
 from harness.running.judge import Watched, judge_context
 from harness.running.outcome import Outcome, Status
-from harness.running.probes import measure
 from harness.verdict import UsageError
 
 HOPELESS = (

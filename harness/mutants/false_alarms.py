@@ -75,7 +75,7 @@ def _judges_sums(rule: Rule) -> bool:
 def _measured(control: str) -> Any:
     """Return what is known about a control, probed once a process."""
     from harness.candidates.controls.catalog import load_control
-    from harness.running.probes import measure
+    from harness.identification.measure import measure
 
     return measure(load_control(control)).known
 

@@ -57,7 +57,7 @@ class _RuleSession:
 def _prepared(candidate: str) -> tuple[Any, Any]:
     """Return a candidate and what is known about it, measured once."""
     from harness.faults.named import load_named
-    from harness.running.probes import measure
+    from harness.identification.measure import measure
 
     loaded = load_named(candidate)
     return loaded, measure(loaded).known

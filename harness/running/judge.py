@@ -147,7 +147,7 @@ class Judge:
     ) -> None:
         import torch
 
-        from harness.running.probes import measure
+        from harness.identification.measure import measure
 
         if threads:
             torch.set_num_threads(threads)

@@ -10,9 +10,9 @@ from harness.diagnosis.cases.observation import Recorder
 from harness.diagnosis.cases.repetition import run_rule_once
 from harness.diagnosis.tensor_file import diagnose_file
 from harness.faults.named import plant
+from harness.identification.measure import measure
 from harness.problems.problem import parse_problem
 from harness.problems.tensors import ProblemTensors
-from harness.running.probes import measure
 from harness.verdict import UsageError
 
 

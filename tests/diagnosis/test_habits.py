@@ -12,8 +12,8 @@ from harness.diagnosis.cases.observation import MASKED_GEMM, Recorder, name_call
 from harness.diagnosis.cases.repetition import run_rule_once
 from harness.diagnosis.cases.views import seen, valid
 from harness.faults.named import load_named
+from harness.identification.measure import measure
 from harness.judging.context import Known
-from harness.running.probes import measure
 
 
 def observed(rule: str, stage: str, problem: str = "2x16x64x64:16,9:normal:1"):

@@ -11,8 +11,8 @@ from harness.candidates.physical import Physical
 from harness.diagnosis.cases import repetition
 from harness.diagnosis.cases.repetition import bounds_of, failing_calls
 from harness.diagnosis.hypotheses.choices import Choices
+from harness.identification.measure import measure
 from harness.running.judge import Judge
-from harness.running.probes import measure
 
 PROBLEM = "2x16x64x64:16,9:normal:1"
 

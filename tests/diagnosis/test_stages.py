@@ -7,8 +7,8 @@ import pytest
 from harness.diagnosis.diagnose import diagnose_problem
 from harness.faults.fault import all_faults
 from harness.faults.named import plant
+from harness.identification.measure import measure
 from harness.running.judge import Judge
-from harness.running.probes import measure
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from harness.diagnosis.cases.layer_case import LayerCase
 from harness.diagnosis.cases.observation import MASKED_MOE, Recorder
 from harness.diagnosis.cases.repetition import bounds_of, run_rule_once
 from harness.diagnosis.hypotheses.taken_over import ThroughLayer
-from harness.running.probes import measure
+from harness.identification.measure import measure
 
 ROW = (1, 7)
 

@@ -87,7 +87,7 @@ def test_a_graph_that_keeps_an_old_masked_m_fails(tensor_core):
 
 def test_the_probed_reciprocal_is_within_a_unit_and_exact_where_it_should_be():
     pytest.importorskip("triton")
-    from harness.running.probe_rcp import device_reciprocal
+    from harness.identification.probe_rcp import device_reciprocal
 
     x = torch.arange(1 << 23, dtype=torch.int32, device="cuda").add_(127 << 23).view(torch.float32)
     got, rounded = device_reciprocal(x), (1 / x.double()).float()

@@ -15,13 +15,14 @@ from harness.candidates import layouts
 from harness.candidates.eager import Eager
 from harness.candidates.physical import Physical
 from harness.emulation.accumulate import aligned_gemm, blocked_gemm
+from harness.identification.accumulator import probe_accumulator
+from harness.identification.measure import measure
 from harness.judging.comparison import Comparison
 from harness.judging.context import Context, Known
 from harness.judging.gemm import judge_gemm
 from harness.problems.problem import parse_problem
 from harness.problems.traps import TRAPS
 from harness.rules import find_rules
-from harness.running.probes import measure, probe_accumulator
 from reference.bounds import Accumulator
 from reference.nvfp4 import decode_blocks, quantize_nvfp4
 

@@ -8,10 +8,10 @@ from torch import Tensor
 from harness.candidates.controls.catalog import OpaqueLayer
 from harness.candidates.eager import Eager
 from harness.candidates.physical import Physical
+from harness.identification.measure import measure
 from harness.judging.context import Context
 from harness.problems.problem import parse_problem
 from harness.rules.layer import judge_opaque
-from harness.running.probes import measure
 
 INSIDE = {"eager": Eager, "physical": Physical}
 NEAR = ["1x8x4096x1024:8:normal:3"]

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from harness.candidates.eager import Eager
 from harness.candidates.physical import Physical
+from harness.identification.measure import measure
 from harness.judging.context import Context, Known
 from harness.problems.problem import parse_problem
 from harness.problems.traps import TRAPS
 from harness.rules.layer import judge_opaque
-from harness.running.probes import measure
 from reference import propagate
 from reference.bounds import Accumulator
 from reference.legal import Arithmetic

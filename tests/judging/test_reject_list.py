@@ -19,12 +19,12 @@ from torch import Tensor
 from harness.candidates import layouts
 from harness.candidates.eager import Eager
 from harness.candidates.physical import Physical
+from harness.identification.measure import measure
 from harness.judging.comparison import Comparison
 from harness.judging.context import Context, Known
 from harness.problems.problem import parse_problem
 from harness.problems.rows import Rows
 from harness.rules import find_rules
-from harness.running.probes import measure
 from reference import e2m1, e4m3
 
 CANDIDATES = {"physical": Physical, "eager": Eager}

@@ -1,8 +1,8 @@
-"""Measuring a candidate before judging it: how many bits its accumulator keeps, and what its reciprocal returns.
+"""How many bits a candidate's accumulator keeps, found through its own GEMM.
 
-The accumulator is probed through the candidate's own GEMM: a dot product L + s - L, everything else zero, with s a power
-of two further and further below L. As long as s comes back exactly, the running sum held all bits from L down to s. The
-three terms stand in the same instruction, in neighbouring ones and far apart, in several orders; the fewest bits count.
+A dot product L + s - L, everything else zero, with s a power of two further and further below L: as long as s comes back
+exactly, the running sum held all bits from L down to s. The three terms stand in the same instruction, in neighbouring
+ones and far apart, in several orders; the fewest bits count.
 
 A fault of the GEMM can look like a narrow accumulator and must not be judged by a bound as wide as itself. So s alone has
 to come back too, what was lost once has to stay lost as s gets smaller, and no fewer bits count than any known unit keeps.
@@ -10,7 +10,7 @@ to come back too, what was lost once has to stay lost as s gets smaller, and no 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -18,22 +18,14 @@ import torch
 
 from harness.candidates import layouts
 from harness.candidates.errors import in_words
-from harness.candidates.protocol import stages_of, traits_of
-from harness.judging.context import Known, device_is_lost
-from harness.judging.reciprocal import verified
-from harness.problems.problem import Problem
-from harness.running.summation_probe import summation_of
-from reference.bounds import Accumulator
-from reference.legal import Arithmetic, Reciprocal
+from harness.candidates.protocol import traits_of
+from harness.judging.context import device_is_lost
 
 _K = 512
 _GAPS = range(6, 27)  # log2(L / s): all that one operand's range of 2^-10 to 2^10 can express
 _WIDE = max(_GAPS) + 1  # significant bits, where nothing was lost over all gaps
 # No tensor core is known to keep less (Hopper's FP8 path: about 13 bits) of terms that differ in nothing but magnitude.
 _FEWEST = 13
-
-
-_PROBE_ENDED = "not measured: the probe of masked_grouped_gemm ended or stopped the candidate's process"
 
 
 @dataclass(frozen=True)
@@ -105,55 +97,7 @@ class AccumulatorProbe:
     words: str
 
 
-@dataclass(frozen=True)
-class Measured:
-    """What probing found: what to judge with, and the words for the record."""
-
-    known: Known
-    notes: dict[str, str]
-
-
-def measure(candidate: Any, *, probe: bool = True) -> Measured:
-    """Probe a candidate.
-
-    Args:
-        candidate: an object of the candidate protocol that can run here.
-        probe: False to call none of its stages, because that has ended the process before.
-
-    Returns:
-        What is known now. Whatever could not be measured stays as declared, and the notes say why.
-    """
-    traits = traits_of(candidate)
-    known = Known.declared(traits)
-    notes = {}
-    accumulator, summation = known.accumulator, known.summation
-    if "masked_grouped_gemm" in stages_of(candidate):
-        summation, notes["summation"] = summation_of(candidate) if probe else (None, _PROBE_ENDED)
-        found = _probed_accumulator(candidate) if probe else AccumulatorProbe(0, 0, _PROBE_ENDED)
-        notes["accumulator"] = found.words
-        if found.bits:
-            accumulator = Accumulator(
-                found.bits, traits.accumulator_chunk, measured=True, window=found.window
-            )
-    else:
-        notes["accumulator"] = (
-            "not measured: the candidate has no masked_grouped_gemm; bit equality is not demanded"
-        )
-    arithmetic = known.arithmetic
-    if traits.arithmetic == "fast":
-        reciprocal, notes["reciprocals"] = find_reciprocal(candidate)
-        if reciprocal is not None and probe and not _quantizes_with(candidate, reciprocal):
-            reciprocal = None
-            notes["reciprocals"] += (
-                ", but the candidate's quantizer uses another: next to a rounding boundary two codes are legal"
-            )
-        arithmetic = replace(arithmetic, reciprocal=reciprocal)
-    if warning := getattr(candidate, "warning", ""):
-        notes["warning"] = str(warning)
-    return Measured(Known(arithmetic, accumulator, summation), notes)
-
-
-def _probed_accumulator(candidate: Any) -> AccumulatorProbe:
+def accumulator_of(candidate: Any) -> AccumulatorProbe:
     """Return `probe_accumulator`, or the reason where the candidate raises: the rules will say so of a problem."""
     try:
         return probe_accumulator(candidate)
@@ -271,50 +215,3 @@ def _power(exponent: int) -> tuple[int, int]:
     scale = min(max(exponent, -9), 8)
     code = {-1: 1, 0: 2, 1: 4, 2: 6}[exponent - scale]  # 0.5, 1, 2, 4
     return code, _byte(scale)
-
-
-def _quantizes_with(candidate: Any, reciprocal: Reciprocal) -> bool:
-    """Return whether the candidate's own quantizer agrees with a reciprocal, on tokens with many near-ties.
-
-    A correct kernel need not use the approximate instruction; one that does not must not be judged by its bits. A broken
-    quantizer disagrees with the tighter and with the looser arithmetic alike, so nothing is lost.
-    """
-    from harness.judging.context import Context
-    from harness.rules.numbers import quantize
-
-    traits = traits_of(candidate)
-    if "quantize_grouped" not in stages_of(candidate):
-        return True
-    experts = traits.at_most_experts(max(traits.min_experts, 8))
-    rows = max(64, traits.m_multiple)
-    problem = Problem(
-        experts, rows, 4 * traits.width_multiple, traits.width_multiple, (rows,) * experts, seed=1
-    )
-    try:
-        for known in (Arithmetic("fast", reciprocal), Arithmetic("fast")):
-            found = quantize(Context(candidate, problem, Known(known, Accumulator())))
-            if not any(c.illegal for c in found):
-                return known.reciprocal is not None
-    except Exception as error:
-        if device_is_lost(error):
-            raise
-    return True
-
-
-def find_reciprocal(candidate: Any) -> tuple[Reciprocal | None, str]:
-    """Return the device's rcp.approx.ftz as a function, or None, and how it was found in words."""
-    own = getattr(candidate, "reciprocal", None)
-    if own is not None:
-        return verified(own), "known: the candidate gives its reciprocal; one scale and one code are legal"
-    if traits_of(candidate).device != "cuda":
-        return None, "not probed: no CUDA device; next to a rounding boundary two codes are legal"
-    try:
-        from harness.running.probe_rcp import device_reciprocal
-
-        device_reciprocal(torch.tensor([6.0], device="cuda"))
-    except Exception as error:  # noqa: BLE001 - triton missing or failing leaves the range of one unit, nothing worse
-        return (
-            None,
-            f"not probed: {in_words(error)}; next to a rounding boundary two codes are legal",
-        )
-    return device_reciprocal, "probed: rcp.approx.ftz of the GPU under test; one scale and one code are legal"

@@ -6,8 +6,8 @@ import random
 
 import pytest
 
-from tests.running import summing
-from tests.running.test_summation_probe import judged
+from tests.identification import summing
+from tests.identification.test_summation import judged
 
 UNITS = ("sm_100 mxf4nvf4", "sm_90 f16", "sm_80 f16", "exact", "exact 16", "exact 64")
 ORDERS = (

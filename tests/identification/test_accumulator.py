@@ -10,7 +10,9 @@ from harness.candidates.eager import Eager
 from harness.candidates.physical import Physical
 from harness.candidates.protocol import Traits
 from harness.emulation.accumulate import aligned_gemm, blocked_gemm
-from harness.running.probes import _ARRANGEMENTS, _GAPS, _read, find_reciprocal, measure, probe_accumulator
+from harness.identification.accumulator import _ARRANGEMENTS, _GAPS, _read, probe_accumulator
+from harness.identification.measure import measure
+from harness.identification.reciprocal import find_reciprocal
 from reference.bounds import Accumulator
 from reference.nvfp4 import decode_blocks
 

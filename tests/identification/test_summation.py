@@ -10,16 +10,16 @@ import pytest
 from harness.candidates.controls.catalog import CONTROLS
 from harness.candidates.eager import Eager
 from harness.candidates.physical import Physical
+from harness.identification.summation import find_summation
 from harness.judging.comparison import Comparison
 from harness.judging.context import Context, Known
 from harness.problems.problem import parse_problem
 from harness.rules import find_rules
-from harness.running.summation_probe import find_summation
 from harness.verdict import UsageError
 from reference.bounds import Accumulator
 from reference.legal import Arithmetic
 from reference.matrix_units import Summation
-from tests.running import summing
+from tests.identification import summing
 
 SUMMATIONS = (
     "sm_100 mxf4nvf4",
