@@ -70,6 +70,8 @@ class Traits:
             flush them to zero, so that none is drawn).
         finite_only: NaN and infinity, in inputs and in results, are not part of its contract: none is drawn.
         alpha_required: masked_grouped_gemm refuses None for `alpha`.
+        deviations: what it does otherwise than the contract and means to, each as `harness identify` words it, point and
+            finding: "ties: away from zero", "accumulator: 14 bits". It is judged by that, and the verdict says so.
         unrounded: values of the layer that it keeps in float32 where the path rounds them to bfloat16: "gemm1", the first
             GEMM's output (masked_moe applies SwiGLU to the accumulators), "hidden", what the activation hands to the second
             quantization (of silu_mul_quantize_grouped as well).
@@ -99,6 +101,7 @@ class Traits:
     keeps_subnormals: bool = True
     finite_only: bool = False
     alpha_required: bool = False
+    deviations: tuple[str, ...] = ()
     unrounded: tuple[str, ...] = ()
     cuda_graph: bool = True
     hints: tuple[dict[str, Any], ...] = ()
@@ -156,6 +159,9 @@ def _wanted(name: str, value: Any) -> str:
             isinstance(hint, dict) and all(isinstance(key, str) for key in hint) for hint in value
         )
         return "" if sets else "a tuple of dicts of keyword arguments"
+    if name == "deviations":
+        texts = isinstance(value, tuple | list) and all(isinstance(v, str) and ": " in v for v in value)
+        return "" if texts else 'a tuple of texts such as "ties: away from zero"'
     if name in _TEXTS:
         return "" if isinstance(value, str) and (value or name == "summation") else f"a {_TEXTS[name]}"
     if name == "arithmetic":
