@@ -14,10 +14,43 @@ from itertools import permutations
 import torch
 from torch import Tensor
 
+from reference.matrix_units import MatrixUnit, Operand, Summation, segments
+from reference.matrix_units.order import LANE
+
 Cuts = tuple[int, ...]
 MOST_PARTS = 16  # of parts that are joined in a fixed manner
 MOST_STREAMED = 8  # of parts that arrive in any order: 7! orders of those that are added to the first
 _AT_ONCE = 1 << 22  # sums that are held at a time
+
+
+def step_of(unit: MatrixUnit, lanes: int = 1) -> int:
+    """Return what cuts of k are multiples of: 64 of k for each lane, or whole instructions where those are longer."""
+    return LANE * lanes if unit.k <= LANE or unit.result == "nearest" else -(-unit.k // LANE) * LANE * lanes
+
+
+def table_of(summation: Summation, a: Operand, b: Operand, step: int = 0) -> tuple[Tensor, int]:
+    """Return the sums of every stretch of k of some elements, as `segments` does, and the step.
+
+    Args:
+        summation: its unit and lanes count.
+        a: `(elements, k)`.
+        b: `(elements, k)`.
+        step: elements of k, with one lane; 0 for `step_of`.
+    """
+    unit, lanes = summation.unit, summation.lanes
+    if lanes == 1:
+        step = step or step_of(unit)
+        return segments(unit, a, b, step), step
+    first, *others = (
+        segments(unit, a.turns(lane, lanes, LANE), b.turns(lane, lanes, LANE), LANE)
+        for lane in range(lanes)
+        if lane * LANE < a.k
+    )
+    for other in others:  # a last stretch may be shorter than a turn of all lanes
+        steps = len(other)
+        first[:steps, 1 : steps + 1] += other[:, 1:]
+        first[:steps, steps + 1 :] += other[:, -1:]
+    return first, LANE * lanes
 
 
 @cache
@@ -60,7 +93,9 @@ def fitting(
         at_once = max(1, _AT_ONCE // (count * len(out)))
         for i in range(0, len(same), at_once):
             part = ends[i : i + at_once]
-            parts = table[part[:, :-1], part[:, 1:]].to(partial).float()  # (cuts, parts, elements)
+            parts = table[part[:, :-1], part[:, 1:]]  # (cuts, parts, elements)
+            if count > 1:
+                parts = parts.to(partial).float()
             if manner == "stream":
                 fits = streams(finish(parts), out)[0].any(1)
             else:

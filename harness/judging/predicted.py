@@ -15,10 +15,10 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from harness.judging.cuts import cut_sets, fitting
+from harness.judging.cuts import cut_sets, fitting, step_of, table_of
 from reference.bounds import LegalOutput, Predict, epilogue
 from reference.e4m3 import decode_e4m3
-from reference.matrix_units import ONE_PASS, KOrder, MatrixUnit, Operand, Summation, chosen, segments
+from reference.matrix_units import ONE_PASS, KOrder, Operand, Summation, chosen
 
 TILE = 64
 MANNERS = ("in order", "last first", "pairwise")
@@ -86,11 +86,6 @@ def in_registers(plain: Summation, k: int) -> list[Summation]:
         *(replace(plain, promote=every) for every in (64, 128, 256, 512) if every < k),
         *(replace(plain, lanes=lanes) for lanes in (2, 4) if 64 < k),
     ]
-
-
-def step_of(unit: MatrixUnit) -> int:
-    """Return what cuts of k are multiples of: 64 of k, or whole instructions where those are longer."""
-    return 64 if unit.k <= 64 or unit.result == "nearest" else -(-unit.k // 64) * 64
 
 
 def explained(
@@ -173,7 +168,7 @@ class _Tile:
         for size in (step, _FINE):
             if size < step and (plain.unit.k > size or k <= size):
                 continue
-            table = segments(plain.unit, *sides, size)
+            table, _ = table_of(plain, *sides, size)
             sets = cut_sets(len(table)) if size == step else [(cut,) for cut in range(1, len(table))]
             for manner in MANNERS:
                 some = [cuts for cuts in sets if len(cuts) > 1 or manner == MANNERS[0]]

@@ -28,7 +28,7 @@ class KOrder:
             stream k). See `even_cuts`.
         promote: the accumulator is added to a float32 register, to nearest, and begins again at zero after so many
             elements of k (Hopper's FP8 kernels: 128); 0: never.
-        partial: type that the sum of a part is rounded to, to nearest, before parts are added: "float32", "bfloat16",
+        partial: type that the sum of a part is rounded to, to nearest, before several are added: "float32", "bfloat16",
             "float16".
         pairwise: parts are added as a tree, neighbours first; otherwise one after the other.
         reverse: the last part comes first (stream k: the block that has the end of k stores, the others add to it).
@@ -111,7 +111,7 @@ def _joined(order: KOrder, a: Operand, b: Operand, of_lane: Callable[[Operand, O
                 for lane in lanes
             )
             total = sum(others, first)
-        parts.append(total.to(getattr(torch, order.partial)).to(total.dtype))
+        parts.append(total.to(getattr(torch, order.partial)).to(total.dtype) if order.cuts else total)
     if order.reverse:
         parts.reverse()
     while len(parts) > 1:
