@@ -77,6 +77,8 @@ def rounded(x: Tensor, dtype: torch.dtype, rounding: str) -> Tensor:
         "to nearest, ties away from zero": down < up,
     }[rounding]
     magnitude = torch.where(takes_lower, lower, upper)
-    beyond = upper.isinf() if rounding.startswith("to nearest") else torch.zeros_like(even)  # half a unit above the largest number overflows
+    beyond = (
+        upper.isinf() if rounding.startswith("to nearest") else torch.zeros_like(even)
+    )  # half a unit above the largest number overflows
     magnitude = torch.where(beyond, nearest.abs(), magnitude)
     return torch.where(x.isfinite(), torch.copysign(magnitude, nearest), nearest)

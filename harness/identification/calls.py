@@ -9,9 +9,7 @@ from torch import Tensor
 
 from harness.candidates import layouts
 from harness.candidates.protocol import Traits, traits_of
-
-Side = tuple[Tensor, Tensor]
-"""Codes `(rows, k)` and block scales `(rows, k / 16)` of one operand, uint8."""
+from harness.judging.probe_operands import Side
 
 
 def call_gemm(

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from harness.candidates.protocol import traits_of
-from harness.identification.calls import Side, call_gemm, multiple
+from harness.identification.calls import call_gemm, multiple
 from harness.judging.finding import Finding
+from harness.judging.probe_operands import Side
 from reference.epilogue import CASTS, CONTRACT, ROUNDINGS, Epilogue
 from reference.nvfp4 import BLOCK, decode_blocks
 
@@ -92,7 +93,7 @@ def _alphas(sums: Tensor, experts: int, dtype: torch.dtype) -> Tensor:
     alpha = torch.exp2(torch.rand(experts, generator=generator) * 2 - 1)
     if dtype == torch.float32:
         return alpha
-    accumulators = sums[sums != 0].unique()
+    accumulators = torch.unique(sums[sums != 0])
     fused = Epilogue(fused=True)
     for expert in range(1, experts, 2):
         # Alphas next to (the middle of two outputs) / (an accumulator).

@@ -12,7 +12,7 @@ from harness.identification.epilogue import STAGE, find_epilogue
 from harness.identification.summation import Added, added_of
 from harness.judging.context import declared_summation, device_is_lost
 from harness.judging.finding import Finding
-from reference.epilogue import CONTRACT, Epilogue
+from reference.epilogue import Epilogue
 from reference.matrix_units import Summation
 
 _WIDE = "24 bits or more"
@@ -44,7 +44,7 @@ def gemm_findings(candidate: Any) -> GemmFound:
         UsageError: its traits declare a summation that is none.
     """
     epilogue, of_epilogue = _epilogue_of(candidate)
-    added = added_of(candidate, epilogue or CONTRACT)
+    added = added_of(candidate, epilogue)
     accumulator = accumulator_of(candidate)
     declared = declared_summation(traits_of(candidate))
     findings = (

@@ -8,7 +8,6 @@ for many and for few rows.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from math import lcm
 from typing import Any
@@ -20,8 +19,9 @@ from harness.candidates.errors import in_words
 from harness.candidates.protocol import Traits, traits_of
 from harness.candidates.traits import VARIES
 from harness.identification.calls import call_gemm, multiple, widest_type
-from harness.identification.summation_probe import COLUMNS, Probe, models, narrow_models, operands
+from harness.identification.summation_probe import COLUMNS, Probe, models, narrow_models
 from harness.judging.context import declared_summation, device_is_lost
+from harness.judging.probe_operands import operands
 from harness.verdict import UsageError
 from reference.epilogue import CONTRACT, Epilogue
 from reference.matrix_units import Summation
@@ -40,6 +40,7 @@ _REAL = frozenset(
     {"sm_100 mxf4nvf4", "sm_90 f16", "sm_80 f16"}
 )  # every order is tried, of the others the simple ones
 _MOST_ALIKE = 6
+_ALPHA = 1.34375 + 2.0**-23  # float32
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def summation_of(candidate: Any) -> tuple[Summation | None, str]:
     return found.summation, found.words
 
 
-def added_of(candidate: Any, epilogue: Epilogue = CONTRACT) -> Added:
+def added_of(candidate: Any, epilogue: Epilogue | None = CONTRACT) -> Added:
     """Return `find_added`, or the reason where the candidate raises: the rules will say so of a problem."""
     try:
         return find_added(candidate, epilogue)
@@ -87,26 +88,24 @@ def find_summation(candidate: Any) -> tuple[Summation | None, str]:
     return found.summation, found.words
 
 
-def find_added(candidate: Any, epilogue: Epilogue = CONTRACT) -> Added:
+def find_added(candidate: Any, epilogue: Epilogue | None = CONTRACT) -> Added:
     """Return how a candidate's masked_grouped_gemm adds.
 
     Args:
         candidate: with that stage.
-        epilogue: what it makes of its accumulators.
+        epilogue: what it makes of its accumulators; None where that is not known.
     """
     traits = traits_of(candidate)
     declared = declared_summation(traits)
-    streams = declared is not None and any(
-        mode is not None and mode.stream for mode in (declared, *(mode for _, mode in declared.later))
-    )
-    if traits.summation == VARIES or (not (traits.deterministic and traits.place_invariant) and not streams):
+    varies = not (traits.deterministic and traits.place_invariant) and not (declared and declared.streams)
+    if traits.summation == VARIES or varies:
         return Added(None, "not asked for: the candidate says that it varies; the bound judges")
     search = _Search(candidate, traits, epilogue, widest_type(traits))
     found = search.found(declared)
     if "bfloat16" in traits.out_dtypes and search.dtype != torch.bfloat16 and found.summation:
         # Stream k adds its parts in the output's type, which a float32 output does not show.
         narrow = _Search(candidate, traits, epilogue, torch.bfloat16)
-        if not all(narrow.fits(found.summation, k) for k in search.widths[2:]):
+        if found.summation.streams or not all(narrow.fits(found.summation, k) for k in search.widths[2:]):
             found = narrow.found(declared)
     return found
 
@@ -117,10 +116,9 @@ class _Search:
 
     candidate: Any
     traits: Traits
-    epilogue: Epilogue
+    epilogue: Epilogue | None
     dtype: torch.dtype
     _probes: dict[tuple[int, int], Probe] = field(default_factory=dict)
-    _before: list[Summation] = field(default_factory=list)
 
     @property
     def widths(self) -> list[int]:
@@ -128,15 +126,21 @@ class _Search:
         every = WIDTHS if self.traits.far else _NEAR
         return sorted({multiple(k, self.traits.k_multiple) for k in every})
 
+    @property
+    def _alpha(self) -> Tensor:
+        """Of a float32 output 1, which keeps every bit; of a narrower one a number that tells when the sums are rounded."""
+        exact = self.dtype == torch.float32 or self.epilogue is None
+        return torch.tensor(1.0 if exact else _ALPHA)
+
     def _finish(self, sums: Tensor) -> Tensor:
-        return self.epilogue(sums, None, self.dtype)
+        return (self.epilogue or CONTRACT)(sums, self._alpha, self.dtype)
 
     def probe(self, k: int, rows: int = _ROWS) -> Probe:
         """Return a probe; the GEMM is called once for each."""
         rows = multiple(rows // 2 if k > _LONG else rows, self.traits.m_multiple)
         if (k, rows) not in self._probes:
             a, b = operands(rows, multiple(COLUMNS, self.traits.n_multiple), k)
-            out = call_gemm(self.candidate, a, b, self.dtype)[0]
+            out = call_gemm(self.candidate, a, b, self.dtype, self._alpha.expand(self.traits.min_experts))[0]
             self._probes[k, rows] = Probe(a, b, out, self._finish)
         return self._probes[k, rows]
 
@@ -152,9 +156,7 @@ class _Search:
         kind = str(self.dtype).removeprefix("torch.")
         if declared:
             if all(self.fits(declared, k) for k in self.widths):
-                return Added(
-                    declared, _words(declared, where, ()), (), (), tuple(self.widths), kind
-                )
+                return Added(declared, _words(declared, where, ()), (), (), tuple(self.widths), kind)
             said = f"declared as {declared}, but the probes at {where} have other bits; "
         spans = self._spans()
         summation, alike, modes = self._modes(spans)
@@ -177,10 +179,10 @@ class _Search:
                 return [([k], [])]  # no unit that is known
             elif fresh := self._fresh(k, left):
                 spans[-1:] = self._parted(here, left, [k], fresh)
-            elif left:
-                spans.append(([k], []))
+            elif len(spans) == 1 and len(here) == 1:
+                return [([k], [])]  # one instruction says nothing of an order
             else:
-                spans[-1] = [*here, k], []
+                return [*spans, ([k], [])]
         return spans
 
     def _parted(
@@ -188,8 +190,9 @@ class _Search:
     ) -> list[tuple[list[int], list[Summation]]]:
         """Return two runs of k, the second one as long as its models reach, so that the first may have a simpler one."""
         begins = len(here)
-        while here and left and (now := self.probe(here[-1]).fitting(right)):
-            here, there, right = here[:-1], [here[-1], *there], now
+        while here and left and self.probe(here[-1]).fits(right[0]):
+            right = self.probe(here[-1]).fitting(right)
+            here, there = here[:-1], [here[-1], *there]
         if not here:
             return [(there, right)]
         if len(here) < begins:
@@ -200,19 +203,15 @@ class _Search:
 
     def _fresh(self, k: int, before: list[Summation]) -> list[Summation]:
         """Return the models at a k where those of a smaller one do not hold: of the same unit, partial sums in any type."""
-        if not before:
-            before = self._before
-        self._before = before
         names = tuple(dict.fromkeys(model.name for model in before))
         probe = self.probe(k)
         if wide := probe.fitting(models(names, frozenset(names), k)):
             return wide
-        bases = {Summation(model.name, lanes=model.lanes) for model in before}
-        return [
-            found
-            for base in sorted(bases, key=lambda base: (base.lanes, str(base)))
-            for found in probe.fitting(narrow_models(base, k))
-        ]
+        # The blocks of a kernel that streams its parts need not be those of the one that does not.
+        bases = dict.fromkeys(
+            Summation(model.name, lanes=n) for model in before for n in (model.lanes, 1, 2, 4)
+        )
+        return [found for base in bases for found in probe.fitting(narrow_models(base, k))]
 
     def _modes(
         self, spans: list[tuple[list[int], list[Summation]]]
@@ -223,11 +222,11 @@ class _Search:
             return None, (), ()
         later, words, alike = [], [], tuple(map(str, first[1:_MOST_ALIKE]))
         for i, ((here, left), (there, right)) in enumerate(zip(spans, others, strict=False)):
-            begins, left, right = self._switch(here[-1], left, there[0], right)
-            mode = right[0] if right else None
+            begins, below, above = self._switch(here[-1], left, there[0], right)
+            mode = above[0] if above else None
             later.append((begins, mode))
             words.append(f"{mode or 'not known'} from k {begins:,} on")
-            alike = tuple(map(str, left[1:_MOST_ALIKE])) if i == 0 else alike
+            alike = tuple(map(str, below[1:_MOST_ALIKE])) if i == 0 else alike
         return replace(first[0], later=tuple(later)), alike, tuple(words)
 
     def _switch(
@@ -279,5 +278,3 @@ def _words(
     apart = f"; not told apart from {', '.join(alike)}" if alike else ""
     elsewhere = "".join(f"; {mode}" for mode in modes)
     return f"{summation}: gives every bit of the probes at {where}; one value is legal{apart}{elsewhere}"
-
-

@@ -10,19 +10,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
+from itertools import islice
 
 import torch
 from torch import Tensor
 
-from harness.identification.calls import Side
-from harness.judging.cuts import cut_sets, fitting, streams, table_of
+from harness.judging.cuts import cut_sets, fitting, same, streams, table_of
 from harness.judging.predicted import orders_of
+from harness.judging.probe_operands import Side
 from reference.e4m3 import decode_e4m3
 from reference.matrix_units import Operand, Summation, matmul
-from reference.nvfp4 import BLOCK, decode_blocks
+from reference.nvfp4 import decode_blocks
 
 COLUMNS = 64
 _FEW = 16  # elements that are asked first
+_MOST_CUTS = 8  # that give those and are asked for all
 _PARTIALS = ("bfloat16", "float16")
 
 
@@ -92,22 +94,22 @@ class Probe:
             where = torch.zeros(_FEW, _FEW, dtype=torch.bool)
             where.fill_diagonal_(True)
             first = self.finish(model.chosen(a.at(self._at[0]), b.at(self._at[1]), where))
-            return torch.equal(first, stored) and self._all(model)
+            return bool(same(first, stored).all()) and self._all(model)
         table, step = self.table(model)
         if model.stream:
             sets = [cuts for cuts in cut_sets(len(table)) if cuts]
-            some = fitting(table, stored, self.finish, sets, "stream")
-            return any(self._streams(model, tuple(step * cut for cut in cuts)) for cuts in some[:8])
+            some = islice(fitting(table, stored, self.finish, sets, "stream"), _MOST_CUTS)
+            return any(self._streams(model, tuple(step * cut for cut in cuts)) for cuts in some)
         order = model.order(self.k)
         if any(cut % step for cut in order.cuts):
             return self._all(model)
         manner = "pairwise" if order.pairwise else "last first" if order.reverse else "in order"
         cuts = tuple(cut // step for cut in order.cuts)
         partial = getattr(torch, order.partial)
-        return bool(fitting(table, stored, self.finish, [cuts], manner, partial)) and self._all(model)
+        return bool(list(fitting(table, stored, self.finish, [cuts], manner, partial))) and self._all(model)
 
     def _all(self, model: Summation) -> bool:
-        return torch.equal(self.finish(model.matmul(*self.operands(model))), self.out)
+        return bool(same(self.finish(model.matmul(*self.operands(model))), self.out).all())
 
     def _streams(self, model: Summation, cuts: tuple[int, ...]) -> bool:
         """Return whether parts that are added in the output's type give every bit."""
@@ -157,26 +159,3 @@ def narrow_models(base: Summation, k: int) -> list[Summation]:
         replace(base, stream=True),
         *(replace(order, partial=partial) for partial in _PARTIALS for order in split),
     ]
-
-
-@cache
-def operands(rows: int, columns: int, k: int) -> tuple[Side, Side]:
-    """Return codes and block scales of both operands, uint8; kinds of rows of A take turns."""
-    generator = torch.Generator().manual_seed(k)
-    half = k // 2 // BLOCK * BLOCK
-
-    def drawn(count: int) -> Side:
-        codes = torch.randint(0, 16, (count, k), generator=generator, dtype=torch.uint8)
-        near, far = (
-            torch.randint(*ends, (count, k // BLOCK), generator=generator, dtype=torch.uint8)
-            for ends in ((48, 64), (1, 0x7F))
-        )
-        return codes, torch.where(torch.arange(count).unsqueeze(1) % 2 == 0, near, far)
-
-    (a_codes, a_scale), (b_codes, b_scale) = drawn(rows), drawn(columns)
-    blocks = half // BLOCK
-    b_codes[:, half : 2 * half], b_scale[:, blocks : 2 * blocks] = b_codes[:, :half], b_scale[:, :blocks]
-    takes_back = torch.arange(rows) % 4 > 1
-    a_codes[takes_back, half : 2 * half] = a_codes[takes_back, :half] ^ 8
-    a_scale[takes_back, blocks : 2 * blocks] = a_scale[takes_back, :blocks]
-    return (a_codes, a_scale), (b_codes, b_scale)

@@ -7,7 +7,7 @@ which is what stream k makes of k wherever a tile begins in its schedule, split 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from itertools import permutations
 
@@ -20,6 +20,7 @@ from reference.matrix_units.order import LANE
 Cuts = tuple[int, ...]
 MOST_PARTS = 16  # of parts that are joined in a fixed manner
 MOST_STREAMED = 8  # of parts that arrive in any order: 7! orders of those that are added to the first
+_FIRST = 4  # elements that are asked before all
 _AT_ONCE = 1 << 22  # sums that are held at a time
 
 
@@ -71,8 +72,8 @@ def cut_sets(steps: int) -> tuple[Cuts, ...]:
 def fitting(
     table: Tensor, out: Tensor, finish: Callable[[Tensor], Tensor], sets: Iterable[Cuts], manner: str = "in order",
     partial: torch.dtype = torch.float32,
-) -> list[Cuts]:  # fmt: skip
-    """Return the cuts that give every value.
+) -> Iterator[Cuts]:  # fmt: skip
+    """Yield the cuts that give every value, few parts first.
 
     Args:
         table: `segments` of the elements.
@@ -85,23 +86,40 @@ def fitting(
     by_count: dict[int, list[Cuts]] = defaultdict(list)
     for cuts in sets:
         by_count[len(cuts) + 1].append(cuts)
-    found = []
-    for count, same in by_count.items():
+    for count, of_count in by_count.items():
         if count > (MOST_STREAMED if manner == "stream" else MOST_PARTS):
             continue
-        ends = torch.tensor([(0, *cuts, len(table)) for cuts in same], device=table.device)
-        at_once = max(1, _AT_ONCE // (count * len(out)))
-        for i in range(0, len(same), at_once):
-            part = ends[i : i + at_once]
-            parts = table[part[:, :-1], part[:, 1:]]  # (cuts, parts, elements)
-            if count > 1:
-                parts = parts.to(partial).float()
-            if manner == "stream":
-                fits = streams(finish(parts), out)[0].any(1)
-            else:
-                fits = (finish(joined(parts, manner)) == out).all(-1)
-            found += [same[i + int(j)] for j in fits.nonzero()]
+        left = of_count
+        # A few elements leave few cuts for all of them.
+        for some in (slice(0, _FIRST), slice(0, len(out))):
+            if left:
+                left = _fitting(table[..., some], out[some], finish, left, manner, partial)
+        yield from left
+
+
+def _fitting(
+    table: Tensor, out: Tensor, finish: Callable[[Tensor], Tensor], sets: list[Cuts], manner: str, partial: torch.dtype
+) -> list[Cuts]:  # fmt: skip
+    """Return those of the cuts, all of as many parts, that give every value."""
+    found, count = [], len(sets[0]) + 1
+    ends = torch.tensor([(0, *cuts, len(table)) for cuts in sets], device=table.device)
+    at_once = max(1, _AT_ONCE // (count * len(out)))
+    for i in range(0, len(sets), at_once):
+        part = ends[i : i + at_once]
+        parts = table[part[:, :-1], part[:, 1:]]  # (cuts, parts, elements)
+        if count > 1:
+            parts = parts.to(partial).float()
+        if manner == "stream":
+            fits = streams(finish(parts), out)[0].any(1)
+        else:
+            fits = same(finish(joined(parts, manner)), out).all(-1)
+        found += [sets[i + int(j)] for j in fits.nonzero()]
     return found
+
+
+def same(x: Tensor, out: Tensor) -> Tensor:
+    """Return where two results are the same number, or both are none."""
+    return (x == out) | (x.isnan() & out.isnan())
 
 
 def joined(parts: Tensor, manner: str) -> Tensor:
@@ -119,7 +137,7 @@ def streams(parts: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
     """Return where parts that are added in the output's type, in any order, give what was stored.
 
     One part is stored and the others are added to it as they arrive, so each element may have an order of its own: adders
-    of a GPU's memory keep one for a few neighbours only.
+    of a GPU's memory keep one for a few neighbours only. Of more than four parts the first or the last is stored.
 
     Args:
         parts: `(*, parts, elements)` of the output's type.
@@ -133,14 +151,15 @@ def streams(parts: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
     wide = parts.float()
     given = torch.zeros(parts.shape, dtype=torch.bool, device=parts.device)
     if count == 1:
-        given = parts == out
-    for first in range(count if count > 2 else 1) if count > 1 else ():
+        given = same(parts, out)
+    firsts = () if count == 1 else (0,) if count == 2 else range(count) if count <= 4 else (0, count - 1)
+    for first in firsts:
         others = [part for part in range(count) if part != first]
         for order in permutations(others):
             total = wide[..., first, :]
             for part in order:
                 total = (total + wide[..., part, :]).to(out.dtype).float()
-            given[..., first, :] |= total == out
+            given[..., first, :] |= same(total, out)
             if bool(given[..., first, :].all()):
                 break
     return given.all(-1), given

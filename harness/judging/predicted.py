@@ -84,7 +84,7 @@ def in_registers(plain: Summation, k: int) -> list[Summation]:
     """Return the orders that have several accumulators without a cut of k: promotion, and lanes."""
     return [
         *(replace(plain, promote=every) for every in (64, 128, 256, 512) if every < k),
-        *(replace(plain, lanes=lanes) for lanes in (2, 4) if 64 < k),
+        *(replace(plain, lanes=lanes) for lanes in (2, 4) if k > 64),
     ]
 
 
@@ -116,7 +116,7 @@ def explained(
             continue
         tile = _Tile(prediction.summation, a.at(rows), b.at(columns), out[rows, columns], alpha)
         # Where one tile is unexplained the problem fails, and the others are only asked for orders that were found.
-        ways = known.items() if failed else tile.ways(known, _few(wrong, where))
+        ways = known.items() if failed else tile.ways(known, few_of(wrong, where))
         name, order = next((way for way in islice(ways, _MOST) if tile.gives(way[1], where)), ("", ONE_PASS))
         if name:
             bad[rows, columns], known[name] = False, order
@@ -131,7 +131,7 @@ def tiles(bad: Tensor) -> Iterator[tuple[slice, slice]]:
         yield slice(row * TILE, (row + 1) * TILE), slice(column * TILE, (column + 1) * TILE)
 
 
-def _few(bad: Tensor, where: Tensor) -> Tensor:
+def few_of(bad: Tensor, where: Tensor) -> Tensor:
     """Return a few elements of a tile that are not as predicted, and a few more: a mask."""
     few = torch.zeros_like(where)
     for some in (bad, where & ~bad):

@@ -138,9 +138,7 @@ def matmul(
     """
     rows, columns = len(a.elements.values), len(b.elements.values)
     if not in_torch and fused.has_kernel(unit, a, b, [start for start, _ in order.parts(a.k)]):
-        return _joined(
-            order, a, b, lambda left, right: fused.part(unit, left, right, order.promote)
-        )
+        return _joined(order, a, b, lambda left, right: fused.part(unit, left, right, order.promote))
     terms = 1 if unit.fraction is None else unit.k // (unit.group or 1)
     step = max(1, _ELEMENTS // max(1, columns * terms))
     blocks = [

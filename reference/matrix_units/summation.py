@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
 from reference.matrix_units.order import KOrder, chosen, even_cuts, matmul
@@ -117,6 +116,11 @@ class Summation:
     def takes_scales(self) -> bool:
         """Whether the unit multiplies E2M1 elements with block scales; otherwise operands are decoded before."""
         return bool(self.unit.group)
+
+    @property
+    def streams(self) -> bool:
+        """Whether parts are added in the output's type at some k."""
+        return self.stream or any(mode is not None and mode.stream for _, mode in self.later)
 
     def order(self, k: int) -> KOrder:
         """Return the order along a k; of tiles that are not split, where the parts are streamed.

@@ -88,11 +88,12 @@ def legal_product(call: Observed, bounds: Bounds) -> LegalOutput:
     a = call.arguments
     operands = decoded(a["a"], a["a_scale"]), decoded(a["b"], a["b_scale"])
     counts, dtype, prediction = a["masked_m"].tolist(), a["out"].dtype, None
-    if bounds.summation is not None:
+    summation = bounds.summation.at(operands[0].shape[2]) if bounds.summation else None
+    if summation is not None and not summation.stream:
         scales = [
             block_scales(a[f"{name}_scale"], *x.shape[1:]) for name, x in zip("ab", operands, strict=True)
         ]
-        prediction = Prediction(bounds.summation, operands[0], scales[0], operands[1], scales[1])
+        prediction = Prediction(summation, operands[0], scales[0], operands[1], scales[1])
     allowed = legal_rows(*operands, a.get("alpha"), counts, dtype, bounds.accumulator, prediction=prediction)
     assert allowed is not None  # noqa: S101 - there is a valid row
     return allowed
