@@ -59,7 +59,8 @@ class _Search:
     failed: bool = False
 
     def _finished(self, sums: Tensor) -> Tensor:
-        return epilogue(sums.double(), self.alpha, self.out.dtype)
+        alpha = None if self.alpha is None else self.alpha.to(sums.device)
+        return epilogue(sums.double(), alpha, self.out.dtype)
 
     def explain(self, rows: slice, columns: slice, bad: Tensor, found: Counter[str]) -> bool:
         """Return whether some cuts give a tile, and clear it; true of one that needs none."""
@@ -70,10 +71,11 @@ class _Search:
         few = few_of(wrong, ~wrong)
         row, column = few.nonzero().unbind(1)
         table, step = table_of(self.summation, a.at(row), b.at(column))
+        table, stored = table.cpu(), out[few].cpu()  # many small steps, which a GPU takes no sooner
         # Where one tile is unexplained the problem fails, and the others are only asked for cuts that were found.
         every = [] if self.failed else [cuts for cuts in cut_sets(len(table)) if cuts]
         for sets in (self.known, every):
-            for cuts in islice(fitting(table, out[few], self._finished, sets, "stream"), _MOST):
+            for cuts in islice(fitting(table, stored, self._finished, sets, "stream"), _MOST):
                 if self._gives(a, b, out, tuple(step * cut for cut in cuts)):
                     bad[rows, columns] = False
                     self.known = [cuts, *(other for other in self.known if other != cuts)]
