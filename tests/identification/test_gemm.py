@@ -169,9 +169,9 @@ class Squashes(Known):
 
 
 OUTSIDE = [
-    lambda: CONTROLS["reversed_accumulation"](),
-    lambda: CONTROLS["pairwise_tree"](),
-    lambda: CONTROLS["aligned_to_26_bits"](),
+    CONTROLS["reversed_accumulation"],
+    CONTROLS["pairwise_tree"],
+    CONTROLS["aligned_to_26_bits"],
     lambda: Odd("exact", far=False),
     lambda: Uneven("sm_90 f16", far=False),
     lambda: Lanes("sm_90 f16", far=False),
