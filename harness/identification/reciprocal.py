@@ -14,7 +14,8 @@ from harness.judging.quantize import QuantizerInput
 from harness.judging.reciprocal import verified
 from harness.problems.problem import Problem
 from reference.bounds import Accumulator
-from reference.legal import Arithmetic, Reciprocal
+from reference.legal import Arithmetic
+from reference.quantizer_formulas import Reciprocal
 
 
 def quantizes_with(candidate: Any, reciprocal: Reciprocal) -> bool:
