@@ -18,7 +18,7 @@ from harness.candidates.protocol import Traits, traits_of
 from harness.identification.quantizer_probe import Quantize, Questions, near_boundaries, quantized
 from harness.identification.quantizer_values import special_findings
 from harness.judging.contract import checked_quantized
-from harness.judging.finding import Finding
+from harness.records.finding import Finding
 from reference import e4m3
 from reference.legal import Arithmetic, legal_codes, legal_scales
 from reference.nvfp4 import BLOCK
@@ -61,6 +61,12 @@ class QuantizerFound:
 
     arithmetic: Arithmetic
     findings: list[Finding]
+
+    @property
+    def words(self) -> str:
+        """Both formulas, for a line of a record."""
+        said = {f.point: f.found or f.evidence for f in self.findings}
+        return f"block scale {said['block scale']}; codes {said['codes']}"
 
 
 @dataclass(frozen=True, order=True)

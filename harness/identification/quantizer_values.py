@@ -8,7 +8,7 @@ import torch
 
 from harness.candidates.protocol import Traits
 from harness.identification.quantizer_probe import Quantize, Questions, quantized, special_values
-from harness.judging.finding import Finding
+from harness.records.finding import Finding
 from reference import e2m1, e4m3
 
 
