@@ -15,7 +15,6 @@ from harness.candidates.protocol import Traits, stages_of, traits_of
 from harness.candidates.traits import VARIES
 from harness.judging.comparison import Comparison
 from harness.judging.contract import Quantized, checked_moe_output, checked_quantized
-from harness.judging.finding import Finding
 from harness.judging.gemm import judge_gemm
 from harness.judging.lending import Lent
 from harness.judging.predicted import Prediction
@@ -39,7 +38,6 @@ class Known:
     arithmetic: Arithmetic
     accumulator: Accumulator
     summation: Summation | None = None
-    findings: tuple[Finding, ...] = ()
 
     @classmethod
     def declared(cls, traits: Traits) -> Known:

@@ -68,7 +68,7 @@ class RuleRun:
             rule.id, self._traits,
             all_of_them=rule.reaches, device_bytes=described.device_bytes, around=rule.extents,
         )  # fmt: skip
-        self._far = [] if settings.shape else far
+        self._far = [] if settings.shape or rule.once else far
         self._budget = max(self._wanted - len(self._far), 1)  # problems to be judged by now
         seldom = seldom_for(rule.drawn, self._traits) if rule.judges_values and not settings.shape else []
         self._seldom = seldom * max(settings.profile.trap_floor, 1)
@@ -324,4 +324,6 @@ class RuleRun:
 
 def wanted_problems(rule: Rule, profile: Profile) -> int:
     """Return how many problems of a rule a profile asks for."""
+    if rule.once:
+        return 1
     return max(profile.least, round(profile.examples * rule.share))
