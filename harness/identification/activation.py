@@ -29,8 +29,9 @@ from harness.identification.activation_pairs import (
     members,
     near_pairs,
 )
+from harness.identification.quantizer_probe import Quantize
 from harness.judging.contract import checked_quantized
-from harness.judging.finding import Finding
+from harness.records.finding import Finding
 from reference import e4m3
 from reference.nvfp4 import BLOCK
 
@@ -39,8 +40,12 @@ EXACT, APPROXIMATE = "exact to a unit", "approximate, within the bound of __expf
 ONE_GATE = 128.0
 """exp(-128) is 0 in float32 however it is computed: silu(128) is 128."""
 
+ALPHA = 1.3671875 + 2.0**-20
+"""Not a value of bfloat16 or float16."""
+
 _STEPS = 4  # units that +, / and * add to the error of an exponential
 _QUANTIZER = 4  # units that a quantizer's formula adds where it is given float32
+_CASTS = {False: "after alpha", True: "before alpha"}
 _WRONG = 2.0**-6  # an activation further off is another function
 _LARGEST_AT = (0, BLOCK // 2)
 """Elements that give a block its scale: two, for quantizers that pass over one of sixteen."""
@@ -48,8 +53,6 @@ _LARGEST_AT = (0, BLOCK // 2)
 Activated = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """gate and up `(experts, rows, 2n)` float32, encode scales `(experts,)` -> codes `(experts, rows, n)`, block scale bytes
 `(experts, rows, n / 16)`, both uint8."""
-Quantizer = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
-"""x `(experts, rows, k)` bfloat16, masked_m, encode scales `(experts,)` -> codes `(experts, rows, k)`, block scale bytes."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,7 @@ class Asked:
         width: n must be a multiple of it.
         bits: significant bits of gate and up that it can be given.
         gemm1: types that gate and up may be rounded to before; of a stage, which is given bfloat16, that one.
+        scaled: the same with gate and up given before they are multiplied by an alpha of ALPHA; None of a stage.
         lowest: the lowest gate of pairs whose activation is about 1.
         most: the largest up.
     """
@@ -71,6 +75,7 @@ class Asked:
     width: int = BLOCK
     bits: int = 8
     gemm1: tuple[torch.dtype, ...] = (torch.bfloat16,)
+    scaled: Activated | None = None
     lowest: float = -80.0
     most: float = 2.0**125
 
@@ -80,7 +85,7 @@ def activation_findings(candidate: Any) -> list[Finding]:
     return find_activation(Asked(stage_call(candidate), width=traits_of(candidate).width_multiple))
 
 
-def as_quantizer(candidate: Any) -> Quantizer:
+def as_quantizer(candidate: Any) -> Quantize:
     """Return the stage's quantizer: silu_mul_quantize_grouped of gates of 128, whose activation is 128 * up exactly.
 
     The result quantizes x of 2^-119 and more in magnitude, zeros, infinities and NaN; masked_m is passed over, each row
@@ -89,7 +94,7 @@ def as_quantizer(candidate: Any) -> Quantizer:
     return quantizer_of(stage_call(candidate), traits_of(candidate).width_multiple)
 
 
-def quantizer_of(call: Activated, width: int) -> Quantizer:
+def quantizer_of(call: Activated, width: int) -> Quantize:
     """Return the quantizer behind an activation, as `as_quantizer` does. Blocks are asked in rows of `width`."""
 
     def quantize(x: Tensor, masked_m: Tensor, global_scale_enc: Tensor) -> tuple[Tensor, Tensor]:
@@ -121,12 +126,12 @@ def stage_call(candidate: Any) -> Activated:
     return in_allowed_experts(call, traits)
 
 
-def in_allowed_experts(call: Activated, traits: Traits) -> Activated:
-    """Return a call of any number of experts, made of calls with as many as a candidate takes."""
+def in_allowed_experts(call: Activated, traits: Traits, most: int = 1 << 16) -> Activated:
+    """Return a call of any number of experts, made of calls with as many as a candidate takes, about `most` at a time."""
 
     def of_any(gate_up: Tensor, global_scale_enc: Tensor) -> tuple[Tensor, Tensor]:
         experts = len(gate_up)
-        at_once = traits.at_most_experts(max(experts, traits.min_experts))
+        at_once = traits.at_most_experts(max(min(experts, most), traits.min_experts))
         whole = -(-experts // at_once) * at_once
         index = torch.arange(whole).clamp(max=experts - 1)  # the last one fills up
         parts = [call(gate_up[part], global_scale_enc[part]) for part in index.view(-1, at_once)]
@@ -137,14 +142,16 @@ def in_allowed_experts(call: Activated, traits: Traits) -> Activated:
 
 
 def find_activation(asked: Asked) -> list[Finding]:
-    """Return what was found about "gemm1" (where it was asked), "silu", "hidden", "exponential" and "order of operations".
+    """Return what was found about "gemm1" and "cast" (where asked), "silu", "hidden", "exponential", "order of operations".
 
     Found "" where nothing known gives every code.
     """
-    pairs, codes = coarse_pairs(members(asked.gemm1), asked.bits, max(asked.lowest, -4.0))
+    ways = members(asked.gemm1)
+    alpha = ALPHA if asked.scaled else 1.0
+    pairs, codes = coarse_pairs(ways, asked.bits, max(asked.lowest, -4.0), alpha)
     got, usable = _ask(asked, pairs)
     right = ((got & 7) == codes) & ~_wrong_sign(pairs, got)
-    fitting = [way for way, ok in zip(members(asked.gemm1), right | ~usable, strict=True) if bool(ok.all())]
+    fitting = [way for way, ok in zip(ways, right | ~usable, strict=True) if bool(ok.all())]
     if not bool(usable.float().mean() > 0.5):
         return _types(asked, [], "no block had the scale that it was made for")
     evidence = f"{int(usable.sum())} codes that tell roundings apart"
@@ -163,8 +170,11 @@ def _is_float32(way: Member) -> bool:
 
 def _types(asked: Asked, fitting: Sequence[Member], evidence: str) -> list[Finding]:
     """Return the types of what fits, one finding a value; free ones are float32 and bfloat16, of silu float32 alone."""
-    free = {"gemm1": (torch.bfloat16, torch.float32), "hidden": (torch.bfloat16, torch.float32)}
     found = []
+    if len(asked.gemm1) > 1:
+        when = list(dict.fromkeys(_CASTS[way.before_alpha] for way in fitting)) or [""]
+        found.append(Finding(asked.stage, "cast", when[0], tuple(when[1:]), evidence, _CASTS[False]))
+    free = {"gemm1": (torch.bfloat16, torch.float32), "hidden": (torch.bfloat16, torch.float32)}
     for point in ("gemm1", "silu", "hidden"):
         if point == "gemm1" and len(asked.gemm1) == 1:
             continue
@@ -179,8 +189,7 @@ def _types(asked: Asked, fitting: Sequence[Member], evidence: str) -> list[Findi
 
 def _another_function(asked: Asked, pairs: Pairs, got: Tensor, usable: Tensor) -> list[Finding]:
     """Return how far an activation is from silu(gate) * up that no way to round explains, where it is near it at all."""
-    real = (pairs.gate * torch.sigmoid(pairs.gate) * pairs.up).abs()
-    off = []
+    real, off = pairs.real().abs(), []
     for hidden in (torch.bfloat16, torch.float32):
         low, high = pairs.cells(got, hidden)
         off.append(torch.maximum(low / real - 1, 1 - high / real).clamp(min=0)[usable])
@@ -269,16 +278,24 @@ def _ask(asked: Asked, pairs: Pairs) -> tuple[Tensor, Tensor]:
     gate = torch.full((len(ENCODE_SCALES), width), ONE_GATE)
     up = torch.zeros(len(ENCODE_SCALES), width)
     scales = torch.tensor(ENCODE_SCALES)
-    largest = 6 * pairs.scale / scales[pairs.expert].double() / ONE_GATE
-    step = torch.exp2(torch.frexp(largest)[1].double() - 8)
-    largest = (largest / step).ceil() * step  # upwards, so that a scale that is cut is the same
+    largest = 6 * pairs.scale / scales[pairs.expert].double() / (ONE_GATE * pairs.alpha**2)
+    if pairs.alpha != 1:
+        largest *= 1 + 2.0**-7  # its roundings may lower it
+    largest = next_bfloat16(largest)
     for offset in _LARGEST_AT:
         up[pairs.expert, block * BLOCK + offset] = largest.float()
     gate[pairs.expert, place], up[pairs.expert, place] = pairs.gate.float(), pairs.up.float()
+    call = asked.call if pairs.alpha == 1 or asked.scaled is None else asked.scaled
     rows = [x.view(len(scales), -1, asked.width) for x in (gate, up)]
-    codes, block_scale = (x.flatten(1) for x in asked.call(torch.cat(rows, -1), scales))
+    codes, block_scale = (x.flatten(1) for x in call(torch.cat(rows, -1), scales))
     stored = e4m3.decode_e4m3(block_scale[pairs.expert, block])
     return codes[pairs.expert, place], stored.double() == pairs.scale
+
+
+def next_bfloat16(x: Tensor) -> Tensor:
+    """Return the next value of bfloat16 that is not below, float64: a block scale that is cut is then the same."""
+    step = torch.exp2(torch.frexp(x)[1].double() - 8)
+    return (x / step).ceil() * step
 
 
 def _places(pairs: Pairs) -> Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
@@ -21,7 +21,7 @@ UNIT = 2.0**-23
 ENCODE_SCALES = tuple(1 + index / 8 + 0.0437 for index in range(8))
 """One for each expert: no middle of two codes is a value of bfloat16 under any of them."""
 NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
-_DRAWN = 1 << 17
+_DRAWN = 1 << 16
 _CERTAIN = (
     2.0**-17
 )  # relative error that changes no code of a coarse pair; __expf errs by 2^-19.5 at a gate of -4
@@ -32,26 +32,33 @@ _NEAR = 64  # units of float32 between an activation and a boundary
 
 @dataclass(frozen=True)
 class Member:
-    """Types that values are rounded to on the way from gate and up to the quantizer.
+    """Types that values are rounded to on the way from the sums of a GEMM to the quantizer.
 
     Attributes:
         gemm1: gate and up.
         silu: silu(gate).
         hidden: silu(gate) * up.
+        before_alpha: gate and up are rounded before they are multiplied by alpha, too.
     """
 
     gemm1: torch.dtype
     silu: torch.dtype
     hidden: torch.dtype
+    before_alpha: bool = False
 
-    def value(self, gate: Tensor, up: Tensor, error: float = 0.0) -> Tensor:
+    def value(self, pairs: Pairs, error: float = 0.0) -> Tensor:
         """Return what is quantized, float64, with a relative error before each rounding."""
-        gate, up = (x.to(self.gemm1).double() for x in (gate, up))
+        gate, up = (self._gemm1(x, pairs.alpha) for x in (pairs.gate, pairs.up))
         silu = gate * torch.sigmoid(gate) * (1 + error)
         if self.silu != torch.float32:
             silu = silu.to(self.silu).double()
         hidden = silu * up * (1 + error)
         return hidden if self.hidden == torch.float32 else hidden.to(self.hidden).double()
+
+    def _gemm1(self, sums: Tensor, alpha: float) -> Tensor:
+        if self.before_alpha:
+            sums = sums.to(self.gemm1).double()
+        return (sums * alpha).float().to(self.gemm1).double()
 
 
 @dataclass(frozen=True)
@@ -59,20 +66,27 @@ class Pairs:
     """Elements to ask, one row each.
 
     Attributes:
-        gate: `(pairs,)` float64.
-        up: `(pairs,)` float64.
+        gate: `(pairs,)` float64, before alpha.
+        up: `(pairs,)` float64, before alpha.
         expert: `(pairs,)` which of ENCODE_SCALES the element is quantized under.
         scale: `(pairs,)` float64, the block scale that its block has: 1 to 1.875.
+        alpha: that gate and up are multiplied by, a float32.
     """
 
     gate: Tensor
     up: Tensor
     expert: Tensor
     scale: Tensor
+    alpha: float = 1.0
+
+    def real(self) -> Tensor:
+        """Return silu(gate) * up, `(pairs,)` float64, rounded nowhere."""
+        gate = self.gate * self.alpha
+        return gate * torch.sigmoid(gate) * self.up * self.alpha
 
     def at(self, index: Tensor) -> Pairs:
         """Return some of them."""
-        return Pairs(*(getattr(self, field.name)[index] for field in fields(self)))
+        return Pairs(self.gate[index], self.up[index], self.expert[index], self.scale[index], self.alpha)
 
     def codes_of(self, value: Tensor) -> Tensor:
         """Return the codes of values `(pairs,)`, signs apart."""
@@ -103,19 +117,27 @@ def _encode_scales() -> Tensor:
 
 
 def members(gemm1: Sequence[torch.dtype]) -> tuple[Member, ...]:
-    """Return every way to round, with what gate and up may be rounded to; the usual one first."""
+    """Return every way to round, with what gate and up may be rounded to; the usual one first.
+
+    Where that is one type it was done before: no rounding in front of alpha is asked for.
+    """
     bf16, f32, f16 = torch.bfloat16, torch.float32, torch.float16
-    return tuple(Member(*types) for types in itertools.product(gemm1, (f32, bf16, f16), (bf16, f32, f16)))
+    ways = [Member(*types) for types in itertools.product(gemm1, (f32, bf16, f16), (bf16, f32, f16))]
+    early = [replace(way, before_alpha=True) for way in ways if len(gemm1) > 1 and way.gemm1 != f32]
+    return (*ways, *early)
 
 
 @cache
-def coarse_pairs(ways: tuple[Member, ...], bits: int, lowest: float) -> tuple[Pairs, Tensor]:
+def coarse_pairs(
+    ways: tuple[Member, ...], bits: int, lowest: float, alpha: float = 1.0
+) -> tuple[Pairs, Tensor]:
     """Return pairs that tell ways to round apart, and the code of each, `(ways, pairs)` uint8, signs apart.
 
     Args:
         ways: what to tell apart.
-        bits: significant bits of gate and up.
+        bits: significant bits of gate and up, before alpha.
         lowest: the lowest gate.
+        alpha: of the pairs.
     """
     draw = torch.Generator().manual_seed(16)
 
@@ -127,26 +149,25 @@ def coarse_pairs(ways: tuple[Member, ...], bits: int, lowest: float) -> tuple[Pa
         return torch.ldexp((mantissa * 2**bits).round(), exponent - bits)
 
     gate = rounded(torch.where(drawn(0, 1) < 0.5, drawn(lowest, -0.25), drawn(0.25, 12)))
-    pairs = Pairs(
-        gate,
-        drawn(1, 2),
-        torch.randint(len(ENCODE_SCALES), (_DRAWN,), generator=draw),
-        torch.randint(8, 16, (_DRAWN,), generator=draw).double() / 8,
-    )
+    expert = torch.randint(len(ENCODE_SCALES), (_DRAWN,), generator=draw)
+    scale = torch.randint(8, 16, (_DRAWN,), generator=draw).double() / 8
     middle = torch.tensor(MIDPOINTS, dtype=torch.float64)[torch.randint(7, (_DRAWN,), generator=draw)]
-    near = middle * (1 + drawn(-1, 1) * 2**-7) * pairs.scale / _encode_scales()[pairs.expert]
-    up = rounded(near / (gate * torch.sigmoid(gate)))
-    pairs = Pairs(gate, up, pairs.expert, pairs.scale)
-    low, high = (
-        torch.stack([pairs.codes_of(way.value(gate, up, error)) for way in ways])
-        for error in (-_CERTAIN, _CERTAIN)
-    )
-    certain = ((low == high).all(0) & (low != low[0]).any(0)).nonzero().flatten()
-    codes = low[:, certain]
-    chosen = torch.zeros(len(certain), dtype=torch.bool)
+    near = middle * (1 + drawn(-1, 1) * 2**-7) * scale / _encode_scales()[expert]
+    of_one = Pairs(gate, torch.ones_like(gate), expert, scale, alpha)
+    pairs = replace(of_one, up=rounded(near / of_one.real()))
+
+    def codes_of(asked: Pairs, error: float) -> Tensor:
+        return torch.stack([asked.codes_of(way.value(asked, error)) for way in ways])
+
+    low = codes_of(pairs, -_CERTAIN)
+    different = (low != low[0]).any(0).nonzero().flatten()
+    pairs, codes = pairs.at(different), low[:, different]
+    certain = (codes == codes_of(pairs, _CERTAIN)).all(0)
+    pairs, codes = pairs.at(certain), codes[:, certain]
+    chosen = torch.zeros(len(pairs.gate), dtype=torch.bool)
     for one, other in itertools.combinations(codes, 2):
         chosen[(one != other).nonzero().flatten()[:_EACH]] = True
-    return pairs.at(certain[chosen]), codes[:, chosen]
+    return pairs.at(chosen), codes[:, chosen]
 
 
 @dataclass(frozen=True)
@@ -169,8 +190,7 @@ class Near:
 
     def units(self) -> Tensor:
         """Return how far the real activation lies above the boundary, in units of 2^-23 of it."""
-        gate = self.pairs.gate
-        return ((gate * torch.sigmoid(gate) * self.pairs.up).abs() / self.boundary - 1) / UNIT
+        return (self.pairs.real().abs() / self.boundary - 1) / UNIT
 
 
 def _boundaries(hidden: torch.dtype) -> tuple[Tensor, ...]:

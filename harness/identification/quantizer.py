@@ -120,7 +120,15 @@ def as_quantizer(candidate: Any) -> Quantize:
     return quantize
 
 
-def find_quantizer(stage: str, quantize: Quantize, traits: Traits, arithmetic: Arithmetic) -> QuantizerFound:
+def find_quantizer(
+    stage: str,
+    quantize: Quantize,
+    traits: Traits,
+    arithmetic: Arithmetic,
+    *,
+    special: bool = True,
+    encode_scales: int = ENCODE_SCALES,
+) -> QuantizerFound:
     """Return what a quantizer computes.
 
     Args:
@@ -128,20 +136,22 @@ def find_quantizer(stage: str, quantize: Quantize, traits: Traits, arithmetic: A
         quantize: the quantizer.
         traits: of its candidate: how many experts, rows and columns it takes, and what is out of its contract.
         arithmetic: as declared, with the device's reciprocal where it is known.
+        special: False where NaN, infinities, zeros and subnormal scales cannot be given or seen.
+        encode_scales: how many it is asked under, where it is fast enough.
 
     Returns:
         Findings; and the declared arithmetic where it gives every bit or nothing does, else with what was found.
     """
-    seen = _ask(quantize, traits)
+    seen = _ask(quantize, traits, encode_scales)
     scales, of_scales = _find_scales(stage, seen, arithmetic)
     codes, of_codes = _find_codes(stage, seen, arithmetic)
-    findings = [*of_scales, *of_codes, *special_findings(stage, quantize, traits)]
+    findings = [*of_scales, *of_codes, *(special_findings(stage, quantize, traits) if special else ())]
     return QuantizerFound(_judged_by(arithmetic, scales, codes, findings, traits, seen), findings)
 
 
-def _ask(quantize: Quantize, traits: Traits) -> _Seen:
+def _ask(quantize: Quantize, traits: Traits, encode_scales: int) -> _Seen:
     """Quantize the questions, in as few calls as the number of experts allows."""
-    total = ENCODE_SCALES if traits.far else _FEW_SCALES
+    total = encode_scales if traits.far else _FEW_SCALES
     experts = traits.at_most_experts(max(256 if traits.far else total, traits.min_experts))
     calls = min(-(-total // experts), _CALLS)
     asked = near_boundaries(experts * calls)

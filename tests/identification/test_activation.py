@@ -11,7 +11,7 @@ from harness.candidates.physical import Physical
 from harness.emulation.activations import ACTIVATIONS
 from harness.identification import activation
 from harness.identification.activation import activation_findings, as_quantizer
-from harness.judging.finding import Finding
+from harness.records.finding import Finding
 from tests.identification import activating
 from tests.identification.activating import Activating, rounded_to, with_exponential_off, with_silu_in
 
