@@ -123,7 +123,7 @@ def members(gemm1: Sequence[torch.dtype]) -> tuple[Member, ...]:
     """
     bf16, f32, f16 = torch.bfloat16, torch.float32, torch.float16
     ways = [Member(*types) for types in itertools.product(gemm1, (f32, bf16, f16), (bf16, f32, f16))]
-    early = [replace(way, before_alpha=True) for way in ways if len(gemm1) > 1 and way.gemm1 != f32]
+    early = [replace(way, before_alpha=True) for way in ways if len(gemm1) > 1 and way.gemm1 == bf16]
     return (*ways, *early)
 
 

@@ -198,10 +198,15 @@ def picking(experts: int, n: int, k: int, gate_from: int) -> Nvfp4:
     """
     weights = Nvfp4.zeros(experts, 2 * n, k)
     each = torch.arange(n)
-    weights.codes[:, :n, gate_from] = _UNIT
-    weights.block_scale[:, :n, gate_from // BLOCK] = powers(torch.tensor(6))
+    set_gates(weights, each, gate_from)
     weights.codes[:, n + each, each] = _UNIT
     return weights
+
+
+def set_gates(weights: Nvfp4, rows: Tensor, gate_from: int) -> None:
+    """Make some rows of w1 pick an element of the tokens 2^6 times."""
+    weights.codes[:, rows, gate_from] = _UNIT
+    weights.block_scale[:, rows, gate_from // BLOCK] = powers(torch.tensor(6))
 
 
 def identity(experts: int, hidden: int, n: int) -> Nvfp4:
@@ -214,7 +219,7 @@ def identity(experts: int, hidden: int, n: int) -> Nvfp4:
 
 def read(out: Tensor) -> tuple[Tensor, Tensor]:
     """Return codes and block scale bytes of outputs `(experts, rows, n)`, products of both; 255 where they are none."""
-    blocks = out.double().unflatten(-1, (-1, BLOCK))
+    blocks = out.double().view(*out.shape[:-1], -1, BLOCK)
     scale = blocks.abs().amax(-1) / e2m1.MAX
     byte = e4m3.encode_e4m3(scale.float())
     stored = e4m3.decode_e4m3(byte).double()
@@ -227,7 +232,7 @@ def read(out: Tensor) -> tuple[Tensor, Tensor]:
 
 def _shifts(gate_up: Tensor) -> Tensor:
     """Return exponents `(experts, 2)` that gates and ups are divided by, so that their largest is in a block's range."""
-    largest = gate_up.abs().double().unflatten(-1, (2, -1)).amax((1, 3))
+    largest = gate_up.abs().double().view(*gate_up.shape[:2], 2, -1).amax((1, 3))
     shift = torch.frexp(largest.clamp(min=2.0**-126))[1].double() - 1 - _SUM - _EXPONENTS[1]
     apart = _EXPONENTS[1] - _EXPONENTS[0]  # that block scales of the weights can be
     return shift.maximum(shift.amax(1, keepdim=True) - apart)
