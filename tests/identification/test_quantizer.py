@@ -63,6 +63,6 @@ def test_few_experts_are_asked_in_several_calls_and_large_multiples_are_kept() -
 )
 def test_no_right_control_deviates(name: str) -> None:
     control = load_control(name)
-    arithmetic = Arithmetic(control.traits.arithmetic, control.reciprocal)
+    arithmetic = Arithmetic(control.traits.arithmetic, getattr(control, "reciprocal", None))
     answers = find_quantizer("quantize_grouped", as_quantizer(control), control.traits, arithmetic).findings
     assert [str(f) for f in answers if f.deviates and f.named not in control.traits.deviations] == []
