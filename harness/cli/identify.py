@@ -70,26 +70,27 @@ def _plain(described: Description) -> dict[str, object]:
 
 
 def _page(name: str, described: Description) -> str:
-    """Return what was found, stage by stage."""
+    """Return what was found, stage by stage; what it rests on stands below the points that it settles."""
     lines = [f"{name}, fingerprint {described.fingerprint}" if described.fingerprint else name]
-    for stage, findings in groupby(described.findings, lambda finding: finding.stage):
-        lines += ["", stage]
-        for finding in findings:
-            lines += _lines(finding, described)
+    for (stage, evidence), findings in groupby(described.findings, lambda f: (f.stage, f.evidence)):
+        if stage not in lines:
+            lines += ["", stage]
+        lines += [line for finding in findings for line in _lines(finding, described)]
+        if evidence:
+            lines.append(f"    by {evidence}")
     if not described.findings:
         lines += ["", "nothing could be asked"]
-    notes = [f"  {what}: {words}" for what, words in described.measured.items() if "not " in words]
+    notes = [f"  {what}: {words}" for what, words in described.measured.items() if words.startswith("not ")]
     return "\n".join([*lines, *(["", "not found"] if notes else []), *notes])
 
 
 def _lines(finding: Finding, described: Description) -> list[str]:
-    """Return an answer, then what it rests on."""
-    wrong = ""
+    """Return an answer, then what it is not told apart from, and where another holds."""
+    found = finding.found or "not known"
     if finding.deviates:
         how = "not declared" if _wrong(finding, described) else "declared"
-        wrong = f", {how}; the contract has {finding.fixed}"
-    lines = [f"  {finding.point:<28} {finding.found or 'not known'}{wrong}"]
+        found = click.style(f"{found} ({how}; the contract has {finding.fixed})", fg="red")
+    lines = [f"  {finding.point:<28} {found}"]
     if finding.alike:
-        lines.append(f"  {'':<28}   not told apart from {', '.join(finding.alike)}")
-    lines += [f"  {'':<28}   {mode}" for mode in finding.modes]
-    return [*lines, f"  {'':<28}   {finding.evidence}"] if finding.evidence else lines
+        lines.append(f"  {'':<28} not told apart: {', '.join(finding.alike)}")
+    return lines + [f"  {'':<28} {mode}" for mode in finding.modes]
