@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,11 +11,10 @@ from harness.candidates.protocol import stages_of, traits_of
 from harness.identification.activation import ALPHA, Asked, find_activation, quantizer_of
 from harness.identification.layer_call import Layer
 from harness.identification.layer_sums import find_sums
-from harness.identification.quantizer import QuantizerFound, find_quantizer
+from harness.identification.quantizer import find_quantizer, of_both
 from harness.records.finding import Finding
 from reference.legal import Arithmetic
 from reference.matrix_units import Summation
-from reference.quantizer_formulas import CODES, SCALES
 
 TOKENS, ACTIVATION = "masked_moe, tokens", "masked_moe, activation"
 _ENCODE_SCALES = 256
@@ -83,7 +82,7 @@ def find_layer(candidate: Any, arithmetic: Arithmetic) -> LayerFound:
     sums = find_sums(layer, _type_of_sums(types))
     return LayerFound(
         [*tokens.findings, *sums.findings, *activation, *hidden.findings],
-        _of_both(tokens, hidden),
+        of_both(tokens, hidden),
         sums.summation,
         _unrounded(types, traits.unrounded),
     )
@@ -103,23 +102,3 @@ def _unrounded(types: dict[str, str], declared: tuple[str, ...]) -> tuple[str, .
         for name in ("gemm1", "hidden")
         if types[name] == "float32" or (types[name] not in _TYPES and name in declared)
     )
-
-
-def _of_both(tokens: QuantizerFound, hidden: QuantizerFound) -> Arithmetic:
-    """Return an arithmetic by which what either quantizer stores is legal."""
-    if tokens.arithmetic == hidden.arithmetic:
-        return tokens.arithmetic
-    scales, codes = (
-        _either(_formulas(tokens, point), _formulas(hidden, point)) for point in ("block scale", "codes")
-    )
-    return replace(tokens.arithmetic, scales=scales, codes=codes)
-
-
-def _formulas(found: QuantizerFound, point: str) -> tuple[str, ...]:
-    names = [name for f in found.findings if f.point == point and f.found for name in (f.found, *f.alike)]
-    return tuple(name for name in names if name in SCALES or name in CODES)
-
-
-def _either(one: tuple[str, ...], other: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the formulas of both quantizers; none, so that the declared kind judges, where those of one are not known."""
-    return tuple(dict.fromkeys(one + other)) if one and other else ()

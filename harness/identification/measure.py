@@ -7,11 +7,17 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
+import torch
+
 from harness.candidates.errors import in_words
 from harness.candidates.protocol import stages_of, traits_of
+from harness.identification import activation
 from harness.identification.accumulator import accumulator_of
+from harness.identification.activation import activation_findings
 from harness.identification.fingerprint import fingerprint_of
-from harness.identification.quantizer import as_quantizer, find_quantizer
+from harness.identification.layer import find_layer, is_opaque
+from harness.identification.quantizer import QuantizerFound, as_quantizer, find_quantizer, of_both
+from harness.identification.quantizer_probe import Quantize
 from harness.identification.reciprocal import find_reciprocal
 from harness.identification.summation import summation_of
 from harness.judging.context import Known, device_is_lost
@@ -81,7 +87,8 @@ class _Probing:
             self._notes["accumulator"] = (
                 "not measured: the candidate has no masked_grouped_gemm; bit equality is not demanded"
             )
-        known = replace(known, arithmetic=self._quantizer(known.arithmetic))
+        known = replace(known, arithmetic=self._reciprocal(known.arithmetic))
+        known = self._layer(known) if is_opaque(self._candidate) else self._quantizers(known)
         fingerprint = (
             self._answer("fingerprint", lambda: fingerprint_of(self._candidate, self._findings)) or ""
         )
@@ -106,28 +113,68 @@ class _Probing:
             )
         return replace(known, accumulator=accumulator, summation=summation)
 
-    def _quantizer(self, arithmetic: Arithmetic) -> Arithmetic:
-        """Return how scales and codes are computed, with what was found about quantize_grouped."""
-        if arithmetic.kind == "fast":
-            reciprocal, self._notes["reciprocals"] = find_reciprocal(self._candidate)
-            arithmetic = replace(arithmetic, reciprocal=reciprocal)
-        if "quantize_grouped" not in self._stages:
+    def _reciprocal(self, arithmetic: Arithmetic) -> Arithmetic:
+        """Return how scales and codes are computed as declared, with the device's reciprocal where it is known."""
+        if arithmetic.kind != "fast":
             return arithmetic
+        reciprocal, self._notes["reciprocals"] = find_reciprocal(self._candidate)
+        return replace(arithmetic, reciprocal=reciprocal)
+
+    def _quantizers(self, known: Known) -> Known:
+        """Return what is known with what was found about quantize_grouped and silu_mul_quantize_grouped."""
+        found = [
+            self._quantizer(stage, quantizer_of, known.arithmetic)
+            for stage, quantizer_of in (
+                ("quantize_grouped", as_quantizer),
+                ("silu_mul_quantize_grouped", activation.as_quantizer),
+            )
+            if stage in self._stages
+        ]
+        present = [each for each in found if each is not None]
+        if present:
+            known = replace(known, arithmetic=of_both(present[0], present[-1]))
+        if "silu_mul_quantize_grouped" not in self._stages:
+            return known
+        return replace(known, activated=self._activated(known.activated))
+
+    def _quantizer(
+        self, stage: str, quantizer_of: Callable[[Any], Quantize], arithmetic: Arithmetic
+    ) -> QuantizerFound | None:
         found = self._answer(
-            "quantizer",
-            lambda: find_quantizer(
-                "quantize_grouped", as_quantizer(self._candidate), self._traits, arithmetic
-            ),
+            f"quantizer of {stage}",
+            lambda: find_quantizer(stage, quantizer_of(self._candidate), self._traits, arithmetic),
         )
         if found is None:
-            return arithmetic
+            return None
         self._findings += found.findings
-        self._notes["quantizer"] = found.words
+        self._notes[f"quantizer of {stage}"] = found.words
         if arithmetic.reciprocal is not None and found.arithmetic.reciprocal is None:
             self._notes["reciprocals"] += (
-                ", but the candidate's quantizer uses another: next to a rounding boundary two codes are legal"
+                f", but {stage} uses another: next to a rounding boundary two codes are legal"
             )
-        return found.arithmetic
+        return found
+
+    def _activated(self, declared: torch.dtype) -> torch.dtype:
+        """Return the type in which silu_mul_quantize_grouped quantizes the activation, as declared where it is not found."""
+        found = self._answer("activation", lambda: activation_findings(self._candidate))
+        self._findings += found or []
+        hidden = [finding.found for finding in found or [] if finding.point == "hidden"]
+        return {"bfloat16": torch.bfloat16, "float32": torch.float32}.get("".join(hidden), declared)
+
+    def _layer(self, known: Known) -> Known:
+        """Return what is known with what was found about the hidden stages of a layer, through masked_moe."""
+        found = self._answer("layer", lambda: find_layer(self._candidate, known.arithmetic))
+        if found is None:
+            return known
+        self._findings += found.findings
+        self._notes["summation"] = (
+            f"{found.summation}: gives every bit of the probes through masked_moe"
+            if found.summation
+            else "not known of both GEMMs of the layer; the bound judges"
+        )
+        return replace(
+            known, arithmetic=found.arithmetic, summation=found.summation, unrounded=found.unrounded
+        )
 
     def _answer(self, what: str, ask: Callable[[], _T]) -> _T | None:
         """Return an answer, or None with the reason in the notes where the candidate raises: the rules will say so of a problem."""

@@ -253,6 +253,30 @@ def _find_codes(stage: str, seen: _Seen, arithmetic: Arithmetic) -> tuple[list[s
     return [], [Finding(stage, "codes", "", (), said), ties]
 
 
+def of_both(one: QuantizerFound, other: QuantizerFound) -> Arithmetic:
+    """Return an arithmetic by which what either of two quantizers of a candidate stores is legal."""
+    if one.arithmetic == other.arithmetic:
+        return one.arithmetic
+    scales, codes = (
+        _either(_formulas(one, point), _formulas(other, point)) for point in ("block scale", "codes")
+    )
+    reciprocal = one.arithmetic.reciprocal if other.arithmetic.reciprocal is not None else None
+    known = replace(one.arithmetic, reciprocal=reciprocal, scales=(), codes=())
+    return replace(
+        known, scales=tuple(filter(known.computes, scales)), codes=tuple(filter(known.computes, codes))
+    )
+
+
+def _formulas(found: QuantizerFound, point: str) -> tuple[str, ...]:
+    names = [name for f in found.findings if f.point == point and f.found for name in (f.found, *f.alike)]
+    return tuple(name for name in names if name in SCALES or name in CODES)
+
+
+def _either(one: tuple[str, ...], other: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the formulas of both; none, so that the declared kind judges, where those of one are not known."""
+    return tuple(dict.fromkeys(one + other)) if one and other else ()
+
+
 def _judged_by(
     arithmetic: Arithmetic,
     scales: list[str],
