@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from torch import Tensor
 from harness.candidates import layouts
 from harness.diagnosis.cases.observation import MASKED_GEMM, QUANTIZERS, Observed
 from harness.diagnosis.cases.views import SCALE, block_scales, decoded, decoded_weights, seen, valid
-from harness.judging.gemm import legal_rows
+from harness.judging.gemm import accept_other_orders, legal_rows
 from harness.judging.predicted import Prediction
 from harness.judging.quantize import CodeJudge, QuantizerInput, free_codes
 from reference import propagate
@@ -80,22 +81,37 @@ def code_judge(given: QuantizerInput, scale: Tensor, gs: Tensor, bounds: Bounds)
 
 
 def _legal_product(call: Observed, got: Tensor, bounds: Bounds) -> Tensor:
-    return legal_product(call, bounds).accepts(got.squeeze(1)).unsqueeze(1)
+    given, prediction = _product(call, bounds)
+    got = got.squeeze(1)
+    mask = _legal_rows(given, prediction).accepts(got)
+    if prediction is not None:
+        accept_other_orders(mask, got, given, prediction)
+    return mask.unsqueeze(1)
 
 
 def legal_product(call: Observed, bounds: Bounds) -> LegalOutput:
-    """Return the legal interval of every valid element of a GEMM, of which there must be one."""
+    """Return the legal interval of every valid element of a GEMM, of which there must be one; by the known order alone."""
+    return _legal_rows(*_product(call, bounds))
+
+
+def _legal_rows(given: tuple[Any, ...], prediction: Prediction | None) -> LegalOutput:
+    allowed = legal_rows(*given, prediction=prediction)
+    assert allowed is not None  # noqa: S101 - there is a valid row
+    return allowed
+
+
+def _product(call: Observed, bounds: Bounds) -> tuple[tuple[Any, ...], Prediction | None]:
+    """Return what legal_rows takes for a GEMM, and the prediction where the candidate's summation is known."""
     a = call.arguments
     operands = decoded(a["a"], a["a_scale"]), decoded(a["b"], a["b_scale"])
-    counts, dtype, prediction = a["masked_m"].tolist(), a["out"].dtype, None
+    prediction = None
     if bounds.summation is not None:
         scales = [
             block_scales(a[f"{name}_scale"], *x.shape[1:]) for name, x in zip("ab", operands, strict=True)
         ]
         prediction = Prediction(bounds.summation, operands[0], scales[0], operands[1], scales[1])
-    allowed = legal_rows(*operands, a.get("alpha"), counts, dtype, bounds.accumulator, prediction=prediction)
-    assert allowed is not None  # noqa: S101 - there is a valid row
-    return allowed
+    given = *operands, a.get("alpha"), a["masked_m"].tolist(), a["out"].dtype, bounds.accumulator
+    return given, prediction
 
 
 def legal_layer(call: Observed, bounds: Bounds) -> Tensor:
