@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -81,23 +81,28 @@ def code_judge(given: QuantizerInput, scale: Tensor, gs: Tensor, bounds: Bounds)
 
 
 def _legal_product(call: Observed, got: Tensor, bounds: Bounds) -> Tensor:
-    given, prediction = _product(call, bounds)
-    got = got.squeeze(1)
-    mask = _legal_rows(given, prediction).accepts(got)
-    if prediction is not None:
-        accept_other_orders(mask, got, given, prediction)
-    return mask.unsqueeze(1)
+    return legal_product(call, bounds).accepts(got.squeeze(1)).unsqueeze(1)
 
 
 def legal_product(call: Observed, bounds: Bounds) -> LegalOutput:
-    """Return the legal interval of every valid element of a GEMM, of which there must be one; by the known order alone."""
-    return _legal_rows(*_product(call, bounds))
+    """Return the legal interval of every valid element of a GEMM, of which there must be one.
 
-
-def _legal_rows(given: tuple[Any, ...], prediction: Prediction | None) -> LegalOutput:
+    Where another order of the same unit explains what was seen, that is the one legal value.
+    """
+    given, prediction = _product(call, bounds)
     allowed = legal_rows(*given, prediction=prediction)
     assert allowed is not None  # noqa: S101 - there is a valid row
-    return allowed
+    if prediction is None:
+        return allowed
+    got = seen(call)[valid(call)].squeeze(1)
+    known = allowed.accepts(got)
+    mask = known.clone()
+    accept_other_orders(mask, got, given, prediction)
+    other = mask & ~known
+    low = torch.where(other, got.to(allowed.low.dtype), allowed.low)
+    same = allowed.high is allowed.low
+    high = low if same else torch.where(other, got.to(allowed.high.dtype), allowed.high)
+    return replace(allowed, low=low, high=high)
 
 
 def _product(call: Observed, bounds: Bounds) -> tuple[tuple[Any, ...], Prediction | None]:
