@@ -14,7 +14,7 @@ from harness.judging.context import Known
 from reference.bounds import Accumulator
 from reference.legal import Arithmetic
 from reference.matrix_units import Summation
-from tests.running.summing import SplitsLongRows
+from tests.identification.summing import SplitsLongRows
 
 ORDER = "sm_90 f16"
 PROBLEM = "1x70x256x64:70:spread:1:float32_out"
