@@ -94,7 +94,26 @@ def _show(got: Tensor, legal: LegalOutput) -> Callable[[int, int], str]:
 def _predicted(
     mask: Tensor, got: Tensor, given: tuple[Any, ...], prediction: Prediction, of: int
 ) -> dict[str, int]:
-    """Accept in `mask`, `(rows, n)`, what another order of the same unit explains; return how many elements each order judged."""
+    """Accept what another order explains, see `accept_other_orders`; return how many elements each order judged."""
+    found = accept_other_orders(mask, got, given, prediction)
+    judged = {f"one value, added in another order: {name}": count for name, count in found.items()}
+    return {**judged, f"one value, predicted: {prediction.summation}": of - found.total()}
+
+
+def accept_other_orders(
+    mask: Tensor, got: Tensor, given: tuple[Any, ...], prediction: Prediction
+) -> Counter[str]:
+    """Accept what another order of the same unit explains of the valid rows that are not as predicted.
+
+    Args:
+        mask: `(rows, n)` bool, which elements are legal by the known order; changed in place.
+        got: `(rows, n)`, the candidate's output.
+        given: what `legal_rows` takes, from `a` to `accumulator`.
+        prediction: of the known order.
+
+    Returns:
+        How many elements each other order judged.
+    """
     alpha, masked_m = given[2], given[3]
     found: Counter[str] = Counter()
     for expert, start, legal in () if bool(mask.all()) else _experts(*given):
@@ -103,8 +122,7 @@ def _predicted(
             bad = ~mask[rows]
             found += explained(bad, got[rows], legal, prediction, expert, _of(alpha, expert))
             mask[rows] = ~bad
-    judged = {f"one value, added in another order: {name}": count for name, count in found.items()}
-    return {**judged, f"one value, predicted: {prediction.summation}": of - found.total()}
+    return found
 
 
 def legal_rows(

@@ -135,7 +135,7 @@ def judge_opaque(ctx: Context, out: Tensor) -> Comparison:
 def _how_judged(ctx: Context, single: int, of: int) -> dict[str, int]:
     """Return how many elements have one legal value, and how many a range, in words for the record."""
     summation = f", sums by {ctx.known.summation}" if ctx.known.summation else ""
-    how = f"propagated through the stages: {ctx.known.arithmetic.describe()}{summation}"
+    how = f"propagated through the stages: {ctx.known.arithmetic.describe_codes()}{summation}"
     return {f"one value, {how}": single, f"bound {how}": of - single}
 
 
