@@ -15,6 +15,7 @@ from harness.identification.quantizer import find_quantizer, of_both
 from harness.records.finding import Finding
 from reference.legal import Arithmetic
 from reference.matrix_units import Summation
+from reference.nvfp4 import BLOCK
 
 TOKENS, ACTIVATION = "masked_moe, tokens", "masked_moe, activation"
 _ENCODE_SCALES = 256
@@ -63,14 +64,13 @@ def find_layer(candidate: Any, arithmetic: Arithmetic) -> LayerFound:
         find_quantizer(stage, quantize, traits, arithmetic, special=False, encode_scales=_ENCODE_SCALES)
         for stage, quantize in (
             (TOKENS, layer.quantizer()),
-            (ACTIVATION, quantizer_of(call, layer.width)),
+            (ACTIVATION, quantizer_of(call, BLOCK)),
         )
     )
     activation = find_activation(
         Asked(
             call,
             ACTIVATION,
-            layer.width,
             bits=10,
             gemm1=(torch.bfloat16, torch.float32, torch.float16),
             scaled=layer.activation(ALPHA),

@@ -129,18 +129,26 @@ class Layer:
 
     def _activated(self, gate_up: Tensor, global_scale_enc: Tensor, mantissa: float) -> tuple[Tensor, Tensor]:
         experts, rows, both = gate_up.shape
-        n = both // 2
-        k = self.padded(both * BLOCK)
-        shift = _shifts(gate_up)
-        tokens, weights = Nvfp4.zeros(experts, rows, k), Nvfp4.zeros(experts, both, k)
-        of_value = torch.cat([shift[:, :1].expand(-1, n), shift[:, 1:].expand(-1, n)], 1)
-        codes, exponents = _as_sums(gate_up.double(), of_value.unsqueeze(1))
-        tokens.codes[..., : both * BLOCK] = codes.flatten(2)
-        tokens.block_scale[..., :both] = powers(exponents)
-        each = torch.arange(both)
-        weights.codes[:, each.unsqueeze(1), each.unsqueeze(1) * BLOCK + torch.arange(BLOCK)] = _sum_weights()
+        live, n = both // 2, self.padded(both // 2)
+        gate, up = gate_up[..., :live], gate_up[..., live:]
+        if bool((gate == gate[:, :1, :1]).all()):
+            gate = gate[..., :1]  # one block will do
+        gates = gate.shape[2]
+        values = torch.cat((gate, up), -1)
+        count = gates + live  # values of a row, each of which has a block of k
+        k = self.padded(count * BLOCK)
+        shift = _shifts(gate, up)
+        of_value = torch.cat((shift[:, :1].expand(-1, gates), shift[:, 1:].expand(-1, live)), 1)
+        tokens, weights = Nvfp4.zeros(experts, rows, k), Nvfp4.zeros(experts, 2 * n, k)
+        codes, exponents = _as_sums(values.double(), of_value.unsqueeze(1))
+        tokens.codes[..., : count * BLOCK] = codes.flatten(2)
+        tokens.block_scale[..., :count] = powers(exponents)
+        each = torch.arange(live)
+        row = torch.cat((each, n + each))
+        block = torch.cat((each.clamp(max=gates - 1), gates + each))
+        weights.codes[:, row.unsqueeze(1), block.unsqueeze(1) * BLOCK + torch.arange(BLOCK)] = _sum_weights()
         alpha = shift.amin(1) - _EXPONENTS[0]
-        weights.block_scale[:, each, each] = powers(of_value - alpha.unsqueeze(1))
+        weights.block_scale[:, row, block] = powers(of_value[:, block] - alpha.unsqueeze(1))
         out = self.call(
             tokens,
             weights,
@@ -148,7 +156,7 @@ class Layer:
             alpha=torch.exp2(alpha) * mantissa,
             a2_scale=global_scale_enc,
         )
-        return read(out[..., :n])
+        return read(out[..., :live])
 
     def quantizer(self) -> Quantize:
         """Return the quantizer of the tokens, for finite x with block scales that are normal in E4M3.
@@ -159,9 +167,7 @@ class Layer:
         def quantize(x: Tensor, masked_m: Tensor, global_scale_enc: Tensor) -> tuple[Tensor, Tensor]:
             del masked_m
             flat = x.flatten(1)
-            rows = torch.nn.functional.pad(flat, (0, -flat.shape[1] % self.width)).view(
-                len(x), -1, self.width
-            )
+            rows = flat.view(len(x), -1, BLOCK)
             codes, scales = in_allowed_experts(self._quantized, self.traits, _AT_ONCE)(rows, global_scale_enc)
             codes, scales = (
                 codes.flatten(1)[:, : flat.shape[1]],
@@ -172,11 +178,12 @@ class Layer:
         return quantize
 
     def _quantized(self, x: Tensor, global_scale_enc: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what the layer makes of tokens whose last block, a constant, is the gate: 4 under a block scale of 2^6."""
-        experts, rows, n = x.shape
+        """Return what the layer makes of a block of tokens; another block, a constant, is the gate: 4 under a block scale of 2^6."""
+        experts, rows, _ = x.shape
+        n = self.padded(BLOCK)
         k = self.padded(n + BLOCK)
         tokens = torch.zeros(experts, rows, k, dtype=torch.bfloat16)
-        tokens[..., :n] = x
+        tokens[..., :BLOCK] = x
         unit = (64 / global_scale_enc).double()
         tokens[..., n : n + 2] = next_bfloat16(6 * unit).bfloat16().view(-1, 1, 1)
         tokens[..., n + 2] = (4 * unit).bfloat16().view(-1, 1)
@@ -188,7 +195,7 @@ class Layer:
             input_scale=global_scale_enc,
             alpha=torch.full((experts,), 1 / ONE_GATE),
         )
-        return read(out[..., :n])
+        return read(out[..., :BLOCK])
 
 
 def picking(experts: int, n: int, k: int, gate_from: int) -> Nvfp4:
@@ -230,9 +237,9 @@ def read(out: Tensor) -> tuple[Tensor, Tensor]:
     return codes.flatten(-2), byte.masked_fill(stored != scale, 255)
 
 
-def _shifts(gate_up: Tensor) -> Tensor:
+def _shifts(gate: Tensor, up: Tensor) -> Tensor:
     """Return exponents `(experts, 2)` that gates and ups are divided by, so that their largest is in a block's range."""
-    largest = gate_up.abs().double().view(*gate_up.shape[:2], 2, -1).amax((1, 3))
+    largest = torch.stack([x.abs().double().amax((1, 2)) for x in (gate, up)], 1)
     shift = torch.frexp(largest.clamp(min=2.0**-126))[1].double() - 1 - _SUM - _EXPONENTS[1]
     apart = _EXPONENTS[1] - _EXPONENTS[0]  # that block scales of the weights can be
     return shift.maximum(shift.amax(1, keepdim=True) - apart)

@@ -27,8 +27,8 @@ from reference.nvfp4 import BLOCK, decode_blocks
 from reference.propagate import Interval, quantized_values
 
 FIRST, SECOND = "masked_moe, gemm1", "masked_moe, gemm2"
-_FIRST_WIDTHS, _SECOND_WIDTHS = (256, 7168), (256, 1024)
-_NEAR = (256, 512)  # of candidates that are too slow for large ones
+_FIRST_WIDTHS, _SECOND_WIDTHS = (320, 7168), (320, 1088)  # of which parts of whole tiles are of odd sizes
+_NEAR = (320, 576)  # of candidates that are too slow for large ones
 _UNITS = (
     "sm_100 mxf4nvf4", "sm_90 f16", "exact", "exact 64", "exact 32", "exact 16", "sm_80 f16", "fma",
 )  # fmt: skip
@@ -158,7 +158,7 @@ def _findings(layer: Layer, stage: str, left: list[Summation], widths: Sequence[
 def second_sums(layer: Layer, k: int) -> Sums:
     """Return what the second GEMM makes of k columns of the activation, which the layer hands on from its tokens."""
     hidden = layer.padded(k + BLOCK)
-    a, b = _operands(k, 0, window=layer.traits.keeps_subnormals)
+    a, b = _operands(k, 0, window=True)
     tokens, w2 = Nvfp4.zeros(1, _ROWS, hidden), Nvfp4.zeros(1, hidden, k)
     tokens.codes[0, :, :k], tokens.block_scale[0, :, : k // BLOCK] = a
     w2.codes[0, :_COLUMNS], w2.block_scale[0, :_COLUMNS] = b
@@ -274,7 +274,7 @@ def _operands(
         for codes, scale in ((a, a_scale), (b, b_scale)):
             codes[-2:], scale[-2:] = 0, ONE
             codes[-2:, 4:6], scale[-2:, 4:6] = 7, 0x7E
-            codes[-2:, 6, 1], scale[-2:, 6] = 1, torch.tensor((3, 7), dtype=torch.uint8)
+            codes[-2:, 6, 1], scale[-2:, 6] = 1, torch.tensor((9, 11), dtype=torch.uint8)
         a[-2:, 5] = 15
         a[-2:, 6, 0] = 7  # where the columns have a zero: the block keeps its scale
     return (a.flatten(1), a_scale), (b.flatten(1), b_scale)
