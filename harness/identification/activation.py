@@ -23,6 +23,7 @@ from harness.candidates.protocol import Traits, traits_of
 from harness.identification.activation_pairs import (
     ENCODE_SCALES,
     NAMES,
+    ONE_GATE,
     Member,
     Pairs,
     coarse_pairs,
@@ -37,8 +38,6 @@ from reference.nvfp4 import BLOCK
 
 STAGE = "silu_mul_quantize_grouped"
 EXACT, APPROXIMATE = "exact to a unit", "approximate, within the bound of __expf"
-ONE_GATE = 128.0
-"""exp(-128) is 0 in float32 however it is computed: silu(128) is 128."""
 
 ALPHA = 1.3671875 + 2.0**-20
 """Not a value of bfloat16 or float16."""
@@ -154,7 +153,10 @@ def find_activation(asked: Asked) -> list[Finding]:
     fitting = [way for way, ok in zip(ways, right | ~usable, strict=True) if bool(ok.all())]
     if not bool(usable.float().mean() > 0.5):
         return _types(asked, [], "no block had the scale that it was made for")
-    evidence = f"{int(usable.sum())} codes that tell roundings apart"
+    plain = pairs.gate == ONE_GATE
+    if not bool((right[0] | ~usable)[plain].all()):
+        return _types(asked, [], "the quantizer behind it does not round to nearest")
+    evidence = f"{int((usable & ~plain).sum())} codes that tell roundings apart"
     if not fitting:
         return [*_types(asked, [], evidence), *_another_function(asked, pairs, got, usable)]
     return [

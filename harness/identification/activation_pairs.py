@@ -21,7 +21,10 @@ UNIT = 2.0**-23
 ENCODE_SCALES = tuple(1 + index / 8 + 0.0437 for index in range(8))
 """One for each expert: no middle of two codes is a value of bfloat16 under any of them."""
 NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
+ONE_GATE = 128.0
+"""exp(-128) is 0 in float32 however it is computed: silu(128) is 128."""
 _DRAWN = 1 << 16
+_PLAIN = 128
 _CERTAIN = (
     2.0**-17
 )  # relative error that changes no code of a coarse pair; __expf errs by 2^-19.5 at a gate of -4
@@ -133,6 +136,8 @@ def coarse_pairs(
 ) -> tuple[Pairs, Tensor]:
     """Return pairs that tell ways to round apart, and the code of each, `(ways, pairs)` uint8, signs apart.
 
+    Some have a gate of ONE_GATE and the same code in every way: a quantizer that rounds to nearest has those right.
+
     Args:
         ways: what to tell apart.
         bits: significant bits of gate and up, before alpha.
@@ -149,6 +154,7 @@ def coarse_pairs(
         return torch.ldexp((mantissa * 2**bits).round(), exponent - bits)
 
     gate = rounded(torch.where(drawn(0, 1) < 0.5, drawn(lowest, -0.25), drawn(0.25, 12)))
+    gate[:_PLAIN] = ONE_GATE
     expert = torch.randint(len(ENCODE_SCALES), (_DRAWN,), generator=draw)
     scale = torch.randint(8, 16, (_DRAWN,), generator=draw).double() / 8
     middle = torch.tensor(MIDPOINTS, dtype=torch.float64)[torch.randint(7, (_DRAWN,), generator=draw)]
@@ -160,11 +166,12 @@ def coarse_pairs(
         return torch.stack([asked.codes_of(way.value(asked, error)) for way in ways])
 
     low = codes_of(pairs, -_CERTAIN)
-    different = (low != low[0]).any(0).nonzero().flatten()
-    pairs, codes = pairs.at(different), low[:, different]
+    differ = (low != low[0]).any(0)
+    asked = (differ ^ (pairs.gate == ONE_GATE)).nonzero().flatten()
+    pairs, codes = pairs.at(asked), low[:, asked]
     certain = (codes == codes_of(pairs, _CERTAIN)).all(0)
     pairs, codes = pairs.at(certain), codes[:, certain]
-    chosen = torch.zeros(len(pairs.gate), dtype=torch.bool)
+    chosen = pairs.gate == ONE_GATE
     for one, other in itertools.combinations(codes, 2):
         chosen[(one != other).nonzero().flatten()[:_EACH]] = True
     return pairs.at(chosen), codes[:, chosen]

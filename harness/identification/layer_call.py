@@ -20,7 +20,8 @@ from torch import Tensor
 
 from harness.candidates import layouts
 from harness.candidates.protocol import traits_of
-from harness.identification.activation import ONE_GATE, Activated, in_allowed_experts, next_bfloat16
+from harness.identification.activation import Activated, in_allowed_experts, next_bfloat16
+from harness.identification.activation_pairs import ONE_GATE
 from harness.identification.quantizer_probe import Quantize
 from harness.judging.contract import checked
 from reference import e2m1, e4m3

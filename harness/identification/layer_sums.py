@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from harness.candidates.traits import VARIES
-from harness.identification.activation import ALPHA, ONE_GATE
+from harness.identification.activation import ALPHA
+from harness.identification.activation_pairs import ONE_GATE
 from harness.identification.layer_call import ONE, Layer, Nvfp4, identity, picking, powers, set_gates
 from harness.judging.context import declared_summation
 from harness.judging.predicted import orders_of
