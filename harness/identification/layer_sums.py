@@ -99,18 +99,17 @@ def find_sums(layer: Layer, rounded: torch.dtype | None) -> LayerSums:
         return LayerSums(None, [])
     declared = declared_summation(traits)
     known = ([] if declared is None else [declared]) + models(_FIRST_WIDTHS[-1])
-    second = _fitting(layer, _SECOND_WIDTHS, second_sums, known)
-    findings = [*_findings(layer, SECOND, second, _SECOND_WIDTHS), cast_finding(layer)]
+    seen = {k: second_sums(layer, k) for k in _padded(layer, _SECOND_WIDTHS)}
+    second = _fitting(seen, known)
+    findings = [*_findings(SECOND, seen, second, known), cast_finding(layer)]
     if rounded is None:
         return LayerSums(None, findings)
-
-    def ask(layer: Layer, k: int) -> Sums:
-        return first_sums(layer, k, rounded)
-
-    both = _fitting(layer, _FIRST_WIDTHS, ask, second)
-    # Another way than the second one's is asked for where none of those fits.
-    first = both or _fitting(layer, _FIRST_WIDTHS, ask, known)
-    return LayerSums(both[0] if both else None, [*_findings(layer, FIRST, first, _FIRST_WIDTHS), *findings])
+    seen = {k: first_sums(layer, k, rounded) for k in _padded(layer, _FIRST_WIDTHS)}
+    both = _fitting(seen, second)
+    if second:  # the same unit: a layer has one
+        known = [model for model in known if model.name in {each.name for each in second}]
+    first = both or _fitting(seen, known)
+    return LayerSums(both[0] if both else None, [*_findings(FIRST, seen, first, known), *findings])
 
 
 @cache
@@ -123,14 +122,11 @@ def models(k: int) -> list[Summation]:
     return [*one_pass, *kept, *halves]
 
 
-def _fitting(
-    layer: Layer, widths: Sequence[int], ask: Callable[[Layer, int], Sums], known: list[Summation]
-) -> list[Summation]:
+def _fitting(seen: dict[int, Sums], known: list[Summation]) -> list[Summation]:
     """Return the models that explain every output at every width; of partial sums in bfloat16 if no other does."""
-    asked = {k: ask(layer, k) for k in _padded(layer, widths)} if known else {}
     for kind in (False, True):
         left = [model for model in dict.fromkeys(known) if (model.partial != "float32") == kind]
-        for k, sums in asked.items():
+        for k, sums in seen.items():
             for step, columns in ((_ROWS // _FEW, _FEW), (1, _COLUMNS)):
                 orders = {model: (model.name, model.partial, model.order(k)) for model in left}
                 single = {what: model for model, what in orders.items()}  # many orders are one at a small k
@@ -145,15 +141,31 @@ def _padded(layer: Layer, widths: Sequence[int]) -> list[int]:
     return sorted({layer.padded(k) for k in (widths if layer.traits.far else _NEAR)})
 
 
-def _findings(layer: Layer, stage: str, left: list[Summation], widths: Sequence[int]) -> list[Finding]:
+def _findings(
+    stage: str, seen: dict[int, Sums], left: list[Summation], known: list[Summation]
+) -> list[Finding]:
     """Return the answers about an order along k and about the type of partial sums."""
-    where = ", ".join(f"{k:,}" for k in _padded(layer, widths))
+    where = ", ".join(f"{k:,}" for k in seen)
     evidence = f"{_ROWS * _COLUMNS} sums that cancel, at each k of {where}"
-    names = [str(model) for model in left] or [""]
-    found = [Finding(stage, "order along k", names[0], tuple(names[1:]), evidence)]
-    if left:
-        found.append(Finding(stage, "partial sums", left[0].partial, (), evidence, "float32"))
-    return found
+    if not left:
+        found, modes = _by_width(seen, known)
+        return [Finding(stage, "order along k", found, (), evidence, modes=modes)]
+    names = [str(model) for model in left]
+    return [
+        Finding(stage, "order along k", names[0], tuple(names[1:]), evidence),
+        Finding(stage, "partial sums", left[0].partial, (), evidence, "float32"),
+    ]
+
+
+def _by_width(seen: dict[int, Sums], known: list[Summation]) -> tuple[str, tuple[str, ...]]:
+    """Return what explains the smallest k, and what the others, of the same unit; "" where one of them is not explained."""
+    (least, sums), *others = seen.items()
+    at_least = _fitting({least: sums}, known)
+    unit = [model for model in known if model.name in {each.name for each in at_least}]
+    at_others = [(k, _fitting({k: sums}, unit)) for k, sums in others]
+    if not at_least or not all(models for _, models in at_others):
+        return "", ()
+    return str(at_least[0]), tuple(f"{models[0]} at k {k:,}" for k, models in at_others)
 
 
 def second_sums(layer: Layer, k: int) -> Sums:
