@@ -7,6 +7,11 @@ from collections.abc import Callable
 CheckRule = Callable[[str], None]
 
 
+def test_the_arithmetic_is_what_the_contract_fixes(check_rule: CheckRule) -> None:
+    """DECLARED: what the contract fixes about the arithmetic holds, or is declared otherwise."""
+    check_rule("DECLARED")
+
+
 def test_quantized_scales_and_codes_are_legal(check_rule: CheckRule) -> None:
     """QUANT: every stored block scale and code is legal for its input."""
     check_rule("QUANT")

@@ -30,6 +30,7 @@ RUN_ELSEWHERE = {
 PARSED = {
     "pytest suites --moe-candidate flashinfer-cutedsl": "needs an SM100 GPU",
     "harness reproduce harness-out/record.json --script repro.py": "of a failure; tests/reproduction",
+    "harness identify": "needs a candidate; tests/cli/test_identify.py",
     "harness gsm8k": "needs a served model",
     "harness canary": "shows its commands",
     "harness mutants": "44 s; tests/mutants runs parts of it",

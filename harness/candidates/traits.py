@@ -35,6 +35,7 @@ _KNOWN = {
     "activations": ("silu", "relu2"),
     "unrounded": ("gemm1", "hidden"),
 }
+_SETS = {"hints": "dicts of keyword arguments", "deviations": 'texts such as "ties: away from zero"'}
 _MAY_BE_EMPTY = {"unrounded"}
 _TEXTS = {"device": 'torch device type such as "cuda"', "summation": 'text such as "sm_90 f16; parts 2"'}
 
@@ -154,14 +155,8 @@ def _wanted(name: str, value: Any) -> str:
     """Return what a trait must be, or "" where it is that."""
     if name in _LEAST:
         return _wanted_number(name, value)
-    if name == "hints":
-        sets = isinstance(value, tuple | list) and all(
-            isinstance(hint, dict) and all(isinstance(key, str) for key in hint) for hint in value
-        )
-        return "" if sets else "a tuple of dicts of keyword arguments"
-    if name == "deviations":
-        texts = isinstance(value, tuple | list) and all(isinstance(v, str) and ": " in v for v in value)
-        return "" if texts else 'a tuple of texts such as "ties: away from zero"'
+    if name in _SETS:
+        return _wanted_set(name, value)
     if name in _TEXTS:
         return "" if isinstance(value, str) and (value or name == "summation") else f"a {_TEXTS[name]}"
     if name == "arithmetic":
@@ -169,6 +164,15 @@ def _wanted(name: str, value: Any) -> str:
     if name in _KNOWN:
         return _wanted_names(name, value)
     return "" if isinstance(value, bool) else "True or False"
+
+
+def _wanted_set(name: str, value: Any) -> str:
+    def fits(each: Any) -> bool:
+        if name == "deviations":
+            return isinstance(each, str) and ": " in each
+        return isinstance(each, dict) and all(isinstance(key, str) for key in each)
+
+    return "" if isinstance(value, tuple | list) and all(map(fits, value)) else f"a tuple of {_SETS[name]}"
 
 
 def _wanted_number(name: str, value: Any) -> str:

@@ -44,6 +44,9 @@ def facts_of(record: RunRecord, candidates: set[str]) -> dict[str, str]:
     for candidate in (c for c in record.candidates if c.name in candidates):
         for kind, values in (("measured", candidate.measured), ("declared", candidate.declared)):
             facts |= {f"{candidate.name}, {kind}: {key}": _text(value) for key, value in values.items()}
+        for finding in candidate.findings:
+            what = f"{candidate.name}, found: {finding.stage}, {finding.point}"
+            facts[what] = "; ".join((finding.found or "not known", *finding.modes))
     run = record.gsm8k_run
     if run is not None:
         for key in ("model", "version"):

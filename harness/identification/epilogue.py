@@ -15,8 +15,8 @@ from torch import Tensor
 
 from harness.candidates.protocol import traits_of
 from harness.identification.calls import call_gemm, multiple
-from harness.judging.finding import Finding
 from harness.judging.probe_operands import Side
+from harness.records.finding import Finding
 from reference.epilogue import CASTS, CONTRACT, ROUNDINGS, Epilogue
 from reference.nvfp4 import BLOCK, decode_blocks
 

@@ -11,7 +11,7 @@ from harness.identification.accumulator import AccumulatorProbe, accumulator_of
 from harness.identification.epilogue import STAGE, find_epilogue
 from harness.identification.summation import Added, added_of
 from harness.judging.context import declared_summation, device_is_lost
-from harness.judging.finding import Finding
+from harness.records.finding import Finding
 from reference.epilogue import Epilogue
 from reference.matrix_units import Summation
 

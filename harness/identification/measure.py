@@ -1,26 +1,57 @@
-"""What is found out about a candidate before it is judged."""
+"""What a candidate computes, found once before it is judged: what to judge by, and the findings for its author."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
+import torch
+
+from harness.candidates.errors import in_words
 from harness.candidates.protocol import stages_of, traits_of
-from harness.identification.accumulator import AccumulatorProbe, accumulator_of
-from harness.identification.reciprocal import find_reciprocal, quantizes_with
-from harness.identification.summation import summation_of
-from harness.judging.context import Known
+from harness.identification import activation
+from harness.identification.activation import activation_findings
+from harness.identification.fingerprint import fingerprint_of
+from harness.identification.gemm import gemm_findings
+from harness.identification.layer import find_layer, is_opaque
+from harness.identification.quantizer import QuantizerFound, as_quantizer, find_quantizer, of_both
+from harness.identification.quantizer_probe import Quantize
+from harness.identification.reciprocal import find_reciprocal
+from harness.judging.context import Known, device_is_lost
+from harness.records.finding import Finding
+from harness.verdict import UsageError
 from reference.bounds import Accumulator
+from reference.legal import Arithmetic
 
-_PROBE_ENDED = "not measured: the probe of masked_grouped_gemm ended or stopped the candidate's process"
+_PROBE_ENDED = "not measured: a probe ended or stopped the candidate's process"
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What probing found: what to judge with, and the words for the record."""
+    """What probing found.
+
+    Attributes:
+        known: what to judge by.
+        notes: in words, for the record, by what was measured.
+        findings: one a question, for `harness identify` and DECLARED.
+        fingerprint: hash of the findings and of outputs on a fixed set of operands; "" where there is none.
+    """
 
     known: Known
     notes: dict[str, str]
+    findings: list[Finding] = field(default_factory=list)
+    fingerprint: str = ""
+
+
+_KEPT: WeakKeyDictionary[Any, Measured] = WeakKeyDictionary()
+
+
+def measured(candidate: Any) -> Measured:
+    """Return what was found about a candidate, found now where nothing was yet."""
+    return _KEPT[candidate] if candidate in _KEPT else measure(candidate)
 
 
 def measure(candidate: Any, *, probe: bool = True) -> Measured:
@@ -33,31 +64,130 @@ def measure(candidate: Any, *, probe: bool = True) -> Measured:
     Returns:
         What is known now. Whatever could not be measured stays as declared, and the notes say why.
     """
-    traits = traits_of(candidate)
-    known = Known.declared(traits)
-    notes = {}
-    accumulator, summation = known.accumulator, known.summation
-    if "masked_grouped_gemm" in stages_of(candidate):
-        summation, notes["summation"] = summation_of(candidate) if probe else (None, _PROBE_ENDED)
-        found = accumulator_of(candidate) if probe else AccumulatorProbe(0, 0, _PROBE_ENDED)
-        notes["accumulator"] = found.words
-        if found.bits:
-            accumulator = Accumulator(
-                found.bits, traits.accumulator_chunk, measured=True, window=found.window
+    found = _Probing(candidate, probe).measured()
+    _KEPT[candidate] = found
+    return found
+
+
+class _Probing:
+    """One candidate, asked one thing after the other."""
+
+    def __init__(self, candidate: Any, probe: bool) -> None:
+        self._candidate, self._probe = candidate, probe
+        self._traits, self._stages = traits_of(candidate), stages_of(candidate)
+        self._notes: dict[str, str] = {}
+        self._findings: list[Finding] = []
+
+    def measured(self) -> Measured:
+        known = Known.declared(self._traits)
+        if "masked_grouped_gemm" in self._stages:
+            known = self._gemm(known)
+        else:
+            self._notes["accumulator"] = (
+                "not measured: the candidate has no masked_grouped_gemm; bit equality is not demanded"
             )
-    else:
-        notes["accumulator"] = (
-            "not measured: the candidate has no masked_grouped_gemm; bit equality is not demanded"
+        known = replace(known, arithmetic=self._reciprocal(known.arithmetic))
+        known = self._layer(known) if is_opaque(self._candidate) else self._quantizers(known)
+        fingerprint = (
+            self._answer("fingerprint", lambda: fingerprint_of(self._candidate, self._findings)) or ""
         )
-    arithmetic = known.arithmetic
-    if traits.arithmetic == "fast":
-        reciprocal, notes["reciprocals"] = find_reciprocal(candidate)
-        if reciprocal is not None and probe and not quantizes_with(candidate, reciprocal):
-            reciprocal = None
-            notes["reciprocals"] += (
-                ", but the candidate's quantizer uses another: next to a rounding boundary two codes are legal"
+        if fingerprint:
+            self._notes["fingerprint"] = fingerprint
+        if warning := getattr(self._candidate, "warning", ""):
+            self._notes["warning"] = str(warning)
+        return Measured(known, self._notes, self._findings, fingerprint)
+
+    def _gemm(self, known: Known) -> Known:
+        """Return what is known with what was found about masked_grouped_gemm."""
+        if not self._probe:
+            self._notes |= {"summation": _PROBE_ENDED, "accumulator": _PROBE_ENDED}
+            return replace(known, summation=None)
+        found = self._answer("gemm", lambda: gemm_findings(self._candidate))
+        if found is None:
+            return replace(known, summation=None)
+        self._findings += found.findings
+        self._notes |= found.notes
+        accumulator, probed = known.accumulator, found.accumulator
+        if probed.bits:
+            accumulator = Accumulator(
+                probed.bits, self._traits.accumulator_chunk, measured=True, window=probed.window
             )
-        arithmetic = replace(arithmetic, reciprocal=reciprocal)
-    if warning := getattr(candidate, "warning", ""):
-        notes["warning"] = str(warning)
-    return Measured(Known(arithmetic, accumulator, summation), notes)
+        return replace(known, accumulator=accumulator, summation=found.summation)
+
+    def _reciprocal(self, arithmetic: Arithmetic) -> Arithmetic:
+        """Return how scales and codes are computed as declared, with the device's reciprocal where it is known."""
+        if arithmetic.kind != "fast":
+            return arithmetic
+        reciprocal, self._notes["reciprocals"] = find_reciprocal(self._candidate)
+        return replace(arithmetic, reciprocal=reciprocal)
+
+    def _quantizers(self, known: Known) -> Known:
+        """Return what is known with what was found about quantize_grouped and silu_mul_quantize_grouped."""
+        found = [
+            self._quantizer(stage, quantizer_of, known.arithmetic)
+            for stage, quantizer_of in (
+                ("quantize_grouped", as_quantizer),
+                ("silu_mul_quantize_grouped", activation.as_quantizer),
+            )
+            if stage in self._stages
+        ]
+        present = [each for each in found if each is not None]
+        if present:
+            known = replace(known, arithmetic=of_both(present[0], present[-1]))
+        if "silu_mul_quantize_grouped" not in self._stages:
+            return known
+        return replace(known, activated=self._activated(known.activated))
+
+    def _quantizer(
+        self, stage: str, quantizer_of: Callable[[Any], Quantize], arithmetic: Arithmetic
+    ) -> QuantizerFound | None:
+        found = self._answer(
+            f"quantizer of {stage}",
+            lambda: find_quantizer(stage, quantizer_of(self._candidate), self._traits, arithmetic),
+        )
+        if found is None:
+            return None
+        self._findings += found.findings
+        self._notes[f"quantizer of {stage}"] = found.words
+        if arithmetic.reciprocal is not None and found.arithmetic.reciprocal is None:
+            self._notes["reciprocals"] += (
+                f", but {stage} uses another: next to a rounding boundary two codes are legal"
+            )
+        return found
+
+    def _activated(self, declared: torch.dtype) -> torch.dtype:
+        """Return the type in which silu_mul_quantize_grouped quantizes the activation, as declared where it is not found."""
+        found = self._answer("activation", lambda: activation_findings(self._candidate))
+        self._findings += found or []
+        hidden = [finding.found for finding in found or [] if finding.point == "hidden"]
+        return {"bfloat16": torch.bfloat16, "float32": torch.float32}.get("".join(hidden), declared)
+
+    def _layer(self, known: Known) -> Known:
+        """Return what is known with what was found about the hidden stages of a layer, through masked_moe."""
+        found = self._answer("layer", lambda: find_layer(self._candidate, known.arithmetic))
+        if found is None:
+            return known
+        self._findings += found.findings
+        self._notes["summation"] = (
+            f"{found.summation}: gives every bit of the probes through masked_moe"
+            if found.summation
+            else "not known of both GEMMs of the layer; the bound judges"
+        )
+        return replace(
+            known, arithmetic=found.arithmetic, summation=found.summation, unrounded=found.unrounded
+        )
+
+    def _answer(self, what: str, ask: Callable[[], _T]) -> _T | None:
+        """Return an answer, or None with the reason in the notes where the candidate raises: the rules will say so of a problem."""
+        if not self._probe:
+            self._notes[what] = _PROBE_ENDED
+            return None
+        try:
+            return ask()
+        except UsageError:
+            raise
+        except (Exception, SystemExit) as error:
+            if device_is_lost(error):
+                raise
+            self._notes[what] = f"not measured: the candidate raised {in_words(error)}"
+            return None

@@ -7,46 +7,9 @@ from typing import Any
 import torch
 
 from harness.candidates.errors import in_words
-from harness.candidates.protocol import stages_of, traits_of
-from harness.judging.comparison import Comparison
-from harness.judging.context import Context, Known, device_is_lost
-from harness.judging.quantize import QuantizerInput
+from harness.candidates.protocol import traits_of
 from harness.judging.reciprocal import verified
-from harness.problems.problem import Problem
-from reference.bounds import Accumulator
-from reference.legal import Arithmetic, Reciprocal
-
-
-def quantizes_with(candidate: Any, reciprocal: Reciprocal) -> bool:
-    """Return whether the candidate's own quantizer agrees with a reciprocal, on tokens with many near-ties.
-
-    A correct kernel need not use the approximate instruction; one that does not must not be judged by its bits. A broken
-    quantizer disagrees with the tighter and with the looser arithmetic alike, so nothing is lost.
-    """
-    traits = traits_of(candidate)
-    if "quantize_grouped" not in stages_of(candidate):
-        return True
-    experts = traits.at_most_experts(max(traits.min_experts, 8))
-    rows = max(64, traits.m_multiple)
-    problem = Problem(
-        experts, rows, 4 * traits.width_multiple, traits.width_multiple, (rows,) * experts, seed=1
-    )
-    try:
-        for known in (Arithmetic("fast", reciprocal), Arithmetic("fast")):
-            found = _quantized(Context(candidate, problem, Known(known, Accumulator())))
-            if not any(c.illegal for c in found):
-                return known.reciprocal is not None
-    except Exception as error:
-        if device_is_lost(error):
-            raise
-    return True
-
-
-def _quantized(ctx: Context) -> list[Comparison]:
-    t, rows = ctx.tensors, ctx.rows()
-    got = ctx.quantize(t.x, t.input_scale)
-    given = QuantizerInput.known(rows.take(t.x))
-    return ctx.judge_quantized("quantize", given, *got.valid(rows), t.input_scale, rows)
+from reference.quantizer_formulas import Reciprocal
 
 
 def find_reciprocal(candidate: Any) -> tuple[Reciprocal | None, str]:

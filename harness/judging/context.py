@@ -15,7 +15,6 @@ from harness.candidates.protocol import Traits, stages_of, traits_of
 from harness.candidates.traits import VARIES
 from harness.judging.comparison import Comparison
 from harness.judging.contract import Quantized, checked_moe_output, checked_quantized
-from harness.judging.finding import Finding
 from harness.judging.gemm import judge_gemm
 from harness.judging.lending import Lent
 from harness.judging.order_here import asked_again
@@ -35,18 +34,33 @@ from reference.nvfp4 import decode_blocks, quantize_nvfp4
 
 @dataclass(frozen=True)
 class Known:
-    """What is known about a candidate besides its code: declared, or measured through it (harness.identification)."""
+    """What is known about a candidate besides its code: declared, or measured through it (harness.identification).
+
+    Attributes:
+        arithmetic: of its quantizers.
+        accumulator: what is measured or assumed of it.
+        summation: of its GEMMs, bit for bit.
+        unrounded: values of its layer that stay float32, as Traits.unrounded names them.
+        activated: type that silu_mul_quantize_grouped quantizes silu(gate) * up in.
+    """
 
     arithmetic: Arithmetic
     accumulator: Accumulator
     summation: Summation | None = None
-    findings: tuple[Finding, ...] = ()
+    unrounded: tuple[str, ...] = ()
+    activated: torch.dtype = torch.bfloat16
 
     @classmethod
     def declared(cls, traits: Traits) -> Known:
         """Return what the traits say, nothing measured."""
         arithmetic = Arithmetic(traits.arithmetic, keeps_subnormals=traits.keeps_subnormals)
-        return cls(arithmetic, Accumulator(chunk=traits.accumulator_chunk), declared_summation(traits))
+        return cls(
+            arithmetic,
+            Accumulator(chunk=traits.accumulator_chunk),
+            declared_summation(traits),
+            tuple(traits.unrounded),
+            torch.float32 if "hidden" in traits.unrounded else torch.bfloat16,
+        )
 
 
 def declared_summation(traits: Traits) -> Summation | None:
@@ -259,9 +273,8 @@ class Context:
         )
 
     def activated(self, gate_up: Tensor) -> QuantizerInput:
-        """Return what is quantized of gate and up `(rows, 2n)` bfloat16, rounded as the candidate declares."""
-        dtype = torch.float32 if "hidden" in self.traits.unrounded else torch.bfloat16
-        return QuantizerInput.activated(gate_up, "silu", dtype)
+        """Return what is quantized of gate and up `(rows, 2n)` bfloat16, rounded as the candidate does it."""
+        return QuantizerInput.activated(gate_up, "silu", self.known.activated)
 
     def judge_quantized(
         self,

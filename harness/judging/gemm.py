@@ -101,7 +101,7 @@ def _predicted(
 ) -> dict[str, int]:
     """Accept in `mask`, `(rows, n)`, what another order of the same unit explains; return how many elements each order judged."""
     summation = prediction.summation
-    found, words = _explained(mask, got, given, prediction), "one value, added in another order"
+    found, words = accept_other_orders(mask, got, given, prediction), "one value, added in another order"
     if summation.stream:
         words = f"parts added in {str(got.dtype).removeprefix('torch.')}, by some cuts of k"
     judged = {f"{words}: {name}": count for name, count in found.items()}
@@ -112,9 +112,20 @@ def _predicted(
     return {**judged, f"one value, predicted: {summation}": left}
 
 
-def _explained(
+def accept_other_orders(
     mask: Tensor, got: Tensor, given: tuple[Any, ...], prediction: Prediction
-) -> Counter[str]:  # fmt: skip
+) -> Counter[str]:
+    """Accept what another order of the same unit explains of the valid rows that are not as predicted.
+
+    Args:
+        mask: `(rows, n)` bool, which elements are legal by the known order; changed in place.
+        got: `(rows, n)`, the candidate's output.
+        given: what `legal_rows` takes, from `a` to `accumulator`.
+        prediction: of the known order.
+
+    Returns:
+        How many elements each other order judged.
+    """
     alpha, masked_m = given[2], given[3]
     found: Counter[str] = Counter()
     for expert, start, legal in () if bool(mask.all()) else _experts(*given):
@@ -139,7 +150,7 @@ def _unknown(mask: Tensor, got: Tensor, given: tuple[Any, ...], prediction: Pred
     probe = torch.cat([out[expert, :count] for expert, count in enumerate(masked_m)])
     legal = legal_rows(*there, prediction=asked)
     seen = legal.accepts(probe) if legal is not None else torch.ones_like(mask)
-    _explained(seen, probe, there, asked)
+    accept_other_orders(seen, probe, there, asked)
     unknown = 0
     for (expert, start, here), (_, _, of_probe) in zip(_experts(*given), _experts(*there), strict=True):
         rows = slice(start, start + masked_m[expert])

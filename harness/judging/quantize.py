@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,6 +14,7 @@ from reference import e2m1, e4m3
 from reference.legal import Arithmetic, Range, legal_codes, legal_scales
 from reference.moe import relu2, silu_mul
 from reference.nvfp4 import BLOCK
+from reference.quantizer_formulas import CODES, SCALES
 
 _ALL = slice(None)
 _ONE_EXPONENT = 8  # in an E4M3 byte: half or double the value
@@ -125,6 +127,7 @@ def judge_quantized(
     """
     per_row = global_scale_enc.reshape(-1)[rows.expert].unsqueeze(-1)
     amax_low, amax_high = given.amax()
+    arithmetic = _scales_of_this_call(arithmetic, amax_low, amax_high, per_row, block_scale)
     scale_range = legal_scales(amax_low, amax_high, per_row, arithmetic)
     scales = _judge_scales(
         f"{stage}.scale", block_scale, scale_range, amax_high, per_row, rows, arithmetic, given.half_nan()
@@ -132,13 +135,48 @@ def judge_quantized(
     blocks = (*block_scale.shape, BLOCK)
     low = given.low.view(blocks)
     high = low if given.high is given.low else given.high.view(blocks)
-    code_range = legal_codes(low, high, block_scale, per_row, arithmetic)
-    flat = Range(code_range.low.view(codes.shape), code_range.high.view(codes.shape))
-    judge = CodeJudge(flat, given, free_codes(block_scale), keeps_sign_of_zero)
+
+    def judge_of(arithmetic: Arithmetic) -> CodeJudge:
+        legal = legal_codes(low, high, block_scale, per_row, arithmetic)
+        flat = Range(legal.low.view(codes.shape), legal.high.view(codes.shape))
+        return CodeJudge(flat, given, free_codes(block_scale), keeps_sign_of_zero)
+
+    judge = judge_of(arithmetic)
+    for other in _other_codes(arithmetic) if not bool(judge.accepts(codes).all()) else ():
+        if bool(judge_of(other).accepts(codes).all()):
+            arithmetic, judge = other, judge_of(other)
+            break
     return [
         scales,
         _judge_codes(f"{stage}.codes", judge, codes, block_scale, given, per_row, rows, arithmetic),
     ]
+
+
+def _other_codes(arithmetic: Arithmetic) -> Iterator[Arithmetic]:
+    """Yield the arithmetic with each other formula of the codes that a kernel may change to; none where none was found."""
+    for name in CODES if arithmetic.codes else ():
+        if name not in arithmetic.codes and arithmetic.computes(name):
+            yield replace(arithmetic, codes=(name,))
+
+
+def _other_scales(arithmetic: Arithmetic) -> Iterator[Arithmetic]:
+    """Yield the same for the formulas of the block scales."""
+    for name in SCALES if arithmetic.scales else ():
+        if name not in arithmetic.scales and arithmetic.computes(name):
+            yield replace(arithmetic, scales=(name,))
+
+
+def _scales_of_this_call(
+    arithmetic: Arithmetic, low: Tensor, high: Tensor, gs: Tensor, stored: Tensor
+) -> Arithmetic:
+    """Return the arithmetic, with another formula of the scales where that one gives every scale and the known one does not."""
+
+    def gives_all(arithmetic: Arithmetic) -> bool:
+        return bool(legal_scales(low, high, gs, arithmetic).accepts(stored).all())
+
+    if not arithmetic.scales or gives_all(arithmetic):
+        return arithmetic
+    return next(filter(gives_all, _other_scales(arithmetic)), arithmetic)
 
 
 def _judge_scales(
@@ -171,8 +209,8 @@ def _judge_scales(
         accepts(stored),
         replace(rows, column_name="block"),
         judged={
-            f"one legal scale: {arithmetic.describe()}": stored.numel() - ambiguous,
-            f"two legal scales: {arithmetic.describe()}": ambiguous,
+            f"one legal scale: {arithmetic.describe_scales()}": stored.numel() - ambiguous,
+            f"two legal scales: {arithmetic.describe_scales()}": ambiguous,
         },
         altered=altered_copies(stored, accepts, halved=lambda: _halved_scales(stored)),
         show=show,
@@ -262,8 +300,8 @@ def _judge_codes(
         legal,
         rows,
         judged={
-            f"one legal code: {arithmetic.describe()}": codes.numel() - ambiguous - free,
-            f"two legal codes, tie rule not observable here: {arithmetic.describe()}": ambiguous,
+            f"one legal code: {arithmetic.describe_codes()}": codes.numel() - ambiguous - free,
+            f"two legal codes, tie rule not observable here: {arithmetic.describe_codes()}": ambiguous,
             "any code: the stored scale is zero or NaN": free,
         },
         altered=altered_copies(codes, judge.accepts, halved=lambda: table[codes.int() & 15]),

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from harness.judging.contract import ContractError
-from reference.legal import Reciprocal
+from reference.quantizer_formulas import Reciprocal
 
 _SMALLEST = 2.0**-126
 _MOST_ELEMENTS, _MOST_ANSWERS = 4096, 512  # of an answer that is kept, and of kept answers: 8 MiB

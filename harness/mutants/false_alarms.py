@@ -99,7 +99,7 @@ def judge_control(control: str, examples: int, seed: str, deadline: float = 0.0)
 
     traits = traits_of(load_control(control))
     stages = stages_of(load_control(control))
-    rules = [rule for rule in RULES if set(rule.stages) <= set(stages)]
+    rules = [rule for rule in RULES if set(rule.stages) <= set(stages) and not rule.once]
     rng = random.Random(f"{control} {seed}")
     rng.shuffle(rules)
     found: dict[str, Any] = {"control": control, "examples": 0, "compared": 0, "false_alarms": []}

@@ -25,7 +25,7 @@ def drawn_problems(rule: Rule, traits: Traits, profile: Profile, seed: int = 0) 
 
     from harness.problems.strategies import only_the_seed, problems
 
-    wanted = max(profile.least, round(profile.examples * rule.share))
+    wanted = 1 if rule.once else max(profile.least, round(profile.examples * rule.share))
     drawn: dict[Problem, None] = {}
     for number in range(
         2 * wanted // ROUND

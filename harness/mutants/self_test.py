@@ -205,9 +205,13 @@ def self_test(progress: Callable[[str], None] = lambda _name: None) -> list[Chec
 
 
 def rules_test(progress: Callable[[str], None] = lambda _name: None) -> list[CheckFinding]:
-    """Examine every rule of the harness; `detected` must be false in all of them."""
+    """Examine every rule that compares outputs; `detected` must be false in all of them.
+
+    DECLARED compares findings: an element that is changed is one that no model gives, and what it must notice are the
+    mistakes planted in tests/identification.
+    """
     findings = []
-    for rule in RULES:
+    for rule in (rule for rule in RULES if not rule.once):
         progress(rule.id)
         findings.append(examine(rule.id, rule))
     return findings

@@ -38,17 +38,18 @@ def build_from_json(kind: Any, value: Any, where: str) -> Any:  # noqa: PLR0911,
         if not isinstance(value, dict):
             raise RecordError(f"{where} must be an object, got {type(value).__name__}")
         made: Any = kind
-        built = {}
+        values = {}
         for name, (hint, needed) in _annotations(made).items():
             if name in value:
-                built[name] = build_from_json(hint, value[name], f"{where}.{name}")
+                values[name] = build_from_json(hint, value[name], f"{where}.{name}")
             elif needed:
                 raise RecordError(f"{where}.{name} is missing")
-        return made(**built)
-    if origin is list:
+        return made(**values)
+    if origin in (list, tuple):
         if not isinstance(value, list):
             raise RecordError(f"{where} must be a list, got {type(value).__name__}")
-        return [build_from_json(typing.get_args(kind)[0], v, f"{where}[{i}]") for i, v in enumerate(value)]
+        built = [build_from_json(typing.get_args(kind)[0], v, f"{where}[{i}]") for i, v in enumerate(value)]
+        return origin(built)
     if origin is dict or typing.is_typeddict(kind):
         if not isinstance(value, dict):
             raise RecordError(f"{where} must be an object, got {type(value).__name__}")

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from harness.records.finding import Finding
 from harness.records.from_json import RecordError, build_from_json, read_part
 from harness.records.parts.canary import CanaryPart
 from harness.records.parts.compile import CompileRun
@@ -45,7 +46,10 @@ class Environment:
 
 @dataclass
 class CandidateRun:
-    """One candidate: what it declared, what was measured through it, and why it did not run if it did not."""
+    """One candidate: what it declared, what was measured through it, and why it did not run if it did not.
+
+    `findings` say what its arithmetic is, `fingerprint` is a short hash of them and of outputs on fixed operands.
+    """
 
     name: str
     requested: bool = False
@@ -54,6 +58,8 @@ class CandidateRun:
     declared: dict[str, Any] = field(default_factory=dict)
     measured: dict[str, Any] = field(default_factory=dict)
     missing_stages: list[str] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
+    fingerprint: str = ""
 
 
 @dataclass

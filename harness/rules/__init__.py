@@ -2,7 +2,8 @@
 
 A rule is a numbered sentence about a candidate (docs/rules.md) and a function that judges it on one problem. This module
 is the list; it imports no torch. The functions are in numbers.py, layer.py, poison.py, memory.py, layout.py,
-repeat.py, symmetry.py and sessions.py; about what stands around the kernels in routing.py, dispatch.py, loading.py and parallel.py.
+repeat.py, symmetry.py and sessions.py; about what stands around the kernels in routing.py, dispatch.py, loading.py and parallel.py; about the
+arithmetic that was found in declared.py.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ class Rule:
             numbers instead).
         extents: of a rule about the stages around the layer, those that it knows, so that its problems reach far in them
             (harness.problems.reach.AROUND) and a PASS states no more than they did.
+        once: it says the same of every problem, so that it judges one and is not diagnosed from its calls.
     """
 
     id: str
@@ -66,6 +68,7 @@ class Rule:
     needs_hints: bool = False
     unjudged: tuple[str, ...] = ()
     extents: tuple[str, ...] = ()
+    once: bool = False
 
     @property
     def reaches(self) -> bool:
@@ -95,6 +98,7 @@ _FINITE = Drawn(finite=True)
 _SENT = ("experts", "capacity", "rows", "tokens", "hidden")
 
 RULES = (
+    Rule("DECLARED", "what the contract fixes about the arithmetic holds, or is declared otherwise", "declared:declared", (), 0.1, every_row=False, knows_values=True, once=True),
     Rule("QUANT", "every stored block scale and code is legal for its input", "numbers:quantize", (_QUANT,), drawn=Drawn(into=("quantizer",)), knows_values=True),
     Rule("ACT", "every stored scale and code of bf16(silu(gate) * up) is legal", "numbers:activation", (_ACT,), drawn=Drawn(into=("quantizer", "gate")), knows_values=True),
     Rule("GEMM", "every output is the exact result, or within its derived bound", "numbers:gemm", (_GEMM,), drawn=Drawn(options=("no_alpha", "float32_out", "float16_out"), into=("alpha", "gemm alpha", "weights")), knows_values=True),

@@ -135,7 +135,7 @@ def judge_opaque(ctx: Context, out: Tensor) -> Comparison:
 def _how_judged(ctx: Context, single: int, of: int) -> dict[str, int]:
     """Return how many elements have one legal value, and how many a range, in words for the record."""
     summation = f", sums by {ctx.known.summation}" if ctx.known.summation else ""
-    how = f"propagated through the stages: {ctx.known.arithmetic.describe()}{summation}"
+    how = f"propagated through the stages: {ctx.known.arithmetic.describe_codes()}{summation}"
     return {f"one value, {how}": single, f"bound {how}": of - single}
 
 
@@ -152,6 +152,6 @@ def _propagated(ctx: Context) -> tuple[Tensor, Tensor]:
     result = propagate.masked_moe(
         propagate.Interval(source, source, source_scale), ctx.masked_m, t.w1.values, t.w2.values, scales,
         ctx.problem.activation, ctx.known.arithmetic, propagate.Added(ctx.known.accumulator, ctx.known.summation),
-        ctx.traits.unrounded, (decode_e4m3(t.w1.block_scale), decode_e4m3(t.w2.block_scale)),
+        ctx.known.unrounded, (decode_e4m3(t.w1.block_scale), decode_e4m3(t.w2.block_scale)),
     )  # fmt: skip
     return result.low, result.high

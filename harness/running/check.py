@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from harness.problems.traps import Place
     from harness.records.parts.canary import CanaryRun
 
+DECLARED = "DECLARED"  # its reason names what is wrong with the arithmetic
 REACHING = {rule.id for rule in RULES if rule.reaches}  # whose extents a PASS may state
 
 
@@ -189,6 +190,7 @@ def open_candidate(
         return None
     described = session.describe()
     run.ran, run.declared, run.measured = True, described.traits, described.measured
+    run.findings, run.fingerprint = described.findings, described.fingerprint
     run.missing_stages = [stage for stage in ALL_STAGES if stage not in described.stages]
     record.environment.device = described.traits["device"]
     return session
@@ -273,13 +275,17 @@ def conclude(record: RunRecord, floor: dict[str, int]) -> None:
 
 
 def _left_out(record: RunRecord) -> list[str]:
-    """Return what the candidates' own contracts leave out, a sentence for each that leaves out anything."""
+    """Return what a PASS does not say: what candidates leave out, do otherwise on purpose, and what could not be judged."""
     ran = [c for c in record.candidates if c.ran]
     said = []
     for candidate in ran:
+        whose = f" of {candidate.name}" if len(ran) > 1 else ""
         if missing := out_of_contract(traits_from(candidate.declared)):
-            whose = f" of {candidate.name}" if len(ran) > 1 else ""
             said.append(f"declared out of the contract{whose}, not tested: {', '.join(missing)}")
+        if meant := sorted({f.named for f in candidate.findings if f.deviates}):
+            said.append(f"declared otherwise than the contract{whose}: {', '.join(meant)}")
+        unknown = {f"{f.point} {f.evidence}" for f in candidate.findings if f.fixed and not f.found}
+        said += [f"{words}{whose and f' ({candidate.name})'}" for words in sorted(unknown)]
     return said
 
 
@@ -288,9 +294,9 @@ def _reason(record: RunRecord, judged: list[RuleResult], could_not_run: list[Can
     failed = [r for r in judged if r.verdict is Verdict.FAIL]
     unknown = [r for r in judged if r.verdict is Verdict.UNKNOWN]
     if failed:
-        return (
-            f"{len(failed)} of {len(judged)} rules failed; first: {failed[0].rule} on {failed[0].candidate}"
-        )
+        first = failed[0]
+        why = f": {first.reason}" if first.rule == DECLARED else ""
+        return f"{len(failed)} of {len(judged)} rules failed; first: {first.rule} on {first.candidate}{why}"
     canary = judge_canary(record.canary_part)
     if canary is not None and canary[0] is Verdict.FAIL:
         return canary[1]

@@ -162,7 +162,10 @@ class Judge:
         # hints may hold anything that a kernel takes, a torch.dtype for example
         ready = json.loads(json.dumps(traits, default=str))
         free = torch.cuda.mem_get_info()[0] if traits["device"] == "cuda" and torch.cuda.is_available() else 0
-        return Description(ready, self._measured.notes, stages_of(self.candidate), free)
+        found = self._measured
+        return Description(
+            ready, found.notes, stages_of(self.candidate), free, found.findings, found.fingerprint
+        )
 
     def leave_out(self, stages: Iterable[str]) -> None:
         """Take these stages to be missing from now on."""
@@ -192,6 +195,8 @@ class Judge:
         """
         from harness.diagnosis.diagnose import diagnose_problem
 
+        if find_rules([rule_id])[0].once:
+            return []  # it fails on probes of its own, and its message says what they found
         try:
             return diagnose_problem(
                 self.candidate, self._measured.known, rule_id, problem, command=command, likely=likely
@@ -204,6 +209,8 @@ class Judge:
         """Write the calls of a failing problem into a file; return why there is none (harness.reproduction.calls)."""
         from harness.reproduction.calls import keep_calls
 
+        if find_rules([rule_id])[0].once:
+            return f"{rule_id} asks probes of its own: `harness identify` repeats them"
         return keep_calls(
             self.candidate, self._measured.known, rule_id, problem, path, before_each=before_each
         )

@@ -13,6 +13,7 @@ from typing import Any
 
 from harness.candidates.protocol import Traits
 from harness.judging.compared import Compared
+from harness.records.finding import Finding
 from harness.records.from_json import build_from_json
 
 
@@ -43,13 +44,15 @@ class Status(StrEnum):
 class Description:
     """A candidate that can be judged: its declared traits, what was measured through it, and its stages.
 
-    `device_bytes` is the free memory of its GPU, 0 where its tensors live elsewhere.
+    `findings` and `fingerprint`: what was found of its arithmetic (harness.identification). `device_bytes` is the free memory of its GPU, 0 where its tensors live elsewhere.
     """
 
     traits: dict[str, Any]
     measured: dict[str, Any] = field(default_factory=dict)
     stages: list[str] = field(default_factory=list)
     device_bytes: int = 0
+    findings: list[Finding] = field(default_factory=list)
+    fingerprint: str = ""
 
     @property
     def declared(self) -> Traits:

@@ -24,7 +24,7 @@ from harness.running.failure import (
 )
 from harness.running.misfit import misfit
 from harness.running.outcome import Outcome, Status
-from harness.running.search import ROUND, search
+from harness.running.search import ROUND, IllegalError, search
 from harness.running.session import Session
 from harness.running.settings import RunSettings
 from harness.running.tally import Tally
@@ -38,14 +38,6 @@ MOST_SLOW = 3  # problems of a rule that take longer than their limit and are an
 
 class InternalError(Exception):
     """A defect of the harness itself, with the trace from the process in which it showed."""
-
-
-class _IllegalError(Exception):
-    """Raised inside hypothesis on an illegal outcome, so that it shrinks the problem."""
-
-
-class _Ended(BaseException):
-    """Carries through hypothesis what ended a judgement from outside, a test's time limit for example."""
 
 
 class RuleRun:
@@ -68,7 +60,7 @@ class RuleRun:
             rule.id, self._traits,
             all_of_them=rule.reaches, device_bytes=described.device_bytes, around=rule.extents,
         )  # fmt: skip
-        self._far = [] if settings.shape else far
+        self._far = [] if settings.shape or rule.once else far
         self._budget = max(self._wanted - len(self._far), 1)  # problems to be judged by now
         seldom = seldom_for(rule.drawn, self._traits) if rule.judges_values and not settings.shape else []
         self._seldom = seldom * max(settings.profile.trap_floor, 1)
@@ -100,9 +92,7 @@ class RuleRun:
             self._draw_rounds()
             self._judge_seldom_values()
             self._reach()
-        except _Ended as ended:
-            raise ended.args[0] from None
-        except _IllegalError:
+        except IllegalError:
             self._drop_extras(parse_problem(list(self._failed)[-1]))
             self._explain(list(self._failed)[-1])
         if self._stubs and not self._tally.result.failures:
@@ -143,7 +133,7 @@ class RuleRun:
         self._tally.result.failures += found
 
     def _reach(self) -> None:
-        """Judge the problems that reach far, one extent each. Raises _IllegalError when a failing one has been shrunk."""
+        """Judge the problems that reach far, one extent each. Raises IllegalError when a failing one has been shrunk."""
         from harness.problems.strategies import nearer
 
         for far in self._far:
@@ -154,12 +144,12 @@ class RuleRun:
                 return
             try:
                 self._take(far.problem(far.most, self._traits, start % 100_000))
-            except _IllegalError:
+            except IllegalError:
                 search(self._take, nearer(far, self._traits, start % 100_000), start)
                 raise  # nothing smaller was found to fail
 
     def _judge_seldom_values(self) -> None:
-        """Judge a problem of each value that is met seldom. Raises _IllegalError as `_reach` does."""
+        """Judge a problem of each value that is met seldom. Raises IllegalError as `_reach` does."""
         from harness.problems.strategies import simpler
 
         for number, extras in enumerate(self._seldom):
@@ -170,7 +160,7 @@ class RuleRun:
             problem = seldom_problem(extras, self._traits, start % 100_000)
             try:
                 self._take(problem)
-            except _IllegalError:
+            except IllegalError:
                 search(self._take, simpler(problem, self._traits), start)
                 raise  # nothing smaller was found to fail
 
@@ -187,7 +177,7 @@ class RuleRun:
         return self._concluded(time.monotonic())
 
     def _draw_rounds(self) -> None:
-        """Draw and judge in rounds of ten. Raises _IllegalError when a failing problem has been shrunk."""
+        """Draw and judge in rounds of ten. Raises IllegalError when a failing problem has been shrunk."""
         # Each rule draws problems of its own, and a round may start with ones that another round had as well.
         for number in range(2 * self._wanted // ROUND + 1):
             if self._over():
@@ -218,7 +208,7 @@ class RuleRun:
         )
 
     def _take(self, problem: Problem) -> None:
-        """Judge a problem that hypothesis drew, or pass over it. Raises _IllegalError where it fails."""
+        """Judge a problem that hypothesis drew, or pass over it. Raises IllegalError where it fails."""
         # One answer a problem: a candidate that fails now and then must not look like a check that does.
         passed_before = problem in self._seen and str(problem) not in self._failed
         if passed_before or (self._first_failure is None and self._over()):
@@ -230,7 +220,7 @@ class RuleRun:
         self._settings.progress(self._rule, self._tally.result.examples, self._wanted)
         self._seen.add(problem)
         if fails:
-            raise _IllegalError  # one place: hypothesis tells failures apart by the line that raised
+            raise IllegalError  # one place: hypothesis tells failures apart by the line that raised
 
     def _fails(self, problem: Problem) -> bool:
         """Judge a problem and count it; return whether hypothesis should shrink it."""
@@ -281,12 +271,7 @@ class RuleRun:
 
     def _judged(self, problem: str) -> Outcome:
         limit, started = self._settings.profile.problem_seconds, time.monotonic()
-        try:
-            outcome = self._session.judge(self._rule.id, problem, limit)
-        except (Exception, KeyboardInterrupt):
-            raise
-        except BaseException as outside:  # pytest's own, which hypothesis would take for a failing problem
-            raise _Ended(outside) from outside
+        outcome = self._session.judge(self._rule.id, problem, limit)
         if outcome.status is Status.INTERNAL and not self._lacks_memory(outcome):
             raise InternalError(f"{self._rule.id} on {problem}:\n{outcome.error}")
         self._slow += time.monotonic() - started > limit
@@ -324,4 +309,6 @@ class RuleRun:
 
 def wanted_problems(rule: Rule, profile: Profile) -> int:
     """Return how many problems of a rule a profile asks for."""
+    if rule.once:
+        return 1
     return max(profile.least, round(profile.examples * rule.share))

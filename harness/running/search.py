@@ -15,8 +15,21 @@ ROUND = 10
 problems of one rule 46 were really different. A failing one is shrunk all the same."""
 
 
+class IllegalError(Exception):
+    """Raised for a problem that fails, so that hypothesis shrinks it."""
+
+
+class _Ended(BaseException):
+    """Carries whatever else was raised through hypothesis, which would take it for a failing problem and shrink that."""
+
+
 def search(take: Callable[[Problem], None], drawn: SearchStrategy[Problem], start: int) -> None:
-    """Hand ten problems that hypothesis draws from a seed to a function, and shrink one for which it raises."""
+    """Hand ten problems that hypothesis draws from a seed to a function, and shrink one for which it raises IllegalError.
+
+    Raises:
+        IllegalError: a failing problem has been shrunk; the function got the smallest one last.
+        BaseException: whatever else the function raised, at once: a defect of the harness, a test's time limit.
+    """
     from hypothesis import HealthCheck, Phase, Verbosity, given, seed, settings
 
     from harness.problems.strategies import only_the_seed
@@ -32,5 +45,17 @@ def search(take: Callable[[Problem], None], drawn: SearchStrategy[Problem], star
         print_blob=False,
         report_multiple_bugs=False,
     )
-    with only_the_seed():
-        seed(start)(drawing(given(drawn)(take)))()
+
+    def taken(problem: Problem) -> None:
+        try:
+            take(problem)
+        except IllegalError:
+            raise
+        except BaseException as other:
+            raise _Ended(other) from other
+
+    try:
+        with only_the_seed():
+            seed(start)(drawing(given(drawn)(taken)))()
+    except _Ended as ended:
+        raise ended.args[0] from None

@@ -180,6 +180,15 @@ class Sleeps(Eager):
         time.sleep(600)
 
 
+class SleepsOnFourRows(Sleeps):
+    """Its activation never ends where an expert has four rows, which no probe has."""
+
+    def silu_mul_quantize_grouped(self, gate_up, masked_m, global_scale_enc):
+        sleeps = gate_up.shape[1] == 4
+        stage = super().silu_mul_quantize_grouped if sleeps else Eager.silu_mul_quantize_grouped.__get__(self)
+        return stage(gate_up, masked_m, global_scale_enc)
+
+
 class ReturnsNone(Eager):
     """Forgets to return, in every stage that returns something."""
 

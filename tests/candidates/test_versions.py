@@ -17,7 +17,9 @@ CANDIDATE = "flashinfer-cutedsl-cpu"
 FLASHINFER = ("0.7.2", "0.7.2.post1", "0.7.4")
 CUTLASS = ("4.8.0", "4.8.1")
 WHEELS = ("", "-libs-base", "-libs-core", "-libs-cu12")
-CHECK = ("-m", "harness.cli", "check", "--no-canary", "--profile", "quick", "--candidate", CANDIDATE)
+# How busy the machine is must not decide: a problem may take ten minutes.
+LIMIT = ("--problem-seconds", "600")
+CHECK = ("-m", "harness.cli", "check", "--no-canary", "--profile", "quick", *LIMIT, "--candidate", CANDIDATE)
 
 
 @pytest.fixture(scope="session")

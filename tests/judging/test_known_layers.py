@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import cache
+from typing import Any
+
 import pytest
 from torch import Tensor
 
@@ -9,7 +12,7 @@ from harness.candidates.controls.catalog import OpaqueLayer
 from harness.candidates.eager import Eager
 from harness.candidates.physical import Physical
 from harness.identification.measure import measure
-from harness.judging.context import Context
+from harness.judging.context import Context, Known
 from harness.problems.problem import parse_problem
 from harness.rules.layer import judge_opaque
 
@@ -38,10 +41,16 @@ def neighbour(out: Tensor) -> Tensor:
     return changed
 
 
-def judged(name: str, problem: str) -> None:
-    """Judge a right layer and three wrong ones."""
+@cache
+def layer(name: str) -> tuple[OpaqueLayer, Known]:
+    """Return a right layer and what is found about it."""
     candidate = OpaqueLayer(name, INSIDE[name]())
-    ctx = Context(candidate, parse_problem(problem), measure(candidate).known)
+    return candidate, measure(candidate).known
+
+
+def judged(candidate: Any, problem: str, known: Known) -> None:
+    """Judge a right layer and three wrong ones."""
+    ctx = Context(candidate, parse_problem(problem), known)
     out = ctx.moe()
     found = judge_opaque(ctx, out)
     assert found.illegal == 0, found.message
@@ -63,7 +72,8 @@ def judged(name: str, problem: str) -> None:
 @pytest.mark.parametrize("name", INSIDE)
 def test_small_errors_of_a_wide_layer_are_seen(name: str, problem: str) -> None:
     """MOE-2: x1.01 of one expert, a row of the neighbour, an alpha 2 % off."""
-    judged(name, problem)
+    candidate, known = layer(name)
+    judged(candidate, problem, known)
 
 
 @pytest.mark.long
@@ -71,4 +81,5 @@ def test_small_errors_of_a_wide_layer_are_seen(name: str, problem: str) -> None:
 @pytest.mark.parametrize("name", INSIDE)
 def test_small_errors_of_the_widest_layers_are_seen(name: str, problem: str) -> None:
     """MOE-2: the same at hidden 4,096 and 7,168, inter 1,024 and 2,048."""
-    judged(name, problem)
+    candidate, known = layer(name)
+    judged(candidate, problem, known)

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from harness.candidates.layer_stages import LayerStages, PhysicalLayerStages
+from harness.diagnosis.cases.pieces import Pieces, joined, pieces_of
 from harness.faults.layer_calls import LOADED
 from reference.layout import unswizzle_128x4
 from reference.routing import Dispatched
@@ -51,16 +52,30 @@ def _received(output: list[Dispatched]) -> tuple[Tensor, Tensor]:
 
 
 def _loaded(output: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    rows = []
+    parts = []
     for packed, swizzled in (("w1", "w1_blockscale"), ("w2", "w2_blockscale")):
         weight = output[packed]
         scale = unswizzle_128x4(output[swizzled].view(torch.uint8), weight.shape[1], weight.shape[2] // 8)
-        rows.append(torch.cat((weight.double(), scale.double()), dim=-1))
+        parts.append(torch.cat((weight.double(), scale.double()), dim=-1))
     single = [output[n].reshape(-1, 1) for n in LOADED if output.get(n) is not None and output[n].ndim == 1]
-    rows.append(torch.cat([value.double() for value in single], dim=-1).unsqueeze(1))
-    width = max(part.shape[-1] for part in rows)
-    found = torch.cat([pad(part, (0, width - part.shape[-1])) for part in rows], dim=1)
+    parts.append(torch.cat([value.double() for value in single], dim=-1).unsqueeze(1))
+    found = joined(parts, _cut(output)[0])
     return found.unsqueeze(2), torch.ones(found.shape[:2], dtype=torch.bool)
+
+
+def loaded_pieces(stage: str, output: Any) -> Pieces | None:
+    """Return how the rows of loaded weights are cut in pieces, None where they are not, and for another stage."""
+    return _cut(output)[1] if stage == "load_experts" else None
+
+
+def _cut(output: dict[str, Tensor]) -> tuple[int, Pieces | None]:
+    shapes = [
+        (output[n].shape[1], output[n].shape[2] * 9 // 8) for n in ("w1", "w2")
+    ]  # with the block scales
+    shapes.append(
+        (1, min(width for _, width in shapes))
+    )  # the single values, which are fewer than a block has bytes
+    return pieces_of(shapes, len(output["w1"]))
 
 
 def legal_around(stage: str, arguments: dict[str, Any], seen: Tensor, right: Tensor) -> Tensor:

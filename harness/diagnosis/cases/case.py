@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from harness.candidates.protocol import STAGES
-from harness.diagnosis.cases.around import legal_around
+from harness.diagnosis.cases.around import legal_around, loaded_pieces
 from harness.diagnosis.cases.habits import UNWRITTEN, UNWRITTEN_CODE, Habits, learned_habits
 from harness.diagnosis.cases.legality import Bounds
 from harness.diagnosis.cases.models import Model
@@ -45,6 +45,7 @@ class CallCase:
         wild: whether padding may hold anything, since the candidate's does.
         of_few_rows: whether it is kept to a few rows (`screened`).
         kept: the groups and rows that its tensors hold, of all that a call has; None for all.
+        pieces: how rows are cut in pieces, each of which counts as a row of its tensors; None where they are not.
         wide: the same case with all of them.
 
     Raises:
@@ -64,6 +65,7 @@ class CallCase:
         self.kept: tuple[Tensor, Tensor] | None = None
         self.wide = self
         self.valid = valid(self.call) if self.view == "output" else torch.ones(1, 1, dtype=torch.bool)
+        self.pieces = loaded_pieces(self.call.stage, self.call.output) if self.view == "output" else None
         self.seen = seen(self.call, self.view)
         self.care: Tensor | None = None
         if self.view == "memory":  # what the call stores in its output is the business of the output's view
@@ -157,6 +159,8 @@ class CallCase:
         part.seen, part.healthy, part.legal, part.valid = (
             part.taken(t) for t in (wide.seen, wide.healthy, wide.legal, wide.valid)
         )
+        if wide.pieces is not None:
+            part.pieces = wide.pieces.taken(part.kept[1])
         return part
 
     def _few_rows(self, experts: int) -> Self:
@@ -176,6 +180,27 @@ class CallCase:
     def taken(self, elements: Tensor) -> Tensor:
         """Return the groups and rows of a call's elements that the case is kept to."""
         return elements if self.kept is None else elements[self.kept[0]][:, self.kept[1]]
+
+    def whole(self, mask: Tensor, unit: str) -> Tensor:
+        """Return which units are True in all of their elements, `(groups, rows, cells or 1, 1)`.
+
+        Args:
+            mask: `(groups, rows, cells, elements)` bool.
+            unit: "block" or "row".
+        """
+        return ~self.whole_any(~mask, unit)
+
+    def whole_any(self, mask: Tensor, unit: str) -> Tensor:
+        """Return which units are True in any of their elements, as `whole` does."""
+        cells = mask.any(-1, keepdim=True)
+        if unit == "block":
+            return cells
+        rows = cells.any(-2, keepdim=True)
+        return rows if self.pieces is None else self.pieces.any(rows)
+
+    def by_rows(self, mask: Tensor) -> Tensor:
+        """Return a mask of the case's elements, or of its rows, with the pieces of each row side by side."""
+        return mask if self.pieces is None else self.pieces.of_rows(mask)
 
     def work(self) -> int:
         """Return about how many multiplications one prediction costs."""
@@ -204,8 +229,8 @@ class CallCase:
             return equal
         if self.slack is not None:
             return equal | self._near(predicted)
-        doubtful = whole(equal.float().mean(-1, keepdim=True) >= 0.5, unit) & ~whole(equal, unit)
-        if not bool((doubtful & whole_any(self.illegal, unit)).any()):
+        doubtful = self.whole(equal.float().mean(-1, keepdim=True) >= 0.5, unit) & ~self.whole(equal, unit)
+        if not bool((doubtful & self.whole_any(self.illegal, unit)).any()):
             return equal
         return equal | self._flipped(predicted, of_model)
 
@@ -244,15 +269,3 @@ def _spread(rows: Tensor, most: int) -> Tensor:
         places = sorted({0, len(there) // 2, len(there) - 1})
         chosen += [(expert, there[place]) for place in places]
     return torch.tensor(chosen)
-
-
-def whole(mask: Tensor, unit: str) -> Tensor:
-    """Return which units are True in all of their elements, `(groups, rows, cells or 1, 1)`."""
-    cells = mask.all(-1, keepdim=True)
-    return cells if unit == "block" else cells.all(-2, keepdim=True)
-
-
-def whole_any(mask: Tensor, unit: str) -> Tensor:
-    """Return which units are True in any of their elements, `(groups, rows, cells or 1, 1)`."""
-    cells = mask.any(-1, keepdim=True)
-    return cells if unit == "block" else cells.any(-2, keepdim=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from torch import Tensor
 from harness.candidates import layouts
 from harness.diagnosis.cases.observation import MASKED_GEMM, QUANTIZERS, Observed
 from harness.diagnosis.cases.views import SCALE, block_scales, decoded, decoded_weights, seen, valid
-from harness.judging.gemm import legal_rows
+from harness.judging.gemm import accept_other_orders, legal_rows
 from harness.judging.predicted import Prediction
 from harness.judging.quantize import CodeJudge, QuantizerInput, free_codes
 from reference import propagate
@@ -84,19 +85,39 @@ def _legal_product(call: Observed, got: Tensor, bounds: Bounds) -> Tensor:
 
 
 def legal_product(call: Observed, bounds: Bounds) -> LegalOutput:
-    """Return the legal interval of every valid element of a GEMM, of which there must be one."""
+    """Return the legal interval of every valid element of a GEMM, of which there must be one.
+
+    Where another order of the same unit explains what was seen, that is the one legal value.
+    """
+    given, prediction = _product(call, bounds)
+    allowed = legal_rows(*given, prediction=prediction)
+    assert allowed is not None  # noqa: S101 - there is a valid row
+    if prediction is None:
+        return allowed
+    got = seen(call)[valid(call)].squeeze(1)
+    known = allowed.accepts(got)
+    mask = known.clone()
+    accept_other_orders(mask, got, given, prediction)
+    other = mask & ~known
+    low = torch.where(other, got.to(allowed.low.dtype), allowed.low)
+    same = allowed.high is allowed.low
+    high = low if same else torch.where(other, got.to(allowed.high.dtype), allowed.high)
+    return replace(allowed, low=low, high=high)
+
+
+def _product(call: Observed, bounds: Bounds) -> tuple[tuple[Any, ...], Prediction | None]:
+    """Return what legal_rows takes for a GEMM, and the prediction where the candidate's summation is known."""
     a = call.arguments
     operands = decoded(a["a"], a["a_scale"]), decoded(a["b"], a["b_scale"])
-    counts, dtype, prediction = a["masked_m"].tolist(), a["out"].dtype, None
+    prediction = None
     summation = bounds.summation.at(operands[0].shape[2]) if bounds.summation else None
     if summation is not None and not summation.stream:
         scales = [
             block_scales(a[f"{name}_scale"], *x.shape[1:]) for name, x in zip("ab", operands, strict=True)
         ]
         prediction = Prediction(summation, operands[0], scales[0], operands[1], scales[1])
-    allowed = legal_rows(*operands, a.get("alpha"), counts, dtype, bounds.accumulator, prediction=prediction)
-    assert allowed is not None  # noqa: S101 - there is a valid row
-    return allowed
+    given = *operands, a.get("alpha"), a["masked_m"].tolist(), a["out"].dtype, bounds.accumulator
+    return given, prediction
 
 
 def legal_layer(call: Observed, bounds: Bounds) -> Tensor:

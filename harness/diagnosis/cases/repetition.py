@@ -125,6 +125,6 @@ def bounds_of(candidate: Any, known: Known) -> Bounds:
         known.accumulator,
         traits.keeps_sign_of_zero,
         traits.store_rows,
-        tuple(traits.unrounded),
+        known.unrounded,
         known.summation,
     )

@@ -7,6 +7,7 @@ illegal row, a choice among columns the illegal columns, and what cannot be seen
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from random import Random
 from typing import Any
 
@@ -67,16 +68,24 @@ class Choices(Random):
         self.tries = 0
         self.used = self.asked = self.placed = self.of_rows = False
         self._call = 0
-        self._bad_rows: list[tuple[int, int]] = []
-        self._columns: list[int] = []
         self._row: tuple[int, int] | None = None
         self._source: tuple[int, int] | None = None
-        if illegal is not None:
-            counts = illegal.sum(-1)
-            places = counts.nonzero().tolist()
-            worst_first = sorted(((g, r) for g, r in places), key=lambda p: -int(counts[p[0], p[1]]))
-            self._bad_rows = _in_turn(worst_first)
-            self._columns = illegal.any(0).any(0).nonzero().flatten().tolist()
+
+    @cached_property
+    def _bad_rows(self) -> list[tuple[int, int]]:
+        """Where the fault showed, the worst rows first; found only for a fault that chooses."""
+        if self._illegal is None:
+            return []
+        counts = self._illegal.sum(-1)
+        worst_first = counts.nonzero()[counts[counts > 0].argsort(descending=True, stable=True)]
+        return _in_turn([(group, row) for group, row in worst_first.tolist()])
+
+    @cached_property
+    def _columns(self) -> list[int]:
+        """In which columns the fault showed."""
+        if self._illegal is None:
+            return []
+        return self._illegal.flatten(0, 1).any(0).nonzero().flatten().tolist()
 
     def begin(self, number: int) -> None:
         """Go to a layer's next planted stage call, of that number."""

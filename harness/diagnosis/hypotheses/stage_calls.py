@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.diagnosis.cases.case import CallCase, whole, whole_any
+from harness.diagnosis.cases.case import CallCase
 from harness.diagnosis.cases.models import Model
 from harness.diagnosis.cases.observation import MASKED_MOE, Observed
 from harness.diagnosis.cases.replay import ReplayError, unharmed
@@ -138,15 +138,15 @@ def _tested(
     nothing = torch.zeros_like(case.illegal)
     if not bool(changed.any()):
         return _TestedCase(number, predicted, nothing)
-    units = whole_any(changed, unit)
+    units = case.whole_any(changed, unit)
     if not bool((changed & case.illegal).any()):
         # Nothing illegal in this call at all: the fault, if it is there, shows in this call where it changes nothing illegal.
-        shows = bool((units & whole(same(predicted, case.seen) | ~changed, unit)).any())
+        shows = bool((units & case.whole(same(predicted, case.seen) | ~changed, unit)).any())
         absent = not chosen and not shows and not case.fails
         return _TestedCase(number, predicted, nothing, predicted=int(units.sum()), absent=absent)
     agrees = case.agrees(predicted, lambda model: predict(model, case.call, hypothesis)["output"], unit)
     agrees_here = agrees & changed & case.illegal
-    explained = whole(agrees | ~counts, unit) & whole_any(agrees_here, unit)
+    explained = case.whole(agrees | ~counts, unit) & case.whole_any(agrees_here, unit)
     mask = case.illegal & explained
     return _TestedCase(
         number,

@@ -41,7 +41,7 @@ def findings(scores: list[Score], cases: Sequence[CallCase], command: str) -> li
 def _case_place(case: CallCase, mask: Tensor) -> dict[str, Any]:
     """Say where a mask of a case is True: experts, rows, blocks, columns; names of inputs; places in memory."""
     if case.view == "output":
-        return place(mask, case.valid)
+        return place(case.by_rows(mask), case.by_rows(case.valid))
     where = mask.flatten().nonzero().flatten()
     if case.view == "inputs":
         names, start = [], 0

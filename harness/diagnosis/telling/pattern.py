@@ -24,14 +24,16 @@ _percent = partial(percent, least=0.01)
 def describe_pattern(case: CallCase, mask: Tensor) -> list[str]:
     """Return sentences about the illegal elements of a mask `(groups, rows, cells, elements)`, most telling first."""
     count, of = int(mask.sum()), int(case.valid.sum()) * mask[0, 0].numel()
-    words = [f"{count:,} of {of:,} elements of {case.name} are illegal, {place(mask, case.valid)['words']}"]
+    there, valid = case.by_rows(mask), case.by_rows(case.valid)
+    words = [f"{count:,} of {of:,} elements of {case.name} are illegal, {place(there, valid)['words']}"]
     if case.refused:
         return [f"a right implementation refuses {case.name}: {case.refused}"]
     if case.view != "output":
         return [f"{count:,} elements of {case.name} were changed"]
     words += _values(case, mask)
-    words += _from_elsewhere(case, mask)
-    words += _periods(mask, case.valid)
+    if case.pieces is None:  # a piece says nothing of where its row is from
+        words += _from_elsewhere(case, mask)
+    words += _periods(there, valid)
     return words
 
 
@@ -142,7 +144,7 @@ def _periods(mask: Tensor, valid: Tensor) -> list[str]:
     words = []
     rows = mask.any(-1).any(-1)
     row_numbers = rows.any(0).nonzero().flatten().tolist()
-    words += _residues("rows", row_numbers, [r for r in range(rows.shape[1]) if bool(valid[:, r].any())])
+    words += _residues("rows", row_numbers, valid.any(0).nonzero().flatten().tolist())
     if mask.shape[2] > 1:
         blocks = mask.any(-1).any(0).any(0).nonzero().flatten().tolist()
         words += _residues("blocks along k", blocks, range(mask.shape[2]))

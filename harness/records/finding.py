@@ -36,6 +36,11 @@ class Finding:
         """Whether something was found that the contract excludes."""
         return bool(self.fixed and self.found) and self.fixed not in (self.found, *self.alike)
 
+    @property
+    def named(self) -> str:
+        """What Traits.deviations calls it."""
+        return f"{self.point}: {self.found}"
+
     def __str__(self) -> str:
         answer = self.found or "not known"
         alike = f" (not told apart from {', '.join(self.alike)})" if self.alike else ""
