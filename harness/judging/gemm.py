@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from harness.judging.comparison import Comparison, altered_copies, compare
-from harness.judging.order_here import not_known_here
+from harness.judging.order_here import inside_the_bound, not_known_here
 from harness.judging.predicted import Prediction, explained
 from harness.judging.stream import streamed
 from harness.problems.rows import Rows
@@ -142,10 +142,14 @@ def accept_other_orders(
 
 def _unknown(mask: Tensor, got: Tensor, given: tuple[Any, ...], prediction: Prediction) -> int:
     """Accept in `mask` the tiles whose order is not known at this shape; return their elements that the bound leaves open."""
-    if bool(mask.all()) or prediction.again is None:
+    masked_m = given[3]
+    may_be = (
+        inside_the_bound(~mask[start : start + len(legal.low)], legal, got[start : start + len(legal.low)])
+        for _, start, legal in _experts(*given)
+    )
+    if bool(mask.all()) or prediction.again is None or not any(bool(tiles.any()) for tiles in may_be):
         return 0
     asked, out = prediction.again()
-    masked_m = given[3]
     there = asked.a, asked.b, *given[2:]
     probe = torch.cat([out[expert, :count] for expert, count in enumerate(masked_m)])
     legal = legal_rows(*there, prediction=asked)
