@@ -126,18 +126,23 @@ def accept_other_orders(
     Returns:
         How many elements each other order judged.
     """
-    alpha, masked_m = given[2], given[3]
+    alpha, masked_m, accumulator = given[2], given[3], given[5]
     found: Counter[str] = Counter()
     for expert, start, legal in () if bool(mask.all()) else _experts(*given):
         rows = slice(start, start + masked_m[expert])
         if not bool(mask[rows].all()):
-            bad = ~mask[rows]
+            bad, stored, finish = ~mask[rows], got[rows], _finish(accumulator, _of(alpha, expert), got.dtype)
             if prediction.summation.stream:
-                found += streamed(bad, got[rows], prediction, expert, _of(alpha, expert))
+                found += streamed(bad, stored, prediction, expert, finish)
             else:
-                found += explained(bad, got[rows], legal, prediction, expert, _of(alpha, expert))
+                found += explained(bad, stored, legal, prediction, expert, finish)
             mask[rows] = ~bad
     return found
+
+
+def _finish(accumulator: Accumulator, alpha: Tensor | None, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+    """Return what the epilogue makes of float32 sums, on the device where they are."""
+    return lambda sums: accumulator.epilogue(sums, None if alpha is None else alpha.to(sums.device), dtype)
 
 
 def _unknown(mask: Tensor, got: Tensor, given: tuple[Any, ...], prediction: Prediction) -> int:

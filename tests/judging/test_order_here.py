@@ -8,7 +8,14 @@ from typing import Any
 import pytest
 from torch import Tensor
 
+from harness.identification.gemm import judged_epilogue
+from harness.judging import context as judged_by
 from harness.judging.predicted import orders_of
+from harness.problems.problem import parse_problem
+from harness.rules import find_rules
+from reference.bounds import Accumulator
+from reference.epilogue import Epilogue
+from reference.legal import Arithmetic
 from reference.matrix_units import KOrder, Summation, matmul
 from tests.identification import summing
 from tests.identification.modes import CutAnywhere, Known
@@ -85,3 +92,28 @@ def test_every_order_of_a_summation_can_be_declared() -> None:
     assert Summation.of(modes).order(128) == KOrder(lanes=2)
     with pytest.raises(ValueError, match="not known at k 8192"):
         Summation.of(modes).order(8192)
+
+
+@pytest.mark.parametrize(
+    ("epilogue", "deviation"),
+    [
+        (Epilogue("before alpha"), "cast: before alpha"),
+        (Epilogue(rounding="toward zero"), "rounding of the output: toward zero"),
+        (Epilogue(fused=True), ""),
+    ],
+)
+def test_an_epilogue_is_judged_as_it_is_declared_or_free(epilogue: Epilogue, deviation: str) -> None:
+    """A cast before alpha and a rounding toward zero where they are declared; a product that is not rounded always."""
+    problem = "2x20x256x128:20,7:normal:1"
+    found = {}
+    for deviations in ((), (deviation,) if deviation else ()):
+        candidate = Known("sm_90 f16", epilogue, deviations=deviations)
+        accumulator = Accumulator(24, 16, measured=True, epilogue=judged_epilogue(epilogue, deviations))
+        known = judged_by.Known(
+            Arithmetic("fast", candidate.reciprocal), accumulator, Summation.of("sm_90 f16")
+        )
+        (found[deviations],) = find_rules(["GEMM"])[0].function()(
+            judged_by.Context(candidate, parse_problem(problem), known)
+        )
+    assert found[candidate.traits.deviations].illegal == 0
+    assert (found[()].illegal > 0) == bool(deviation)
