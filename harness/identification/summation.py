@@ -215,9 +215,10 @@ class _Search:
         bases = dict.fromkeys(
             Summation(model.name, lanes=n) for model in before for n in (model.lanes, 1, 2, 4)
         )
-        return [
-            found for base in bases for found in probe.fitting(narrow_models(base, k)[not self.may_stream :])
-        ]
+        streams = [replace(base, stream=True) for base in bases if self.may_stream]
+        if found := probe.fitting(streams):
+            return found
+        return [found for base in bases for found in probe.fitting(narrow_models(base, k))]
 
     def _modes(
         self, spans: list[tuple[list[int], list[Summation]]]

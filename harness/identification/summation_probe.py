@@ -153,9 +153,6 @@ def models(names: tuple[str, ...], orders: frozenset[str], k: int) -> list[Summa
 
 
 def narrow_models(base: Summation, k: int) -> list[Summation]:
-    """Return the models of a unit whose partial sums are not float32: added in the output's type, or rounded to another."""
+    """Return the models of a unit whose partial sums are rounded to a narrower type and added in float32."""
     split = [order for order in orders_of(base, k)[1:] if not order.promote and order.lanes == base.lanes]
-    return [
-        replace(base, stream=True),
-        *(replace(order, partial=partial) for partial in _PARTIALS for order in split),
-    ]
+    return [replace(order, partial=partial) for partial in _PARTIALS for order in split]
