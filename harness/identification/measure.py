@@ -14,7 +14,7 @@ from harness.candidates.protocol import stages_of, traits_of
 from harness.identification import activation
 from harness.identification.activation import activation_findings
 from harness.identification.fingerprint import fingerprint_of
-from harness.identification.gemm import gemm_findings
+from harness.identification.gemm import gemm_findings, judged_epilogue
 from harness.identification.layer import find_layer, is_opaque
 from harness.identification.quantizer import QuantizerFound, as_quantizer, find_quantizer, of_both
 from harness.identification.quantizer_probe import Quantize
@@ -112,7 +112,8 @@ class _Probing:
             accumulator = Accumulator(
                 probed.bits, self._traits.accumulator_chunk, measured=True, window=probed.window
             )
-        return replace(known, accumulator=accumulator, summation=found.summation)
+        epilogue = judged_epilogue(found.epilogue, self._traits.deviations)
+        return replace(known, accumulator=replace(accumulator, epilogue=epilogue), summation=found.summation)
 
     def _reciprocal(self, arithmetic: Arithmetic) -> Arithmetic:
         """Return how scales and codes are computed as declared, with the device's reciprocal where it is known."""
