@@ -146,22 +146,26 @@ def gemm(
     center = a.center() @ weights.T
     magnitude = torch.maximum(a.low.abs(), a.high.abs()) @ weights.abs().T
     slack = magnitude * (accumulator.units(b.shape[1]) + b.shape[1] * 2.0**-52)
+    summation = added.summation.at(b.shape[1]) if added.summation else None
+    if summation is not None and summation.stream:
+        # Up to eight parts of at most `magnitude`, rounded to the output's type, and their sums: eight bits of bfloat16.
+        slack, summation = slack + magnitude * 16 * 2.0**-8, None
     if not bool((a.low == a.high).all()):
         slack += a.radius() @ weights.abs().T
     low, high = (epilogue(end, alpha, dtype).double() for end in (center - slack, center + slack))
     if alpha is not None and bool(alpha < 0):
         low, high = high, low
-    if added.summation is not None and a.scale is not None and b_scale is not None:
+    if summation is not None and a.scale is not None and b_scale is not None:
         rows = a.certain()
         undecided = (low != high)[rows] & center[rows].isfinite()
         if bool(undecided.any()):
             left, right = (
-                added.summation.operand(a.low[rows], a.scale[rows]),
-                added.summation.operand(b, b_scale),
+                summation.operand(a.low[rows], a.scale[rows]),
+                summation.operand(b, b_scale),
             )
             where = torch.zeros_like(low, dtype=torch.bool)
             where[rows] = undecided
-            only = epilogue(added.summation.chosen(left, right, undecided).double(), alpha, dtype).double()
+            only = epilogue(summation.chosen(left, right, undecided).double(), alpha, dtype).double()
             low[where], high[where] = only, only
     return Interval(low, high)
 

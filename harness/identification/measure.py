@@ -12,14 +12,13 @@ import torch
 from harness.candidates.errors import in_words
 from harness.candidates.protocol import stages_of, traits_of
 from harness.identification import activation
-from harness.identification.accumulator import accumulator_of
 from harness.identification.activation import activation_findings
 from harness.identification.fingerprint import fingerprint_of
+from harness.identification.gemm import gemm_findings
 from harness.identification.layer import find_layer, is_opaque
 from harness.identification.quantizer import QuantizerFound, as_quantizer, find_quantizer, of_both
 from harness.identification.quantizer_probe import Quantize
 from harness.identification.reciprocal import find_reciprocal
-from harness.identification.summation import summation_of
 from harness.judging.context import Known, device_is_lost
 from harness.records.finding import Finding
 from harness.verdict import UsageError
@@ -103,15 +102,17 @@ class _Probing:
         if not self._probe:
             self._notes |= {"summation": _PROBE_ENDED, "accumulator": _PROBE_ENDED}
             return replace(known, summation=None)
-        summation, self._notes["summation"] = summation_of(self._candidate)
-        found = accumulator_of(self._candidate)
-        self._notes["accumulator"] = found.words
-        accumulator = known.accumulator
-        if found.bits:
+        found = self._answer("gemm", lambda: gemm_findings(self._candidate))
+        if found is None:
+            return replace(known, summation=None)
+        self._findings += found.findings
+        self._notes |= found.notes
+        accumulator, probed = known.accumulator, found.accumulator
+        if probed.bits:
             accumulator = Accumulator(
-                found.bits, self._traits.accumulator_chunk, measured=True, window=found.window
+                probed.bits, self._traits.accumulator_chunk, measured=True, window=probed.window
             )
-        return replace(known, accumulator=accumulator, summation=summation)
+        return replace(known, accumulator=accumulator, summation=found.summation)
 
     def _reciprocal(self, arithmetic: Arithmetic) -> Arithmetic:
         """Return how scales and codes are computed as declared, with the device's reciprocal where it is known."""

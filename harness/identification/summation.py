@@ -1,161 +1,280 @@
 """How a candidate's GEMM adds along k, found through the GEMM itself: the models that give every bit of the probes.
 
-The operands are random numbers, plain ones and ones whose exponents lie far apart, and in half of the rows the second half
-of k takes back the first: what is left there is nothing but what the unit lost, and that differs from model to model
-also where outputs are bfloat16. Few rows and columns are tried first, with all models; the models that are left then have
-to give all outputs at every k.
+Few elements are tried first, with all models; the models that are left then have to give all outputs at every k. Where none
+gives them at every k, each k has models of its own, and where one follows the other is found by halving; so it is
+for many and for few rows.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cache
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from math import lcm
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from harness.candidates import layouts
 from harness.candidates.errors import in_words
 from harness.candidates.protocol import Traits, traits_of
 from harness.candidates.traits import VARIES
+from harness.identification.calls import call_gemm, multiple, widest_type
+from harness.identification.summation_probe import COLUMNS, Probe, models, narrow_models
 from harness.judging.context import declared_summation, device_is_lost
-from harness.judging.predicted import orders_of
+from harness.judging.probe_operands import operands
 from harness.verdict import UsageError
-from reference.e4m3 import decode_e4m3
-from reference.matrix_units import Operand, Summation
-from reference.nvfp4 import BLOCK, decode_blocks
+from reference.epilogue import CONTRACT, Epilogue
+from reference.matrix_units import Summation
 
-WIDTHS = (64, 256, 1024, 7168)  # one instruction, which tells units apart, before orders are tried
+# One instruction, which tells units apart, before orders are tried; 1,600 tells tiles of 64, 128 and 256 apart.
+WIDTHS = (64, 256, 1024, 1600, 7168)
 _NEAR = (64, 256, 512)  # of candidates that are too slow for large ones
-_ROWS, _COLUMNS = 32, 64
-_FIRST = 8  # rows and columns that are tried first
+_ROWS, _FEW_ROWS, _MANY_ROWS = 32, 8, 192
+_LONG = 4096  # k from which on half as many rows are asked
+_OF_ROWS = 1024  # k of the probes of few and of many rows
+_TILE, _STRIDE = 64, 5  # of rows that may share an order; of those that are compared
 _UNITS = (
     "sm_100 mxf4nvf4", "sm_90 f16", "exact", "exact 64", "exact 32", "exact 16", "sm_80 f16", "fma",
 )  # fmt: skip
-_REAL = ("sm_100 mxf4nvf4", "sm_90 f16", "sm_80 f16")  # every order is tried, of the others the simple ones
+_REAL = frozenset(
+    {"sm_100 mxf4nvf4", "sm_90 f16", "sm_80 f16"}
+)  # every order is tried, of the others the simple ones
+_MOST_ALIKE = 6
+_ALPHA = 1.34375 + 2.0**-23  # float32
 
 
 @dataclass(frozen=True)
-class _Probe:
-    """Operands of one k and what the candidate made of them, `(rows, columns)`."""
+class Added:
+    """How a candidate's GEMM adds, as it was found.
 
-    a: tuple[Tensor, Tensor]  # codes `(rows, k)`, block scales `(rows, k / 16)`
-    b: tuple[Tensor, Tensor]
-    out: Tensor
+    Attributes:
+        summation: for every k, or None where no model gives the bits.
+        words: for the record.
+        alike: other models that give the same bits.
+        modes: what holds elsewhere, each with where.
+        widths: k that were asked.
+        of: the output's type that was asked.
+    """
 
-    def operands(self, summation: Summation, size: int) -> tuple[Operand, Operand]:
-        """Return the operands of some rows, spread over all kinds, and as many columns."""
-        step = -(-len(self.out) // size)
-        (a, a_scale), (b, b_scale) = ((c[::s], d[::s]) for (c, d), s in ((self.a, step), (self.b, 1)))
-        return (
-            summation.operand(decode_blocks(a, a_scale, torch.float64), decode_e4m3(a_scale)),
-            summation.operand(
-                decode_blocks(b[:size], b_scale[:size], torch.float64), decode_e4m3(b_scale[:size])
-            ),
-        )
-
-    def fits(self, summation: Summation, size: int) -> bool:
-        """Return whether a model gives every bit, of `size` rows and columns."""
-        out = self.out[:: -(-len(self.out) // size), :size]
-        return torch.equal(summation.matmul(*self.operands(summation, size)).to(out.dtype), out)
+    summation: Summation | None
+    words: str
+    alike: tuple[str, ...] = ()
+    modes: tuple[str, ...] = ()
+    widths: tuple[int, ...] = ()
+    of: str = ""
 
 
 def summation_of(candidate: Any) -> tuple[Summation | None, str]:
     """Return `find_summation`, or the reason where the candidate raises: the rules will say so of a problem."""
+    found = added_of(candidate)
+    return found.summation, found.words
+
+
+def added_of(candidate: Any, epilogue: Epilogue | None = CONTRACT) -> Added:
+    """Return `find_added`, or the reason where the candidate raises: the rules will say so of a problem."""
     try:
-        return find_summation(candidate)
+        return find_added(candidate, epilogue)
     except UsageError:
         raise
     except (Exception, SystemExit) as error:
         if device_is_lost(error):
             raise
-        return None, f"not measured: masked_grouped_gemm raised {in_words(error)}"
+        return Added(None, f"not measured: masked_grouped_gemm raised {in_words(error)}")
 
 
 def find_summation(candidate: Any) -> tuple[Summation | None, str]:
     """Return how a candidate's masked_grouped_gemm adds, or None, and how that was found in words."""
+    found = find_added(candidate)
+    return found.summation, found.words
+
+
+def find_added(candidate: Any, epilogue: Epilogue | None = CONTRACT) -> Added:
+    """Return how a candidate's masked_grouped_gemm adds.
+
+    Args:
+        candidate: with that stage.
+        epilogue: what it makes of its accumulators; None where that is not known.
+    """
     traits = traits_of(candidate)
-    if traits.summation == VARIES or not traits.deterministic or not traits.place_invariant:
-        return None, "not asked for: the candidate says that it varies; the bound judges"
     declared = declared_summation(traits)
-    widths = sorted({_multiple(k, traits.k_multiple) for k in (WIDTHS if traits.far else _NEAR)})
-    left = [declared] if declared else _models(widths[-1])
-    for k in widths:
-        probe = _probe(candidate, traits, k)
-        for size in (_FIRST, _ROWS):
-            orders = {model: (model.name, model.order(k)) for model in left}
-            single = {what: model for model, what in orders.items()}  # many orders are one at a small k
-            fitting = {what for what, model in single.items() if probe.fits(model, size)}
-            left = [model for model in left if orders[model] in fitting]
-        if not left:
-            break
-    where = "k " + ", ".join(f"{k:,}" for k in widths)
-    if left:
-        alike = f"; not told apart from {', '.join(map(str, left[1:]))}" if left[1:] else ""
-        return left[0], f"{left[0]}: gives every bit of the probes at {where}; one value is legal{alike}"
-    if declared:
-        return (
-            None,
-            f"declared as {declared}, but the probes at {where} have other bits: not demanded, the bound judges",
+    varies = not (traits.deterministic and traits.place_invariant) and not (declared and declared.streams)
+    if traits.summation == VARIES or varies:
+        return Added(None, "not asked for: the candidate says that it varies; the bound judges")
+    search = _Search(candidate, traits, epilogue, widest_type(traits))
+    found = search.found(declared)
+    if "bfloat16" in traits.out_dtypes and search.dtype != torch.bfloat16 and found.summation:
+        # Stream k adds its parts in the output's type, which a float32 output does not show.
+        narrow = _Search(candidate, traits, epilogue, torch.bfloat16)
+        if found.summation.streams or not all(narrow.fits(found.summation, k) for k in search.widths[2:]):
+            found = narrow.found(declared)
+    return found
+
+
+@dataclass
+class _Search:
+    """The probes of one candidate with one output type."""
+
+    candidate: Any
+    traits: Traits
+    epilogue: Epilogue | None
+    dtype: torch.dtype
+    _probes: dict[tuple[int, int], Probe] = field(default_factory=dict)
+
+    @property
+    def widths(self) -> list[int]:
+        """The k that are asked."""
+        every = WIDTHS if self.traits.far else _NEAR
+        return sorted({multiple(k, self.traits.k_multiple) for k in every})
+
+    @property
+    def _alpha(self) -> Tensor:
+        """Of a float32 output 1, which keeps every bit; of a narrower one a number that tells when the sums are rounded."""
+        exact = self.dtype == torch.float32 or self.epilogue is None
+        return torch.tensor(1.0 if exact else _ALPHA)
+
+    def _finish(self, sums: Tensor) -> Tensor:
+        return (self.epilogue or CONTRACT)(sums, self._alpha, self.dtype)
+
+    def probe(self, k: int, rows: int = _ROWS) -> Probe:
+        """Return a probe; the GEMM is called once for each."""
+        rows = multiple(rows // 2 if k > _LONG else rows, self.traits.m_multiple)
+        if (k, rows) not in self._probes:
+            a, b = operands(rows, multiple(COLUMNS, self.traits.n_multiple), k)
+            out = call_gemm(self.candidate, a, b, self.dtype, self._alpha.expand(self.traits.min_experts))[0]
+            self._probes[k, rows] = Probe(a, b, out, self._finish)
+        return self._probes[k, rows]
+
+    def fits(self, summation: Summation, k: int) -> bool:
+        """Return whether the mode of a summation at a k gives every bit."""
+        mode = summation.at(k)
+        return mode is None or self.probe(k).fits(mode)
+
+    def found(self, declared: Summation | None) -> Added:
+        """Return what is found, the declared one first."""
+        said = ""
+        where = "k " + ", ".join(f"{k:,}" for k in self.widths)
+        kind = str(self.dtype).removeprefix("torch.")
+        if declared:
+            if all(self.fits(declared, k) for k in self.widths):
+                return Added(declared, _words(declared, where, ()), (), (), tuple(self.widths), kind)
+            said = f"declared as {declared}, but the probes at {where} have other bits; "
+        spans = self._spans()
+        summation, alike, modes = self._modes(spans)
+        if summation is None:
+            words = f"{said}not known: no model gives the bits of the probes at {where}; the bound judges"
+            return Added(None, words, (), (), tuple(self.widths), kind)
+        by_rows = self._by_rows(summation) if self.traits.far else ()
+        words = said + _words(summation, where, alike, (*modes, *by_rows))
+        return Added(summation, words, alike, (*modes, *by_rows), tuple(self.widths), kind)
+
+    def _spans(self) -> list[tuple[list[int], list[Summation]]]:
+        """Return runs of k that share models, and the models; none where no model gives the bits."""
+        every = models(_UNITS, _REAL, self.widths[-1])
+        spans: list[tuple[list[int], list[Summation]]] = [([], every)]
+        for k in self.widths:
+            here, left = spans[-1]
+            if now := self.probe(k).fitting(left):
+                spans[-1] = [*here, k], now
+            elif not here:
+                return [([k], [])]  # no unit that is known
+            elif fresh := self._fresh(k, left):
+                spans[-1:] = self._parted(here, left, [k], fresh)
+            elif len(spans) == 1 and len(here) == 1:
+                return [([k], [])]  # one instruction says nothing of an order
+            else:
+                return [*spans, ([k], [])]
+        return spans
+
+    def _parted(
+        self, here: list[int], left: list[Summation], there: list[int], right: list[Summation]
+    ) -> list[tuple[list[int], list[Summation]]]:
+        """Return two runs of k, the second one as long as its models reach, so that the first may have a simpler one."""
+        begins = len(here)
+        while here and left and self.probe(here[-1]).fits(right[0]):
+            right = self.probe(here[-1]).fitting(right)
+            here, there = here[:-1], [here[-1], *there]
+        if not here:
+            return [(there, right)]
+        if len(here) < begins:
+            left = models(_UNITS, _REAL, self.widths[-1])
+            for k in here:
+                left = self.probe(k).fitting(left)
+        return [(here, left), (there, right)]
+
+    def _fresh(self, k: int, before: list[Summation]) -> list[Summation]:
+        """Return the models at a k where those of a smaller one do not hold: of the same unit, partial sums in any type."""
+        names = tuple(dict.fromkeys(model.name for model in before))
+        probe = self.probe(k)
+        if wide := probe.fitting(models(names, frozenset(names), k)):
+            return wide
+        # The blocks of a kernel that streams its parts need not be those of the one that does not.
+        bases = dict.fromkeys(
+            Summation(model.name, lanes=n) for model in before for n in (model.lanes, 1, 2, 4)
         )
-    return None, f"not known: no model gives the bits of the probes at {where}; the bound judges"
+        return [found for base in bases for found in probe.fitting(narrow_models(base, k))]
+
+    def _modes(
+        self, spans: list[tuple[list[int], list[Summation]]]
+    ) -> tuple[Summation | None, tuple[str, ...], tuple[str, ...]]:
+        """Return one summation for all k, the models that are not told apart from its first mode, and the modes in words."""
+        (_, first), *others = spans
+        if not first:
+            return None, (), ()
+        later, words, alike = [], [], tuple(map(str, first[1:_MOST_ALIKE]))
+        for i, ((here, left), (there, right)) in enumerate(zip(spans, others, strict=False)):
+            begins, below, above = self._switch(here[-1], left, there[0], right)
+            mode = above[0] if above else None
+            later.append((begins, mode))
+            words.append(f"{mode or 'not known'} from k {begins:,} on")
+            alike = tuple(map(str, below[1:_MOST_ALIKE])) if i == 0 else alike
+        return replace(first[0], later=tuple(later)), alike, tuple(words)
+
+    def _switch(
+        self, low: int, left: list[Summation], high: int, right: list[Summation]
+    ) -> tuple[int, list[Summation], list[Summation]]:
+        """Return the smallest k from which on models of a larger one hold, and those of either that are left."""
+        step = lcm(_TILE, self.traits.k_multiple)
+        while high - low > step:
+            middle = low + max(1, (high - low) // step // 2) * step
+            probe = self.probe(middle, _ROWS // 2)
+            if left and probe.fits(left[0]):
+                low, left = middle, probe.fitting(left)
+                continue
+            now = probe.fitting(right)
+            if right and not now:
+                break  # what lies between is neither: it is as much as not known, and other orders are tried there
+            high, right = middle, now
+        return high, left, right
+
+    def _by_rows(self, summation: Summation) -> tuple[str, ...]:
+        """Return the modes of few and of many rows, in words."""
+        k = max((k for k in self.widths if k <= multiple(_OF_ROWS, self.traits.k_multiple)), default=0)
+        mode = summation.at(k)
+        if mode is None or mode.stream:
+            return ()
+        said = []
+        for rows in (_FEW_ROWS, _MANY_ROWS):
+            probe = self.probe(k, rows)
+            tiles = range(0, len(probe.out), _TILE)
+            found = Counter(self._of_tile(probe.rows(slice(at, at + _TILE, _STRIDE)), mode) for at in tiles)
+            for name, count in found.items():
+                if name != str(mode):
+                    some = "" if count == len(tiles) else f" in {count} of {len(tiles)} tiles of {_TILE} rows"
+                    said.append(f"{name} with {len(probe.out)} rows at k {k:,}{some}")
+        return tuple(said)
+
+    def _of_tile(self, tile: Probe, mode: Summation) -> str:
+        """Return the model of a tile: the known one, another of the same unit, or that there is none."""
+        if tile.fits(mode):
+            return str(mode)
+        other = tile.fitting(models((mode.name,), frozenset({mode.name}), tile.k))
+        return str(other[0]) if other else "not known"
 
 
-@cache
-def _models(k: int) -> list[Summation]:
-    """Return all models that are tried, the simplest first."""
-    one_pass = [Summation(unit) for unit in _UNITS]
-    orders = [order for plain in one_pass if plain.name != "exact" for order in orders_of(plain, k)[1:]]
-    return one_pass + [
-        order for order in orders if order.name in _REAL or not (order.promote or order.pairwise)
-    ]
-
-
-def _probe(candidate: Any, traits: Traits, k: int) -> _Probe:
-    """Call the GEMM on the operands of a k, every expert on the same."""
-    rows, columns = _multiple(_ROWS, traits.m_multiple), _multiple(_COLUMNS, traits.n_multiple)
-    dtype = torch.float32 if "float32" in traits.out_dtypes else getattr(torch, traits.out_dtypes[0])
-    a, b = _operands(rows, columns, k)
-    out = layouts.empty_out(traits.min_experts, rows, columns, dtype, traits.device, 0.0)
-    # Copies: a candidate may write to what it gets.
-    (a_codes, a_scale), (b_codes, b_scale) = (
-        tuple(t.repeat(traits.min_experts, 1, 1).to(traits.device) for t in pair) for pair in (a, b)
-    )
-    candidate.masked_grouped_gemm(
-        layouts.operand(a_codes),
-        layouts.scales(a_scale),
-        layouts.operand(b_codes),
-        layouts.scales(b_scale),
-        out,
-        torch.full((traits.min_experts,), rows, dtype=torch.int32, device=traits.device),
-        torch.ones(traits.min_experts, device=traits.device),
-    )
-    return _Probe(a, b, out[:, :, 0].cpu())
-
-
-@cache
-def _operands(rows: int, columns: int, k: int) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Return codes and block scales of both operands, uint8; kinds of rows of A take turns."""
-    generator = torch.Generator().manual_seed(k)
-    half = k // 2 // BLOCK * BLOCK
-
-    def drawn(count: int) -> tuple[Tensor, Tensor]:
-        codes = torch.randint(0, 16, (count, k), generator=generator, dtype=torch.uint8)
-        near, far = (
-            torch.randint(*ends, (count, k // BLOCK), generator=generator, dtype=torch.uint8)
-            for ends in ((48, 64), (1, 0x7F))
-        )
-        return codes, torch.where(torch.arange(count).unsqueeze(1) % 2 == 0, near, far)
-
-    (a_codes, a_scale), (b_codes, b_scale) = drawn(rows), drawn(columns)
-    blocks = half // BLOCK
-    b_codes[:, half : 2 * half], b_scale[:, blocks : 2 * blocks] = b_codes[:, :half], b_scale[:, :blocks]
-    takes_back = torch.arange(rows) % 4 > 1
-    a_codes[takes_back, half : 2 * half] = a_codes[takes_back, :half] ^ 8
-    a_scale[takes_back, blocks : 2 * blocks] = a_scale[takes_back, :blocks]
-    return (a_codes, a_scale), (b_codes, b_scale)
-
-
-def _multiple(wanted: int, of: int) -> int:
-    return -(-wanted // of) * of
+def _words(
+    summation: Summation, where: str, alike: tuple[str, ...], modes: tuple[str, ...] = ()
+) -> str:  # fmt: skip
+    """Return how it was found, for the record."""
+    apart = f"; not told apart from {', '.join(alike)}" if alike else ""
+    elsewhere = "".join(f"; {mode}" for mode in modes)
+    return f"{summation}: gives every bit of the probes at {where}; one value is legal{apart}{elsewhere}"

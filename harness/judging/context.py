@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from harness.judging.comparison import Comparison
 from harness.judging.contract import Quantized, checked_moe_output, checked_quantized
 from harness.judging.gemm import judge_gemm
 from harness.judging.lending import Lent
+from harness.judging.order_here import asked_again
 from harness.judging.predicted import Prediction
 from harness.judging.quantize import QuantizerInput, judge_quantized
 from harness.problems.layer import LayerProblem
@@ -254,9 +255,11 @@ class Context:
         codes, block_scale = self.reference_quantized() if a is None else (a.codes, a.block_scale)
         rows, values = self.rows(), torch.zeros(codes.shape, dtype=torch.float32, device=codes.device)
         values[rows.expert, rows.row] = decode_blocks(rows.take(codes), rows.take(block_scale), torch.float32)
-        summation, prediction = self.known.summation, None
-        if summation is not None:
-            prediction = Prediction(summation, values, block_scale, weights.values, weights.block_scale)
+        known, k, prediction = self.known.summation, codes.shape[2], None
+        if (summation := known.at(k) if known else None) is not None:
+            again = partial(asked_again, self.calls, summation, out, k, alpha, self.tensors.masked_m)
+            sides = values, block_scale, weights.values, weights.block_scale
+            prediction = Prediction(summation, *sides, None if self.traits.summation else again)
         return judge_gemm(
             stage,
             out,

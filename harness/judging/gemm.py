@@ -15,7 +15,9 @@ import torch
 from torch import Tensor
 
 from harness.judging.comparison import Comparison, altered_copies, compare
+from harness.judging.order_here import not_known_here
 from harness.judging.predicted import Prediction, explained
+from harness.judging.stream import streamed
 from harness.problems.rows import Rows
 from reference.bounds import Accumulator, LegalOutput, legal_gemm
 
@@ -62,6 +64,8 @@ def judge_gemm(
     if prediction is None:
         judged[f"derived bound: {accumulator.describe()}{oracle}"] = got.numel() - bit_equal
     else:
+        if prediction.summation.stream:  # also sums that are certain are rounded part by part
+            judged, bit_equal = {}, 0
         judged |= _predicted(mask, got, given, prediction, got.numel() - bit_equal)
         by_interval = torch.zeros_like(legal.bit_equal)
     failed = not bool(mask.all())
@@ -75,18 +79,19 @@ def judge_gemm(
         rows,
         judged=judged,
         altered=altered_copies(values, accepts),
-        show=_show(got, legal),
+        show=_show(got, legal, streams=prediction is not None and prediction.summation.stream),
         ratio=ratio,
     )
 
 
-def _show(got: Tensor, legal: LegalOutput) -> Callable[[int, int], str]:
+def _show(got: Tensor, legal: LegalOutput, *, streams: bool) -> Callable[[int, int], str]:
     """Return what a message says of an element: its value, the exact one, and what is legal."""
 
     def show(r: int, c: int) -> str:
         exact, value = float(legal.exact[r, c]), float(got[r, c])
         times = "" if exact == 0 or not abs(value / exact) < 1e6 else f", {value / exact:.6g} times it"
-        return f"= {value:.8g}, exact result {exact:.8g}{times}; {_legal_there(legal, r, c)}"
+        cut = f"; no cuts of k into parts added in {str(got.dtype)[6:]} give its tile" if streams else ""
+        return f"= {value:.8g}, exact result {exact:.8g}{times}; {_legal_there(legal, r, c)}{cut}"
 
     return show
 
@@ -94,10 +99,17 @@ def _show(got: Tensor, legal: LegalOutput) -> Callable[[int, int], str]:
 def _predicted(
     mask: Tensor, got: Tensor, given: tuple[Any, ...], prediction: Prediction, of: int
 ) -> dict[str, int]:
-    """Accept what another order explains, see `accept_other_orders`; return how many elements each order judged."""
-    found = accept_other_orders(mask, got, given, prediction)
-    judged = {f"one value, added in another order: {name}": count for name, count in found.items()}
-    return {**judged, f"one value, predicted: {prediction.summation}": of - found.total()}
+    """Accept in `mask`, `(rows, n)`, what another order of the same unit explains; return how many elements each order judged."""
+    summation = prediction.summation
+    found, words = accept_other_orders(mask, got, given, prediction), "one value, added in another order"
+    if summation.stream:
+        words = f"parts added in {str(got.dtype).removeprefix('torch.')}, by some cuts of k"
+    judged = {f"{words}: {name}": count for name, count in found.items()}
+    unknown = 0 if summation.stream or prediction.again is None else _unknown(mask, got, given, prediction)
+    if unknown:
+        judged[f"derived bound, order not known at this shape: {given[-1].describe()}"] = unknown
+    left = max(0, of - found.total() - unknown)
+    return {**judged, f"one value, predicted: {summation}": left}
 
 
 def accept_other_orders(
@@ -120,9 +132,32 @@ def accept_other_orders(
         rows = slice(start, start + masked_m[expert])
         if not bool(mask[rows].all()):
             bad = ~mask[rows]
-            found += explained(bad, got[rows], legal, prediction, expert, _of(alpha, expert))
+            if prediction.summation.stream:
+                found += streamed(bad, got[rows], prediction, expert, _of(alpha, expert))
+            else:
+                found += explained(bad, got[rows], legal, prediction, expert, _of(alpha, expert))
             mask[rows] = ~bad
     return found
+
+
+def _unknown(mask: Tensor, got: Tensor, given: tuple[Any, ...], prediction: Prediction) -> int:
+    """Accept in `mask` the tiles whose order is not known at this shape; return their elements that the bound leaves open."""
+    if bool(mask.all()) or prediction.again is None:
+        return 0
+    asked, out = prediction.again()
+    masked_m = given[3]
+    there = asked.a, asked.b, *given[2:]
+    probe = torch.cat([out[expert, :count] for expert, count in enumerate(masked_m)])
+    legal = legal_rows(*there, prediction=asked)
+    seen = legal.accepts(probe) if legal is not None else torch.ones_like(mask)
+    accept_other_orders(seen, probe, there, asked)
+    unknown = 0
+    for (expert, start, here), (_, _, of_probe) in zip(_experts(*given), _experts(*there), strict=True):
+        rows = slice(start, start + masked_m[expert])
+        found = not_known_here(~mask[rows], here, got[rows], ~seen[rows], of_probe, probe[rows])
+        mask[rows] |= found
+        unknown += int((found & (here.low != here.high)).sum())
+    return unknown
 
 
 def legal_rows(

@@ -8,18 +8,24 @@ every element of it that the bound leaves open.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import torch
 from torch import Tensor
 
+from harness.judging.cuts import cut_sets, fitting, step_of, table_of
 from reference.bounds import LegalOutput, Predict, epilogue
 from reference.e4m3 import decode_e4m3
-from reference.matrix_units import Operand, Summation
+from reference.matrix_units import ONE_PASS, KOrder, Operand, Summation, chosen
 
 TILE = 64
+MANNERS = ("in order", "last first", "pairwise")
 _TILES = (64, 128, 256)
-_FEW = 8
+_FINE = 16  # k tiles of cuts into two parts, where cuts at multiples of 64 do not explain a tile
+_FEW = 8  # elements not as predicted that every order is asked for, and as many others
+_MOST = 4  # orders that explain those and are asked for the whole tile
 
 
 @dataclass(frozen=True)
@@ -32,6 +38,8 @@ class Prediction:
         a_scale: `(experts, capacity, k / 16)` uint8, its block scales.
         b: `(experts, n, k)` float32, decoded.
         b_scale: `(experts, n, k / 16)` uint8.
+        again: calls the candidate at the shape of the problem on the operands of a probe, which it returns with the output
+            `(experts, capacity, n)`; None where the order is known at every shape.
     """
 
     summation: Summation
@@ -39,6 +47,7 @@ class Prediction:
     a_scale: Tensor
     b: Tensor
     b_scale: Tensor
+    again: Callable[[], tuple[Prediction, Tensor]] | None = None
 
     def operands(self, expert: int, rows: int) -> tuple[Operand, Operand]:
         """Return both operands of an expert, the first one's valid rows."""
@@ -60,29 +69,23 @@ def orders_of(plain: Summation, k: int) -> list[Summation]:
         for parts in range(2, 9)
         if (parts - 1) * tile < k
     ]
-    long = [replace(plain, length=length) for length in (256, 512, 1024, 2048) if length < k]
-    promoted = [replace(plain, promote=every) for every in (64, 128, 256, 512) if every < k]
+    many = [order for order in split if order.parts > 2]
     return [
         plain,
         *split,
-        *(replace(order, pairwise=True) for order in split if order.parts > 2),
-        *long,
-        *promoted,
+        *(replace(order, pairwise=True) for order in many),
+        *(replace(order, reverse=True) for order in many),
+        *(replace(plain, length=length) for length in (256, 512, 1024, 2048) if length < k),
+        *in_registers(plain, k),
     ]
 
 
-def other_orders(k: int, known: Summation) -> list[Summation]:
-    """Return the orders along k that a kernel may change to: the same unit, other cuts."""
-    by_cuts = {order.order(k): order for order in reversed(orders_of(Summation(known.name), k))}
-    by_cuts.pop(known.order(k), None)
-    return list(reversed(by_cuts.values()))
-
-
-def _gives(
-    order: Summation, sides: tuple[Operand, Operand], where: Tensor, out: Tensor, alpha: Tensor | None
-) -> bool:
-    """Return whether an order gives the stored values of some elements."""
-    return torch.equal(epilogue(order.chosen(*sides, where).double(), alpha, out.dtype), out[where])
+def in_registers(plain: Summation, k: int) -> list[Summation]:
+    """Return the orders that have several accumulators without a cut of k: promotion, and lanes."""
+    return [
+        *(replace(plain, promote=every) for every in (64, 128, 256, 512) if every < k),
+        *(replace(plain, lanes=lanes) for lanes in (2, 4) if k > 64),
+    ]
 
 
 def explained(
@@ -102,26 +105,86 @@ def explained(
         Elements that the bound leaves open in the tiles of each other order.
     """
     found: Counter[str] = Counter()
+    known: dict[str, KOrder] = {}
     outside = ~legal.accepts(out)
     undecided = (legal.low != legal.high) & legal.exact.isfinite()
     a, b = prediction.operands(expert, len(out))
-    orders = other_orders(a.k, prediction.summation)
-    for row, column in {(r // TILE, c // TILE) for r, c in bad.nonzero().tolist()}:
-        tile = slice(row * TILE, (row + 1) * TILE), slice(column * TILE, (column + 1) * TILE)
-        where = undecided[tile]
-        if bool(outside[tile].any()) or bool((bad[tile] & ~where).any()):
+    failed = False
+    for rows, columns in tiles(bad):
+        where, wrong = undecided[rows, columns], bad[rows, columns]
+        if bool(outside[rows, columns].any()) or bool((wrong & ~where).any()):
             continue
-        sides = a.at(tile[0]), b.at(tile[1])
-        few = torch.zeros_like(where)
-        few[tuple(bad[tile].nonzero()[:_FEW].T)] = (
-            True  # an order that does not explain these need not be asked further
-        )
+        tile = _Tile(prediction.summation, a.at(rows), b.at(columns), out[rows, columns], alpha)
         # Where one tile is unexplained the problem fails, and the others are only asked for orders that were found.
-        for order in list(orders):
-            if all(_gives(order, sides, asked, out[tile], alpha) for asked in (few, where)):
-                bad[tile] = False
-                found[str(order)] += int(where.sum())
-                break
-        else:
-            orders = [order for order in orders if str(order) in found]
+        ways = known.items() if failed else tile.ways(known, few_of(wrong, where))
+        name, order = next((way for way in islice(ways, _MOST) if tile.gives(way[1], where)), ("", ONE_PASS))
+        if name:
+            bad[rows, columns], known[name] = False, order
+            found[name] += int(where.sum())
+        failed |= not name
     return found
+
+
+def tiles(bad: Tensor) -> Iterator[tuple[slice, slice]]:
+    """Yield the tiles that hold one of some elements, `(rows, n)` bool."""
+    for row, column in sorted({(r // TILE, c // TILE) for r, c in bad.nonzero().tolist()}):
+        yield slice(row * TILE, (row + 1) * TILE), slice(column * TILE, (column + 1) * TILE)
+
+
+def few_of(bad: Tensor, where: Tensor) -> Tensor:
+    """Return a few elements of a tile that are not as predicted, and a few more: a mask."""
+    few = torch.zeros_like(where)
+    for some in (bad, where & ~bad):
+        at = some.nonzero()
+        few[tuple(at[:: max(1, len(at) // _FEW)][:_FEW].T)] = True
+    return few
+
+
+@dataclass(frozen=True)
+class _Tile:
+    """What was stored in a tile, `(rows, columns)`, and its operands."""
+
+    summation: Summation
+    a: Operand
+    b: Operand
+    stored: Tensor
+    alpha: Tensor | None
+
+    def gives(self, order: KOrder, where: Tensor) -> bool:
+        """Return whether an order gives what was stored in some elements."""
+        sums = chosen(self.summation.unit, self.a, self.b, where, order)
+        return torch.equal(self._finished(sums), self.stored[where])
+
+    def _finished(self, sums: Tensor) -> Tensor:
+        return epilogue(sums.double(), self.alpha, self.stored.dtype)
+
+    def ways(self, known: dict[str, KOrder], few: Tensor) -> Iterator[tuple[str, KOrder]]:
+        """Yield the orders that give what was stored in a few elements, those that were found before first."""
+        plain, k = Summation(self.summation.name), self.a.k
+        yield from [(name, order) for name, order in known.items() if self.gives(order, few)]
+        row, column = few.nonzero().unbind(1)
+        sides, stored = (self.a.at(row), self.b.at(column)), self.stored[few]
+        step = step_of(plain.unit)
+        for size in (step, _FINE):
+            if size < step and (plain.unit.k > size or k <= size):
+                continue
+            table, _ = table_of(plain, *sides, size)
+            sets = cut_sets(len(table)) if size == step else [(cut,) for cut in range(1, len(table))]
+            for manner in MANNERS:
+                some = [cuts for cuts in sets if len(cuts) > 1 or manner == MANNERS[0]]
+                for cuts in fitting(table, stored, self._finished, some, manner):
+                    yield named(plain, tuple(size * cut for cut in cuts), manner, k)
+            if size == step:
+                registers = [(str(order), order.order(k)) for order in in_registers(plain, k)]
+                yield from [way for way in registers if self.gives(way[1], few)]
+
+
+def named(plain: Summation, cuts: tuple[int, ...], manner: str, k: int) -> tuple[str, KOrder]:
+    """Return what cuts of k are called, and the order."""
+    reverse, pairwise = manner == "last first", manner == "pairwise"
+    order = KOrder(cuts, reverse=reverse, pairwise=pairwise)
+    for summation in orders_of(plain, k):
+        if summation.order(k) == order:
+            return str(summation), order
+    at = ", ".join(f"{cut:,}" for cut in cuts)
+    return f"{plain}; cut at k {at}{'' if manner == MANNERS[0] else f'; {manner}'}", order

@@ -1,12 +1,14 @@
 """How matrix units add: bit-accurate models of one instruction, and of a sum over k in a declared order.
 
 Read first: `unit.py` (what is known of each unit), `step.py` (one instruction), `order.py` (the sum over k),
-`summation.py` (both together, as a candidate declares them). `fused.py` and `fused_kernels.py` are the same sums on a
+`summation.py` (both together, as a candidate declares them). `segments.py`: the sums of every
+stretch of k, to find where it was cut. `fused.py` and `fused_kernels.py` are the same sums on a
 GPU, sooner.
 Sources and on which device each model was confirmed: docs/numerics.md.
 """
 
-from reference.matrix_units.order import ONE_PASS, KOrder, dot, even_cuts, matmul
+from reference.matrix_units.order import ONE_PASS, KOrder, chosen, dot, even_cuts, matmul
+from reference.matrix_units.segments import segments
 from reference.matrix_units.step import Numbers, Operand, add_products, add_terms, all_pairs
 from reference.matrix_units.summation import Summation
 from reference.matrix_units.unit import EXACT, FMA, FORMATS, UNITS, MatrixUnit
@@ -25,7 +27,9 @@ __all__ = [
     "add_products",
     "add_terms",
     "all_pairs",
+    "chosen",
     "dot",
     "even_cuts",
     "matmul",
+    "segments",
 ]

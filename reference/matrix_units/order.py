@@ -12,7 +12,10 @@ from reference.matrix_units import fused
 from reference.matrix_units.step import Operand, add_products, add_terms, all_pairs
 from reference.matrix_units.unit import MatrixUnit
 
+LANE = 64  # elements of k that a lane takes at a time
 _ELEMENTS = 1 << 22  # of a block of terms that are held at a time
+_PAIRS = 1 << 21  # products of pairs of rows that are held at a time
+_SPARSE = 1 / 16  # share of a product's elements up to which they are added one by one
 _Add = Callable[[MatrixUnit, Operand, Operand, Tensor], Tensor]
 
 
@@ -25,15 +28,20 @@ class KOrder:
             stream k). See `even_cuts`.
         promote: the accumulator is added to a float32 register, to nearest, and begins again at zero after so many
             elements of k (Hopper's FP8 kernels: 128); 0: never.
-        partial: type that the sum of a part is rounded to, to nearest, before parts are added: "float32", "bfloat16",
+        partial: type that the sum of a part is rounded to, to nearest, before several are added: "float32", "bfloat16",
             "float16".
         pairwise: parts are added as a tree, neighbours first; otherwise one after the other.
+        reverse: the last part comes first (stream k: the block that has the end of k stores, the others add to it).
+        lanes: accumulators of a part that take 64 elements of k in turn and are added in order at its end (warps that
+            share a block of k).
     """
 
     cuts: tuple[int, ...] = ()
     promote: int = 0
     partial: str = "float32"
     pairwise: bool = False
+    reverse: bool = False
+    lanes: int = 1
 
     def parts(self, k: int) -> list[tuple[int, int]]:
         """Return where along k each part begins and ends."""
@@ -72,29 +80,40 @@ def _summed(
     """Return the sums over k of accumulators of a shape."""
     held = torch.float16 if unit.result == "float16" else torch.float32
 
-    def of_part(start: int, end: int) -> Tensor:
+    def of_lane(a: Operand, b: Operand) -> Tensor:
         register = None
         total = torch.zeros(shape, dtype=held, device=a.elements.values.device)
-        for at in range(start, end, unit.k):
-            stop = min(at + unit.k, end)
+        for at in range(0, a.k, unit.k):
+            stop = min(at + unit.k, a.k)
             total = add(unit, a.along_k(at, stop), b.along_k(at, stop), total)
-            if order.promote and (stop - start) % order.promote == 0:
+            if order.promote and stop % order.promote == 0:
                 register = total if register is None else register + total
                 total = torch.zeros_like(total)
-        whole = order.promote and (end - start) % order.promote == 0
+        whole = order.promote and a.k % order.promote == 0
         if register is not None:
             total = register if whole else register + total
         return total
 
-    return _joined(order, a.k, of_part)
+    return _joined(order, a, b, of_lane)
 
 
-def _joined(order: KOrder, k: int, of_part: Callable[[int, int], Tensor]) -> Tensor:
+def _joined(order: KOrder, a: Operand, b: Operand, of_lane: Callable[[Operand, Operand], Tensor]) -> Tensor:
     """Return the sum of the parts of k, each rounded before."""
     parts = []
-    for start, end in order.parts(k):
-        total = of_part(start, end)
-        parts.append(total.to(getattr(torch, order.partial)).to(total.dtype))
+    for start, end in order.parts(a.k):
+        left, right = a.along_k(start, end), b.along_k(start, end)
+        if order.lanes == 1:
+            total = of_lane(left, right)
+        else:
+            lanes = range(min(order.lanes, -(-(end - start) // LANE)))
+            first, *others = (
+                of_lane(left.turns(lane, order.lanes, LANE), right.turns(lane, order.lanes, LANE))
+                for lane in lanes
+            )
+            total = sum(others, first)
+        parts.append(total.to(getattr(torch, order.partial)).to(total.dtype) if order.cuts else total)
+    if order.reverse:
+        parts.reverse()
     while len(parts) > 1:
         count = len(parts) // 2 if order.pairwise else 1
         pairs = [parts[2 * i] + parts[2 * i + 1] for i in range(count)]
@@ -119,11 +138,7 @@ def matmul(
     """
     rows, columns = len(a.elements.values), len(b.elements.values)
     if not in_torch and fused.has_kernel(unit, a, b, [start for start, _ in order.parts(a.k)]):
-        return _joined(
-            order,
-            a.k,
-            lambda start, end: fused.part(unit, a.along_k(start, end), b.along_k(start, end), order.promote),
-        )
+        return _joined(order, a, b, lambda left, right: fused.part(unit, left, right, order.promote))
     terms = 1 if unit.fraction is None else unit.k // (unit.group or 1)
     step = max(1, _ELEMENTS // max(1, columns * terms))
     blocks = [
@@ -135,3 +150,29 @@ def matmul(
 
 def _add_all_pairs(unit: MatrixUnit, a: Operand, b: Operand, total: Tensor) -> Tensor:
     return add_terms(unit, all_pairs(unit, a, b), total, padded=a.k < unit.k)
+
+
+def chosen(unit: MatrixUnit, a: Operand, b: Operand, where: Tensor, order: KOrder = ONE_PASS) -> Tensor:
+    """Return some elements of a @ b.T.
+
+    Args:
+        unit: of each instruction.
+        a: `(m, k)`.
+        b: `(n, k)`.
+        where: `(m, n)` bool.
+        order: along k.
+
+    Returns:
+        float32, those where it is set, in the order of `where.nonzero()`.
+    """
+    # On a GPU a kernel adds all of them sooner than torch adds a few.
+    if where.is_cuda or unit.fraction is None or float(where.float().mean()) > _SPARSE:
+        rows = where.any(1)
+        return matmul(unit, a.at(rows), b, order)[where[rows]]
+    row, column = where.nonzero().unbind(1)
+    step = max(1, _PAIRS // a.k)
+    parts = [
+        dot(unit, a.at(row[at : at + step]), b.at(column[at : at + step]), order)
+        for at in range(0, len(row), step)
+    ]
+    return torch.cat(parts) if parts else torch.zeros(0, device=where.device)

@@ -78,6 +78,10 @@ class Operand:
         """Elements along k."""
         return self.elements.values.shape[-1]
 
+    def values(self) -> Tensor:
+        """Return elements times block scales, `(*, k)` float64."""
+        return (self.elements if self.scales is None else self.elements * self.scales.spread(self.k)).values
+
     def along_k(self, start: int, stop: int) -> Operand:
         """Return a part of k: whole blocks, where there are scales."""
         part = self.elements[..., start:stop]
@@ -85,6 +89,15 @@ class Operand:
             return Operand(part)
         block = self.k // self.scales.values.shape[-1]
         return Operand(part, self.scales[..., start // block : -(-stop // block)])
+
+    def turns(self, first: int, of: int, length: int) -> Operand:
+        """Return every `of`-th stretch of `length` elements of k, whole blocks, from the `first` one on."""
+        index = torch.arange(self.k, device=self.elements.values.device)
+        index = index[index // length % of == first]
+        if self.scales is None:
+            return Operand(self.elements[..., index])
+        block = self.k // self.scales.values.shape[-1]
+        return Operand(self.elements[..., index], self.scales[..., index[::block] // block])
 
     def at(self, index: Any) -> Operand:
         """Return some rows, or with None in the index one more axis: leading axes are indexed."""
@@ -141,7 +154,7 @@ def all_pairs(unit: MatrixUnit, a: Operand, b: Operand) -> Numbers:
         `(m, n, terms)`: products, or sums of groups, which are added by matrix products, exact in float64.
     """
     if unit.fraction is None:
-        sums = _scaled(a) @ _scaled(b).T
+        sums = a.values() @ b.values().T
         return Numbers(sums.unsqueeze(-1), torch.zeros_like(sums, dtype=torch.int32).unsqueeze(-1))
     if not unit.group:
         return _products(unit, a.at((slice(None), None)), b.at(None))
@@ -155,12 +168,6 @@ def all_pairs(unit: MatrixUnit, a: Operand, b: Operand) -> Numbers:
     )
     scales = a.scales.spread(groups)[:, None] * b.scales.spread(groups)[None]
     return _group_numbers(unit, sums, nonzero == 0, scales)
-
-
-def _scaled(operand: Operand) -> Tensor:
-    """Return elements times block scales."""
-    elements = operand.elements
-    return (elements if operand.scales is None else elements * operand.scales.spread(operand.k)).values
 
 
 def _products(unit: MatrixUnit, a: Operand, b: Operand) -> Numbers:

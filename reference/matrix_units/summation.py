@@ -6,24 +6,26 @@ As text, unit first, then what differs from one pass over k:
 * `sm_90 f16; parts 4; tile 128`: split k, four parts of whole tiles of 128, added one after the other.
 * `sm_90 f16; parts 8; pairwise`: the same, added as a tree.
 * `sm_90 f8; promote 128`: added to float32 registers every 128 of k.
+* `sm_90 f16; lanes 2`: two accumulators take 64 of k in turn; `sm_90 f16; parts 4; last first`: from the end of k.
+* `sm_90 f16; length 512; stream`: stream k. A part is stored in the output's type, after alpha, and the others are added to
+  it in that type, in the order in which they arrive; where the parts begin may differ from tile to tile.
+* `sm_90 f16; from 576; parts 2`: one pass below k 576, two parts from there on; `from 576; varies`: not known from there.
 * `exact 64`: 64 products added exactly, then truncated; `exact`: all of them, rounded once; `fma`: float32 FMA in order.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
-from reference.matrix_units.order import KOrder, dot, even_cuts, matmul
+from reference.matrix_units.order import KOrder, chosen, even_cuts, matmul
 from reference.matrix_units.step import Operand
 from reference.matrix_units.unit import EXACT, FMA, UNITS, MatrixUnit, exact_chunks
 
 _BLOCK = 16
-_PAIRS = 1 << 21  # products of pairs of rows that are held at a time
-_SPARSE = 1 / 16  # share of a product's elements up to which they are added one by one
-_NUMBERS = ("parts", "tile", "promote", "length")
+_NUMBERS = ("parts", "tile", "promote", "length", "lanes")
+_FLAGS = {"pairwise": "pairwise", "last first": "reverse", "stream": "stream"}
 _PARTIALS = ("float32", "bfloat16", "float16")
 
 
@@ -39,6 +41,11 @@ class Summation:
         promote: elements of k after which the accumulator is added to a float32 register; 0: never.
         partial: type that the sum of a part is rounded to.
         pairwise: parts are added as a tree.
+        reverse: parts are added from the last one on.
+        lanes: accumulators of a part, which take 64 elements of k in turn.
+        stream: parts are added in the output's type, in the order in which they arrive. The sums of a tile that is not
+            split are those of this summation; others no summation gives (harness.judging.stream).
+        later: from which k on it is another one, ascending; None where that is not known.
     """
 
     name: str
@@ -48,6 +55,10 @@ class Summation:
     promote: int = 0
     partial: str = "float32"
     pairwise: bool = False
+    reverse: bool = False
+    lanes: int = 1
+    stream: bool = False
+    later: tuple[tuple[int, Summation | None], ...] = ()
 
     @staticmethod
     def of(text: str) -> Summation:
@@ -58,32 +69,43 @@ class Summation:
         """
         name, *options = (part.strip() for part in text.split(";"))
         _unit(name)
-        given: dict[str, int | str | bool] = {}
+        modes: list[tuple[int, list[str]]] = [(0, [])]
         for option in options:
             key, _, value = option.partition(" ")
-            if key in _NUMBERS and value.isascii() and value.isdigit() and 0 < int(value) <= 1 << 16:
-                given[key] = int(value)
-            elif key == "partial" and value in _PARTIALS:
-                given[key] = value
-            elif option == "pairwise":
-                given[key] = True
+            if key == "from" and _is_number(value) and int(value) > modes[-1][0]:
+                modes.append((int(value), []))
             else:
-                wanted = (
-                    f"{', '.join(f'{name} N' for name in _NUMBERS)}, pairwise, partial {'|'.join(_PARTIALS)}"
-                )
-                raise ValueError(f"options of a summation are {wanted}, got {option!r}")
-        return Summation(name, **given)  # type: ignore[arg-type]
+                modes[-1][1].append(option)
+        if modes[0][1] == ["varies"]:
+            raise ValueError("a summation that varies from the smallest k on is declared as 'varies' alone")
+        first, *later = (
+            (k, None if k and given == ["varies"] else Summation(name, **_options(given)))  # type: ignore[arg-type]
+            for k, given in modes
+        )
+        return replace(first[1], later=tuple(later)) if first[1] else Summation(name)
 
     def __str__(self) -> str:
-        said = [self.name]
-        said += [
+        said = [self.name, *self._said()]
+        for k, mode in self.later:
+            said += [f"from {k}", *(mode._said() if mode else ["varies"])]  # noqa: SLF001 - another of this class
+        return "; ".join(said)
+
+    def _said(self) -> list[str]:
+        """Return what differs from one pass, as text."""
+        none = Summation(self.name)
+        said = [
             f"{name} {getattr(self, name)}"
-            for name, none in (("parts", 1), ("length", 0), ("promote", 0), ("partial", "float32"))
-            if getattr(self, name) != none
+            for name in ("parts", "length", "promote", "lanes", "partial")
+            if getattr(self, name) != getattr(none, name)
         ]
         if self.parts > 1 and self.tile != Summation.tile:
-            said.append(f"tile {self.tile}")
-        return "; ".join([*said, "pairwise"] if self.pairwise else said)
+            said.insert(1, f"tile {self.tile}")
+        return said + [text for text, name in _FLAGS.items() if getattr(self, name)]
+
+    def at(self, k: int) -> Summation | None:
+        """Return the summation of a k, which is the same for all; None where it is not known."""
+        modes = [(0, replace(self, later=())), *self.later]
+        return [mode for start, mode in modes if start <= k][-1]
 
     @property
     def unit(self) -> MatrixUnit:
@@ -95,12 +117,28 @@ class Summation:
         """Whether the unit multiplies E2M1 elements with block scales; otherwise operands are decoded before."""
         return bool(self.unit.group)
 
+    @property
+    def streams(self) -> bool:
+        """Whether parts are added in the output's type at some k."""
+        return self.stream or any(mode is not None and mode.stream for _, mode in self.later)
+
     def order(self, k: int) -> KOrder:
-        """Return the order along a k."""
-        cuts = (
+        """Return the order along a k; of tiles that are not split, where the parts are streamed.
+
+        Raises:
+            ValueError: it is not known at this k.
+        """
+        mode = self.at(k)
+        if mode is None:
+            raise ValueError(f"the order along k is not known at k {k}")
+        cuts = () if mode.stream else mode.cuts(k)
+        return KOrder(cuts, mode.promote, mode.partial, mode.pairwise, mode.reverse, mode.lanes)
+
+    def cuts(self, k: int) -> tuple[int, ...]:
+        """Return where the parts begin."""
+        return (
             tuple(range(self.length, k, self.length)) if self.length else even_cuts(k, self.parts, self.tile)
         )
-        return KOrder(cuts, self.promote, self.partial, self.pairwise)
 
     def operand(self, values: Tensor, block_scale: Tensor) -> Operand:
         """Return one side of the product.
@@ -130,17 +168,31 @@ class Summation:
         Returns:
             float32, those where it is set, in the order of `where.nonzero()`.
         """
-        # On a GPU a kernel adds all of them sooner than torch adds a few.
-        if where.is_cuda or self.unit.fraction is None or float(where.float().mean()) > _SPARSE:
-            rows = where.any(1)
-            return self.matmul(a.at(rows), b)[where[rows]]
-        row, column = where.nonzero().unbind(1)
-        step = max(1, _PAIRS // a.k)
-        parts = [
-            dot(self.unit, a.at(row[at : at + step]), b.at(column[at : at + step]), self.order(a.k))
-            for at in range(0, len(row), step)
-        ]
-        return torch.cat(parts) if parts else torch.zeros(0, device=where.device)
+        return chosen(self.unit, a, b, where, self.order(a.k))
+
+
+def _is_number(value: str) -> bool:
+    return value.isascii() and value.isdigit() and 0 < int(value) <= 1 << 16
+
+
+def _options(options: list[str]) -> dict[str, int | str | bool]:
+    """Return the options of one mode as arguments of a Summation."""
+    given: dict[str, int | str | bool] = {}
+    for option in options:
+        key, _, value = option.partition(" ")
+        if key in _NUMBERS and _is_number(value):
+            given[key] = int(value)
+        elif key == "partial" and value in _PARTIALS:
+            given[key] = value
+        elif option in _FLAGS:
+            given[_FLAGS[option]] = True
+        else:
+            wanted = (
+                f"{', '.join(f'{name} N' for name in _NUMBERS)}, {', '.join(_FLAGS)}, "
+                f"partial {'|'.join(_PARTIALS)}, and from N before those that hold from that k on"
+            )
+            raise ValueError(f"options of a summation are {wanted}, got {option!r}")
+    return given
 
 
 def _unit(name: str) -> MatrixUnit:

@@ -55,9 +55,15 @@ class Summing(Physical):
                 (a_values[expert, :rows], a_scales[expert, :rows]),
                 (b_values[expert], b_scales[expert]),
             )
-            total = self.sums(expert, left, right)
-            total = total if alpha is None else total * alpha.reshape(-1)[expert]
-            out[:rows, :, expert] = total.to(out.dtype)
+            factor = None if alpha is None else alpha.reshape(-1)[expert]
+            out[:rows, :, expert] = self.outputs(expert, left, right, factor, out.dtype)
+
+    def outputs(
+        self, expert: int, a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor], alpha: Tensor | None, dtype: torch.dtype
+    ) -> Tensor:  # fmt: skip
+        """Return what an expert stores."""
+        total = self.sums(expert, a, b)
+        return (total if alpha is None else total * alpha).to(dtype)
 
 
 class SplitsLongRows(Summing):

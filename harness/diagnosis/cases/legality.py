@@ -110,11 +110,12 @@ def _product(call: Observed, bounds: Bounds) -> tuple[tuple[Any, ...], Predictio
     a = call.arguments
     operands = decoded(a["a"], a["a_scale"]), decoded(a["b"], a["b_scale"])
     prediction = None
-    if bounds.summation is not None:
+    summation = bounds.summation.at(operands[0].shape[2]) if bounds.summation else None
+    if summation is not None and not summation.stream:
         scales = [
             block_scales(a[f"{name}_scale"], *x.shape[1:]) for name, x in zip("ab", operands, strict=True)
         ]
-        prediction = Prediction(bounds.summation, operands[0], scales[0], operands[1], scales[1])
+        prediction = Prediction(summation, operands[0], scales[0], operands[1], scales[1])
     given = *operands, a.get("alpha"), a["masked_m"].tolist(), a["out"].dtype, bounds.accumulator
     return given, prediction
 

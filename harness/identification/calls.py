@@ -1,0 +1,55 @@
+"""One call of a candidate's masked_grouped_gemm on the operands of a probe."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harness.candidates import layouts
+from harness.candidates.protocol import Traits, traits_of
+from harness.judging.probe_operands import Side
+
+
+def call_gemm(
+    candidate: Any, a: Side, b: Side, dtype: torch.dtype, alpha: Tensor | None = None
+) -> Tensor:  # fmt: skip
+    """Return what the candidate stored, every expert on the same operands, `(experts, rows, n)` on the CPU.
+
+    Args:
+        candidate: an object of the candidate protocol.
+        a: its rows are a multiple of what the traits say, and all of them are valid.
+        b: likewise.
+        dtype: of the output.
+        alpha: `(experts,)` float32; None: 1 for the fewest experts that the candidate takes.
+    """
+    traits = traits_of(candidate)
+    alpha = torch.ones(traits.min_experts) if alpha is None else alpha
+    experts, rows, columns = len(alpha), len(a[0]), len(b[0])
+    out = layouts.empty_out(experts, rows, columns, dtype, traits.device, 0.0)
+    # Copies: a candidate may write to what it gets.
+    (a_codes, a_scale), (b_codes, b_scale) = (
+        tuple(t.repeat(experts, 1, 1).to(traits.device) for t in pair) for pair in (a, b)
+    )
+    candidate.masked_grouped_gemm(
+        layouts.operand(a_codes),
+        layouts.scales(a_scale),
+        layouts.operand(b_codes),
+        layouts.scales(b_scale),
+        out,
+        torch.full((experts,), rows, dtype=torch.int32, device=traits.device),
+        alpha.to(traits.device),
+    )
+    return out.permute(2, 0, 1).cpu()
+
+
+def widest_type(traits: Traits) -> torch.dtype:
+    """Return the output type that shows most of an accumulator."""
+    name = "float32" if "float32" in traits.out_dtypes else traits.out_dtypes[0]
+    return getattr(torch, name)  # type: ignore[no-any-return]
+
+
+def multiple(wanted: int, of: int) -> int:
+    """Return the next multiple."""
+    return -(-wanted // of) * of

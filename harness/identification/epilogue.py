@@ -1,0 +1,106 @@
+"""What a candidate's GEMM makes of its accumulators, found on sums that are the same in every order.
+
+Operands of narrow scales have dot products of fewer than 24 bits at k 64: every accumulator is known before the call. Each
+expert has an alpha of its own, random ones, and ones for which the product with one accumulator is next to the middle
+between two values of the output's type, so that rounding it to float32 first shows.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harness.candidates.protocol import traits_of
+from harness.identification.calls import call_gemm, multiple
+from harness.judging.probe_operands import Side
+from harness.records.finding import Finding
+from reference.epilogue import CASTS, CONTRACT, ROUNDINGS, Epilogue
+from reference.nvfp4 import BLOCK, decode_blocks
+
+_K, _ROWS, _COLUMNS, _EXPERTS = 64, 32, 64, 8
+_MEMBERS = [
+    Epilogue(cast, rounding, fused) for cast in CASTS for rounding in ROUNDINGS for fused in (False, True)
+]
+STAGE = "masked_grouped_gemm"
+
+
+def find_epilogue(candidate: Any) -> tuple[Epilogue | None, list[Finding]]:
+    """Return a candidate's epilogue, or None where no member of the family gives every bit, and the findings."""
+    traits = traits_of(candidate)
+    narrow = [getattr(torch, name) for name in traits.out_dtypes if name != "float32"]
+    dtypes = narrow or [torch.float32]
+    rows, columns, k = (
+        multiple(_ROWS, traits.m_multiple), multiple(_COLUMNS, traits.n_multiple), multiple(_K, traits.k_multiple),
+    )  # fmt: skip
+    a, b = _operands(rows, columns, k)
+    sums = decode_blocks(*a, torch.float64) @ decode_blocks(*b, torch.float64).T
+    experts = max(traits.min_experts, traits.at_most_experts(_EXPERTS if traits.far else 2))
+    alpha = _alphas(sums, experts, dtypes[0])
+    left, wide = _MEMBERS, (sums.expand(experts, -1, -1), alpha.view(-1, 1, 1))
+    for dtype in dtypes if traits.far else dtypes[:1]:
+        out = call_gemm(candidate, a, b, dtype, alpha)
+        fitting = [member for member in _MEMBERS if torch.equal(member(*wide, dtype), out)]
+        both = [member for member in left if member in fitting]
+        # Where the types differ, the one that deviates is what has to be said.
+        left = both or [member for member in (*fitting, *left) if member not in _OF_CONTRACT]
+    evidence = (
+        f"{experts * rows * columns:,} outputs of known sums under {experts} alphas at k {k}, "
+        f"{', '.join(str(dtype).removeprefix('torch.') for dtype in dtypes)}"
+    )
+    return (left[0] if left else None), _findings(left, evidence, rounds=bool(narrow))
+
+
+def _findings(left: list[Epilogue], evidence: str, *, rounds: bool) -> list[Finding]:
+    """Return what is said of the members that give every bit; with float32 outputs nothing is rounded a second time."""
+    casts = list(dict.fromkeys(member.cast for member in left))
+    found = [Finding(STAGE, "cast", *_first(casts), evidence, CASTS[0])]
+    if rounds:
+        roundings = list(dict.fromkeys(member.rounding for member in left))
+        found.append(Finding(STAGE, "rounding of the output", *_first(roundings), evidence, ROUNDINGS[0]))
+        fused = list(dict.fromkeys(_PRODUCT[member.fused] for member in left))
+        found.append(Finding(STAGE, "product with alpha", *_first(fused), evidence))
+    return found
+
+
+_OF_CONTRACT = (CONTRACT, Epilogue(fused=True))
+_PRODUCT = {False: "rounded to float32", True: "not rounded before the cast"}
+
+
+def _first(texts: list[str]) -> tuple[str, tuple[str, ...]]:
+    return (texts[0], tuple(texts[1:])) if texts else ("", ())
+
+
+@cache
+def _operands(rows: int, columns: int, k: int) -> tuple[Side, Side]:
+    """Return operands whose sums have fewer than 24 bits: block scales from 1 to 3.75, 64 products of each row."""
+    generator = torch.Generator().manual_seed(5)
+
+    def drawn(count: int) -> Side:
+        codes = torch.zeros(count, k, dtype=torch.uint8)
+        codes[:, :_K] = torch.randint(0, 16, (count, _K), generator=generator, dtype=torch.uint8)
+        scales = torch.randint(56, 64, (count, k // BLOCK), generator=generator, dtype=torch.uint8)
+        return codes, scales
+
+    return drawn(rows), drawn(columns)
+
+
+def _alphas(sums: Tensor, experts: int, dtype: torch.dtype) -> Tensor:
+    """Return `(experts,)` float32: random ones, and as many that tell a fused product from one that is rounded first."""
+    generator = torch.Generator().manual_seed(6)
+    alpha = torch.exp2(torch.rand(experts, generator=generator) * 2 - 1)
+    if dtype == torch.float32:
+        return alpha
+    accumulators = torch.unique(sums[sums != 0])
+    fused = Epilogue(fused=True)
+    for expert in range(1, experts, 2):
+        # Alphas next to (the middle of two outputs) / (an accumulator).
+        stored = (accumulators.float() * alpha[expert]).to(dtype)
+        middle = (stored.double() + (stored.view(torch.int16) + 1).view(dtype).double()) / 2
+        tried = (middle / accumulators).float()
+        apart = fused(accumulators, tried, dtype) != CONTRACT(accumulators, tried, dtype)
+        if bool(apart.any()):
+            alpha[expert] = tried[apart.nonzero()[0]]
+    return alpha

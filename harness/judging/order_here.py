@@ -1,0 +1,74 @@
+"""Whether the order along k that was found holds at the shape of a problem, asked where a problem's bits deny it.
+
+The candidate is called once more, at the shape of the problem, on the operands of a probe. A tile that an order explains
+there has no excuse for the problem's bits. A tile that none explains is added in an order that is not known at this shape,
+and the bound judges it; unless the probe shows a fault: sums that are exact in every order came out otherwise, or outside
+the bound.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harness.candidates import layouts
+from harness.judging.predicted import Prediction, tiles
+from harness.judging.probe_operands import with_certain_rows
+from reference.bounds import LegalOutput
+from reference.matrix_units import Summation
+from reference.nvfp4 import decode_blocks
+
+
+def asked_again(
+    calls: Any, summation: Summation, out: Tensor, k: int, alpha: Tensor | None, masked_m: Tensor
+) -> tuple[Prediction, Tensor]:
+    """Return the operands of a probe at the shape of a problem, and what the candidate makes of them.
+
+    Args:
+        calls: the candidate's stages.
+        summation: how it adds where that is known.
+        out: `(experts, capacity, n)` of the problem: its shape, type and device are the probe's.
+        k: of the problem.
+        alpha: of the problem.
+        masked_m: `(experts,)` int32 of the problem.
+    """
+    experts, capacity, n = out.shape
+    (a, a_scale), (b, b_scale) = (
+        tuple(t.to(out.device).expand(experts, -1, -1).contiguous() for t in side)
+        for side in with_certain_rows(capacity, n, k)
+    )
+    got = layouts.empty_out(experts, capacity, n, out.dtype, out.device.type, 0.0)
+    calls.masked_grouped_gemm(
+        layouts.operand(a), layouts.scales(a_scale), layouts.operand(b), layouts.scales(b_scale), got, masked_m, alpha
+    )  # fmt: skip
+    values = (decode_blocks(codes, scale, torch.float32) for codes, scale in ((a, a_scale), (b, b_scale)))
+    left, right = values
+    return Prediction(summation, left, a_scale, right, b_scale), got.permute(2, 0, 1)
+
+
+def not_known_here(
+    bad: Tensor, legal: LegalOutput, out: Tensor, probe_bad: Tensor, probe_legal: LegalOutput, probe_out: Tensor
+) -> Tensor:  # fmt: skip
+    """Return the tiles of an expert that no order explains on the probe either, and that the bound accepts.
+
+    Args:
+        bad: `(rows, n)` bool, of the problem: not as predicted, nor by another order.
+        legal: by the bound alone.
+        out: `(rows, n)`.
+        probe_bad: the same of the probe.
+        probe_legal: likewise.
+        probe_out: likewise.
+
+    Returns:
+        `(rows, n)` bool, whole tiles.
+    """
+    found = torch.zeros_like(bad)
+    inside, probe_inside = legal.accepts(out), probe_legal.accepts(probe_out)
+    open_ = probe_legal.low != probe_legal.high
+    for tile in tiles(bad):
+        unexplained = probe_bad[tile]
+        excused = bool(unexplained.any()) and bool((probe_inside & open_)[tile][unexplained].all())
+        found[tile] = excused and bool(inside[tile].all())
+    return found

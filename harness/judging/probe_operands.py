@@ -1,0 +1,57 @@
+"""Operands that tell how a GEMM adds.
+
+They are random numbers, plain ones and ones whose exponents lie far apart, and in half of the rows the second half of k takes
+back the first: what is left there is nothing but what the unit lost, and that differs from model to model also where
+outputs are bfloat16.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from reference.nvfp4 import BLOCK
+
+Side = tuple[Tensor, Tensor]
+"""Codes `(rows, k)` and block scales `(rows, k / 16)` of one operand, uint8."""
+_CERTAIN = 1024  # products of a row whose sum is exact in every order: 22 bits of plain numbers
+
+
+@cache
+def operands(rows: int, columns: int, k: int) -> tuple[Side, Side]:
+    """Return codes and block scales of both operands, uint8; kinds of rows of A take turns."""
+    generator = torch.Generator().manual_seed(k)
+    half = k // 2 // BLOCK * BLOCK
+
+    def drawn(count: int) -> Side:
+        codes = torch.randint(0, 16, (count, k), generator=generator, dtype=torch.uint8)
+        near, far = (
+            torch.randint(*ends, (count, k // BLOCK), generator=generator, dtype=torch.uint8)
+            for ends in ((48, 64), (1, 0x7F))
+        )
+        return codes, torch.where(torch.arange(count).unsqueeze(1) % 2 == 0, near, far)
+
+    (a_codes, a_scale), (b_codes, b_scale) = drawn(rows), drawn(columns)
+    blocks = half // BLOCK
+    b_codes[:, half : 2 * half], b_scale[:, blocks : 2 * blocks] = b_codes[:, :half], b_scale[:, :blocks]
+    takes_back = torch.arange(rows) % 4 > 1
+    a_codes[takes_back, half : 2 * half] = a_codes[takes_back, :half] ^ 8
+    a_scale[takes_back, blocks : 2 * blocks] = a_scale[takes_back, :blocks]
+    return (a_codes, a_scale), (b_codes, b_scale)
+
+
+@cache
+def with_certain_rows(rows: int, columns: int, k: int) -> tuple[Side, Side]:
+    """Return the same, but each fifth row's sums with the even columns are exact in every order: plain and mostly zero."""
+    (codes, scale), b = operands(rows, columns, k)
+    generator = torch.Generator().manual_seed(k + 1)
+    codes, scale = codes.clone(), scale.clone()
+    some = torch.zeros(rows, k, dtype=torch.bool)
+    some.scatter_(1, torch.rand(rows, k, generator=generator).topk(min(_CERTAIN, k), dim=1).indices, True)
+    certain = torch.arange(rows) % 5 == 4
+    codes[certain] = torch.randint(0, 16, (rows, k), generator=generator, dtype=torch.uint8)[certain]
+    codes[certain.unsqueeze(1) & ~some] = 0
+    scale[certain] = 56
+    return (codes, scale), b

@@ -1,0 +1,84 @@
+"""What a GEMM's epilogue makes of its float32 accumulators: the contract's way, and others that kernels are found to have."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+CASTS = (
+    "after alpha",
+    "before alpha",
+    "alpha rounded to bfloat16",
+    "before alpha, alpha rounded to bfloat16",
+)
+ROUNDINGS = ("to nearest even", "toward zero", "away from zero", "to nearest, ties away from zero")
+_BITS = {torch.bfloat16: torch.int16, torch.float16: torch.int16}
+
+
+@dataclass(frozen=True)
+class Epilogue:
+    """The way from an accumulator to the stored value; the default is the contract's.
+
+    Attributes:
+        cast: one of CASTS: when the accumulator is rounded to the output's type, and in which type alpha is used.
+        rounding: one of ROUNDINGS, of that rounding.
+        fused: the product with alpha is not rounded to float32 first.
+    """
+
+    cast: str = CASTS[0]
+    rounding: str = ROUNDINGS[0]
+    fused: bool = False
+
+    def __call__(self, accumulated: Tensor, alpha: Tensor | None, dtype: torch.dtype) -> Tensor:
+        """Return the stored values, `(*)` of `dtype`.
+
+        Args:
+            accumulated: `(*)` float32, or float64 to be rounded to it.
+            alpha: float32 that broadcasts, or None.
+            dtype: output type.
+        """
+        value = accumulated.float()
+        if alpha is not None:
+            if self.cast.startswith("before"):
+                value = rounded(value, dtype, self.rounding).float()
+            factor = alpha.float()
+            if self.cast.endswith("bfloat16"):
+                factor = factor.bfloat16().float()
+            value = value.double() * factor.double() if self.fused else value * factor
+        return rounded(value, dtype, self.rounding)
+
+
+CONTRACT = Epilogue()
+
+
+def rounded(x: Tensor, dtype: torch.dtype, rounding: str) -> Tensor:
+    """Return float32 or float64 values rounded once to an output type; what overflows is infinity, but toward zero.
+
+    Args:
+        x: `(*)` float32 or float64.
+        dtype: bfloat16, float16 or float32; to float32 always to nearest even.
+        rounding: one of ROUNDINGS.
+    """
+    if dtype not in _BITS or (rounding == ROUNDINGS[0] and x.dtype == torch.float32):
+        return x.to(dtype)  # torch rounds float64 through float32: twice, where the output is narrower
+    nearest, wide = x.to(dtype), x.double().abs()
+    bits = nearest.abs().view(_BITS[dtype])
+    # The neighbours of x: magnitudes of one sign are in the order of their bits.
+    lower = (bits - (nearest.abs().double() > wide).to(bits.dtype)).view(dtype)
+    upper = (lower.view(_BITS[dtype]) + 1).view(dtype)
+    down, up = wide - lower.double(), upper.double() - wide
+    even = lower.view(_BITS[dtype]) % 2 == 0
+    takes_lower = {
+        "to nearest even": (down < up) | ((down == up) & even),
+        "toward zero": torch.ones_like(even),
+        "away from zero": down == 0,
+        "to nearest, ties away from zero": down < up,
+    }[rounding]
+    magnitude = torch.where(takes_lower, lower, upper)
+    beyond = (
+        upper.isinf() if rounding.startswith("to nearest") else torch.zeros_like(even)
+    )  # half a unit above the largest number overflows
+    magnitude = torch.where(beyond, nearest.abs(), magnitude)
+    return torch.where(x.isfinite(), torch.copysign(magnitude, nearest), nearest)

@@ -1,0 +1,44 @@
+"""The sums of every stretch of k of a few dot products, which tells at once where a kernel cut k: `segments`."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from reference.matrix_units.step import Operand, add_products
+from reference.matrix_units.unit import MatrixUnit
+
+
+def segments(unit: MatrixUnit, a: Operand, b: Operand, step: int) -> Tensor:
+    """Return what the accumulator holds after each stretch of k that begins and ends at a multiple of `step`.
+
+    Args:
+        unit: of each instruction; its k is a divisor of `step`, or it adds exactly and rounds to nearest.
+        a: `(elements, k)`.
+        b: `(elements, k)`.
+        step: elements of k.
+
+    Returns:
+        `(steps, steps + 1, elements)` float32: [i, j] is the sum from i * step to j * step, or to the end of k; NaN where
+        j is not larger than i.
+    """
+    values = a.elements.values
+    steps = -(-a.k // step)
+    table = torch.full((steps, steps + 1, len(values)), torch.nan, device=values.device)
+    exact = unit.k > step
+    # Of an exact unit what has been added so far is held in float64, and rounded where a stretch ends.
+    dtype = torch.float64 if exact else torch.float32
+    total = torch.zeros(steps, len(values), dtype=dtype, device=values.device)
+    for i in range(steps):
+        open_ = total[: i + 1]
+        stop = min((i + 1) * step, a.k)
+        if exact:
+            left, right = a.along_k(i * step, stop), b.along_k(i * step, stop)
+            open_ += (left.values() * right.values()).sum(-1)
+        else:
+            for at in range(i * step, stop, unit.k):
+                end = min(at + unit.k, stop)
+                open_ = add_products(unit, a.along_k(at, end).at(None), b.along_k(at, end).at(None), open_)
+            total[: i + 1] = open_
+        table[: i + 1, i + 1] = open_.float()
+    return table
