@@ -53,8 +53,8 @@ class Traits:
             the real number, one legal value). See docs/bounds.md.
         accumulator_chunk: products that enter the accumulator between two roundings (64: one tensor-core instruction).
         summation: how masked_grouped_gemm adds along k, such as "sm_100 mxf4nvf4" or "sm_90 f16; parts 2"
-            (reference.matrix_units.Summation). It is confirmed by probes before its bits are demanded; of a candidate that
-            has masked_moe only it is believed. "": the probes look for it. "varies": no bits are demanded.
+            (reference.matrix_units.Summation). It is confirmed by probes before its bits are demanded, through
+            masked_moe where there is nothing else. "": the probes look for it. "varies": no bits are demanded.
         k_multiple, n_multiple, m_multiple: extents must be multiples of these, else the candidate may refuse.
         store_rows: rows that one store covers; rows from masked_m[e] to the next multiple of this may be written.
         out_dtypes: output types of masked_grouped_gemm.

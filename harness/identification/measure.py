@@ -7,8 +7,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
-import torch
-
 from harness.candidates.errors import in_words
 from harness.candidates.protocol import stages_of, traits_of
 from harness.identification import activation
@@ -135,9 +133,9 @@ class _Probing:
         present = [each for each in found if each is not None]
         if present:
             known = replace(known, arithmetic=of_both(present[0], present[-1]))
-        if "silu_mul_quantize_grouped" not in self._stages:
-            return known
-        return replace(known, activated=self._activated(known.activated))
+        if "silu_mul_quantize_grouped" in self._stages:
+            self._activation()
+        return known
 
     def _quantizer(
         self, stage: str, quantizer_of: Callable[[Any], Quantize], arithmetic: Arithmetic
@@ -156,12 +154,11 @@ class _Probing:
             )
         return found
 
-    def _activated(self, declared: torch.dtype) -> torch.dtype:
-        """Return the type in which silu_mul_quantize_grouped quantizes the activation, as declared where it is not found."""
-        found = self._answer("activation", lambda: activation_findings(self._candidate))
-        self._findings += found or []
-        hidden = [finding.found for finding in found or [] if finding.point == "hidden"]
-        return {"bfloat16": torch.bfloat16, "float32": torch.float32}.get("".join(hidden), declared)
+    def _activation(self) -> None:
+        """Add what was found about the activation: of a stage, what it hands to the quantizer has the type that it declares."""
+        fixed = "float32" if "hidden" in self._traits.unrounded else "bfloat16"
+        for finding in self._answer("activation", lambda: activation_findings(self._candidate)) or []:
+            self._findings.append(replace(finding, fixed=fixed) if finding.point == "hidden" else finding)
 
     def _layer(self, known: Known) -> Known:
         """Return what is known with what was found about the hidden stages of a layer, through masked_moe."""
