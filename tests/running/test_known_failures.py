@@ -192,7 +192,7 @@ def test_an_entry_is_read_with_its_date_as_text(tmp_path: Path) -> None:
         (ENTRY.replace('issue = "mine#7"\n', ""), "entry 1 must have exactly the fields"),
         (ENTRY + 'colour = "red"\n', "entry 1 must have exactly the fields"),
         (ENTRY + 'until_fixed = "yes"\n', "entry 1 has until_fixed 'yes', expected true or false"),
-        (ENTRY + ENTRY.replace("GEMM", "GEM"), "entry 2 names rule 'GEM'; known: QUANT"),
+        (ENTRY + ENTRY.replace("GEMM", "GEM"), "entry 2 names rule 'GEM'; known: DECLARED"),
         (ENTRY.replace('versions = ""', 'versions = "seven"'), "versions 'seven', expected a range such as"),
         (
             ENTRY.replace("[[failure]]", "[[failures]]"),
