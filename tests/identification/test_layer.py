@@ -18,8 +18,8 @@ from harness.rules.layer import judge_opaque
 from reference.matrix_units import Summation
 from reference.quantizer_formulas import CODES, REAL, SCALES
 from tests.identification import activating
-from tests.identification.layers import FAST, FIVE, How, Layer
-from tests.judging.test_known_layers import judged
+from tests.identification.layers import FAST, FIVE, How, Layer, SplitsManyRows
+from tests.judging.test_known_layers import judged, neighbour, one_per_cent
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 
@@ -78,8 +78,7 @@ def test_five_layers_are_identified(name: str) -> None:
 @pytest.mark.parametrize("name", FIVE)
 def test_the_layers_are_judged_with_power_at_production_widths(name: str) -> None:
     """MOE-2: one value nearly everywhere; x1.01 of one expert, a neighbour's row, an alpha 2 % off are seen."""
-    for seed in range(2):
-        judged(Layer(FIVE[name]), f"2x8x7168x1024:5,2:normal:{seed}", measured(FIVE[name]).known)
+    judged(Layer(FIVE[name]), "2x8x7168x1024:5,2:normal:1", measured(FIVE[name]).known)
 
 
 WRONG: dict[str, tuple[How, tuple[str, str], str]] = {
@@ -148,6 +147,33 @@ def test_what_was_declared_and_what_was_found_differ() -> None:
     comparison = judge_opaque(ctx, ctx.moe())
     assert comparison.illegal == 0
     assert comparison.accepted_altered == []
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("seed", [5, 6, 7])
+def test_another_order_for_more_rows_is_right(seed: int) -> None:
+    """It is counted apart, and 1 % of one expert is still seen."""
+    candidate = SplitsManyRows(How("exact 16"))
+    known = measure(candidate).known
+    assert str(known.summation) == "exact 16"
+    ctx = Context(candidate, parse_problem(f"1x40x256x4096:40:spread:{seed}"), known)
+    out = ctx.moe()
+    comparison = judge_opaque(ctx, out)
+    assert comparison.illegal == 0, comparison.message
+    assert not comparison.accepted_altered
+    assert comparison.judged["bound of the second GEMM: added in another order"] > 0
+    assert judge_opaque(ctx, one_per_cent(out)).illegal > 0
+    assert judge_opaque(ctx, neighbour(out)).illegal > 0
+
+
+@pytest.mark.long
+def test_an_order_that_changes_with_k_is_demanded_where_it_is_known() -> None:
+    """Between two k of the probes that differ the bound judges."""
+    how = How("sm_100 mxf4nvf4; from 2048; parts 2")
+    known = measured(how).known
+    assert str(known.summation) == "sm_100 mxf4nvf4; from 1089; varies; from 7168; parts 2"
+    assert found(how)["gemm1", "order along k"].modes == ("sm_100 mxf4nvf4; parts 2 at k 7,168",)
+    judged(Layer(how), "2x8x7168x1024:5,2:normal:1", known)
 
 
 SUMS = (
