@@ -1,6 +1,6 @@
 """Identify Humming's masked FP4 GEMM on a GPU: its modes, where they change with k, and what a fault of one tile looks like.
 
-    python benchmarks/identify_humming.py [--tries 100]
+    python benchmarks/identify_humming.py [--tries 100] [--mode default]
 
 Needs `pip install humming-kernels` and nvcc. Prints what is found of both modes, then how often the outputs as they are, and
 the outputs with one tile of 64 x 64 times 1.01, are legal in the mode that splits k.
@@ -136,13 +136,14 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--tries", type=int, default=100, help="problems of each k (100)")
+    parser.add_argument("--mode", choices=("default", "invariant"), help="one of the modes alone")
     options = parser.parse_args()
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}")
-    summation = identify(invariant=False)
-    if summation is not None:
+    if options.mode != "invariant" and (summation := identify(invariant=False)) is not None:
         for k in (1024, 1792):
             judged(summation, k, options.tries)
-    identify(invariant=True)
+    if options.mode != "default":
+        identify(invariant=True)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from reference import certificate
+from reference.epilogue import CONTRACT, Epilogue
 
 Predict = Callable[[Tensor], Tensor]
 """Elements of an `(m, n)` product, as a mask -> the float32 sums that the candidate's accumulator holds for them, in the order
@@ -34,12 +35,14 @@ class Accumulator:
             demanded.
         window: significant bits that each product keeps, below the largest term of its instruction, when the terms are
             aligned (26: an H100 drops what lies 2^-26 below the largest).
+        epilogue: what is made of the sum.
     """
 
     bits: int = 24
     chunk: int = 64
     measured: bool = False
     window: int = 26
+    epilogue: Epilogue = CONTRACT
 
     def truncation(self, k: int) -> float:
         """Return the error of the running sum, in multiples of the largest partial sum, for k products.
@@ -154,7 +157,7 @@ def legal_gemm(
         bits = min(accumulator.bits, accumulator.window, certificate.FLOAT32_BITS)
         bit_equal = certificate.certified(partial, a_steps, b_steps, bits)
         if bool(bit_equal.all()):
-            only = epilogue(exact, alpha, dtype)
+            only = accumulator.epilogue(exact, alpha, dtype)
             return LegalOutput(only, only, scaled, bit_equal, oracle_exact)
     # Terms that all fit the window of an instruction lose nothing when they are aligned.
     aligned = certificate.certified(partial, a_steps, b_steps, accumulator.window)
@@ -162,7 +165,7 @@ def legal_gemm(
     if not oracle_exact:
         error += sums * (k * 2.0**-certificate.FLOAT64_BITS)
     error = error.masked_fill_(bit_equal, 0.0)
-    ends = [epilogue(exact - error, alpha, dtype), epilogue(exact + error, alpha, dtype)]
+    ends = [accumulator.epilogue(end, alpha, dtype) for end in (exact - error, exact + error)]
     if alpha is not None and bool(alpha < 0):
         ends.reverse()
     undecided = None
@@ -174,7 +177,7 @@ def legal_gemm(
         several = (low != high) & exact.isfinite()
         several = several if undecided is None else several & ~undecided
         if bool(several.any()):
-            low[several] = epilogue(predict(several).double(), alpha, dtype)
+            low[several] = accumulator.epilogue(predict(several), alpha, dtype)
             high[several] = low[several]
     return LegalOutput(low, high, scaled, bit_equal, oracle_exact, undecided)
 
@@ -187,5 +190,4 @@ def epilogue(accumulated: Tensor, alpha: Tensor | None, dtype: torch.dtype) -> T
         alpha: `()` float32 or None.
         dtype: output type.
     """
-    value = accumulated.float()
-    return (value if alpha is None else value * alpha.float()).to(dtype)
+    return CONTRACT(accumulated, alpha, dtype)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from reference import e2m1, e4m3
-from reference.bounds import Accumulator, epilogue
+from reference.bounds import Accumulator
 from reference.legal import Arithmetic, legal_codes, legal_scales
 from reference.matrix_units import Summation
 from reference.nvfp4 import BLOCK
@@ -152,7 +152,7 @@ def gemm(
         slack, summation = slack + magnitude * 16 * 2.0**-8, None
     if not bool((a.low == a.high).all()):
         slack += a.radius() @ weights.abs().T
-    low, high = (epilogue(end, alpha, dtype).double() for end in (center - slack, center + slack))
+    low, high = (accumulator.epilogue(end, alpha, dtype).double() for end in (center - slack, center + slack))
     if alpha is not None and bool(alpha < 0):
         low, high = high, low
     if summation is not None and a.scale is not None and b_scale is not None:
@@ -165,7 +165,7 @@ def gemm(
             )
             where = torch.zeros_like(low, dtype=torch.bool)
             where[rows] = undecided
-            only = epilogue(summation.chosen(left, right, undecided).double(), alpha, dtype).double()
+            only = accumulator.epilogue(summation.chosen(left, right, undecided), alpha, dtype).double()
             low[where], high[where] = only, only
     return Interval(low, high)
 

@@ -46,6 +46,9 @@ def find_epilogue(candidate: Any) -> tuple[Epilogue | None, list[Finding]]:
         both = [member for member in left if member in fitting]
         # Where the types differ, the one that deviates is what has to be said.
         left = both or [member for member in (*fitting, *left) if member not in _OF_CONTRACT]
+        if not fitting:
+            left = []
+            break
     evidence = (
         f"{experts * rows * columns:,} outputs of known sums under {experts} alphas at k {k}, "
         f"{', '.join(str(dtype).removeprefix('torch.') for dtype in dtypes)}"

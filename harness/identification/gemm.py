@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,7 @@ from harness.identification.epilogue import STAGE, find_epilogue
 from harness.identification.summation import Added, added_of
 from harness.judging.context import declared_summation, device_is_lost
 from harness.records.finding import Finding
-from reference.epilogue import Epilogue
+from reference.epilogue import CONTRACT, Epilogue
 from reference.matrix_units import Summation
 
 _WIDE = "24 bits or more"
@@ -35,6 +36,22 @@ class GemmFound:
     epilogue: Epilogue | None
     findings: tuple[Finding, ...]
     notes: dict[str, str]
+
+
+def judged_epilogue(found: Epilogue | None, deviations: Collection[str]) -> Epilogue:
+    """Return the epilogue to judge by: the contract's, but for what it leaves free, and what is declared otherwise.
+
+    Args:
+        found: of the candidate; None where no member of the family gives every bit.
+        deviations: as Traits names them.
+    """
+    if found is None:
+        return CONTRACT
+    return Epilogue(
+        found.cast if f"cast: {found.cast}" in deviations else CONTRACT.cast,
+        found.rounding if f"rounding of the output: {found.rounding}" in deviations else CONTRACT.rounding,
+        found.fused,
+    )
 
 
 def gemm_findings(candidate: Any) -> GemmFound:

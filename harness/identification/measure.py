@@ -7,14 +7,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
-import torch
-
 from harness.candidates.errors import in_words
 from harness.candidates.protocol import stages_of, traits_of
 from harness.identification import activation
 from harness.identification.activation import activation_findings
 from harness.identification.fingerprint import fingerprint_of
-from harness.identification.gemm import gemm_findings
+from harness.identification.gemm import gemm_findings, judged_epilogue
 from harness.identification.layer import find_layer, is_opaque
 from harness.identification.quantizer import QuantizerFound, as_quantizer, find_quantizer, of_both
 from harness.identification.quantizer_probe import Quantize
@@ -112,7 +110,8 @@ class _Probing:
             accumulator = Accumulator(
                 probed.bits, self._traits.accumulator_chunk, measured=True, window=probed.window
             )
-        return replace(known, accumulator=accumulator, summation=found.summation)
+        epilogue = judged_epilogue(found.epilogue, self._traits.deviations)
+        return replace(known, accumulator=replace(accumulator, epilogue=epilogue), summation=found.summation)
 
     def _reciprocal(self, arithmetic: Arithmetic) -> Arithmetic:
         """Return how scales and codes are computed as declared, with the device's reciprocal where it is known."""
@@ -134,9 +133,9 @@ class _Probing:
         present = [each for each in found if each is not None]
         if present:
             known = replace(known, arithmetic=of_both(present[0], present[-1]))
-        if "silu_mul_quantize_grouped" not in self._stages:
-            return known
-        return replace(known, activated=self._activated(known.activated))
+        if "silu_mul_quantize_grouped" in self._stages:
+            self._activation()
+        return known
 
     def _quantizer(
         self, stage: str, quantizer_of: Callable[[Any], Quantize], arithmetic: Arithmetic
@@ -155,12 +154,11 @@ class _Probing:
             )
         return found
 
-    def _activated(self, declared: torch.dtype) -> torch.dtype:
-        """Return the type in which silu_mul_quantize_grouped quantizes the activation, as declared where it is not found."""
-        found = self._answer("activation", lambda: activation_findings(self._candidate))
-        self._findings += found or []
-        hidden = [finding.found for finding in found or [] if finding.point == "hidden"]
-        return {"bfloat16": torch.bfloat16, "float32": torch.float32}.get("".join(hidden), declared)
+    def _activation(self) -> None:
+        """Add what was found about the activation: of a stage, what it hands to the quantizer has the type that it declares."""
+        fixed = "float32" if "hidden" in self._traits.unrounded else "bfloat16"
+        for finding in self._answer("activation", lambda: activation_findings(self._candidate)) or []:
+            self._findings.append(replace(finding, fixed=fixed) if finding.point == "hidden" else finding)
 
     def _layer(self, known: Known) -> Known:
         """Return what is known with what was found about the hidden stages of a layer, through masked_moe."""

@@ -8,7 +8,7 @@ the sign of zero are fixed by the contract, and another answer is a deviation.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from harness.candidates.protocol import Traits, traits_of
 from harness.identification.quantizer_probe import Quantize, Questions, near_boundaries, quantized
+from harness.identification.quantizer_seen import ALL_16, AMAX, Seen
 from harness.identification.quantizer_values import special_findings
 from harness.judging.contract import checked_quantized
 from harness.records.finding import Finding
@@ -30,21 +31,7 @@ _FEW_SCALES = 48  # of candidates that are too slow for many
 _CALLS = 8
 _FIRST = 8  # one encode scale in so many is asked first
 _ANY = 255  # no code and no byte that is asked for
-ALL_16 = "of all 16 elements"
 STORED = "the stored block scale"
-_AMAX: dict[str, Callable[[Tensor], Tensor]] = {
-    ALL_16: lambda blocks: blocks.abs().amax(-1),
-    "of the first 15 elements": lambda blocks: blocks[..., :-1].abs().amax(-1),
-    "of the last 15 elements": lambda blocks: blocks[..., 1:].abs().amax(-1),
-    "of the first 8 elements": lambda blocks: blocks[..., :8].abs().amax(-1),
-    "of the last 8 elements": lambda blocks: blocks[..., 8:].abs().amax(-1),
-    "of the even elements": lambda blocks: blocks[..., ::2].abs().amax(-1),
-    "of the odd elements": lambda blocks: blocks[..., 1::2].abs().amax(-1),
-    "without absolute values": lambda blocks: blocks.amax(-1).clamp(min=0),
-    "of 32 elements": lambda blocks: (
-        blocks.abs().amax(-1).view(*blocks.shape[:-2], -1, 2).amax(-1).repeat_interleave(2, -1)
-    ),
-}
 _UNSCALED = "x * (6 / amax)"
 _KINDS = {"real": (REAL, REAL), "exact": ("amax * (gs * (1/6))", "x * (1/(scale * (1/gs)))")}
 _FAST = ("gs * (amax * rcp(6))", "x * rcp(scale * rcp(gs))")
@@ -78,34 +65,6 @@ class _Nearest:
 
     def __str__(self) -> str:
         return f"nearest: {self.name}, {min(self.share, 0.9999):.2%}" if self.name else "none is near"
-
-
-@dataclass(frozen=True)
-class _Seen:
-    """Questions in blocks, and what was stored: `(experts, rows, blocks, 16)` float32 and uint8, `(experts, rows, blocks)` uint8."""
-
-    blocks: Tensor
-    gs: Tensor  # (experts, 1, 1)
-    codes: Tensor
-    block_scale: Tensor
-
-    def some(self, step: int) -> _Seen:
-        """Return the answers under every so manieth encode scale."""
-        return _Seen(*(getattr(self, field.name)[::step] for field in fields(self)))
-
-    def scale_formula(self, amax: str, name: str, rounding: str, rcp: Reciprocal) -> Tensor:
-        """Return what a formula stores, `(experts, rows, blocks)` uint8."""
-        return SCALE_ROUNDINGS[rounding](SCALES[name](_AMAX[amax](self.blocks), self.gs, rcp))
-
-    def code_formula(self, name: str, rounding: str, rcp: Reciprocal) -> Tensor:
-        """Return the magnitudes that a formula stores under the stored scales, `(experts, rows, blocks, 16)` uint8."""
-        scale = e4m3.decode_e4m3(self.block_scale).unsqueeze(-1)
-        return CODE_ROUNDINGS[rounding](CODES[name](self.blocks.abs(), scale, self.gs.unsqueeze(-1), rcp))
-
-    def unscaled_codes(self, rounding: str) -> Tensor:
-        """Return the magnitudes of x * (6 / amax), under no stored scale."""
-        amax = self.blocks.abs().amax(-1, keepdim=True)
-        return CODE_ROUNDINGS[rounding](self.blocks.abs() * (6 / amax))
 
 
 def as_quantizer(candidate: Any) -> Quantize:
@@ -149,7 +108,7 @@ def find_quantizer(
     return QuantizerFound(_judged_by(arithmetic, scales, codes, findings, traits, seen), findings)
 
 
-def _ask(quantize: Quantize, traits: Traits, encode_scales: int) -> _Seen:
+def _ask(quantize: Quantize, traits: Traits, encode_scales: int) -> Seen:
     """Quantize the questions, in as few calls as the number of experts allows."""
     total = encode_scales if traits.far else _FEW_SCALES
     experts = traits.at_most_experts(max(256 if traits.far else total, traits.min_experts))
@@ -162,7 +121,7 @@ def _ask(quantize: Quantize, traits: Traits, encode_scales: int) -> _Seen:
         )
     ]
     codes, block_scale = (torch.cat(parts) for parts in zip(*answers, strict=True))
-    return _Seen(
+    return Seen(
         asked.x.float().view(*block_scale.shape, BLOCK),
         asked.global_scale_enc.view(-1, 1, 1),
         codes.reshape(*block_scale.shape, BLOCK),
@@ -193,12 +152,12 @@ def _fitting(
     return fits, nearest
 
 
-def _find_scales(stage: str, seen: _Seen, arithmetic: Arithmetic) -> tuple[list[str], list[Finding]]:
+def _find_scales(stage: str, seen: Seen, arithmetic: Arithmetic) -> tuple[list[str], list[Finding]]:
     """Return the formulas that give every block scale, and what was found about them."""
     rcp, names = arithmetic.reciprocal or torch.reciprocal, list(filter(arithmetic.computes, SCALES))
     every = f"all {seen.block_scale.numel():,} block scales under {len(seen.gs):,} encode scales"
     nearest = _Nearest(0.0, "")
-    for amax, rounding in _one_by_one(_AMAX, SCALE_ROUNDINGS):
+    for amax, rounding in _one_by_one(AMAX, SCALE_ROUNDINGS):
 
         def gives(name: str, step: int, amax: str = amax, rounding: str = rounding) -> Tensor:
             return seen.some(step).scale_formula(amax, name, rounding, rcp)
@@ -222,7 +181,7 @@ def _one_by_one(first: Iterable[str], second: Iterable[str]) -> Iterator[tuple[s
     yield from ((other, second[0]) for other in first[1:])
 
 
-def _find_codes(stage: str, seen: _Seen, arithmetic: Arithmetic) -> tuple[list[str], list[Finding]]:
+def _find_codes(stage: str, seen: Seen, arithmetic: Arithmetic) -> tuple[list[str], list[Finding]]:
     """Return the formulas that give every code under the stored block scale, and what was found about them."""
     rcp, names = arithmetic.reciprocal or torch.reciprocal, list(filter(arithmetic.computes, CODES))
     free = (seen.block_scale == 0) | (seen.block_scale == e4m3.NAN_BYTE)
@@ -247,10 +206,36 @@ def _find_codes(stage: str, seen: _Seen, arithmetic: Arithmetic) -> tuple[list[s
                 return [], [*found, Finding(stage, "scale of the codes", "6 / amax", (), every, STORED)]
             return [name for name in fits if name != _UNSCALED], found
         nearest = max(nearest, near)
+    fits, ties = _but_for_ties(seen, names, stored, rcp)
+    if fits:
+        return fits, [
+            Finding(stage, "codes", fits[0], tuple(fits[1:]), f"{every} but exact ties"),
+            Finding(stage, "ties", ties, (), "all exact ties", TO_EVEN),
+        ]
     unknown = arithmetic.kind == "fast" and arithmetic.reciprocal is None
     said = f"no formula gives {every}; {nearest}"
-    ties = Finding(stage, "ties", "", (), "not judged: reciprocals unknown" if unknown else said, TO_EVEN)
-    return [], [Finding(stage, "codes", "", (), said), ties]
+    tied = Finding(stage, "ties", "", (), "not judged: reciprocals unknown" if unknown else said, TO_EVEN)
+    return [], [Finding(stage, "codes", "", (), said), tied]
+
+
+def _but_for_ties(seen: Seen, names: list[str], stored: Tensor, rcp: Reciprocal) -> tuple[list[str], str]:
+    """Return the formulas that give every code but those of exact ties, and where all of these go.
+
+    A kernel that looks for ties itself finds those of real numbers, and not those that rounding makes.
+    """
+    tied = seen.exact_ties()
+    there = tied & (stored != _ANY)
+    ways = [
+        way for way in CODE_ROUNDINGS if torch.equal(seen.code_formula(REAL, way, rcp)[there], stored[there])
+    ]
+    if not ways or not bool(there.any()):
+        return [], ""
+
+    def gives(name: str, step: int) -> Tensor:
+        return seen.some(step).code_formula(name, TO_EVEN, rcp)
+
+    fits, _ = _fitting(names, gives, stored.masked_fill(tied, _ANY))
+    return fits, ways[0]
 
 
 def of_both(one: QuantizerFound, other: QuantizerFound) -> Arithmetic:
@@ -283,7 +268,7 @@ def _judged_by(
     codes: list[str],
     findings: list[Finding],
     traits: Traits,
-    seen: _Seen,
+    seen: Seen,
 ) -> Arithmetic:
     """Return what to judge by: the declared arithmetic where it gives every bit or no formula does, else what was found."""
     said = {f"{f.point}: {f.found}": f.found for f in findings if f.deviates}
@@ -296,7 +281,7 @@ def _judged_by(
     declared = _FAST if arithmetic.kind == "fast" else _KINDS[arithmetic.kind]
     if arithmetic.kind == "fast" and arithmetic.reciprocal is None:
         return replace(arithmetic, scales=tuple(scales), codes=tuple(codes))
-    if not codes and arithmetic.kind == "fast" and _within_free_reciprocals(seen, arithmetic):
+    if not codes and arithmetic.kind == "fast" and _uses_another_reciprocal(seen, arithmetic):
         arithmetic = replace(arithmetic, reciprocal=None)  # its own is another one
         return replace(arithmetic, scales=tuple(name for name in scales if not needs_rcp(name)))
     return replace(
@@ -306,10 +291,17 @@ def _judged_by(
     )
 
 
-def _within_free_reciprocals(seen: _Seen, arithmetic: Arithmetic) -> bool:
-    """Return whether everything that was stored is legal where every reciprocal is free by one unit."""
+def _uses_another_reciprocal(seen: Seen, arithmetic: Arithmetic) -> bool:
+    """Return whether everything that was stored is legal where reciprocals are free by one unit, but not under the known one.
+
+    Where nothing but exact ties is not as the known one has it, the ties are what is wrong.
+    """
     free, magnitude = replace(arithmetic, reciprocal=None), seen.blocks.abs()
-    amax = magnitude.amax(-1)
-    return bool(legal_scales(amax, amax, seen.gs, free).accepts(seen.block_scale).all()) and bool(
-        legal_codes(magnitude, magnitude, seen.block_scale, seen.gs, free).accepts(seen.codes & 7).all()
-    )
+    amax, stored = magnitude.amax(-1), seen.codes & 7
+    if not bool(legal_scales(amax, amax, seen.gs, free).accepts(seen.block_scale).all()):
+        return False
+
+    def legal(arithmetic: Arithmetic) -> Tensor:
+        return legal_codes(magnitude, magnitude, seen.block_scale, seen.gs, arithmetic).accepts(stored)
+
+    return bool(legal(free).all()) and not bool((legal(arithmetic) | seen.exact_ties()).all())

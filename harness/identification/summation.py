@@ -100,13 +100,16 @@ def find_added(candidate: Any, epilogue: Epilogue | None = CONTRACT) -> Added:
     varies = not (traits.deterministic and traits.place_invariant) and not (declared and declared.streams)
     if traits.summation == VARIES or varies:
         return Added(None, "not asked for: the candidate says that it varies; the bound judges")
-    search = _Search(candidate, traits, epilogue, widest_type(traits))
+    widest = widest_type(traits)
+    # Stream k adds its parts in the output's type, which a float32 output does not show.
+    narrow = "bfloat16" in traits.out_dtypes and widest != torch.bfloat16
+    search = _Search(candidate, traits, epilogue, widest, may_stream=not narrow)
     found = search.found(declared)
-    if "bfloat16" in traits.out_dtypes and search.dtype != torch.bfloat16 and found.summation:
-        # Stream k adds its parts in the output's type, which a float32 output does not show.
-        narrow = _Search(candidate, traits, epilogue, torch.bfloat16)
-        if found.summation.streams or not all(narrow.fits(found.summation, k) for k in search.widths[2:]):
-            found = narrow.found(declared)
+    if narrow and (known := found.summation) is not None:
+        narrower = _Search(candidate, traits, epilogue, torch.bfloat16)
+        if known.later or not all(narrower.fits(known, k) for k in search.widths[2:]):
+            other = narrower.found(declared)
+            return other if other.summation and other.summation.streams else found
     return found
 
 
@@ -118,6 +121,7 @@ class _Search:
     traits: Traits
     epilogue: Epilogue | None
     dtype: torch.dtype
+    may_stream: bool = True
     _probes: dict[tuple[int, int], Probe] = field(default_factory=dict)
 
     @property
@@ -179,7 +183,7 @@ class _Search:
                 return [([k], [])]  # no unit that is known
             elif fresh := self._fresh(k, left):
                 spans[-1:] = self._parted(here, left, [k], fresh)
-            elif len(spans) == 1 and len(here) == 1:
+            elif len(spans) == 1 and here[-1] <= _TILE:
                 return [([k], [])]  # one instruction says nothing of an order
             else:
                 return [*spans, ([k], [])]
@@ -211,7 +215,9 @@ class _Search:
         bases = dict.fromkeys(
             Summation(model.name, lanes=n) for model in before for n in (model.lanes, 1, 2, 4)
         )
-        return [found for base in bases for found in probe.fitting(narrow_models(base, k))]
+        return [
+            found for base in bases for found in probe.fitting(narrow_models(base, k)[not self.may_stream :])
+        ]
 
     def _modes(
         self, spans: list[tuple[list[int], list[Summation]]]

@@ -21,6 +21,8 @@ Cuts = tuple[int, ...]
 MOST_PARTS = 16  # of parts that are joined in a fixed manner
 MOST_STREAMED = 8  # of parts that arrive in any order: 7! orders of those that are added to the first
 _FIRST = 4  # elements that are asked before all
+_ALL_FIRST = 4  # parts of which each may have been stored first; of more the first or the last
+_FEW_ORDERS = 16  # orders that are tried before more: they give most elements of right cuts
 _AT_ONCE = 1 << 22  # sums that are held at a time
 
 
@@ -147,19 +149,34 @@ def streams(parts: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
         For each part that may have been stored first, `(*, parts)` bool, whether every element has such an order; and for
         that part which elements have, `(*, parts, elements)`.
     """
-    count = parts.shape[-2]
-    wide = parts.float()
+    count, elements = parts.shape[-2:]
+    wide = parts.float().movedim(-2, 0).reshape(count, -1)
+    wanted = out.float().expand(*parts.shape[:-2], elements).reshape(-1)
     given = torch.zeros(parts.shape, dtype=torch.bool, device=parts.device)
-    if count == 1:
-        given = same(parts, out)
-    firsts = () if count == 1 else (0,) if count == 2 else range(count) if count <= 4 else (0, count - 1)
+    firsts = range(1 if count < 3 else count) if count <= _ALL_FIRST else (0, count - 1)
     for first in firsts:
-        others = [part for part in range(count) if part != first]
-        for order in permutations(others):
-            total = wide[..., first, :]
-            for part in order:
-                total = (total + wide[..., part, :]).to(out.dtype).float()
-            given[..., first, :] |= same(total, out)
-            if bool(given[..., first, :].all()):
-                break
+        given[..., first, :] = _arrived(wide, first, wanted, out.dtype).view(given[..., first, :].shape)
     return given.all(-1), given
+
+
+def _arrived(wide: Tensor, first: int, wanted: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return which elements some order of the parts after the first gives; `wide` is `(parts, elements)`."""
+    orders = _orders(len(wide), first).to(wide.device)
+    given = torch.zeros(len(wanted), dtype=torch.bool, device=wide.device)
+    left, at, at_once = torch.arange(len(wanted), device=wide.device), 0, _FEW_ORDERS
+    while at < len(orders) and len(left):
+        some = wide[:, left]
+        chunk = orders[at : at + max(1, min(at_once, _AT_ONCE // len(left)))]
+        total = some[first].expand(len(chunk), -1)
+        for part in chunk.T:
+            total = (total + some[part]).to(dtype).float()
+        now = same(total, wanted[left]).any(0)
+        given[left[now]] = True
+        left, at, at_once = left[~now], at + len(chunk), at_once * 8
+    return given
+
+
+@cache
+def _orders(count: int, first: int) -> Tensor:
+    """Return all orders of the parts but one, `(orders, parts - 1)`."""
+    return torch.tensor(list(permutations(part for part in range(count) if part != first)))

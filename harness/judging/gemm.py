@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from harness.judging.comparison import Comparison, altered_copies, compare
-from harness.judging.order_here import not_known_here
+from harness.judging.order_here import inside_the_bound, not_known_here
 from harness.judging.predicted import Prediction, explained
 from harness.judging.stream import streamed
 from harness.problems.rows import Rows
@@ -126,26 +126,35 @@ def accept_other_orders(
     Returns:
         How many elements each other order judged.
     """
-    alpha, masked_m = given[2], given[3]
+    alpha, masked_m, accumulator = given[2], given[3], given[5]
     found: Counter[str] = Counter()
     for expert, start, legal in () if bool(mask.all()) else _experts(*given):
         rows = slice(start, start + masked_m[expert])
         if not bool(mask[rows].all()):
-            bad = ~mask[rows]
+            bad, stored, finish = ~mask[rows], got[rows], _finish(accumulator, _of(alpha, expert), got.dtype)
             if prediction.summation.stream:
-                found += streamed(bad, got[rows], prediction, expert, _of(alpha, expert))
+                found += streamed(bad, stored, prediction, expert, finish)
             else:
-                found += explained(bad, got[rows], legal, prediction, expert, _of(alpha, expert))
+                found += explained(bad, stored, legal, prediction, expert, finish)
             mask[rows] = ~bad
     return found
 
 
+def _finish(accumulator: Accumulator, alpha: Tensor | None, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+    """Return what the epilogue makes of float32 sums, on the device where they are."""
+    return lambda sums: accumulator.epilogue(sums, None if alpha is None else alpha.to(sums.device), dtype)
+
+
 def _unknown(mask: Tensor, got: Tensor, given: tuple[Any, ...], prediction: Prediction) -> int:
     """Accept in `mask` the tiles whose order is not known at this shape; return their elements that the bound leaves open."""
-    if bool(mask.all()) or prediction.again is None:
+    masked_m = given[3]
+    may_be = (
+        inside_the_bound(~mask[start : start + len(legal.low)], legal, got[start : start + len(legal.low)])
+        for _, start, legal in _experts(*given)
+    )
+    if bool(mask.all()) or prediction.again is None or not any(bool(tiles.any()) for tiles in may_be):
         return 0
     asked, out = prediction.again()
-    masked_m = given[3]
     there = asked.a, asked.b, *given[2:]
     probe = torch.cat([out[expert, :count] for expert, count in enumerate(masked_m)])
     legal = legal_rows(*there, prediction=asked)

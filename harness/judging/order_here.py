@@ -64,11 +64,17 @@ def not_known_here(
     Returns:
         `(rows, n)` bool, whole tiles.
     """
-    found = torch.zeros_like(bad)
-    inside, probe_inside = legal.accepts(out), probe_legal.accepts(probe_out)
-    open_ = probe_legal.low != probe_legal.high
-    for tile in tiles(bad):
+    found = inside_the_bound(bad, legal, out)
+    legal_sums = probe_legal.accepts(probe_out) & (probe_legal.low != probe_legal.high)
+    for tile in tiles(found):
         unexplained = probe_bad[tile]
-        excused = bool(unexplained.any()) and bool((probe_inside & open_)[tile][unexplained].all())
-        found[tile] = excused and bool(inside[tile].all())
+        found[tile] = bool(unexplained.any()) and bool(legal_sums[tile][unexplained].all())
+    return found
+
+
+def inside_the_bound(bad: Tensor, legal: LegalOutput, out: Tensor) -> Tensor:
+    """Return the tiles, `(rows, n)` bool, that hold one of the bad elements, none of which the bound refuses."""
+    found, inside = torch.zeros_like(bad), legal.accepts(out)
+    for tile in tiles(bad):
+        found[tile] = bool(inside[tile].all())
     return found

@@ -16,10 +16,12 @@ import torch
 from torch import Tensor
 
 from harness.judging.cuts import cut_sets, fitting, step_of, table_of
-from reference.bounds import LegalOutput, Predict, epilogue
+from reference.bounds import LegalOutput, Predict
 from reference.e4m3 import decode_e4m3
 from reference.matrix_units import ONE_PASS, KOrder, Operand, Summation, chosen
 
+Finish = Callable[[Tensor], Tensor]
+"""Float32 sums -> what is stored: times alpha, in the output's type."""
 TILE = 64
 MANNERS = ("in order", "last first", "pairwise")
 _TILES = (64, 128, 256)
@@ -89,7 +91,7 @@ def in_registers(plain: Summation, k: int) -> list[Summation]:
 
 
 def explained(
-    bad: Tensor, out: Tensor, legal: LegalOutput, prediction: Prediction, expert: int, alpha: Tensor | None
+    bad: Tensor, out: Tensor, legal: LegalOutput, prediction: Prediction, expert: int, finish: Finish
 ) -> Counter[str]:
     """Clear what one other order explains, tile by tile, from the elements of an expert that are not as predicted.
 
@@ -99,7 +101,7 @@ def explained(
         legal: by the bound alone.
         prediction: of the known order.
         expert: which one.
-        alpha: `()` float32 or None.
+        finish: what the epilogue makes of float32 sums.
 
     Returns:
         Elements that the bound leaves open in the tiles of each other order.
@@ -114,7 +116,7 @@ def explained(
         where, wrong = undecided[rows, columns], bad[rows, columns]
         if bool(outside[rows, columns].any()) or bool((wrong & ~where).any()):
             continue
-        tile = _Tile(prediction.summation, a.at(rows), b.at(columns), out[rows, columns], alpha)
+        tile = _Tile(prediction.summation, a.at(rows), b.at(columns), out[rows, columns], finish)
         # Where one tile is unexplained the problem fails, and the others are only asked for orders that were found.
         ways = known.items() if failed else tile.ways(known, few_of(wrong, where))
         name, order = next((way for way in islice(ways, _MOST) if tile.gives(way[1], where)), ("", ONE_PASS))
@@ -148,15 +150,12 @@ class _Tile:
     a: Operand
     b: Operand
     stored: Tensor
-    alpha: Tensor | None
+    finish: Finish
 
     def gives(self, order: KOrder, where: Tensor) -> bool:
         """Return whether an order gives what was stored in some elements."""
         sums = chosen(self.summation.unit, self.a, self.b, where, order)
-        return torch.equal(self._finished(sums), self.stored[where])
-
-    def _finished(self, sums: Tensor) -> Tensor:
-        return epilogue(sums.double(), self.alpha, self.stored.dtype)
+        return torch.equal(self.finish(sums), self.stored[where])
 
     def ways(self, known: dict[str, KOrder], few: Tensor) -> Iterator[tuple[str, KOrder]]:
         """Yield the orders that give what was stored in a few elements, those that were found before first."""
@@ -172,7 +171,7 @@ class _Tile:
             sets = cut_sets(len(table)) if size == step else [(cut,) for cut in range(1, len(table))]
             for manner in MANNERS:
                 some = [cuts for cuts in sets if len(cuts) > 1 or manner == MANNERS[0]]
-                for cuts in fitting(table, stored, self._finished, some, manner):
+                for cuts in fitting(table, stored, self.finish, some, manner):
                     yield named(plain, tuple(size * cut for cut in cuts), manner, k)
             if size == step:
                 registers = [(str(order), order.order(k)) for order in in_registers(plain, k)]

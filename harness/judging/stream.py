@@ -14,17 +14,14 @@ import torch
 from torch import Tensor
 
 from harness.judging.cuts import Cuts, cut_sets, fitting, streams, table_of
-from harness.judging.predicted import Prediction, few_of, tiles
-from reference.bounds import epilogue
+from harness.judging.predicted import Finish, Prediction, few_of, tiles
 from reference.matrix_units import Operand, Summation, matmul
 
 _ROWS = 8  # tiles of kernels are multiples of so many rows: a tile here may hold parts of several
 _MOST = 8  # cuts that explain a few elements and are asked for all
 
 
-def streamed(
-    bad: Tensor, out: Tensor, prediction: Prediction, expert: int, alpha: Tensor | None
-) -> Counter[str]:
+def streamed(bad: Tensor, out: Tensor, prediction: Prediction, expert: int, finish: Finish) -> Counter[str]:
     """Clear the tiles that some cuts of k explain from the elements of an expert that are not those of one pass.
 
     Args:
@@ -32,13 +29,13 @@ def streamed(
         out: `(rows, n)`, the candidate's output.
         prediction: of one pass.
         expert: which one.
-        alpha: `()` float32 or None.
+        finish: what the epilogue makes of float32 sums.
 
     Returns:
         Elements of the tiles of each number of parts.
     """
     found: Counter[str] = Counter()
-    search = _Search(prediction.summation, *prediction.operands(expert, len(out)), out, alpha)
+    search = _Search(prediction.summation, *prediction.operands(expert, len(out)), out, finish)
     for rows, columns in tiles(bad):
         if not search.explain(rows, columns, bad, found):
             for at in range(rows.start, min(rows.stop, len(out)), _ROWS):
@@ -54,12 +51,9 @@ class _Search:
     a: Operand
     b: Operand
     out: Tensor
-    alpha: Tensor | None
+    finish: Finish
     known: list[Cuts] = field(default_factory=list)
     failed: bool = False
-
-    def _finished(self, sums: Tensor) -> Tensor:
-        return epilogue(sums.double(), self.alpha, self.out.dtype)
 
     def explain(self, rows: slice, columns: slice, bad: Tensor, found: Counter[str]) -> bool:
         """Return whether some cuts give a tile, and clear it; true of one that needs none."""
@@ -70,10 +64,11 @@ class _Search:
         few = few_of(wrong, ~wrong)
         row, column = few.nonzero().unbind(1)
         table, step = table_of(self.summation, a.at(row), b.at(column))
+        table, stored = table.cpu(), out[few].cpu()  # many small steps, which a GPU takes no sooner
         # Where one tile is unexplained the problem fails, and the others are only asked for cuts that were found.
         every = [] if self.failed else [cuts for cuts in cut_sets(len(table)) if cuts]
         for sets in (self.known, every):
-            for cuts in islice(fitting(table, out[few], self._finished, sets, "stream"), _MOST):
+            for cuts in islice(fitting(table, stored, self.finish, sets, "stream"), _MOST):
                 if self._gives(a, b, out, tuple(step * cut for cut in cuts)):
                     bad[rows, columns] = False
                     self.known = [cuts, *(other for other in self.known if other != cuts)]
@@ -89,4 +84,4 @@ class _Search:
             matmul(self.summation.unit, a.along_k(*ends), b.along_k(*ends), order).flatten()
             for ends in zip((0, *cuts), (*cuts, a.k), strict=True)
         ]
-        return bool(streams(self._finished(torch.stack(parts)), out.flatten())[0].any())
+        return bool(streams(self.finish(torch.stack(parts)), out.flatten())[0].any())

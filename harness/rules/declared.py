@@ -38,9 +38,13 @@ def _judged(stage: str, findings: list[Finding], ctx: Context) -> Comparison:
     )
 
 
+_BY_ANOTHER_TRAIT = {"hidden: float32": 'unrounded=("hidden",)'}  # which is judged; the others are named
+
+
 def _words(finding: Finding) -> str:
     """Return what deviates and under what it would be legal."""
+    trait = _BY_ANOTHER_TRAIT.get(finding.named, f'deviations=("{finding.named}",)')
     return (
         f"{finding.stage}, {finding.point}: {finding.found}, by {finding.evidence}; the contract has {finding.fixed}\n"
-        f'  legal for a candidate that declares Traits(deviations=("{finding.named}",))'
+        f"  legal for a candidate that declares Traits({trait})"
     )

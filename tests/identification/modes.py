@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from reference.epilogue import CONTRACT, Epilogue
-from reference.matrix_units import matmul
+from reference.matrix_units import KOrder, matmul
 from tests.identification.summing import Summing
 
 Split = Callable[[int], tuple[int, ...]]
@@ -100,3 +100,30 @@ class OfRows(Known):
         if len(a[0]) <= begin:
             return top
         return torch.cat((top, self.other.sums(expert, (a[0][begin:], a[1][begin:]), b)))
+
+
+class CutAnywhere(Known):
+    """Two parts of k that begin where the tile stands: at some multiple of 16 or 64, by expert, rows and columns of a tile.
+
+    Args:
+        text: of the summation of a part.
+        step: what cuts are multiples of.
+        tile: rows and columns that share a cut.
+    """
+
+    def __init__(self, text: str, step: int, tile: int) -> None:
+        super().__init__(text)
+        self.step, self.tile = step, tile
+
+    def sums(self, expert: int, a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> Tensor:
+        """Return the sums, tile by tile."""
+        left, right = self.summation.operand(*a), self.summation.operand(*b)
+        steps, rows = left.k // self.step, []
+        for row in range(0, len(a[0]), self.tile):
+            tiles = []
+            for column in range(0, len(b[0]), self.tile):
+                cut = (row + 3 * column + 5 * expert) // self.tile * 7 % max(1, steps) * self.step
+                some = left.at(slice(row, row + self.tile)), right.at(slice(column, column + self.tile))
+                tiles.append(matmul(self.summation.unit, *some, KOrder((cut,) if cut else ())))
+            rows.append(torch.cat(tiles, 1))
+        return torch.cat(rows)

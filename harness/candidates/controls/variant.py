@@ -71,6 +71,14 @@ class Habit:
     traits: dict[str, Any] = field(default_factory=dict)
 
 
+_FLOAT32 = 24  # significant bits
+
+
+def _kept(order: Order) -> int:
+    """Return the bits that sums keep of terms of one instruction and of several."""
+    return order.bits if order.window is None else min(order.bits, order.window)
+
+
 class Variant(ComposedMoe):
     """A candidate with a habit. Stages and shapes: harness.candidates.protocol.
 
@@ -86,6 +94,7 @@ class Variant(ComposedMoe):
             "arithmetic": habit.arithmetic,
             "accumulator_chunk": habit.order.chunk,
             "summation": "exact 64" if habit.order == Order() else VARIES,
+            "deviations": (f"accumulator: {kept} bits",) if (kept := _kept(habit.order)) < _FLOAT32 else (),
             "k_multiple": 16,
             "n_multiple": 8,
             "store_rows": 1 if habit.tail == "nothing" else habit.store_rows,

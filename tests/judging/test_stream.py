@@ -1,0 +1,91 @@
+"""Stream k with partial sums in the output's type, where it is declared: some cuts of k give a whole tile, or it is a FAIL."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from torch import Tensor
+
+from harness.judging.comparison import Comparison
+from tests.identification.modes import Streams
+from tests.identification.test_summation import judged
+
+TEXT = "sm_90 f16; stream"
+UNEVEN = (
+    lambda k: tuple(range(192, k, 384)),
+    lambda k: (k // 4 // 64 * 64,),
+    lambda k: tuple(range(512, k, 512)),
+)
+
+
+class TileTimes(Streams):
+    """One tile times 1.01."""
+
+    def outputs(self, *arguments: Any) -> Tensor:
+        """Return what an expert stores."""
+        out = super().outputs(*arguments)
+        out[:64, :64] = (out[:64, :64].float() * 1.01).to(out.dtype)
+        return out
+
+
+class OneElement(Streams):
+    """One element a unit in the last place larger than any order of its parts gives."""
+
+    def outputs(self, *arguments: Any) -> Tensor:
+        """Return what an expert stores."""
+        out = super().outputs(*arguments)
+        out[3, 5] = (out[3, 5].float() * 1.05).to(out.dtype)
+        return out
+
+
+def compared(kind: type[Streams], split: Any, k: int, seed: int, rows: int = 12) -> Comparison:
+    """Return the comparison of a kernel that declares what it does."""
+    candidate = kind("sm_90 f16", split, summation=TEXT, place_invariant=False)
+    return judged(candidate, f"1x{rows}x{k}x32:{rows}:normal:{seed}", TEXT)
+
+
+@pytest.mark.parametrize("split", UNEVEN)
+def test_cuts_that_give_every_tile_are_found(split: Any) -> None:
+    """In two to six parts, each element's added in an order of its own; the record says how many."""
+    found = compared(Streams, split, 1024, 1)
+    assert found.illegal == 0, found.message
+    assert sum(found.judged.values()) == found.compared
+    (words,) = (
+        words
+        for words, count in found.judged.items()
+        if count and words.startswith("parts added in bfloat16")
+    )
+    assert words.endswith(f"{len(split(1024)) + 1} parts")
+
+
+def test_rows_of_several_tiles_in_one_have_cuts_of_their_own() -> None:
+    """The tiles of kernels need not be those of the judgement: 24 rows each here, of which every second is cut."""
+
+    class Rows(Streams):
+        def outputs(self, expert: int, a: Any, b: Any, alpha: Tensor | None, dtype: Any) -> Tensor:
+            out = super().outputs(expert, a, b, alpha, dtype)
+            for at in range(0, len(out), 48):
+                rows = slice(at, at + 24)
+                some = (a[0][rows], a[1][rows])
+                sums = super().sums(expert, some, b)
+                out[rows] = self.epilogue(sums, alpha, dtype)
+            return out
+
+    assert compared(Rows, UNEVEN[1], 512, 2, rows=60).illegal == 0
+
+
+@pytest.mark.parametrize(("kind", "split"), [(TileTimes, UNEVEN[2]), (OneElement, UNEVEN[1])])
+def test_what_no_cuts_give_is_a_fault(kind: type[Streams], split: Any) -> None:
+    """A tile times 1.01, whose every element may be some order's; and one element of a tile."""
+    found = compared(kind, split, 1024, 3)
+    assert found.illegal > 0
+    assert "; no cuts of k into parts added in bfloat16 give its tile" in found.message
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("split", UNEVEN)
+def test_a_tile_times_a_hundredth_more_is_seen_in_a_hundred_problems(split: Any) -> None:
+    """None is missed, and none of the right ones is flagged."""
+    assert [seed for seed in range(100) if not compared(TileTimes, split, 1024, seed).illegal] == []
+    assert [seed for seed in range(100) if compared(Streams, split, 1024, seed).illegal] == []

@@ -1,0 +1,72 @@
+"""Epilogues: the contract's, and others that kernels are found to have."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from reference.bounds import epilogue
+from reference.epilogue import CASTS, CONTRACT, ROUNDINGS, Epilogue, rounded
+
+TYPES = (torch.bfloat16, torch.float16)
+
+
+def numbers() -> torch.Tensor:
+    draw = torch.Generator().manual_seed(1)
+    return torch.randn(20_000, generator=draw) * torch.exp(4 * torch.randn(20_000, generator=draw))
+
+
+@pytest.mark.parametrize("dtype", [*TYPES, torch.float32])
+def test_the_contract_is_that_of_the_bound(dtype: torch.dtype) -> None:
+    """Accumulator times alpha in float32, rounded once."""
+    x, alpha = numbers().double(), torch.tensor(1.2345678)
+    assert torch.equal(CONTRACT(x, alpha, dtype), epilogue(x, alpha, dtype))
+    assert torch.equal(CONTRACT(x, None, dtype), epilogue(x, None, dtype))
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_each_rounding_is_what_it_says(dtype: torch.dtype) -> None:
+    """Towards and away from zero bracket the number; to nearest even of float64 is that of torch where one rounding is."""
+    x = numbers()
+    down, up = (rounded(x, dtype, name) for name in ("toward zero", "away from zero"))
+    assert bool((down.double().abs() <= x.double().abs()).all())
+    assert bool((up.double().abs() >= x.double().abs()).all())
+    exact = x.to(dtype).isfinite() & (x.to(dtype).double() == x.double())
+    assert torch.equal(down[exact], up[exact])
+    assert torch.equal(rounded(x.double(), dtype, ROUNDINGS[0]), x.to(dtype))
+    tie = torch.tensor([1 + 2.0**-8, -1 - 2.0**-8, 1 + 3 * 2.0**-8])
+    assert rounded(tie, torch.bfloat16, ROUNDINGS[3]).tolist() == [1.0078125, -1.0078125, 1.015625]
+    assert rounded(tie, torch.bfloat16, ROUNDINGS[0]).tolist() == [1.0, -1.0, 1.015625]
+
+
+def test_what_is_not_finite_or_overflows() -> None:
+    """Toward zero nothing finite becomes infinite; NaN and infinities stay."""
+    x = torch.tensor([3.4e38, -3.4e38, torch.inf, -torch.inf, torch.nan, -0.0])
+    nearest = [str(value) for value in rounded(x, torch.bfloat16, "to nearest even").tolist()]
+    assert nearest == ["inf", "-inf", "inf", "-inf", "nan", "-0.0"]
+    assert bool(rounded(x, torch.bfloat16, "toward zero")[:2].isfinite().all())
+    assert rounded(x, torch.bfloat16, "away from zero").tolist()[:2] == [torch.inf, -torch.inf]
+
+
+def test_each_cast_is_what_it_says() -> None:
+    """Rounded before alpha, with alpha rounded, or both; fused where the product is next to a tie."""
+    x, alpha = torch.tensor(1.00390637, dtype=torch.float64), torch.tensor(1.7777777)
+    wide, short = x.float(), alpha.bfloat16().float()
+    wanted = [
+        (wide * alpha),
+        (wide.bfloat16().float() * alpha),
+        (wide * short),
+        (wide.bfloat16().float() * short),
+    ]
+    for cast, value in zip(CASTS, wanted, strict=True):
+        assert Epilogue(cast)(x, alpha, torch.bfloat16) == value.bfloat16()
+    # Above the middle of two bfloat16 numbers by less than float32 keeps: rounded first, it is the middle, and then even.
+    x, alpha = (
+        torch.tensor(1 + 2.0**-12, dtype=torch.float64),
+        torch.tensor(1 + 2.0**-8 - 2.0**-12 + 2.0**-23),
+    )
+    product = x * alpha.double()
+    middle = 1 + 2.0**-8
+    assert (float(x.float() * alpha) == middle) == (float(product.float()) == middle)
+    stored = Epilogue(fused=True)(x, alpha, torch.bfloat16)
+    assert float(stored) == (1.0 if float(product) <= middle else 1.0078125)
