@@ -141,8 +141,10 @@ def test_right_layers_deviate_in_nothing(name: str) -> None:
 def test_what_was_declared_and_what_was_found_differ() -> None:
     """What was found judges: a layer that declares float32 between its stages, and rounds, is right."""
     how = How("exact 64")
-    known = measure(Layer(how, unrounded=("gemm1", "hidden"), far=False)).known
+    found_out = measure(Layer(how, unrounded=("gemm1", "hidden"), far=False))
+    known = found_out.known
     assert known.unrounded == ()
+    assert found_out.notes["unrounded"] == "declared gemm1, hidden, found nothing: judged as found"
     ctx = Context(Layer(how), parse_problem("2x8x128x64:5,2:normal:1"), known)
     comparison = judge_opaque(ctx, ctx.moe())
     assert comparison.illegal == 0
