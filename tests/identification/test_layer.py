@@ -10,6 +10,9 @@ import torch
 
 from harness.candidates.controls.catalog import CONTROLS, OpaqueLayer
 from harness.emulation.activations import ACTIVATIONS
+from harness.identification import layer_call as call
+from harness.identification.activation import find_activation
+from harness.identification.layer import asked_of
 from harness.identification.measure import Measured, measure
 from harness.judging.context import Context
 from harness.problems.problem import parse_problem
@@ -79,6 +82,21 @@ def test_five_layers_are_identified(name: str) -> None:
 def test_the_layers_are_judged_with_power_at_production_widths(name: str) -> None:
     """MOE-2: one value nearly everywhere; x1.01 of one expert, a neighbour's row, an alpha 2 % off are seen."""
     judged(Layer(FIVE[name]), "2x8x7168x1024:5,2:normal:1", measured(FIVE[name]).known)
+
+
+@pytest.mark.parametrize("gemm1", [BF16, F32])
+@pytest.mark.parametrize("hidden", [BF16, F32])
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_types_between_the_stages_are_found_of_every_right_activation(
+    name: str, hidden: torch.dtype, gemm1: torch.dtype
+) -> None:
+    """However the exponential is computed, and in whatever order."""
+    how = How("exact 64", gemm1=gemm1, activation=activating.rounded_to(hidden, name))
+    findings = {finding.point: finding for finding in find_activation(asked_of(call.Layer(Layer(how))))}
+    names = {F32: "float32", BF16: "bfloat16"}
+    found = [findings[point].found for point in ("gemm1", "silu", "hidden", "cast")]
+    assert found == [names[gemm1], "float32", names[hidden], "after alpha"]
+    assert not [str(finding) for finding in findings.values() if finding.deviates or not finding.found]
 
 
 WRONG: dict[str, tuple[How, tuple[str, str], str]] = {
