@@ -209,6 +209,7 @@ def masked_moe(
     added: Added,
     unrounded: Collection[str] = (),
     weight_scales: tuple[Tensor | None, Tensor | None] = (None, None),
+    second_added: Added | None = None,
 ) -> Interval:
     """Return the legal range of the output rows.
 
@@ -225,6 +226,7 @@ def masked_moe(
         unrounded: what it keeps in float32 instead of rounding it to bfloat16: "gemm1", the first GEMM's output, "hidden",
             the activation.
         weight_scales: decoded block scales of w1 and w2, `(l, n, k / 16)`, for a summation.
+        second_added: how the second GEMM adds; None: as the first one.
 
     Returns:
         Interval of `(rows, k)`, ends being bfloat16 values.
@@ -238,7 +240,12 @@ def masked_moe(
         return quantized_values(values, scale.repeat_interleave(times).unsqueeze(-1), arithmetic)
 
     def multiplied(
-        a: Interval, weights: Tensor, alpha: Tensor, dtype: torch.dtype, weight_scale: Tensor | None
+        a: Interval,
+        weights: Tensor,
+        alpha: Tensor,
+        dtype: torch.dtype,
+        weight_scale: Tensor | None,
+        added: Added,
     ) -> Interval:
         products = [
             gemm(
@@ -256,6 +263,7 @@ def masked_moe(
 
     between, second = (torch.float32 if name in unrounded else torch.bfloat16 for name in ("gemm1", "hidden"))
     a = x if input_scale is None else quantized(x, input_scale)
-    gemm1 = multiplied(a, w1, w1_alpha, between, weight_scales[0])
+    gemm1 = multiplied(a, w1, w1_alpha, between, weight_scales[0], added)
     hidden = silu_mul(gemm1, second) if activation == "silu" else relu2(gemm1, second)
-    return multiplied(quantized(hidden, a2_scale), w2, w2_alpha, torch.bfloat16, weight_scales[1])
+    a2, added = quantized(hidden, a2_scale), second_added or added
+    return multiplied(a2, w2, w2_alpha, torch.bfloat16, weight_scales[1], added)

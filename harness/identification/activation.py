@@ -24,6 +24,7 @@ from harness.identification.activation_pairs import (
     ENCODE_SCALES,
     NAMES,
     ONE_GATE,
+    PLAIN_GATE,
     Member,
     Pairs,
     coarse_pairs,
@@ -153,7 +154,7 @@ def find_activation(asked: Asked) -> list[Finding]:
     fitting = [way for way, ok in zip(ways, right | ~usable, strict=True) if bool(ok.all())]
     if not bool(usable.float().mean() > 0.5):
         return _types(asked, [], "no block had the scale that it was made for")
-    plain = pairs.gate == ONE_GATE
+    plain = pairs.gate == PLAIN_GATE
     if not bool((right[0] | ~usable)[plain].all()):
         return _types(asked, [], "the quantizer behind it does not round to nearest")
     evidence = f"{int((usable & ~plain).sum())} codes that tell roundings apart"

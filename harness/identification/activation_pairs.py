@@ -23,6 +23,8 @@ ENCODE_SCALES = tuple(1 + index / 8 + 0.0437 for index in range(8))
 NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 ONE_GATE = 128.0
 """exp(-128) is 0 in float32 however it is computed: silu(128) is 128."""
+PLAIN_GATE = 32.0
+"""1 + exp(-32) is 1 in float32."""
 _DRAWN = 1 << 16
 _PLAIN = 128
 _CERTAIN = (
@@ -136,7 +138,7 @@ def coarse_pairs(
 ) -> tuple[Pairs, Tensor]:
     """Return pairs that tell ways to round apart, and the code of each, `(ways, pairs)` uint8, signs apart.
 
-    Some have a gate of ONE_GATE and the same code in every way: a quantizer that rounds to nearest has those right.
+    Some have a gate of PLAIN_GATE and the same code in every way: a quantizer that rounds to nearest has those right.
 
     Args:
         ways: what to tell apart.
@@ -154,10 +156,11 @@ def coarse_pairs(
         return torch.ldexp((mantissa * 2**bits).round(), exponent - bits)
 
     gate = rounded(torch.where(drawn(0, 1) < 0.5, drawn(lowest, -0.25), drawn(0.25, 12)))
-    gate[:_PLAIN] = ONE_GATE
+    gate[:_PLAIN] = PLAIN_GATE
     expert = torch.randint(len(ENCODE_SCALES), (_DRAWN,), generator=draw)
     scale = torch.randint(8, 16, (_DRAWN,), generator=draw).double() / 8
     middle = torch.tensor(MIDPOINTS, dtype=torch.float64)[torch.randint(7, (_DRAWN,), generator=draw)]
+    middle[:_PLAIN] = middle[:_PLAIN].clamp(min=1.25)  # so that up is no smaller than elsewhere
     near = middle * (1 + drawn(-1, 1) * 2**-7) * scale / _encode_scales()[expert]
     of_one = Pairs(gate, torch.ones_like(gate), expert, scale, alpha)
     pairs = replace(of_one, up=rounded(near / of_one.real()))
@@ -167,11 +170,11 @@ def coarse_pairs(
 
     low = codes_of(pairs, -_CERTAIN)
     differ = (low != low[0]).any(0)
-    asked = (differ ^ (pairs.gate == ONE_GATE)).nonzero().flatten()
+    asked = (differ ^ (pairs.gate == PLAIN_GATE)).nonzero().flatten()
     pairs, codes = pairs.at(asked), low[:, asked]
     certain = (codes == codes_of(pairs, _CERTAIN)).all(0)
     pairs, codes = pairs.at(certain), codes[:, certain]
-    chosen = pairs.gate == ONE_GATE
+    chosen = pairs.gate == PLAIN_GATE
     for one, other in itertools.combinations(codes, 2):
         chosen[(one != other).nonzero().flatten()[:_EACH]] = True
     return pairs.at(chosen), codes[:, chosen]

@@ -59,25 +59,14 @@ def find_layer(candidate: Any, arithmetic: Arithmetic) -> LayerFound:
         arithmetic: as declared, with the device's reciprocal where it is known.
     """
     layer, traits = Layer(candidate), traits_of(candidate)
-    call = layer.activation()
     tokens, hidden = (
         find_quantizer(stage, quantize, traits, arithmetic, special=False, encode_scales=_ENCODE_SCALES)
         for stage, quantize in (
             (TOKENS, layer.quantizer()),
-            (ACTIVATION, quantizer_of(call, BLOCK)),
+            (ACTIVATION, quantizer_of(layer.activation(), BLOCK)),
         )
     )
-    activation = find_activation(
-        Asked(
-            call,
-            ACTIVATION,
-            bits=10,
-            gemm1=(torch.bfloat16, torch.float32, torch.float16),
-            scaled=layer.activation(ALPHA),
-            lowest=_LOWEST_GATE,
-            most=_LARGEST_UP,
-        )
-    )
+    activation = find_activation(asked_of(layer))
     types = {f.point: f.found for f in activation if f.point in ("gemm1", "hidden")}
     sums = find_sums(layer, _type_of_sums(types))
     return LayerFound(
@@ -85,6 +74,19 @@ def find_layer(candidate: Any, arithmetic: Arithmetic) -> LayerFound:
         of_both(tokens, hidden),
         sums.summation,
         _unrounded(types, traits.unrounded),
+    )
+
+
+def asked_of(layer: Layer) -> Asked:
+    """Return the activation between a layer's GEMMs, for `find_activation`."""
+    return Asked(
+        layer.activation(),
+        ACTIVATION,
+        bits=10,
+        gemm1=(torch.bfloat16, torch.float32, torch.float16),
+        scaled=layer.activation(ALPHA),
+        lowest=_LOWEST_GATE,
+        most=_LARGEST_UP,
     )
 
 

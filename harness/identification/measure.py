@@ -171,6 +171,9 @@ class _Probing:
             if found.summation
             else "not known of both GEMMs of the layer; the bound judges"
         )
+        if found.unrounded != known.unrounded:
+            said = [", ".join(names) or "nothing" for names in (known.unrounded, found.unrounded)]
+            self._notes["unrounded"] = f"declared {said[0]}, found {said[1]}: judged as found"
         return replace(
             known, arithmetic=found.arithmetic, summation=found.summation, unrounded=found.unrounded
         )

@@ -10,10 +10,16 @@ from torch import Tensor
 from harness.judging.comparison import Comparison, accepted, altered_copies, compare, compare_equal
 from harness.judging.context import Context
 from harness.judging.contract import Quantized, checked_moe_output, checked_quantized
+from harness.judging.predicted import orders_of
 from harness.judging.quantize import QuantizerInput
 from reference import propagate
 from reference.e4m3 import decode_e4m3
+from reference.matrix_units import Summation
 from reference.nvfp4 import decode_blocks
+from reference.propagate import Added
+
+_SELDOM = 1 / 16
+"""Share of the rows that another order of the first GEMM may give another code."""
 
 
 def pipeline(ctx: Context) -> list[Comparison]:
@@ -100,8 +106,8 @@ def judge_opaque(ctx: Context, out: Tensor) -> Comparison:
     rows = ctx.rows()
     if not len(rows):
         return Comparison("layer, propagated")
-    low, high = _propagated(ctx)
     got = rows.take(out).double()
+    low, high, otherwise = _legal_range(ctx, got)
     nan_expected = low.isnan() | high.isnan()
 
     def accepts(values: Tensor, rows: slice = slice(None)) -> Tensor:
@@ -123,7 +129,7 @@ def judge_opaque(ctx: Context, out: Tensor) -> Comparison:
         "layer, propagated",
         legal,
         rows,
-        judged=_how_judged(ctx, int((low == high).sum()), got.numel()),
+        judged=_how_judged(ctx, low == high, otherwise),
         altered=altered,
         show=lambda r, c: (
             f"= {float(got[r, c]):.8g}, legal are {float(low[r, c]):.8g} to {float(high[r, c]):.8g}"
@@ -132,14 +138,63 @@ def judge_opaque(ctx: Context, out: Tensor) -> Comparison:
     )
 
 
-def _how_judged(ctx: Context, single: int, of: int) -> dict[str, int]:
+def _legal_range(ctx: Context, got: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the smallest and the largest legal outputs, and which rows are legal in another order of additions alone.
+
+    A right layer may add in another order where it has other rows or another k than the probes had. So a row that is not as
+    the known order gives it is right as well if it lies within the bound of the second GEMM, given the codes that the
+    first one gives. An order seldom changes those: of few rows other orders of the first GEMM are tried.
+    """
+    accumulator, known = ctx.known.accumulator, ctx.known.summation
+    low, high = _propagated(ctx, Added(accumulator, known))
+    otherwise = torch.zeros(len(got), dtype=torch.bool, device=got.device)
+    if known is None:
+        return low, high, otherwise
+    wrong = ~_within(got, low, high)
+    for first in (known, *_other_orders(known, ctx.problem.hidden)):
+        at = wrong.nonzero().flatten()
+        if not len(at) or (first is not known and len(at) > max(1, len(got) * _SELDOM)):
+            break
+        few_low, few_high = _propagated(ctx, Added(accumulator, first), Added(accumulator), wrong)
+        right = _within(got[at], few_low, few_high)
+        found = at[right]
+        low[found], high[found] = few_low[right], few_high[right]
+        wrong[found], otherwise[found] = False, True
+        if first is known and bool(wrong.any()):  # what no order gives is not asked further
+            wrong[wrong.clone()] = _within(got[wrong], *_propagated(ctx, Added(accumulator), None, wrong))
+    return low, high, otherwise
+
+
+def _within(got: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """Return which rows lie within a range everywhere, NaN where that is NaN."""
+    is_nan = low.isnan() | high.isnan()
+    return torch.where(is_nan, got.isnan(), (got >= low) & (got <= high)).all(-1)
+
+
+def _other_orders(known: Summation, k: int) -> list[Summation]:
+    """Return the unit's orders along k that add otherwise than the known one, one of each kind."""
+    here = known.at(k)
+    by_order = {order.order(k): order for order in reversed(orders_of(Summation(known.name), k))}
+    if here is not None:
+        by_order.pop(here.order(k), None)
+    return list(reversed(by_order.values()))
+
+
+def _how_judged(ctx: Context, single: Tensor, otherwise: Tensor) -> dict[str, int]:
     """Return how many elements have one legal value, and how many a range, in words for the record."""
     summation = f", sums by {ctx.known.summation}" if ctx.known.summation else ""
     how = f"propagated through the stages: {ctx.known.arithmetic.describe_codes()}{summation}"
-    return {f"one value, {how}": single, f"bound {how}": of - single}
+    rest = single[~otherwise]
+    judged = {f"one value, {how}": int(rest.sum()), f"bound {how}": int((~rest).sum())}
+    if bool(otherwise.any()):
+        judged["bound of the second GEMM: added in another order"] = single[otherwise].numel()
+    return judged
 
 
-def _propagated(ctx: Context) -> tuple[Tensor, Tensor]:
+def _propagated(
+    ctx: Context, added: Added, second: Added | None = None, which: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return the range of the valid rows, or of those in `which`, `(rows,)` bool."""
     t = ctx.tensors
     prequantized = "prequantized" in ctx.problem.extras
     rows, source_scale = ctx.rows(), None
@@ -148,10 +203,15 @@ def _propagated(ctx: Context) -> tuple[Tensor, Tensor]:
         source, source_scale = decode_blocks(codes, block_scale), decode_e4m3(block_scale)
     else:
         source = rows.take(t.x).double()
+    counts = ctx.masked_m
+    if which is not None:
+        counts = [int(part.sum()) for part in torch.split(which, counts)]
+        source = source[which]
+        source_scale = None if source_scale is None else source_scale[which]
     scales = t.w1_alpha, None if prequantized else t.input_scale, t.a2_scale, t.w2_alpha
     result = propagate.masked_moe(
-        propagate.Interval(source, source, source_scale), ctx.masked_m, t.w1.values, t.w2.values, scales,
-        ctx.problem.activation, ctx.known.arithmetic, propagate.Added(ctx.known.accumulator, ctx.known.summation),
-        ctx.known.unrounded, (decode_e4m3(t.w1.block_scale), decode_e4m3(t.w2.block_scale)),
+        propagate.Interval(source, source, source_scale), counts, t.w1.values, t.w2.values, scales,
+        ctx.problem.activation, ctx.known.arithmetic, added, ctx.known.unrounded,
+        (decode_e4m3(t.w1.block_scale), decode_e4m3(t.w2.block_scale)), second,
     )  # fmt: skip
     return result.low, result.high

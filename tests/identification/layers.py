@@ -85,6 +85,15 @@ class _Stages(Summing):
         out.copy_((out.bfloat16().float() * alpha).to(out.dtype))
 
 
+class _SplitsManyRows(_Stages):
+    """Two parts of k where an expert has 32 rows or more."""
+
+    def sums(self, expert: int, a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> Tensor:
+        """Return the sums, by the number of rows."""
+        model = replace(self.summation, parts=2) if len(a[0]) >= 32 else self.summation
+        return model.matmul(model.operand(*a), model.operand(*b))
+
+
 class Layer:
     """A layer of which only masked_moe is there.
 
@@ -111,3 +120,11 @@ FIVE = {
     "split k": How("sm_100 mxf4nvf4; parts 3"),
     "two of these": How("sm_100 mxf4nvf4; parts 2; tile 128", ANOTHER, torch.float32),
 }
+
+
+class SplitsManyRows(Layer):
+    """Adds otherwise where there are more rows than it is asked with."""
+
+    def __init__(self, how: How) -> None:
+        super().__init__(how, far=False)
+        self._stages = _SplitsManyRows(how)
