@@ -5,6 +5,7 @@ Torch is imported inside the methods, so that commands which refuse their argume
 
 from __future__ import annotations
 
+import inspect
 import operator
 import os
 import sys
@@ -24,9 +25,11 @@ class Doubled(Eager):
 
 
 class Aborts(Eager):
-    """Ends its process on two experts, each time in another way."""
+    """Ends its process on two experts and more at k 32, each time in another way."""
 
     def quantize_grouped(self, x, masked_m, global_scale_enc):
+        if x.shape[2] != 32:
+            return super().quantize_grouped(x, masked_m, global_scale_enc)
         if x.shape[0] == 2:
             os.abort()
         if x.shape[0] == 3:
@@ -173,20 +176,13 @@ class Talks(Eager):
 
 
 class Sleeps(Eager):
-    """Its activation never ends; says which process it is."""
+    """Its activation never ends on a problem; says which process it is."""
 
     def silu_mul_quantize_grouped(self, gate_up, masked_m, global_scale_enc):
+        if any("identification" in called.filename for called in inspect.stack(0)):
+            return super().silu_mul_quantize_grouped(gate_up, masked_m, global_scale_enc)
         print(f"sleeping in process {os.getpid()}", file=sys.stderr, flush=True)
         time.sleep(600)
-
-
-class SleepsOnFourRows(Sleeps):
-    """Its activation never ends where an expert has four rows, which no probe has."""
-
-    def silu_mul_quantize_grouped(self, gate_up, masked_m, global_scale_enc):
-        sleeps = gate_up.shape[1] == 4
-        stage = super().silu_mul_quantize_grouped if sleeps else Eager.silu_mul_quantize_grouped.__get__(self)
-        return stage(gate_up, masked_m, global_scale_enc)
 
 
 class ReturnsNone(Eager):

@@ -151,7 +151,7 @@ def test_an_interrupt_leaves_the_record_so_far_and_no_process(
     arguments = [
         "check",
         "--candidate",
-        "faulty:SleepsOnFourRows",
+        "faulty:Sleeps",
         "--rule",
         "QUANT",
         "--rule",
@@ -187,7 +187,7 @@ def test_a_candidate_does_not_outlive_a_harness_that_was_killed(
 ) -> None:
     """CI ends a job by SIGKILL; a hanging kernel must not keep the GPU for the next one."""
     process = subprocess.Popen(
-        [*command, "check", "--candidate", "faulty:SleepsOnFourRows", "--rule", "ACT", "--problem", SMALL, "--out", str(tmp_path)],
+        [*command, "check", "--candidate", "faulty:Sleeps", "--rule", "ACT", "--problem", SMALL, "--out", str(tmp_path)],
         cwd=CANDIDATES, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     pid = next(int(m[1]) for line in process.stderr if (m := re.search(r"sleeping in process (\d+)", line)))
