@@ -10,6 +10,7 @@ from harness.candidates.errors import in_words
 from harness.candidates.protocol import traits_of
 from harness.identification.accumulator import AccumulatorProbe, accumulator_of
 from harness.identification.epilogue import STAGE, find_epilogue
+from harness.identification.partials import find_partials
 from harness.identification.summation import Added, added_of
 from harness.judging.context import declared_summation, device_is_lost
 from harness.records.finding import Finding
@@ -65,7 +66,7 @@ def gemm_findings(candidate: Any) -> GemmFound:
     accumulator = accumulator_of(candidate)
     declared = declared_summation(traits_of(candidate))
     findings = (
-        _order(added), _partial_sums(added, declared), _accumulator(accumulator, added, declared), *of_epilogue
+        _order(added), _partial_sums(candidate, added, declared), _accumulator(accumulator, added, declared), *of_epilogue
     )  # fmt: skip
     return GemmFound(
         added.summation,
@@ -92,8 +93,16 @@ def _order(added: Added) -> Finding:
     return Finding(STAGE, "order along k", found, added.alike, added.words, "", added.modes)
 
 
-def _partial_sums(added: Added, declared: Summation | None) -> Finding:
+def _partial_sums(candidate: Any, added: Added, declared: Summation | None) -> Finding:
     """Return the type that parts of k are rounded to before they are added: float32, or what is declared."""
+    if added.summation is None and "float32" in traits_of(candidate).out_dtypes:
+        try:
+            kind, said = find_partials(candidate)
+        except (Exception, SystemExit) as error:
+            if device_is_lost(error):
+                raise
+            kind, said = "", f"not measured: it raised {in_words(error)}"
+        return Finding(STAGE, "partial sums", kind, (), said, declared.partial if declared else "float32")
     evidence = f"{added.of} outputs at k {', '.join(f'{k:,}' for k in added.widths)}" if added.of else ""
     found = _types(added.summation, added.of)
     wanted = _types(declared, added.of)

@@ -16,6 +16,7 @@ from reference.nvfp4 import BLOCK
 
 Side = tuple[Tensor, Tensor]
 """Codes `(rows, k)` and block scales `(rows, k / 16)` of one operand, uint8."""
+_FIRST = 3  # a row whose exponents lie far apart and whose second half takes back the first
 _CERTAIN = 1024  # products of a row whose sum is exact in every order: 22 bits of plain numbers
 
 
@@ -44,14 +45,27 @@ def operands(rows: int, columns: int, k: int) -> tuple[Side, Side]:
 
 @cache
 def with_certain_rows(rows: int, columns: int, k: int) -> tuple[Side, Side]:
-    """Return the same, but each fifth row's sums with the even columns are exact in every order: plain and mostly zero."""
-    (codes, scale), b = operands(rows, columns, k)
+    """Return the same, but each fifth row's sums with the even columns are exact in every order: plain and mostly zero.
+
+    The first row is of those that tell orders apart: a problem may have no other.
+    """
+    drawn = max(rows, _FIRST + 1)
+    (codes, scale), b = operands(drawn, columns, k)
     generator = torch.Generator().manual_seed(k + 1)
     codes, scale = codes.clone(), scale.clone()
-    some = torch.zeros(rows, k, dtype=torch.bool)
-    some.scatter_(1, torch.rand(rows, k, generator=generator).topk(min(_CERTAIN, k), dim=1).indices, True)
-    certain = torch.arange(rows) % 5 == 4
-    codes[certain] = torch.randint(0, 16, (rows, k), generator=generator, dtype=torch.uint8)[certain]
+    some = torch.zeros(drawn, k, dtype=torch.bool)
+    some.scatter_(1, torch.rand(drawn, k, generator=generator).topk(min(_CERTAIN, k), dim=1).indices, True)
+    certain = _is_certain(drawn)
+    codes[certain] = torch.randint(0, 16, (drawn, k), generator=generator, dtype=torch.uint8)[certain]
     codes[certain.unsqueeze(1) & ~some] = 0
     scale[certain] = 56
-    return (codes, scale), b
+    return (codes.roll(-_FIRST, 0)[:rows], scale.roll(-_FIRST, 0)[:rows]), b
+
+
+def certain_rows(rows: int) -> Tensor:
+    """Return which rows of `with_certain_rows` have sums that are exact in every order, `(rows,)` bool."""
+    return _is_certain(max(rows, _FIRST + 1)).roll(-_FIRST)[:rows]
+
+
+def _is_certain(rows: int) -> Tensor:
+    return torch.arange(rows) % 5 == 4

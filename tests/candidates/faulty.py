@@ -183,6 +183,7 @@ class Sleeps(Eager):
             return super().silu_mul_quantize_grouped(gate_up, masked_m, global_scale_enc)
         print(f"sleeping in process {os.getpid()}", file=sys.stderr, flush=True)
         time.sleep(600)
+        return None
 
 
 class ReturnsNone(Eager):
