@@ -20,6 +20,7 @@ from harness.judging.predicted import orders_of
 from harness.judging.probe_operands import Side
 from reference.e4m3 import decode_e4m3
 from reference.matrix_units import Operand, Summation, matmul
+from reference.matrix_units.order import LANE
 from reference.nvfp4 import decode_blocks
 
 COLUMNS = 64
@@ -154,5 +155,12 @@ def models(names: tuple[str, ...], orders: frozenset[str], k: int) -> list[Summa
 
 def narrow_models(base: Summation, k: int) -> list[Summation]:
     """Return the models of a unit whose partial sums are rounded to a narrower type and added in float32."""
-    split = [order for order in orders_of(base, k)[1:] if not order.promote and order.lanes == base.lanes]
+    turn = LANE * base.lanes  # a kernel cuts k where all its lanes have had their turn
+    split = [
+        order
+        for order in orders_of(base, k)[1:]
+        if not order.promote
+        and order.lanes == base.lanes
+        and not any(cut % turn for cut in order.order(k).cuts)
+    ]
     return [replace(order, partial=partial) for partial in _PARTIALS for order in split]
