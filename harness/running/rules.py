@@ -74,7 +74,7 @@ def judge_rules(
     Raises:
         InternalError: the harness itself failed while judging.
     """
-    stages = session.describe().stages
+    stages, lost = session.describe().stages, ""
     for number, rule in enumerate(rules):
         if missing := [stage for stage in rule.stages if stage not in stages]:
             yield RuleFindings(rule, settings.candidate, f"the candidate has no {', '.join(missing)}")
@@ -85,10 +85,13 @@ def judge_rules(
         # Of a failure that is expected the cause is known, and stands in the list.
         expected = problem is None and is_known(rule.id, settings.candidate, known)
         run = RuleRun(rule, session, replace(settings, deadline=deadline, diagnosed=not expected))
-        if known_stub := _stub_among(rule, stages, session.left_out):
+        if lost:
+            result = run.after_loss(lost)
+        elif known_stub := _stub_among(rule, stages, session.left_out):
             result = run.left_out(known_stub, session.left_out[known_stub])
         else:
             result = run.draw() if problem is None else run.repeat(problem)
+        lost = lost or run.rank_lost
         if run.not_implemented:
             session.left_out[run.not_implemented] = rule.id
         met = apply_known_failures([result], known, alarm=problem is None)
