@@ -29,7 +29,7 @@ MOST_PROCESSES = 64
 
 
 class OverRanks(Eager):
-    """`eager` with dispatch and combine of a library, over ranks that are started with the first call.
+    """`eager` with dispatch and combine of a library, over ranks that are started before the first call.
 
     Args:
         library: as harness.ranks.worker takes it.
@@ -109,6 +109,10 @@ class OverRanks(Eager):
         names = ("y", "source", "topk_idx", "topk_weights")
         got = self._ranks().call("combine", sizes, [dict(zip(names, parts, strict=True)) for parts in given])
         return [got[rank * spread.each]["x"].to(self.traits.device) for rank in range(len(y))]
+
+    def start_ranks(self) -> None:
+        """Start the ranks now. Raises RankLostError with the reason where one does not start."""
+        self._ranks()
 
     def close(self) -> None:
         """End the ranks; the next call starts others."""

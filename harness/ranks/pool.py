@@ -24,7 +24,7 @@ from harness.ranks.collectives import Sizes
 from harness.ranks.errors import RankError, RankLostError
 from harness.ranks.worker import RankSettings, as_argument
 
-START_SECONDS = 300.0  # loading torch, starting NVSHMEM
+START_SECONDS = 240.0  # loading torch, starting NVSHMEM; shorter than what a candidate is given to start
 CALL_SECONDS = 30.0  # a call takes milliseconds; shorter than the idle time after which a candidate counts as hanging
 GRACE_SECONDS = 3.0  # for the other ranks, once one has died or answered with an error
 
