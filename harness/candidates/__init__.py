@@ -32,8 +32,9 @@ CANDIDATES = {
     "sglang-cutedsl": "harness.candidates.sglang_cutedsl:SglangCuteDsl",
     "vllm-cutedsl": "harness.candidates.vllm_cutedsl:VllmCuteDsl",
     "eager-gloo": "harness.candidates.over_ranks:EagerGloo",
+    "deepep": "harness.candidates.over_ranks:DeepEp",
 }
-OVER_RANKS = ("eager-gloo",)
+OVER_RANKS = ("eager-gloo", "deepep")
 """Those whose ranks are processes: `NAME:4` is one over four. Nobody who names no candidate means them."""
 
 __all__ = [

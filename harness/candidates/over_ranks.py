@@ -171,3 +171,49 @@ class EagerGloo(OverRanks):
 
     def __init__(self, processes: int = 2) -> None:
         super().__init__("gloo", processes, canary=False)
+
+
+class DeepEp(OverRanks):
+    """`deepep`: eager, dispatched and combined by deep_ep's low-latency kernels, one GPU a rank."""
+
+    name = "deepep"
+
+    def __init__(self, processes: int = 2) -> None:
+        import torch
+
+        from harness.ranks.deepep_build import HIDDEN_SIZES, MOST_TOKENS, ROW_MULTIPLE, NoBuildError, find_build
+
+        self._reason, transports, styles, self.warning = "", ("bf16",), ("plain",), ""
+        try:
+            build = find_build()
+        except NoBuildError as error:
+            self._reason = str(error)
+        else:
+            transports, styles = build.transports, build.styles
+            self.warning = f"deep_ep {build.version or 'of no version'}: {', '.join(transports)}; {', '.join(styles)}"
+        super().__init__(
+            "deep_ep",
+            processes,
+            device="cuda" if torch.cuda.is_available() else "cpu",
+            row_multiple=ROW_MULTIPLE,
+            styles=styles,
+            transports=transports,
+            most_tokens=MOST_TOKENS,
+            hidden_sizes=HIDDEN_SIZES,
+            canary=False,
+        )
+
+    def support(self) -> Support:
+        """Return whether deep_ep is there, and a GPU for every rank."""
+        if self._reason:
+            return unsupported(self._reason)
+        if (gpus := self.gpus()) < self.traits.ranks:
+            return unsupported(f"needs {self.traits.ranks} GPUs, one for each rank, and torch sees {gpus}")
+        return super().support()
+
+    @staticmethod
+    def gpus() -> int:
+        """Return how many GPUs torch sees."""
+        import torch
+
+        return torch.cuda.device_count()

@@ -30,6 +30,7 @@ _LEAST = {
     "min_experts": 1,
     "max_experts": 0,
     "ranks": 0,
+    "most_tokens": 0,
 }
 _KNOWN = {
     "arithmetic": ("fast", "exact", "real"),
@@ -91,6 +92,7 @@ class Traits:
         ranks: processes that dispatch and combine run over: a problem has a divisor of them as ranks. 0: as many as it
             draws, simulated in one process.
         transports: what dispatch can send: "bf16", "fp8", "nvfp4".
+        most_tokens: that a rank sends; 0 for no limit.
         hidden_sizes: widths of tokens that dispatch and combine take; () for any that the alignments allow.
         far: fast enough for problems that reach far: 256 experts, capacity 8,192, k 7,168 (harness.problems.reach).
     """
@@ -122,6 +124,7 @@ class Traits:
     canary: bool = True
     ranks: int = 0
     transports: tuple[str, ...] = ("bf16", "fp8", "nvfp4")
+    most_tokens: int = 0
     hidden_sizes: tuple[int, ...] = ()
     far: bool = True
 

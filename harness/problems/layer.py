@@ -71,7 +71,7 @@ class LayerProblem:
             min(extent, max(most // share // width, 1) * width)
             for extent, most in ((problem.hidden, _MOST_HIDDEN), (problem.inter, _MOST_INTER))
         )
-        self._hidden_sizes = sorted(traits.hidden_sizes)
+        self._most_tokens, self._hidden_sizes = traits.most_tokens, sorted(traits.hidden_sizes)
         if self._hidden_sizes:
             # Wide ones for few experts: the weights of many take longer to make than everything else.
             sizes = self._hidden_sizes if problem.experts <= _FEW_EXPERTS else self._hidden_sizes[:1]
@@ -94,6 +94,8 @@ class LayerProblem:
         """Take the problem's extents as they are: two ranks send all the tokens that they may, the others few."""
         p = self.problem
         self.ranks, self.max_tokens = ranks, -(-p.capacity // step) * step
+        if self._most_tokens:  # EP sends the tokens of all ranks from one
+            self.max_tokens = min(self.max_tokens, self._most_tokens // ranks)
         few = min(self.max_tokens, MOST_TOKENS)
         self.counts = [*[few] * (ranks - 2), *[self.max_tokens] * min(ranks, 2)]
         self.topk = min(max(1, p.experts // 2), MOST_TOPK)

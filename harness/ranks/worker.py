@@ -85,6 +85,7 @@ def serve(channel: Any, settings: RankSettings, store: Any) -> None:
         torch.cuda.set_device(settings.local_rank)
     rank = None
     try:
+        channel.send(packed({"begun": 0}))
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if cuda else "gloo",
             store=store, rank=settings.rank, world_size=settings.ranks, timeout=timedelta(seconds=JOIN_SECONDS),
