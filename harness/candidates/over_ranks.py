@@ -123,12 +123,15 @@ class OverRanks(Eager):
     def _ranks(self) -> Pool:
         from harness.ranks.pool import CALL_SECONDS as USUAL
         from harness.ranks.pool import Pool
+        from harness.ranks.torchrun import joined_pool
 
         if self._pool is not None and self._pool.lost:
             self.close()
         if self._pool is None:
             seconds = float(os.environ.get(CALL_SECONDS) or USUAL)
-            self._pool = Pool(self.traits.ranks, self._library, call_seconds=seconds)
+            self._pool = joined_pool(self.traits.ranks, self._library, seconds) or Pool(
+                self.traits.ranks, self._library, call_seconds=seconds
+            )
         return self._pool
 
     def _spread(self, ranks: int, experts: int, max_tokens: int) -> Spread:

@@ -15,14 +15,20 @@ import subprocess
 import tempfile
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from harness.processes import own_module
 from harness.ranks.collectives import Sizes
 from harness.ranks.errors import RankError, RankLostError
 from harness.ranks.worker import RankSettings, as_argument
+
+if TYPE_CHECKING:
+    from harness.ranks.messages import Channel
+
+    Processes = list[subprocess.Popen[bytes] | None]
+    Connect = Callable[[int, str], tuple[Processes, list[Channel]]]
 
 START_SECONDS = 240.0  # loading torch, starting NVSHMEM; shorter than what a candidate is given to start
 CALL_SECONDS = 30.0  # a call takes milliseconds; shorter than the idle time after which a candidate counts as hanging
@@ -36,39 +42,44 @@ class Pool:
         ranks: how many.
         library: "gloo" or "deep_ep".
         call_seconds: after which a call without an answer hangs.
+        connect: returns the process of each rank, None for one that somebody else started, and its channel; None to start
+            all of them here.
 
     Attributes:
         ranks: how many.
-        pids: process of each rank.
         lost: which rank died or hangs, in words, "" while all are there.
 
     Raises:
         RankLostError: a rank did not start, with its reason.
     """
 
-    def __init__(self, ranks: int, library: str, *, call_seconds: float = CALL_SECONDS) -> None:
-        from harness.ranks.messages import Channel
-
+    def __init__(self, ranks: int, library: str, *, call_seconds: float = CALL_SECONDS, connect: Connect | None = None) -> None:
         self.ranks, self.lost = ranks, ""
         self._seconds, self._calls = call_seconds, 0
         self._folder = tempfile.TemporaryDirectory(prefix="harness-ranks-")
-        self._processes: list[subprocess.Popen[bytes]] = []
-        self._channels: list[Channel] = []
+        self._processes, self._channels = (connect or self._spawn)(ranks, library)
         self._end = weakref.finalize(self, _end, self._processes, self._channels, self._folder)
-        store = str(Path(self._folder.name) / "store")
-        for rank in range(ranks):
-            ours, theirs = socket.socketpair()
-            ours.settimeout(call_seconds)
-            settings = RankSettings(library, rank, ranks, rank, theirs.fileno(), store)
-            with theirs:
-                self._channels.append(Channel(ours))
-                self._processes.append(_started(settings))
+        for channel in self._channels:
+            channel.socket.settimeout(call_seconds)
         self._gather("the start", START_SECONDS)
 
     @property
     def pids(self) -> list[int]:
-        """Process of each rank."""
-        return [process.pid for process in self._processes]
+        """The processes that were started here, in order of the ranks."""
+        return [process.pid for process in self._processes if process]
+
+    def _spawn(self, ranks: int, library: str) -> tuple[Processes, list[Channel]]:
+        from harness.ranks.messages import Channel
+
+        store = str(Path(self._folder.name) / "store")
+        processes: Processes = []
+        channels = []
+        for rank in range(ranks):
+            ours, theirs = socket.socketpair()
+            with theirs:
+                channels.append(Channel(ours))
+                processes.append(started(RankSettings(library, rank, ranks, rank, theirs.fileno(), store)))
+        return processes, channels
 
     def call(
         self, name: str, sizes: Sizes | Sequence[Sizes], arguments: Sequence[dict[str, Any]]
@@ -148,16 +159,17 @@ class Pool:
         self, what: str, seconds: float, answers: dict[int, dict[str, Any]], begun: set[int], dead: set[int]
     ) -> str:
         """Return which rank is to blame for missing answers, in words."""
-        said = "".join(f"; rank {rank} says: {got['error']}" for rank, got in answers.items() if "error" in got)
+        said = "".join(f"; rank {rank}: {got['error']}" for rank, got in sorted(answers.items()) if "error" in got)
         if dead:
             how = [f"rank {rank} of {self.ranks} {_how(self._processes[rank])}" for rank in sorted(dead)]
             return f"{', '.join(how)} in {what}{said}"
         silent = [rank for rank in range(self.ranks) if rank not in answers]
         asleep = [rank for rank in silent if rank not in begun]
         ranks = ", ".join(f"rank {rank}" for rank in asleep or silent)
+        if said:
+            return f"{what}{said}; {ranks} of {self.ranks} still waits {GRACE_SECONDS:g} s later, so all were ended"
         state = "has not begun" if asleep else "has not ended"
-        limit = GRACE_SECONDS if said else seconds
-        return f"{ranks} of {self.ranks} hangs: it {state} {what} within {limit:g} s{said}"
+        return f"{ranks} of {self.ranks} hangs: it {state} {what} within {seconds:g} s"
 
     def _lose(self, words: str) -> None:
         self.lost = words
@@ -169,7 +181,8 @@ def _is_result(answer: dict[str, Any]) -> bool:
     return "error" not in answer and "failed" not in answer
 
 
-def _started(settings: RankSettings) -> subprocess.Popen[bytes]:
+def started(settings: RankSettings) -> subprocess.Popen[bytes]:
+    """Start the process of one rank."""
     # Only this host: the name that gloo looks up otherwise need not exist in a container.
     environment = {"GLOO_SOCKET_IFNAME": "lo", **os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(  # noqa: S603 - our own module
@@ -178,8 +191,10 @@ def _started(settings: RankSettings) -> subprocess.Popen[bytes]:
     )  # fmt: skip
 
 
-def _how(process: subprocess.Popen[bytes]) -> str:
-    """Return how a process ended, in words."""
+def _how(process: subprocess.Popen[bytes] | None) -> str:
+    """Return how a process ended, in words; only its end is known of one that somebody else started."""
+    if process is None:
+        return "ended"
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(timeout=GRACE_SECONDS)
     code = process.returncode
@@ -192,11 +207,12 @@ def _how(process: subprocess.Popen[bytes]) -> str:
 
 
 def _end(
-    processes: list[subprocess.Popen[bytes]], channels: list[Any], folder: tempfile.TemporaryDirectory[str]
+    processes: Processes, channels: list[Channel], folder: tempfile.TemporaryDirectory[str]
 ) -> None:
-    for process in processes:
+    here = [process for process in processes if process]
+    for process in here:
         process.kill()
-    for process in processes:
+    for process in here:
         process.wait()
     for channel in channels:
         channel.close()

@@ -34,7 +34,7 @@ class RankSettings:
         rank, ranks: which one of how many.
         local_rank: number of its GPU.
         connected: descriptor of the socket to the judging process.
-        store: path of the file through which the ranks find each other.
+        store: path of the file through which the ranks find each other, or host and port of a store as JSON.
     """
 
     library: str
@@ -62,7 +62,11 @@ def main(argument: str) -> None:
     torch_threads()
     channel = Channel(socket.socket(fileno=settings.connected))
     channel.socket.set_inheritable(False)
-    serve(channel, settings, dist.FileStore(settings.store, settings.ranks))
+    if not settings.store.startswith("["):
+        serve(channel, settings, dist.FileStore(settings.store, settings.ranks))
+        return
+    host, port = json.loads(settings.store)
+    serve(channel, settings, dist.PrefixStore("harness", dist.TCPStore(host, port, wait_for_workers=False)))
 
 
 def serve(channel: Any, settings: RankSettings, store: Any) -> None:
@@ -177,6 +181,7 @@ class Rank:
     def _dispatch(
         self, sizes: Sizes, *, x: Any, topk_idx: Any, global_scale_enc: Any = None
     ) -> dict[str, Any]:
+        _check_routes(x, topk_idx, sizes)
         received = self._collectives.dispatch(x, topk_idx, sizes, global_scale_enc)
         return {name: getattr(received, name) for name in ("x", "masked_m", "source", "scales")}
 
@@ -184,6 +189,22 @@ class Rank:
         self, sizes: Sizes, *, y: Any, source: Any, topk_idx: Any, topk_weights: Any
     ) -> dict[str, Any]:
         return {"x": self._collectives.combine(y, source, topk_idx, topk_weights, sizes)}
+
+
+def _check_routes(x: Any, topk_idx: Any, sizes: Sizes) -> None:
+    """Refuse tokens and routes with which a kernel would write outside its buffers. Raises ValueError."""
+    tokens = len(x)
+    if tuple(x.shape) != (tokens, sizes.hidden) or tuple(topk_idx.shape) != (tokens, sizes.topk):
+        raise ValueError(
+            f"dispatch: expected {tokens} tokens of {sizes.hidden} and {tokens} routes of {sizes.topk} slots, got "
+            f"{tuple(x.shape)} and {tuple(topk_idx.shape)}"
+        )
+    if tokens > sizes.max_tokens:
+        raise ValueError(f"dispatch: {tokens} tokens, max_tokens is {sizes.max_tokens}")
+    if tokens and not -1 <= int(topk_idx.min()) <= int(topk_idx.max()) < sizes.experts:
+        raise ValueError(
+            f"dispatch: topk_idx must lie in [-1, {sizes.experts}), got {int(topk_idx.min())} to {int(topk_idx.max())}"
+        )
 
 
 def _library(name: str) -> Collectives:
