@@ -40,8 +40,8 @@ OVER_RANKS = ("eager-gloo", "deepep")
 __all__ = [
     "ALL_STAGES",
     "CANDIDATES",
-    "OVER_RANKS",
     "LAYER_STAGES",
+    "OVER_RANKS",
     "STAGES",
     "Candidate",
     "Support",

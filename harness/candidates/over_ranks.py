@@ -79,7 +79,8 @@ class OverRanks(Eager):
         spread = self._spread(len(x), experts, max_tokens)
         hidden, topk = x[0].shape[1], topk_idx[0].shape[1]
         sizes = spread.sizes(hidden, topk, transport, self._style(sum(map(len, x)) + topk))
-        given = zip(spread.tokens(x, x[0][:0]), spread.routes(topk_idx), strict=True)
+        routes = spread.routes([_distinct(ids) for ids in topk_idx])
+        given = zip(spread.tokens(x, x[0][:0]), routes, strict=True)
         got = self._ranks().call(
             "dispatch",
             sizes,
@@ -167,6 +168,12 @@ class OverRanks(Eager):
                 )
 
 
+def _distinct(ids: Tensor) -> Tensor:
+    """Return routes in which no token names an expert twice: kernels would send it twice, past the room for its rank."""
+    again = (ids.unsqueeze(-1) == ids.unsqueeze(-2)).tril(-1).any(-1)
+    return ids.masked_fill(again, -1)
+
+
 class EagerGloo(OverRanks):
     """`eager-gloo`: eager, dispatched and combined over torch.distributed's gloo. The control of the ranks themselves."""
 
@@ -184,16 +191,26 @@ class DeepEp(OverRanks):
     def __init__(self, processes: int = 2) -> None:
         import torch
 
-        from harness.ranks.deepep_build import HIDDEN_SIZES, MOST_TOKENS, ROW_MULTIPLE, NoBuildError, find_build
+        from harness.ranks.deepep_build import (
+            HIDDEN_SIZES,
+            MOST_TOKENS,
+            ROW_MULTIPLE,
+            NoBuildError,
+            find_build,
+        )
 
-        self._reason, transports, styles, self.warning = "", ("bf16",), ("plain",), ""
+        self._reason = self.warning = ""
+        transports: tuple[str, ...] = ("bf16",)
+        styles: tuple[str, ...] = ("plain",)
         try:
             build = find_build()
         except NoBuildError as error:
             self._reason = str(error)
         else:
             transports, styles = build.transports, build.styles
-            self.warning = f"deep_ep {build.version or 'of no version'}: {', '.join(transports)}; {', '.join(styles)}"
+            self.warning = (
+                f"deep_ep {build.version or 'of no version'}: {', '.join(transports)}; {', '.join(styles)}"
+            )
         super().__init__(
             "deep_ep",
             processes,

@@ -37,7 +37,9 @@ class DeepEpCollectives:
         import deep_ep
 
         self._rank, self._ranks = dist.get_rank(), dist.get_world_size()
-        self._device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else "cpu"
+        self._device = (
+            torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else "cpu"
+        )
         self._id_dtype = getattr(deep_ep, "topk_idx_t", torch.int64)
         self._hint = deep_ep.Buffer.get_low_latency_rdma_size_hint
         largest = [(t, h, -(-e // self._ranks) * self._ranks) for t, h, e in LARGEST]
@@ -77,7 +79,7 @@ class DeepEpCollectives:
         self._finish(sizes, event, hook)
         self._more = tuple(handle[5:])
         values, scales = self._decoded(recv, sizes)
-        return Dispatched(values, count.to(torch.int32), self._source(handle, sizes), scales)
+        return Dispatched(values, count.to(torch.int32), self._source(handle), scales)
 
     def combine(
         self, y: Tensor, source: Tensor, topk_idx: Tensor, topk_weights: Tensor, sizes: Sizes
@@ -125,7 +127,9 @@ class DeepEpCollectives:
         if sizes.hidden not in HIDDEN_SIZES:
             raise ValueError(f"deep_ep takes a hidden size of {HIDDEN_SIZES}, got {sizes.hidden}")
         if sizes.max_tokens > MOST_TOKENS:
-            raise ValueError(f"too many tokens: deep_ep takes {MOST_TOKENS} of a rank, got {sizes.max_tokens}")
+            raise ValueError(
+                f"too many tokens: deep_ep takes {MOST_TOKENS} of a rank, got {sizes.max_tokens}"
+            )
         if not 1 <= sizes.topk <= MOST_TOPK:
             raise ValueError(f"deep_ep takes a top-k of 1 to {MOST_TOPK}, got {sizes.topk}")
         if self._ranks * sizes.max_tokens % ROW_MULTIPLE:
@@ -165,7 +169,7 @@ class DeepEpCollectives:
         linear = unswizzle_128x4(tiles.view(local, high * 128, wide * 4), rows, columns)
         return values.permute(2, 0, 1).contiguous(), linear.contiguous()
 
-    def _source(self, handle: Any, sizes: Sizes) -> Tensor:
+    def _source(self, handle: Any) -> Tensor:
         """Return the rank and the token of every row, -1 where layout_range has none."""
         src_info, layout_range = (part.cpu().long() for part in handle[:2])
         source = torch.full((*src_info.shape, 2), -1)
@@ -187,7 +191,9 @@ class DeepEpCollectives:
             begin = torch.where(mine, row, source.shape[1]).amin(1) if source.shape[1] else count
             last = torch.where(mine, row, -1).amax(1) if source.shape[1] else count - 1
             if bool(((count > 0) & (last - begin + 1 != count)).any()):
-                raise ValueError(f"combine: the rows of rank {rank} do not lie together, so no handle describes them")
+                raise ValueError(
+                    f"combine: the rows of rank {rank} do not lie together, so no handle describes them"
+                )
             layout_range[:, rank] = torch.where(count > 0, begin, 0) << 32 | count
         src_info = source[..., 1].clamp(min=0).to(torch.int32).contiguous()
         return (src_info, layout_range, sizes.max_tokens, sizes.hidden, sizes.experts, *self._more)

@@ -73,7 +73,9 @@ def find_build() -> Build:
         module = importlib.import_module(PACKAGE)
     except Exception as error:
         words = str(error).splitlines()[0] if str(error) else ""
-        built = "; it was built for another torch or CUDA" if isinstance(error, (ImportError, OSError)) else ""
+        built = (
+            "; it was built for another torch or CUDA" if isinstance(error, (ImportError, OSError)) else ""
+        )
         raise NoBuildError(f"deep_ep cannot be imported: {type(error).__name__}: {words}{built}") from error
     buffer = getattr(module, "Buffer", None)
     calls = [getattr(buffer, name, None) for name in ("low_latency_dispatch", "low_latency_combine")]

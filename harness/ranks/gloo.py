@@ -41,7 +41,9 @@ class GlooCollectives:
             self._received(values[token], counts, (place, row), (local, capacity)),
             torch.bincount(place, minlength=local).to(torch.int32),
             source,
-            None if scales is None else self._received(scales[token], counts, (place, row), (local, capacity)),
+            None
+            if scales is None
+            else self._received(scales[token], counts, (place, row), (local, capacity)),
         )
 
     def combine(

@@ -65,7 +65,9 @@ class Channel:
         while len(self._buffer) >= _LENGTH.size:
             (length,) = _LENGTH.unpack_from(self._buffer)
             if length > MOST_BYTES:
-                raise ConnectionError(f"a message of {length:,} bytes was announced: it is none of the harness")
+                raise ConnectionError(
+                    f"a message of {length:,} bytes was announced: it is none of the harness"
+                )
             end = _LENGTH.size + length
             if len(self._buffer) < end:
                 break

@@ -31,7 +31,9 @@ if TYPE_CHECKING:
     Connect = Callable[[int, str], tuple[Processes, list[Channel]]]
 
 START_SECONDS = 240.0  # loading torch, starting NVSHMEM; shorter than what a candidate is given to start
-CALL_SECONDS = 30.0  # a call takes milliseconds; shorter than the idle time after which a candidate counts as hanging
+CALL_SECONDS = (
+    30.0  # a call takes milliseconds; shorter than the idle time after which a candidate counts as hanging
+)
 GRACE_SECONDS = 3.0  # for the other ranks, once one has died or answered with an error
 
 
@@ -53,7 +55,9 @@ class Pool:
         RankLostError: a rank did not start, with its reason.
     """
 
-    def __init__(self, ranks: int, library: str, *, call_seconds: float = CALL_SECONDS, connect: Connect | None = None) -> None:
+    def __init__(
+        self, ranks: int, library: str, *, call_seconds: float = CALL_SECONDS, connect: Connect | None = None
+    ) -> None:
         self.ranks, self.lost = ranks, ""
         self._seconds, self._calls = call_seconds, 0
         self._folder = tempfile.TemporaryDirectory(prefix="harness-ranks-")
@@ -114,7 +118,9 @@ class Pool:
             try:
                 channel.send(message)
             except TimeoutError:
-                self._lose(f"rank {rank} of {self.ranks} hangs: it did not take {what} within {self._seconds:g} s")
+                self._lose(
+                    f"rank {rank} of {self.ranks} hangs: it did not take {what} within {self._seconds:g} s"
+                )
             except OSError:
                 continue  # it died: `_gather` says how
         answers = self._gather(what, self._seconds)
@@ -159,7 +165,9 @@ class Pool:
         self, what: str, seconds: float, answers: dict[int, dict[str, Any]], begun: set[int], dead: set[int]
     ) -> str:
         """Return which rank is to blame for missing answers, in words."""
-        said = "".join(f"; rank {rank}: {got['error']}" for rank, got in sorted(answers.items()) if "error" in got)
+        said = "".join(
+            f"; rank {rank}: {got['error']}" for rank, got in sorted(answers.items()) if "error" in got
+        )
         if dead:
             how = [f"rank {rank} of {self.ranks} {_how(self._processes[rank])}" for rank in sorted(dead)]
             return f"{', '.join(how)} in {what}{said}"
@@ -206,9 +214,7 @@ def _how(process: subprocess.Popen[bytes] | None) -> str:
     return f"exited with {code}"
 
 
-def _end(
-    processes: Processes, channels: list[Channel], folder: tempfile.TemporaryDirectory[str]
-) -> None:
+def _end(processes: Processes, channels: list[Channel], folder: tempfile.TemporaryDirectory[str]) -> None:
     here = [process for process in processes if process]
     for process in here:
         process.kill()

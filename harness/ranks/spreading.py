@@ -68,7 +68,8 @@ class Spread:
         """Return `tokens` of expert ids, as the processes number their experts."""
         owned = self.experts // self.ranks
         moved = [
-            torch.where(ids == NO_EXPERT, ids, ids // owned * self.each * self.local + ids % owned) for ids in of_ranks
+            torch.where(ids == NO_EXPERT, ids, ids // owned * self.each * self.local + ids % owned)
+            for ids in of_ranks
         ]
         return self.tokens(moved, moved[0][:0])
 
@@ -82,19 +83,24 @@ class Spread:
         found = []
         for rank in range(self.ranks):
             mine = of_processes[rank * self.each : (rank + 1) * self.each]
-            parts = {name: _joined([got[name] for got in mine]) for name in ("x", "masked_m", "source", "scales")}
+            parts = {
+                name: _joined([got[name] for got in mine]) for name in ("x", "masked_m", "source", "scales")
+            }
             self._check(parts["masked_m"], capacity)
             owned = slice(0, self.experts // self.ranks)
-            x, counts, source, scales = (
-                None if part is None else part[owned, :capacity] if part.dim() > 1 else part[owned]
-                for part in parts.values()
-            )
+            x, scales = (_first(parts[name], owned, capacity) for name in ("x", "scales"))
+            source = parts["source"][owned, :capacity]
             sender = source[..., :1]
             sender = torch.where((sender >= 0) & (sender % self.each == 0), sender // self.each, -1)
             source = torch.cat((sender, source[..., 1:]), dim=-1)
-            scales = None if scales is None else scales.contiguous().to(device)
+            counts = parts["masked_m"][owned].contiguous()
             found.append(
-                Dispatched(x.contiguous().to(device), counts.contiguous().to(device), source.to(device), scales)
+                Dispatched(
+                    x.to(device),
+                    counts.to(device),
+                    source.to(device),
+                    None if scales is None else scales.to(device),
+                )
             )
         return found
 
@@ -113,7 +119,7 @@ class Spread:
         for rows in of_ranks:
             whole = torch.full((self.each * self.local, capacity, hidden_or_two), fill, dtype=rows.dtype)
             whole[: rows.shape[0], : rows.shape[1]] = rows.cpu()
-            found += list(whole.split(self.local))
+            found += list(torch.split(whole, self.local))
         return found
 
     def sources(self, of_ranks: list[Dispatched]) -> list[Tensor]:
@@ -124,6 +130,10 @@ class Spread:
             source[..., 0] = torch.where(source[..., 0] >= 0, source[..., 0] * self.each, -1)
             moved.append(source)
         return self.rows(moved, -1, 2)
+
+
+def _first(part: Tensor | None, experts: slice, rows: int) -> Any:
+    return None if part is None else part[experts, :rows].contiguous()
 
 
 def _joined(parts: list[Tensor | None]) -> Any:

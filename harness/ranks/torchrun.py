@@ -106,10 +106,14 @@ def open_store(place: Place) -> Any:
     """Return torchrun's store, under a prefix of ours."""
     import torch.distributed as dist
 
-    store = dist.TCPStore(
-        place.host, place.port, is_master=place.hosts_store, wait_for_workers=False, timeout=timedelta(seconds=START_SECONDS)
+    store = dist.TCPStore(  # type: ignore[attr-defined]
+        place.host,
+        place.port,
+        is_master=place.hosts_store,
+        wait_for_workers=False,
+        timeout=timedelta(seconds=START_SECONDS),
     )
-    return dist.PrefixStore("harness", store)
+    return dist.PrefixStore("harness", store)  # type: ignore[attr-defined]
 
 
 def _connect(pool_ranks: int, library: str) -> tuple[list[subprocess.Popen[bytes] | None], list[Channel]]:
@@ -133,7 +137,9 @@ def _connect(pool_ranks: int, library: str) -> tuple[list[subprocess.Popen[bytes
             try:
                 connected, _ = server.accept()
                 connected.settimeout(START_SECONDS)
-                shown, _, rank = connected.recv(_WORD_BYTES, socket.MSG_WAITALL).decode(errors="replace").partition(" ")
+                shown, _, rank = (
+                    connected.recv(_WORD_BYTES, socket.MSG_WAITALL).decode(errors="replace").partition(" ")
+                )
             except TimeoutError:
                 own.kill()
                 missing = sorted(set(range(pool_ranks)) - channels.keys())

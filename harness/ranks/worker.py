@@ -63,10 +63,11 @@ def main(argument: str) -> None:
     channel = Channel(socket.socket(fileno=settings.connected))
     channel.socket.set_inheritable(False)
     if not settings.store.startswith("["):
-        serve(channel, settings, dist.FileStore(settings.store, settings.ranks))
+        serve(channel, settings, dist.FileStore(settings.store, settings.ranks))  # type: ignore[attr-defined]
         return
     host, port = json.loads(settings.store)
-    serve(channel, settings, dist.PrefixStore("harness", dist.TCPStore(host, port, wait_for_workers=False)))
+    store = dist.TCPStore(host, port, wait_for_workers=False)  # type: ignore[attr-defined]
+    serve(channel, settings, dist.PrefixStore("harness", store))  # type: ignore[attr-defined]
 
 
 def serve(channel: Any, settings: RankSettings, store: Any) -> None:

@@ -76,7 +76,6 @@ class RuleRun:
         # Problems for which a stage raised NotImplementedError and had never returned.
         self._stubs: list[str] = []
         self.not_implemented = ""  # a stage for which that is all it ever did
-        self.rank_lost = ""  # which rank died or hangs, and in which call: it ends the run
         self._crashes = 0  # problems that ended the candidate's process, or hung
         self._slow = 0  # problems that took longer than the limit
         self._large = False  # the problem at hand needs much memory of a GPU
@@ -182,14 +181,9 @@ class RuleRun:
             if not misfit(fewer, self._rule, self._traits) and self._fails(fewer):
                 smallest = fewer
 
-    def left_out(self, stage: str, found_by: str) -> RuleResult:
-        """Judge nothing, because another rule found that a stage is not implemented."""
-        self._tally.not_implemented = f"{stage} is not implemented: see {found_by}"
-        return self._concluded(time.monotonic())
-
-    def after_loss(self, lost: str) -> RuleResult:
-        """Judge nothing, because a rank was lost; `lost` says which, and where."""
-        self._tally.not_implemented = f"not judged: {lost}"
+    def left_out(self, reason: str) -> RuleResult:
+        """Judge nothing, for a reason that another rule found."""
+        self._tally.not_implemented = reason
         return self._concluded(time.monotonic())
 
     def _draw_rounds(self) -> None:
@@ -216,7 +210,6 @@ class RuleRun:
         result = self._tally.result
         return (
             self._tally.late
-            or bool(self.rank_lost)
             or self._crashes >= MOST_CRASHES
             or bool(self._tally.slow)
             or len(self._stubs) >= ROUND
@@ -254,9 +247,7 @@ class RuleRun:
             self._tally.add(outcome, problem)
         if outcome.lost:
             # One problem is lost, not the run: it is recorded and not shrunk, since each try would cost a new process.
-            self._crashes += 1
-            if outcome.status is Status.RANK_LOST:
-                self.rank_lost = f"{outcome.error}, in {self._rule.id} on {text}"
+            self._crashes += MOST_CRASHES if outcome.status is Status.RANK_LOST else 1
             self._tally.result.failures.append(
                 describe_failure(self._rule, self._settings.candidate, text, outcome)
             )

@@ -128,7 +128,10 @@ def test_what_a_build_lacks_is_left_out_and_said(tmp_path: Path, monkeypatch: py
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("raise ImportError('undefined symbol: _ZN3c10')", "deep_ep cannot be imported: ImportError: undefined symbol"),
+        (
+            "raise ImportError('undefined symbol: _ZN3c10')",
+            "deep_ep cannot be imported: ImportError: undefined symbol",
+        ),
         ("import nccl_of_another_version", "it was built for another torch or CUDA"),
         ("assert False, 'Invalid NCCL versions'", "deep_ep cannot be imported: AssertionError: Invalid NCCL"),
         ("class Buffer: ...", "this deep_ep has no Buffer with low_latency_dispatch"),

@@ -48,7 +48,9 @@ def test_an_error_of_the_library_names_rank_and_call(start: Start, are_gone: Gon
     with pytest.raises(RankError, match=r"call 1 .*rank 0: dispatch: transport must be one of.*; rank 1: "):
         pool.call("dispatch", unknown, GIVEN)
     torn = [GIVEN[0] | {"topk_idx": torch.tensor([[0, 9]] * 4)}, GIVEN[1]]
-    with pytest.raises(RankLostError, match=r"^call 2 \(dispatch.*; rank 0: .*; rank 1 of 2 still waits 3 s later"):
+    with pytest.raises(
+        RankLostError, match=r"^call 2 \(dispatch.*; rank 0: .*; rank 1 of 2 still waits 3 s later"
+    ):
         pool.call("dispatch", SIZES, torn)
     assert are_gone(pool.pids)
 
@@ -75,7 +77,9 @@ def test_a_rank_that_is_killed_ends_the_call_and_the_next_run_works(are_gone: Go
     said = kill_rank_1_in_a_call(pool)
     assert said.startswith("rank 1 of 2 was killed by SIGKILL in call 2 (dispatch: bf16, max_tokens 4")
     assert are_gone(pool.pids)
-    received = candidate.dispatch([given["x"] for given in GIVEN], [given["topk_idx"] for given in GIVEN], 4, 4)
+    received = candidate.dispatch(
+        [given["x"] for given in GIVEN], [given["topk_idx"] for given in GIVEN], 4, 4
+    )
     assert [got.masked_m.tolist() for got in received] == [[4, 0], [0, 4]]
     candidate.close()
 
@@ -92,14 +96,16 @@ def test_a_rank_that_hangs_is_told_from_those_that_wait_for_it(start: Start, are
     pool = start(call_seconds=3.0)
     pool.call("dispatch", SIZES, GIVEN)
     os.kill(pool.pids[1], signal.SIGSTOP)
-    with pytest.raises(RankLostError, match="^rank 1 of 2 hangs: it has not begun call 2 .* within 3 s"):
+    with pytest.raises(RankLostError, match=r"^rank 1 of 2 hangs: it has not begun call 2 .* within 3 s"):
         pool.call("dispatch", SIZES, GIVEN)
     assert are_gone(pool.pids)
 
 
 def test_ranks_end_with_the_process_that_started_them(are_gone: Gone) -> None:
     """It is killed, so that it ends nothing itself."""
-    program = "from harness.ranks.pool import Pool; p = Pool(1, 'gloo'); print(p.pids[0], flush=True); input()"
+    program = (
+        "from harness.ranks.pool import Pool; p = Pool(1, 'gloo'); print(p.pids[0], flush=True); input()"
+    )
     parent = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert parent.stdout is not None
     pid = int(parent.stdout.readline())

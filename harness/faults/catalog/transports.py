@@ -35,7 +35,9 @@ def nvfp4_dispatch_codes_by_logarithm(call: DispatchCall, _: Parameters) -> None
         filled = torch.arange(got.x.shape[1], device=got.x.device) < got.masked_m.unsqueeze(-1)
         source = got.source[filled]
         stored = got.scales.view(torch.uint8)[filled]
-        codes = _by_logarithm(tokens[first[source[:, 0]] + source[:, 1]], scale, stored, unpack_e2m1(got.x[filled]))
+        codes = _by_logarithm(
+            tokens[first[source[:, 0]] + source[:, 1]], scale, stored, unpack_e2m1(got.x[filled])
+        )
         x = got.x.clone()
         x[filled] = pack_e2m1(codes)
         return replace(got, x=x)
@@ -76,7 +78,9 @@ def fp8_scale_stride_of_whole_tiles(call: DispatchCall, _: Parameters) -> None:
     call.change(moved)
 
 
-@fault(category="dispatch", stages=_STAGE, bugs=("D12",), killed_by="DISPATCH", effect="collapse", unit="expert")
+@fault(
+    category="dispatch", stages=_STAGE, bugs=("D12",), killed_by="DISPATCH", effect="collapse", unit="expert"
+)
 def rank_offset_zero(call: DispatchCall, _: Parameters) -> None:
     """A rank takes its first expert for expert 0: tokens go to the expert of the same number on rank 0."""
     owned = call.experts // len(call.x)

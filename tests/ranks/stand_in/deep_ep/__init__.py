@@ -7,6 +7,7 @@ has NVFP4, "upstream" has not; "truncating" is the fork whose E2M1 conversion tr
 
 from __future__ import annotations
 
+import itertools
 import os
 from typing import Any
 
@@ -20,7 +21,7 @@ from reference.layout import swizzle_128x4
 __version__ = "0.0.stand-in"
 topk_idx_t = torch.int64
 _BUILD = os.environ.get("STAND_IN", "fork")
-_CALLS = 0
+_CALLS = itertools.count()
 
 
 class EventOverlap:
@@ -82,17 +83,13 @@ class Buffer:
     def _receive(self) -> None:
         self.open_hook = False
 
-    def _dispatch(
-        self, x: Any, ids: Any, sizes: Sizes, scale: Any
-    ) -> tuple[Any, Any, tuple[Any, ...]]:
-        global _CALLS
+    def _dispatch(self, x: Any, ids: Any, sizes: Sizes, scale: Any) -> tuple[Any, Any, tuple[Any, ...]]:
         assert x.dtype == torch.bfloat16
         assert x.is_contiguous()
         self._check(sizes.max_tokens, sizes.hidden, sizes.experts)
-        _CALLS += 1
         got = GlooCollectives().dispatch(x, ids, sizes, scale)
         capacity = got.x.shape[1]
-        generator = torch.Generator().manual_seed(_CALLS)
+        generator = torch.Generator().manual_seed(next(_CALLS))
         src_info = torch.full(got.source.shape[:2], 77, dtype=torch.int32)
         layout_range = torch.zeros((len(got.x), self.ranks), dtype=torch.int64)
         values = got.x.view(torch.uint8).clone()
@@ -128,9 +125,7 @@ class Buffer:
     ) -> Any:
         assert not (use_fp8 and use_nvfp4)
         transport = "fp8" if use_fp8 else "nvfp4" if use_nvfp4 else "bf16"
-        sizes = Sizes(
-            num_max_dispatch_tokens_per_rank, x.shape[1], num_experts, topk_idx.shape[1], transport
-        )
+        sizes = Sizes(num_max_dispatch_tokens_per_rank, x.shape[1], num_experts, topk_idx.shape[1], transport)
         (values, scales), count, handle = self._dispatch(x, topk_idx, sizes, x_global_scale)
         event, hook = self._finish(async_finish, return_recv_hook)
         if transport == "bf16":
