@@ -22,8 +22,8 @@ Stages
         w1 uint8 (l, 2n, k/2), [gate, up]; w2 uint8 (l, k, n/2); block scales float8_e4m3fn swizzled 128x4,
         (l, round_up(rows, 128), round_up(columns / 16, 4)).
 
-Stages of the layer around them, all ranks simulated in one process (lists have one entry a rank; definitions in
-reference.routing and reference.loading)
+Stages of the layer around them; lists have one entry a rank, which is simulated or a process (harness.candidates.
+over_ranks); definitions in reference.routing and reference.loading
     route_topk(logits, topk, *, normalize=True) -> (topk_idx, topk_weights)
         logits (tokens, experts) float32; topk_idx (tokens, topk) int64, distinct; topk_weights (tokens, topk) float32:
         softmax over all experts, then top-k, divided by their sum if `normalize`. Slots may come in any order.
