@@ -88,20 +88,16 @@ class Spread:
             }
             self._check(parts["masked_m"], capacity)
             owned = slice(0, self.experts // self.ranks)
-            x, scales = (_first(parts[name], owned, capacity) for name in ("x", "scales"))
-            source = parts["source"][owned, :capacity]
+            x, source, scales = (_first(parts[name], owned, capacity) for name in ("x", "source", "scales"))
             sender = source[..., :1]
             sender = torch.where((sender >= 0) & (sender % self.each == 0), sender // self.each, -1)
             source = torch.cat((sender, source[..., 1:]), dim=-1)
             counts = parts["masked_m"][owned].contiguous()
-            found.append(
-                Dispatched(
-                    x.to(device),
-                    counts.to(device),
-                    source.to(device),
-                    None if scales is None else scales.to(device),
-                )
-            )
+            got = in_order(Dispatched(x, counts, source, scales))
+            moved = [
+                None if part is None else part.to(device) for part in (got.x, counts, got.source, got.scales)
+            ]
+            found.append(Dispatched(*moved))
         return found
 
     def _check(self, counts: Tensor, capacity: int) -> None:
@@ -134,6 +130,39 @@ class Spread:
 
 def _first(part: Tensor | None, experts: slice, rows: int) -> Any:
     return None if part is None else part[experts, :rows].contiguous()
+
+
+def in_order(got: Dispatched) -> Dispatched:
+    """Return what a rank received with the rows of each expert in order of source rank and token, where ranks lie together.
+
+    Any order that keeps a rank's rows together means the same, and kernels have another one in every call: this one lets
+    two calls be compared, by a diagnosis for example. An expert whose ranks do not lie together stays as it is.
+    """
+    rank, token = got.source.unbind(-1)
+    row = torch.arange(rank.shape[1])
+    valid = row < got.masked_m.unsqueeze(-1)
+    starts = torch.ones_like(valid)
+    starts[:, 1:] = rank[:, 1:] != rank[:, :-1]
+    ranks = torch.zeros((len(rank), int(rank.max()) + 2 if rank.numel() else 1), dtype=torch.bool)
+    ranks.scatter_(1, torch.where(valid, rank + 1, 0), value=True)
+    together = (starts & valid).sum(1) == ranks[:, 1:].sum(1)
+    sortable = valid & together.unsqueeze(-1)
+    key = torch.where(
+        sortable, rank * (int(token.max()) + 1 if token.numel() else 1) + token, torch.iinfo(torch.int64).max
+    )
+    order = torch.where(together.unsqueeze(-1), key.argsort(dim=1, stable=True), row)
+    return with_rows_at(got, order)
+
+
+def with_rows_at(got: Dispatched, order: Tensor) -> Dispatched:
+    """Return a copy whose rows are taken from others of the same expert, `(local experts, capacity)` int64."""
+
+    def moved(part: Tensor) -> Tensor:
+        as_bytes = part.view(torch.uint8) if part.dtype.itemsize == 1 else part
+        return as_bytes.gather(1, order.unsqueeze(-1).expand(-1, -1, as_bytes.shape[-1])).view(part.dtype)
+
+    scales = None if got.scales is None else moved(got.scales)
+    return Dispatched(moved(got.x), got.masked_m, moved(got.source), scales)
 
 
 def _joined(parts: list[Tensor | None]) -> Any:

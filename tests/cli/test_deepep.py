@@ -24,7 +24,9 @@ def test_without_deep_ep_it_is_unknown_with_the_reason(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert run(["deepep", "--rule", "ROUTE", "--out", str(tmp_path)]) == 2
-    assert "deepep cannot run here: needs the package deep_ep, which is not installed" in capfd.readouterr().out
+    assert (
+        "deepep cannot run here: needs the package deep_ep, which is not installed" in capfd.readouterr().out
+    )
     assert load_record(tmp_path).verdict == "UNKNOWN"
 
 
@@ -111,7 +113,16 @@ def test_a_killed_rank_ends_the_run_every_time(_: int, tmp_path: Path) -> None:
 @pytest.mark.long
 @pytest.mark.parametrize("candidate", ["eager-gloo", "eager-gloo+weights_dropped"])
 def test_ranks_of_torchrun_are_judged_by_the_first(candidate: str, tmp_path: Path) -> None:
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "harness.cli", "deepep"]
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "harness.cli",
+        "deepep",
+    ]
     done = subprocess.run(
         [*torchrun, "--candidate", candidate, "--max-seconds", "4", "--out", str(tmp_path)],
         check=False, capture_output=True, text=True,

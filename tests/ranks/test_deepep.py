@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +30,17 @@ PROBLEMS = ("4x6x16x16:3*4:normal:57", "6x3x16x16:3*6:normal:1", "3x5x16x16:2*3:
 @pytest.fixture(scope="module")
 def candidate(stand_in: None) -> Iterator[OverRanks]:
     over: OverRanks = load_candidate("on_cpu:OnCpu")
+    yield over
+    over.close()
+
+
+@pytest.fixture(scope="module")
+def fork(stand_in: None) -> Iterator[OverRanks]:
+    """SGLang's fork as it was measured, whose mistakes the stand-in makes."""
+    over: OverRanks = load_candidate("on_cpu:OnCpu")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STAND_IN", "fork")
+        over.start_ranks()
     yield over
     over.close()
 
@@ -86,6 +99,26 @@ def test_what_the_kernels_do_not_take_is_a_reason(candidate: OverRanks, sizes: S
 def test_planted_faults_are_caught(candidate: OverRanks, fault: str, rule: str) -> None:
     judge = Judge(plant(candidate, fault), threads=1, probe=False)
     assert any(judge.judge(rule, problem).illegal for problem in PROBLEMS)
+
+
+def test_the_conversion_of_the_fork_is_named_first(fork: OverRanks) -> None:
+    """The other transport is taken away, so that the mistake is alone."""
+    fork.traits = dataclasses.replace(fork.traits, transports=("bf16", "nvfp4"))
+    judge = Judge(fork, threads=1, probe=False)
+    outcome = judge.judge("DISPATCH", PROBLEMS[0])
+    assert [one.stage for one in outcome.illegal] == ["dispatch.nvfp4.codes"]
+    found = judge.diagnose("DISPATCH", PROBLEMS[0], "harness diagnose")
+    assert found[0]["fault"] == "nvfp4_dispatch_codes_by_logarithm"
+    assert found[0]["title"].startswith("E2M1 by truncation and logarithm: thresholds 0.5, 1, sqrt 2,")
+    assert "gain 0.90" in found[0]["title"]
+
+
+def test_the_scales_of_the_fork_are_wrong_from_the_second_expert_on(fork: OverRanks) -> None:
+    fork.traits = dataclasses.replace(fork.traits, transports=("bf16", "fp8"))
+    outcome = Judge(fork, threads=1, probe=False).judge("DISPATCH", "8x48x16x16:3*8:normal:2")
+    scale = next(one for one in outcome.illegal if one.stage == "dispatch.fp8.scale")
+    wrong = {int(e) for e in re.findall(r"\d+", scale.message.partition("experts [")[2].partition("]")[0])}
+    assert {1, 2, 3, 5, 6, 7} >= wrong >= {1, 5}, "each rank's first expert is right"
 
 
 def build_of(folder: Path, text: str, monkeypatch: pytest.MonkeyPatch) -> Any:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from harness.ranks.spreading import Spread
+from harness.ranks.spreading import Spread, in_order, with_rows_at
 from reference import routing
 from reference.routing import Dispatched
 
@@ -75,3 +75,16 @@ def test_ranks_that_do_not_divide_and_tokens_where_none_were_sent_are_refused() 
     sent = routing.dispatch(spread.tokens(x, x[0][:0]), [ids[0], ids[0][:0]], 4, 5)
     with pytest.raises(ValueError, match="none for the last 1, to which no token was sent"):
         spread.received([as_message(got) for got in sent], "cpu")
+
+
+def test_rows_are_put_in_order_where_ranks_lie_together_and_else_stay() -> None:
+    x, ids, _ = drawn(4, 4)
+    for wanted in routing.dispatch(x, ids, 4, 5, transport="fp8"):
+        count = int(wanted.masked_m[0])
+        backwards = torch.arange(20)
+        backwards[:count] = backwards[:count].flip(0)
+        same(in_order(with_rows_at(wanted, backwards[None])), wanted)
+    torn = torch.tensor([[[0, 1], [1, 0], [0, 0], [-1, -1]], [[1, 2], [0, 3], [0, 1], [-1, -1]]])
+    numbered = torch.arange(8).view(2, 4, 1).bfloat16()
+    got = in_order(Dispatched(numbered, torch.tensor([3, 3], dtype=torch.int32), torn))
+    assert got.x.flatten().tolist() == [0, 1, 2, 3, 6, 5, 4, 7], "the first expert's rank 0 is torn"

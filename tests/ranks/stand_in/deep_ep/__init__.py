@@ -1,8 +1,8 @@
 """A stand-in for DeepEP on a CPU: the signatures and layouts of deep_ep.Buffer's low-latency calls, over gloo.
 
 Only the kernels are replaced. As with them, rows of a source rank come in another order in every call, rows past the counts
-hold anything, FP8 scales lie column by column and NVFP4 tensors are views of other layouts. STAND_IN names a build: "fork"
-has NVFP4, "upstream" has not; "truncating" is the fork whose E2M1 conversion truncates and takes logarithms.
+hold anything, FP8 scales lie column by column and NVFP4 tensors are views of other layouts. STAND_IN names a build: "right" has
+NVFP4, "upstream" has not, "fork" makes the two mistakes of SGLang's fork at 8c78562.
 """
 
 from __future__ import annotations
@@ -14,13 +14,17 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from harness.ranks import gloo
 from harness.ranks.collectives import Sizes
 from harness.ranks.gloo import GlooCollectives
+from reference.e2m1 import pack_e2m1
+from reference.e4m3 import decode_e4m3
 from reference.layout import swizzle_128x4
+from reference.routing import encode_tokens
 
 __version__ = "0.0.stand-in"
 topk_idx_t = torch.int64
-_BUILD = os.environ.get("STAND_IN", "fork")
+_BUILD = os.environ.get("STAND_IN", "right")
 _CALLS = itertools.count()
 
 
@@ -131,10 +135,9 @@ class Buffer:
         if transport == "bf16":
             return values, count, handle, event, hook
         if transport == "fp8":
-            columns = scales.transpose(1, 2).contiguous().transpose(1, 2)
+            columns = strided(scales) if _BUILD == "fork" else scales.transpose(1, 2).contiguous()
+            columns = columns.transpose(1, 2)
             return (values, columns), count, handle, event, hook
-        if _BUILD == "truncating":
-            values = truncated(values)
         tiles = swizzle_128x4(scales, 0)
         local, rows, columns = tiles.shape
         tiles = tiles.view(local, rows // 128, columns // 4, 32, 4, 4).view(torch.float8_e4m3fn)
@@ -194,8 +197,29 @@ class Buffer:
         return self.buffer
 
 
-def truncated(packed: Any) -> Any:
-    """One step too low in both nibbles, where there is one: what a wrong conversion does to most codes."""
-    low, high = packed & 15, packed >> 4
-    low, high = (code - ((code & 7) > 0).to(torch.uint8) for code in (low, high))
-    return low | high << 4
+def strided(scales: Any) -> Any:
+    """Scales as the fork writes them: an expert's begin where rows filled up to 128 would have them, in a tensor without."""
+    local, capacity, columns = scales.shape
+    memory = torch.rand(local * capacity * columns)
+    for expert in range(local):
+        start = expert * columns * -(-capacity // 128) * 128
+        written = scales[expert].T.reshape(-1)[: max(len(memory) - start, 0)]
+        memory[start : start + len(written)] = written
+    return memory.view(local, columns, capacity)
+
+
+def by_exponents(x: Any, transport: str, scale: Any = None) -> Any:
+    """Tokens as the fork's senders encode them: halves below 1, powers of sqrt 2 above; no sign of zero."""
+    values, scales = encode_tokens(x, transport, scale)
+    if transport != "nvfp4":
+        return values, scales
+    stored = decode_e4m3(scales).repeat_interleave(16, -1)
+    real = torch.where(stored > 0, x.double() * scale.double() / stored, 0.0)
+    size = real.abs() * (1 + 1e-9)
+    below, above = (size * 2).floor(), (size.clamp(min=1).log2() * 2).floor() + 2
+    codes = torch.where(size < 1, below, above).clamp(max=7).to(torch.uint8)
+    return pack_e2m1(codes | (((real < 0) & (codes > 0)).to(torch.uint8) << 3)), scales
+
+
+if _BUILD == "fork":
+    gloo.encode_tokens = by_exponents
