@@ -94,10 +94,8 @@ class Spread:
             source = torch.cat((sender, source[..., 1:]), dim=-1)
             counts = parts["masked_m"][owned].contiguous()
             got = in_order(Dispatched(x, counts, source, scales))
-            moved = [
-                None if part is None else part.to(device) for part in (got.x, counts, got.source, got.scales)
-            ]
-            found.append(Dispatched(*moved))
+            scales = None if got.scales is None else got.scales.to(device)
+            found.append(Dispatched(got.x.to(device), counts.to(device), got.source.to(device), scales))
         return found
 
     def _check(self, counts: Tensor, capacity: int) -> None:

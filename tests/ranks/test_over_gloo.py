@@ -75,5 +75,6 @@ def test_a_planted_fault_is_named(candidate: EagerGloo, name: str) -> None:
 def test_every_planted_fault_is_named(candidate: EagerGloo, name: str) -> None:
     fault = FAULTS[name]
     judge = Judge(plant(candidate, name), threads=1, probe=False)
-    problem = next(p for p in PROBLEMS if judge.judge(fault.killed_by, p).fails)
-    assert {name, *fault.same_as} & set(named(candidate, name, fault.killed_by, problem))
+    failing = (problem for problem in PROBLEMS if judge.judge(fault.killed_by, problem).illegal)
+    # on some problems another fault does the very same
+    assert any({name, *fault.same_as} & set(named(candidate, name, fault.killed_by, p)) for p in failing)
