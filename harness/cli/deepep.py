@@ -68,6 +68,10 @@ def deepep_command(
     from harness.running.known_failures import default_path, load_known_failures
 
     refuse_outside(max_seconds=max_seconds, seed=seed, call_seconds=call_seconds)
+    if call_seconds == 0:
+        raise UsageError(
+            "--call-seconds must be above 0: a call takes milliseconds, 30 leave room for a busy machine"
+        )
     place = torchrun.find_place()
     if place is not None and place.rank:
         torchrun.serve_calls(place)

@@ -17,6 +17,16 @@ from harness.records.record import load_record
 from harness.verdict import UsageError
 
 COMMAND = [sys.executable, "-m", "harness.cli", "deepep", "--candidate", "eager-gloo"]
+TORCHRUN = [
+    sys.executable,
+    "-m",
+    "torch.distributed.run",
+    "--nproc-per-node",
+    "2",
+    "-m",
+    "harness.cli",
+    "deepep",
+]
 SECONDS = 20  # from the end of a rank to the end of the run
 
 
@@ -113,18 +123,8 @@ def test_a_killed_rank_ends_the_run_every_time(_: int, tmp_path: Path) -> None:
 @pytest.mark.long
 @pytest.mark.parametrize("candidate", ["eager-gloo", "eager-gloo+weights_dropped"])
 def test_ranks_of_torchrun_are_judged_by_the_first(candidate: str, tmp_path: Path) -> None:
-    torchrun = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc-per-node",
-        "2",
-        "-m",
-        "harness.cli",
-        "deepep",
-    ]
     done = subprocess.run(
-        [*torchrun, "--candidate", candidate, "--max-seconds", "4", "--out", str(tmp_path)],
+        [*TORCHRUN, "--candidate", candidate, "--max-seconds", "4", "--out", str(tmp_path)],
         check=False, capture_output=True, text=True,
     )  # fmt: skip
     faulty = candidate != "eager-gloo"
@@ -132,3 +132,22 @@ def test_ranks_of_torchrun_are_judged_by_the_first(candidate: str, tmp_path: Pat
     record = load_record(tmp_path)
     assert record.verdict == ("FAIL" if faulty else "PASS"), record.reason
     assert record.candidates[0].name == candidate.replace("gloo", "gloo:2")
+
+
+@pytest.mark.long
+def test_a_rank_of_torchrun_that_is_killed_is_judged_as_well(tmp_path: Path) -> None:
+    """torchrun ends its processes as soon as one has died: the first one judges all the same."""
+    process = subprocess.Popen(
+        [*TORCHRUN, "--candidate", "eager-gloo", "--profile", "standard", "--out", str(tmp_path)],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    next(line for line in process.stdout if line.startswith("eager-gloo:2:"))
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    (second,) = (int(c) for c in children if b"\0RANK=1\0" in Path(f"/proc/{c}/environ").read_bytes())
+    os.kill(second, signal.SIGKILL)
+    process.communicate(timeout=SECONDS)
+    assert process.returncode == 1
+    record = load_record(tmp_path)
+    assert record.verdict == "FAIL"
+    assert any("rank lost: rank 1 of 2 ended in call " in rule.reason for rule in record.rules)

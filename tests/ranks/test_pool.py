@@ -28,7 +28,7 @@ Start = Callable[..., Pool]
 Gone = Callable[[list[int]], bool]
 
 
-def test_ranks_that_disagree_say_who_was_told_what_and_go_on(start: Start) -> None:
+def test_ranks_that_disagree_or_refuse_say_which_and_what(start: Start, are_gone: Gone) -> None:
     pool = start()
     other = Sizes(max_tokens=6, hidden=128, experts=4, topk=2)
     with pytest.raises(RankError) as raised:
@@ -39,20 +39,21 @@ def test_ranks_that_disagree_say_who_was_told_what_and_go_on(start: Start) -> No
     assert "rank 1 is in call 1 (dispatch: bf16, max_tokens 6," in words
     received = pool.call("dispatch", SIZES, GIVEN)
     assert [got["masked_m"].tolist() for got in received] == [[4, 0], [0, 4]]
-
-
-def test_an_error_of_the_library_names_rank_and_call(start: Start, are_gone: Gone) -> None:
-    """Both ranks refuse this one; where only one does, the others wait for it, and are ended."""
-    pool = start(call_seconds=20.0)
-    unknown = Sizes(4, 128, 4, 2, transport="fp4")
-    with pytest.raises(RankError, match=r"call 1 .*rank 0: dispatch: transport must be one of.*; rank 1: "):
-        pool.call("dispatch", unknown, GIVEN)
-    torn = [GIVEN[0] | {"topk_idx": torch.tensor([[0, 9]] * 4)}, GIVEN[1]]
-    with pytest.raises(
-        RankLostError, match=r"^call 2 \(dispatch.*; rank 0: .*; rank 1 of 2 still waits 3 s later"
-    ):
-        pool.call("dispatch", SIZES, torn)
+    refused_by_all_and_by_one(pool)
     assert are_gone(pool.pids)
+
+
+def refused_by_all_and_by_one(pool: Pool) -> None:
+    """What all ranks refuse is an error of each; where only one does, the others wait for it, and are ended."""
+    unknown = Sizes(4, 128, 4, 2, transport="fp4")
+    with pytest.raises(RankError, match=r"call 3 .*rank 0: dispatch: transport must be one of.*; rank 1: "):
+        pool.call("dispatch", unknown, GIVEN)
+    outside = [GIVEN[0] | {"topk_idx": torch.tensor([[0, 9]] * 4)}, GIVEN[1]]
+    with pytest.raises(
+        RankLostError,
+        match=r"^call 4 \(dispatch.*; rank 0: dispatch: topk_idx must lie in .*; rank 1 of 2 still waits 3 s later",
+    ):
+        pool.call("dispatch", SIZES, outside)
 
 
 def kill_rank_1_in_a_call(pool: Pool) -> str:
