@@ -15,6 +15,7 @@ from harness.cli import complete
 from harness.cli.check import judgeable, profile_with, refuse_outside, run_and_report
 from harness.verdict import ExitCode, UsageError, unknown_name
 
+MOST_CALL_SECONDS = 3600
 RULES = ("ROUTE", "DISPATCH", "COMBINE", "EP")
 
 
@@ -60,18 +61,20 @@ def deepep_command(
 
     Alone it starts the ranks itself; under torchrun the first process judges and the others serve it.
     """
-    from harness.candidates.over_ranks import CALL_SECONDS
+    from harness.candidates.over_ranks import CALL_SECONDS, MOST_PROCESSES
     from harness.ranks import torchrun
     from harness.records.new import new_record
     from harness.rules import find_rules
     from harness.running.check import CheckRequest
     from harness.running.known_failures import default_path, load_known_failures
 
-    refuse_outside(max_seconds=max_seconds, seed=seed, call_seconds=call_seconds)
-    if call_seconds == 0:
+    refuse_outside(max_seconds=max_seconds, seed=seed)
+    if not 0 < call_seconds <= MOST_CALL_SECONDS:
         raise UsageError(
-            "--call-seconds must be above 0: a call takes milliseconds, 30 leave room for a busy machine"
+            f"--call-seconds must lie above 0 and at most at {MOST_CALL_SECONDS}, got {call_seconds:g}"
         )
+    if ranks is not None and not 1 <= ranks <= MOST_PROCESSES:
+        raise UsageError(f"--ranks must lie in [1, {MOST_PROCESSES}], got {ranks}")
     place = torchrun.find_place()
     if place is not None and place.rank:
         torchrun.serve_calls(place)
