@@ -18,12 +18,12 @@ STANDARD = set(sys.stdlib_module_names)
 # From the top: each folder and each file of harness/ imports only from itself and from what stands below it.
 ORDER = [
     "cli", "compile", "races", "mutants", "running", "ci", "comparing", "canary", "gsm8k", "reproduction", "diagnosis",
-    "rules", "identification", "judging", "faults", "problems", "candidates", "interpreter", "emulation", "records", "processes", "streams",
+    "rules", "identification", "judging", "faults", "problems", "candidates", "ranks", "interpreter", "emulation", "records", "processes", "streams",
     "terminal", "ending", "extras", "verdict", "version",
 ]  # fmt: skip
 
 # What each package may import besides the standard library. The engines are imported inside the functions that use them.
-ENGINES = {"flashinfer", "sglang", "vllm", "cutlass", "sgl_kernel"}
+ENGINES = {"flashinfer", "sglang", "vllm", "cutlass", "sgl_kernel", "deep_ep"}
 ALLOWED = {
     "reference": {"reference", "torch", "triton"},  # triton: the kernels of the matrix units, see below
     "harness": {

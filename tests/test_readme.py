@@ -33,6 +33,7 @@ PARSED = {
     "harness identify": "needs a candidate; tests/cli/test_identify.py",
     "harness gsm8k": "needs a served model",
     "harness canary": "shows its commands",
+    "harness deepep": "needs two GPUs; tests/cli/test_deepep.py runs it over gloo",
     "harness mutants": "44 s; tests/mutants runs parts of it",
 }
 

@@ -31,12 +31,17 @@ CANDIDATES = {
     "flashinfer-cutedsl-cpu": "harness.candidates.flashinfer_cutedsl_cpu:FlashInferCuteDslCpu",
     "sglang-cutedsl": "harness.candidates.sglang_cutedsl:SglangCuteDsl",
     "vllm-cutedsl": "harness.candidates.vllm_cutedsl:VllmCuteDsl",
+    "eager-gloo": "harness.candidates.over_ranks:EagerGloo",
+    "deepep": "harness.candidates.over_ranks:DeepEp",
 }
+OVER_RANKS = ("eager-gloo", "deepep")
+"""Those whose ranks are processes: `NAME:4` is one over four. Nobody who names no candidate means them."""
 
 __all__ = [
     "ALL_STAGES",
     "CANDIDATES",
     "LAYER_STAGES",
+    "OVER_RANKS",
     "STAGES",
     "Candidate",
     "Support",
@@ -55,8 +60,8 @@ def load_candidate(name: str) -> Any:
     Args:
         name: a built-in name, or `package.module:attribute` for a class, a function that returns a candidate, or an
             object. Modules are looked up from the current directory too. `control:NAME` is one of the right variants
-            that every rule must pass (harness.candidates.controls.catalog). Names with faults are
-            harness.faults.named's.
+            that every rule must pass (harness.candidates.controls.catalog); `eager-gloo:4` is one whose ranks are
+            processes, over four of them. Names with faults are harness.faults.named's.
 
     Raises:
         UsageError: no such candidate; the message says what is there.
@@ -65,6 +70,10 @@ def load_candidate(name: str) -> Any:
         from harness.candidates.controls.catalog import load_control
 
         return load_control(name.removeprefix("control:"))
+    over, _, processes = name.partition(":")
+    if over in OVER_RANKS and processes.isascii() and processes.isdigit():
+        module_name, _, attribute = CANDIDATES[over].partition(":")
+        return getattr(importlib.import_module(module_name), attribute)(int(processes))
     target = CANDIDATES.get(name, name)
     module_name, colon, attribute = target.partition(":")
     if dotted := _dotted(name):

@@ -22,8 +22,8 @@ Stages
         w1 uint8 (l, 2n, k/2), [gate, up]; w2 uint8 (l, k, n/2); block scales float8_e4m3fn swizzled 128x4,
         (l, round_up(rows, 128), round_up(columns / 16, 4)).
 
-Stages of the layer around them, all ranks simulated in one process (lists have one entry a rank; definitions in
-reference.routing and reference.loading)
+Stages of the layer around them; lists have one entry a rank, which is simulated or a process (harness.candidates.
+over_ranks); definitions in reference.routing and reference.loading
     route_topk(logits, topk, *, normalize=True) -> (topk_idx, topk_weights)
         logits (tokens, experts) float32; topk_idx (tokens, topk) int64, distinct; topk_weights (tokens, topk) float32:
         softmax over all experts, then top-k, divided by their sum if `normalize`. Slots may come in any order.
@@ -38,7 +38,7 @@ reference.routing and reference.loading)
                w2, a2_global_scale, w2_blockscale, w2_alpha
         checkpoint: one layer's ModelOpt tensors, all experts; experts: range of those on this rank.
 
-Everything else is optional: `name`, `support()`, `traits`, `reciprocal(x)` (the
+Everything else is optional: `name`, `support()`, `start_ranks()` (of ranks that are processes), `traits`, `reciprocal(x)` (the
 rcp.approx.ftz that its quantizers use, where it is known bit for bit: 1 / x up to one unit) and `warning` (a sentence for the record).
 
 A candidate inherits nothing. Each stage has a type below, of the same name; one line a stage, anywhere in your code, and

@@ -17,6 +17,7 @@ VARIES = "varies"
 _MOST = {
     "min_experts": 256,
     "max_experts": 1 << 16,
+    "ranks": 64,
     "store_rows": ANY_ROW,
 }  # problems have 256 experts at most
 _LEAST = {
@@ -28,14 +29,21 @@ _LEAST = {
     "output_alignment": 1,
     "min_experts": 1,
     "max_experts": 0,
+    "ranks": 0,
+    "most_tokens": 0,
 }
 _KNOWN = {
     "arithmetic": ("fast", "exact", "real"),
     "out_dtypes": ("bfloat16", "float16", "float32"),
     "activations": ("silu", "relu2"),
     "unrounded": ("gemm1", "hidden"),
+    "transports": ("bf16", "fp8", "nvfp4"),
 }
-_SETS = {"hints": "dicts of keyword arguments", "deviations": 'texts such as "ties: away from zero"'}
+_SETS = {
+    "hints": "dicts of keyword arguments",
+    "deviations": 'texts such as "ties: away from zero"',
+    "hidden_sizes": "multiples of 128",
+}
 _MAY_BE_EMPTY = {"unrounded"}
 _TEXTS = {"device": 'torch device type such as "cuda"', "summation": 'text such as "sm_90 f16; parts 2"'}
 
@@ -81,6 +89,11 @@ class Traits:
             numbers of SMs, expected rows).
         min_experts, max_experts: fewest and most experts that it accepts; 0 for no limit above.
         canary: fast enough for `harness check` to ask the canary its questions through it.
+        ranks: processes that dispatch and combine run over: a problem has a divisor of them as ranks. 0: as many as it
+            draws, simulated in one process.
+        transports: what dispatch can send: "bf16", "fp8", "nvfp4".
+        most_tokens: that a rank sends; 0 for no limit.
+        hidden_sizes: widths of tokens that dispatch and combine take; () for any that the alignments allow.
         far: fast enough for problems that reach far: 256 experts, capacity 8,192, k 7,168 (harness.problems.reach).
     """
 
@@ -109,6 +122,10 @@ class Traits:
     min_experts: int = 1
     max_experts: int = 0
     canary: bool = True
+    ranks: int = 0
+    transports: tuple[str, ...] = ("bf16", "fp8", "nvfp4")
+    most_tokens: int = 0
+    hidden_sizes: tuple[int, ...] = ()
     far: bool = True
 
     def __post_init__(self) -> None:
@@ -132,7 +149,8 @@ def out_of_contract(traits: Traits) -> list[str]:
         "the sign of zero": not traits.keeps_sign_of_zero,
         "a GEMM without alpha": traits.alpha_required,
     }
-    return [what for what, is_out in said.items() if is_out]
+    lacking = [f"dispatch by {name}" for name in _KNOWN["transports"] if name not in traits.transports]
+    return [what for what, is_out in said.items() if is_out] + lacking
 
 
 def _check(traits: Traits) -> None:
@@ -168,6 +186,8 @@ def _wanted(name: str, value: Any) -> str:
 
 def _wanted_set(name: str, value: Any) -> str:
     def fits(each: Any) -> bool:
+        if name == "hidden_sizes":
+            return isinstance(each, int) and not isinstance(each, bool) and each > 0 and each % 128 == 0
         if name == "deviations":
             return isinstance(each, str) and ": " in each
         return isinstance(each, dict) and all(isinstance(key, str) for key in each)

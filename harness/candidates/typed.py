@@ -10,6 +10,7 @@ from harness.candidates.controls.variant import Variant
 from harness.candidates.eager import Eager
 from harness.candidates.flashinfer_cutedsl import FlashInferCuteDsl
 from harness.candidates.flashinfer_cutedsl_cpu import FlashInferCuteDslCpu
+from harness.candidates.over_ranks import OverRanks
 from harness.candidates.physical import Physical
 from harness.candidates.protocol import (
     Combine,
@@ -37,5 +38,7 @@ def _layer(of: _Kernels | SglangCuteDsl | VllmCuteDsl) -> MaskedMoe:
     return of.masked_moe
 
 
-def _around(of: Eager | Physical | LayerVariant) -> tuple[RouteTopk, Dispatch, Combine, LoadExperts]:
+def _around(
+    of: Eager | OverRanks | Physical | LayerVariant,
+) -> tuple[RouteTopk, Dispatch, Combine, LoadExperts]:
     return of.route_topk, of.dispatch, of.combine, of.load_experts

@@ -21,6 +21,7 @@ from harness.verdict import ExitCode, UsageError
 COMMANDS = {
     "check": "run the rules on candidates and write a report",
     "identify": "say what a candidate computes, as found through its own stages",
+    "deepep": "the rules about dispatch and combine over ranks that are processes",
     "gsm8k": "the end-to-end gate on a served model",
     "canary": "a small MoE model that solves word problems through a candidate",
     "mutants": "plant every known fault and see which rule kills it",

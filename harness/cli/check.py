@@ -140,17 +140,17 @@ def check_command(
     from harness.running.known_failures import default_path, load_known_failures
 
     _refuse_unfit_shapes(shapes, ep, problem)
-    _refuse_outside(
+    refuse_outside(
         max_seconds=max_seconds, max_memory=max_memory, threads=threads, seed=seed, problem_seconds=problem_seconds
     )  # fmt: skip
-    size = _profile(profile, problem_seconds)
+    size = profile_with(profile, problem_seconds)
     a_part = bool(rules or problem is not None or shapes or max_seconds)
     request = CheckRequest(
         candidates=list(candidates),
         rules=find_rules(list(rules)),
         profile=size,
         seed=seed,
-        problem=None if problem is None else _judgeable(problem, max_memory),
+        problem=None if problem is None else judgeable(problem, max_memory),
         shape=None if shapes is None else find_shape(shapes, ep),
         max_seconds=max_seconds,
         memory_gib=max_memory,
@@ -165,7 +165,7 @@ def check_command(
     earlier = earlier_record(fail_on, against)
     folder = own_folder(out)
     record = new_record(profile, seed)
-    _run(request, record, folder, junit)
+    run_and_report(request, record, folder, junit)
     return ExitCode.INTERRUPTED if record.interrupted else exit_with(fail_on, record, earlier)
 
 
@@ -176,7 +176,7 @@ def _refuse_unfit_shapes(shapes: str | None, ep: int, problem: str | None) -> No
         raise UsageError("--problem names its own shape; give it without --shapes")
 
 
-def _profile(name: str, problem_seconds: float) -> Profile:
+def profile_with(name: str, problem_seconds: float) -> Profile:
     """Return the profile of that name, with that limit of a problem unless it is 0."""
     from harness.problems.profiles import find_profile
 
@@ -184,7 +184,7 @@ def _profile(name: str, problem_seconds: float) -> Profile:
     return replace(profile, problem_seconds=problem_seconds or profile.problem_seconds)
 
 
-def _run(request: CheckRequest, record: RunRecord, folder: Path, junit: Path | None) -> None:
+def run_and_report(request: CheckRequest, record: RunRecord, folder: Path, junit: Path | None) -> None:
     """Run and leave record and report, also where the run is interrupted or ended by an error, which is raised."""
     from harness.ci.outputs import write_record
     from harness.running.check import conclude, run_check
@@ -213,7 +213,8 @@ def _questions(asked: bool | None, questions: int | None, usual: int, *, a_part:
     return (questions or usual) if asked else 0
 
 
-def _refuse_outside(**values: float) -> None:
+def refuse_outside(**values: float) -> None:
+    """Refuse values of options that cannot be meant. Raises UsageError."""
     for name, value in values.items():
         option, most = f"--{name.replace('_', '-')}", _MOST.get(name, math.inf)
         if not value >= 0:  # NaN too
@@ -222,7 +223,7 @@ def _refuse_outside(**values: float) -> None:
             raise UsageError(f"{option} must be at most {most:,}, got {value:g}")
 
 
-def _judgeable(text: str, limit_gib: float) -> Problem:
+def judgeable(text: str, limit_gib: float) -> Problem:
     """Return the problem of a command line. Raises UsageError where it is none, or no memory here can hold it."""
     problem = parse_problem(text)
     here = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

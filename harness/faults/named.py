@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.candidates import load_candidate, support_of
 from harness.candidates.errors import CandidateStartError, in_words
+from harness.ranks.errors import RankLostError
 from harness.verdict import UsageError
 
 if TYPE_CHECKING:
@@ -49,8 +50,12 @@ def start_named(name: str, spared: tuple[type[BaseException], ...] = ()) -> Any:
     try:
         candidate = load_named(name)
         support = support_of(candidate)
+        if support and (start := getattr(candidate, "start_ranks", None)):
+            start()  # now: it may take longer than any problem
     except UsageError:
         raise
+    except RankLostError as error:
+        raise CandidateStartError(str(error)) from error
     except BaseException as error:
         if isinstance(error, spared):
             raise

@@ -30,7 +30,7 @@ MOST_RANKS = 8
 MOST_TOKENS = 24  # of one rank
 MOST_TOPK = 8
 _MOST_HIDDEN, _MOST_INTER = 256, 128  # half of it for many experts
-_MANY_EXPERTS = 32
+_MANY_EXPERTS, _FEW_EXPERTS = 32, 4
 
 
 class LayerProblem:
@@ -53,6 +53,8 @@ class LayerProblem:
         rng = random.Random(f"layer {problem}")
         most = max(1, problem.experts // traits.min_experts)
         divisors = [r for r in range(1, min(MOST_RANKS, most) + 1) if problem.experts % r == 0]
+        if traits.ranks:  # they are processes: each rank of the problem has as many
+            divisors = [r for r in divisors if traits.ranks % r == 0]
         self.ranks = (
             rng.choice(divisors[-3:]) if rng.random() < 0.2 else rng.choice(divisors[1:][-3:] or divisors)
         )
@@ -69,6 +71,11 @@ class LayerProblem:
             min(extent, max(most // share // width, 1) * width)
             for extent, most in ((problem.hidden, _MOST_HIDDEN), (problem.inter, _MOST_INTER))
         )
+        self._most_tokens, self._hidden_sizes = traits.most_tokens, sorted(traits.hidden_sizes)
+        if self._hidden_sizes:
+            # Wide ones for few experts: the weights of many take longer to make than everything else.
+            sizes = self._hidden_sizes if problem.experts <= _FEW_EXPERTS else self._hidden_sizes[:1]
+            self.hidden = sizes[problem.seed % len(sizes)]
         self._shift = rng.choice((0.0, -20.0, 12.0))
         self._lonely = rng.random() < 0.5
         self._skew = rng.choice((0.0, 0.0, 3.0))
@@ -87,10 +94,14 @@ class LayerProblem:
         """Take the problem's extents as they are: two ranks send all the tokens that they may, the others few."""
         p = self.problem
         self.ranks, self.max_tokens = ranks, -(-p.capacity // step) * step
+        if self._most_tokens:  # EP sends the tokens of all ranks from one
+            self.max_tokens = min(self.max_tokens, self._most_tokens // ranks)
         few = min(self.max_tokens, MOST_TOKENS)
         self.counts = [*[few] * (ranks - 2), *[self.max_tokens] * min(ranks, 2)]
         self.topk = min(max(1, p.experts // 2), MOST_TOPK)
         self.hidden, self.inter = p.hidden, p.inter
+        if sizes := self._hidden_sizes:
+            self.hidden = next((size for size in sizes if size >= p.hidden), sizes[-1])
 
     def token_rows(self) -> Rows:
         """Return where the rows of all ranks' tokens, one rank after the other, come from."""

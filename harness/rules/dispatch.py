@@ -27,6 +27,8 @@ def dispatch(ctx: Context) -> list[Comparison]:
     x = layer.tokens(layer.dispatch_hidden)
     found = []
     for number, transport in enumerate(TRANSPORTS):
+        if transport not in ctx.traits.transports:
+            continue
         topk_idx = [_without_some(ids, number) for ids in layer.topk_idx]
         scale = layer.token_scale(x) if transport == "nvfp4" else None
         received = ctx.calls.dispatch(

@@ -38,7 +38,8 @@ def expert_parallel(ctx: Context) -> list[Comparison]:
     layer = ctx.layer
     if layer.ranks == 1 or not sum(layer.counts):
         return [Comparison("layer")]
-    transports = [t for t in TRANSPORTS if t != "fp8" or layer.hidden % 128 == 0]
+    declared = ctx.traits.transports
+    transports = [t for t in TRANSPORTS if t in declared and (t != "fp8" or layer.hidden % 128 == 0)]
     transport = transports[layer.problem.seed % len(transports)]
     checkpoint, x = layer.checkpoint(), layer.tokens(layer.hidden)
     many, one = (

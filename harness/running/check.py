@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.canary.verdict import judge_canary
-from harness.candidates import ALL_STAGES, CANDIDATES
+from harness.candidates import ALL_STAGES, CANDIDATES, OVER_RANKS
 from harness.candidates.errors import CandidateStartError
 from harness.candidates.traits import out_of_contract
 from harness.extras import missing
@@ -105,7 +105,7 @@ def run_check(request: CheckRequest, record: RunRecord, progress: Progress) -> R
         KeyboardInterrupt: after the record was concluded with `interrupted` set.
     """
     started = time.monotonic()
-    names = request.candidates or list(CANDIDATES)
+    names = request.candidates or [name for name in CANDIDATES if name not in OVER_RANKS]
     progress.start(request, names)
     try:
         spent = 0.0

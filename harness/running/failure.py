@@ -22,6 +22,7 @@ _KINDS = {
     Status.CONTRACT: "illegal",
     Status.RAISED: "rejected",
     Status.CRASHED: "crash",
+    Status.RANK_LOST: "crash",
     Status.TIMEOUT: "timeout",
 }
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from harness.candidates.errors import ORDINARY, Exceptions, in_words, in_words_with_place, text_of
 from harness.candidates.protocol import ALL_STAGES, stages_of, traits_of
 from harness.problems.problem import parse_problem
+from harness.ranks.errors import RankLostError
 from harness.rules import NotApplicableError, Rule, find_rules
 from harness.running.outcome import Description, Outcome, Status
 
@@ -174,7 +175,7 @@ class Judge:
     def judge(self, rule_id: str, problem: str) -> Outcome:
         """Judge one problem.
 
-        JUDGED, NOT_APPLICABLE, CONTRACT, RAISED, NOT_IMPLEMENTED, NO_MEMORY or, with a lost GPU, CRASHED. A candidate that raises is an answer; errors of the harness itself are raised.
+        JUDGED, NOT_APPLICABLE, CONTRACT, RAISED, NOT_IMPLEMENTED, NO_MEMORY, RANK_LOST or, with a lost GPU, CRASHED. A candidate that raises is an answer; errors of the harness itself are raised.
         """
         from harness.judging.context import Context
 
@@ -245,6 +246,8 @@ def _answer_to(error: BaseException, context: Context) -> Outcome | None:
     from harness.judging.context import device_is_lost, out_of_memory
     from harness.judging.contract import ContractError
 
+    if isinstance(error, RankLostError):
+        return Outcome(Status.RANK_LOST, text_of(error))
     if device_is_lost(error):
         return Outcome(Status.CRASHED, in_words(error))
     if context.candidate.raised(error):

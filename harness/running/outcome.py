@@ -33,6 +33,7 @@ class Status(StrEnum):
     )
     NO_MEMORY = "no memory"  # for judging, the candidate has not raised it: `error`
     CRASHED = "crashed"  # the process or its GPU is gone: `error`
+    RANK_LOST = "rank lost"  # a rank of the candidate died or hangs: `error`
     TIMEOUT = "timeout"  # no answer, and the process hangs: `error`
     SLOW = "slow"  # no answer, and the process does not hang: `error`
     DIAGNOSED = "diagnosed"  # `diagnosis`
@@ -94,13 +95,13 @@ class Outcome:
     @property
     def fails(self) -> bool:
         """Whether this is a failure of the candidate."""
-        failures = {Status.CONTRACT, Status.RAISED, Status.CRASHED, Status.TIMEOUT}
+        failures = {Status.CONTRACT, Status.RAISED, Status.CRASHED, Status.RANK_LOST, Status.TIMEOUT}
         return bool(self.illegal) or self.status in failures
 
     @property
     def lost(self) -> bool:
         """Whether the process is of no use any more."""
-        return self.status in {Status.CRASHED, Status.TIMEOUT, Status.SLOW}
+        return self.status in {Status.CRASHED, Status.RANK_LOST, Status.TIMEOUT, Status.SLOW}
 
 
 @dataclass(frozen=True)

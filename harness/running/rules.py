@@ -13,6 +13,7 @@ from harness.problems.problem import Problem
 from harness.records.record import RuleResult, RunRecord, Skip
 from harness.rules import Rule
 from harness.running.known_failures import KnownFailure, apply_known_failures, is_known
+from harness.running.outcome import Status
 from harness.running.runner import RuleRun
 from harness.running.session import Session
 from harness.running.settings import RunSettings
@@ -74,7 +75,7 @@ def judge_rules(
     Raises:
         InternalError: the harness itself failed while judging.
     """
-    stages = session.describe().stages
+    stages, lost = session.describe().stages, ""
     for number, rule in enumerate(rules):
         if missing := [stage for stage in rule.stages if stage not in stages]:
             yield RuleFindings(rule, settings.candidate, f"the candidate has no {', '.join(missing)}")
@@ -85,14 +86,24 @@ def judge_rules(
         # Of a failure that is expected the cause is known, and stands in the list.
         expected = problem is None and is_known(rule.id, settings.candidate, known)
         run = RuleRun(rule, session, replace(settings, deadline=deadline, diagnosed=not expected))
-        if known_stub := _stub_among(rule, stages, session.left_out):
-            result = run.left_out(known_stub, session.left_out[known_stub])
+        if lost:
+            result = run.left_out(f"not judged: {lost}")
+        elif known_stub := _stub_among(rule, stages, session.left_out):
+            result = run.left_out(f"{known_stub} is not implemented: see {session.left_out[known_stub]}")
         else:
             result = run.draw() if problem is None else run.repeat(problem)
+        lost = lost or _rank_lost(result)
         if run.not_implemented:
             session.left_out[run.not_implemented] = rule.id
         met = apply_known_failures([result], known, alarm=problem is None)
         yield RuleFindings(rule, settings.candidate, result.skipped, result, run.traps, met)
+
+
+def _rank_lost(result: RuleResult) -> str:
+    """Return which rank died or hangs, and where, "" while all are there: nothing is judged after that."""
+    kind = f"{Status.RANK_LOST}: "
+    lost = (failure for failure in result.failures if failure.message.startswith(kind))
+    return next((f"{f.message.splitlines()[0]}, in {f.rule} on {f.problem}" for f in lost), "")
 
 
 def _stub_among(rule: Rule, stages: Sequence[str], left_out: Mapping[str, str]) -> str:

@@ -171,9 +171,9 @@ class RuleRun:
             if not misfit(fewer, self._rule, self._traits) and self._fails(fewer):
                 smallest = fewer
 
-    def left_out(self, stage: str, found_by: str) -> RuleResult:
-        """Judge nothing, because another rule found that a stage is not implemented."""
-        self._tally.not_implemented = f"{stage} is not implemented: see {found_by}"
+    def left_out(self, reason: str) -> RuleResult:
+        """Judge nothing, for a reason that another rule found."""
+        self._tally.not_implemented = reason
         return self._concluded(time.monotonic())
 
     def _draw_rounds(self) -> None:
@@ -237,7 +237,7 @@ class RuleRun:
             self._tally.add(outcome, problem)
         if outcome.lost:
             # One problem is lost, not the run: it is recorded and not shrunk, since each try would cost a new process.
-            self._crashes += 1
+            self._crashes += MOST_CRASHES if outcome.status is Status.RANK_LOST else 1
             self._tally.result.failures.append(
                 describe_failure(self._rule, self._settings.candidate, text, outcome)
             )

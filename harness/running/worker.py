@@ -5,10 +5,8 @@ Started by harness.running.session.Child; not for use by hand.
 
 from __future__ import annotations
 
-import contextlib
 import faulthandler
 import os
-import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -17,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.candidates.errors import CandidateStartError, in_words
 from harness.extras import accept_no_numpy
+from harness.processes import end_with_the_parent
 from harness.running.outcome import (
     Command,
     Outcome,
@@ -41,7 +40,7 @@ def main(argument: str) -> None:
         argument: WorkerSettings as a line.
     """
     settings = settings_from(argument)
-    _end_with_the_parent()
+    end_with_the_parent()
     faulthandler.enable()
     accept_no_numpy()
     for handle in (settings.commands, settings.answers):
@@ -115,14 +114,6 @@ def _obey(judge: Judge, command: Command) -> Outcome:
         return judge.judge(command.rule, command.problem)
     except BaseException:  # noqa: BLE001 - a defect of the harness: reported as such, with its trace
         return Outcome(Status.INTERNAL, traceback.format_exc())
-
-
-def _end_with_the_parent() -> None:
-    """Have the kernel kill this process when its parent dies, so that a hanging candidate never keeps a GPU (Linux)."""
-    import ctypes
-
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 def _ready(candidate: Any, settings: WorkerSettings) -> Judge:

@@ -55,6 +55,12 @@ LINES: list[tuple[list[str], list[str], dict[str, list[str]]]] = [
             "--fail-on": ["never", "regression"], "--against": [*FILES, "http://x"], "--surplus": ["1"],
         },
     ),
+    (["deepep"], [*_SMALL, *_OUT], {
+        "--candidate": ["eager", "eager-gloo:0", "eager-gloo:x", "eager-gloo+nonsense", "deepep:", "eagre", "os:abort"],
+        "--ranks": ["0", "-1", "65", "9" * 20, "\u0662", "x"], "--rule": ["GEM", ""], "--profile": ["quik"],
+        "--problem": PROBLEMS, "--seed": ["-1", "x"], "--max-seconds": ["-1", "nan"],
+        "--call-seconds": ["0", "-1", "nan", "inf", "x"], "--out": ["list.json"], "--fail-on": ["never", "regression"],
+    }),
     (["gsm8k"], _OUT, {
         "--base-url": ["", "localhost", "ftp://x", "http://", "http://h:99999999/v1", "http://[::1"],
         "--concurrency": ["0", "-1", "9" * 20, "\u0662"], "--timeout": ["nan", "inf", "-1"], "--limit": ["x", "empty=", "a=b"],

@@ -16,7 +16,7 @@ from harness.mutants.broken_checks import BROKEN_CHECKS
 from harness.rules import RULE_IDS
 from harness.running.judge import Judge
 
-FEWEST_FAULTS = 186
+FEWEST_FAULTS = 189
 FAULTS = all_faults()
 
 # Without traps: what normal random data shows.

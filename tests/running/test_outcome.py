@@ -82,7 +82,7 @@ def test_what_is_no_outcome_is_refused_with_the_field(line: str, words: str) -> 
 
 def test_only_illegal_elements_broken_contracts_errors_and_lost_processes_are_failures() -> None:
     failing = {status for status in Status if Outcome(status).fails}
-    assert failing == {Status.CONTRACT, Status.RAISED, Status.CRASHED, Status.TIMEOUT}
+    assert failing == {Status.CONTRACT, Status.RAISED, Status.CRASHED, Status.RANK_LOST, Status.TIMEOUT}
     assert Outcome(Status.JUDGED, comparisons=[FULL]).fails
     assert not Outcome(Status.JUDGED, comparisons=[Compared("gemm", 10)]).fails
     assert {status for status in Status if Outcome(status).lost} == {

@@ -1,0 +1,90 @@
+"""What a library offers to one rank, and the sizes that all ranks must agree on. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from reference.routing import Dispatched
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What every rank must say alike in one call: kernels that were told different sizes wait for each other for ever.
+
+    Attributes:
+        max_tokens: most tokens that a rank sends.
+        hidden: elements of a token.
+        experts: of all ranks, a multiple of their number.
+        topk: slots of a token.
+        transport: "bf16", "fp8" or "nvfp4".
+        style: how the call is made: "plain", or one of the library's own ways that must not change a result.
+    """
+
+    max_tokens: int
+    hidden: int
+    experts: int
+    topk: int
+    transport: str = "bf16"
+    style: str = "plain"
+
+    @property
+    def as_message(self) -> dict[str, Any]:
+        """The sizes as plain values."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        style = "" if self.style == "plain" else f", {self.style}"
+        return (
+            f"{self.transport}{style}, max_tokens {self.max_tokens}, hidden {self.hidden}, {self.experts} experts, "
+            f"top-k {self.topk}"
+        )
+
+
+class Collectives(Protocol):
+    """A library's dispatch and combine as one rank calls them; every rank makes the same calls in the same order."""
+
+    def dispatch(
+        self, x: Tensor, topk_idx: Tensor, sizes: Sizes, global_scale_enc: Tensor | None
+    ) -> Dispatched:
+        """Send this rank's tokens to their experts.
+
+        Args:
+            x: `(tokens, hidden)` bfloat16, at most max_tokens.
+            topk_idx: `(tokens, topk)` int64 of all experts, -1 for none.
+            sizes: the same on every rank.
+            global_scale_enc: `(1,)` float32, the same on every rank, for "nvfp4"; else None.
+
+        Returns:
+            What this rank's experts received from all ranks, capacity ranks * max_tokens; row order is free within a
+            source rank.
+
+        Raises:
+            ValueError: what the library does not take, with its limits.
+        """
+
+    def combine(
+        self, y: Tensor, source: Tensor, topk_idx: Tensor, topk_weights: Tensor, sizes: Sizes
+    ) -> Tensor:
+        """Bring rows back to their tokens.
+
+        Args:
+            y: `(experts of this rank, capacity, hidden)` bfloat16.
+            source: `(experts of this rank, capacity, 2)` int64, rank and token of each row, -1 in padding; rows of one
+                rank lie together.
+            topk_idx: `(tokens, topk)` int64 of this rank's tokens.
+            topk_weights: `(tokens, topk)` float32.
+            sizes: the same on every rank.
+
+        Returns:
+            `(tokens, hidden)` bfloat16: the float32 sum over slots of weight * row, rounded once.
+
+        Raises:
+            ValueError: what the library does not take, with its limits.
+        """
+
+    def close(self) -> None:
+        """Give back what the library holds."""

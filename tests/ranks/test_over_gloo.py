@@ -1,0 +1,80 @@
+"""The rules on real ranks: eager over gloo passes them, on two processes and on four, and every planted fault is caught."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from harness.candidates.over_ranks import EagerGloo
+from harness.faults.fault import Fault, all_faults
+from harness.faults.named import plant
+from harness.problems.layer import LayerProblem
+from harness.problems.problem import parse_problem
+from harness.running.judge import Judge
+
+RULES = ("DISPATCH", "COMBINE", "EP", "ROUTE")
+PROBLEMS = (
+    "8x24x128x64:24*8:normal:5",
+    "6x9x256x128:9*6:normal:1",
+    "8x40x128x128:3*8:normal:2",
+    "3x7x64x32:7,0,3:normal:9",  # three experts are on one rank, which is all processes together
+    "4x20x128x64:5,0,7,20:normal:0",
+)
+FAULTS = {name: f for name, f in all_faults().items() if f.category in {"dispatch", "combine"}}
+NAMED = {  # a diagnosis costs some twenty calls of all ranks; `long` has it for every fault
+    "counts_of_previous_call": ("DISPATCH", PROBLEMS[0]),
+    "weights_applied_twice": ("COMBINE", PROBLEMS[0]),
+}
+
+
+@pytest.fixture(scope="module", params=[2, 4])
+def candidate(request: pytest.FixtureRequest) -> Iterator[EagerGloo]:
+    over = EagerGloo(request.param)
+    yield over
+    over.close()
+
+
+def test_the_rules_find_nothing(candidate: EagerGloo) -> None:
+    judge = Judge(candidate, threads=1, probe=False)
+    ranks = set()
+    for problem in PROBLEMS:
+        ranks.add(LayerProblem(parse_problem(problem), candidate.traits).ranks)
+        for rule in RULES:
+            outcome = judge.judge(rule, problem)
+            assert outcome.status == "judged", outcome
+            assert not outcome.illegal, outcome
+    assert ranks >= {1, candidate.traits.ranks}, "as many ranks as processes, and one over all of them"
+
+
+def caught(candidate: EagerGloo, fault: Fault) -> bool:
+    judge = Judge(plant(candidate, fault.name), threads=1, probe=False)
+    outcomes = (judge.judge(fault.killed_by, problem) for problem in PROBLEMS)
+    return any(outcome.fails for outcome in outcomes)
+
+
+def test_every_planted_fault_of_dispatch_and_combine_is_caught(candidate: EagerGloo) -> None:
+    assert len(FAULTS) > 25
+    assert [name for name, fault in FAULTS.items() if not caught(candidate, fault)] == []
+
+
+def named(candidate: EagerGloo, name: str, rule: str, problem: str) -> list[str]:
+    judge = Judge(plant(candidate, name), threads=1, probe=False)
+    assert judge.judge(rule, problem).illegal
+    found = judge.diagnose(rule, problem, "harness diagnose")
+    return [one["fault"] for one in found]
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_a_planted_fault_is_named(candidate: EagerGloo, name: str) -> None:
+    assert name in named(candidate, name, *NAMED[name])
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", FAULTS)
+def test_every_planted_fault_is_named(candidate: EagerGloo, name: str) -> None:
+    fault = FAULTS[name]
+    judge = Judge(plant(candidate, name), threads=1, probe=False)
+    failing = (problem for problem in PROBLEMS if judge.judge(fault.killed_by, problem).illegal)
+    # on some problems another fault does the very same
+    assert any({name, *fault.same_as} & set(named(candidate, name, fault.killed_by, p)) for p in failing)
