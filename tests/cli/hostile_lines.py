@@ -81,6 +81,7 @@ LINES: list[tuple[list[str], list[str], dict[str, list[str]]]] = [
     (["canary", "export"], [], {"list.json/x": [""], "--model": ["nowhere"]}),
     (["reproduce"], ["other.json"], {"--failure": ["-1", "9", "\u0662"], "--rule": ["GEM"], "--script": ["x.txt", "no/x.py"]}),
     (["reproduce"], [], {name: [""] for name in FILES}),
+    (["identify"], [], {"--candidate": CANDIDATES}),
     (["diagnose"], [], {name: ["--failure"] for name in FILES}),
     (["diagnose"], ["--candidate", "eager", "--rule", "QUANT"], {"--problem": PROBLEMS, "--rule": ["GEM"]}),
     (["compile"], _OUT, {
