@@ -26,8 +26,13 @@ TILE = 64
 MANNERS = ("in order", "last first", "pairwise")
 _TILES = (64, 128, 256)
 _FINE = 16  # k tiles of cuts into two parts, where cuts at multiples of 64 do not explain a tile
-_FEW = 8  # elements not as predicted that every order is asked for, and as many others
-_MOST = 4  # orders that explain those and are asked for the whole tile
+_FEW = (
+    32,
+    224,
+)  # elements not as predicted that every order is asked for, and others: few of them tell orders apart
+_MOST = (
+    32  # orders that explain those and are asked for the whole tile: a narrow output hides most differences
+)
 
 
 @dataclass(frozen=True)
@@ -136,9 +141,9 @@ def tiles(bad: Tensor) -> Iterator[tuple[slice, slice]]:
 def few_of(bad: Tensor, where: Tensor) -> Tensor:
     """Return a few elements of a tile that are not as predicted, and a few more: a mask."""
     few = torch.zeros_like(where)
-    for some in (bad, where & ~bad):
+    for some, count in zip((bad, where & ~bad), _FEW, strict=True):
         at = some.nonzero()
-        few[tuple(at[:: max(1, len(at) // _FEW)][:_FEW].T)] = True
+        few[tuple(at[:: max(1, len(at) // count)][:count].T)] = True
     return few
 
 
