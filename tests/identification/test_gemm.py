@@ -182,7 +182,8 @@ OUTSIDE = [
 def test_what_is_outside_the_family_has_no_name(make: Any) -> None:
     """None fits, none is misnamed, and nothing is said to deviate."""
     found = {finding.point: finding for finding in found_of(make).findings}
-    assert (found[ORDER].found, found[PARTIAL].found) == ("", "")
+    assert found[ORDER].found == ""
+    assert found[PARTIAL].found in ("", "float32"), "sums that are exact in every order may tell"
     assert str(found[ORDER]) == "masked_grouped_gemm, order along k: not known"
     assert not any(finding.deviates for finding in found.values())
 
