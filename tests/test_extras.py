@@ -17,7 +17,7 @@ from harness.extras import DISTRIBUTION, EXTRAS, MissingExtraError, install_hint
 from harness.records.parts.canary import CanaryPart
 from harness.records.record import RunRecord, load_record
 from tests import layer_checks as checks
-from tests.test_layers import IN_THE_CHILD, LIGHT, ROOT, harness, users
+from tests.test_layers import LIGHT, ROOT, harness, users
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 SMALL = "1x4x32x32:2:normal:1"
@@ -184,5 +184,5 @@ def test_a_model_and_a_task_say_what_they_need(without: Without) -> None:
 def test_nothing_else_imports_a_package_of_an_extra_at_once() -> None:
     modules = {module for extra in ("gsm8k", "canary") for module in EXTRAS[extra].values()}
     assert set().union(*(users(module, at_once=True) for module in modules)) == DOORS
-    doors = {source.module for source in harness().values() if source.layer in LIGHT} - IN_THE_CHILD
+    doors = {source.module for source in harness().values() if source.layer in LIGHT}
     assert checks.loaded_with(harness(), doors) & (DOORS | users("numpy", at_once=True)) == set()
