@@ -87,4 +87,5 @@ def test_only_illegal_elements_broken_contracts_errors_and_lost_processes_are_fa
     assert not Outcome(Status.JUDGED, comparisons=[Compared("gemm", 10)]).fails
     assert {status for status in Status if Outcome(status).lost} == {
         Status.CRASHED, Status.TIMEOUT, Status.SLOW,
+        Status.RANK_LOST,
     }  # fmt: skip
