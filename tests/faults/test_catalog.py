@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,12 @@ from harness.cli import run
 from harness.faults.bugs import all_bugs, bug_classes
 from harness.faults.fault import Fault, all_faults
 from harness.faults.named import load_named, plant
+from harness.identification.measure import measure
+from harness.judging.context import Context, Known
 from harness.mutants.broken_checks import BROKEN_CHECKS
-from harness.rules import RULE_IDS
-from harness.running.judge import Judge
+from harness.problems.problem import parse_problem
+from harness.rules import RULE_IDS, find_rules
+from harness.running.judge import Judge, Watched, judge_context
 
 FEWEST_FAULTS = 189
 FAULTS = all_faults()
@@ -51,8 +55,20 @@ def illegal(outcome: dict[str, Any]) -> bool:
 
 def killer(fault: Fault, planting: str) -> str:
     """Return the first problem on which the fault's rule finds something illegal, or ""; those without traps first."""
-    judge = Judge(plant(base_of(fault), planting), threads=1)
-    return next((p for p in PROBLEMS if illegal(judge.judge(fault.killed_by, p))), "")
+    candidate = Watched(plant(base_of(fault), planting))
+    (rule,), known = find_rules([fault.killed_by]), known_of(base_of(fault))
+
+    def killed(problem: str) -> bool:
+        candidate.forget()
+        return illegal(judge_context(rule, Context(candidate, parse_problem(problem), known)))
+
+    return next(filter(killed, PROBLEMS), "")
+
+
+@cache
+def known_of(base: str) -> Known:
+    """Return what is known about a candidate without a fault, as `harness mutants` judges by."""
+    return measure(load_named(base)).known
 
 
 def test_there_are_enough_faults_in_every_category() -> None:
