@@ -64,12 +64,6 @@ class Added:
     of: str = ""
 
 
-def summation_of(candidate: Any) -> tuple[Summation | None, str]:
-    """Return `find_summation`, or the reason where the candidate raises: the rules will say so of a problem."""
-    found = added_of(candidate)
-    return found.summation, found.words
-
-
 def added_of(candidate: Any, epilogue: Epilogue | None = CONTRACT) -> Added:
     """Return `find_added`, or the reason where the candidate raises: the rules will say so of a problem."""
     try:
