@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
@@ -49,7 +50,14 @@ _KEPT: WeakKeyDictionary[Any, Measured] = WeakKeyDictionary()
 
 def measured(candidate: Any) -> Measured:
     """Return what was found about a candidate, found now where nothing was yet."""
-    return _KEPT[candidate] if candidate in _KEPT else measure(candidate)
+    return _kept(candidate) or measure(candidate)
+
+
+def _kept(candidate: Any) -> Measured | None:
+    try:
+        return _KEPT.get(candidate)
+    except TypeError:  # it has no hash, or takes no weak reference
+        return None
 
 
 def measure(candidate: Any, *, probe: bool = True) -> Measured:
@@ -63,7 +71,8 @@ def measure(candidate: Any, *, probe: bool = True) -> Measured:
         What is known now. Whatever could not be measured stays as declared, and the notes say why.
     """
     found = _Probing(candidate, probe).measured()
-    _KEPT[candidate] = found
+    with suppress(TypeError):
+        _KEPT[candidate] = found
     return found
 
 

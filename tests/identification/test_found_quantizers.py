@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from harness.identification.measure import measure
+from harness.identification.measure import measure, measured
 from harness.judging.context import Context
 from harness.mutants.false_alarms import draw_problem
 from harness.problems.problem import parse_problem
@@ -93,3 +93,11 @@ def test_the_fingerprint_tells_one_bit() -> None:
     prints = [measure(candidate).fingerprint for candidate in (Newcomer(), Newcomer(), OneBit())]
     assert prints[0] == prints[1] != prints[2]
     assert len(prints[0]) == 12
+
+
+def test_a_candidate_without_a_hash_is_measured() -> None:
+    class Unhashable(Newcomer):
+        __hash__ = None  # as that of a dataclass with eq
+
+    candidate = Unhashable()
+    assert measured(candidate).findings == measure(candidate).findings != []
