@@ -2,7 +2,7 @@
 
     value = decode_e4m3(byte) * scale,    scale = max(amax, 1e-4) / 448,    byte = e4m3(x / scale), saturating
 
-With `round_scale` the scale is the smallest power of two that is not below that quotient.
+With `round_scale` the scale is the smallest power of two that is not below that quotient; UE8M0 stores its exponent + 127.
 
 Rules: FP8-1 (scale), FP8-2 (values given the scale).
 Source: DeepEP csrc/kernels, calculate_fp8_scales and internode_ll.cu, dispatch.
@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from reference import e4m3
+from reference import e4m3, e8m0
 
 CHANNELS = 128  # channels that share a scale
 AMAX_FLOOR = 1e-4
@@ -60,8 +60,7 @@ def quantize_fp8_tokens(x: Tensor, *, round_scale: bool = False) -> tuple[Tensor
     groups = _channel_groups("quantize_fp8_tokens", x)
     scale = (amax_of_channels(x) / e4m3.MAX).float()
     if round_scale:
-        mantissa, exponent = torch.frexp(scale)
-        scale = torch.ldexp(torch.ones_like(scale), exponent - (mantissa == 0.5).int())
+        scale = _power_of_two(scale)
     values = _nearest_byte(groups.double() / scale.double().unsqueeze(-1))
     return values.view(torch.float8_e4m3fn).reshape(x.shape), scale
 
@@ -88,6 +87,28 @@ def dequantize_fp8_tokens(values: Tensor, scale: Tensor, dtype: torch.dtype = to
         )
     decoded = e4m3.decode_e4m3(groups).double() * scale.double().unsqueeze(-1)
     return decoded.reshape(values.shape).to(dtype)
+
+
+def legal_scales(x: Tensor, *, round_scale: bool = False) -> tuple[Tensor, Tensor]:
+    """Return the smallest and the largest legal scale of every 128 channels.
+
+    Args:
+        x: `(*, k)` finite, what was quantized.
+        round_scale: the scales are powers of two: one is legal, or two where amax / 448 lies within 2^-23 of a power.
+
+    Returns:
+        Two `(*, k / 128)` float64 tensors.
+
+    Rule: FP8-1.
+    """
+    wanted = amax_of_channels(x) / e4m3.MAX
+    low, high = wanted * (1 - SCALE_FREEDOM), wanted * (1 + SCALE_FREEDOM)
+    return (_power_of_two(low), _power_of_two(high)) if round_scale else (low, high)
+
+
+def _power_of_two(x: Tensor) -> Tensor:
+    """Return the smallest power of two that is not below each positive value, in its dtype."""
+    return e8m0.decode_e8m0(e8m0.encode_e8m0(x, rounding="ceil")).to(x.dtype)
 
 
 def legal_fp8_values(x: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:

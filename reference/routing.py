@@ -20,11 +20,13 @@ import torch
 from torch import Tensor
 
 from reference.e2m1 import pack_e2m1
+from reference.e8m0 import encode_e8m0
 from reference.fp8_tokens import quantize_fp8_tokens
 from reference.nvfp4 import quantize_nvfp4
 
 NO_EXPERT = -1  # a top-k slot that routes nowhere
-TRANSPORTS = ("bf16", "fp8", "nvfp4")
+TRANSPORTS = ("bf16", "fp8", "nvfp4", "fp8-rounded", "fp8-ue8m0")
+"""fp8-rounded: scales are powers of two; fp8-ue8m0: the same, stored as their exponents."""
 
 
 @dataclass(frozen=True)
@@ -33,12 +35,13 @@ class Dispatched:
 
     Attributes:
         x: `(local experts, capacity, hidden)`, rows at or past `masked_m[e]` undefined (NaN here). As it was sent, for
-            transport "bf16"; float8_e4m3fn for "fp8"; packed codes `(local experts, capacity, hidden / 2)` uint8 for
+            transport "bf16"; float8_e4m3fn for "fp8" of any kind; packed codes `(local experts, capacity, hidden / 2)` uint8 for
             "nvfp4".
         masked_m: `(local experts,)` int32, rows received.
         source: `(local experts, capacity, 2)` int64: source rank and token of each row; -1 in padding.
-        scales: None for "bf16"; `(local experts, capacity, hidden / 128)` float32 to multiply with for "fp8"; linear E4M3
-            bytes `(local experts, capacity, hidden / 16)` uint8 for "nvfp4". Undefined in padding rows as well.
+        scales: None for "bf16"; `(local experts, capacity, hidden / 128)` to multiply with for "fp8" of any kind, float32,
+            for "fp8-ue8m0" uint8 exponents (reference.e8m0); linear E4M3 bytes
+            `(local experts, capacity, hidden / 16)` uint8 for "nvfp4". Undefined in padding rows as well.
     """
 
     x: Tensor
@@ -88,7 +91,7 @@ def dispatch(
         experts: number of experts over all ranks, a multiple of the number of ranks; rank r owns
             `[r * experts / ranks, (r + 1) * experts / ranks)`.
         max_tokens: most tokens a rank may send; the capacity of an expert is ranks * max_tokens.
-        transport: "bf16", "fp8" (the sender quantizes, hidden a multiple of 128) or "nvfp4" (multiple of 16).
+        transport: of TRANSPORTS: "bf16", an "fp8" (the sender quantizes, hidden a multiple of 128), "nvfp4" (of 16).
         global_scale_enc: one float32 encode scale, the same on every rank, for "nvfp4": the sender does not know whose
             experts will decode.
 
@@ -145,7 +148,7 @@ def encode_tokens(
 
     Args:
         x: `(tokens, hidden)`.
-        transport: "bf16", "fp8" or "nvfp4".
+        transport: of TRANSPORTS.
         global_scale_enc: as for `dispatch`.
 
     Raises:
@@ -160,8 +163,9 @@ def encode_tokens(
         )
     if transport == "bf16":
         return x, None
-    if transport == "fp8":
-        return quantize_fp8_tokens(x)
+    if transport.startswith("fp8"):
+        values, scales = quantize_fp8_tokens(x, round_scale=transport != "fp8")
+        return values, encode_e8m0(scales) if transport == "fp8-ue8m0" else scales
     if global_scale_enc is None or global_scale_enc.numel() != 1:
         raise ValueError("dispatch: global_scale_enc must hold one value: senders quantize for every rank")
     quantized = quantize_nvfp4(x, global_scale_enc)

@@ -17,6 +17,7 @@ from torch import Tensor
 from harness.candidates import layouts
 from harness.candidates.protocol import stages_of, traits_of
 from reference import loading, routing
+from reference.e8m0 import decode_e8m0
 from reference.fp8_tokens import dequantize_fp8_tokens
 from reference.layout import swizzle_128x4
 from reference.nvfp4 import BLOCK
@@ -44,7 +45,7 @@ class ExpertParallel:
         checkpoint: one layer's ModelOpt tensors, see reference.loading.
         ranks: simulated ranks; a divisor of the experts, or for "width" of inter / 16.
         sharding: "experts" or "width".
-        transport: of the tokens, "bf16", "fp8" or "nvfp4".
+        transport: of the tokens, of reference.routing.TRANSPORTS.
         activation: "silu" or "relu2".
 
     Attributes:
@@ -176,7 +177,7 @@ def masked_moe_input(
 
     Args:
         received: of one rank.
-        transport: "bf16", "fp8" or "nvfp4".
+        transport: of reference.routing.TRANSPORTS.
         input_global_scale: `(l,)` float32.
 
     Raises:
@@ -186,8 +187,9 @@ def masked_moe_input(
         return (received.x, None), input_global_scale
     if received.scales is None:
         raise ValueError(f"masked_moe_input: transport {transport!r} carries scales, dispatch returned none")
-    if transport == "fp8":
-        return (dequantize_fp8_tokens(received.x, received.scales, torch.bfloat16), None), input_global_scale
+    if transport.startswith("fp8"):
+        fp8 = decode_e8m0(received.scales) if transport == "fp8-ue8m0" else received.scales
+        return (dequantize_fp8_tokens(received.x, fp8, torch.bfloat16), None), input_global_scale
     scales = layouts.as_mma(swizzle_128x4(received.scales.view(torch.uint8)))
     return (received.x.permute(1, 2, 0), scales), None
 

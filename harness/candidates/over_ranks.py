@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from harness.candidates.eager import Eager
 from harness.candidates.protocol import Traits
 from harness.candidates.support import Support, supported, unsupported
+from harness.ranks.collectives import LATE
 from harness.ranks.errors import RankError
 from harness.verdict import UsageError
 
@@ -100,9 +101,11 @@ class OverRanks(Eager):
         spread = self._spread(len(y), local * len(y), capacity // len(y))
         topk = topk_idx[0].shape[1]
         sizes = spread.sizes(hidden, topk, style=self._style(sum(map(len, topk_idx)) + topk))
+        sources = spread.sources(dispatched)
+        rows = zip(spread.rows(y, float("nan"), hidden), sources, strict=True)
         given = zip(
-            spread.rows(y, float("nan"), hidden),
-            spread.sources(dispatched),
+            [of_process[source[..., 0] >= 0] for of_process, source in rows],
+            sources,
             spread.routes(topk_idx),
             spread.tokens(topk_weights, topk_weights[0][:0]),
             strict=True,
@@ -180,7 +183,9 @@ class EagerGloo(OverRanks):
     name = "eager-gloo"
 
     def __init__(self, processes: int = 2) -> None:
-        super().__init__("gloo", processes, canary=False)
+        from reference.routing import TRANSPORTS
+
+        super().__init__("gloo", processes, styles=("plain", LATE), transports=TRANSPORTS, canary=False)
 
 
 class DeepEp(OverRanks):
@@ -207,7 +212,8 @@ class DeepEp(OverRanks):
         except NoBuildError as error:
             self._reason = str(error)
         else:
-            transports, styles = build.transports, build.styles
+            on_gpu = ("guarded", "graph") if torch.cuda.is_available() else ()
+            transports, styles = build.transports, (*build.styles, LATE, *on_gpu)
             self.warning = (
                 f"deep_ep {build.version or 'of no version'}: {', '.join(transports)}; {', '.join(styles)}"
             )

@@ -30,7 +30,8 @@ over_ranks); definitions in reference.routing and reference.loading
     dispatch(x, topk_idx, experts, max_tokens, *, transport="bf16", global_scale_enc=None) -> list[Dispatched]
         x: per rank (tokens, hidden) bfloat16; topk_idx: per rank (tokens, topk) int64, -1 for none. Rank r owns experts
         [r * experts / ranks, (r + 1) * experts / ranks) with ranks * max_tokens rows each. Transport "bf16", "fp8" (e4m3
-        and float32 scales per 128 channels) or "nvfp4" (packed codes and linear block scales, one encode scale for all).
+        and float32 scales per 128 channels; "fp8-rounded" powers of two, "fp8-ue8m0" their exponents, uint8, both only where
+        traits declare them) or "nvfp4" (packed codes and linear block scales, one encode scale for all).
         Rows of one source rank are contiguous within an expert; order of ranks and order within a rank are free.
     combine(y, dispatched, topk_idx, topk_weights) -> list of (tokens, hidden) bfloat16
         y: per rank (local experts, capacity, hidden) bfloat16; float32 sum over slots in order, one rounding.

@@ -37,7 +37,7 @@ _KNOWN = {
     "out_dtypes": ("bfloat16", "float16", "float32"),
     "activations": ("silu", "relu2"),
     "unrounded": ("gemm1", "hidden"),
-    "transports": ("bf16", "fp8", "nvfp4"),
+    "transports": ("bf16", "fp8", "nvfp4", "fp8-rounded", "fp8-ue8m0"),
 }
 _SETS = {
     "hints": "dicts of keyword arguments",
@@ -91,7 +91,7 @@ class Traits:
         canary: fast enough for `harness check` to ask the canary its questions through it.
         ranks: processes that dispatch and combine run over: a problem has a divisor of them as ranks. 0: as many as it
             draws, simulated in one process.
-        transports: what dispatch can send: "bf16", "fp8", "nvfp4".
+        transports: what dispatch can send: "bf16", "fp8", "nvfp4"; "fp8-rounded" and "fp8-ue8m0" only where declared.
         most_tokens: that a rank sends; 0 for no limit.
         hidden_sizes: widths of tokens that dispatch and combine take; () for any that the alignments allow.
         far: fast enough for problems that reach far: 256 experts, capacity 8,192, k 7,168 (harness.problems.reach).
@@ -149,7 +149,7 @@ def out_of_contract(traits: Traits) -> list[str]:
         "the sign of zero": not traits.keeps_sign_of_zero,
         "a GEMM without alpha": traits.alpha_required,
     }
-    lacking = [f"dispatch by {name}" for name in _KNOWN["transports"] if name not in traits.transports]
+    lacking = [f"dispatch by {name}" for name in _KNOWN["transports"][:3] if name not in traits.transports]
     return [what for what, is_out in said.items() if is_out] + lacking
 
 

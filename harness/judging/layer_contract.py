@@ -36,7 +36,7 @@ def checked_buffers(
     Args:
         received: what came back.
         layer: whose experts and device they are.
-        transport: "bf16", "fp8" or "nvfp4".
+        transport: of reference.routing.TRANSPORTS.
         ranks: that the experts are spread over.
         capacity: rows of each expert.
         hidden: width of the tokens.
@@ -45,6 +45,8 @@ def checked_buffers(
     width, dtype, scale_width, scale_dtype = {
         "bf16": (hidden, torch.bfloat16, 0, None),
         "fp8": (hidden, torch.float8_e4m3fn, hidden // fp8_tokens.CHANNELS, torch.float32),
+        "fp8-rounded": (hidden, torch.float8_e4m3fn, hidden // fp8_tokens.CHANNELS, torch.float32),
+        "fp8-ue8m0": (hidden, torch.float8_e4m3fn, hidden // fp8_tokens.CHANNELS, torch.uint8),
         "nvfp4": (hidden // 2, torch.uint8, hidden // 16, torch.uint8),
     }[transport]
     wanted: dict[str, tuple[tuple[int, ...], torch.dtype] | None] = {

@@ -11,6 +11,10 @@ if TYPE_CHECKING:
     from reference.routing import Dispatched
 
 
+LATE = "one rank late"
+"""Style of a call that one of the ranks begins after the others: of every library."""
+
+
 @dataclass(frozen=True)
 class Sizes:
     """What every rank must say alike in one call: kernels that were told different sizes wait for each other for ever.
@@ -20,7 +24,7 @@ class Sizes:
         hidden: elements of a token.
         experts: of all ranks, a multiple of their number.
         topk: slots of a token.
-        transport: "bf16", "fp8" or "nvfp4".
+        transport: of reference.routing.TRANSPORTS.
         style: how the call is made: "plain", or one of the library's own ways that must not change a result.
     """
 

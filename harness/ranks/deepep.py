@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from harness.ranks.calling import call_as
 from harness.ranks.collectives import Sizes
 from harness.ranks.deepep_build import HIDDEN_SIZES, MOST_TOKENS, MOST_TOPK, ROW_MULTIPLE, find_build
 from reference.layout import unswizzle_128x4
@@ -62,20 +63,24 @@ class DeepEpCollectives:
         self._prepare(sizes)
         options: dict[str, Any] = {}
         if "use_fp8" in self._build.dispatch:
-            options["use_fp8"] = sizes.transport == "fp8"
+            options["use_fp8"] = sizes.transport.startswith("fp8")
+        if sizes.transport in ("fp8-rounded", "fp8-ue8m0"):
+            options["round_scale"] = True
+        if sizes.transport == "fp8-ue8m0":
+            options["use_ue8m0"] = True
         if sizes.transport == "nvfp4":
             if global_scale_enc is None:
                 raise ValueError("dispatch: nvfp4 needs global_scale_enc: without it the kernel traps")
             scale = global_scale_enc.to(self._device, torch.float32).reshape(1).contiguous()
             options |= {"use_nvfp4": True, "x_global_scale": scale}
-        recv, count, handle, event, hook = self._buffer.low_latency_dispatch(
-            x.to(self._device).contiguous(),
-            topk_idx.to(self._device, self._id_dtype).contiguous(),
-            sizes.max_tokens,
-            sizes.experts,
-            **options,
-            **self._style(sizes, self._build.dispatch),
-        )
+        x = x.to(self._device).contiguous()
+        topk_idx = topk_idx.to(self._device, self._id_dtype).contiguous()
+        options |= self._style(sizes, self._build.dispatch)
+
+        def call() -> Any:
+            return self._buffer.low_latency_dispatch(x, topk_idx, sizes.max_tokens, sizes.experts, **options)
+
+        recv, count, handle, event, hook = call_as(sizes.style, call)
         self._finish(sizes, event, hook)
         self._more = tuple(handle[5:])
         values, scales = self._decoded(recv, sizes)
@@ -92,13 +97,13 @@ class DeepEpCollectives:
         if sizes.style == "zero copy":
             self._buffer.get_next_low_latency_combine_buffer(handle)[:, :, :] = y
             options["zero_copy"] = True
-        combined, event, hook = self._buffer.low_latency_combine(
-            y,
-            topk_idx.to(self._device, self._id_dtype).contiguous(),
-            topk_weights.to(self._device, torch.float32).contiguous(),
-            handle,
-            **options,
-        )
+        topk_idx = topk_idx.to(self._device, self._id_dtype).contiguous()
+        topk_weights = topk_weights.to(self._device, torch.float32).contiguous()
+
+        def call() -> Any:
+            return self._buffer.low_latency_combine(y, topk_idx, topk_weights, handle, **options)
+
+        combined, event, hook = call_as(sizes.style, call)
         self._finish(sizes, event, hook)
         out: Tensor = combined
         return out
@@ -160,7 +165,9 @@ class DeepEpCollectives:
         if sizes.transport == "bf16":
             return recv.contiguous(), None
         values, scales = recv
-        if sizes.transport == "fp8":
+        if sizes.transport == "fp8-ue8m0":  # four exponents in each int32
+            return values.contiguous(), scales.contiguous().view(torch.uint8)
+        if sizes.transport.startswith("fp8"):
             return values.contiguous(), scales.contiguous()  # scales come column by column
         rows, columns = self._ranks * sizes.max_tokens, sizes.hidden // 16
         # (32, 4, rm, 4, rk, l) is a view of (l, rm, rk, 32, 4, 4): tiles of 128 x 4

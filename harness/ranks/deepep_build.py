@@ -42,6 +42,10 @@ class Build:
             found.append("fp8")
         if {"use_nvfp4", "x_global_scale"} <= self.dispatch:
             found.append("nvfp4")
+        if {"use_fp8", "round_scale"} <= self.dispatch:
+            found.append("fp8-rounded")
+        if {"use_fp8", "round_scale", "use_ue8m0"} <= self.dispatch:
+            found.append("fp8-ue8m0")
         return tuple(found)
 
     @property

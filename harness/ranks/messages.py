@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from reference.routing import Dispatched
+
 _LENGTH = struct.Struct("!Q")
 _CHUNK = 1 << 20
 MOST_BYTES = 1 << 36
@@ -31,6 +33,46 @@ def _on_cpu(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _on_cpu(one) for name, one in value.items()}
     return [_on_cpu(one) for one in value] if isinstance(value, (list, tuple)) else value
+
+
+def without_padding(received: Dispatched) -> dict[str, Any]:
+    """Return what a rank received as a message: `x` and `scales` are `(rows, width)`, the valid rows of all experts."""
+    filled = _filled(received.masked_m, received.x.shape[1])
+    scales = None if received.scales is None else _bytes(received.scales)[filled].view(received.scales.dtype)
+    return {
+        "x": _bytes(received.x)[filled].view(received.x.dtype), "scales": scales,
+        "masked_m": received.masked_m, "source": received.source,
+    }  # fmt: skip
+
+
+def from_message(message: dict[str, Any], device: str = "cpu") -> Dispatched:
+    """Return what a rank received, on a device; rows at or past masked_m hold bytes of 0xFF: NaN."""
+    counts, source = message["masked_m"].to(device), message["source"].to(device)
+    filled = _filled(counts, source.shape[1])
+    scales = None if message["scales"] is None else with_padding(message["scales"], filled)
+    return Dispatched(with_padding(message["x"], filled), counts, source, scales)
+
+
+def with_padding(rows: Tensor, filled: Tensor) -> Tensor:
+    """Return a buffer with rows where they belong, bytes of 0xFF elsewhere: NaN.
+
+    Args:
+        rows: `(rows, width)`.
+        filled: `(experts, capacity)` bool, as many of them.
+    """
+    width = rows.shape[1] * rows.element_size()
+    buffer = torch.full((*filled.shape, width), 0xFF, dtype=torch.uint8, device=filled.device)
+    buffer[filled] = rows.contiguous().view(torch.uint8).to(filled.device)
+    return buffer.view(rows.dtype)
+
+
+def _filled(counts: Tensor, capacity: int) -> Tensor:
+    return torch.arange(capacity, device=counts.device) < counts.unsqueeze(-1)
+
+
+def _bytes(rows: Tensor) -> Tensor:
+    """Return the same memory as bytes: float8 cannot be indexed everywhere."""
+    return rows.contiguous().view(torch.uint8)
 
 
 class Channel:

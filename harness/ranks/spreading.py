@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from harness.ranks.collectives import Sizes
+from harness.ranks.messages import from_message
 from reference.routing import NO_EXPERT, Dispatched
 
 
@@ -83,8 +84,10 @@ class Spread:
         found = []
         for rank in range(self.ranks):
             mine = of_processes[rank * self.each : (rank + 1) * self.each]
+            gathered = [from_message(got, device) for got in mine]
             parts = {
-                name: _joined([got[name] for got in mine]) for name in ("x", "masked_m", "source", "scales")
+                name: _joined([getattr(got, name) for got in gathered])
+                for name in ("x", "masked_m", "source", "scales")
             }
             self._check(parts["masked_m"], capacity)
             owned = slice(0, self.experts // self.ranks)
@@ -93,9 +96,7 @@ class Spread:
             sender = torch.where((sender >= 0) & (sender % self.each == 0), sender // self.each, -1)
             source = torch.cat((sender, source[..., 1:]), dim=-1)
             counts = parts["masked_m"][owned].contiguous()
-            got = in_order(Dispatched(x, counts, source, scales))
-            scales = None if got.scales is None else got.scales.to(device)
-            found.append(Dispatched(got.x.to(device), counts.to(device), got.source.to(device), scales))
+            found.append(in_order(Dispatched(x, counts, source, scales)))
         return found
 
     def _check(self, counts: Tensor, capacity: int) -> None:
@@ -111,8 +112,9 @@ class Spread:
         capacity = self.processes * self.sizes(1, 1).max_tokens
         found = []
         for rows in of_ranks:
-            whole = torch.full((self.each * self.local, capacity, hidden_or_two), fill, dtype=rows.dtype)
-            whole[: rows.shape[0], : rows.shape[1]] = rows.cpu()
+            shape = (self.each * self.local, capacity, hidden_or_two)
+            whole = torch.full(shape, fill, dtype=rows.dtype, device=rows.device)
+            whole[: rows.shape[0], : rows.shape[1]] = rows
             found += list(torch.split(whole, self.local))
         return found
 
@@ -137,11 +139,12 @@ def in_order(got: Dispatched) -> Dispatched:
     two calls be compared, by a diagnosis for example. An expert whose ranks do not lie together stays as it is.
     """
     rank, token = got.source.unbind(-1)
-    row = torch.arange(rank.shape[1])
+    row = torch.arange(rank.shape[1], device=rank.device)
     valid = row < got.masked_m.unsqueeze(-1)
     starts = torch.ones_like(valid)
     starts[:, 1:] = rank[:, 1:] != rank[:, :-1]
-    ranks = torch.zeros((len(rank), int(rank.max()) + 2 if rank.numel() else 1), dtype=torch.bool)
+    most = int(rank.max()) + 2 if rank.numel() else 1
+    ranks = torch.zeros((len(rank), most), dtype=torch.bool, device=rank.device)
     ranks.scatter_(1, torch.where(valid, rank + 1, 0), value=True)
     together = (starts & valid).sum(1) == ranks[:, 1:].sum(1)
     sortable = valid & together.unsqueeze(-1)

@@ -12,16 +12,18 @@ import signal
 import socket
 import sys
 import threading
+import time
 import traceback
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from harness.extras import accept_no_numpy
 from harness.processes import end_with_the_parent
-from harness.ranks.collectives import Collectives, Sizes
+from harness.ranks.collectives import LATE, Collectives, Sizes
 from harness.ranks.errors import RankError
 
 LEAVE_SECONDS = 5.0  # after which a rank that nobody asks any more ends whatever it is in
+LATE_SECONDS = 0.02  # far longer than a call takes
 JOIN_SECONDS = 300.0  # until all ranks are there, the first of which may have loaded its packages long before
 
 
@@ -152,6 +154,8 @@ class Rank:
         try:
             sizes = Sizes(**message["sizes"])
             self._agree(message["name"], message["call"], sizes)
+            if sizes.style == LATE and self._settings.rank == sizes.topk % self._settings.ranks:
+                time.sleep(LATE_SECONDS)
             function = getattr(self, f"_{message['name']}")
             return {"result": function(sizes, **message["arguments"])}
         except (RankError, ValueError) as error:
@@ -183,12 +187,17 @@ class Rank:
         self, sizes: Sizes, *, x: Any, topk_idx: Any, global_scale_enc: Any = None
     ) -> dict[str, Any]:
         _check_routes(x, topk_idx, sizes)
+        from harness.ranks.messages import without_padding
+
         received = self._collectives.dispatch(x, topk_idx, sizes, global_scale_enc)
-        return {name: getattr(received, name) for name in ("x", "masked_m", "source", "scales")}
+        return without_padding(received)
 
     def _combine(
         self, sizes: Sizes, *, y: Any, source: Any, topk_idx: Any, topk_weights: Any
     ) -> dict[str, Any]:
+        from harness.ranks.messages import with_padding
+
+        y = with_padding(y, source[..., 0] >= 0)
         return {"x": self._collectives.combine(y, source, topk_idx, topk_weights, sizes)}
 
 

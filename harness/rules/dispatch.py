@@ -16,6 +16,7 @@ from harness.problems.rows import Rows
 from reference import fp8_tokens
 from reference.e2m1 import unpack_e2m1
 from reference.e4m3 import decode_e4m3, take
+from reference.e8m0 import decode_e8m0
 from reference.routing import NO_EXPERT, TRANSPORTS, Dispatched
 
 _ALL = slice(None)
@@ -49,8 +50,8 @@ def dispatch(ctx: Context) -> list[Comparison]:
             found.append(_judge_bytes(sent, got, arrived))
             continue
         scales = torch.cat([r.scales for r in received if r.scales is not None])[arrived.expert, arrived.row]
-        if transport == "fp8":
-            found += _judge_fp8(sent, got, scales, arrived)
+        if transport.startswith("fp8"):
+            found += _judge_fp8(transport, sent, got, scales, arrived)
         elif scale is not None:
             found += ctx.judge_quantized(
                 "dispatch.nvfp4",
@@ -176,16 +177,23 @@ def _judge_bytes(sent: Tensor, got: Tensor, rows: Rows) -> Comparison:
     )
 
 
-def _judge_fp8(sent: Tensor, got: Tensor, scales: Tensor, rows: Rows) -> list[Comparison]:
+def _judge_fp8(transport: str, sent: Tensor, got: Tensor, scales: Tensor, rows: Rows) -> list[Comparison]:
     """Judge the scale of every 128 channels, then the values given the scale that was stored."""
+    rounded = transport != "fp8"
     wanted = fp8_tokens.amax_of_channels(sent) / 448
+    least, most = fp8_tokens.legal_scales(sent, round_scale=rounded)
+    if transport == "fp8-ue8m0":
+        scales = decode_e8m0(scales)
 
     def scale_accepts(values: Tensor, part: slice = _ALL) -> Tensor:
-        return (values.double() - wanted[part]).abs() <= wanted[part] * fp8_tokens.SCALE_FREEDOM
+        values = values.double()
+        if rounded:
+            return (values == least[part]) | (values == most[part])
+        return (values >= least[part]) & (values <= most[part])
 
     legal_scale = scale_accepts(scales)
     # Values under a scale that no arithmetic can make are judged under the right one: the scale has failed already.
-    usable = torch.where((scales > 0) & scales.isfinite(), scales, wanted.float())
+    usable = torch.where((scales > 0) & scales.isfinite(), scales, most.float())
     low, high = fp8_tokens.legal_fp8_values(sent, usable)
     values = decode_e4m3(got).double()
 
@@ -195,16 +203,24 @@ def _judge_fp8(sent: Tensor, got: Tensor, scales: Tensor, rows: Rows) -> list[Co
     two = int((low != high).sum())
     return [
         compare(
-            "dispatch.fp8.scale",
+            f"dispatch.{transport}.scale",
             legal_scale,
             replace(rows, column_name="channels / 128"),
-            judged={"amax / 448 within float32's rounding": scales.numel()},
+            judged={
+                "the power of two above amax / 448"
+                if rounded
+                else "amax / 448 within float32's rounding": scales.numel()
+            },
             altered=altered_copies(scales, scale_accepts),
-            show=lambda r, c: f"= {float(scales[r, c]):.9g}, legal is amax / 448 = {float(wanted[r, c]):.9g}",
-            ratio=(scales.double() - wanted).abs() / (wanted * fp8_tokens.SCALE_FREEDOM),
+            show=lambda r, c: (
+                f"= {float(scales[r, c]):.9g}, legal is "
+                + (f"{float(most[r, c]):.9g}, the power of two above " if rounded else "")
+                + f"amax / 448 = {float(wanted[r, c]):.9g}"
+            ),
+            ratio=None if rounded else (scales.double() - wanted).abs() / (wanted * fp8_tokens.SCALE_FREEDOM),
         ),
         compare(
-            "dispatch.fp8.x",
+            f"dispatch.{transport}.x",
             accepts(values),
             rows,
             judged={"one legal value": values.numel() - two, "two legal values": two},

@@ -39,7 +39,9 @@ def expert_parallel(ctx: Context) -> list[Comparison]:
     if layer.ranks == 1 or not sum(layer.counts):
         return [Comparison("layer")]
     declared = ctx.traits.transports
-    transports = [t for t in TRANSPORTS if t in declared and (t != "fp8" or layer.hidden % 128 == 0)]
+    transports = [
+        t for t in TRANSPORTS if t in declared and (not t.startswith("fp8") or layer.hidden % 128 == 0)
+    ]
     transport = transports[layer.problem.seed % len(transports)]
     checkpoint, x = layer.checkpoint(), layer.tokens(layer.hidden)
     many, one = (

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from harness.ranks.messages import without_padding
 from harness.ranks.spreading import Spread, in_order, with_rows_at
 from reference import routing
 from reference.routing import Dispatched
@@ -22,10 +23,6 @@ def drawn(ranks: int, experts: int) -> tuple[list[Any], list[Any], list[Any]]:
     for rows in ids:
         rows[::2, 1] = -1
     return x, ids, [torch.rand(rows.shape, generator=generator) for rows in ids]
-
-
-def as_message(got: Dispatched) -> dict[str, Any]:
-    return {name: getattr(got, name) for name in ("x", "masked_m", "source", "scales")}
 
 
 def same(one: Dispatched, other: Dispatched) -> None:
@@ -50,7 +47,7 @@ def test_what_ranks_receive_and_combine_is_what_they_would_alone(
     assert sizes.experts % processes == 0
     tokens, routes = spread.tokens(x, x[0][:0]), spread.routes(ids)
     sent = routing.dispatch(tokens, routes, sizes.experts, sizes.max_tokens, transport=transport)
-    received = spread.received([as_message(got) for got in sent], "cpu")
+    received = spread.received([without_padding(got) for got in sent], "cpu")
     wanted = routing.dispatch(x, ids, experts, 5, transport=transport)
     for one, other in zip(received, wanted, strict=True):
         same(one, other)
@@ -74,7 +71,7 @@ def test_ranks_that_do_not_divide_and_tokens_where_none_were_sent_are_refused() 
     x, ids, _ = drawn(1, 4)
     sent = routing.dispatch(spread.tokens(x, x[0][:0]), [ids[0], ids[0][:0]], 4, 5)
     with pytest.raises(ValueError, match="none for the last 1, to which no token was sent"):
-        spread.received([as_message(got) for got in sent], "cpu")
+        spread.received([without_padding(got) for got in sent], "cpu")
 
 
 def test_rows_are_put_in_order_where_ranks_lie_together_and_else_stay() -> None:

@@ -128,13 +128,18 @@ class Buffer:
         return_recv_hook: bool = False,
     ) -> Any:
         assert not (use_fp8 and use_nvfp4)
-        transport = "fp8" if use_fp8 else "nvfp4" if use_nvfp4 else "bf16"
+        assert round_scale or not use_ue8m0
+        fp8 = "fp8-ue8m0" if use_ue8m0 else "fp8-rounded" if round_scale else "fp8"
+        transport = fp8 if use_fp8 else "nvfp4" if use_nvfp4 else "bf16"
         sizes = Sizes(num_max_dispatch_tokens_per_rank, x.shape[1], num_experts, topk_idx.shape[1], transport)
         (values, scales), count, handle = self._dispatch(x, topk_idx, sizes, x_global_scale)
         event, hook = self._finish(async_finish, return_recv_hook)
         if transport == "bf16":
             return values, count, handle, event, hook
-        if transport == "fp8":
+        if use_ue8m0:
+            packed = scales.view(torch.int32).transpose(1, 2).contiguous()
+            return (values, packed.transpose(1, 2)), count, handle, event, hook
+        if use_fp8:
             columns = strided(scales) if _BUILD == "fork" else scales.transpose(1, 2).contiguous()
             columns = columns.transpose(1, 2)
             return (values, columns), count, handle, event, hook
@@ -160,7 +165,7 @@ class Buffer:
     ) -> Any:
         return self._fork(
             x, topk_idx, num_max_dispatch_tokens_per_rank, num_experts,
-            use_fp8=use_fp8, async_finish=async_finish, return_recv_hook=return_recv_hook,
+            use_fp8=use_fp8, round_scale=round_scale, use_ue8m0=use_ue8m0, async_finish=async_finish, return_recv_hook=return_recv_hook,
         )  # fmt: skip
 
     low_latency_dispatch = _upstream if _BUILD == "upstream" else _fork

@@ -1,0 +1,186 @@
+"""DeepEP as it is installed, on two GPUs: drawn problems, every way to call it, many calls, planted faults, a killed rank."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from harness.candidates.over_ranks import DeepEp
+from harness.faults.fault import all_faults
+from harness.faults.named import plant
+from harness.problems.layer import LayerProblem
+from harness.problems.problem import parse_problem
+from harness.ranks.errors import RankLostError
+from harness.running.judge import Judge
+from harness.running.outcome import Outcome
+from reference.routing import Dispatched
+
+pytestmark = pytest.mark.skipif(
+    torch.cuda.device_count() < 2 or importlib.util.find_spec("deep_ep") is None,
+    reason="needs deep_ep and two GPUs",
+)
+FAULTS = {name: fault for name, fault in all_faults().items() if fault.category in {"dispatch", "combine"}}
+PROBLEMS = (
+    "8x24x128x64:24*8:normal:5",
+    "6x9x256x128:9*6:normal:1",
+    "8x40x128x128:3*8:normal:2",
+    "4x20x128x64:5,0,7,20:normal:0",
+)
+CALLS = 500  # of dispatch, and as many of combine
+
+
+@pytest.fixture(scope="module")
+def candidate() -> Iterator[DeepEp]:
+    over = DeepEp(2)
+    yield over
+    over.close()
+
+
+def drawn(seed: int) -> str:
+    """A problem of 8 to 256 experts, 0 to 128 tokens of a rank, hidden 2,048 to 8,192, top-k 1 to 8."""
+    draw = random.Random(seed)
+    experts, capacity = draw.choice((2, 4, 8, 16, 32, 64, 128, 256)), draw.choice((1, 8, 24, 48, 100, 128))
+    hidden = draw.choice((2048, 7168)) if experts * capacity <= 4096 else 2048
+    whole = ":whole_layer" if draw.random() < 0.4 else ""
+    return f"{experts}x{capacity}x{hidden}x16:{draw.randint(0, capacity)}*{experts}:normal:{seed}{whole}"
+
+
+def judged(candidate: DeepEp, rule: str, problems: list[str]) -> list[Outcome]:
+    judge = Judge(candidate, threads=1, probe=False)
+    outcomes = [judge.judge(rule, problem) for problem in problems]
+    assert [one for one in outcomes if one.status != "judged"] == []
+    return outcomes
+
+
+@pytest.mark.parametrize(("rule", "count"), [("DISPATCH", 300), ("COMBINE", 200), ("EP", 40), ("ROUTE", 20)])
+def test_drawn_problems_pass(candidate: DeepEp, rule: str, count: int) -> None:
+    problems = [drawn(seed) for seed in range(count)]
+    if rule == "EP":
+        problems = [problem for problem in problems if "whole" not in problem]
+    started = time.monotonic()
+    wrong = [one for one in judged(candidate, rule, problems) if one.illegal]
+    print(f"{rule}: {len(problems)} problems, {time.monotonic() - started:.0f} s")
+    assert wrong == []
+
+
+def test_the_extents_that_are_promised_are_drawn(candidate: DeepEp) -> None:
+    layers = [LayerProblem(parse_problem(drawn(seed)), candidate.traits) for seed in range(300)]
+    assert {layer.hidden for layer in layers} >= {2048, 2560, 4096, 5120, 6144, 7168, 8192}
+    assert {layer.topk for layer in layers} == set(range(1, 9))
+    assert max(layer.max_tokens for layer in layers) == 128
+    assert min(count for layer in layers for count in layer.counts) == 0
+    assert {layer.experts for layer in layers} >= {8, 256}
+
+
+def by_source(received: list[Dispatched]) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Return every rank's rows in order of expert, source rank and token, as bytes, with their scales."""
+    found = []
+    for got in received:
+        expert, row = (got.source[..., 0] >= 0).nonzero(as_tuple=True)
+        source = got.source[expert, row]
+        order = ((expert * 64 + source[:, 0]) * 4096 + source[:, 1]).argsort()
+        expert, row = expert[order], row[order]
+        scales = got.masked_m if got.scales is None else got.scales.view(torch.uint8)[expert, row]
+        found.append((got.x.view(torch.uint8)[expert, row], scales, source[order]))
+    return found
+
+
+def inputs(candidate: DeepEp, hidden: int, tokens: int, experts: int, topk: int) -> tuple[list[Tensor], ...]:
+    generator, device = torch.Generator().manual_seed(hidden + tokens), candidate.traits.device
+    counts = (tokens, tokens // 2)
+    x = [torch.randn(count, hidden, generator=generator).bfloat16().to(device) for count in counts]
+    ids = [torch.rand(count, experts, generator=generator).topk(topk).indices.to(device) for count in counts]
+    return x, ids, [torch.rand(count, topk, generator=generator).to(device) for count in counts]
+
+
+def called(
+    candidate: DeepEp, given: tuple[list[Tensor], ...], experts: int, tokens: int, transport: str
+) -> tuple[list[tuple[Tensor, Tensor, Tensor]], list[Tensor]]:
+    x, ids, weights = given
+    scale = torch.tensor([500.0], device=x[0].device) if transport == "nvfp4" else None
+    received = candidate.dispatch(x, ids, experts, tokens, transport=transport, global_scale_enc=scale)
+    y = []
+    for got in received:  # an output is a function of its expert and its token
+        expert, row = (got.source[..., 0] >= 0).nonzero(as_tuple=True)
+        rank, token = got.source[expert, row].T
+        rows = torch.zeros(*got.x.shape[:2], x[0].shape[1], dtype=torch.bfloat16, device=x[0].device)
+        rows[expert, row] = torch.cat(x)[rank * len(x[0]) + token] * (expert + 1)[:, None]
+        y.append(rows)
+    return by_source(received), candidate.combine(y, received, ids, weights)
+
+
+def test_every_way_to_call_gives_the_same(candidate: DeepEp) -> None:
+    given = inputs(candidate, 2048, 48, 8, 4)
+    kept = candidate._styles
+    assert {"plain", "hook", "asynchronous", "zero copy", "one rank late", "guarded", "graph"} <= set(kept)
+    try:
+        for transport in candidate.traits.transports:
+            results = {}
+            for style in kept:
+                candidate._styles = (style,)
+                results[style] = called(candidate, given, 8, 48, transport)
+            for style, (rows, out) in results.items():
+                for got, wanted in zip(rows, results["plain"][0], strict=True):
+                    assert all(map(torch.equal, got, wanted)), (transport, style)
+                assert all(map(torch.equal, out, results["plain"][1])), (transport, style)
+    finally:
+        candidate._styles = kept
+
+
+def test_a_thousand_calls_of_two_sizes_give_the_same(candidate: DeepEp) -> None:
+    sizes = ((2048, 32, 8, 4), (7168, 16, 16, 8))
+    given = [inputs(candidate, *size) for size in sizes]
+    wanted = {}
+    for call in range(CALLS):
+        which, transport = call // 5 % 2, candidate.traits.transports[call % 2]
+        _, tokens, experts, _ = sizes[which]
+        rows, out = called(candidate, given[which], experts, tokens, transport)
+        first_rows, first_out = wanted.setdefault((which, transport), (rows, out))
+        for got, first in zip(rows, first_rows, strict=True):
+            assert all(map(torch.equal, got, first)), call
+        assert all(map(torch.equal, out, first_out)), call
+    assert len(wanted) == 4
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_planted_fault_is_caught(candidate: DeepEp, name: str) -> None:
+    judge = Judge(plant(candidate, name), threads=1, probe=False)
+    assert any(judge.judge(FAULTS[name].killed_by, problem).fails for problem in PROBLEMS)
+
+
+@pytest.mark.parametrize("name", ["counts_of_previous_call", "weights_applied_twice", "fp8_scale_rounded_up"])
+def test_a_planted_fault_is_named(candidate: DeepEp, name: str) -> None:
+    fault, judge = FAULTS[name], Judge(plant(candidate, name), threads=1, probe=False)
+    problem = next(p for p in PROBLEMS if judge.judge(fault.killed_by, p).illegal)
+    found = judge.diagnose(fault.killed_by, problem, "harness diagnose")
+    assert {name, *fault.same_as} & {one["fault"] for one in found}
+
+
+@pytest.mark.parametrize("which", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_rank_that_is_killed_or_stopped_ends_the_call(
+    which: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other one's kernel waits for it, without a time limit of its own."""
+    monkeypatch.setenv("HARNESS_CALL_SECONDS", "8")
+    over = DeepEp(2)
+    x, ids, _ = inputs(over, 2048, 8, 8, 2)
+    try:
+        over.dispatch(x, ids, 8, 8)
+        threading.Timer(0.5, os.kill, (over._ranks().pids[1], which)).start()
+        started = time.monotonic()
+        with pytest.raises(RankLostError, match="rank 1 of 2"):  # noqa: PT012 - the calls go on until it is lost
+            while time.monotonic() - started < 30:
+                over.dispatch(x, ids, 8, 8)
+        assert time.monotonic() - started < 20
+        over.dispatch(x, ids, 8, 8)
+    finally:
+        over.close()
