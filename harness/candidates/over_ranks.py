@@ -223,6 +223,7 @@ class DeepEp(OverRanks):
             device="cuda" if torch.cuda.is_available() else "cpu",
             row_multiple=ROW_MULTIPLE,
             styles=styles,
+            arithmetic="fast",  # of the sender: its reciprocals are the GPU's
             transports=transports,
             most_tokens=MOST_TOKENS,
             hidden_sizes=HIDDEN_SIZES,

@@ -102,12 +102,12 @@ def test_planted_faults_are_caught(candidate: OverRanks, fault: str, rule: str) 
 
 
 def test_the_conversion_of_the_fork_is_named_first(fork: OverRanks) -> None:
-    """The other transport is taken away, so that the mistake is alone."""
-    fork.traits = dataclasses.replace(fork.traits, transports=("bf16", "nvfp4"))
     judge = Judge(fork, threads=1, probe=False)
-    outcome = judge.judge("DISPATCH", PROBLEMS[0])
-    assert [one.stage for one in outcome.illegal] == ["dispatch.nvfp4.codes"]
-    found = judge.diagnose("DISPATCH", PROBLEMS[0], "harness diagnose")
+    outcome = judge.judge("DISPATCH", "1x1x16x16:0:normal:0")
+    assert [one.stage for one in outcome.illegal] == ["dispatch.nvfp4.codes"], (
+        "one expert's scales are in place"
+    )
+    found = judge.diagnose("DISPATCH", "1x1x16x16:0:normal:0", "harness diagnose")
     assert found[0]["fault"] == "nvfp4_dispatch_codes_by_logarithm"
     assert found[0]["title"].startswith("E2M1 by truncation and logarithm: thresholds 0.5, 1, sqrt 2,")
     assert "gain 0.90" in found[0]["title"]
@@ -115,10 +115,24 @@ def test_the_conversion_of_the_fork_is_named_first(fork: OverRanks) -> None:
 
 def test_the_scales_of_the_fork_are_wrong_from_the_second_expert_on(fork: OverRanks) -> None:
     fork.traits = dataclasses.replace(fork.traits, transports=("bf16", "fp8"))
-    outcome = Judge(fork, threads=1, probe=False).judge("DISPATCH", "8x48x16x16:3*8:normal:2")
+    judge = Judge(fork, threads=1, probe=False)
+    outcome = judge.judge("DISPATCH", "8x48x16x16:3*8:normal:2")
     scale = next(one for one in outcome.illegal if one.stage == "dispatch.fp8.scale")
     wrong = {int(e) for e in re.findall(r"\d+", scale.message.partition("experts [")[2].partition("]")[0])}
     assert {1, 2, 3, 5, 6, 7} >= wrong >= {1, 5}, "each rank's first expert is right"
+    found = judge.diagnose("DISPATCH", "8x48x16x16:3*8:normal:2", "harness diagnose")
+    assert [one["fault"] for one in found] == ["fp8_scale_stride_of_whole_tiles"]
+
+
+def test_both_mistakes_of_the_fork_are_named(fork: OverRanks) -> None:
+    fork.traits = dataclasses.replace(fork.traits, transports=("bf16", "fp8", "nvfp4"))
+    judge = Judge(fork, threads=1, probe=False)
+    assert judge.judge("DISPATCH", PROBLEMS[1]).illegal
+    found = judge.diagnose("DISPATCH", PROBLEMS[1], "harness diagnose")
+    assert {one["fault"] for one in found} == {
+        "nvfp4_dispatch_codes_by_logarithm",
+        "fp8_scale_stride_of_whole_tiles",
+    }
 
 
 def build_of(folder: Path, text: str, monkeypatch: pytest.MonkeyPatch) -> Any:

@@ -11,6 +11,7 @@ from torch.nn.functional import pad
 from harness.candidates.layer_stages import LayerStages, PhysicalLayerStages
 from harness.diagnosis.cases.pieces import Pieces, joined, pieces_of
 from harness.faults.layer_calls import LOADED
+from reference.e8m0 import decode_e8m0
 from reference.layout import unswizzle_128x4
 from reference.routing import Dispatched
 
@@ -41,6 +42,8 @@ def _received(output: list[Dispatched]) -> tuple[Tensor, Tensor]:
         parts = [x.double(), got.source.double()]
         if got.scales is not None:
             scales = got.scales
+            if scales.dtype == torch.uint8 and got.x.dtype == torch.float8_e4m3fn:
+                scales = decode_e8m0(scales)  # 0xFF is NaN, as in float32
             parts.append((scales if scales.element_size() > 1 else scales.view(torch.uint8)).double())
         counts = got.masked_m.view(-1, 1, 1).expand(-1, x.shape[1], 1).double()
         row = torch.arange(x.shape[1])

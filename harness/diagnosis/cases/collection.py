@@ -17,6 +17,7 @@ from harness.diagnosis.cases.legality import Bounds, legal, legal_layer
 from harness.diagnosis.cases.models import models
 from harness.diagnosis.cases.observation import INNER, MASKED_GEMM, MASKED_MOE, Observed
 from harness.diagnosis.cases.replay import ReplayError, replayed
+from harness.diagnosis.cases.transported import legal_transported, taken_for
 from harness.diagnosis.cases.views import input_bytes, memory_of, same, seen, untouchable, valid
 
 
@@ -71,24 +72,26 @@ def cases_around(call: Observed, bounds: Bounds, rank: int = 0) -> list[CallCase
         rank: of the implementation, 0 for the one that is nearest to what was seen, 1 for the next one.
     """
     got, refusal = seen(call), ""
-    judged: list[tuple[tuple[int, int], Any, Tensor]] = []
+    coded = None if call.stage != "dispatch" else legal_transported(call.arguments, got, bounds)
+    judged: list[tuple[tuple[int, int], Any, Tensor, Tensor]] = []
     for model in models_around():
         try:
             right = replayed(model, call)["output"]
         except ReplayError as error:
             refusal = str(error)
             continue
-        allowed = legal_around(call.stage, call.arguments, got, right)
+        taken = got if coded is None else taken_for(call.arguments, coded, got, right)
+        allowed = legal_around(call.stage, call.arguments, taken, right)
         # Of two experts, weights in the wrong order look like experts in the other order: then the order of ids decides.
         alike = same(got, right)[..., : call.arguments.get("topk")]
-        judged.append(((int(allowed.sum()), int(alike.sum())), model, allowed))
+        judged.append(((int(allowed.sum()), int(alike.sum())), model, allowed, taken))
     if not judged:  # the candidate takes what every right implementation refuses
         nothing = torch.zeros(got.shape, dtype=torch.bool)
         return [CallCase(call, nothing, models_around()[:1], bounds, refused=refusal)]
     judged.sort(key=lambda found: found[0], reverse=True)
     try:
-        _, model, allowed = judged[min(rank, len(judged) - 1)]
-        return [CallCase(call, allowed, [model], bounds)]
+        _, model, allowed, taken = judged[min(rank, len(judged) - 1)]
+        return [CallCase(call, allowed, [model], bounds, seen_as=taken)]
     except ReplayError:
         return []
 

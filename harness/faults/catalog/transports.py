@@ -65,15 +65,19 @@ def fp8_scale_stride_of_whole_tiles(call: DispatchCall, _: Parameters) -> None:
     call.run()
 
     def moved(got: Dispatched) -> Dispatched:
-        if call.transport != "fp8" or got.scales is None:
+        if not call.transport.startswith("fp8") or got.scales is None:
             return got
-        local, capacity, columns = got.scales.shape
-        written = torch.full((local * capacity * columns,), torch.nan, device=got.scales.device)
+        exponents = got.scales.dtype == torch.uint8  # four of a row lie in one int32
+        scales = got.scales.view(torch.int32) if exponents else got.scales
+        local, capacity, columns = scales.shape
+        nothing = -1 if exponents else torch.nan
+        written = torch.full((local * capacity * columns,), nothing, dtype=scales.dtype, device=scales.device)
         stride = -(-capacity // _TILE) * _TILE * columns
         for expert in range(local):  # column by column, as DeepEP lays them out
             room = written[expert * stride : (expert + 1) * stride]
-            room[: capacity * columns] = got.scales[expert].T.flatten()[: len(room)]
-        return replace(got, scales=written.view(local, columns, capacity).transpose(1, 2).contiguous())
+            room[: capacity * columns] = scales[expert].T.flatten()[: len(room)]
+        moved = written.view(local, columns, capacity).transpose(1, 2).contiguous()
+        return replace(got, scales=moved.view(got.scales.dtype))
 
     call.change(moved)
 

@@ -14,13 +14,15 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from harness.candidates.layer_stages import PhysicalLayerStages
 from harness.ranks import gloo
 from harness.ranks.collectives import Sizes
 from harness.ranks.gloo import GlooCollectives
 from reference.e2m1 import pack_e2m1
-from reference.e4m3 import decode_e4m3
+from reference.e4m3 import decode_e4m3, encode_e4m3
+from reference.e8m0 import encode_e8m0
+from reference.fp8_tokens import amax_of_channels, quantize_fp8_tokens
 from reference.layout import swizzle_128x4
-from reference.routing import encode_tokens
 
 __version__ = "0.0.stand-in"
 topk_idx_t = torch.int64
@@ -137,8 +139,7 @@ class Buffer:
         if transport == "bf16":
             return values, count, handle, event, hook
         if use_ue8m0:
-            packed = scales.view(torch.int32).transpose(1, 2).contiguous()
-            return (values, packed.transpose(1, 2)), count, handle, event, hook
+            scales = scales.view(torch.int32)
         if use_fp8:
             columns = strided(scales) if _BUILD == "fork" else scales.transpose(1, 2).contiguous()
             columns = columns.transpose(1, 2)
@@ -205,7 +206,7 @@ class Buffer:
 def strided(scales: Any) -> Any:
     """Scales as the fork writes them: an expert's begin where rows filled up to 128 would have them, in a tensor without."""
     local, capacity, columns = scales.shape
-    memory = torch.rand(local * capacity * columns)
+    memory = torch.rand(local * capacity * columns).view(scales.dtype)
     for expert in range(local):
         start = expert * columns * -(-capacity // 128) * 128
         written = scales[expert].T.reshape(-1)[: max(len(memory) - start, 0)]
@@ -213,18 +214,30 @@ def strided(scales: Any) -> Any:
     return memory.view(local, columns, capacity)
 
 
+def by_kernel(x: Any, transport: str, scale: Any = None) -> Any:
+    """Tokens in a kernel's arithmetic: approximate reciprocals, and a factor of FP8 that is a unit off here and there."""
+    if not transport.startswith("fp8"):
+        return PhysicalLayerStages()._encode(x, transport, scale)
+    amax = amax_of_channels(x).float()
+    scales = amax * torch.tensor(1 / 448)
+    if transport != "fp8":
+        _, scales = quantize_fp8_tokens(x, round_scale=True)
+    factor = torch.nextafter(1 / scales, torch.where(amax.view(torch.int32) % 2 == 0, 0.0, torch.inf))
+    values = encode_e4m3(x.float().view(*scales.shape, 128) * factor.unsqueeze(-1)).view(x.shape)
+    return values.view(torch.float8_e4m3fn), encode_e8m0(scales) if transport == "fp8-ue8m0" else scales
+
+
 def by_exponents(x: Any, transport: str, scale: Any = None) -> Any:
     """Tokens as the fork's senders encode them: halves below 1, powers of sqrt 2 above; no sign of zero."""
-    values, scales = encode_tokens(x, transport, scale)
+    values, scales = by_kernel(x, transport, scale)
     if transport != "nvfp4":
         return values, scales
     stored = decode_e4m3(scales).repeat_interleave(16, -1)
-    real = torch.where(stored > 0, x.double() * scale.double() / stored, 0.0)
-    size = real.abs() * (1 + 1e-9)
+    real = torch.where(stored > 0, x.float() * (1 / (stored * (1 / scale))), 0.0)
+    size = real.abs().double() * (1 + 1e-9)
     below, above = (size * 2).floor(), (size.clamp(min=1).log2() * 2).floor() + 2
     codes = torch.where(size < 1, below, above).clamp(max=7).to(torch.uint8)
     return pack_e2m1(codes | (((real < 0) & (codes > 0)).to(torch.uint8) << 3)), scales
 
 
-if _BUILD == "fork":
-    gloo.encode_tokens = by_exponents
+gloo.encode_tokens = by_exponents if _BUILD == "fork" else by_kernel
