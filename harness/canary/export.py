@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from harness.canary.config import MODEL, read_config, write_json
-from harness.canary.nvfp4_weights import is_modelopt, layer_prefix, layers_of
+from harness.canary.nvfp4_weights import is_modelopt, layer_prefix, quantize_layer, read_calibration
+from harness.canary.widen import widened
 from harness.verdict import UsageError
 
 
@@ -22,15 +23,16 @@ def quantization(layers: int) -> dict[str, Any]:
     }
 
 
-def export_modelopt(target: Path, source: Path | None = None) -> None:
+def export_modelopt(target: Path, source: Path | None = None, hidden: int | None = None) -> None:
     """Write the NVFP4 checkpoint of a canary; the same source gives the same bytes.
 
     Args:
         target: folder to write into; made where it is not there.
         source: BF16 model folder with calibrated input scales; canary-256 by default.
+        hidden: hidden size of the checkpoint, a power of two times the model's: it computes the same.
 
     Raises:
-        UsageError: the source is an NVFP4 checkpoint already.
+        UsageError: the source is an NVFP4 checkpoint already, or another hidden size.
     """
     from safetensors.torch import load_file, save_file
 
@@ -39,8 +41,12 @@ def export_modelopt(target: Path, source: Path | None = None) -> None:
         raise UsageError(f"{source} is an NVFP4 checkpoint already: export takes the BF16 folder")
     config = read_config(source)
     tensors = load_file(source / "model.safetensors")
+    amax = read_calibration(source)
+    if hidden is not None:
+        config, tensors = widened(config, tensors, hidden)
     found = {name: tensor for name, tensor in tensors.items() if ".mlp.experts." not in name}
-    for i, layer in enumerate(layers_of(source, tensors, config)):
+    for i in range(config.num_hidden_layers):
+        layer = quantize_layer(tensors, config, i, amax[i])
         found |= {layer_prefix(i) + name: tensor for name, tensor in layer.items()}
     target.mkdir(parents=True, exist_ok=True)
     save_file(dict(sorted(found.items())), target / "model.safetensors", metadata={"format": "pt"})

@@ -42,7 +42,12 @@ def _engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
             shell_complete=complete.faults,
             help="Plant this fault; may be repeated.",
         ),
-        click.option("--ranks", default=1, show_default=True, help="Simulated ranks."),
+        click.option(
+            "--ranks",
+            default=1,
+            show_default=True,
+            help="Ranks: simulated, or of deepep and eager-gloo real.",
+        ),
         click.option(
             "--shard",
             type=click.Choice(["experts", "width"]),
@@ -52,7 +57,7 @@ def _engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option(
             "--transport",
-            type=click.Choice(["bf16", "fp8", "nvfp4"]),
+            type=click.Choice(["bf16", "fp8", "nvfp4", "fp8-rounded", "fp8-ue8m0"]),
             default="bf16",
             show_default=True,
             help="What dispatch carries.",
@@ -222,12 +227,15 @@ def _say(line: CanaryLine) -> None:
 @canary_command.command("export")
 @click.argument("folder", type=_FOLDER)
 @click.option("--model", type=_FOLDER, help="Folder of the model. Default: the one that is shipped.")
-def export(folder: Path, model: Path | None) -> int:
+@click.option(
+    "--hidden", type=int, help="Hidden size, a power of two times the model's; it computes the same."
+)
+def export(folder: Path, model: Path | None, hidden: int | None) -> int:
     """Write the canary as an NVFP4 checkpoint in ModelOpt's layout; the same bytes every time."""
     require("harness canary export", "canary")
     from harness.canary.export import export_modelopt
 
-    export_modelopt(prepare_folder(folder, "FOLDER"), model)
+    export_modelopt(prepare_folder(folder, "FOLDER"), model, hidden)
     click.echo(f"checkpoint: {folder}")
     return ExitCode.PASS
 

@@ -159,3 +159,18 @@ def test_an_exported_folder_is_not_exported_again(folder, tmp_path) -> None:
         export_modelopt(tmp_path, folder)
     with pytest.raises(UsageError, match="name a candidate"):
         load_canary(folder)
+
+
+def test_a_wider_checkpoint_computes_the_same(tmp_path, prompts) -> None:
+    """Twice the hidden state side by side: the codes are the old ones, scales and sums differ by powers of two."""
+    export_modelopt(tmp_path / "wide", hidden=512)
+    assert read_config(tmp_path / "wide").hidden_size == 512
+    wide = load_canary(tmp_path / "wide", candidate="eager")
+    assert wide.answer(prompts[:1], stop=STOP) == load_canary(candidate="eager").answer(
+        prompts[:2], stop=STOP
+    )
+
+
+def test_a_hidden_size_that_is_no_power_of_two_times_the_models_is_refused(tmp_path) -> None:
+    with pytest.raises(UsageError, match="256 times a power of two, got 768"):
+        export_modelopt(tmp_path, hidden=768)

@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -57,7 +58,12 @@ def drawn(seed: int) -> str:
 def judged(candidate: DeepEp, rule: str, problems: list[str]) -> list[Outcome]:
     judge = Judge(candidate, threads=1, probe=False)
     outcomes = [judge.judge(rule, problem) for problem in problems]
-    assert [one for one in outcomes if one.status != "judged"] == []
+    other = [
+        f"{problem}: {one.status} {one.error[-300:]}"
+        for problem, one in zip(problems, outcomes, strict=True)
+        if one.status != "judged"
+    ]
+    assert other == []
     return outcomes
 
 
@@ -153,6 +159,8 @@ def test_a_thousand_calls_of_two_sizes_give_the_same(candidate: DeepEp) -> None:
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_planted_fault_is_caught(candidate: DeepEp, name: str) -> None:
+    if name.startswith("nvfp4") and "nvfp4" not in candidate.traits.transports:
+        pytest.skip("this build has no nvfp4")
     judge = Judge(plant(candidate, name), threads=1, probe=False)
     assert any(judge.judge(FAULTS[name].killed_by, problem).fails for problem in PROBLEMS)
 
@@ -165,22 +173,31 @@ def test_a_planted_fault_is_named(candidate: DeepEp, name: str) -> None:
     assert {name, *fault.same_as} & {one["fault"] for one in found}
 
 
-@pytest.mark.parametrize("which", [signal.SIGKILL, signal.SIGSTOP])
-def test_a_rank_that_is_killed_or_stopped_ends_the_call(
-    which: signal.Signals, monkeypatch: pytest.MonkeyPatch
+def lost(over: DeepEp, which: signal.Signals) -> float:
+    """Send rank 1 a signal amid calls; return the seconds until the call has ended."""
+    x, ids, _ = inputs(over, 2048, 8, 8, 2)
+    over.dispatch(x, ids, 8, 8)
+    pids = over._ranks().pids
+    threading.Timer(0.3, os.kill, (pids[1], which)).start()
+    started = time.monotonic()
+    with pytest.raises(RankLostError, match="rank 1 of 2"):  # noqa: PT012 - the calls go on until it is lost
+        while time.monotonic() - started < 30:
+            over.dispatch(x, ids, 8, 8)
+    seconds = time.monotonic() - started
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+    return seconds
+
+
+def test_a_rank_that_is_killed_or_stopped_ends_the_call_ten_times_out_of_ten(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The other one's kernel waits for it, without a time limit of its own."""
     monkeypatch.setenv("HARNESS_CALL_SECONDS", "8")
-    over = DeepEp(2)
-    x, ids, _ = inputs(over, 2048, 8, 8, 2)
+    over, free = DeepEp(2), torch.cuda.mem_get_info(1)[0]
     try:
-        over.dispatch(x, ids, 8, 8)
-        threading.Timer(0.5, os.kill, (over._ranks().pids[1], which)).start()
-        started = time.monotonic()
-        with pytest.raises(RankLostError, match="rank 1 of 2"):  # noqa: PT012 - the calls go on until it is lost
-            while time.monotonic() - started < 30:
-                over.dispatch(x, ids, 8, 8)
-        assert time.monotonic() - started < 20
-        over.dispatch(x, ids, 8, 8)
+        seconds = [lost(over, signal.SIGSTOP if number % 5 == 4 else signal.SIGKILL) for number in range(10)]
     finally:
         over.close()
+    print(f"ended after {min(seconds):.1f} to {max(seconds):.1f} s")
+    assert max(seconds) < 20
+    assert torch.cuda.mem_get_info(1)[0] > free - (1 << 30), "memory of a GPU is not given back"

@@ -24,7 +24,8 @@ def taken_for(arguments: dict[str, Any], coded: Tensor, elements: Tensor, right:
     Args:
         arguments: of dispatch.
         coded: which elements are a legal coding (`legal_transported`).
-        elements: seen, as there; right, the model's.
+        elements: seen, as there.
+        right: the model's.
     """
     if elements.shape != right.shape:
         return elements
