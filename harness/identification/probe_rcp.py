@@ -25,13 +25,13 @@ def device_reciprocal(x: Tensor) -> Tensor:
     """Return rcp.approx.ftz of each element as the GPU computes it.
 
     Args:
-        x: `(*shape)` float32 on a CUDA device.
+        x: `(*shape)` float32 on any device: recorded calls lie on the CPU.
 
     Returns:
-        `(*shape)` float32.
+        `(*shape)` float32, where x is.
     """
-    flat = x.contiguous().view(-1)
+    flat = x.to("cuda").contiguous().view(-1)
     out = torch.empty_like(flat)
     if flat.numel():
         _rcp_kernel[(triton.cdiv(flat.numel(), _BLOCK),)](flat, out, flat.numel(), block=_BLOCK)
-    return out.view(x.shape)
+    return out.view(x.shape).to(x.device)

@@ -89,6 +89,3 @@ class Collectives(Protocol):
         Raises:
             ValueError: what the library does not take, with its limits.
         """
-
-    def close(self) -> None:
-        """Give back what the library holds."""

@@ -108,10 +108,6 @@ class DeepEpCollectives:
         out: Tensor = combined
         return out
 
-    def close(self) -> None:
-        """Destroy the buffer: before the process group, and not in a destructor, which may hang."""
-        self._buffer.destroy()
-
     def _prepare(self, sizes: Sizes) -> None:
         """Refuse what the kernels do not take; clean the buffer where the last call had other sizes. Raises ValueError."""
         self._check(sizes)

@@ -69,9 +69,6 @@ class GlooCollectives:
             total = torch.where(ids[:, None] == NO_EXPERT, total, added)
         return total.to(y.dtype)
 
-    def close(self) -> None:
-        """Do nothing: the process group belongs to the rank."""
-
     def _exchange(self, sent: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
         """Send each rank its rows, which lie in order of the ranks; return what came, likewise, and how many rows of each."""
         arriving = torch.empty_like(counts)

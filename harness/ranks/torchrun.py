@@ -14,7 +14,7 @@ import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from harness.ranks.errors import RankLostError
 from harness.ranks.pool import START_SECONDS, Pool, started
@@ -87,8 +87,8 @@ def joined_pool(ranks: int, library: str, call_seconds: float) -> Pool | None:
     return Pool(ranks, library, call_seconds=call_seconds, connect=_connect)
 
 
-def serve_calls(place: Place) -> None:
-    """Serve the judging process's calls until it has no more: what every rank but the first does."""
+def serve_calls(place: Place) -> NoReturn:
+    """Serve the judging process's calls until it has no more, and end this process: what every rank but the first does."""
     from harness.ranks.messages import Channel
 
     _find_each_other(place)

@@ -15,7 +15,7 @@ import threading
 import time
 import traceback
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 from harness.extras import accept_no_numpy
 from harness.processes import end_with_the_parent
@@ -47,7 +47,7 @@ class RankSettings:
     store: str
 
 
-def main(argument: str) -> None:
+def main(argument: str) -> NoReturn:
     """Serve calls until the judging process closes the connection.
 
     Args:
@@ -66,14 +66,13 @@ def main(argument: str) -> None:
     channel.socket.set_inheritable(False)
     if not settings.store.startswith("["):
         serve(channel, settings, dist.FileStore(settings.store, settings.ranks))  # type: ignore[attr-defined]
-        return
     host, port = json.loads(settings.store)
     store = dist.TCPStore(host, port, wait_for_workers=False)  # type: ignore[attr-defined]
     serve(channel, settings, dist.PrefixStore("harness", store))  # type: ignore[attr-defined]
 
 
-def serve(channel: Any, settings: RankSettings, store: Any) -> None:
-    """Join the other ranks and answer every call that comes through a channel.
+def serve(channel: Any, settings: RankSettings, store: Any) -> NoReturn:
+    """Join the other ranks, answer every call that comes through a channel, and end this process.
 
     Args:
         channel: a harness.ranks.messages.Channel to the judging process.
@@ -90,7 +89,6 @@ def serve(channel: Any, settings: RankSettings, store: Any) -> None:
     cuda = torch.cuda.is_available()
     if cuda:
         torch.cuda.set_device(settings.local_rank)
-    rank = None
     try:
         channel.send(packed({"begun": 0}))
         dist.init_process_group(
@@ -103,14 +101,13 @@ def serve(channel: Any, settings: RankSettings, store: Any) -> None:
             channel.send(packed({"begun": message["call"]}))
             channel.send(packed({"call": message["call"], **rank.answer(message)}))
     except OSError:
-        return  # the judging process is gone
+        pass  # the judging process is gone
     except Exception as error:  # noqa: BLE001 - any reason why it does not start is the answer
         channel.send(packed({"failed": f"{type(error).__name__}: {error}"}))
-    finally:
-        if rank is not None:
-            rank.close()
-        if dist.is_initialized():
-            dist.destroy_process_group()
+    # Other ranks may have ended: a buffer or a process group that is destroyed now would wait for them, and hold the GIL.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def torch_threads() -> None:
@@ -164,10 +161,6 @@ class Rank:
             place = traceback.extract_tb(error.__traceback__)[-1]
             where = f"{place.filename.rsplit('/', 1)[-1]}:{place.lineno} in {place.name}"
             return {"error": f"{type(error).__name__}: {error} ({where})"}
-
-    def close(self) -> None:
-        """Give back what the library holds."""
-        self._collectives.close()
 
     def _agree(self, name: str, number: int, sizes: Sizes) -> None:
         """Compare what the ranks were told, before any kernel waits for what another one does not send.

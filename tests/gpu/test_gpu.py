@@ -11,8 +11,10 @@ import pytest
 import torch
 
 from harness import Support, Traits, conformance
+from harness.faults.named import plant
 from harness.problems.profiles import PROFILES
 from harness.rules import find_rules
+from harness.running.judge import Judge
 from harness.running.runner import RuleRun
 from harness.running.session import Child, InProcess
 from harness.running.settings import RunSettings
@@ -165,3 +167,12 @@ def test_a_lost_cuda_context_costs_one_problem(tmp_path, monkeypatch):
         assert session.judge("GEMM", fine, 120).status == "judged"
     finally:
         session.close()
+
+
+def test_a_fault_in_a_kernel_with_the_gpus_reciprocals_is_named(tensor_core):
+    """Recorded calls lie on the CPU, and the probed reciprocal is the GPU's."""
+    judge = Judge(plant(tensor_core, "codes_truncated"), threads=1)
+    problem = "2x24x256x256:24,7:normal:5"
+    assert judge.judge("QUANT", problem).illegal
+    found = judge.diagnose("QUANT", problem, "harness diagnose")
+    assert found[0]["fault"] == "codes_truncated", found[0]
