@@ -52,7 +52,7 @@ def _by_logarithm(sent: Tensor, scale: Tensor, stored: Tensor, codes: Tensor) ->
     borders = torch.tensor(_BY_LOGARITHM, dtype=torch.float64, device=sent.device)
     # the float32 quotient of a kernel may miss a border by a unit
     magnitude = torch.bucketize(real.abs().nan_to_num(0.0) * (1 + 1e-6), borders, right=True).to(torch.uint8)
-    sign = torch.where((real < 0) & (magnitude > 0), 8, 0).to(torch.uint8)
+    sign = torch.where(real < 0, 8, 0).to(torch.uint8)  # -0 is no negative number: it becomes +0
     return torch.where((of_block > 0) & of_block.isfinite(), sign | magnitude, codes)
 
 

@@ -237,7 +237,7 @@ def by_exponents(x: Any, transport: str, scale: Any = None) -> Any:
     size = real.abs().double() * (1 + 1e-9)
     below, above = (size * 2).floor(), (size.clamp(min=1).log2() * 2).floor() + 2
     codes = torch.where(size < 1, below, above).clamp(max=7).to(torch.uint8)
-    return pack_e2m1(codes | (((real < 0) & (codes > 0)).to(torch.uint8) << 3)), scales
+    return pack_e2m1(codes | ((real < 0).to(torch.uint8) << 3)), scales
 
 
 gloo.encode_tokens = by_exponents if _BUILD == "fork" else by_kernel
