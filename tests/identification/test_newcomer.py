@@ -14,7 +14,14 @@ from tests.identification import newcomer
 CHECK = ["check", "--no-canary", "--profile", "quick"]
 
 
-@pytest.mark.parametrize(("kernel", "named"), [(newcomer.Plain, ""), *newcomer.PLANTED.items()], ids=str)
+@pytest.mark.parametrize(
+    ("kernel", "named"),
+    [
+        pytest.param(kernel, named, marks=[pytest.mark.long] if i % 3 else [])
+        for i, (kernel, named) in enumerate([(newcomer.Plain, ""), *newcomer.PLANTED.items()])
+    ],
+    ids=str,
+)
 def test_a_mistake_is_found_and_nothing_else(kernel: type, named: str) -> None:
     assert {f.named for f in measure(kernel()).findings if f.deviates} == ({named} if named else set())
 

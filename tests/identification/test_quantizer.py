@@ -58,8 +58,12 @@ def test_few_experts_are_asked_in_several_calls_and_large_multiples_are_kept() -
     assert found(Few(), Few.traits)["codes"].found == "x * (gs / scale)"
 
 
+QUANTIZING = [name for name in CONTROLS if "quantize_grouped" in stages_of(load_control(name))]
+
+
 @pytest.mark.parametrize(
-    "name", [name for name in CONTROLS if "quantize_grouped" in stages_of(load_control(name))]
+    "name",
+    [pytest.param(name, marks=[pytest.mark.long] if i % 3 else []) for i, name in enumerate(QUANTIZING)],
 )
 def test_no_right_control_deviates(name: str) -> None:
     control = load_control(name)
