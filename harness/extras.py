@@ -15,6 +15,7 @@ _GSM8K = {"lm-eval": "lm_eval", "aiohttp": "aiohttp", "tenacity": "tenacity"}
 EXTRAS = {
     "gsm8k": _GSM8K,
     "canary": {**_GSM8K, "safetensors": "safetensors", "tokenizers": "tokenizers"},
+    "capture": {"safetensors": "safetensors"},
     "cutedsl": {"flashinfer-python": "flashinfer", "nvidia-cutlass-dsl": "cutlass", "numpy": "numpy"},
     "sglang": {"sglang": "sglang"},
     "vllm": {"vllm": "vllm"},

@@ -18,7 +18,7 @@ STANDARD = set(sys.stdlib_module_names)
 # From the top: each folder and each file of harness/ imports only from itself and from what stands below it.
 ORDER = [
     "cli", "compile", "races", "mutants", "running", "ci", "comparing", "canary", "gsm8k", "reproduction", "diagnosis",
-    "rules", "identification", "judging", "faults", "problems", "candidates", "ranks", "interpreter", "emulation", "records", "processes", "streams",
+    "rules", "replay", "identification", "judging", "faults", "problems", "capture", "candidates", "ranks", "interpreter", "emulation", "records", "processes", "streams",
     "terminal", "ending", "extras", "verdict", "version",
 ]  # fmt: skip
 

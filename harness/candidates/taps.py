@@ -187,7 +187,7 @@ def _original(module: ModuleType, name: str) -> Callable[..., Any]:
 
 
 def _recorder(taps: Taps, name: str, stage: str, original: Callable[..., Any]) -> Callable[..., Any]:
-    bind = _binder(f"{taps.module}.{name}", stage, original)
+    bind = binder(f"{taps.module}.{name}", stage, original)
 
     @functools.wraps(original)
     def recorder(*args: Any, **kwargs: Any) -> Any:
@@ -207,7 +207,7 @@ def _recorder(taps: Taps, name: str, stage: str, original: Callable[..., Any]) -
     return recorder
 
 
-def _binder(where: str, stage: str, function: Callable[..., Any]) -> Callable[[Any, Any], dict[str, Any]]:
+def binder(where: str, stage: str, function: Callable[..., Any]) -> Callable[[Any, Any], dict[str, Any]]:
     """Return a function from (args, kwargs) of one call to the stage's arguments by their names in a StageCall."""
     roles = _PARAMETERS[stage]
     parameters = inspect.signature(function).parameters
@@ -244,9 +244,9 @@ def _gemm_inputs(bound: dict[str, Any]) -> dict[str, Tensor]:
     (a, a_scale), (b, b_scale) = bound["lhs"], bound["rhs"]
     inputs = {
         "a": _copy(a),
-        "a_scale": _copy_scale(a_scale, a),
+        "a_scale": copied_scale(a_scale, a),
         "b": _copy(b),
-        "b_scale": _copy_scale(b_scale, b),
+        "b_scale": copied_scale(b_scale, b),
         "masked_m": _copy(bound["masked_m"]),
     }
     if bound.get("alpha") is not None:
@@ -261,7 +261,7 @@ def _copy(tensor: Tensor) -> Tensor:
     return tensor.detach().clone(memory_format=torch.preserve_format)
 
 
-def _copy_scale(scale: Tensor, packed: Tensor) -> Tensor:
+def copied_scale(scale: Tensor, packed: Tensor) -> Tensor:
     """Copy block scales, seen as the protocol's (32, 4, rm, 4, rk, l); `packed` is their operand, (rows, k/2, l)."""
     rows, half_k, experts = packed.shape
     tiles = (experts, -(-rows // 128), -(-half_k // 32), 32, 4, 4)

@@ -27,6 +27,7 @@ COMMANDS = {
     "mutants": "plant every known fault and see which rule kills it",
     "reproduce": "repeat a failure of a record, or write it as a plain script",
     "diagnose": "name the known fault that explains a failure",
+    "replay": "judge what `python -m harness.capture` recorded of a running engine, stage by stage",
     "compile": "cross-compile the CuTe DSL kernels for Blackwell, without one",
     "races": "run the interpreted kernel under many schedules, intact and with planted mistakes",
     "list": "list candidates, rules, profiles, traps, shapes, faults and the bugs behind them",

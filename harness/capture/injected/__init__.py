@@ -1,0 +1,1 @@
+"""Put first on PYTHONPATH by `python -m harness.capture`: its sitecustomize puts the taps in place."""

@@ -1,0 +1,185 @@
+"""The captured calls of one process: which are taken, what of them is copied, and that an engine never fails by it."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from harness.capture.settings import CaptureSettings
+from harness.capture.targets import GEMM, MASKED_MOE, WEIGHTS, Read, Target
+
+if TYPE_CHECKING:
+    from harness.capture.writer import Writer
+
+
+@dataclass
+class Begun:
+    """A call that is being made.
+
+    Attributes:
+        stage: of the protocol, "" for one that is not judged.
+        function: module and name.
+        inputs: copies, on the CPU, by name.
+        layer: which one by the order in which weights are first seen, None where it has none.
+        parent: number of the call that it is made in, None for an outermost one.
+        number: its own.
+        taken: whether it is captured.
+    """
+
+    stage: str
+    function: str
+    inputs: dict[str, Any] = field(default_factory=dict)
+    layer: int | None = None
+    parent: int | None = None
+    number: int = 0
+    taken: bool = False
+
+
+class Session:
+    """What one process captures; in a forked child it begins anew.
+
+    Args:
+        settings: what is captured.
+
+    Attributes:
+        idle: nothing is captured (any more).
+    """
+
+    def __init__(self, settings: CaptureSettings) -> None:
+        self.settings, self.idle = settings, False
+        self._lock = threading.Lock()
+        self._threads = threading.local()
+        self._warned: set[str] = set()
+        self._begin_anew()
+
+    def _begin_anew(self) -> None:
+        self._pid = os.getpid()
+        self._writer: Writer | None = None
+        self._seen = self._taken = self._number = 0
+        self._layers: dict[int, int] = {}
+
+    def begin(self, target: Target, where: str, read: Read, args: Any, kwargs: Any) -> Begun | None:
+        """Copy what a call is given, where it is captured. Never raises."""
+        try:
+            return self._begun(target, where, read, args, kwargs)
+        except Exception as error:  # noqa: BLE001 - the engine goes on, whatever happens here
+            self._stop(error)
+            return None
+
+    def _begun(self, target: Target, where: str, read: Read, args: Any, kwargs: Any) -> Begun:
+        from harness.capture.tensors import copied
+
+        outer = self._stack()[-1] if self._stack() else None
+        call = Begun(target.stage, where)
+        self._stack().append(call)
+        with self._lock:
+            if self._pid != os.getpid():
+                self._begin_anew()
+            if outer is None:
+                inputs = read.inputs(args, kwargs)
+                call.layer = self._layer_of(target.stage, inputs)
+                call.taken = self._is_wanted(call.layer)
+            elif outer.taken:
+                inputs = read.inputs(args, kwargs)
+                call.layer, call.parent, call.taken = outer.layer, outer.number, True
+            if not call.taken:
+                return call
+            self._number += 1
+            call.number = self._number
+        call.inputs = copied(inputs)
+        return call
+
+    def end(self, call: Begun | None, read: Read, args: Any, kwargs: Any, result: Any) -> None:
+        """Copy what a call returned, and store it. Never raises."""
+        if call is None:
+            return
+        self._leave(call)
+        if not call.taken or self.idle:
+            return
+        try:
+            from harness.capture.tensors import changes, copied
+
+            outputs = copied(read.outputs(args, kwargs, result))
+            changed = changes(call.inputs, read.inputs(args, kwargs), (*WEIGHTS.get(call.stage, ()), "out"))
+            with self._lock:
+                if not self._writing().store(call, outputs, changed):
+                    self.idle = True
+        except Exception as error:  # noqa: BLE001 - as above
+            self._stop(error)
+
+    def abandon(self, call: Begun | None) -> None:
+        """Forget a call that raised."""
+        if call is not None:
+            self._leave(call)
+
+    def warn(self, words: str) -> None:
+        """Say something on stderr, once."""
+        if words not in self._warned:
+            self._warned.add(words)
+            print(f"harness capture: {words}", file=sys.stderr, flush=True)  # noqa: T201 - into the engine's own log
+
+    def _stop(self, error: Exception) -> None:
+        self.idle = True
+        self.warn(f"stopped in process {os.getpid()}, the engine goes on: {type(error).__name__}: {error}")
+
+    def _stack(self) -> list[Begun]:
+        if not hasattr(self._threads, "calls"):
+            self._threads.calls = []
+        calls: list[Begun] = self._threads.calls
+        return calls
+
+    def _leave(self, call: Begun) -> None:
+        stack = self._stack()
+        if call in stack:
+            del stack[stack.index(call) :]
+
+    def _layer_of(self, stage: str, inputs: dict[str, Any]) -> int | None:
+        weights = inputs.get({MASKED_MOE: "w1", GEMM: "b"}.get(stage, ""))
+        if weights is None:
+            return None
+        return self._layers.setdefault(weights.data_ptr(), len(self._layers))
+
+    def _is_wanted(self, layer: int | None) -> bool:
+        """Return whether an outermost call is captured; counts it."""
+        s = self.settings
+        if _is_recording_a_graph():
+            self.warn(
+                "calls inside a CUDA graph's capture are not captured, and a replayed graph makes none: run the engine "
+                "without CUDA graphs"
+            )
+            return False
+        if (s.ranks and rank() not in s.ranks) or (s.layers and layer is not None and layer not in s.layers):
+            return False
+        number, self._seen = self._seen, self._seen + 1
+        if number < s.skip or (number - s.skip) % s.every:
+            return False
+        if self._taken >= s.calls:
+            self.idle = True
+            return False
+        self._taken += 1
+        return True
+
+    def _writing(self) -> Writer:
+        from harness.capture.writer import Writer
+
+        if self._writer is None:
+            self._writer = Writer(self.settings, rank())
+        return self._writer
+
+
+def rank() -> int:
+    """Return which rank this process is: torch.distributed's, or what a launcher said, or 0."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        found: int = distributed.get_rank()
+        return found
+    said = os.environ.get("RANK", "0")
+    return int(said) if said.isdigit() else 0
+
+
+def _is_recording_a_graph() -> bool:
+    torch = sys.modules.get("torch")
+    return bool(torch and torch.cuda.is_available() and torch.cuda.is_current_stream_capturing())

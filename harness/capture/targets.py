@@ -1,0 +1,133 @@
+"""What is tapped: functions by the package that defines them, and how a call of one is read. Imports no torch.
+
+A function is found wherever in its package it is defined, since packages move them from version to version; its parameters
+are bound by name, and a signature that cannot be read is left alone, with a warning.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from harness.candidates.taps import binder
+
+MASKED_MOE, GEMM = "masked_moe", "masked_grouped_gemm"
+MASKED_MOE_NAMES = (
+    "hidden_states", "input_global_scale", "w1", "w1_blockscale", "w1_alpha", "w2", "a2_global_scale",
+    "w2_blockscale", "w2_alpha", "masked_m",
+)  # fmt: skip
+WEIGHTS = {MASKED_MOE: ("w1", "w1_blockscale", "w2", "w2_blockscale"), GEMM: ("b", "b_scale")}
+"""Tensors of a stage that are the same in every call: stored once."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A function that is tapped.
+
+    Attributes:
+        package: that defines it, in any of its modules.
+        name: of the function, or "Class.method".
+        stage: of the candidate protocol, "" for one that is recorded as it was called, and not judged yet.
+    """
+
+    package: str
+    name: str
+    stage: str = ""
+
+
+TARGETS = (
+    Target("flashinfer", "scaled_fp4_grouped_quantize", "quantize_grouped"),
+    Target("flashinfer", "silu_and_mul_scaled_nvfp4_experts_quantize", "silu_mul_quantize_grouped"),
+    Target("flashinfer", "grouped_gemm_nt_masked", GEMM),
+    Target("sgl_kernel", "scaled_fp4_grouped_quant", "quantize_grouped"),
+    Target("sgl_kernel", "silu_and_mul_scaled_fp4_grouped_quant", "silu_mul_quantize_grouped"),
+    Target("sglang", "flashinfer_cutedsl_moe_masked", MASKED_MOE),
+    Target("vllm", "flashinfer_cutedsl_moe_masked", MASKED_MOE),
+    Target("flashinfer", "cute_dsl_fused_moe"),
+    Target("flashinfer", "trtllm_fp4_block_scale_moe"),
+    Target("flashinfer", "trtllm_fp4_block_scale_routed_moe"),
+    Target("flashinfer", "cutlass_fused_moe"),
+    Target("deep_ep", "Buffer.low_latency_dispatch"),
+    Target("deep_ep", "Buffer.low_latency_combine"),
+)
+PACKAGES = frozenset(target.package for target in TARGETS)
+
+
+@dataclass(frozen=True)
+class Read:
+    """How a call of a function is read.
+
+    Attributes:
+        inputs: from the arguments to the stage's inputs, by their names in the protocol (gate_up is `x`).
+        outputs: from the arguments and the result to what the stage returned or wrote, by name.
+    """
+
+    inputs: Callable[[Any, Any], dict[str, Any]]
+    outputs: Callable[[Any, Any, Any], dict[str, Any]]
+
+
+def reading_of(target: Target, function: Callable[..., Any], where: str) -> Read:
+    """Return how calls of a function are read.
+
+    Args:
+        target: what it is.
+        function: itself.
+        where: its module and name, for messages.
+
+    Raises:
+        TapError: its parameters are not those of the stage.
+    """
+    if target.stage == MASKED_MOE:
+        return _masked_moe(function)
+    if not target.stage:
+        signature = inspect.signature(function)
+        return Read(lambda args, kwargs: dict(signature.bind(*args, **kwargs).arguments), _as_returned)
+    bind = binder(where, target.stage, function)
+    return _gemm(bind) if target.stage == GEMM else _quantizer(bind)
+
+
+def _as_returned(_: Any, __: Any, result: Any) -> dict[str, Any]:
+    return {"result": result}
+
+
+def _masked_moe(function: Callable[..., Any]) -> Read:
+    signature = inspect.signature(function)
+
+    def inputs(args: Any, kwargs: Any) -> dict[str, Any]:
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        given = {name: bound.arguments.get(name) for name in MASKED_MOE_NAMES}
+        hidden = given["hidden_states"]
+        given["hidden_states"] = tuple(hidden) if isinstance(hidden, (tuple, list)) else (hidden, None)
+        return {**given, "activation": bound.arguments.get("activation", "silu")}
+
+    def outputs(args: Any, kwargs: Any, result: Any) -> dict[str, Any]:
+        written = signature.bind(*args, **kwargs).arguments.get("out")  # vLLM's writes into it
+        return {"out": result if written is None else written}
+
+    return Read(inputs, outputs)
+
+
+def _gemm(bind: Callable[[Any, Any], dict[str, Any]]) -> Read:
+    def inputs(args: Any, kwargs: Any) -> dict[str, Any]:
+        bound = bind(args, kwargs)
+        (a, a_scale), (b, b_scale) = bound["lhs"], bound["rhs"]
+        return {
+            "a": a, "a_scale": a_scale, "b": b, "b_scale": b_scale, "masked_m": bound["masked_m"],
+            "alpha": bound.get("alpha"), "out": bound["out"],
+        }  # fmt: skip
+
+    return Read(inputs, lambda args, kwargs, _: {"out": bind(args, kwargs)["out"]})
+
+
+def _quantizer(bind: Callable[[Any, Any], dict[str, Any]]) -> Read:
+    def inputs(args: Any, kwargs: Any) -> dict[str, Any]:
+        bound = bind(args, kwargs)
+        return {"x" if name == "gate_up" else name: value for name, value in bound.items() if name != "alpha"}
+
+    def outputs(_: Any, __: Any, result: Any) -> dict[str, Any]:
+        return {"packed": result[0], "block_scale": result[1]}
+
+    return Read(inputs, outputs)

@@ -1,0 +1,1 @@
+"""What `python -m harness.capture` recorded, read and judged: `harness replay`."""

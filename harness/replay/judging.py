@@ -1,0 +1,143 @@
+"""A captured stage call judged on its own input, by the rules' own judges."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from harness.candidates import layouts
+from harness.diagnosis.cases.legality import Bounds, reachable
+from harness.diagnosis.cases.observation import MASKED_GEMM, MASKED_MOE, Observed
+from harness.judging.comparison import Comparison, altered_copies, compare, compare_equal
+from harness.judging.gemm import judge_gemm
+from harness.judging.predicted import Prediction
+from harness.judging.quantize import QuantizerInput, judge_quantized
+from harness.problems.rows import Rows
+from reference.bounds import Accumulator
+from reference.legal import Arithmetic
+from reference.matrix_units import Summation
+from reference.nvfp4 import BLOCK, decode_blocks
+
+_UNITS = {10: "sm_100 mxf4nvf4"}
+"""Major compute capability -> how FlashInfer's masked GEMM adds there: demanded of a call where it fits that call."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """How captured calls are judged.
+
+    Attributes:
+        bounds: arithmetic of the quantizers, accumulator of the GEMM.
+        summation: of the GEMM on the captured device, where it is known.
+    """
+
+    bounds: Bounds
+    summation: Summation | None = None
+
+    @classmethod
+    def on(cls, capability: list[int] | None, arithmetic: str) -> Judged:
+        """Return what is known of a capture's device."""
+        unit = _UNITS.get(capability[0]) if capability else None
+        return cls(Bounds(Arithmetic(arithmetic), Accumulator()), Summation.of(unit) if unit else None)
+
+
+def judge_call(call: Observed, known: Judged) -> list[Comparison]:
+    """Judge a call of a stage on what it was given.
+
+    Args:
+        call: of a quantizer, the GEMM or a whole layer.
+        known: how.
+    """
+    if call.stage == MASKED_GEMM:
+        return [_gemm(call, known)]
+    if call.stage == MASKED_MOE:
+        return [_layer(call, known.bounds)]
+    return _quantizer(call, known.bounds)
+
+
+def judge_passed_on(layer: Observed, last: Observed) -> Comparison:
+    """Judge that a layer returned what its last GEMM stored."""
+    rows = Rows.valid(layer.arguments["masked_m"].tolist(), layer.output.shape[1], "cpu")
+    stored = rows.take(last.output.permute(2, 0, 1))
+    return compare_equal(
+        "layer output", rows.take(layer.output), stored, rows, "the last GEMM stored something else"
+    )
+
+
+def _rows(call: Observed, capacity: int) -> Rows:
+    return Rows.valid(call.arguments["masked_m"].tolist(), capacity, "cpu")
+
+
+def _quantizer(call: Observed, bounds: Bounds) -> list[Comparison]:
+    a = call.arguments
+    x, (packed, scales) = a["x"], call.output
+    silu = call.stage == "silu_mul_quantize_grouped"
+    k, rows = x.shape[2] // 2 if silu else x.shape[2], _rows(call, x.shape[1])
+    if not len(rows):
+        return [Comparison(call.stage)]
+    taken = rows.take(x)
+    given = QuantizerInput.activated(taken, "silu", torch.bfloat16) if silu else QuantizerInput.known(taken)
+    codes = layouts.codes_of(packed)
+    stored = layouts.block_scales_of(scales, x.shape[1], k // BLOCK)
+    gs = (
+        a["global_scale_enc"].reshape(-1).expand(len(x))
+        if a["global_scale_enc"].numel() == 1
+        else a["global_scale_enc"]
+    )
+    return judge_quantized(
+        call.stage,
+        given,
+        rows.take(codes),
+        rows.take(stored),
+        gs.reshape(-1).float(),
+        rows,
+        bounds.arithmetic,
+    )
+
+
+def _gemm(call: Observed, known: Judged) -> Comparison:
+    a = call.arguments
+    out = call.output.permute(2, 0, 1)
+    masked_m = a["masked_m"].tolist()
+    rows = _rows(call, out.shape[1])
+    sides = []
+    for side in "ab":
+        codes = layouts.codes_of(a[side])
+        stored = layouts.block_scales_of(a[f"{side}_scale"], codes.shape[1], codes.shape[2] // BLOCK)
+        if side == "a":  # padding holds anything
+            values = torch.zeros(codes.shape, dtype=torch.float32)
+            values[rows.expert, rows.row] = decode_blocks(rows.take(codes), rows.take(stored), torch.float32)
+        else:
+            values = decode_blocks(codes, stored, torch.float32)
+        sides += [values, stored]
+    alpha = None if a.get("alpha") is None else a["alpha"].float()
+    given = call.stage, out, sides[0], sides[2], alpha, masked_m, known.bounds.accumulator
+    if known.summation is not None and (summation := known.summation.at(sides[0].shape[2])) is not None:
+        found = judge_gemm(*given, prediction=Prediction(summation, sides[0], sides[1], sides[2], sides[3]))
+        if not found.illegal:
+            return found
+    return judge_gemm(*given)
+
+
+def _layer(call: Observed, bounds: Bounds) -> Comparison:
+    """Judge a layer of which no stage was captured, within what legal stages can reach."""
+    rows = _rows(call, call.output.shape[1])
+    if not len(rows):
+        return Comparison(call.stage)
+    low, high = reachable(call, bounds)
+    got = rows.take(call.output)
+    nan = low.isnan() | high.isnan()
+
+    def accepts(values: torch.Tensor, part: slice = slice(None)) -> torch.Tensor:
+        inside = (values >= low[part]) & (values <= high[part])
+        return torch.where(nan[part], values.isnan(), inside)
+
+    return compare(
+        call.stage, accepts(got.double()), rows,
+        judged={"interval propagated through the layer": got.numel()},
+        altered=altered_copies(got, accepts),
+        show=lambda r, c: (
+            f"= {float(got[r, c]):.6g}, legal stages reach {float(low[r, c]):.6g} to {float(high[r, c]):.6g}"
+        ),
+    )  # fmt: skip

@@ -1,0 +1,178 @@
+"""Every captured call judged, rank by rank and layer by layer; the first illegal one diagnosed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harness.candidates.protocol import stages_of
+from harness.diagnosis.cases.observation import MASKED_GEMM, MASKED_MOE, Observed, name_calls
+from harness.diagnosis.diagnose import diagnose_calls
+from harness.judging.comparison import Comparison
+from harness.replay.judging import Judged, judge_call, judge_passed_on
+from harness.replay.observing import NotJudgedError, observed
+from harness.replay.reading import Captured, Process
+from harness.verdict import Verdict
+
+_DIAGNOSIS_SECONDS = 20.0
+
+
+@dataclass
+class Line:
+    """What was found of one captured call.
+
+    Attributes:
+        rank, layer, call: where: the process's rank, which layer (None: none is known), its number in the process.
+        stage: of the protocol, or the function's name.
+        by: "" for what was captured, else the candidate that it was run again through.
+        verdict: PASS; FAIL where an element is illegal; UNKNOWN where nothing could be judged, or with no power.
+        words: the message of a FAIL, the reason of an UNKNOWN.
+        compared, illegal: elements.
+        error: root mean square of the layer's or the GEMM's error, relative to what it should be; None where not known.
+        diagnosis: what explains a failure; of the first one of a rank.
+    """
+
+    rank: int
+    layer: int | None
+    call: int
+    stage: str
+    by: str = ""
+    verdict: Verdict = Verdict.PASS
+    words: str = ""
+    compared: int = 0
+    illegal: int = 0
+    error: float | None = None
+    diagnosis: list[dict[str, Any]] = field(default_factory=list)
+
+
+def replay(
+    processes: list[Process],
+    *,
+    arithmetic: str = "fast",
+    candidate: Any = None,
+    name: str = "",
+    command: str = "",
+) -> Iterator[Line]:
+    """Judge every captured call.
+
+    Args:
+        processes: of harness.replay.reading.read_capture.
+        arithmetic: of the quantizers, a key of reference.legal.KINDS.
+        candidate: runs each stage again on the captured input, and is judged as well; None for none.
+        name: of the candidate.
+        command: repeats this.
+
+    Yields:
+        What was found, in the order in which the calls ended; the whole layer after its stages.
+    """
+    for process in processes:
+        known, diagnosed = Judged.on(process.header.get("capability"), arithmetic), False
+        for call in process.calls:
+            line, comparisons = _line(process, call, known)
+            if line.verdict is Verdict.FAIL and not diagnosed:
+                diagnosed = True
+                line.diagnosis = _diagnosis(process, call, known, command)
+            yield line
+            if candidate is not None and call.stage in stages_of(candidate) and comparisons:
+                yield _again(process, call, known, candidate, name)
+
+
+def _line(process: Process, call: Captured, known: Judged) -> tuple[Line, list[Comparison]]:
+    line = Line(process.rank, call.layer, call.number, call.stage or call.function)
+    try:
+        seen = observed(call)
+        parts = [observed(part) for part in process.parts_of(call) if part.stage]
+        gemms = [part for part in parts if part.stage == MASKED_GEMM]
+        if call.stage == MASKED_MOE and gemms:
+            found = [judge_passed_on(seen, gemms[-1])]
+        else:
+            found = judge_call(seen, known)
+        line.error = _error(seen)
+    except NotJudgedError as error:
+        line.verdict, line.words = Verdict.UNKNOWN, str(error)
+        return line, []
+    line = _filled(line, found)
+    if seen.changed and line.verdict is not Verdict.FAIL:
+        line.verdict, line.words = (
+            Verdict.FAIL,
+            f"{call.stage} changed its input {', '.join(sorted(seen.changed))}",
+        )
+        line.illegal = line.illegal or 1
+    return line, found
+
+
+def _filled(line: Line, found: list[Comparison]) -> Line:
+    line.compared = sum(one.compared for one in found)
+    line.illegal = sum(one.illegal for one in found)
+    wrong = [one for one in found if one.illegal]
+    weak = [one for one in found if one.accepted_altered]
+    if wrong:
+        line.verdict, line.words = Verdict.FAIL, wrong[0].message
+    elif weak:
+        line.verdict = Verdict.UNKNOWN
+        line.words = (
+            f"no power: {weak[0].stage} would be accepted with {', '.join(weak[0].accepted_altered)} too"
+        )
+    elif not line.compared:
+        line.words = "no valid row"
+    return line
+
+
+def _diagnosis(process: Process, call: Captured, known: Judged, command: str) -> list[dict[str, Any]]:
+    """Return what explains a call that failed; the calls of its layer before it are looked at too."""
+    before = [one for one in process.calls if one.parent == call.parent and one.layer == call.layer]
+    together = [one for one in before if one.number <= call.number] if call.parent is not None else [call]
+    calls = name_calls([observed(one) for one in together if one.stage])
+    return diagnose_calls(calls, known.bounds, _DIAGNOSIS_SECONDS, command)
+
+
+def _again(process: Process, call: Captured, known: Judged, candidate: Any, name: str) -> Line:
+    """Run a captured call through a candidate, and judge that."""
+    line = Line(process.rank, call.layer, call.number, call.stage, by=name)
+    seen = observed(Captured(call.folder, call.line))
+    device = candidate.traits.device if hasattr(candidate, "traits") else "cpu"
+    arguments = {name: _moved(value, device) for name, value in seen.arguments.items()}
+    if call.stage == "silu_mul_quantize_grouped":
+        arguments["gate_up"] = arguments.pop("x")
+    try:
+        if call.stage == MASKED_GEMM:
+            sides = [(arguments.pop(side), arguments.pop(f"{side}_scale")) for side in "ab"]
+            positional = (*sides[0], *sides[1], arguments["out"], arguments["masked_m"], arguments["alpha"])
+            candidate.masked_grouped_gemm(*positional)
+            result: Any = arguments["out"]
+        else:
+            result = getattr(candidate, call.stage)(**arguments)
+    except Exception as error:  # noqa: BLE001 - the candidate's answer
+        line.verdict, line.words = Verdict.FAIL, f"raised {type(error).__name__}: {error}"
+        return line
+    seen.output = _moved(result, "cpu")
+    return _filled(line, judge_call(seen, known))
+
+
+def _moved(value: Any, device: str) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(device)
+    return tuple(_moved(one, device) for one in value) if isinstance(value, tuple) else value
+
+
+def _error(call: Observed) -> float | None:
+    """Return the relative root mean square error of a GEMM's valid rows."""
+    if call.stage != MASKED_GEMM:
+        return None
+    from harness.diagnosis.cases.views import decoded
+    from reference.moe import valid_rows
+
+    a = call.arguments
+    product = torch.bmm(
+        decoded(a["a"], a["a_scale"]).nan_to_num(0), decoded(a["b"], a["b_scale"]).transpose(1, 2)
+    )
+    if a.get("alpha") is not None:
+        product = product * a["alpha"].float().reshape(-1, 1, 1)
+    rows = valid_rows(a["masked_m"], product.shape[1])
+    right, got = product[rows].double(), call.output.permute(2, 0, 1)[rows].double()
+    size = float(right.square().mean().sqrt()) if right.numel() else 0.0
+    return float((got - right).square().mean().sqrt()) / size if size else None

@@ -1,0 +1,6 @@
+"""A stand-in for FlashInfer: the names and signatures that engines use, computed by `physical`, with FAULT planted below them."""
+
+from flashinfer.activation import (
+    silu_and_mul_scaled_nvfp4_experts_quantize as silu_and_mul_scaled_nvfp4_experts_quantize,
+)
+from flashinfer.quantization import scaled_fp4_grouped_quantize as scaled_fp4_grouped_quantize

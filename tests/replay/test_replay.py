@@ -1,0 +1,108 @@
+"""Captured calls judged: healthy ones pass, a fault below the taps is found at its stage and named, by the command too."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from harness.cli import main
+from harness.faults.fault import all_faults
+from harness.faults.named import load_named
+from harness.replay.reading import read_capture
+from harness.replay.replay import Line, replay
+from harness.verdict import UsageError
+
+FAULTS = (
+    "alpha_of_neighbour", "alpha_dropped", "alpha_twice", "codes_truncated", "global_scale_inverted", "amax_of_half_block",
+    "gate_and_up_swapped", "block_scale_too_low", "codes_all_zero", "nibbles_swapped", "accumulator_fp16",
+    "global_scale_of_expert_0",
+)  # fmt: skip
+FAULTS = tuple(name for name in FAULTS if name in all_faults())
+
+
+def lines_of(folder: Path, **named: object) -> list[Line]:
+    return list(replay(read_capture(folder), **named))  # type: ignore[arg-type]
+
+
+def failed(lines: list[Line]) -> list[Line]:
+    return [line for line in lines if line.verdict == "FAIL"]
+
+
+def test_a_healthy_engine_passes(captured: Callable[..., Path]) -> None:
+    lines = lines_of(captured(count=2))
+    assert [str(line.verdict) for line in lines] == ["PASS"] * 10
+    errors = [line.error for line in lines if line.stage == "masked_grouped_gemm"]
+    assert all(error is not None and 1e-4 < error < 3e-3 for error in errors), "bfloat16's rounding"
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_below_the_taps_is_found_at_its_stage_and_named(
+    captured: Callable[..., Path], name: str
+) -> None:
+    first = failed(lines_of(captured(name)))[0]
+    fault = all_faults()[name]
+    assert first.stage in fault.stages
+    assert {name, *fault.same_as} & {one["fault"] for one in first.diagnosis}
+
+
+def named(captured: Callable[..., Path], name: str) -> bool:
+    wrong, fault = failed(lines_of(captured(name))), all_faults()[name]
+    return bool(wrong) and bool({name, *fault.same_as} & {one["fault"] for one in wrong[0].diagnosis})
+
+
+@pytest.mark.long
+def test_most_faults_of_the_catalog_show_in_a_single_layer(captured: Callable[..., Path]) -> None:
+    """The others need values, sizes or a history that one captured layer does not have."""
+    inner = {"quantize_grouped", "silu_mul_quantize_grouped", "masked_grouped_gemm"}
+    names = [name for name, fault in all_faults().items() if set(fault.stages) <= inner]
+    assert sum(named(captured, name) for name in names) >= 85
+
+
+def test_a_candidate_is_judged_on_the_captured_inputs(captured: Callable[..., Path]) -> None:
+    lines = lines_of(captured("alpha_of_neighbour"), candidate=load_named("eager"), name="eager")
+    assert {line.verdict for line in lines if line.by == "eager"} == {"PASS"}
+    assert [line.stage for line in failed(lines)] == ["masked_grouped_gemm"] * 2
+    faulty = lines_of(captured(), candidate=load_named("physical+codes_truncated"), name="faulty")
+    assert {line.stage for line in failed(faulty)} >= {"quantize_grouped"}
+    assert {line.by for line in failed(faulty)} == {"faulty"}
+
+
+def command(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str]:
+    with pytest.raises(SystemExit) as ended:
+        main(["replay", *words])
+    said = capsys.readouterr()
+    return int(ended.value.code or 0), said.out + said.err
+
+
+def test_the_command_names_the_first_illegal_stage(
+    captured: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = captured("gate_and_up_swapped", count=2)
+    code, said = command(capsys, str(folder))
+    assert code == 1
+    last = said.splitlines()[-1]
+    assert last.startswith("FAIL: first illegal: rank 0, layer 0, call 4, silu_mul_quantize_grouped: "), last
+    code, said = command(capsys, str(folder), "--json")
+    found = json.loads(said)
+    assert (code, found["verdict"], len(found["calls"])) == (1, "FAIL", 10)
+
+
+def test_a_healthy_capture_is_zero_and_no_capture_is_64(
+    captured: Callable[..., Path], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    code, said = command(capsys, str(captured()))
+    assert (code, said.splitlines()[-1][:6]) == (0, "PASS: ")
+    code, said = command(capsys, str(tmp_path / "nothing"))
+    assert code == 64
+    assert "no capture: expected */index.jsonl" in said
+
+
+def test_another_version_of_the_format_is_refused(captured: Callable[..., Path]) -> None:
+    folder = captured()
+    index = next(folder.glob("*/index.jsonl"))
+    index.write_text(index.read_text().replace('"version": 1', '"version": 99', 1))
+    with pytest.raises(UsageError, match="version 99 of the format; this harness reads 1"):
+        read_capture(folder)
