@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from harness.capture.settings import CaptureSettings
-from harness.capture.targets import GEMM, MASKED_MOE, WEIGHTS, Read, Target
+from harness.capture.targets import WEIGHTS, Read, Target
 
 if TYPE_CHECKING:
     from harness.capture.writer import Writer
@@ -38,6 +38,9 @@ class Begun:
     taken: bool = False
 
 
+_NOT_TAKEN = Begun("", "")
+
+
 class Session:
     """What one process captures; in a forked child it begins anew.
 
@@ -63,33 +66,39 @@ class Session:
 
     def begin(self, target: Target, where: str, read: Read, args: Any, kwargs: Any) -> Begun | None:
         """Copy what a call is given, where it is captured. Never raises."""
+        stack = self._stack()
+        if stack and not stack[-1].taken:
+            return None  # inside a call that is not captured
         try:
-            return self._begun(target, where, read, args, kwargs)
+            return self._begun(stack, target, where, read, args, kwargs)
         except Exception as error:  # noqa: BLE001 - the engine goes on, whatever happens here
             self._stop(error)
             return None
 
-    def _begun(self, target: Target, where: str, read: Read, args: Any, kwargs: Any) -> Begun:
+    def _begun(
+        self, stack: list[Begun], target: Target, where: str, read: Read, args: Any, kwargs: Any
+    ) -> Begun:
+        layer = None
+        if not stack:
+            layer = self._layer_of(read.weights(args, kwargs))
+            if not self._is_its_turn():
+                stack.append(_NOT_TAKEN)
+                return _NOT_TAKEN
         from harness.capture.tensors import copied
 
-        outer = self._stack()[-1] if self._stack() else None
-        call = Begun(target.stage, where)
-        self._stack().append(call)
         with self._lock:
             if self._pid != os.getpid():
                 self._begin_anew()
-            if outer is None:
-                inputs = read.inputs(args, kwargs)
-                call.layer = self._layer_of(target.stage, inputs)
-                call.taken = self._is_wanted(call.layer)
-            elif outer.taken:
-                inputs = read.inputs(args, kwargs)
-                call.layer, call.parent, call.taken = outer.layer, outer.number, True
-            if not call.taken:
-                return call
-            self._number += 1
-            call.number = self._number
-        call.inputs = copied(inputs)
+            inputs = read.inputs(args, kwargs)
+            if stack:
+                call = Begun(target.stage, where, layer=stack[-1].layer, parent=stack[-1].number, taken=True)
+            else:
+                call = Begun(target.stage, where, layer=layer, taken=self._is_wanted(layer))
+            stack.append(call)
+            if call.taken:
+                self._number += 1
+                call.number = self._number
+        call.inputs = copied(inputs) if call.taken else {}
         return call
 
     def end(self, call: Begun | None, read: Read, args: Any, kwargs: Any, result: Any) -> None:
@@ -136,14 +145,17 @@ class Session:
         if call in stack:
             del stack[stack.index(call) :]
 
-    def _layer_of(self, stage: str, inputs: dict[str, Any]) -> int | None:
-        weights = inputs.get({MASKED_MOE: "w1", GEMM: "b"}.get(stage, ""))
-        if weights is None:
-            return None
-        return self._layers.setdefault(weights.data_ptr(), len(self._layers))
+    def _layer_of(self, weights: Any) -> int | None:
+        return None if weights is None else self._layers.setdefault(weights.data_ptr(), len(self._layers))
+
+    def _is_its_turn(self) -> bool:
+        """Count an outermost call, and return whether the counts choose it. Costs what an engine pays while it is sampled."""
+        number, self._seen = self._seen, self._seen + 1
+        past = number - self.settings.skip
+        return past >= 0 and past % self.settings.every == 0
 
     def _is_wanted(self, layer: int | None) -> bool:
-        """Return whether an outermost call is captured; counts it."""
+        """Return whether an outermost call whose turn it is is captured."""
         s = self.settings
         if _is_recording_a_graph():
             self.warn(
@@ -152,9 +164,6 @@ class Session:
             )
             return False
         if (s.ranks and rank() not in s.ranks) or (s.layers and layer is not None and layer not in s.layers):
-            return False
-        number, self._seen = self._seen, self._seen + 1
-        if number < s.skip or (number - s.skip) % s.every:
             return False
         if self._taken >= s.calls:
             self.idle = True

@@ -62,10 +62,13 @@ class Read:
     Attributes:
         inputs: from the arguments to the stage's inputs, by their names in the protocol (gate_up is `x`).
         outputs: from the arguments and the result to what the stage returned or wrote, by name.
+        weights: from the arguments to the tensor by which its layer is known, None where it has none; as fast as can be,
+            since it is asked in calls that are not captured too.
     """
 
     inputs: Callable[[Any, Any], dict[str, Any]]
     outputs: Callable[[Any, Any, Any], dict[str, Any]]
+    weights: Callable[[Any, Any], Any] = lambda _args, _kwargs: None
 
 
 def reading_of(target: Target, function: Callable[..., Any], where: str) -> Read:
@@ -107,7 +110,12 @@ def _masked_moe(function: Callable[..., Any]) -> Read:
         written = signature.bind(*args, **kwargs).arguments.get("out")  # vLLM's writes into it
         return {"out": result if written is None else written}
 
-    return Read(inputs, outputs)
+    place = list(signature.parameters).index("w1")
+
+    def weights(args: Any, kwargs: Any) -> Any:
+        return args[place] if len(args) > place else kwargs.get("w1")
+
+    return Read(inputs, outputs, weights)
 
 
 def _gemm(bind: Callable[[Any, Any], dict[str, Any]]) -> Read:
@@ -119,7 +127,10 @@ def _gemm(bind: Callable[[Any, Any], dict[str, Any]]) -> Read:
             "alpha": bound.get("alpha"), "out": bound["out"],
         }  # fmt: skip
 
-    return Read(inputs, lambda args, kwargs, _: {"out": bind(args, kwargs)["out"]})
+    def weights(args: Any, kwargs: Any) -> Any:
+        return (args[1] if len(args) > 1 else kwargs["rhs"])[0]
+
+    return Read(inputs, lambda args, kwargs, _: {"out": bind(args, kwargs)["out"]}, weights)
 
 
 def _quantizer(bind: Callable[[Any, Any], dict[str, Any]]) -> Read:

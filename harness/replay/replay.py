@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from harness.candidates.protocol import stages_of
@@ -19,6 +19,7 @@ from harness.replay.reading import Captured, Process
 from harness.verdict import Verdict
 
 _DIAGNOSIS_SECONDS = 20.0
+_ROWS_OF_AN_ERROR = 16
 
 
 @dataclass
@@ -32,7 +33,7 @@ class Line:
         verdict: PASS; FAIL where an element is illegal; UNKNOWN where nothing could be judged, or with no power.
         words: the message of a FAIL, the reason of an UNKNOWN.
         compared, illegal: elements.
-        error: root mean square of the layer's or the GEMM's error, relative to what it should be; None where not known.
+        error: of a GEMM, root mean square relative to what it should be; None for other stages.
         diagnosis: what explains a failure; of the first one of a rank.
     """
 
@@ -160,19 +161,19 @@ def _moved(value: Any, device: str) -> Any:
 
 
 def _error(call: Observed) -> float | None:
-    """Return the relative root mean square error of a GEMM's valid rows."""
+    """Return the relative root mean square error of a GEMM, over a few valid rows of each expert."""
     if call.stage != MASKED_GEMM:
         return None
     from harness.diagnosis.cases.views import decoded
-    from reference.moe import valid_rows
 
     a = call.arguments
-    product = torch.bmm(
-        decoded(a["a"], a["a_scale"]).nan_to_num(0), decoded(a["b"], a["b_scale"]).transpose(1, 2)
-    )
-    if a.get("alpha") is not None:
-        product = product * a["alpha"].float().reshape(-1, 1, 1)
-    rows = valid_rows(a["masked_m"], product.shape[1])
-    right, got = product[rows].double(), call.output.permute(2, 0, 1)[rows].double()
-    size = float(right.square().mean().sqrt()) if right.numel() else 0.0
-    return float((got - right).square().mean().sqrt()) / size if size else None
+    values, weights = decoded(a["a"], a["a_scale"]), decoded(a["b"], a["b_scale"])
+    wrong = size = 0.0
+    for expert, count in enumerate(a["masked_m"].tolist()):
+        rows = slice(0, min(count, _ROWS_OF_AN_ERROR))
+        right = values[expert, rows] @ weights[expert].T
+        if a.get("alpha") is not None:
+            right = right * a["alpha"][expert].float()
+        wrong += float((call.output[rows, :, expert].double() - right.double()).square().sum())
+        size += float(right.double().square().sum())
+    return math.sqrt(wrong / size) if size else None
