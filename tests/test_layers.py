@@ -17,8 +17,8 @@ STANDARD = set(sys.stdlib_module_names)
 
 # From the top: each folder and each file of harness/ imports only from itself and from what stands below it.
 ORDER = [
-    "cli", "compile", "races", "mutants", "running", "ci", "comparing", "canary", "gsm8k", "reproduction", "diagnosis",
-    "rules", "replay", "identification", "judging", "faults", "problems", "capture", "candidates", "ranks", "interpreter", "emulation", "records", "processes", "streams",
+    "cli", "compile", "races", "mutants", "running", "ci", "comparing", "canary", "gsm8k", "reproduction", "replay", "diagnosis",
+    "rules", "identification", "judging", "faults", "problems", "capture", "candidates", "ranks", "interpreter", "emulation", "records", "processes", "streams",
     "terminal", "ending", "extras", "verdict", "version",
 ]  # fmt: skip
 

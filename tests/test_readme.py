@@ -31,6 +31,7 @@ PARSED = {
     "pytest suites --moe-candidate flashinfer-cutedsl": "needs an SM100 GPU",
     "harness reproduce harness-out/record.json --script repro.py": "of a failure; tests/reproduction",
     "harness identify": "needs a candidate; tests/cli/test_identify.py",
+    "harness replay": "needs a capture; tests/replay/test_replay.py",
     "harness gsm8k": "needs a served model",
     "harness canary": "shows its commands",
     "harness deepep": "needs two GPUs; tests/cli/test_deepep.py runs it over gloo",

@@ -18,7 +18,7 @@ from harness.capture.targets import WEIGHTS
 from harness.capture.tensors import Stored
 
 if TYPE_CHECKING:
-    from harness.capture.session import Begun
+    from harness.capture.begun import Begun
     from harness.capture.settings import CaptureSettings
 
 VERSION = 1
