@@ -35,7 +35,13 @@ KINDS = ("fast", "exact", "real")
     help="Of the captured quantizers.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print what was found of every call as JSON.")
-def replay_command(folder: Path, candidate: str | None, arithmetic: str, as_json: bool) -> int:
+@click.option(
+    "--export", "exported", type=click.Path(path_type=Path), metavar="FILE",
+    help="Write the first illegal call, cut to where it is illegal, as a pytest file.",
+)  # fmt: skip
+def replay_command(
+    folder: Path, candidate: str | None, arithmetic: str, as_json: bool, exported: Path | None
+) -> int:
     """Judge what `python -m harness.capture` recorded of a running engine: every stage, on its own input.
 
     FOLDER is the one that was given to the capture. Prints the first illegal stage of each rank and what explains it.
@@ -43,7 +49,7 @@ def replay_command(folder: Path, candidate: str | None, arithmetic: str, as_json
     from harness.candidates.errors import CandidateStartError
     from harness.faults.named import start_named
     from harness.replay.reading import read_capture
-    from harness.replay.replay import replay
+    from harness.replay.replay import export_first, replay
 
     processes = read_capture(folder)
     started = None
@@ -62,6 +68,9 @@ def replay_command(folder: Path, candidate: str | None, arithmetic: str, as_json
         if not as_json:
             _show(line)
     verdict, words = _verdict(processes, lines)
+    if exported is not None:
+        cut = export_first(processes, lines, exported, arithmetic)
+        click.echo(f"exported: {exported}, {cut}", err=as_json)
     if as_json:
         click.echo(
             json.dumps({"verdict": verdict, "reason": words, "calls": [_plain(line) for line in lines]})

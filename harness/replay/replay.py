@@ -5,18 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
-
-from torch import Tensor
 
 from harness.candidates.protocol import stages_of
 from harness.diagnosis.cases.observation import MASKED_GEMM, MASKED_MOE, Observed, name_calls
 from harness.diagnosis.diagnose import diagnose_calls
 from harness.judging.comparison import Comparison
+from harness.replay.export import export
 from harness.replay.judging import Judged, judge_call, judge_passed_on
 from harness.replay.observing import NotJudgedError, observed
 from harness.replay.reading import Captured, Process
-from harness.verdict import Verdict
+from harness.replay.rerun import run_again
+from harness.verdict import UsageError, Verdict
 
 _DIAGNOSIS_SECONDS = 20.0
 _ROWS_OF_AN_ERROR = 16
@@ -134,30 +135,34 @@ def _diagnosis(process: Process, call: Captured, known: Judged, command: str) ->
 def _again(process: Process, call: Captured, known: Judged, candidate: Any, name: str) -> Line:
     """Run a captured call through a candidate, and judge that."""
     line = Line(process.rank, call.layer, call.number, call.stage, by=name)
-    seen = observed(Captured(call.folder, call.line))
-    device = candidate.traits.device if hasattr(candidate, "traits") else "cpu"
-    arguments = {name: _moved(value, device) for name, value in seen.arguments.items()}
-    if call.stage == "silu_mul_quantize_grouped":
-        arguments["gate_up"] = arguments.pop("x")
     try:
-        if call.stage == MASKED_GEMM:
-            sides = [(arguments.pop(side), arguments.pop(f"{side}_scale")) for side in "ab"]
-            positional = (*sides[0], *sides[1], arguments["out"], arguments["masked_m"], arguments["alpha"])
-            candidate.masked_grouped_gemm(*positional)
-            result: Any = arguments["out"]
-        else:
-            result = getattr(candidate, call.stage)(**arguments)
+        again = run_again(observed(Captured(call.folder, call.line)), candidate)
     except Exception as error:  # noqa: BLE001 - the candidate's answer
         line.verdict, line.words = Verdict.FAIL, f"raised {type(error).__name__}: {error}"
         return line
-    seen.output = _moved(result, "cpu")
-    return _filled(line, judge_call(seen, known))
+    return _filled(line, judge_call(again, known))
 
 
-def _moved(value: Any, device: str) -> Any:
-    if isinstance(value, Tensor):
-        return value.to(device)
-    return tuple(_moved(one, device) for one in value) if isinstance(value, tuple) else value
+def export_first(processes: list[Process], lines: list[Line], path: Path, arithmetic: str) -> str:
+    """Write the first illegal captured call as a pytest file; return to what it was cut.
+
+    Raises:
+        UsageError: nothing captured is illegal, or not by itself.
+    """
+    for line in lines:
+        if line.verdict is not Verdict.FAIL or line.by:
+            continue
+        for process in processes:
+            for call in process.calls:
+                if (process.rank, call.number) == (line.rank, line.call):
+                    capability = process.header.get("capability")
+                    named = [one["title"] for one in line.diagnosis if one.get("fault")]
+                    return export(
+                        path, observed(call), Judged.on(capability, arithmetic), function=call.function,
+                        place=f"rank {line.rank}, layer {line.layer}, call {line.call}",
+                        title=(named or [f"An illegal element of {call.stage}"])[0], capability=capability,
+                    )  # fmt: skip
+    raise UsageError("--export: no captured call is illegal")
 
 
 def _error(call: Observed) -> float | None:

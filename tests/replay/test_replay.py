@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from harness.cli import main
+from harness.cli import run
 from harness.faults.fault import all_faults
 from harness.faults.named import load_named
 from harness.replay.reading import read_capture
@@ -71,10 +74,9 @@ def test_a_candidate_is_judged_on_the_captured_inputs(captured: Callable[..., Pa
 
 
 def command(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str]:
-    with pytest.raises(SystemExit) as ended:
-        main(["replay", *words])
+    code = run(["replay", *words])
     said = capsys.readouterr()
-    return int(ended.value.code or 0), said.out + said.err
+    return code, said.out + said.err
 
 
 def test_the_command_names_the_first_illegal_stage(
@@ -106,3 +108,41 @@ def test_another_version_of_the_format_is_refused(captured: Callable[..., Path])
     index.write_text(index.read_text().replace('"version": 1', '"version": 99', 1))
     with pytest.raises(UsageError, match="version 99 of the format; this harness reads 1"):
         read_capture(folder)
+
+
+@pytest.mark.parametrize("name", ["alpha_of_neighbour", "codes_truncated", "gate_and_up_swapped"])
+def test_an_exported_call_fails_alone_and_passes_with_a_right_kernel(
+    captured: Callable[..., Path], capsys: pytest.CaptureFixture[str], tmp_path: Path, name: str
+) -> None:
+    file = tmp_path / "test_exported.py"
+    code, said = command(capsys, str(captured(name)), "--export", str(file))
+    assert code == 1
+    assert f"exported: {file}, expert " in said
+    assert file.stat().st_size < 100_000
+    alone = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "--rootdir",
+        str(tmp_path),
+        str(file),
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    failing = subprocess.run(
+        alone, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert failing.returncode == 1, failing.stdout
+    right = {**environment, "CANDIDATE": "physical"}
+    passing = subprocess.run(alone, cwd=tmp_path, env=right, capture_output=True, text=True, check=False)
+    assert passing.returncode == 0, passing.stdout
+
+
+def test_a_healthy_capture_has_nothing_to_export(
+    captured: Callable[..., Path], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    code, said = command(capsys, str(captured()), "--export", str(tmp_path / "test_exported.py"))
+    assert code == 64
+    assert "--export: no captured call is illegal" in said
