@@ -164,7 +164,9 @@ def legal_gemm(
     error = partial * torch.where(aligned, accumulator.truncation(k), accumulator.units(k))
     if not oracle_exact:
         error += sums * (k * 2.0**-certificate.FLOAT64_BITS)
-    error = error.masked_fill_(bit_equal, 0.0)
+    error = error.masked_fill_(
+        bit_equal | exact.isinf(), 0.0
+    )  # infinity and finite numbers are infinity in every order
     ends = [accumulator.epilogue(end, alpha, dtype) for end in (exact - error, exact + error)]
     if alpha is not None and bool(alpha < 0):
         ends.reverse()

@@ -80,17 +80,18 @@ def relu2(x: Tensor) -> Tensor:
     return x.double().clamp(min=0).square()
 
 
-def activate(gemm1: Tensor, activation: str) -> Tensor:
-    """Return the activation rounded to bfloat16, the type in which kernels hand it to the second quantization.
+def activate(gemm1: Tensor, activation: str, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    """Return the activation rounded to bfloat16, the type in which kernels hand it to the second quantization, or another.
 
     The rounding passes through float32, the type that kernels compute it in.
 
     Args:
         gemm1: `(*, 2n)` for "silu" (gate first), `(*, n)` for "relu2"; bfloat16.
         activation: "silu" or "relu2".
+        dtype: of the layer.
 
     Returns:
-        `(*, n)` bfloat16.
+        `(*, n)` of that type.
 
     Raises:
         ValueError: another activation.
@@ -98,9 +99,9 @@ def activate(gemm1: Tensor, activation: str) -> Tensor:
     Rule: ACT-1.
     """
     if activation == "silu":
-        return silu_mul(gemm1).bfloat16()
+        return silu_mul(gemm1).to(dtype)
     if activation == "relu2":
-        return relu2(gemm1).bfloat16()
+        return relu2(gemm1).to(dtype)
     raise ValueError(f"activate: activation must be 'silu' or 'relu2', got {activation!r}")
 
 

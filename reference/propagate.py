@@ -20,6 +20,7 @@ from torch import Tensor
 
 from reference import e2m1, e4m3
 from reference.bounds import Accumulator
+from reference.formats import NVFP4, Format, multiplied_in
 from reference.legal import Arithmetic, legal_codes, legal_scales
 from reference.matrix_units import Summation
 from reference.nvfp4 import BLOCK
@@ -115,10 +116,12 @@ class Added:
     Attributes:
         accumulator: what is measured or assumed of it.
         summation: bit for bit, where it is known.
+        forms: formats of what they multiply.
     """
 
     accumulator: Accumulator
     summation: Summation | None = None
+    forms: tuple[Format, Format] = (NVFP4, NVFP4)
 
 
 def gemm(
@@ -152,6 +155,7 @@ def gemm(
         slack, summation = slack + magnitude * 16 * 2.0**-8, None
     if not bool((a.low == a.high).all()):
         slack += a.radius() @ weights.abs().T
+    slack = slack.masked_fill(center.isinf() & (a.low == a.high).all(-1, keepdim=True), 0.0)
     low, high = (accumulator.epilogue(end, alpha, dtype).double() for end in (center - slack, center + slack))
     if alpha is not None and bool(alpha < 0):
         low, high = high, low
@@ -159,9 +163,10 @@ def gemm(
         rows = a.certain()
         undecided = (low != high)[rows] & center[rows].isfinite()
         if bool(undecided.any()):
+            multiplied = multiplied_in(added.forms[0])
             left, right = (
-                summation.operand(a.low[rows], a.scale[rows]),
-                summation.operand(b, b_scale),
+                summation.operand(*side, multiplied, form.scale)
+                for side, form in zip(((a.low[rows], a.scale[rows]), (b, b_scale)), added.forms, strict=True)
             )
             where = torch.zeros_like(low, dtype=torch.bool)
             where[rows] = undecided
@@ -214,12 +219,13 @@ def masked_moe(
     """Return the legal range of the output rows.
 
     Args:
-        x: `(rows, k)`, valid rows, expert after expert: the bfloat16 input, or with no input scale the decoded quantized
-            input (code x block scale).
+        x: `(rows, k)`, valid rows, expert after expert: the layer's input, or with no input scale what the first GEMM
+            multiplies (code x block scale).
         counts: how many of the rows each expert has.
         w1: `(l, 2n, k)` decoded weights (`(l, n, k)` for relu2).
         w2: `(l, k, n)` decoded weights.
-        scales: w1_alpha, input encode scale (None for a quantized input), a2 encode scale, w2_alpha; `(l,)` float32 each.
+        scales: w1_alpha, input encode scale (None for an input that is not quantized any more), a2 encode scale, w2_alpha;
+            `(l,)` float32 each.
         activation: "silu" or "relu2".
         arithmetic: how the candidate quantizes.
         added: how it adds.
@@ -236,7 +242,11 @@ def masked_moe(
     w1_alpha, input_scale, a2_scale, w2_alpha = scales
     times = torch.tensor(counts, device=x.low.device)
 
+    form = added.forms[0]
+
     def quantized(values: Interval, scale: Tensor) -> Interval:
+        if form.plain:
+            return Interval(values.low, values.high, values.low.new_zeros((len(values.low), 0)))
         return quantized_values(values, scale.repeat_interleave(times).unsqueeze(-1), arithmetic)
 
     def multiplied(
@@ -261,9 +271,10 @@ def masked_moe(
         ]
         return Interval(torch.cat([p.low for p in products]), torch.cat([p.high for p in products]))
 
-    between, second = (torch.float32 if name in unrounded else torch.bfloat16 for name in ("gemm1", "hidden"))
+    dtype = form.layer_dtype
+    between, second = (torch.float32 if name in unrounded else dtype for name in ("gemm1", "hidden"))
     a = x if input_scale is None else quantized(x, input_scale)
     gemm1 = multiplied(a, w1, w1_alpha, between, weight_scales[0], added)
     hidden = silu_mul(gemm1, second) if activation == "silu" else relu2(gemm1, second)
     a2, added = quantized(hidden, a2_scale), second_added or added
-    return multiplied(a2, w2, w2_alpha, torch.bfloat16, weight_scales[1], added)
+    return multiplied(a2, w2, w2_alpha, dtype, weight_scales[1], added)

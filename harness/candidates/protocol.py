@@ -22,6 +22,13 @@ Stages
         w1 uint8 (l, 2n, k/2), [gate, up]; w2 uint8 (l, k, n/2); block scales float8_e4m3fn swizzled 128x4,
         (l, round_up(rows, 128), round_up(columns / 16, 4)).
 
+Other formats (Traits.activation_format, Traits.weight_format; reference.formats)
+    bf16, fp16: the first operand is logical (m, k, l) of that type and its scales are None, in what quantizers return and in
+        what masked_grouped_gemm takes; quantize_grouped returns the tokens as they are. With fp16 tokens, gate_up, the
+        intermediate and the layer's output are float16.
+    mxfp4: blocks of 32, rk = ceil(k / 128), block scales E8M0 as uint8.
+    Of a format without encode scales global_scale_enc is ones, and alpha holds no encode scale of it.
+
 Stages of the layer around them; lists have one entry a rank, which is simulated or a process (harness.candidates.
 over_ranks); definitions in reference.routing and reference.loading
     route_topk(logits, topk, *, normalize=True) -> (topk_idx, topk_weights)
@@ -78,14 +85,14 @@ class Candidate(Protocol):
 class QuantizeGrouped(Protocol):
     """quantize_grouped: tokens to NVFP4."""
 
-    def __call__(self, x: Tensor, masked_m: Tensor, global_scale_enc: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, x: Tensor, masked_m: Tensor, global_scale_enc: Tensor) -> tuple[Tensor, Any]:
         """Return (packed, block_scale)."""
 
 
 class SiluMulQuantizeGrouped(Protocol):
     """silu_mul_quantize_grouped: silu(gate) * up to NVFP4."""
 
-    def __call__(self, gate_up: Tensor, masked_m: Tensor, global_scale_enc: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, gate_up: Tensor, masked_m: Tensor, global_scale_enc: Tensor) -> tuple[Tensor, Any]:
         """Return (packed, block_scale)."""
 
 

@@ -33,6 +33,8 @@ _LEAST = {
     "most_tokens": 0,
 }
 _KNOWN = {
+    "activation_format": ("nvfp4", "bf16", "fp16"),
+    "weight_format": ("nvfp4", "mxfp4"),
     "arithmetic": ("fast", "exact", "real"),
     "out_dtypes": ("bfloat16", "float16", "float32"),
     "activations": ("silu", "relu2"),
@@ -45,6 +47,7 @@ _SETS = {
     "hidden_sizes": "multiples of 128",
 }
 _MAY_BE_EMPTY = {"unrounded"}
+_ONE_OF = ("activation_format", "weight_format", "arithmetic")
 _TEXTS = {"device": 'torch device type such as "cuda"', "summation": 'text such as "sm_90 f16; parts 2"'}
 
 
@@ -56,6 +59,9 @@ class Traits:
 
     Attributes:
         device: torch device type that its tensors live on.
+        activation_format: of the first operand of masked_grouped_gemm, and so of what the quantizers return: "nvfp4", or
+            "bf16" and "fp16" as they are (reference.formats).
+        weight_format: of the second one: "nvfp4" or "mxfp4".
         arithmetic: how a block scale and the codes are computed: "fast" (approximate reciprocals, each free by one unit
             in the last place), "exact" (correctly rounded float32 reciprocals, one legal value), "real" (rounding of
             the real number, one legal value). See docs/bounds.md.
@@ -98,6 +104,8 @@ class Traits:
     """
 
     device: str = "cuda"
+    activation_format: str = "nvfp4"
+    weight_format: str = "nvfp4"
     arithmetic: str = "fast"
     accumulator_chunk: int = 64
     summation: str = ""
@@ -135,6 +143,11 @@ class Traits:
     def width_multiple(self) -> int:
         """What hidden and inter are multiples of: each is the k of one GEMM and sets the n of the other."""
         return math.lcm(self.k_multiple, self.n_multiple, 16)
+
+    @property
+    def unquantized(self) -> bool:
+        """Whether masked_grouped_gemm takes activations as they are."""
+        return self.activation_format in {"bf16", "fp16"}
 
     def at_most_experts(self, wanted: int) -> int:
         """Return a number of experts, or the most that the candidate accepts."""
@@ -177,7 +190,7 @@ def _wanted(name: str, value: Any) -> str:
         return _wanted_set(name, value)
     if name in _TEXTS:
         return "" if isinstance(value, str) and (value or name == "summation") else f"a {_TEXTS[name]}"
-    if name == "arithmetic":
+    if name in _ONE_OF:
         return "" if value in _KNOWN[name] else f"one of {', '.join(_KNOWN[name])}"
     if name in _KNOWN:
         return _wanted_names(name, value)

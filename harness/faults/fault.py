@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from harness.candidates.traits import Traits
 from harness.verdict import UsageError, unknown_name
 
 CATEGORIES = (
@@ -49,6 +50,8 @@ class Fault:
         random_data: whether normal random data can show it at all; else only traps do.
         simulated: what of the real bug a CPU cannot have, and what stands for it here; "" where it is the real thing.
         same_as: faults that are the same by definition wherever both can be seen: a diagnosis counts them as one.
+        needs: what it is a mistake about: "" (any operands), "block scales" of the activations, or the name of a format
+            that activations or weights must have; "nvfp4" that both must have.
     """
 
     name: str
@@ -64,6 +67,21 @@ class Fault:
     random_data: bool = True
     simulated: str = ""
     same_as: tuple[str, ...] = ()
+    needs: str = ""
+
+    def unfit(self, traits: Traits) -> str:
+        """Return why it cannot be planted in a candidate with these traits, for their formats, or ""."""
+        formats = (traits.activation_format, traits.weight_format)
+        if self.category == "loading" and formats != ("nvfp4", "nvfp4"):
+            return f"it is about NVFP4 checkpoints, and the candidate multiplies {' with '.join(formats)}"
+        fits = {
+            "": True,
+            "block scales": not traits.unquantized,
+            "nvfp4": formats == ("nvfp4", "nvfp4"),
+        }.get(self.needs, self.needs in formats)
+        return (
+            "" if fits else f"it is about {self.needs}, and the candidate multiplies {' with '.join(formats)}"
+        )
 
 
 @dataclass
@@ -137,6 +155,7 @@ def fault(
     random_data: bool = True,
     simulated: str = "",
     same_as: tuple[str, ...] = (),
+    needs: str = "",
 ) -> Callable[[Callable[[Any, Parameters], None]], Callable[[Any, Parameters], None]]:
     """Register a function as a fault; the arguments are the attributes of `Fault`."""
 
@@ -156,7 +175,7 @@ def fault(
         _CATALOG[name] = Fault(
             name, function.__doc__.splitlines()[0].rstrip("."), function, category,
             (stages,) if isinstance(stages, str) else stages, bugs, killed_by, effect, unit, strengths, random_data,
-            simulated, same_as,
+            simulated, same_as, needs,
         )  # fmt: skip
         return function
 

@@ -19,7 +19,9 @@ import torch
 from harness.candidates import layouts
 from harness.candidates.errors import in_words
 from harness.candidates.protocol import traits_of
+from harness.identification.calls import forms_of
 from harness.judging.context import device_is_lost
+from harness.judging.probe_operands import in_format
 
 _K = 512
 _GAPS = range(6, 27)  # log2(L / s): all that one operand's range of 2^-10 to 2^10 can express
@@ -120,11 +122,10 @@ def probe_accumulator(candidate: Any) -> AccumulatorProbe:
     a_codes, a_scale, b_codes, b_scale = (
         t.repeat(experts, 1, 1).to(traits.device) for t in _operands(rows, columns, k)
     )
+    of_a, of_b = forms_of(traits)
     candidate.masked_grouped_gemm(
-        layouts.operand(a_codes),
-        layouts.scales(a_scale),
-        layouts.operand(b_codes),
-        layouts.scales(b_scale),
+        *layouts.stored(of_a, in_format(of_a, a_codes, a_scale)),
+        *layouts.stored(of_b, in_format(of_b, b_codes, b_scale)),
         out,
         torch.full((experts,), rows, dtype=torch.int32, device=traits.device),
         torch.ones(experts, device=traits.device),

@@ -94,7 +94,10 @@ class _Probing:
                 "not measured: the candidate has no masked_grouped_gemm; bit equality is not demanded"
             )
         known = replace(known, arithmetic=self._reciprocal(known.arithmetic))
-        known = self._layer(known) if is_opaque(self._candidate) else self._quantizers(known)
+        if self._traits.activation_format != "nvfp4":
+            self._notes["quantizers"] = f"not asked: they are those of {self._traits.activation_format}"
+        else:
+            known = self._layer(known) if is_opaque(self._candidate) else self._quantizers(known)
         fingerprint = (
             self._answer("fingerprint", lambda: fingerprint_of(self._candidate, self._findings)) or ""
         )

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from harness.candidates import layouts
 from harness.judging.comparison import Comparison, compare_equal
 from harness.judging.context import Context
-from harness.judging.contract import checked_moe_output
 from harness.problems.rows import Rows
-from harness.problems.tensors import Weights
+from harness.problems.weights import Weights
 from harness.rules import NotApplicableError
 from harness.rules.agreement import need_determinism, need_invariance
 from reference.e4m3 import take
+from reference.formats import Coded
 
 
 def _unchanged(tensor: Tensor) -> Tensor:
@@ -50,9 +49,9 @@ def _stages(ctx: Context, moved: _Moved) -> Iterator[tuple[str, Callable[[], Ten
         gate_up, a2_scale = tokens(t.gate_up), experts(t.a2_scale)
         yield "activation", lambda: ctx.silu_mul_quantize(gate_up, a2_scale, masked_m).valid_bytes(rows)
     if ctx.has("masked_grouped_gemm"):
-        codes, block_scale = ctx.reference_quantized()
-        a = layouts.operand(tokens(codes)), layouts.scales(tokens(block_scale))
-        w1, alpha = Weights(experts(t.w1.codes), experts(t.w1.block_scale)), experts(t.w1_alpha)
+        a = ctx.stored(ctx.reference_quantized().map(tokens))
+        w1 = Weights(experts(t.w1.codes), experts(t.w1.block_scale), t.w1.form)
+        alpha = experts(t.w1_alpha)
         yield (
             "gemm",
             lambda: rows.take(ctx.gemm(a, w1, alpha, masked_m=masked_m, dtype=ctx.out_dtype)),
@@ -68,7 +67,7 @@ def _layer(ctx: Context, moved: _Moved) -> Tensor:
         for name, value in ctx.moe_arguments((x, None)).items()
     }
     problem = dataclasses.replace(ctx.problem, capacity=x.shape[1])
-    return checked_moe_output(ctx.calls.masked_moe(**arguments), problem, ctx.traits.device)
+    return ctx.checked_layer(ctx.calls.masked_moe(**arguments), problem)
 
 
 def _agree(ctx: Context, moved: _Moved, what: str) -> list[Comparison]:
@@ -83,7 +82,7 @@ def _agree(ctx: Context, moved: _Moved, what: str) -> list[Comparison]:
 def isolation(ctx: Context) -> list[Comparison]:
     """ISOLATION: NaN scales in one expert's operands leave all other experts' outputs as they are.
 
-    Of a candidate whose contract has no NaN they are 448, the largest.
+    Of a candidate whose contract has no NaN they are 448, the largest. A format without scales has elements of NaN.
     """
     need_determinism(ctx)
     t, p = ctx.tensors, ctx.problem
@@ -91,16 +90,29 @@ def isolation(ctx: Context) -> list[Comparison]:
     if len(victims) < 2:
         return [Comparison("gemm")]
     poisoned = victims[p.seed % len(victims)]
-    codes, block_scale = ctx.reference_quantized()
-    dtype = ctx.out_dtype
+    coded, dtype = ctx.reference_quantized(), ctx.out_dtype
     clean = ctx.gemm(ctx.reference_operand(), t.w1, t.w1_alpha, dtype=dtype)
-    block_scale[poisoned], named = (0x7E, "448") if ctx.traits.finite_only else (0x7F, "NaN")
-    poisoned_a = layouts.operand(codes), layouts.scales(block_scale)
-    dirty = ctx.gemm(poisoned_a, t.w1, t.w1_alpha, dtype=dtype)
+    here = torch.zeros((p.experts, 1, 1), dtype=torch.bool, device=ctx.traits.device)
+    here[poisoned] = True
+    dirty_a, what = _poisoned(ctx, coded, here)
+    dirty = ctx.gemm(ctx.stored(dirty_a), t.w1, t.w1_alpha, dtype=dtype)
     rows = ctx.rows()
     kept = rows.only(rows.expert != poisoned)
-    what = f"the scales of expert {poisoned} are {named}"
+    what = what.format(f"expert {poisoned}")
     return [compare_equal("gemm", kept.take(dirty), kept.take(clean), kept, what)]
+
+
+def _poisoned(ctx: Context, coded: Coded, here: Tensor) -> tuple[Coded, str]:
+    """Return an operand A with NaN in some experts, `(l, 1, 1)` bool, or the largest number, and what was done, in words."""
+    form, finite = ctx.form, ctx.traits.finite_only
+    if form.plain:
+        largest = torch.finfo(form.dtype).max if finite else torch.nan
+        words = f"the elements of {{}} are {f'{largest:.6g}' if finite else 'NaN'}"
+        return replace(coded, codes=coded.codes.masked_fill(here, largest)), words
+    byte = form.largest_scale if finite else form.nan_scale
+    named = f"{float(form.scales(torch.tensor(byte, dtype=torch.uint8))):.6g}" if finite else "NaN"
+    block_scale = coded.block_scale.masked_fill(here, byte)
+    return replace(coded, block_scale=block_scale), f"the scales of {{}} are {named}"
 
 
 def expert_permutation(ctx: Context) -> list[Comparison]:
@@ -139,11 +151,12 @@ def power_of_two(ctx: Context) -> list[Comparison]:
     power = 2.0 ** (ctx.problem.seed % 5 - 2 or 3)
     # Subnormal elements lose bits when they are halved: they are not part of this rule's sentence.
     x = torch.where(t.x.abs() < 2.0**-100, torch.zeros_like(t.x), t.x)
-    clean = ctx.quantize(x, t.input_scale).valid_bytes(rows)
-    moved = ctx.quantize(x * power, t.input_scale / power).valid_bytes(rows)
-    found = [
-        compare_equal("quantize", moved, clean, rows, f"x is times {power}, its encode scale divided by it")
-    ]
+    found = []
+    if ctx.form.encoded:
+        clean = ctx.quantize(x, t.input_scale).valid_bytes(rows)
+        moved = ctx.quantize(x * power, t.input_scale / power).valid_bytes(rows)
+        what = f"x is times {power}, its encode scale divided by it"
+        found.append(compare_equal("quantize", moved, clean, rows, what))
     if ctx.has("masked_grouped_gemm"):
         a = ctx.reference_operand()
         plain = rows.take(ctx.gemm(a, t.w1, t.w1_alpha)) * power

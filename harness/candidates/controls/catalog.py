@@ -13,8 +13,8 @@ from torch import Tensor
 
 from harness.candidates.controls.layer_variants import LAYER_HABITS, LayerVariant
 from harness.candidates.controls.variant import Habit, Variant
-from harness.candidates.eager import Eager
-from harness.candidates.physical import Physical
+from harness.candidates.eager import Eager, EagerKernels
+from harness.candidates.physical import Physical, PhysicalKernels
 from harness.candidates.protocol import Traits
 from harness.candidates.support import Support, supported
 from harness.emulation.orders import Order
@@ -116,15 +116,13 @@ class OpaqueLayer:
         return out
 
 
-class StrictPhysical(Physical):
-    """`physical`, refusing operands in another layout instead of misreading them (a known failure of `physical`)."""
-
-    name = "physical_strict"
+class StrictKernels(PhysicalKernels):
+    """The stages of `physical`, refusing operands in another layout instead of misreading them (a known failure of it)."""
 
     def masked_grouped_gemm(
         self,
         a: Tensor,
-        a_scale: Tensor,
+        a_scale: Any,
         b: Tensor,
         b_scale: Tensor,
         out: Tensor,
@@ -135,11 +133,32 @@ class StrictPhysical(Physical):
         from harness.candidates import layouts
 
         for operand, scale in ((a, a_scale), (b, b_scale)):
-            if not layouts.canonical(operand, "rows") or not layouts.canonical(scale, "scales"):
+            scales_too = scale is None or layouts.canonical(scale, "scales")
+            if not layouts.canonical(operand, "rows") or not scales_too:
                 raise ValueError("operands and their scales must lie in memory experts outermost")
         if not masked_m.is_contiguous() or not (alpha is None or alpha.is_contiguous()):
             raise ValueError("masked_m and alpha must be contiguous")
         super().masked_grouped_gemm(a, a_scale, b, b_scale, out, masked_m, alpha)
+
+
+class StrictPhysical(StrictKernels, Physical):
+    """`physical`, refusing operands in another layout."""
+
+    name = "physical_strict"
+
+
+FORMATS = ("bf16",)
+"""Activations and, where they are not NVFP4, weights, of which there are an `eager` and a `physical`."""
+
+
+def _in_format(kind: type[EagerKernels | StrictKernels], name: str) -> Callable[[], Any]:
+    def made() -> Any:
+        activations, _, weights = name.partition("_")
+        candidate = kind(activation_format=activations, weight_format=weights or "nvfp4")
+        candidate.name = f"{kind.name}_{name}"
+        return candidate
+
+    return made
 
 
 def _variant(name: str) -> Callable[[], Any]:
@@ -155,6 +174,8 @@ CONTROLS: dict[str, Callable[[], Any]] = {
     "physical": StrictPhysical,
     **{name: _variant(name) for name in _HABITS},
     **{name: _layer_variant(name) for name in LAYER_HABITS},
+    **{f"eager_{name}": _in_format(EagerKernels, name) for name in FORMATS},
+    **{f"physical_{name}": _in_format(StrictKernels, name) for name in FORMATS},
     "opaque_eager": lambda: OpaqueLayer("opaque_eager", Eager()),
     "opaque_shuffled": lambda: OpaqueLayer(
         "opaque_shuffled", Variant("shuffled_accumulation", _HABITS["shuffled_accumulation"])

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.candidates.protocol import ALL_STAGES
+from harness.candidates.protocol import ALL_STAGES, traits_of
 from harness.faults.mutant import CALLS
+from reference.formats import FORMATS, NVFP4, Format
 
 MASKED_GEMM, MASKED_MOE = "masked_grouped_gemm", "masked_moe"
 QUANTIZERS = ("quantize_grouped", "silu_mul_quantize_grouped")
@@ -29,6 +30,7 @@ class Observed:
         changed: inputs that the call changed, as they were afterwards.
         name: for words: the stage, numbered where it was called more than once ("masked_grouped_gemm, call 2").
         pristine: a second copy of the arguments, from `keep`.
+        forms: formats of activations and weights.
     """
 
     stage: str
@@ -37,6 +39,12 @@ class Observed:
     name: str = ""
     changed: dict[str, Any] = field(default_factory=dict)
     pristine: dict[str, Any] = field(default_factory=dict)
+    forms: tuple[Format, Format] = (NVFP4, NVFP4)
+
+    @property
+    def has_codes(self) -> bool:
+        """Whether it returns blocks of codes and their scales: a quantizer that quantizes."""
+        return self.stage in QUANTIZERS and not self.forms[0].plain
 
     def keep(self) -> None:
         """Copy the arguments once, so that `restore` can undo what a planted fault writes into them."""
@@ -69,12 +77,14 @@ class Recorder:
 
     def _recording(self, stage: str, function: Callable[..., Any]) -> Callable[..., Any]:
         names = CALLS[stage].names  # in the protocol's order
+        traits = traits_of(self.candidate)
+        forms = FORMATS[traits.activation_format], FORMATS[traits.weight_format]
 
         def call(*positional: Any, **named: Any) -> Any:
             given = dict(zip(names, positional, strict=False)) | named
             if stage == "silu_mul_quantize_grouped" and "gate_up" in given:
                 given["x"] = given.pop("gate_up")
-            observed = Observed(stage, copied(given), None)
+            observed = Observed(stage, copied(given), None, forms=forms)
             if stage == MASKED_GEMM:
                 observed.arguments["out"] = with_memory(given["out"])
             self.begun(observed)

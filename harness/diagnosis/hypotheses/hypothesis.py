@@ -13,10 +13,12 @@ from typing import Any
 
 from torch import Tensor
 
+from harness.candidates.traits import Traits
 from harness.diagnosis.cases.observation import MASKED_MOE, Observed
 from harness.diagnosis.cases.replay import replayed
 from harness.faults.fault import Fault, Parameters, all_faults
 from harness.faults.layer_calls import LoadedMoeCall
+from reference.formats import NVFP4, Format
 
 
 @dataclass(frozen=True)
@@ -38,13 +40,22 @@ class Hypothesis:
         return Parameters(self.strength, Random(self.fault.name), f"{self.fault.name} diagnosis")
 
 
-def hypotheses_in(stages: Iterable[str], units: tuple[str, ...]) -> list[Hypothesis]:
-    """Return every fault of some units that is planted in one of the stages, in each of its strengths."""
+def hypotheses_in(
+    stages: Iterable[str], units: tuple[str, ...], forms: tuple[Format, Format] = (NVFP4, NVFP4)
+) -> list[Hypothesis]:
+    """Return every fault of some units that is planted in one of the stages, in each of its strengths.
+
+    Args:
+        stages: names.
+        units: of harness.faults.fault.UNITS.
+        forms: formats of activations and weights, which it can be a mistake of.
+    """
+    traits = Traits(activation_format=forms[0].name, weight_format=forms[1].name)
     wanted = set(stages)
     return [
         Hypothesis(fault, strength)
         for fault in all_faults().values()
-        if fault.unit in units and wanted & set(fault.stages)
+        if fault.unit in units and wanted & set(fault.stages) and not fault.unfit(traits)
         for strength in fault.strengths
     ]
 

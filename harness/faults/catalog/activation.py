@@ -56,18 +56,22 @@ def gate_and_up_in_groups(call: QuantizeCall, p: Parameters) -> None:
 def silu_by_bf16_tanh(call: QuantizeCall, _: Parameters) -> None:
     """The sigmoid is computed as tanh(x / 2) / 2 + 1/2 in bfloat16."""
     gate, up = _halves(call)
-    sigmoid = torch.tanh(gate.bfloat16() / 2) * 0.5 + 0.5
-    call.run_on((gate * sigmoid.float() * up).bfloat16())
+    sigmoid = torch.tanh(gate.to(call.form.layer_dtype) / 2) * 0.5 + 0.5
+    call.run_on((gate * sigmoid.float() * up).to(call.form.layer_dtype))
 
 
 @fault(category="activation", stages=_ACT, bugs=("A22",), killed_by="ACT", effect="none")
 def silu_rounded_before_up(call: QuantizeCall, _: Parameters) -> None:
     """Silu(gate) is rounded to bfloat16 before it is multiplied with up."""
     gate, up = _halves(call)
-    call.run_on(((gate * torch.sigmoid(gate)).bfloat16().float() * up).bfloat16())
+    call.run_on(
+        ((gate * torch.sigmoid(gate)).to(call.form.layer_dtype).float() * up).to(call.form.layer_dtype)
+    )
 
 
-@fault(category="activation", stages=_ACT, bugs=("A22",), killed_by="ACT", effect="none")
+@fault(
+    category="activation", stages=_ACT, bugs=("A22",), killed_by="ACT", effect="none", needs="block scales"
+)
 def no_bf16_before_quantization(call: QuantizeCall, _: Parameters) -> None:
     """The activation is quantized in float32: its rounding to bfloat16 is left out."""
     gate, up = _halves(call)
@@ -78,21 +82,21 @@ def no_bf16_before_quantization(call: QuantizeCall, _: Parameters) -> None:
 def sigmoid_instead_of_silu(call: QuantizeCall, _: Parameters) -> None:
     """The gate is sigmoid(gate): the factor gate is missing."""
     gate, up = _halves(call)
-    call.run_on((torch.sigmoid(gate) * up).bfloat16())
+    call.run_on((torch.sigmoid(gate) * up).to(call.form.layer_dtype))
 
 
 @fault(category="activation", stages=_ACT, bugs=("H03",), killed_by="ACT", effect="shift")
 def gelu_instead_of_silu(call: QuantizeCall, _: Parameters) -> None:
     """The gate goes through gelu instead of silu."""
     gate, up = _halves(call)
-    call.run_on((torch.nn.functional.gelu(gate) * up).bfloat16())
+    call.run_on((torch.nn.functional.gelu(gate) * up).to(call.form.layer_dtype))
 
 
 @fault(category="activation", stages=_ACT, bugs=("G14",), killed_by="ACT", effect="collapse")
 def up_ignored(call: QuantizeCall, _: Parameters) -> None:
     """The activation is silu(gate) alone, as in a layer without gating."""
     gate, _up = _halves(call)
-    call.run_on((gate * torch.sigmoid(gate)).bfloat16())
+    call.run_on((gate * torch.sigmoid(gate)).to(call.form.layer_dtype))
 
 
 @fault(
@@ -111,4 +115,4 @@ def clamp_limit_wrong(call: QuantizeCall, p: Parameters) -> None:
 def swiglu_with_bias(call: QuantizeCall, _: Parameters) -> None:
     """The gate is gate * sigmoid(1.702 gate) and up is up + 1: another model's SwiGLU."""
     gate, up = _halves(call)
-    call.run_on((gate * torch.sigmoid(1.702 * gate) * (up + 1)).bfloat16())
+    call.run_on((gate * torch.sigmoid(1.702 * gate) * (up + 1)).to(call.form.layer_dtype))
