@@ -124,6 +124,7 @@ def legal_gemm(
     *,
     b_steps: Tensor | None = None,
     predict: Predict | None = None,
+    within_float64: bool = False,
 ) -> LegalOutput:
     """Return the legal outputs of one expert's GEMM.
 
@@ -135,6 +136,7 @@ def legal_gemm(
         accumulator: how the candidate adds.
         b_steps: `step_exponents(b)`, where the caller has it already.
         predict: what the candidate's accumulator holds, where that is known bit for bit: see `Predict`.
+        within_float64: what is predicted holds only where float64 sums are exact.
 
     Returns:
         The legal interval of every element of `(m, n)`.
@@ -178,6 +180,8 @@ def legal_gemm(
         # The model costs more than the bound: it is asked where the bound leaves more than one value.
         several = (low != high) & exact.isfinite()
         several = several if undecided is None else several & ~undecided
+        if within_float64 and not oracle_exact:
+            several &= certificate.certified(sums, a_steps, b_steps, certificate.FLOAT64_BITS)
         if bool(several.any()):
             low[several] = accumulator.epilogue(predict(several), alpha, dtype)
             high[several] = low[several]

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from reference import e2m1, e4m3
 from reference.bounds import Accumulator
+from reference.certificate import FLOAT64_BITS, certified, step_exponents
 from reference.formats import NVFP4, Format, multiplied_in
 from reference.legal import Arithmetic, legal_codes, legal_scales
 from reference.matrix_units import Summation
@@ -162,6 +163,9 @@ def gemm(
     if summation is not None and a.scale is not None and b_scale is not None:
         rows = a.certain()
         undecided = (low != high)[rows] & center[rows].isfinite()
+        if summation.unit.fraction is None and added.forms[0].plain:  # exact models hold where float64 does
+            steps = step_exponents(a.low[rows]), step_exponents(weights)
+            undecided &= certified(magnitude[rows] * (1 + b.shape[1] * 2.0**-52), *steps, FLOAT64_BITS)
         if bool(undecided.any()):
             multiplied = multiplied_in(added.forms[0])
             left, right = (

@@ -175,6 +175,10 @@ def _check(traits: Traits) -> None:
     for name in (field.name for field in fields(traits)):
         if wanted := _wanted(name, getattr(traits, name)):
             raise UsageError(f"Traits: {name} must be {wanted}, got {_shown(getattr(traits, name))}")
+    if "mxfp" in traits.activation_format + traits.weight_format and traits.k_multiple % 32:
+        raise UsageError(
+            f"Traits: k_multiple must be a multiple of 32, the block of MX formats, got {traits.k_multiple}"
+        )
     if 0 < traits.max_experts < traits.min_experts:
         raise UsageError(
             f"Traits: max_experts must be 0, for no limit, or at least min_experts, which is {traits.min_experts}, "

@@ -236,6 +236,7 @@ def _experts(
                 accumulator,
                 b_steps=steps,
                 predict=predict,
+                within_float64=prediction is not None and prediction.within_float64,
             ),
         )
         start += count

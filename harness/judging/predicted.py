@@ -67,6 +67,11 @@ class Prediction:
             (self.b[expert], self.b_scale[expert]),
         )
 
+    @property
+    def within_float64(self) -> bool:
+        """Whether it holds only where float64 sums are exact: a model that adds exactly, of operands of any magnitude."""
+        return self.summation.unit.fraction is None and self.forms[0].plain
+
     def of_expert(self, expert: int, rows: int) -> Predict:
         """Return what legal_gemm asks for the sums of an expert's valid rows."""
         return lambda where: self.summation.chosen(*self.operands(expert, rows), where)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from harness.candidates.protocol import Traits
 from harness.problems.problem import Problem
 from harness.problems.traps import TRAPS
@@ -45,6 +47,9 @@ def _of_values(problem: Problem, traits: Traits) -> str:
         trap = TRAPS[name]
         if traits.finite_only and not trap.finite:
             return f"{name}: {trap.sentence}; the candidate declares finite_only"
+        if not trap.in_contract(replace(traits, finite_only=False, keeps_subnormals=True)):
+            formats = f"{traits.activation_format} with {traits.weight_format}"
+            return f"{name}: {trap.sentence}; the candidate multiplies {formats}"
         if trap.subnormal and not traits.keeps_subnormals:
             return f"{name}: {trap.sentence}; the candidate declares keeps_subnormals=False"
     return ""

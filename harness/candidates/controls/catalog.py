@@ -147,14 +147,15 @@ class StrictPhysical(StrictKernels, Physical):
     name = "physical_strict"
 
 
-FORMATS = ("bf16",)
+FORMATS = ("bf16", "fp16", "bf16_mxfp4", "fp16_mxfp4")
 """Activations and, where they are not NVFP4, weights, of which there are an `eager` and a `physical`."""
 
 
 def _in_format(kind: type[EagerKernels | StrictKernels], name: str) -> Callable[[], Any]:
     def made() -> Any:
         activations, _, weights = name.partition("_")
-        candidate = kind(activation_format=activations, weight_format=weights or "nvfp4")
+        formats = {"activation_format": activations, "weight_format": weights or "nvfp4"}
+        candidate = kind(**formats, k_multiple=32 if "mxfp" in name else 16)
         candidate.name = f"{kind.name}_{name}"
         return candidate
 
