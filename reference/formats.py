@@ -7,7 +7,8 @@ has a float32 factor besides, which the epilogue multiplies with. What is left o
 expert, is a part of alpha.
 
 Source: NVFP4 and MXFP4 as in reference.nvfp4 and reference.mxfp4; bfloat16 and float16 activations as weight-only kernels
-(W4A16: Marlin, Humming) take them.
+(W4A16: Marlin, Humming) take them; FP8 of 128 channels as in reference.fp8_tokens; MXFP8 and both roundings of E8M0 scales:
+OCP Microscaling Formats (MX) v1.0, 6.3 (down), and cvt.rp.satfinite.ue8m0x2, as FlashInfer's mxfp8_quantize has it (up).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from reference import e2m1, e4m3, e8m0, mxfp4, nvfp4
+from reference import e2m1, e4m3, e8m0, fp8_tokens, mxfp4, nvfp4
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class Format:
         scale: type of a block scale: "e4m3", "ue8m0", "float32", or "".
         rows: whether each row has a float32 factor.
         encoded: whether a quantizer takes an encode scale of each expert, global_scale_enc, which alpha takes back.
+        rounding: of E8M0 scales: "floor", to floor(log2(amax)) - emax, or "ceil", such that no element saturates.
     """
 
     name: str
@@ -60,6 +62,22 @@ class Format:
     scale: str = ""
     rows: bool = False
     encoded: bool = False
+    rounding: str = "floor"
+
+    @property
+    def largest(self) -> float:
+        """Largest element."""
+        return {"e2m1": e2m1.MAX, "e4m3": e4m3.MAX}[self.element]
+
+    @property
+    def encode_range(self) -> float:
+        """What an encode scale is divided by the largest magnitude to get."""
+        return self.largest * (e4m3.MAX if self.scale == "e4m3" else 1)
+
+    @property
+    def swizzled(self) -> bool:
+        """Whether block scales are bytes, which kernels take in 128x4 order; float32 scales lie row by row."""
+        return self.scale in {"e4m3", "ue8m0"}
 
     @property
     def plain(self) -> bool:
@@ -104,7 +122,7 @@ class Format:
         return (e2m1.decode_e2m1(codes) if self.element == "e2m1" else e4m3.decode_e4m3(codes)).to(dtype)
 
     def values(self, coded: Coded, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Return elements times block scales, `(*, k)`, without the factors of the rows."""
+        """Return elements times block scales, `(*, k)`, without the factors of the rows; exact in float64."""
         if self.block == nvfp4.BLOCK:
             return nvfp4.decode_blocks(coded.codes, coded.block_scale, dtype)
         elements = self.elements(coded.codes, dtype)
@@ -112,6 +130,11 @@ class Format:
             return elements
         blocks = elements.reshape(*coded.block_scale.shape, self.block)
         return (blocks * self.scales(coded.block_scale).to(dtype).unsqueeze(-1)).flatten(-2)
+
+    def dequantized(self, coded: Coded) -> Tensor:
+        """Return values with the factors of the rows, `(*, k)` float64."""
+        values = self.values(coded, torch.float64)
+        return values if coded.row_scale is None else values * coded.row_scale.double()
 
     def quantize(self, x: Tensor, global_scale_enc: Tensor | None = None) -> Coded:
         """Return bfloat16 or float32 values in the format, by definition.
@@ -121,6 +144,21 @@ class Format:
             global_scale_enc: `()` or one for each index of the first axis, float32, of a format that is `encoded`.
         """
         return _QUANTIZED[self.name](x, global_scale_enc)
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Return the codes nearest to float64 values, each rounded once, ties to even, saturating."""
+        if self.element == "e2m1":
+            return e2m1.encode_e2m1(x, nan="as_max")
+        return e4m3.round_to_byte(x.abs()) | (x.signbit().to(torch.uint8) << 7)
+
+    def power_of_two(self, amax: Tensor) -> Tensor:
+        """Return E8M0 bytes of the blocks with these largest magnitudes, float64."""
+        if self.rounding == "ceil":
+            return e8m0.encode_e8m0(amax / self.largest, rounding="ceil")
+        return e8m0.encode_e8m0(amax * 2.0 ** -_EMAX[self.element])
+
+
+_EMAX = {"e2m1": 2, "e4m3": 8}  # exponent of the largest element
 
 
 def multiplied_in(activations: Format) -> str:
@@ -143,11 +181,51 @@ def _mxfp4(x: Tensor, _: Tensor | None) -> Coded:
     return Coded(quantized.codes, quantized.block_scale)
 
 
+def _mx(name: str) -> Callable[[Tensor, Tensor | None], Coded]:
+    """Return the quantizer of an MX format: zeros and 2^-127 for a block of zeros, a NaN scale where one is not finite."""
+
+    def quantize(x: Tensor, _: Tensor | None) -> Coded:
+        form = FORMATS[name]
+        blocks = x.reshape(*x.shape[:-1], x.shape[-1] // form.block, form.block).double()
+        amax = blocks.abs().amax(-1)
+        byte = form.power_of_two(torch.where(amax.isfinite(), amax, torch.nan))
+        scale = form.scales(byte).double().nan_to_num(1.0).unsqueeze(-1)
+        return Coded(form.encode(blocks / scale).reshape(x.shape), byte)
+
+    return quantize
+
+
+def _fp8(x: Tensor, global_scale_enc: Tensor | None) -> Coded:
+    assert global_scale_enc is not None  # noqa: S101 - an encoded format
+    scale = global_scale_enc.double().reshape(-1, *([1] * (x.ndim - 1)))
+    return Coded(
+        FORMATS["fp8"].encode(x.double() * scale), x.new_zeros((*x.shape[:-1], 0), dtype=torch.uint8)
+    )
+
+
+def _fp8_token(x: Tensor, _: Tensor | None) -> Coded:
+    scale = (x.double().abs().amax(-1, keepdim=True) / e4m3.MAX).float()
+    divisor = torch.where(scale == 0, 1.0, scale.double())
+    none = x.new_zeros((*x.shape[:-1], 0), dtype=torch.uint8)
+    return Coded(FORMATS["fp8_token"].encode(x.double() / divisor), none, scale)
+
+
+def _fp8_128(x: Tensor, _: Tensor | None) -> Coded:
+    values, scale = fp8_tokens.quantize_fp8_tokens(x.float())
+    return Coded(values.view(torch.uint8), scale)
+
+
 _QUANTIZED: dict[str, Callable[[Tensor, Tensor | None], Coded]] = {
     "nvfp4": _nvfp4,
     "bf16": _as(torch.bfloat16),
     "fp16": _as(torch.float16),
     "mxfp4": _mxfp4,
+    "mxfp4_up": _mx("mxfp4_up"),
+    "mxfp8": _mx("mxfp8"),
+    "mxfp8_up": _mx("mxfp8_up"),
+    "fp8": _fp8,
+    "fp8_token": _fp8_token,
+    "fp8_128": _fp8_128,
 }
 
 FORMATS = {
@@ -157,6 +235,12 @@ FORMATS = {
         Format("bf16", "bfloat16"),
         Format("fp16", "float16"),
         Format("mxfp4", "e2m1", block=32, scale="ue8m0"),
+        Format("mxfp4_up", "e2m1", block=32, scale="ue8m0", rounding="ceil"),
+        Format("mxfp8", "e4m3", block=32, scale="ue8m0"),
+        Format("mxfp8_up", "e4m3", block=32, scale="ue8m0", rounding="ceil"),
+        Format("fp8", "e4m3", encoded=True),
+        Format("fp8_token", "e4m3", rows=True),
+        Format("fp8_128", "e4m3", block=128, scale="float32"),
     )
 }
 """By the name that Traits.activation_format and Traits.weight_format have."""

@@ -23,6 +23,8 @@ from reference.bounds import Accumulator
 from reference.certificate import FLOAT64_BITS, certified, step_exponents
 from reference.formats import NVFP4, Format, multiplied_in
 from reference.legal import Arithmetic, legal_codes, legal_scales
+from reference.legal_scaled import in_blocks, legal_elements
+from reference.legal_scaled import legal_scales as legal_scales_of
 from reference.matrix_units import Summation
 from reference.nvfp4 import BLOCK
 
@@ -101,6 +103,42 @@ def quantized_values(x: Interval, global_scale_enc: Tensor, arithmetic: Arithmet
     return Interval(both, torch.where(crosses, high, torch.where(negative, -low, high)), scale)
 
 
+def scaled_values(form: Format, x: Interval, global_scale_enc: Tensor) -> Interval:
+    """Return the hull of all values that legal scales and elements of an MX format or FP8 can give.
+
+    Args:
+        form: the format.
+        x: `(rows, k)`, values of the quantizer's input type.
+        global_scale_enc: `(rows, 1)` float32, of a format with a scale of each expert, which stays in the values.
+
+    Returns:
+        Interval of `(rows, k)`, factors of the rows included.
+    """
+    is_nan = x.low.isnan() | x.high.isnan()
+    crosses = (x.low < 0) & (x.high > 0)
+    small = torch.where(crosses, 0.0, torch.minimum(x.low.abs(), x.high.abs())).masked_fill(is_nan, 0)
+    large = torch.maximum(x.low.abs(), x.high.abs()).masked_fill(is_nan, 0)
+    if form.encoded:
+        inverse = 1 / global_scale_enc.double()
+        ends = [legal_elements(form, small, large, inverse)]
+        low, high = ends[0].low, ends[0].high
+    else:
+        blocks = [in_blocks(form, m) for m in (small, large)]
+        bad = in_blocks(form, is_nan).any(-1) | blocks[1].amax(-1).isinf()
+        amax = [m.amax(-1).masked_fill(bad, torch.nan) for m in blocks]
+        scales = legal_scales_of(form, *amax)
+        spread = [
+            torch.where(end.isinf(), 1.0, end).repeat_interleave(blocks[0].shape[-1], -1)
+            for end in (scales.low, scales.high)
+        ]
+        positive = [torch.where(end > 0, end, 1.0) for end in spread]
+        low = legal_elements(form, small, large, positive[1]).low * spread[0]
+        high = legal_elements(form, small, large, positive[0]).high * spread[1]
+    negative = x.high <= 0
+    both = torch.where(crosses, -high, torch.where(negative, -high, low))
+    return Interval(both, torch.where(crosses, high, torch.where(negative, -low, high)))
+
+
 def _magnitudes(
     small: Tensor, large: Tensor, byte: Tensor, gs: Tensor, arithmetic: Arithmetic
 ) -> tuple[Tensor, Tensor]:
@@ -154,6 +192,8 @@ def gemm(
     if summation is not None and summation.stream:
         # Up to eight parts of at most `magnitude`, rounded to the output's type, and their sums: eight bits of bfloat16.
         slack, summation = slack + magnitude * 16 * 2.0**-8, None
+    if added.forms[0].rows or added.forms[0].scale == "float32":  # products with float32 scales are rounded
+        slack += magnitude * (accumulator.units(added.forms[0].block or b.shape[1]) + 2.0**-21)
     if not bool((a.low == a.high).all()):
         slack += a.radius() @ weights.abs().T
     slack = slack.masked_fill(center.isinf() & (a.low == a.high).all(-1, keepdim=True), 0.0)
@@ -163,7 +203,9 @@ def gemm(
     if summation is not None and a.scale is not None and b_scale is not None:
         rows = a.certain()
         undecided = (low != high)[rows] & center[rows].isfinite()
-        if summation.unit.fraction is None and added.forms[0].plain:  # exact models hold where float64 does
+        if (
+            summation.unit.fraction is None and added.forms[0].element != "e2m1"
+        ):  # exact models hold where float64 does
             steps = step_exponents(a.low[rows]), step_exponents(weights)
             undecided &= certified(magnitude[rows] * (1 + b.shape[1] * 2.0**-52), *steps, FLOAT64_BITS)
         if bool(undecided.any()):
@@ -251,6 +293,8 @@ def masked_moe(
     def quantized(values: Interval, scale: Tensor) -> Interval:
         if form.plain:
             return Interval(values.low, values.high, values.low.new_zeros((len(values.low), 0)))
+        if form != NVFP4:
+            return scaled_values(form, values, scale.repeat_interleave(times).unsqueeze(-1))
         return quantized_values(values, scale.repeat_interleave(times).unsqueeze(-1), arithmetic)
 
     def multiplied(

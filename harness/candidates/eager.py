@@ -119,6 +119,8 @@ class EagerKernels(ComposedMoe):
         values = self.form.values(coded.map(lambda t: t[valid]), torch.float64)
         for expert, (rows, a_values) in enumerate(zip(counts, torch.split(values, counts), strict=True)):
             product = torch.mm(a_values, b_values[expert].T).float()
+            if coded.row_scale is not None:
+                product *= coded.row_scale[expert, :rows]
             out[:rows, :, expert] = (product if alpha is None else product * alpha.reshape(-1)[expert]).to(
                 out.dtype
             )

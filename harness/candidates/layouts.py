@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from harness.emulation import memory
 from reference.e2m1 import pack_e2m1, unpack_e2m1
 from reference.formats import Coded, Format
 from reference.layout import padded_extents, swizzle_128x4, unswizzle_128x4
@@ -28,12 +29,14 @@ def stored(form: Format, coded: Coded, fill: int = 0) -> Pair:
     """Return an operand `(l, m, k)` of any format as a kernel takes it; padding bytes of its block scales hold `fill`.
 
     E2M1 codes are packed. Others are logical `(m, k, l)` over contiguous `(l, m, k)` memory. E8M0 scales are uint8.
+    Float32 scales are contiguous: `(l, m, k/block)`, or `(l, m, 1)` of rows.
     """
     codes = elements(form, coded.codes)
-    if not form.scale:
-        return codes, None
-    block_scale = scales(coded.block_scale, fill)
-    return codes, block_scale if form.scale == "e4m3" else block_scale.view(torch.uint8)
+    if form.swizzled:
+        block_scale = scales(coded.block_scale, fill)
+        return codes, block_scale if form.scale == "e4m3" else block_scale.view(torch.uint8)
+    floats = coded.row_scale if form.rows else coded.block_scale if form.scale else None
+    return codes, floats if floats is None else floats.contiguous()
 
 
 def elements(form: Format, codes: Tensor) -> Tensor:
@@ -49,11 +52,12 @@ def weight_scales(form: Format, block_scale: Tensor) -> Tensor:
 
 def loaded(form: Format, pair: Pair) -> Coded:
     """Return an operand that lies as `stored` gives it, linear."""
-    memory, block_scale = pair[0].permute(2, 0, 1), pair[1]
+    memory, given = pair[0].permute(2, 0, 1), pair[1]
     codes = unpack_e2m1(memory) if form.element == "e2m1" else memory
-    if block_scale is None:
-        return Coded(codes, codes.new_zeros((*codes.shape[:2], 0), dtype=torch.uint8))
-    return Coded(codes, block_scales_of(block_scale, codes.shape[1], codes.shape[2] // form.block))
+    if form.swizzled:
+        return Coded(codes, block_scales_of(given, codes.shape[1], codes.shape[2] // form.block))
+    none = codes.new_zeros((*codes.shape[:2], 0), dtype=torch.uint8)
+    return Coded(codes, none, given) if form.rows else Coded(codes, none if given is None else given)
 
 
 def operand(codes: Tensor) -> Tensor:
@@ -99,9 +103,11 @@ def canonical(tensor: Tensor, kind: str) -> bool:
     """Return whether a tensor lies in memory the way kernels that ignore strides read it.
 
     Args:
-        tensor: a packed operand or output ("rows": logical (m, k, l)), or block scales ("scales": 6-D).
+        tensor: a packed operand or output ("rows": logical (m, k, l)), or block scales ("scales": 6-D, float32 ones 3-D).
         kind: "rows" or "scales".
     """
+    if kind == "scales" and tensor.ndim == 3:
+        return tensor.is_contiguous()
     order = (2, 0, 1) if kind == "rows" else _LOGICAL_TO_PHYSICAL
     return tensor.permute(order).is_contiguous()
 
@@ -118,3 +124,15 @@ def with_block_scale(scales: Tensor, block_scale: Tensor) -> Tensor:
     old = swizzled_bytes(scales)
     changed = as_mma(torch.where(inside, swizzle_128x4(block_scale, 0), old))
     return changed.view(scales.dtype)
+
+
+def unwritten(form: Format, shape: tuple[int, int, int], device: torch.device) -> Pair:
+    """Return an operand `(l, m, k)` that no kernel has written: NaN, or bytes of ones."""
+    codes = memory.unwritten(shape, form.dtype, device)
+    codes = codes & 15 if form.element == "e2m1" else codes
+    of_scale = torch.float32 if form.scale == "float32" else torch.uint8
+    blocks = shape[2] // form.block if form.block else 0
+    row_scale = memory.unwritten((*shape[:2], 1), torch.float32, device) if form.rows else None
+    return stored(
+        form, Coded(codes, memory.unwritten((*shape[:2], blocks), of_scale, device), row_scale), 0x7F
+    )

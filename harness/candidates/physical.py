@@ -83,8 +83,8 @@ class PhysicalKernels(ComposedMoe):
         codes = pack_e2m1(coded.codes) if form.element == "e2m1" else coded.codes
         stored = unwritten((experts, rows, codes.shape[-1]), codes.dtype)
         stored[expert, row] = codes
-        if not form.scale:
-            return stored.permute(1, 2, 0), None
+        if not form.swizzled:
+            return stored.permute(1, 2, 0), _in_padding(coded, (experts, rows), (expert, row))
         columns = k // form.block
         padded_rows, padded_columns = padded_extents(rows, columns, "128x4")
         swizzled = unwritten((experts, padded_rows, padded_columns), torch.uint8)
@@ -99,7 +99,7 @@ class PhysicalKernels(ComposedMoe):
         from reference.formats import Coded
 
         if self.form.name != "nvfp4":
-            return self.form.quantize(rows)
+            return self.form.quantize(rows, global_scale_enc)
         return Coded(*quantize_kernel_order(rows, global_scale_enc, rcp=self.reciprocal))
 
     def silu_mul_quantize_grouped(self, gate_up: Tensor, masked_m: Tensor, global_scale_enc: Tensor) -> Pair:
@@ -159,6 +159,8 @@ class PhysicalKernels(ComposedMoe):
             product = blocked_gemm(
                 of_a.values(expert, stored), of_b.kept(expert), chunk=self.traits.accumulator_chunk
             )
+            if form.rows:
+                product *= raw(a_scale, (experts, rows, 1))[expert, :stored]
             target[expert, :stored] = (product if alphas is None else product * alphas[expert]).to(out.dtype)
 
 
@@ -187,9 +189,14 @@ class _Memory:
     """
 
     def __init__(self, form: Format, stored: Tensor, scales: Any, k: int) -> None:
+        from harness.emulation.memory import raw
+
         self._form, self._stored = form, stored
         self._bytes: Tensor | None = None
-        if form.scale:
+        self._floats: Tensor | None = None
+        if form.scale == "float32":
+            self._floats = raw(scales, (*stored.shape[:2], k // form.block))
+        if form.swizzled:
             rows, columns = stored.shape[1], k // form.block
             self._bytes, self._index = _scale_memory(scales, rows, columns), _scale_index(rows, columns)
 
@@ -202,6 +209,8 @@ class _Memory:
 
         stored = self._stored[expert, :rows]
         codes = unpack_e2m1(stored) if self._form.element == "e2m1" else stored
+        if self._floats is not None:
+            return self._form.values(Coded(codes, self._floats[expert, :rows]), torch.float64)
         if self._bytes is None:
             return self._form.values(Coded(codes, codes.new_zeros((rows, 0), dtype=torch.uint8)))
         return self._form.values(Coded(codes, self._bytes[expert][self._index[:rows]]))
@@ -211,6 +220,18 @@ class _Memory:
         stored, scales = self._stored[expert], self._bytes
         assert scales is not None  # noqa: S101 - weights have block scales
         return _WEIGHTS.get(stored, scales[expert], lambda: self.values(expert, len(stored)).double())
+
+
+def _in_padding(coded: Coded, extents: tuple[int, int], places: tuple[Tensor, Tensor]) -> Tensor | None:
+    """Return float32 scales of valid rows in a buffer `(experts, rows, columns)`, or None where there are none."""
+    from harness.emulation.memory import unwritten
+
+    scales = coded.block_scale if coded.row_scale is None else coded.row_scale
+    if not scales.shape[-1]:
+        return None
+    buffer = unwritten((*extents, scales.shape[-1]), scales.dtype)
+    buffer[places] = scales
+    return buffer
 
 
 def _scale_memory(scale: Tensor, rows: int, columns: int) -> Tensor:

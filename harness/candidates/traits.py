@@ -33,14 +33,16 @@ _LEAST = {
     "most_tokens": 0,
 }
 _KNOWN = {
-    "activation_format": ("nvfp4", "bf16", "fp16"),
+    "activation_format": (
+        "nvfp4", "bf16", "fp16", "fp8", "fp8_token", "fp8_128", "mxfp8", "mxfp8_up", "mxfp4", "mxfp4_up",
+    ),
     "weight_format": ("nvfp4", "mxfp4"),
     "arithmetic": ("fast", "exact", "real"),
     "out_dtypes": ("bfloat16", "float16", "float32"),
     "activations": ("silu", "relu2"),
     "unrounded": ("gemm1", "hidden"),
     "transports": ("bf16", "fp8", "nvfp4"),
-}
+}  # fmt: skip
 _SETS = {
     "hints": "dicts of keyword arguments",
     "deviations": 'texts such as "ties: away from zero"',
@@ -59,8 +61,10 @@ class Traits:
 
     Attributes:
         device: torch device type that its tensors live on.
-        activation_format: of the first operand of masked_grouped_gemm, and so of what the quantizers return: "nvfp4", or
-            "bf16" and "fp16" as they are (reference.formats).
+        activation_format: of the first operand of masked_grouped_gemm, and so of what the quantizers return: "nvfp4";
+            "bf16" and "fp16" as they are; E4M3 with a scale of each expert, "fp8", of each token, "fp8_token", or of each
+            128 channels, "fp8_128"; "mxfp8" and "mxfp4", and "mxfp8_up" and "mxfp4_up" with E8M0 scales that are rounded
+            up (reference.formats).
         weight_format: of the second one: "nvfp4" or "mxfp4".
         arithmetic: how a block scale and the codes are computed: "fast" (approximate reciprocals, each free by one unit
             in the last place), "exact" (correctly rounded float32 reciprocals, one legal value), "real" (rounding of
@@ -145,9 +149,14 @@ class Traits:
         return math.lcm(self.k_multiple, self.n_multiple, 16)
 
     @property
-    def unquantized(self) -> bool:
-        """Whether masked_grouped_gemm takes activations as they are."""
-        return self.activation_format in {"bf16", "fp16"}
+    def formats(self) -> tuple[str, str]:
+        """Of activations and weights."""
+        return self.activation_format, self.weight_format
+
+    @property
+    def without_scales(self) -> bool:
+        """Whether masked_grouped_gemm takes activations without scales: the layer cannot be handed quantized ones."""
+        return self.activation_format in {"bf16", "fp16", "fp8"}
 
     def at_most_experts(self, wanted: int) -> int:
         """Return a number of experts, or the most that the candidate accepts."""
@@ -175,9 +184,11 @@ def _check(traits: Traits) -> None:
     for name in (field.name for field in fields(traits)):
         if wanted := _wanted(name, getattr(traits, name)):
             raise UsageError(f"Traits: {name} must be {wanted}, got {_shown(getattr(traits, name))}")
-    if "mxfp" in traits.activation_format + traits.weight_format and traits.k_multiple % 32:
+    block = 128 if traits.activation_format == "fp8_128" else 32 if "mxfp" in str(traits.formats) else 1
+    if traits.k_multiple % block:
         raise UsageError(
-            f"Traits: k_multiple must be a multiple of 32, the block of MX formats, got {traits.k_multiple}"
+            f"Traits: k_multiple must be a multiple of {block}, the block of {' with '.join(traits.formats)}, "
+            f"got {traits.k_multiple}"
         )
     if 0 < traits.max_experts < traits.min_experts:
         raise UsageError(

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from harness.candidates import layouts
 from harness.candidates.protocol import traits_of
-from harness.emulation.memory import unwritten
 from reference.e2m1 import encode_e2m1
 from reference.e4m3 import decode_e4m3
 from reference.formats import FORMATS, Coded, Format
@@ -89,11 +88,7 @@ class QuantizeCall(Call):
         experts, rows, width = self.x.shape
         k = width // 2 if stage == "silu_mul_quantize_grouped" else width
         self.shape = (experts, rows, k)
-        codes = unwritten((experts, rows, k), self.form.dtype).to(self.x.device)
-        codes = codes & 15 if self.form.element == "e2m1" else codes
-        blocks = k // self.form.block if self.form.block else 0
-        block_scale = torch.full((experts, rows, blocks), 0xFF, dtype=torch.uint8, device=self.x.device)
-        self.packed, self.scales = layouts.stored(self.form, Coded(codes, block_scale), 0x7F)
+        self.packed, self.scales = layouts.unwritten(self.form, self.shape, self.x.device)
 
     def run(self) -> None:
         """Quantize; packed and scales are there afterwards."""
@@ -119,8 +114,10 @@ class QuantizeCall(Call):
 
     @block_scale.setter
     def block_scale(self, block_scale: Tensor) -> None:
-        if self.form.scale:
+        if self.form.swizzled:
             self.scales = layouts.with_block_scale(self.scales, block_scale)
+        elif self.form.scale:
+            self.scales = block_scale
 
     def valid(self) -> Tensor:
         """Return which rows count, `(l, m, 1)` bool."""
@@ -247,7 +244,8 @@ class GemmCall(Call):
 
     @a_block_scale.setter
     def a_block_scale(self, block_scale: Tensor) -> None:
-        self.a_scale = layouts.with_block_scale(self.a_scale, block_scale)
+        changed = self.form.swizzled
+        self.a_scale = layouts.with_block_scale(self.a_scale, block_scale) if changed else block_scale
 
     @property
     def b_block_scale(self) -> Tensor:
@@ -260,8 +258,12 @@ class GemmCall(Call):
 
     @property
     def a_values(self) -> Tensor:
-        """Code x block scale of A, `(l, m, k)` float32, exact; padding rows may hold NaN."""
-        return self.form.values(self.a_coded)
+        """Code x block scale of A, and the factor of its row, `(l, m, k)`; float32 and exact where scales are bytes."""
+        coded = self.a_coded
+        if coded.row_scale is not None:
+            return self.form.values(coded, torch.float64) * coded.row_scale
+        dtype = torch.float64 if self.form.scale == "float32" else torch.float32
+        return self.form.values(coded, dtype)
 
     @property
     def b_values(self) -> Tensor:

@@ -76,7 +76,7 @@ class Fault:
             return f"it is about NVFP4 checkpoints, and the candidate multiplies {' with '.join(formats)}"
         fits = {
             "": True,
-            "block scales": not traits.unquantized,
+            "block scales": traits.activation_format.startswith(("nvfp4", "mx")),
             "nvfp4": formats == ("nvfp4", "nvfp4"),
         }.get(self.needs, self.needs in formats)
         return (

@@ -76,6 +76,12 @@ def _merge_quantized(healthy: QuantizeCall, faulty: QuantizeCall, unit: str, par
     blocks = (
         chosen_blocks(by_block, chosen, parameters) if unit == "block" else chosen.unsqueeze(-1) & by_block
     )
+    if healthy.form.rows:  # with its scale a row is wrong as a whole
+        by_block |= _differs(healthy.scales, faulty.scales)
+        chosen = _chosen(by_block.any(-1) & _valid(healthy.masked_m, rows), unit, parameters)
+        healthy.scales = torch.where(chosen.unsqueeze(-1), faulty.scales, healthy.scales)
+        healthy.codes = torch.where(chosen.unsqueeze(-1), wrong, codes)
+        return
     healthy.codes = torch.where(blocks.repeat_interleave(block, -1), wrong, codes)
     if scale.shape[-1]:
         healthy.block_scale = torch.where(blocks, wrong_scale, scale)

@@ -21,6 +21,7 @@ from harness.judging.lending import Lent
 from harness.judging.order_here import asked_again
 from harness.judging.predicted import Prediction
 from harness.judging.quantize import QuantizerInput, judge_quantized
+from harness.judging.scaled import judge_scaled
 from harness.judging.unquantized import judge_unquantized
 from harness.problems.layer import LayerProblem
 from harness.problems.problem import Problem
@@ -28,7 +29,7 @@ from harness.problems.rows import Rows
 from harness.problems.sparse import tensors_of
 from harness.problems.tensors import ProblemTensors
 from harness.problems.weights import Weights
-from reference.formats import FORMATS, Coded, Format
+from reference.formats import FORMATS, NVFP4, Coded, Format
 
 
 @dataclass
@@ -232,11 +233,15 @@ class Context:
             a: the operand, what a stage before returned; None: the reference's, as `reference_operand` gives it.
         """
         coded, rows = self.reference_quantized() if a is None else a.coded, self.rows()
-        values = torch.zeros(coded.codes.shape, dtype=torch.float32, device=coded.codes.device)
-        values[rows.expert, rows.row] = self.form.values(coded.map(rows.take))
+        dtype = torch.float64 if self.form.scale == "float32" else torch.float32
+        values = torch.zeros(coded.codes.shape, dtype=dtype, device=coded.codes.device)
+        values[rows.expert, rows.row] = self.form.values(coded.map(rows.take), dtype)
         known, k, prediction = self.known.summation, coded.codes.shape[2], None
         forms = self.form, weights.form
-        if (summation := known.at(k) if known else None) is not None:
+        told = (
+            self.traits.summation or not self.form.rows
+        )  # other orders are not asked for under factors of rows
+        if told and (summation := known.at(k) if known else None) is not None:
             again = partial(asked_again, self.calls, summation, out, k, alpha, self.tensors.masked_m, forms)
             sides = values, coded.block_scale, weights.values, weights.block_scale
             prediction = Prediction(summation, *sides, None if self.traits.summation else again, forms)
@@ -249,6 +254,8 @@ class Context:
             self.masked_m,
             self.known.accumulator,
             b_steps=weights.steps,
+            row_scale=coded.row_scale,
+            scaled_in=self.form.block if self.form.scale == "float32" else 0,
             prediction=prediction,
         )
 
@@ -284,6 +291,10 @@ class Context:
             return [judge_unquantized(stage, given, stored.codes, rows)]
         if not len(rows):
             return [Comparison(f"{stage}.scale"), Comparison(f"{stage}.codes")]
+        if (form or self.form) != NVFP4:
+            given_scale = self.encode(global_scale_enc).reshape(-1)[rows.expert].unsqueeze(-1)
+            sign = self.traits.keeps_sign_of_zero
+            return judge_scaled(stage, given, stored, given_scale, rows, self.form, keeps_sign_of_zero=sign)
         return judge_quantized(
             stage,
             given,

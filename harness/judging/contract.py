@@ -145,12 +145,16 @@ def checked_quantized(
     width, logical = (k // 2, "(m, k/2, l)") if form.element == "e2m1" else (k, "(m, k, l)")
     packed = checked(packed, stage, "packed", (rows, width, experts), form.dtype, device, logical)
     _check_canonical(stage, packed, "rows")
-    if not form.scale:
+    if not form.scale and not form.rows:
         if scales is not None:
             raise ContractError(
                 f"{stage} must return None for the block scales of {form.name}, got {described(scales)}"
             )
         return Quantized.decoded((packed, None), form)
+    if not form.swizzled:
+        wanted = experts, rows, 1 if form.rows else k // form.block
+        scales = checked(scales, stage, "scales", wanted, torch.float32, device, "(l, m, k/block)")
+        return Quantized.decoded((packed, scales.contiguous()), form)
     wanted_scales = layouts.expected_scale_shape(experts, rows, k // form.block)
     bytes_of_any_kind = type(scales) is Tensor and scales.element_size() == 1
     dtype = scales.dtype if bytes_of_any_kind else torch.float8_e4m3fn

@@ -70,7 +70,7 @@ class Prediction:
     @property
     def within_float64(self) -> bool:
         """Whether it holds only where float64 sums are exact: a model that adds exactly, of operands of any magnitude."""
-        return self.summation.unit.fraction is None and self.forms[0].plain
+        return self.summation.unit.fraction is None and self.forms[0].element != "e2m1"
 
     def of_expert(self, expert: int, rows: int) -> Predict:
         """Return what legal_gemm asks for the sums of an expert's valid rows."""

@@ -24,9 +24,21 @@ _CERTAIN = 1024  # products of a row whose sum is exact in every order: 22 bits 
 
 
 def in_format(form: Format, codes: Tensor, block_scale: Tensor) -> Coded:
-    """Return an NVFP4 operand in another format, which holds the same numbers."""
+    """Return an NVFP4 operand in another format, which holds the same numbers, or those that it has next to them.
+
+    Scales of float32 are ones.
+    """
     coded = Coded(codes, block_scale)
-    return coded if form == NVFP4 else form.quantize(NVFP4.values(coded))
+    if form == NVFP4:
+        return coded
+    values = NVFP4.values(coded)
+    if form.element != "e4m3" or form.scale == "ue8m0":
+        return form.quantize(values)
+    ones = [
+        values.new_ones((*values.shape[:-1], count)) for count in (1, values.shape[-1] // (form.block or 1))
+    ]
+    scale = ones[1] if form.scale else codes.new_zeros((*values.shape[:-1], 0))
+    return Coded(form.encode(values.double()), scale, ones[0] if form.rows else None)
 
 
 @cache

@@ -108,7 +108,7 @@ class Drawn:
         """Return the options that may be drawn for a candidate."""
         takes = {*traits.activations, *(f"{dtype}_out" for dtype in traits.out_dtypes)}
         takes |= set() if traits.alpha_required else {"no_alpha"}
-        takes |= set() if traits.unquantized else {"prequantized"}
+        takes |= set() if traits.without_scales else {"prequantized"}
         return [option for option in self.options if option not in _DECLARED or option in takes]
 
 

@@ -71,6 +71,10 @@ class ProblemTensors:
             input_scale = SCALE_RANGE / amax * jitter[0]
         x, input_scale = self._at_other_magnitudes(x, input_scale)
         a2_scale = SCALE_RANGE / (3 * self._gain) ** 2 * jitter[1]
+        if self.form.encoded:
+            input_scale, a2_scale = (
+                s * (self.form.encode_range / SCALE_RANGE) for s in (input_scale, a2_scale)
+            )
         if any(TRAPS[name].ties for name in self._traps):
             input_scale, a2_scale = (torch.exp2(torch.log2(s).floor()) for s in (input_scale, a2_scale))
         write_traps(x, list(p.masked_m), input_scale, self._traps, generator, taken)

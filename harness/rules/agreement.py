@@ -58,8 +58,10 @@ def agree(
 def _legal(ctx: Context, stage: str, valid: Tensor, rows: Rows) -> list[Comparison]:
     t = ctx.tensors
     if stage in {"quantize", "activation"}:
-        k = valid.shape[1] if ctx.form.plain else valid.shape[1] * ctx.form.block // (ctx.form.block + 1)
-        stored = Coded(valid[:, :k], valid[:, k:])
+        block = ctx.form.block
+        k = valid.shape[1] * block // (block + 1) if block else valid.shape[1] - int(ctx.form.rows)
+        codes, scales = valid[:, :k].to(ctx.form.dtype), valid[:, k:]
+        stored = Coded(codes, scales[:, :0], scales) if ctx.form.rows else Coded(codes, scales)
         if stage == "activation":
             given, scale = ctx.activated(rows.take(t.gate_up)), t.a2_scale
         else:

@@ -202,9 +202,14 @@ def _propagated(
     t = ctx.tensors
     prequantized = "prequantized" in ctx.problem.extras
     rows, source_scale = ctx.rows(), None
-    if prequantized or ctx.form.plain:
+    taken = prequantized or ctx.form.plain  # as the first GEMM multiplies it
+    if taken:
         coded = ctx.reference_quantized().map(rows.take)
-        source, source_scale = ctx.form.values(coded, torch.float64), ctx.form.scales(coded.block_scale)
+        source = ctx.form.values(coded, torch.float64)
+        if coded.row_scale is not None:
+            source *= coded.row_scale
+        elif ctx.form.scale != "float32":
+            source_scale = ctx.form.scales(coded.block_scale)
     else:
         source = rows.take(t.x).double()
     counts = ctx.masked_m
@@ -212,7 +217,7 @@ def _propagated(
         counts = [int(part.sum()) for part in torch.split(which, counts)]
         source = source[which]
         source_scale = None if source_scale is None else source_scale[which]
-    scales = t.w1_alpha, t.input_scale if source_scale is None else None, t.a2_scale, t.w2_alpha
+    scales = t.w1_alpha, None if taken else ctx.encode(t.input_scale), ctx.encode(t.a2_scale), t.w2_alpha
     result = propagate.masked_moe(
         propagate.Interval(source, source, source_scale), counts, t.w1.values, t.w2.values, scales,
         ctx.problem.activation, ctx.known.arithmetic, added, ctx.known.unrounded,

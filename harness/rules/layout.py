@@ -147,7 +147,10 @@ def _otherwise(pair: Pair) -> Iterator[tuple[str, str, Pair]]:
     """Yield an operand in other layouts, with what they are called: what stands before and behind its letter."""
     operand, scales = pair
     yield "operand ", ", experts innermost", (_experts_innermost(operand), scales)
-    if scales is not None:
+    if scales is not None and scales.ndim == 3:  # float32, experts outermost
+        innermost = scales.permute(1, 2, 0).contiguous().permute(2, 0, 1)
+        yield "scales of ", ", experts innermost", (operand, innermost)
+    elif scales is not None:
         yield "scales of ", ", experts innermost", (operand, _experts_innermost(scales))
     yield "operand ", ", columns of a wider one", (_rows_of_wider(operand), scales)
 

@@ -123,7 +123,7 @@ def _gemm_inputs(ctx: Context, dtype: torch.dtype) -> Comparison:
 
 def _layer_inputs(ctx: Context) -> Comparison:
     """Judge the layer on bfloat16 tokens or on the quantized pair, as the problem's seed has it."""
-    prequantized = ctx.problem.seed % 2 == 1 and not ctx.form.plain
+    prequantized = ctx.problem.seed % 2 == 1 and not ctx.traits.without_scales
     hidden = ctx.reference_operand() if prequantized else (ctx.tensors.x, None)
     named = copied(ctx.moe_arguments(hidden))
     given = {k: v for k, v in named.items() if isinstance(v, Tensor)}

@@ -12,6 +12,7 @@ from torch import Tensor
 from harness.candidates.layouts import Pair
 from harness.judging.comparison import Comparison
 from harness.judging.context import Context
+from harness.judging.poisons import poisoned
 from harness.rules.agreement import agree
 from harness.rules.memory import naming
 from reference.e4m3 import NAN_BYTE
@@ -46,10 +47,10 @@ def padding_rows(ctx: Context) -> list[Comparison]:
         found += agree(ctx, "activation", dirty, clean, what)
     if ctx.has("masked_grouped_gemm"):
         clean, dirty = (
-            rows.take(ctx.gemm(_operand_with_padding(ctx, poisoned=f), t.w1, t.w1_alpha, dtype=ctx.out_dtype))
+            rows.take(ctx.gemm(_operand_with_padding(ctx, with_nan=f), t.w1, t.w1_alpha, dtype=ctx.out_dtype))
             for f in (False, True)
         )
-        held = "NaN" if ctx.form.plain else "-6 and NaN scales"
+        held = f"-{ctx.form.largest:g} and NaN scales" if ctx.form.scale or ctx.form.rows else "NaN"
         found += agree(ctx, "gemm", dirty, clean, f"the padding rows of A hold {held}, not zeros")
     if ctx.has("masked_moe"):
         clean, dirty = (rows.take(ctx.moe((_padded(ctx, t.x, f), None))) for f in (0.0, poison))
@@ -57,19 +58,16 @@ def padding_rows(ctx: Context) -> list[Comparison]:
     return found
 
 
-def _operand_with_padding(ctx: Context, *, poisoned: bool) -> Pair:
+def _operand_with_padding(ctx: Context, *, with_nan: bool) -> Pair:
     """Return the quantized tokens, padding rows holding zeros, or -6 and NaN (tile padding of the scales included)."""
     coded = ctx.reference_quantized()
     padding = ~valid_rows(ctx.tensors.masked_m, coded.codes.shape[1]).unsqueeze(-1)
-    if not poisoned:
+    if not with_nan:
         return ctx.stored(coded.map(lambda t: t.masked_fill(padding, 0)))
-    codes = coded.codes.masked_fill(padding, torch.nan if ctx.form.plain else 0xF)
-    if not ctx.form.scale:
-        return ctx.stored(replace(coded, codes=codes))
-    nan = ctx.form.nan_scale
-    return ctx.stored(
-        replace(coded, codes=codes, block_scale=coded.block_scale.masked_fill(padding, nan)), nan
-    )
+    most = torch.nan if ctx.form.plain else 0xF if ctx.form.element == "e2m1" else 0xFE
+    coded = replace(coded, codes=coded.codes.masked_fill(padding, most))
+    coded, _ = poisoned(ctx.form, coded, padding)
+    return ctx.stored(coded, ctx.form.nan_scale if ctx.form.swizzled else 0)
 
 
 def padding_scales(ctx: Context) -> list[Comparison]:
@@ -90,7 +88,7 @@ def padding_scales(ctx: Context) -> list[Comparison]:
 
 def _scale_byte(form: Format, fill: str) -> int:
     """Return the byte of a block scale of zero (E8M0: the smallest), NaN, or the largest; 0 of a format without."""
-    if not form.scale or fill == "zero":
+    if not form.swizzled or fill == "zero":
         return 0
     return form.nan_scale if fill == "nan" else form.largest_scale
 

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from harness.judging.comparison import Comparison, compare_equal
 from harness.judging.context import Context
+from harness.judging.poisons import poisoned
 from harness.problems.rows import Rows
 from harness.problems.weights import Weights
 from harness.rules import NotApplicableError
 from harness.rules.agreement import need_determinism, need_invariance
 from reference.e4m3 import take
-from reference.formats import Coded
-
 
 _SMALLEST = 2.0**-14  # normal number of float16
 
@@ -92,30 +91,17 @@ def isolation(ctx: Context) -> list[Comparison]:
     victims = [e for e, count in enumerate(p.masked_m) if count]
     if len(victims) < 2:
         return [Comparison("gemm")]
-    poisoned = victims[p.seed % len(victims)]
+    victim = victims[p.seed % len(victims)]
     coded, dtype = ctx.reference_quantized(), ctx.out_dtype
     clean = ctx.gemm(ctx.reference_operand(), t.w1, t.w1_alpha, dtype=dtype)
     here = torch.zeros((p.experts, 1, 1), dtype=torch.bool, device=ctx.traits.device)
-    here[poisoned] = True
-    dirty_a, what = _poisoned(ctx, coded, here)
+    here[victim] = True
+    dirty_a, what = poisoned(ctx.form, coded, here, finite=ctx.traits.finite_only)
     dirty = ctx.gemm(ctx.stored(dirty_a), t.w1, t.w1_alpha, dtype=dtype)
     rows = ctx.rows()
-    kept = rows.only(rows.expert != poisoned)
-    what = what.format(f"expert {poisoned}")
+    kept = rows.only(rows.expert != victim)
+    what = what.format(f"expert {victim}")
     return [compare_equal("gemm", kept.take(dirty), kept.take(clean), kept, what)]
-
-
-def _poisoned(ctx: Context, coded: Coded, here: Tensor) -> tuple[Coded, str]:
-    """Return an operand A with NaN in some experts, `(l, 1, 1)` bool, or the largest number, and what was done, in words."""
-    form, finite = ctx.form, ctx.traits.finite_only
-    if form.plain:
-        largest = torch.finfo(form.dtype).max if finite else torch.nan
-        words = f"the elements of {{}} are {f'{largest:.6g}' if finite else 'NaN'}"
-        return replace(coded, codes=coded.codes.masked_fill(here, largest)), words
-    byte = form.largest_scale if finite else form.nan_scale
-    named = f"{float(form.scales(torch.tensor(byte, dtype=torch.uint8))):.6g}" if finite else "NaN"
-    block_scale = coded.block_scale.masked_fill(here, byte)
-    return replace(coded, block_scale=block_scale), f"the scales of {{}} are {named}"
 
 
 def expert_permutation(ctx: Context) -> list[Comparison]:

@@ -35,8 +35,8 @@ def _of_options(problem: Problem, rule: Rule, traits: Traits) -> str:
         return f"activation {problem.activation} is none of {', '.join(traits.activations)}"
     if {"float32_out", "float16_out"} & set(options) and problem.out_dtype not in traits.out_dtypes:
         return f"output type {problem.out_dtype} is none of {', '.join(traits.out_dtypes)}"
-    if "prequantized" in options and "prequantized" in problem.extras and traits.unquantized:
-        return f"prequantized: the candidate multiplies {traits.activation_format} as it is"
+    if "prequantized" in options and "prequantized" in problem.extras and traits.without_scales:
+        return f"prequantized: {traits.activation_format} has no scales to come with it"
     if "no_alpha" in options and "no_alpha" in problem.extras and traits.alpha_required:
         return "no_alpha: the candidate declares alpha_required"
     return ""

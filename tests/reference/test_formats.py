@@ -42,7 +42,7 @@ def test_block_formats_decode_as_their_own_references_do() -> None:
     assert torch.equal(FORMATS["mxfp4"].values(coded, torch.float64), mxfp4.dequantize_mxfp4(by_mxfp4))
 
 
-@pytest.mark.parametrize("form", [f for f in FORMATS.values() if f.scale], ids=lambda form: form.name)
+@pytest.mark.parametrize("form", [f for f in FORMATS.values() if f.swizzled], ids=lambda form: form.name)
 def test_scale_bytes_are_what_they_are_called(form: Format) -> None:
     one, nan, largest = (
         float(form.scales(torch.tensor(byte, dtype=torch.uint8)))

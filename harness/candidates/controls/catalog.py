@@ -11,10 +11,11 @@ from typing import Any
 
 from torch import Tensor
 
+from harness.candidates.controls.in_formats import IN_FORMATS, StrictKernels
 from harness.candidates.controls.layer_variants import LAYER_HABITS, LayerVariant
 from harness.candidates.controls.variant import Habit, Variant
-from harness.candidates.eager import Eager, EagerKernels
-from harness.candidates.physical import Physical, PhysicalKernels
+from harness.candidates.eager import Eager
+from harness.candidates.physical import Physical
 from harness.candidates.protocol import Traits
 from harness.candidates.support import Support, supported
 from harness.emulation.orders import Order
@@ -116,50 +117,10 @@ class OpaqueLayer:
         return out
 
 
-class StrictKernels(PhysicalKernels):
-    """The stages of `physical`, refusing operands in another layout instead of misreading them (a known failure of it)."""
-
-    def masked_grouped_gemm(
-        self,
-        a: Tensor,
-        a_scale: Any,
-        b: Tensor,
-        b_scale: Tensor,
-        out: Tensor,
-        masked_m: Tensor,
-        alpha: Tensor | None,
-    ) -> None:
-        """Multiply, or raise ValueError on inputs whose strides are not canonical."""
-        from harness.candidates import layouts
-
-        for operand, scale in ((a, a_scale), (b, b_scale)):
-            scales_too = scale is None or layouts.canonical(scale, "scales")
-            if not layouts.canonical(operand, "rows") or not scales_too:
-                raise ValueError("operands and their scales must lie in memory experts outermost")
-        if not masked_m.is_contiguous() or not (alpha is None or alpha.is_contiguous()):
-            raise ValueError("masked_m and alpha must be contiguous")
-        super().masked_grouped_gemm(a, a_scale, b, b_scale, out, masked_m, alpha)
-
-
 class StrictPhysical(StrictKernels, Physical):
     """`physical`, refusing operands in another layout."""
 
     name = "physical_strict"
-
-
-FORMATS = ("bf16", "fp16", "bf16_mxfp4", "fp16_mxfp4")
-"""Activations and, where they are not NVFP4, weights, of which there are an `eager` and a `physical`."""
-
-
-def _in_format(kind: type[EagerKernels | StrictKernels], name: str) -> Callable[[], Any]:
-    def made() -> Any:
-        activations, _, weights = name.partition("_")
-        formats = {"activation_format": activations, "weight_format": weights or "nvfp4"}
-        candidate = kind(**formats, k_multiple=32 if "mxfp" in name else 16)
-        candidate.name = f"{kind.name}_{name}"
-        return candidate
-
-    return made
 
 
 def _variant(name: str) -> Callable[[], Any]:
@@ -175,8 +136,6 @@ CONTROLS: dict[str, Callable[[], Any]] = {
     "physical": StrictPhysical,
     **{name: _variant(name) for name in _HABITS},
     **{name: _layer_variant(name) for name in LAYER_HABITS},
-    **{f"eager_{name}": _in_format(EagerKernels, name) for name in FORMATS},
-    **{f"physical_{name}": _in_format(StrictKernels, name) for name in FORMATS},
     "opaque_eager": lambda: OpaqueLayer("opaque_eager", Eager()),
     "opaque_shuffled": lambda: OpaqueLayer(
         "opaque_shuffled", Variant("shuffled_accumulation", _HABITS["shuffled_accumulation"])
@@ -194,6 +153,7 @@ def load_control(name: str) -> Any:
     Raises:
         UsageError: there is none; the message gives the nearest name.
     """
-    if name not in CONTROLS:
-        raise unknown_name("control", name, CONTROLS)
-    return CONTROLS[name]()
+    known = CONTROLS | IN_FORMATS
+    if name not in known:
+        raise unknown_name("control", name, known)
+    return known[name]()

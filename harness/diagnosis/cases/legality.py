@@ -14,10 +14,12 @@ from harness.diagnosis.cases.views import SCALE, loaded_weights, seen, valid
 from harness.judging.gemm import accept_other_orders, legal_rows
 from harness.judging.predicted import Prediction
 from harness.judging.quantize import CodeJudge, QuantizerInput, free_codes
+from harness.judging.scaled import Scaled
 from harness.judging.unquantized import legal_values
 from reference import propagate
 from reference.bounds import Accumulator, LegalOutput
 from reference.e4m3 import NAN_BYTE
+from reference.formats import NVFP4
 from reference.legal import Arithmetic, Range, legal_codes, legal_scales
 from reference.matrix_units import Summation
 from reference.nvfp4 import BLOCK
@@ -53,8 +55,13 @@ def legal(call: Observed, bounds: Bounds) -> Tensor:
 
 def _legal_quantized(call: Observed, got: Tensor, counted: Tensor, bounds: Bounds) -> Tensor:
     given, gs = quantizer_input(call, counted, bounds)
-    if call.forms[0].plain:
+    form = call.forms[0]
+    if form.plain:
         return legal_values(given, got.squeeze(1)).unsqueeze(1)
+    if form != NVFP4:
+        judge = Scaled(form, given, bounds.keeps_sign_of_zero)
+        stored = layouts.loaded(form, call.output).map(lambda t: t[counted])
+        return judge.legal(stored, gs).unsqueeze(1)
     codes, scale = got[..., :SCALE].flatten(-2), got[..., SCALE]
     amax_low, amax_high = given.amax()
     scale_ok = legal_scales(amax_low, amax_high, gs, bounds.arithmetic).accepts(scale)
@@ -115,13 +122,20 @@ def _product(call: Observed, bounds: Bounds) -> tuple[tuple[Any, ...], Predictio
         layouts.loaded(form, (a[name], a[f"{name}_scale"]))
         for name, form in zip("ab", call.forms, strict=True)
     ]
-    operands = [form.values(each) for form, each in zip(call.forms, coded, strict=True)]
+    dtype = torch.float64 if call.forms[0].scale == "float32" else torch.float32
+    operands = [
+        form.values(each, kind)
+        for form, each, kind in zip(call.forms, coded, (dtype, torch.float32), strict=True)
+    ]
     prediction = None
     summation = bounds.summation.at(operands[0].shape[2]) if bounds.summation else None
     if summation is not None and not summation.stream:
         sides = operands[0], coded[0].block_scale, operands[1], coded[1].block_scale
         prediction = Prediction(summation, *sides, forms=call.forms)
-    given = *operands, a.get("alpha"), a["masked_m"].tolist(), a["out"].dtype, bounds.accumulator
+    scaled_in = call.forms[0].block if call.forms[0].scale == "float32" else 0
+    given = (
+        *operands, a.get("alpha"), a["masked_m"].tolist(), a["out"].dtype, bounds.accumulator, coded[0].row_scale, scaled_in,
+    )  # fmt: skip
     return given, prediction
 
 
@@ -150,8 +164,10 @@ def reachable(call: Observed, bounds: Bounds) -> tuple[Tensor, Tensor]:
     else:
         tokens = form.quantize(x) if x_scale is None else layouts.loaded(form, (x, x_scale))
         tokens = tokens.map(lambda t: t[counted])
-        source, x_scales = form.values(tokens, torch.float64), form.scales(tokens.block_scale)
-    input_scale = a["input_global_scale"].reshape(-1) if x_scales is None else None
+        source = form.dequantized(tokens)
+        x_scales = form.scales(tokens.block_scale) if form.swizzled or form.plain else None
+    taken = x_scale is not None or form.plain
+    input_scale = None if taken else a["input_global_scale"].reshape(-1)
     w1_alpha, a2_scale, w2_alpha = (a[n].reshape(-1) for n in ("w1_alpha", "a2_global_scale", "w2_alpha"))
     found = propagate.masked_moe(
         propagate.Interval(source, source, x_scales),

@@ -134,8 +134,13 @@ class Model:
         never_written = torch.nan if form.plain else fill
         stored = torch.full((experts, rows, codes.shape[-1]), never_written, dtype=codes.dtype)
         stored[expert_of, row_of] = codes
-        if not form.scale:
-            return stored.permute(1, 2, 0), None
+        if not form.swizzled:
+            floats = coded.row_scale if form.rows else coded.block_scale if form.scale else None
+            if floats is None:
+                return stored.permute(1, 2, 0), None
+            buffer = torch.full((experts, rows, floats.shape[-1]), torch.nan)
+            buffer[expert_of, row_of] = floats
+            return stored.permute(1, 2, 0), buffer
         columns = k // form.block
         swizzled = torch.full((experts, *padded_extents(rows, columns, "128x4")), fill, dtype=torch.uint8)
         place = _scale_index(rows, columns)[row_of]
@@ -192,7 +197,10 @@ class Model:
             if not len(chosen):
                 continue
             a_values = _values(self.forms[0], a_rows[expert, chosen], a_scale, expert, (rows, k), chosen)
+            factor = a_scale[expert, chosen] if self.forms[0].rows else None
             product = self.product(a_values, self._weights(b, b_scale, expert, (n, k)))
+            if factor is not None:
+                product = product * factor
             if alpha is not None:
                 product = product * alpha.reshape(-1)[expert]
             product = product.to(out.dtype)
@@ -224,7 +232,9 @@ def _values(
 ) -> Tensor:
     rows, k = extents
     codes = unpack_e2m1(stored) if form.element == "e2m1" else stored
-    if scale is None:
+    if form.scale == "float32":
+        return form.values(Coded(codes, scale[expert, chosen]), torch.float64)
+    if not form.swizzled:
         return form.values(Coded(codes, codes.new_zeros((len(codes), 0), dtype=torch.uint8)))
     swizzled = layouts.swizzled_bytes(scale[..., expert : expert + 1]).view(-1)
     return form.values(Coded(codes, swizzled[_scale_index(rows, k // form.block)[chosen]]))

@@ -43,8 +43,8 @@ class Observed:
 
     @property
     def has_codes(self) -> bool:
-        """Whether it returns blocks of codes and their scales: a quantizer that quantizes."""
-        return self.stage in QUANTIZERS and not self.forms[0].plain
+        """Whether it returns blocks of NVFP4 codes and their scales; in other formats values are compared."""
+        return self.stage in QUANTIZERS and self.forms[0] == NVFP4
 
     def keep(self) -> None:
         """Copy the arguments once, so that `restore` can undo what a planted fault writes into them."""

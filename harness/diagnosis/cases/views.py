@@ -64,6 +64,8 @@ def _blocks(coded: Coded, form: Format) -> Tensor:
     """Return what a quantizer stored: blocks and their scales, or whole rows of values."""
     if form.plain:
         return coded.codes.unsqueeze(2)
+    if form != NVFP4:
+        return form.dequantized(coded).float().unsqueeze(2)
     scale = coded.block_scale
     return torch.cat((coded.codes.view(*scale.shape, form.block), scale.unsqueeze(-1)), dim=-1)
 

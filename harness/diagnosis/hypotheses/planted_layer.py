@@ -149,7 +149,12 @@ def quantized_in(mask: Tensor, right: Any, wrong: Any, form: Format = NVFP4) -> 
     block = form.block or BLOCK
     mask = mask.expand(*here.codes.shape[:2], here.codes.shape[2] // block)
     codes = torch.where(mask.repeat_interleave(block, -1), there.codes, here.codes)
+    if form.rows:
+        row_scale = torch.where(mask.any(-1, keepdim=True), wrong[1], right[1])
+        return layouts.elements(form, codes), row_scale
     if not form.scale:
         return layouts.elements(form, codes), None
     block_scale = torch.where(mask, there.block_scale, here.block_scale)
+    if not form.swizzled:
+        return layouts.elements(form, codes), block_scale
     return layouts.elements(form, codes), layouts.with_block_scale(right[1], block_scale)
