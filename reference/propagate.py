@@ -13,12 +13,13 @@ Rule: MOE-2 (opaque layer).
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from reference import e2m1, e4m3
+from reference.activations import Activation
 from reference.bounds import Accumulator
 from reference.certificate import FLOAT64_BITS, certified, step_exponents
 from reference.formats import NVFP4, Format, multiplied_in
@@ -221,20 +222,29 @@ def gemm(
     return Interval(low, high)
 
 
-def silu_mul(gemm1: Interval, dtype: torch.dtype = torch.bfloat16) -> Interval:
-    """Return the range of silu(gate) * up for `(m, 2n)`, gate half first, rounded to `dtype`.
+def activated(gemm1: Interval, way: Activation, dtype: torch.dtype = torch.bfloat16) -> Interval:
+    """Return the range of an activation with a gate for `(m, 2n)`, rounded to `dtype`.
 
-    silu falls to its minimum at about -1.278 and rises from there: an interval across it includes that minimum.
+    Its function falls to its minimum, silu's at about -1.278, and rises from there: an interval across it includes that
+    minimum.
     """
-    (gate_low, up_low), (gate_high, up_high) = gemm1.low.chunk(2, -1), gemm1.high.chunk(2, -1)
-    turning, minimum = -1.2784645427610738, -0.2784645427610738
-    ends = torch.stack((_silu(gate_low), _silu(gate_high)))
+    (gate_low, up_low), (gate_high, up_high) = (
+        way.clamped(*way.split(end)) for end in (gemm1.low, gemm1.high)
+    )
+    if way.beta:
+        up_low, up_high = up_low + way.beta, up_high + way.beta
+    turning, minimum = way.minimum()
+    ends = torch.stack((way.of_gate(gate_low), way.of_gate(gate_high)))
     low, high = ends.amin(0), ends.amax(0)
     low = torch.where((gate_low < turning) & (gate_high > turning), minimum, low)
     products = torch.stack((low * up_low, low * up_high, high * up_low, high * up_high))
     # float32 arithmetic before the rounding to bfloat16: see docs/bounds.md, "Activation"
-    freedom = (1.173 * torch.maximum(gate_low.abs(), gate_high.abs()) + 6) * 2.0**-23
+    largest = way.alpha * torch.maximum(gate_low.abs(), gate_high.abs())
+    freedom = (1.173 * largest + 6) * 2.0**-23
     low, high = products.amin(0), products.amax(0)
+    if way != replace(way, kind="silu", alpha=1.0, beta=0.0):  # more steps, and 1 + erf(x) cancels
+        lost = largest * torch.maximum(up_low.abs(), up_high.abs()) * 2.0**-20
+        low, high = low - lost, high + lost
     low, high = low - low.abs() * freedom, high + high.abs() * freedom
     return Interval(low.to(dtype).double(), high.to(dtype).double())
 
@@ -243,10 +253,6 @@ def relu2(gemm1: Interval, dtype: torch.dtype = torch.bfloat16) -> Interval:
     """Return the range of max(x, 0)^2, computed in float32 and rounded to `dtype`."""
     squares = (end.clamp(min=0).square().float() for end in (gemm1.low, gemm1.high))
     return Interval(*(square.to(dtype).double() for square in squares))
-
-
-def _silu(x: Tensor) -> Tensor:
-    return x * torch.sigmoid(x)
 
 
 def masked_moe(
@@ -272,7 +278,7 @@ def masked_moe(
         w2: `(l, k, n)` decoded weights.
         scales: w1_alpha, input encode scale (None for an input that is not quantized any more), a2 encode scale, w2_alpha;
             `(l,)` float32 each.
-        activation: "silu" or "relu2".
+        activation: as reference.activations writes it.
         arithmetic: how the candidate quantizes.
         added: how it adds.
         unrounded: what it keeps in float32 instead of rounding it to bfloat16: "gemm1", the first GEMM's output, "hidden",
@@ -323,6 +329,7 @@ def masked_moe(
     between, second = (torch.float32 if name in unrounded else dtype for name in ("gemm1", "hidden"))
     a = x if input_scale is None else quantized(x, input_scale)
     gemm1 = multiplied(a, w1, w1_alpha, between, weight_scales[0], added)
-    hidden = silu_mul(gemm1, second) if activation == "silu" else relu2(gemm1, second)
+    way = Activation.of(activation)
+    hidden = activated(gemm1, way, second) if way.gated else relu2(gemm1, second)
     a2, added = quantized(hidden, a2_scale), second_added or added
     return multiplied(a2, w2, w2_alpha, dtype, weight_scales[1], added)

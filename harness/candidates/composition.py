@@ -87,7 +87,7 @@ def compose_masked_moe(
         w2_blockscale: float8_e4m3fn, swizzled 128x4.
         w2_alpha: `(l,)` float32.
         masked_m: `(l,)` int32.
-        activation: "silu" or "relu2".
+        activation: "relu2", or the one with a gate that silu_mul_quantize_grouped applies.
         unrounded: as in Traits: what stays float32 between the stages.
 
     Returns:
@@ -102,9 +102,10 @@ def compose_masked_moe(
     from harness.emulation.memory import unwritten
     from reference.formats import FORMATS
 
-    if activation not in {"silu", "relu2"}:
-        raise ValueError(f"masked_moe: activation must be 'silu' or 'relu2', got {activation!r}")
-    own = FORMATS[traits_of(stages).activation_format].layer_dtype
+    traits = traits_of(stages)
+    if activation not in {traits.gated, "relu2"}:
+        raise ValueError(f"masked_moe: activation must be {traits.gated!r} or 'relu2', got {activation!r}")
+    own = FORMATS[traits.activation_format].layer_dtype
     a = _quantized(stages, hidden_states, masked_m, input_global_scale)
     (rows, _, experts), device = a[0].shape, a[0].device
     gemm1 = unwritten((experts, rows, w1.shape[1]), torch.float32 if "gemm1" in unrounded else own, device)
@@ -125,7 +126,7 @@ def _activated(
     dtype: torch.dtype,
 ) -> Pair:
     """Return the intermediate as the second GEMM takes it; relu2 is not a stage of its own, and rounded to a type."""
-    if activation == "silu":
+    if activation != "relu2":
         return stages.silu_mul_quantize_grouped(gemm1, masked_m, a2_global_scale)
     return stages.quantize_grouped(gemm1.float().relu().square().to(dtype), masked_m, a2_global_scale)
 

@@ -80,7 +80,7 @@ class EagerKernels(ComposedMoe):
         return layouts.stored(self.form, quantized.map(padded))
 
     def silu_mul_quantize_grouped(self, gate_up: Tensor, masked_m: Tensor, global_scale_enc: Tensor) -> Pair:
-        """Quantize silu(gate) * up, rounded to gate_up's type, of the valid rows. Shapes: harness.candidates.protocol."""
+        """Quantize the activation, rounded to gate_up's type, of the valid rows. Shapes: harness.candidates.protocol."""
         import torch
 
         from reference.moe import activate, valid_rows
@@ -88,7 +88,7 @@ class EagerKernels(ComposedMoe):
         own = self.form.layer_dtype
         hidden = torch.zeros((*gate_up.shape[:2], gate_up.shape[2] // 2), dtype=own, device=gate_up.device)
         valid = valid_rows(masked_m, gate_up.shape[1])
-        hidden[valid] = activate(gate_up[valid], "silu", own)
+        hidden[valid] = activate(gate_up[valid], self.traits.gated, own)
         return self.quantize_grouped(hidden, masked_m, global_scale_enc)
 
     def masked_grouped_gemm(

@@ -103,18 +103,25 @@ class PhysicalKernels(ComposedMoe):
         return Coded(*quantize_kernel_order(rows, global_scale_enc, rcp=self.reciprocal))
 
     def silu_mul_quantize_grouped(self, gate_up: Tensor, masked_m: Tensor, global_scale_enc: Tensor) -> Pair:
-        """Quantize silu(gate) * up, computed in float32 and rounded to gate_up's type first."""
+        """Quantize the activation, computed in float32 and rounded to gate_up's type first."""
         import torch
 
         from harness.emulation.memory import raw, unwritten
+        from reference.activations import Activation
 
         experts, rows, n2 = gate_up.shape
         own = self.form.layer_dtype
         _require_contiguous(gate_up, masked_m, global_scale_enc)
         hidden = unwritten((experts, rows, n2 // 2), own)
         valid = _valid_rows(masked_m, experts, rows)
-        gate, up = raw(gate_up, (experts, rows, n2))[valid].float().chunk(2, dim=-1)
-        hidden[valid] = (gate / (1 + torch.exp(-gate)) * up).to(own)
+        way = Activation.of(self.traits.gated)
+        gate_up = raw(gate_up, (experts, rows, n2))[valid].float()
+        if way.kind == "silu":
+            gate, up = way.clamped(*way.split(gate_up))
+            up = up + way.beta if way.beta else up  # -0.0 stays
+            hidden[valid] = (gate / (1 + torch.exp(-way.alpha * gate)) * up).to(own)
+        else:
+            hidden[valid] = way.value(gate_up).to(own)
         return self.quantize_grouped(hidden, masked_m, global_scale_enc)
 
     def masked_grouped_gemm(

@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from harness.verdict import UsageError
+from reference.activations import Activation
 
 MOST = 8192
 """Largest multiple, chunk or number of rows that means anything: problems reach no further in any extent."""
@@ -39,13 +40,13 @@ _KNOWN = {
     "weight_format": ("nvfp4", "mxfp4"),
     "arithmetic": ("fast", "exact", "real"),
     "out_dtypes": ("bfloat16", "float16", "float32"),
-    "activations": ("silu", "relu2"),
     "unrounded": ("gemm1", "hidden"),
     "transports": ("bf16", "fp8", "nvfp4"),
 }  # fmt: skip
 _SETS = {
     "hints": "dicts of keyword arguments",
     "deviations": 'texts such as "ties: away from zero"',
+    "activations": 'one such as "silu" or "silu; limit 10", "relu2", or both',
     "hidden_sizes": "multiples of 128",
 }
 _MAY_BE_EMPTY = {"unrounded"}
@@ -78,7 +79,8 @@ class Traits:
         out_dtypes: output types of masked_grouped_gemm.
         output_alignment: the address of masked_grouped_gemm's output is a multiple of so many bytes. A slice of a larger
             tensor starts anywhere, a fresh allocation at a multiple of 64 (CPU) or 512 (CUDA).
-        activations: values of masked_moe's `activation`.
+        activations: values of masked_moe's `activation`: "silu" or another one with a gate, which silu_mul_quantize_grouped
+            applies too, and "relu2" (reference.activations: "swigluoai", "silu; limit 10; interleave 16").
         deterministic: two runs on the same input are bit-identical.
         place_invariant: a row's bits do not depend on its expert's number, its place among the rows or the capacity
             (False for stream-k and the like, which split the reduction by place).
@@ -146,7 +148,12 @@ class Traits:
     @property
     def width_multiple(self) -> int:
         """What hidden and inter are multiples of: each is the k of one GEMM and sets the n of the other."""
-        return math.lcm(self.k_multiple, self.n_multiple, 16)
+        return math.lcm(self.k_multiple, self.n_multiple, 16, Activation.of(self.gated).interleave or 1)
+
+    @property
+    def gated(self) -> str:
+        """The activation with a gate, "silu" of a candidate that has none."""
+        return next((text for text in self.activations if text != "relu2"), "silu")
 
     @property
     def formats(self) -> tuple[str, str]:
@@ -184,6 +191,10 @@ def _check(traits: Traits) -> None:
     for name in (field.name for field in fields(traits)):
         if wanted := _wanted(name, getattr(traits, name)):
             raise UsageError(f"Traits: {name} must be {wanted}, got {_shown(getattr(traits, name))}")
+    if len(traits.activations) - ("relu2" in traits.activations) > 1:
+        raise UsageError(
+            f"Traits: activations must be at most one with a gate, and relu2, got {_shown(traits.activations)}"
+        )
     block = 128 if traits.activation_format == "fp8_128" else 32 if "mxfp" in str(traits.formats) else 1
     if traits.k_multiple % block:
         raise UsageError(
@@ -212,15 +223,28 @@ def _wanted(name: str, value: Any) -> str:
     return "" if isinstance(value, bool) else "True or False"
 
 
+def _no_activation(text: str) -> str:
+    """Return why a text is no activation, or ""."""
+    try:
+        Activation.of(text)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
 def _wanted_set(name: str, value: Any) -> str:
     def fits(each: Any) -> bool:
         if name == "hidden_sizes":
             return isinstance(each, int) and not isinstance(each, bool) and each > 0 and each % 128 == 0
+        if name == "activations":
+            return isinstance(each, str) and not _no_activation(each)
         if name == "deviations":
             return isinstance(each, str) and ": " in each
         return isinstance(each, dict) and all(isinstance(key, str) for key in each)
 
-    return "" if isinstance(value, tuple | list) and all(map(fits, value)) else f"a tuple of {_SETS[name]}"
+    some = bool(value) or name != "activations"
+    fitting = isinstance(value, tuple | list) and some and all(map(fits, value))
+    return "" if fitting else f"a tuple of {_SETS[name]}"
 
 
 def _wanted_number(name: str, value: Any) -> str:

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from harness.candidates import layouts
 from harness.candidates.protocol import traits_of
+from reference.activations import Activation
 from reference.e2m1 import encode_e2m1
 from reference.e4m3 import decode_e4m3
 from reference.formats import FORMATS, Coded, Format
-from reference.moe import activate
 from reference.nvfp4 import BLOCK
 
 
@@ -46,6 +46,11 @@ class Call:
     def form(self) -> Format:
         """Format of the activations when they are multiplied."""
         return FORMATS[traits_of(self.candidate).activation_format]
+
+    @property
+    def way(self) -> Activation:
+        """The candidate's activation with a gate."""
+        return Activation.of(traits_of(self.candidate).gated)
 
     @property
     def weight_form(self) -> Format:
@@ -126,7 +131,8 @@ class QuantizeCall(Call):
     @property
     def values(self) -> Tensor:
         """`(l, m, k)` bfloat16: what is quantized, the input itself or the activation of it."""
-        return activate(self.x, "silu", self.x.dtype) if self.stage == "silu_mul_quantize_grouped" else self.x
+        activated = self.stage == "silu_mul_quantize_grouped"
+        return self.way.value(self.x.double()).to(self.x.dtype) if activated else self.x
 
     def amax(self) -> Tensor:
         """Return the largest magnitude of each block `(l, m, k/16)` float64; NaN only where every element is."""
@@ -244,8 +250,7 @@ class GemmCall(Call):
 
     @a_block_scale.setter
     def a_block_scale(self, block_scale: Tensor) -> None:
-        changed = self.form.swizzled
-        self.a_scale = layouts.with_block_scale(self.a_scale, block_scale) if changed else block_scale
+        self.a_scale = layouts.with_block_scale(self.a_scale, block_scale)
 
     @property
     def b_block_scale(self) -> Tensor:

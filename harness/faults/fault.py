@@ -6,11 +6,12 @@ import importlib
 import pkgutil
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from harness.candidates.traits import Traits
 from harness.verdict import UsageError, unknown_name
+from reference.activations import SILU, Activation
 
 CATEGORIES = (
     "scales",
@@ -50,8 +51,8 @@ class Fault:
         random_data: whether normal random data can show it at all; else only traps do.
         simulated: what of the real bug a CPU cannot have, and what stands for it here; "" where it is the real thing.
         same_as: faults that are the same by definition wherever both can be seen: a diagnosis counts them as one.
-        needs: what it is a mistake about: "" (any operands), "block scales" of the activations, or the name of a format
-            that activations or weights must have; "nvfp4" that both must have.
+        needs: what it is a mistake about, a key of `_needs_met` or the name of a format that activations or weights must
+            have; "" for any operands and activation.
     """
 
     name: str
@@ -70,18 +71,33 @@ class Fault:
     needs: str = ""
 
     def unfit(self, traits: Traits) -> str:
-        """Return why it cannot be planted in a candidate with these traits, for their formats, or ""."""
-        formats = (traits.activation_format, traits.weight_format)
-        if self.category == "loading" and formats != ("nvfp4", "nvfp4"):
-            return f"it is about NVFP4 checkpoints, and the candidate multiplies {' with '.join(formats)}"
-        fits = {
-            "": True,
-            "block scales": traits.activation_format.startswith(("nvfp4", "mx")),
-            "nvfp4": formats == ("nvfp4", "nvfp4"),
-        }.get(self.needs, self.needs in formats)
-        return (
-            "" if fits else f"it is about {self.needs}, and the candidate multiplies {' with '.join(formats)}"
-        )
+        """Return why it cannot be planted in a candidate with these traits, for their formats and activation, or ""."""
+        has = f"multiplies {' with '.join(traits.formats)} and applies {traits.gated}"
+        if self.category == "loading" and traits.formats != ("nvfp4", "nvfp4"):
+            return f"it is about NVFP4 checkpoints, and the candidate {has}"
+        met = _needs_met(traits).get(self.needs, self.needs in traits.formats)
+        return "" if met else f"it is about {self.needs}, and the candidate {has}"
+
+
+def _needs_met(traits: Traits) -> dict[str, bool]:
+    """Return which needs of faults a candidate's formats and its activation meet."""
+    activations, weights = traits.formats
+    way = Activation.of(traits.gated)
+    return {
+        "": True,
+        "nvfp4": activations == weights == "nvfp4",
+        "block scales": activations.startswith(("nvfp4", "mx")),
+        "activations as they are": activations in {"bf16", "fp16"},
+        "activations in FP8 with a scale of each expert": activations == "fp8",
+        "powers of two as scales of activations": activations.startswith("mx"),
+        "powers of two as scales of weights": weights.startswith("mx"),
+        "silu": replace(way, up_first=False, interleave=0) == SILU,
+        "gelu": way.kind == "gelu",
+        "a limit": bool(way.limit),
+        "a limit, and activations as they are": bool(way.limit) and activations in {"bf16", "fp16"},
+        "a factor in the sigmoid": way.alpha != 1,
+        "a bias of up": bool(way.beta),
+    }
 
 
 @dataclass

@@ -140,12 +140,12 @@ class _Probing:
                 ("quantize_grouped", as_quantizer),
                 ("silu_mul_quantize_grouped", activation.as_quantizer),
             )
-            if stage in self._stages
+            if stage in self._stages and (stage == "quantize_grouped" or self._traits.gated == "silu")
         ]
         present = [each for each in found if each is not None]
         if present:
             known = replace(known, arithmetic=of_both(present[0], present[-1]))
-        if "silu_mul_quantize_grouped" in self._stages:
+        if "silu_mul_quantize_grouped" in self._stages and self._traits.gated == "silu":
             self._activation()
         return known
 

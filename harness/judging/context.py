@@ -52,6 +52,11 @@ class Context:
         self.traits = traits_of(self.candidate)
 
     @property
+    def activation(self) -> str:
+        """The layer's activation on this problem: the one with a gate, or relu2."""
+        return "relu2" if self.problem.activation == "relu2" else self.traits.gated
+
+    @property
     def form(self) -> Format:
         """Format of the tokens and the intermediate when they are multiplied."""
         return FORMATS[self.traits.activation_format]
@@ -76,7 +81,7 @@ class Context:
     def fresh_tensors(self) -> ProblemTensors:
         """Return the problem's numbers, made now."""
         t = self.traits
-        return tensors_of(self.problem, t.device, t.activation_format, t.weight_format)
+        return tensors_of(self.problem, t.device, *t.formats, t.gated)
 
     @cached_property
     def layer(self) -> LayerProblem:
@@ -190,7 +195,7 @@ class Context:
             "w2_blockscale": layouts.weight_scales(t.w2.form, t.w2.block_scale),
             "w2_alpha": t.w2_alpha,
             "masked_m": t.masked_m if masked_m is None else masked_m,
-            "activation": self.problem.activation,
+            "activation": self.activation,
         }
 
     def moe(self, hidden_states: layouts.Pair | None = None, masked_m: Tensor | None = None) -> Tensor:
@@ -261,7 +266,7 @@ class Context:
 
     def activated(self, gate_up: Tensor) -> QuantizerInput:
         """Return what is quantized of gate and up `(rows, 2n)` bfloat16, rounded as the candidate does it."""
-        return QuantizerInput.activated(gate_up, "silu", self._activated_type)
+        return QuantizerInput.activated(gate_up, self.traits.gated, self._activated_type)
 
     @property
     def _activated_type(self) -> torch.dtype:

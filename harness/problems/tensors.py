@@ -13,6 +13,7 @@ from harness.problems.problem import WEIGHT_SEEDS, Problem
 from harness.problems.trap_writing import write_gates, write_traps
 from harness.problems.traps import TRAPS
 from harness.problems.weights import ZERO_BLOCKS, Weights, block_gains, grid_codes, make_weights
+from reference.activations import Activation
 from reference.formats import FORMATS
 from reference.nvfp4 import BLOCK, SCALE_RANGE
 
@@ -42,23 +43,32 @@ class ProblemTensors:
         device: torch device type.
         form: of the tokens and the intermediate when they are multiplied.
         weight_form: of the weights.
+        way: the activation with a gate.
         masked_m: `(experts,)` int32.
         input_scale: `(experts,)` float32, encode scale of the tokens; distinct per expert, not 1.
         a2_scale: `(experts,)` float32, encode scale of the intermediate.
     """
 
     def __init__(
-        self, problem: Problem, device: str = "cpu", activations: str = "nvfp4", weights: str = "nvfp4"
+        self,
+        problem: Problem,
+        device: str = "cpu",
+        activations: str = "nvfp4",
+        weights: str = "nvfp4",
+        gated: str = "silu",
     ) -> None:
         self.problem = p = problem
         self.device = device
         self.form, self.weight_form = FORMATS[activations], FORMATS[weights]
+        self.way = Activation.of(gated)
         self._generator = generator = torch.Generator().manual_seed(p.seed)
         self._traps = frozenset(name for name in p.extras if name in TRAPS)
         self.masked_m = torch.tensor(p.masked_m, dtype=torch.int32).to(device)
         # jitter keeps the scales distinct and off the value that exactly fills the range
         jitter = torch.rand(2, p.experts, generator=generator) * 0.5 + 0.5
         self._gain = torch.rand(p.experts, generator=generator) * 2 + 0.5  # deviation of the first GEMM
+        if self.way.limit:  # one gate in three to none, by expert, lies beyond it
+            self._gain *= self.way.limit / 3
         grid_scale = _grid_scale(p.experts, generator)
         raw = torch.randn(p.experts, p.capacity, p.hidden, generator=generator)
         taken = None
@@ -225,6 +235,7 @@ class ProblemTensors:
         written = write_traps(target, list(p.masked_m), self.a2_scale.cpu(), self._traps, generator)
         mask = written.repeat_interleave(BLOCK, -1)
         gate_up[..., : p.inter][mask] = 32
-        gate_up[..., p.inter :][mask] = torch.where(target.isnan(), target, target / 32)[mask]
+        gate_up[..., p.inter :][mask] = torch.where(target.isnan(), target, target / 32 - self.way.beta)[mask]
         write_gates(gate_up, list(p.masked_m), self.a2_scale.cpu(), self._traps, generator, written)
+        gate_up = self.way.joined(*gate_up.chunk(2, dim=-1))
         return gate_up.to(self.layer_dtype).to(self.device)

@@ -75,8 +75,10 @@ class Trap:
         """Return whether a candidate with these traits has to take it."""
         narrow = traits.activation_format == "fp16" and self.name in _BEYOND_FLOAT16
         scales = "mxfp4" in traits.weight_format and self.name in _OF_E4M3_WEIGHTS
-        if not self.finite and self.into != "gemm alpha" and traits.activation_format.startswith("fp8"):
-            return False  # what a scale of such a row is, nobody fixes
+        unclear = traits.activation_format.startswith("fp8")  # what a scale of such a row is, nobody fixes
+        unclear |= traits.gated != "silu"  # whether a clamp keeps NaN, and what 1 + erf does far out
+        if not self.finite and self.into != "gemm alpha" and unclear:
+            return False
         taken = (self.finite or not traits.finite_only) and (not self.subnormal or traits.keeps_subnormals)
         return taken and not narrow and not scales
 

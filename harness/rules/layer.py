@@ -220,7 +220,7 @@ def _propagated(
     scales = t.w1_alpha, None if taken else ctx.encode(t.input_scale), ctx.encode(t.a2_scale), t.w2_alpha
     result = propagate.masked_moe(
         propagate.Interval(source, source, source_scale), counts, t.w1.values, t.w2.values, scales,
-        ctx.problem.activation, ctx.known.arithmetic, added, ctx.known.unrounded,
+        ctx.activation, ctx.known.arithmetic, added, ctx.known.unrounded,
         (t.w1.form.scales(t.w1.block_scale), t.w2.form.scales(t.w2.block_scale)), second,
     )  # fmt: skip
     return result.low, result.high

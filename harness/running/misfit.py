@@ -31,7 +31,8 @@ def _of_extents(problem: Problem, traits: Traits) -> str:
 
 def _of_options(problem: Problem, rule: Rule, traits: Traits) -> str:
     options = rule.drawn.options  # what the rule draws it also asks of the candidate
-    if "relu2" in options and problem.activation not in traits.activations:
+    wanted = "relu2" if problem.activation == "relu2" else traits.gated
+    if "relu2" in options and wanted not in traits.activations:
         return f"activation {problem.activation} is none of {', '.join(traits.activations)}"
     if {"float32_out", "float16_out"} & set(options) and problem.out_dtype not in traits.out_dtypes:
         return f"output type {problem.out_dtype} is none of {', '.join(traits.out_dtypes)}"

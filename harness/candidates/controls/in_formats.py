@@ -1,7 +1,7 @@
-"""Controls of other formats than NVFP4: `eager` and `physical` without the stages around the layer.
+"""Controls of other formats than NVFP4 and other activations than silu: `eager` and `physical` without the stages around the layer.
 
-`control:eager_bf16`, `control:physical_fp8_token_with_mxfp4`: the format of the activations, and that of the weights where it is not
-NVFP4.
+`control:eager_bf16`, `control:physical_fp8_token_with_mxfp4`: the format of the activations, and that of the weights where it
+is not NVFP4. `control:physical_swigluoai`: another activation.
 """
 
 from __future__ import annotations
@@ -47,6 +47,21 @@ FORMATS = (
 """Activations and, where they are not NVFP4, weights, of which there are an `eager` and a `physical`."""
 
 
+ACTIVATIONS = {
+    "limit_10": "silu; limit 10",
+    "swigluoai": "swigluoai; interleave 1",
+    "bf16_swigluoai": "swigluoai; interleave 1",
+    "gelu": "gelu",
+    "gelu_tanh": "gelu_tanh; up first",
+    "up_first": "silu; up first",
+    "interleave_8": "silu; interleave 8",
+    "interleave_16": "silu; up first; interleave 16",
+    "interleave_32": "silu; interleave 32",
+    "interleave_64": "silu; limit 10; interleave 64",
+}
+"""Names of controls and their activations, of NVFP4 operands but for those that say otherwise."""
+
+
 def _in_format(kind: type[EagerKernels | StrictKernels], name: str) -> Callable[[], Any]:
     def made() -> Any:
         activations, _, weights = name.partition("_with_")
@@ -58,7 +73,19 @@ def _in_format(kind: type[EagerKernels | StrictKernels], name: str) -> Callable[
     return made
 
 
+def _applying(kind: type[EagerKernels | StrictKernels], name: str) -> Callable[[], Any]:
+    def made() -> Any:
+        form = "bf16" if name.startswith("bf16") else "nvfp4"
+        candidate = kind(activation_format=form, activations=(ACTIVATIONS[name], "relu2"))
+        candidate.name = f"{kind.name}_{name}"
+        return candidate
+
+    return made
+
+
 IN_FORMATS: dict[str, Callable[[], Any]] = {
     **{f"eager_{name}": _in_format(EagerKernels, name) for name in FORMATS},
     **{f"physical_{name}": _in_format(StrictKernels, name) for name in FORMATS},
+    **{f"eager_{name}": _applying(EagerKernels, name) for name in ACTIVATIONS},
+    **{f"physical_{name}": _applying(StrictKernels, name) for name in ACTIVATIONS},
 }

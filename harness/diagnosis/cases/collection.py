@@ -54,7 +54,7 @@ def _inner_cases(
         views["memory"] = kept | ~untouchable(call, bounds.store_rows)
     if call.changed:
         views["inputs"] = _kept_inputs(call)
-    variants = models(bounds.arithmetic, bounds.store_rows, bounds.unrounded, call.forms)
+    variants = models(bounds.arithmetic, bounds.store_rows, bounds.unrounded, call.traits)
     cases = []
     for view, mask in views.items():
         if view == "output" or not bool(mask.all()):
@@ -111,7 +111,7 @@ def layer_cases(calls: list[Observed], bounds: Bounds) -> list[LayerCase]:
                 LayerCase(
                     call,
                     allowed,
-                    models(bounds.arithmetic, bounds.store_rows, bounds.unrounded, call.forms),
+                    models(bounds.arithmetic, bounds.store_rows, bounds.unrounded, call.traits),
                     bounds,
                     view,
                 )

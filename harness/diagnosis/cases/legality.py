@@ -78,7 +78,7 @@ def quantizer_input(call: Observed, counted: Tensor, bounds: Bounds) -> tuple[Qu
     expert = counted.nonzero()[:, 0]
     gs = call.arguments["global_scale_enc"].reshape(-1)[expert].unsqueeze(-1)
     silu = call.stage == "silu_mul_quantize_grouped"
-    return (QuantizerInput.activated(x, "silu", dtype) if silu else QuantizerInput.known(x)), gs
+    return (QuantizerInput.activated(x, call.gated, dtype) if silu else QuantizerInput.known(x)), gs
 
 
 def code_judge(given: QuantizerInput, scale: Tensor, gs: Tensor, bounds: Bounds) -> CodeJudge:

@@ -26,8 +26,9 @@ from harness.diagnosis.cases.habits import TILE, Habits, tail_value
 from harness.emulation.accumulate import blocked_gemm
 from harness.emulation.memory import unwritten
 from harness.emulation.quantize import correctly_rounded_rcp, quantize_kernel_order, simulated_rcp
+from reference.activations import Activation
 from reference.e2m1 import pack_e2m1, unpack_e2m1
-from reference.formats import NVFP4, Coded, Format
+from reference.formats import FORMATS, NVFP4, Coded, Format
 from reference.layout import padded_extents
 from reference.legal import Arithmetic
 from reference.nvfp4 import quantize_nvfp4
@@ -91,7 +92,7 @@ class Model:
         reads: decoded weights by the memory that they were decoded from.
         store_rows: a GEMM multiplies and stores whole tiles of so many rows.
         unrounded: as in Traits: values of a layer that stay float32.
-        forms: formats of activations and weights; of activations that are not NVFP4 the quantizer is the reference's.
+        declared: formats and activation; of activations that are not NVFP4 the quantizer is the reference's.
     """
 
     name: str
@@ -103,12 +104,22 @@ class Model:
     reads: dict[Any, tuple[Any, Tensor]] = field(default_factory=dict)
     store_rows: int = TILE
     unrounded: tuple[str, ...] = ()
-    forms: tuple[Format, Format] = (NVFP4, NVFP4)
+    declared: Traits = field(default_factory=Traits)
+
+    @property
+    def forms(self) -> tuple[Format, Format]:
+        """Formats of activations and weights."""
+        return FORMATS[self.declared.activation_format], FORMATS[self.declared.weight_format]
+
+    @property
+    def gated(self) -> str:
+        """The activation with a gate."""
+        return self.declared.gated
 
     @property
     def traits(self) -> Traits:
-        """Its formats, as a candidate declares them."""
-        return Traits(activation_format=self.forms[0].name, weight_format=self.forms[1].name)
+        """Its formats and its activation, as a candidate declares them."""
+        return self.declared
 
     def keep_to(self, rows: Mapping[int, Tensor] | None) -> Model:
         """Return the same model that computes some rows only; decoded operands are shared."""
@@ -162,11 +173,15 @@ class Model:
         return self.quantize_grouped(hidden, masked_m, global_scale_enc)
 
     def activated(self, gate_up: Tensor) -> Tensor:
-        """Return silu(gate) * up of `(..., 2n)`, `(..., n)` bfloat16, or float32 where that is not rounded."""
-        gate, up = (gate_up.double() if self.float64_activation else gate_up.float()).chunk(2, dim=-1)
+        """Return the activation of `(..., 2n)`, `(..., n)` bfloat16, or float32 where that is not rounded."""
+        way = Activation.of(self.gated)
         if self.float64_activation:
-            return (gate * torch.sigmoid(gate) * up).float().to(self._hidden)
-        return (gate / (1 + torch.exp(-gate)) * up).to(self._hidden)
+            return way.value(gate_up.double()).float().to(self._hidden)
+        if way.kind != "silu":
+            return way.value(gate_up.float()).to(self._hidden)
+        gate, up = way.clamped(*way.split(gate_up.float()))
+        up = up + way.beta if way.beta else up
+        return (gate / (1 + torch.exp(-way.alpha * gate)) * up).to(self._hidden)
 
     @property
     def _hidden(self) -> torch.dtype:
@@ -252,7 +267,7 @@ def models(
     arithmetic: Arithmetic,
     store_rows: int = TILE,
     unrounded: tuple[str, ...] = (),
-    forms: tuple[Format, Format] = (NVFP4, NVFP4),
+    declared: Traits | None = None,
 ) -> list[Model]:
     """Return the legal variants, the likeliest first.
 
@@ -260,7 +275,7 @@ def models(
         arithmetic: what the candidate declares, with its own reciprocal where that was probed.
         store_rows: a GEMM multiplies and stores whole tiles of so many rows.
         unrounded: values of a layer that stay float32.
-        forms: formats of activations and weights.
+        declared: formats and activation.
     """
     kernel = Model("physical", _kernel(arithmetic.reciprocal or simulated_rcp), _chunks)
     real = Model("eager", _real, _float32, float64_activation=True)
@@ -275,5 +290,5 @@ def models(
         Model("reciprocals down", _kernel(_down), _float32),
     ]
     for model in variants:
-        model.store_rows, model.unrounded, model.forms = store_rows, unrounded, forms
+        model.store_rows, model.unrounded, model.declared = store_rows, unrounded, declared or Traits()
     return variants

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from harness.candidates.protocol import ALL_STAGES, traits_of
+from harness.candidates.traits import Traits
 from harness.faults.mutant import CALLS
 from reference.formats import FORMATS, NVFP4, Format
 
@@ -31,6 +32,7 @@ class Observed:
         name: for words: the stage, numbered where it was called more than once ("masked_grouped_gemm, call 2").
         pristine: a second copy of the arguments, from `keep`.
         forms: formats of activations and weights.
+        gated: the candidate's activation with a gate.
     """
 
     stage: str
@@ -40,6 +42,18 @@ class Observed:
     changed: dict[str, Any] = field(default_factory=dict)
     pristine: dict[str, Any] = field(default_factory=dict)
     forms: tuple[Format, Format] = (NVFP4, NVFP4)
+    gated: str = "silu"
+
+    @property
+    def traits(self) -> Traits:
+        """What is multiplied and applied, as the candidate declares it."""
+        activations, weights = self.forms
+        return Traits(
+            activation_format=activations.name,
+            weight_format=weights.name,
+            k_multiple=128,
+            activations=(self.gated, "relu2"),
+        )
 
     @property
     def has_codes(self) -> bool:
@@ -84,7 +98,7 @@ class Recorder:
             given = dict(zip(names, positional, strict=False)) | named
             if stage == "silu_mul_quantize_grouped" and "gate_up" in given:
                 given["x"] = given.pop("gate_up")
-            observed = Observed(stage, copied(given), None, forms=forms)
+            observed = Observed(stage, copied(given), None, forms=forms, gated=traits.gated)
             if stage == MASKED_GEMM:
                 observed.arguments["out"] = with_memory(given["out"])
             self.begun(observed)

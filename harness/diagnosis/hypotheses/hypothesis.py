@@ -18,7 +18,6 @@ from harness.diagnosis.cases.observation import MASKED_MOE, Observed
 from harness.diagnosis.cases.replay import replayed
 from harness.faults.fault import Fault, Parameters, all_faults
 from harness.faults.layer_calls import LoadedMoeCall
-from reference.formats import NVFP4, Format
 
 
 @dataclass(frozen=True)
@@ -41,16 +40,16 @@ class Hypothesis:
 
 
 def hypotheses_in(
-    stages: Iterable[str], units: tuple[str, ...], forms: tuple[Format, Format] = (NVFP4, NVFP4)
+    stages: Iterable[str], units: tuple[str, ...], traits: Traits | None = None
 ) -> list[Hypothesis]:
     """Return every fault of some units that is planted in one of the stages, in each of its strengths.
 
     Args:
         stages: names.
         units: of harness.faults.fault.UNITS.
-        forms: formats of activations and weights, which it can be a mistake of.
+        traits: formats and activation, which it can be a mistake of.
     """
-    traits = Traits(activation_format=forms[0].name, weight_format=forms[1].name)
+    traits = traits or Traits()
     wanted = set(stages)
     return [
         Hypothesis(fault, strength)

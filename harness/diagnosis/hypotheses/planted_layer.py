@@ -128,7 +128,7 @@ class PlantedLayer:
 
 def faulted_calls(hypothesis: Hypothesis, activation: str) -> int:
     """Return how many stage calls of one layer a fault is planted in."""
-    middle = "silu_mul_quantize_grouped" if activation == "silu" else "quantize_grouped"
+    middle = "silu_mul_quantize_grouped" if activation != "relu2" else "quantize_grouped"
     calls = ("quantize_grouped", "masked_grouped_gemm", middle, "masked_grouped_gemm")
     return sum(stage in hypothesis.fault.stages for stage in calls)
 
