@@ -8,7 +8,8 @@ expert, is a part of alpha.
 
 Source: NVFP4 and MXFP4 as in reference.nvfp4 and reference.mxfp4; bfloat16 and float16 activations as weight-only kernels
 (W4A16: Marlin, Humming) take them; FP8 of 128 channels as in reference.fp8_tokens; MXFP8 and both roundings of E8M0 scales:
-OCP Microscaling Formats (MX) v1.0, 6.3 (down), and cvt.rp.satfinite.ue8m0x2, as FlashInfer's mxfp8_quantize has it (up).
+OCP Microscaling Formats (MX) v1.0, 6.3 (down), and cvt.rp.satfinite.ue8m0x2, as FlashInfer's mxfp8_quantize has it (up);
+NVFP4 whose block scales are amax / 6 or amax / 4: Cook et al., "Four Over Six" (arXiv 2512.02010).
 """
 
 from __future__ import annotations
@@ -54,6 +55,8 @@ class Format:
         rows: whether each row has a float32 factor.
         encoded: whether a quantizer takes an encode scale of each expert, global_scale_enc, which alpha takes back.
         rounding: of E8M0 scales: "floor", to floor(log2(amax)) - emax, or "ceil", such that no element saturates.
+        divisors: of a block's largest magnitude, whose quotients may become its scale: the quantizer takes the one that
+            leaves the smaller squared error, the first where they are equal.
     """
 
     name: str
@@ -63,6 +66,7 @@ class Format:
     rows: bool = False
     encoded: bool = False
     rounding: str = "floor"
+    divisors: tuple[float, ...] = ()
 
     @property
     def largest(self) -> float:
@@ -72,6 +76,8 @@ class Format:
     @property
     def encode_range(self) -> float:
         """What an encode scale is divided by the largest magnitude to get."""
+        if self.divisors:  # the quotient by the smallest one has to fit as well
+            return self.largest * 256
         return self.largest * (e4m3.MAX if self.scale == "e4m3" else 1)
 
     @property
@@ -181,6 +187,26 @@ def _mxfp4(x: Tensor, _: Tensor | None) -> Coded:
     return Coded(quantized.codes, quantized.block_scale)
 
 
+def _four_over_six(x: Tensor, global_scale_enc: Tensor | None) -> Coded:
+    assert global_scale_enc is not None  # noqa: S101 - an encoded format
+    form = FORMATS["nvfp4_46"]
+    gs = global_scale_enc.double().reshape(-1, *([1] * x.ndim))
+    blocks = x.reshape(*x.shape[:-1], x.shape[-1] // form.block, form.block).double() * gs
+    best: tuple[Tensor, Tensor, Tensor] | None = None
+    for divisor in form.divisors:
+        byte = e4m3.round_to_byte(blocks.abs().amax(-1) / divisor)
+        scale = form.scales(byte).double().unsqueeze(-1)
+        codes = form.encode(torch.where(scale > 0, blocks / scale, blocks.sign() * e2m1.MAX))
+        error = (form.elements(codes, torch.float64) * scale - blocks).square().sum(-1)
+        if best is not None:
+            kept = ~(error < best[2])
+            codes = torch.where(kept.unsqueeze(-1), best[0], codes)
+            byte, error = torch.where(kept, best[1], byte), torch.where(kept, best[2], error)
+        best = codes, byte, error
+    assert best is not None  # noqa: S101 - there are divisors
+    return Coded(best[0].reshape(x.shape), best[1])
+
+
 def _mx(name: str) -> Callable[[Tensor, Tensor | None], Coded]:
     """Return the quantizer of an MX format: zeros and 2^-127 for a block of zeros, a NaN scale where one is not finite."""
 
@@ -217,6 +243,7 @@ def _fp8_128(x: Tensor, _: Tensor | None) -> Coded:
 
 _QUANTIZED: dict[str, Callable[[Tensor, Tensor | None], Coded]] = {
     "nvfp4": _nvfp4,
+    "nvfp4_46": _four_over_six,
     "bf16": _as(torch.bfloat16),
     "fp16": _as(torch.float16),
     "mxfp4": _mxfp4,
@@ -232,6 +259,7 @@ FORMATS = {
     each.name: each
     for each in (
         Format("nvfp4", "e2m1", block=16, scale="e4m3", encoded=True),
+        Format("nvfp4_46", "e2m1", block=16, scale="e4m3", encoded=True, divisors=(6.0, 4.0)),
         Format("bf16", "bfloat16"),
         Format("fp16", "float16"),
         Format("mxfp4", "e2m1", block=32, scale="ue8m0"),

@@ -119,25 +119,37 @@ def scaled_values(form: Format, x: Interval, global_scale_enc: Tensor) -> Interv
     crosses = (x.low < 0) & (x.high > 0)
     small = torch.where(crosses, 0.0, torch.minimum(x.low.abs(), x.high.abs())).masked_fill(is_nan, 0)
     large = torch.maximum(x.low.abs(), x.high.abs()).masked_fill(is_nan, 0)
-    if form.encoded:
-        inverse = 1 / global_scale_enc.double()
-        ends = [legal_elements(form, small, large, inverse)]
-        low, high = ends[0].low, ends[0].high
+    if form.encoded and not form.scale:
+        ends = legal_elements(form, small, large, 1 / global_scale_enc.double())
+        low, high = ends.low, ends.high
     else:
-        blocks = [in_blocks(form, m) for m in (small, large)]
-        bad = in_blocks(form, is_nan).any(-1) | blocks[1].amax(-1).isinf()
-        amax = [m.amax(-1).masked_fill(bad, torch.nan) for m in blocks]
-        scales = legal_scales_of(form, *amax)
-        spread = [
-            torch.where(end.isinf(), 1.0, end).repeat_interleave(blocks[0].shape[-1], -1)
-            for end in (scales.low, scales.high)
-        ]
-        positive = [torch.where(end > 0, end, 1.0) for end in spread]
-        low = legal_elements(form, small, large, positive[1]).low * spread[0]
-        high = legal_elements(form, small, large, positive[0]).high * spread[1]
+        low, high = _scaled_magnitudes(form, small, large, is_nan, global_scale_enc)
     negative = x.high <= 0
     both = torch.where(crosses, -high, torch.where(negative, -high, low))
     return Interval(both, torch.where(crosses, high, torch.where(negative, -low, high)))
+
+
+def _scaled_magnitudes(
+    form: Format, small: Tensor, large: Tensor, is_nan: Tensor, global_scale_enc: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the smallest and the largest stored magnitude, `(rows, k)`, under every legal choice of scales."""
+    encode = global_scale_enc.double() if form.encoded else torch.ones_like(small[:, :1])
+    blocks = [in_blocks(form, m) for m in (small, large)]
+    bad = in_blocks(form, is_nan).any(-1) | blocks[1].amax(-1).isinf()
+    low, high = (m.amax(-1).masked_fill(bad, torch.nan) for m in blocks)
+    legal = legal_scales_of(form, low, high, encode)
+    lows, highs = [], []
+    for ends in (legal, *legal.others):
+        least, most = (
+            torch.where(end.isinf(), 1.0, end).repeat_interleave(blocks[0].shape[-1], -1)
+            for end in (ends.low, ends.high)
+        )
+        # Where the smallest scale is zero the next one, E4M3's smallest, may be taken all the same.
+        positive = torch.where(least > 0, least, torch.where(most > 0, most.clamp(max=2.0**-9), 1.0))
+        smallest, largest = positive / encode, torch.where(most > 0, most, 1.0) / encode
+        lows.append(legal_elements(form, small, large, largest).low * least)
+        highs.append(legal_elements(form, small, large, smallest).high * most)
+    return torch.stack(lows).amin(0), torch.stack(highs).amax(0)
 
 
 def _magnitudes(

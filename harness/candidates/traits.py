@@ -35,9 +35,9 @@ _LEAST = {
 }
 _KNOWN = {
     "activation_format": (
-        "nvfp4", "bf16", "fp16", "fp8", "fp8_token", "fp8_128", "mxfp8", "mxfp8_up", "mxfp4", "mxfp4_up",
+        "nvfp4", "nvfp4_46", "bf16", "fp16", "fp8", "fp8_token", "fp8_128", "mxfp8", "mxfp8_up", "mxfp4", "mxfp4_up",
     ),
-    "weight_format": ("nvfp4", "mxfp4"),
+    "weight_format": ("nvfp4", "nvfp4_46", "mxfp4"),
     "arithmetic": ("fast", "exact", "real"),
     "out_dtypes": ("bfloat16", "float16", "float32"),
     "unrounded": ("gemm1", "hidden"),
@@ -62,11 +62,12 @@ class Traits:
 
     Attributes:
         device: torch device type that its tensors live on.
-        activation_format: of the first operand of masked_grouped_gemm, and so of what the quantizers return: "nvfp4";
+        activation_format: of the first operand of masked_grouped_gemm, and so of what the quantizers return: "nvfp4", and
+            "nvfp4_46" with block scales of amax / 6 or amax / 4;
             "bf16" and "fp16" as they are; E4M3 with a scale of each expert, "fp8", of each token, "fp8_token", or of each
             128 channels, "fp8_128"; "mxfp8" and "mxfp4", and "mxfp8_up" and "mxfp4_up" with E8M0 scales that are rounded
             up (reference.formats).
-        weight_format: of the second one: "nvfp4" or "mxfp4".
+        weight_format: of the second one: "nvfp4", "nvfp4_46" or "mxfp4".
         arithmetic: how a block scale and the codes are computed: "fast" (approximate reciprocals, each free by one unit
             in the last place), "exact" (correctly rounded float32 reciprocals, one legal value), "real" (rounding of
             the real number, one legal value). See docs/bounds.md.

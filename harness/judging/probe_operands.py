@@ -29,7 +29,7 @@ def in_format(form: Format, codes: Tensor, block_scale: Tensor) -> Coded:
     Scales of float32 are ones.
     """
     coded = Coded(codes, block_scale)
-    if form == NVFP4:
+    if (form.block, form.scale) == (NVFP4.block, NVFP4.scale):
         return coded
     values = NVFP4.values(coded)
     if form.element != "e4m3" or form.scale == "ue8m0":

@@ -75,7 +75,9 @@ class Trap:
         """Return whether a candidate with these traits has to take it."""
         narrow = traits.activation_format == "fp16" and self.name in _BEYOND_FLOAT16
         scales = "mxfp4" in traits.weight_format and self.name in _OF_E4M3_WEIGHTS
-        unclear = traits.activation_format.startswith("fp8")  # what a scale of such a row is, nobody fixes
+        unclear = traits.activation_format.startswith(
+            ("fp8", "nvfp4_")
+        )  # what a scale of such a row is, nobody fixes
         unclear |= traits.gated != "silu"  # whether a clamp keeps NaN, and what 1 + erf does far out
         if not self.finite and self.into != "gemm alpha" and unclear:
             return False

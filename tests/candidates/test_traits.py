@@ -44,7 +44,7 @@ REFUSED: list[tuple[str, Any, str]] = [
     ("activations", ("silu", "gelu"), "must be at most one with a gate, and relu2, got ('silu', 'gelu')"),
     (
         "activation_format", "int8",
-        "must be one of nvfp4, bf16, fp16, fp8, fp8_token, fp8_128, mxfp8, mxfp8_up, mxfp4, mxfp4_up, got 'int8'",
+        "must be one of nvfp4, nvfp4_46, bf16, fp16, fp8, fp8_token, fp8_128, mxfp8, mxfp8_up, mxfp4, mxfp4_up, got 'int8'",
     ),
     ("unrounded", ("gate",), "must be a tuple of some of gemm1, hidden, got ('gate',)"),
     ("unrounded", "gemm1", "must be a tuple of some of gemm1, hidden, got 'gemm1'"),

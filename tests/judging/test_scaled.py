@@ -11,12 +11,16 @@ from torch import Tensor
 from harness.judging.quantize import QuantizerInput
 from harness.judging.scaled import judge_scaled
 from harness.problems.rows import Rows
+from reference.e4m3 import round_to_byte
 from reference.formats import FORMATS, Coded, Format
 from reference.legal_scaled import legal_scales
 
-SCALED = [FORMATS[name] for name in ("mxfp4", "mxfp4_up", "mxfp8", "mxfp8_up", "fp8", "fp8_token", "fp8_128")]
+SCALED = [
+    FORMATS[name]
+    for name in ("nvfp4_46", "mxfp4", "mxfp4_up", "mxfp8", "mxfp8_up", "fp8", "fp8_token", "fp8_128")
+]
 ROWS = Rows.valid([3, 4], 6, "cpu")
-ENC = torch.linspace(20, 90, 7).unsqueeze(-1)
+ENC = torch.linspace(0.3, 1.7, 7).unsqueeze(-1)
 formats = pytest.mark.parametrize("form", SCALED, ids=lambda form: form.name)
 
 
@@ -91,3 +95,17 @@ def test_a_block_that_is_not_finite_has_a_scale_of_nan() -> None:
 def test_a_block_of_zeros_may_have_any_scale() -> None:
     ends = legal_scales(FORMATS["mxfp4"], torch.zeros(1), torch.zeros(1))
     assert (float(ends.low), float(ends.high)) == (0.0, torch.inf)
+
+
+def test_of_four_and_six_the_smaller_error_is_legal() -> None:
+    """NVFP4-5: scales of amax / 6 everywhere are legal scales, and wrong where amax / 4 loses less."""
+    form = FORMATS["nvfp4_46"]
+    stored = form.quantize(drawn(), ENC.squeeze(-1))
+    gs, blocks = ENC.double(), drawn().double().view(7, -1, 16)
+    byte = round_to_byte(blocks.abs().amax(-1) * gs / 6)
+    by = form.scales(byte).double().repeat_interleave(16, -1).clamp(min=2.0**-9) / gs
+    six = Coded(form.encode(drawn().double() / by), byte)
+    differ = int((stored.block_scale != byte).sum())
+    assert 10 < differ < stored.block_scale.numel()
+    assert found(form, six)["q.scale"] == differ
+    assert found(form, six)["q.codes"] == 0

@@ -41,7 +41,7 @@ class StrictKernels(PhysicalKernels):
 
 
 FORMATS = (
-    "bf16", "fp16", "bf16_with_mxfp4", "fp16_with_mxfp4", "fp8", "fp8_token", "fp8_128", "mxfp8", "mxfp8_up", "mxfp4", "mxfp4_up",
+    "nvfp4_46", "nvfp4_46_with_nvfp4_46", "bf16", "fp16", "bf16_with_mxfp4", "fp16_with_mxfp4", "fp8", "fp8_token", "fp8_128", "mxfp8", "mxfp8_up", "mxfp4", "mxfp4_up",
     "fp8_token_with_mxfp4", "mxfp8_with_mxfp4", "mxfp4_with_mxfp4",
 )  # fmt: skip
 """Activations and, where they are not NVFP4, weights, of which there are an `eager` and a `physical`."""

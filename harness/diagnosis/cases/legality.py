@@ -59,9 +59,9 @@ def _legal_quantized(call: Observed, got: Tensor, counted: Tensor, bounds: Bound
     if form.plain:
         return legal_values(given, got.squeeze(1)).unsqueeze(1)
     if form != NVFP4:
-        judge = Scaled(form, given, bounds.keeps_sign_of_zero)
+        judge = Scaled(form, given, gs, bounds.keeps_sign_of_zero)
         stored = layouts.loaded(form, call.output).map(lambda t: t[counted])
-        return judge.legal(stored, gs).unsqueeze(1)
+        return judge.legal(stored).unsqueeze(1)
     codes, scale = got[..., :SCALE].flatten(-2), got[..., SCALE]
     amax_low, amax_high = given.amax()
     scale_ok = legal_scales(amax_low, amax_high, gs, bounds.arithmetic).accepts(scale)
