@@ -12,7 +12,7 @@ As text, the function first, then what differs from silu with the gate half firs
   one behind it: `swigluoai; limit 10`.
 * `silu; up first`: the up half lies in front. `silu; interleave 16`: columns alternate, 16 of gate, 16 of up.
 
-Source: vLLM and SGLang, fused MoE (swiglu_limit, gemm1_alpha, gemm1_beta, gemm1_clamp_limit); torch.nn.functional.gelu.
+Rule: ACT-2. Source: vLLM and SGLang, fused MoE (swiglu_limit, gemm1_alpha, gemm1_beta, gemm1_clamp_limit); torch.nn.functional.gelu.
 """
 
 from __future__ import annotations

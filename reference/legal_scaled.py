@@ -10,7 +10,7 @@
 A block of zeros may have any scale: its elements are zeros. A block that is not finite has a NaN scale in an MX format, and
 then any elements.
 
-Rules: MXFP4-1, MXFP4-2, MXFP4-3, FP8-1, FP8-2. Source: OCP Microscaling Formats (MX) v1.0, 6.3.
+Rules: NVFP4-5, MXFP4-1, MXFP4-2, MXFP4-3, MX-1, FP8-1, FP8-2, FP8-3. Source: OCP Microscaling Formats (MX) v1.0, 6.3.
 """
 
 from __future__ import annotations

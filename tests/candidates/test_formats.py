@@ -99,7 +99,7 @@ class OfHopper(EagerKernels):
 
 
 def test_the_unit_of_bfloat16_operands_is_found_and_predicts_every_bit() -> None:
-    """GEMM-4: no element of normal data is certified at k 2,048, and each has one value all the same."""
+    """GEMM-3: no element of normal data is certified at k 2,048, and each has one value all the same."""
     candidate, problem = OfHopper(), "2x4x2048x64:4,3:normal:5:float32_out"
     assert str(measure(candidate).known.summation) == "sm_90 f16"
     outcome = judged(candidate, "GEMM", problem)

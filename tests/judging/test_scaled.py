@@ -38,7 +38,7 @@ def found(form: Format, stored: Coded, x: Tensor | None = None) -> dict[str, int
 
 @formats
 def test_what_the_reference_stores_is_legal(form: Format) -> None:
-    """MXFP4-1, MXFP4-2, FP8-1, FP8-2."""
+    """MXFP4-1, MXFP4-2, MX-1, FP8-1, FP8-2, FP8-3."""
     stored = form.quantize(drawn(), ENC.squeeze(-1))
     assert set(found(form, stored).values()) == {0}
     for one in judge_scaled("q", QuantizerInput.known(drawn()), stored, ENC, ROWS, form):

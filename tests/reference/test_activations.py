@@ -50,7 +50,7 @@ def test_what_is_no_activation_is_refused(text: str, why: str) -> None:
 
 
 def test_the_formulas_are_those_of_the_models() -> None:
-    """ACT-1: gpt-oss and DeepSeek-V4, written out."""
+    """ACT-2: gpt-oss and DeepSeek-V4, written out."""
     gate, up = gates()
     x = torch.stack((gate, up), dim=-1).flatten(-2)
     g, u = gate.clamp(max=7), up.clamp(-7, 7)
