@@ -150,7 +150,9 @@ def power_of_two(ctx: Context) -> list[Comparison]:
         a = ctx.reference_operand()
         plain = rows.take(ctx.gemm(a, t.w1, t.w1_alpha)) * power
         scaled = rows.take(ctx.gemm(a, t.w1, t.w1_alpha * power))
-        if not t.form.encoded:  # tokens may be so small that outputs are subnormal, which lose bits when they are halved
+        if (
+            not t.form.encoded
+        ):  # tokens may be so small that outputs are subnormal, which lose bits when they are halved
             least = torch.finfo(scaled.dtype).smallest_normal * _LARGEST_POWER
             lost = (plain.abs() < least) | (scaled.abs() < least)
             plain, scaled = (out.masked_fill(lost, 0) for out in (plain, scaled))
