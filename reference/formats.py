@@ -167,8 +167,15 @@ class Format:
 _EMAX = {"e2m1": 2, "e4m3": 8}  # exponent of the largest element
 
 
-def multiplied_in(activations: Format) -> str:
-    """Return the type that decoded operands of a unit without block scales have, a key of matrix_units.FORMATS."""
+def multiplied_in(activations: Format, unit: str) -> str:
+    """Return the type that operands of a unit without block scales have, a key of matrix_units.FORMATS.
+
+    Args:
+        activations: their format.
+        unit: name of the unit, a key of matrix_units.UNITS for example.
+    """
+    if unit.endswith((" f8", "f8f6f4")):
+        return "e4m3"
     return activations.element if activations.plain else "bfloat16"
 
 

@@ -122,6 +122,10 @@ class _Probing:
             accumulator = Accumulator(
                 probed.bits, self._traits.accumulator_chunk, measured=True, window=probed.window
             )
+        elif found.summation is not None and found.summation.unit.result == "13 bits":
+            # FP8 operands cannot hold the probe of an accumulator: what is known of the unit stands for it.
+            narrow = found.summation.unit.fraction or 13
+            accumulator = Accumulator(narrow + 1, found.summation.unit.k, window=narrow + 1)
         epilogue = judged_epilogue(found.epilogue, self._traits.deviations)
         return replace(known, accumulator=replace(accumulator, epilogue=epilogue), summation=found.summation)
 

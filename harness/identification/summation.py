@@ -36,8 +36,13 @@ _TILE, _STRIDE = 64, 5  # of rows that may share an order; of those that are com
 _UNITS = (
     "sm_100 mxf4nvf4", "sm_90 f16", "exact", "exact 64", "exact 32", "exact 16", "sm_80 f16", "fma",
 )  # fmt: skip
+_OF_BYTES = (
+    "sm_90 f8",
+    "sm_89 f8",
+    "sm_100 f8f6f4",
+)  # of FP8 activations, with weights decoded to E4M3 or wider
 _REAL = frozenset(
-    {"sm_100 mxf4nvf4", "sm_90 f16", "sm_80 f16"}
+    {"sm_100 mxf4nvf4", "sm_90 f16", "sm_80 f16", *_OF_BYTES}
 )  # every order is tried, of the others the simple ones
 _MOST_ALIKE = 6
 _ALPHA = 1.34375 + 2.0**-23  # float32
@@ -127,8 +132,10 @@ class _Search:
     @property
     def units(self) -> tuple[str, ...]:
         """Names of the units that could take the candidate's operands."""
-        scaled = all(form.element == "e2m1" for form in forms_of(self.traits))
-        return tuple(name for name in _UNITS if scaled or not Summation(name).takes_scales)
+        forms = forms_of(self.traits)
+        scaled = all(form.element == "e2m1" for form in forms)
+        bytes_too = _OF_BYTES if forms[0].element == "e4m3" else ()
+        return (*bytes_too, *(name for name in _UNITS if scaled or not Summation(name).takes_scales))
 
     @property
     def _alpha(self) -> Tensor:
