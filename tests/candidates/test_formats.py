@@ -43,8 +43,21 @@ def test_right_kernels_pass_every_rule() -> None:
 @pytest.mark.long
 @pytest.mark.parametrize("name", [*FORMATS, *ACTIVATIONS])
 def test_right_kernels_pass_every_rule_at_length(name: str) -> None:
-    result = count_false_alarms(2_000, seed=6, controls=[f"eager_{name}", f"physical_{name}"])
+    result = count_false_alarms(400, seed=6, controls=[f"eager_{name}", f"physical_{name}"])
     assert result.false_alarms == []
+
+
+PARTS = 4
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("part", range(PARTS))
+def test_rules_of_mxfp4_have_no_false_alarm_in_20000_examples(part: int) -> None:
+    """MXFP4-1, MXFP4-2, MXFP4-3: weights and activations, in parts that workers share."""
+    names = [name for name in FORMATS if "mxfp4" in name]
+    controls = [f"{kind}_{name}" for name in names for kind in ("eager", "physical")]
+    result = count_false_alarms(20_000 // PARTS, seed=100 + part, controls=controls)
+    assert (result.false_alarms, result.examples) == ([], 20_000 // PARTS)
 
 
 FEW = ("weights_of_neighbour_expert",)
