@@ -13,7 +13,7 @@ from harness.candidates.controls.in_formats import ACTIVATIONS, FORMATS
 from harness.candidates.eager import EagerKernels
 from harness.diagnosis.diagnose import diagnose_problem
 from harness.faults.named import plant
-from harness.identification.measure import measure
+from harness.identification.measure import measure, measured
 from harness.judging.context import Context
 from harness.mutants.bench import Bench
 from harness.mutants.false_alarms import count_false_alarms
@@ -130,13 +130,13 @@ def test_the_unit_of_bfloat16_operands_is_found_and_predicts_every_bit() -> None
     assert len(exact_outcome.illegal) == 1
 
 
-def test_the_narrow_accumulator_of_fp8_operands_is_named() -> None:
+@pytest.mark.parametrize("activations", ["fp8", pytest.param("fp8_token", marks=pytest.mark.long)])
+def test_the_narrow_accumulator_of_fp8_operands_is_named(activations: str) -> None:
     """GEMM-3: an H100 keeps 13 fractional bits of FP8 products, and its bits are legal."""
-    for activations in ("fp8", "fp8_token"):
-        candidate = OfHopper(activations, "sm_90 f8")
-        assert str(measure(candidate).known.summation) == "sm_90 f8"
-        outcome = judged(candidate, "GEMM", "2x4x512x64:4,3:normal:5:float32_out")
-        assert (outcome.illegal, outcome.comparisons[0].accepted_altered) == ([], [])
+    candidate = OfHopper(activations, "sm_90 f8")
+    outcome = judged(candidate, "GEMM", "2x4x512x64:4,3:normal:5:float32_out")
+    assert str(measured(candidate).known.summation) == "sm_90 f8"
+    assert (outcome.illegal, outcome.comparisons[0].accepted_altered) == ([], [])
 
 
 def test_grid_data_certify_every_element_of_bfloat16_activations() -> None:
