@@ -124,6 +124,9 @@ def legal_gemm(
     *,
     b_steps: Tensor | None = None,
     predict: Predict | None = None,
+    within_float64: bool = False,
+    row_scale: Tensor | None = None,
+    scaled_in: int = 0,
 ) -> LegalOutput:
     """Return the legal outputs of one expert's GEMM.
 
@@ -135,6 +138,9 @@ def legal_gemm(
         accumulator: how the candidate adds.
         b_steps: `step_exponents(b)`, where the caller has it already.
         predict: what the candidate's accumulator holds, where that is known bit for bit: see `Predict`.
+        within_float64: what is predicted holds only where float64 sums are exact.
+        row_scale: `(m, 1)` float32, a factor of each row of a, which the epilogue multiplies with; None for 1.
+        scaled_in: elements of k whose sum is multiplied by a float32 scale, that of a, before it is added; 0: none.
 
     Returns:
         The legal interval of every element of `(m, n)`.
@@ -152,34 +158,75 @@ def legal_gemm(
     )
     partial = certificate.largest_partial_sums(sums, exact, k)
     scaled = exact if alpha is None else exact * alpha.double()
+    scaled = scaled if row_scale is None else scaled * row_scale.double()
+    stores = _Stores(accumulator.epilogue, alpha, dtype, row_scale)
     bit_equal = torch.zeros_like(sums, dtype=torch.bool)
     if accumulator.measured:
         bits = min(accumulator.bits, accumulator.window, certificate.FLOAT32_BITS)
         bit_equal = certificate.certified(partial, a_steps, b_steps, bits)
         if bool(bit_equal.all()):
-            only = accumulator.epilogue(exact, alpha, dtype)
-            return LegalOutput(only, only, scaled, bit_equal, oracle_exact)
+            low, high = stores.range(exact)
+            return LegalOutput(low, high, scaled, bit_equal, oracle_exact)
     # Terms that all fit the window of an instruction lose nothing when they are aligned.
     aligned = certificate.certified(partial, a_steps, b_steps, accumulator.window)
     error = partial * torch.where(aligned, accumulator.truncation(k), accumulator.units(k))
     if not oracle_exact:
         error += sums * (k * 2.0**-certificate.FLOAT64_BITS)
-    error = error.masked_fill_(bit_equal, 0.0)
-    ends = [accumulator.epilogue(end, alpha, dtype) for end in (exact - error, exact + error)]
-    if alpha is not None and bool(alpha < 0):
-        ends.reverse()
+    if scaled_in:  # each part is rounded when it is scaled, after it lost what its own additions lose
+        error += sums * (accumulator.units(scaled_in) + 2.0**-22)
+    error = error.masked_fill_(
+        bit_equal | exact.isinf(), 0.0
+    )  # infinity and finite numbers are infinity in every order
+    low, high = stores.between(exact - error, exact + error)
     undecided = None
     if alpha is not None and bool(alpha.isinf()):
         undecided = (error > 0) & (exact.abs() <= error)
-    low, high = ends
     if predict is not None:
         # The model costs more than the bound: it is asked where the bound leaves more than one value.
         several = (low != high) & exact.isfinite()
         several = several if undecided is None else several & ~undecided
+        if within_float64 and not oracle_exact:
+            several &= certificate.certified(sums, a_steps, b_steps, certificate.FLOAT64_BITS)
         if bool(several.any()):
-            low[several] = accumulator.epilogue(predict(several), alpha, dtype)
-            high[several] = low[several]
+            low[several], high[several] = stores.range(predict(several), several)
     return LegalOutput(low, high, scaled, bit_equal, oracle_exact, undecided)
+
+
+@dataclass(frozen=True)
+class _Stores:
+    """What an epilogue stores of accumulators `(m, n)`, whose rows may have factors."""
+
+    epilogue: Epilogue
+    alpha: Tensor | None
+    dtype: torch.dtype
+    row_scale: Tensor | None
+
+    def range(self, sums: Tensor, where: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return the smallest and the largest value that known sums give: alpha and the factor come in any order.
+
+        Args:
+            sums: `(m, n)`, or those of some elements.
+            where: `(m, n)` bool, which elements, in the order of `where.nonzero()`; None for all.
+        """
+        if self.row_scale is None:
+            only = self.epilogue(sums, self.alpha, self.dtype)
+            return only, only
+        factor = self.row_scale if where is None else self.row_scale.expand_as(where)[where]
+        alpha = torch.ones_like(factor) if self.alpha is None else self.alpha.expand_as(factor)
+        ways = [
+            self.epilogue(sums.float() * factor, alpha, self.dtype),
+            self.epilogue(sums.float() * alpha, factor, self.dtype),
+            self.epilogue(sums, factor * alpha, self.dtype),
+        ]
+        return torch.minimum(torch.minimum(*ways[:2]), ways[2]), torch.maximum(
+            torch.maximum(*ways[:2]), ways[2]
+        )
+
+    def between(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the smallest and the largest value that sums between two ends give."""
+        if self.alpha is not None and bool(self.alpha < 0):
+            low, high = high, low
+        return self.range(low)[0], self.range(high)[1]
 
 
 def epilogue(accumulated: Tensor, alpha: Tensor | None, dtype: torch.dtype) -> Tensor:

@@ -1,6 +1,6 @@
 """When is a dot product exact in every order of accumulation? The grid certificate.
 
-Operands of an NVFP4 GEMM are multiples of a power of two: each row of A of some step 2^ga, each row of B of some 2^gb.
+Operands of a GEMM are multiples of a power of two: each row of A of some step 2^ga, each row of B of some 2^gb.
 Every partial sum of a dot product c, in any order and any grouping, is then a multiple of 2^(ga + gb). It lies between the
 sum of the negative products and the sum of the positive ones, so its magnitude is at most (sum |a||b| + |c|) / 2. If that is
 less than 2^bits steps, an accumulator that keeps `bits` significant bits holds every partial sum exactly: nothing is ever
@@ -17,27 +17,34 @@ from torch import Tensor
 UNIT_EXPONENT = -10  # smallest E2M1 x E4M3 product: 0.5 * 2^-9
 FLOAT32_BITS = 24
 FLOAT64_BITS = 53
-_NO_STEP = 1 << 30  # rows of zeros lie on any grid: a step larger than any
+_NO_STEP, _FAR = 1 << 30, 500  # rows of zeros lie on any grid: a step larger than any, and an exponent
 
 
 def step_exponents(values: Tensor) -> Tensor:
     """Return, per row, the exponent of the largest power of two of which every element is a multiple.
 
     Args:
-        values: `(*, k)` floating point, each a decoded code times its block scale: a multiple of 2^-10 below 2^13.
+        values: `(*, k)` floating point, none of them subnormal in float64.
 
     Returns:
-        `(*)` int32. Rows of zeros count as multiples of 2^20; rows that hold NaN give -10.
-
-    Raises:
-        ValueError: an element is not a multiple of 2^-10, or is 2^20 or more: no product of E2M1 and E4M3.
+        `(*)` int32. Rows of zeros count as multiples of 2^20 or more; rows that hold NaN or infinity mean nothing.
     """
     scaled = torch.nan_to_num(values, nan=2.0**UNIT_EXPONENT).float() * 2.0**-UNIT_EXPONENT
     units = scaled.int()
     if bool((units != scaled).any()):
-        raise ValueError("step_exponents: values must be E2M1 codes times E4M3 scales, got others")
+        return _lowest_bits(values)
+    # E2M1 times E4M3, for example: integers, which is faster
     lowest_bit = torch.where(units == 0, _NO_STEP, units & -units).amin(-1)
     return torch.frexp(lowest_bit.double())[1] - 1 + UNIT_EXPONENT
+
+
+def _lowest_bits(values: Tensor) -> Tensor:
+    """Return the exponent of the lowest bit that is set in each row of any values."""
+    bits = values.double().view(torch.int64)
+    mantissa = (bits & ((1 << 52) - 1)) | (1 << 52)
+    lowest = torch.frexp((mantissa & -mantissa).double())[1] - 1
+    exponent = ((bits >> 52) & 0x7FF).int() - 1023 - 52 + lowest
+    return torch.where(values == 0, _FAR, exponent).amin(-1).int()
 
 
 def magnitude_sums(a: Tensor, b: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from reference.activations import SILU, Activation
 from reference.nvfp4 import Nvfp4Tensor, decode_blocks, quantize_nvfp4
 
 
@@ -71,37 +72,33 @@ def silu_mul(gate_up: Tensor) -> Tensor:
 
     Rule: ACT-1.
     """
-    gate, up = gate_up.double().chunk(2, dim=-1)
-    return gate * torch.sigmoid(gate) * up
+    return SILU.value(gate_up.double())
 
 
 def relu2(x: Tensor) -> Tensor:
     """Return max(x, 0)^2 in float64, not yet rounded; `(*, n)` to `(*, n)`. Rule: ACT-1."""
-    return x.double().clamp(min=0).square()
+    return Activation("relu2").value(x.double())
 
 
-def activate(gemm1: Tensor, activation: str) -> Tensor:
-    """Return the activation rounded to bfloat16, the type in which kernels hand it to the second quantization.
+def activate(gemm1: Tensor, activation: str, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    """Return the activation rounded to bfloat16, the type in which kernels hand it to the second quantization, or another.
 
     The rounding passes through float32, the type that kernels compute it in.
 
     Args:
-        gemm1: `(*, 2n)` for "silu" (gate first), `(*, n)` for "relu2"; bfloat16.
-        activation: "silu" or "relu2".
+        gemm1: `(*, 2n)` for "silu" (gate first) and others with a gate, `(*, n)` for "relu2"; bfloat16.
+        activation: as reference.activations writes it: "silu", "relu2", "silu; limit 10".
+        dtype: of the layer.
 
     Returns:
-        `(*, n)` bfloat16.
+        `(*, n)` of that type.
 
     Raises:
         ValueError: another activation.
 
     Rule: ACT-1.
     """
-    if activation == "silu":
-        return silu_mul(gemm1).bfloat16()
-    if activation == "relu2":
-        return relu2(gemm1).bfloat16()
-    raise ValueError(f"activate: activation must be 'silu' or 'relu2', got {activation!r}")
+    return Activation.of(activation).value(gemm1.double()).to(dtype)
 
 
 def masked_moe(

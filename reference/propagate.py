@@ -13,14 +13,19 @@ Rule: MOE-2 (opaque layer).
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from reference import e2m1, e4m3
+from reference.activations import Activation
 from reference.bounds import Accumulator
+from reference.certificate import FLOAT64_BITS, certified, step_exponents
+from reference.formats import NVFP4, Format, multiplied_in
 from reference.legal import Arithmetic, legal_codes, legal_scales
+from reference.legal_scaled import in_blocks, legal_elements
+from reference.legal_scaled import legal_scales as legal_scales_of
 from reference.matrix_units import Summation
 from reference.nvfp4 import BLOCK
 
@@ -99,6 +104,54 @@ def quantized_values(x: Interval, global_scale_enc: Tensor, arithmetic: Arithmet
     return Interval(both, torch.where(crosses, high, torch.where(negative, -low, high)), scale)
 
 
+def scaled_values(form: Format, x: Interval, global_scale_enc: Tensor) -> Interval:
+    """Return the hull of all values that legal scales and elements of an MX format or FP8 can give.
+
+    Args:
+        form: the format.
+        x: `(rows, k)`, values of the quantizer's input type.
+        global_scale_enc: `(rows, 1)` float32, of a format with a scale of each expert, which stays in the values.
+
+    Returns:
+        Interval of `(rows, k)`, factors of the rows included.
+    """
+    is_nan = x.low.isnan() | x.high.isnan()
+    crosses = (x.low < 0) & (x.high > 0)
+    small = torch.where(crosses, 0.0, torch.minimum(x.low.abs(), x.high.abs())).masked_fill(is_nan, 0)
+    large = torch.maximum(x.low.abs(), x.high.abs()).masked_fill(is_nan, 0)
+    if form.encoded and not form.scale:
+        ends = legal_elements(form, small, large, 1 / global_scale_enc.double())
+        low, high = ends.low, ends.high
+    else:
+        low, high = _scaled_magnitudes(form, small, large, is_nan, global_scale_enc)
+    negative = x.high <= 0
+    both = torch.where(crosses, -high, torch.where(negative, -high, low))
+    return Interval(both, torch.where(crosses, high, torch.where(negative, -low, high)))
+
+
+def _scaled_magnitudes(
+    form: Format, small: Tensor, large: Tensor, is_nan: Tensor, global_scale_enc: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the smallest and the largest stored magnitude, `(rows, k)`, under every legal choice of scales."""
+    encode = global_scale_enc.double() if form.encoded else torch.ones_like(small[:, :1])
+    blocks = [in_blocks(form, m) for m in (small, large)]
+    bad = in_blocks(form, is_nan).any(-1) | blocks[1].amax(-1).isinf()
+    low, high = (m.amax(-1).masked_fill(bad, torch.nan) for m in blocks)
+    legal = legal_scales_of(form, low, high, encode)
+    lows, highs = [], []
+    for ends in (legal, *legal.others):
+        least, most = (
+            torch.where(end.isinf(), 1.0, end).repeat_interleave(blocks[0].shape[-1], -1)
+            for end in (ends.low, ends.high)
+        )
+        # Where the smallest scale is zero the next one, E4M3's smallest, may be taken all the same.
+        positive = torch.where(least > 0, least, torch.where(most > 0, most.clamp(max=2.0**-9), 1.0))
+        smallest, largest = positive / encode, torch.where(most > 0, most, 1.0) / encode
+        lows.append(legal_elements(form, small, large, largest).low * least)
+        highs.append(legal_elements(form, small, large, smallest).high * most)
+    return torch.stack(lows).amin(0), torch.stack(highs).amax(0)
+
+
 def _magnitudes(
     small: Tensor, large: Tensor, byte: Tensor, gs: Tensor, arithmetic: Arithmetic
 ) -> tuple[Tensor, Tensor]:
@@ -115,10 +168,12 @@ class Added:
     Attributes:
         accumulator: what is measured or assumed of it.
         summation: bit for bit, where it is known.
+        forms: formats of what they multiply.
     """
 
     accumulator: Accumulator
     summation: Summation | None = None
+    forms: tuple[Format, Format] = (NVFP4, NVFP4)
 
 
 def gemm(
@@ -150,18 +205,27 @@ def gemm(
     if summation is not None and summation.stream:
         # Up to eight parts of at most `magnitude`, rounded to the output's type, and their sums: eight bits of bfloat16.
         slack, summation = slack + magnitude * 16 * 2.0**-8, None
+    if added.forms[0].rows or added.forms[0].scale == "float32":  # products with float32 scales are rounded
+        slack += magnitude * (accumulator.units(added.forms[0].block or b.shape[1]) + 2.0**-21)
     if not bool((a.low == a.high).all()):
         slack += a.radius() @ weights.abs().T
+    slack = slack.masked_fill(center.isinf() & (a.low == a.high).all(-1, keepdim=True), 0.0)
     low, high = (accumulator.epilogue(end, alpha, dtype).double() for end in (center - slack, center + slack))
     if alpha is not None and bool(alpha < 0):
         low, high = high, low
     if summation is not None and a.scale is not None and b_scale is not None:
         rows = a.certain()
         undecided = (low != high)[rows] & center[rows].isfinite()
+        if (
+            summation.unit.fraction is None and added.forms[0].element != "e2m1"
+        ):  # exact models hold where float64 does
+            steps = step_exponents(a.low[rows]), step_exponents(weights)
+            undecided &= certified(magnitude[rows] * (1 + b.shape[1] * 2.0**-52), *steps, FLOAT64_BITS)
         if bool(undecided.any()):
+            multiplied = multiplied_in(added.forms[0], summation.name)
             left, right = (
-                summation.operand(a.low[rows], a.scale[rows]),
-                summation.operand(b, b_scale),
+                summation.operand(*side, multiplied, form.scale)
+                for side, form in zip(((a.low[rows], a.scale[rows]), (b, b_scale)), added.forms, strict=True)
             )
             where = torch.zeros_like(low, dtype=torch.bool)
             where[rows] = undecided
@@ -170,20 +234,29 @@ def gemm(
     return Interval(low, high)
 
 
-def silu_mul(gemm1: Interval, dtype: torch.dtype = torch.bfloat16) -> Interval:
-    """Return the range of silu(gate) * up for `(m, 2n)`, gate half first, rounded to `dtype`.
+def activated(gemm1: Interval, way: Activation, dtype: torch.dtype = torch.bfloat16) -> Interval:
+    """Return the range of an activation with a gate for `(m, 2n)`, rounded to `dtype`.
 
-    silu falls to its minimum at about -1.278 and rises from there: an interval across it includes that minimum.
+    Its function falls to its minimum, silu's at about -1.278, and rises from there: an interval across it includes that
+    minimum.
     """
-    (gate_low, up_low), (gate_high, up_high) = gemm1.low.chunk(2, -1), gemm1.high.chunk(2, -1)
-    turning, minimum = -1.2784645427610738, -0.2784645427610738
-    ends = torch.stack((_silu(gate_low), _silu(gate_high)))
+    (gate_low, up_low), (gate_high, up_high) = (
+        way.clamped(*way.split(end)) for end in (gemm1.low, gemm1.high)
+    )
+    if way.beta:
+        up_low, up_high = up_low + way.beta, up_high + way.beta
+    turning, minimum = way.minimum()
+    ends = torch.stack((way.of_gate(gate_low), way.of_gate(gate_high)))
     low, high = ends.amin(0), ends.amax(0)
     low = torch.where((gate_low < turning) & (gate_high > turning), minimum, low)
     products = torch.stack((low * up_low, low * up_high, high * up_low, high * up_high))
     # float32 arithmetic before the rounding to bfloat16: see docs/bounds.md, "Activation"
-    freedom = (1.173 * torch.maximum(gate_low.abs(), gate_high.abs()) + 6) * 2.0**-23
+    largest = way.alpha * torch.maximum(gate_low.abs(), gate_high.abs())
+    freedom = (1.173 * largest + 6) * 2.0**-23
     low, high = products.amin(0), products.amax(0)
+    if way != replace(way, kind="silu", alpha=1.0, beta=0.0):  # more steps, and 1 + erf(x) cancels
+        lost = largest * torch.maximum(up_low.abs(), up_high.abs()) * 2.0**-20
+        low, high = low - lost, high + lost
     low, high = low - low.abs() * freedom, high + high.abs() * freedom
     return Interval(low.to(dtype).double(), high.to(dtype).double())
 
@@ -192,10 +265,6 @@ def relu2(gemm1: Interval, dtype: torch.dtype = torch.bfloat16) -> Interval:
     """Return the range of max(x, 0)^2, computed in float32 and rounded to `dtype`."""
     squares = (end.clamp(min=0).square().float() for end in (gemm1.low, gemm1.high))
     return Interval(*(square.to(dtype).double() for square in squares))
-
-
-def _silu(x: Tensor) -> Tensor:
-    return x * torch.sigmoid(x)
 
 
 def masked_moe(
@@ -214,13 +283,14 @@ def masked_moe(
     """Return the legal range of the output rows.
 
     Args:
-        x: `(rows, k)`, valid rows, expert after expert: the bfloat16 input, or with no input scale the decoded quantized
-            input (code x block scale).
+        x: `(rows, k)`, valid rows, expert after expert: the layer's input, or with no input scale what the first GEMM
+            multiplies (code x block scale).
         counts: how many of the rows each expert has.
         w1: `(l, 2n, k)` decoded weights (`(l, n, k)` for relu2).
         w2: `(l, k, n)` decoded weights.
-        scales: w1_alpha, input encode scale (None for a quantized input), a2 encode scale, w2_alpha; `(l,)` float32 each.
-        activation: "silu" or "relu2".
+        scales: w1_alpha, input encode scale (None for an input that is not quantized any more), a2 encode scale, w2_alpha;
+            `(l,)` float32 each.
+        activation: as reference.activations writes it.
         arithmetic: how the candidate quantizes.
         added: how it adds.
         unrounded: what it keeps in float32 instead of rounding it to bfloat16: "gemm1", the first GEMM's output, "hidden",
@@ -236,7 +306,13 @@ def masked_moe(
     w1_alpha, input_scale, a2_scale, w2_alpha = scales
     times = torch.tensor(counts, device=x.low.device)
 
+    form = added.forms[0]
+
     def quantized(values: Interval, scale: Tensor) -> Interval:
+        if form.plain:
+            return Interval(values.low, values.high, values.low.new_zeros((len(values.low), 0)))
+        if form != NVFP4:
+            return scaled_values(form, values, scale.repeat_interleave(times).unsqueeze(-1))
         return quantized_values(values, scale.repeat_interleave(times).unsqueeze(-1), arithmetic)
 
     def multiplied(
@@ -261,9 +337,11 @@ def masked_moe(
         ]
         return Interval(torch.cat([p.low for p in products]), torch.cat([p.high for p in products]))
 
-    between, second = (torch.float32 if name in unrounded else torch.bfloat16 for name in ("gemm1", "hidden"))
+    dtype = form.layer_dtype
+    between, second = (torch.float32 if name in unrounded else dtype for name in ("gemm1", "hidden"))
     a = x if input_scale is None else quantized(x, input_scale)
     gemm1 = multiplied(a, w1, w1_alpha, between, weight_scales[0], added)
-    hidden = silu_mul(gemm1, second) if activation == "silu" else relu2(gemm1, second)
+    way = Activation.of(activation)
+    hidden = activated(gemm1, way, second) if way.gated else relu2(gemm1, second)
     a2, added = quantized(hidden, a2_scale), second_added or added
-    return multiplied(a2, w2, w2_alpha, torch.bfloat16, weight_scales[1], added)
+    return multiplied(a2, w2, w2_alpha, dtype, weight_scales[1], added)

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from collections.abc import Collection
 
+    import torch
     from torch import Tensor
 
+    from harness.candidates.layouts import Pair
     from harness.candidates.protocol import MaskedGroupedGemm, QuantizeGrouped, SiluMulQuantizeGrouped
 
 
@@ -74,7 +76,7 @@ def compose_masked_moe(
     """Return the layer's output from a candidate's stages; what they fail to write is NaN, never an earlier result.
 
     Args:
-        stages: object with quantize_grouped, silu_mul_quantize_grouped and masked_grouped_gemm.
+        stages: object with quantize_grouped, silu_mul_quantize_grouped and masked_grouped_gemm, and perhaps traits.
         hidden_states: (x `(l, m, k)` bfloat16, None), or the pair that quantize_grouped returns.
         input_global_scale: `(l,)` float32, None with a pair.
         w1: `(l, 2n, k/2)` uint8, gate rows first; `(l, n, k/2)` for relu2.
@@ -85,35 +87,48 @@ def compose_masked_moe(
         w2_blockscale: float8_e4m3fn, swizzled 128x4.
         w2_alpha: `(l,)` float32.
         masked_m: `(l,)` int32.
-        activation: "silu" or "relu2".
+        activation: "relu2", or the one with a gate that silu_mul_quantize_grouped applies.
         unrounded: as in Traits: what stays float32 between the stages.
 
     Returns:
-        `(l, m, k)` bfloat16.
+        `(l, m, k)` bfloat16, or float16 of the format fp16.
 
     Raises:
         ValueError: an unknown activation; an input that is neither bfloat16 with a scale nor a pair without one.
     """
     import torch
 
+    from harness.candidates.protocol import traits_of
     from harness.emulation.memory import unwritten
+    from reference.formats import FORMATS
 
-    if activation not in {"silu", "relu2"}:
-        raise ValueError(f"masked_moe: activation must be 'silu' or 'relu2', got {activation!r}")
-    x, x_scale = _quantized(stages, hidden_states, masked_m, input_global_scale)
-    rows, experts = x.shape[0], x.shape[2]
-    dtype = torch.float32 if "gemm1" in unrounded else torch.bfloat16
-    gemm1 = unwritten((experts, rows, w1.shape[1]), dtype, x.device)
-    _multiply(stages, x, x_scale, w1, w1_blockscale, gemm1, masked_m, w1_alpha)
-    if activation == "silu":
-        a2, a2_scale = stages.silu_mul_quantize_grouped(gemm1, masked_m, a2_global_scale)
-    else:
-        hidden = gemm1.float().relu().square()
-        hidden = hidden if "hidden" in unrounded else hidden.bfloat16()
-        a2, a2_scale = stages.quantize_grouped(hidden, masked_m, a2_global_scale)
-    out = unwritten((experts, rows, w2.shape[1]), torch.bfloat16, x.device)
-    _multiply(stages, a2, a2_scale, w2, w2_blockscale, out, masked_m, w2_alpha)
+    traits = traits_of(stages)
+    if activation not in {traits.gated, "relu2"}:
+        raise ValueError(f"masked_moe: activation must be {traits.gated!r} or 'relu2', got {activation!r}")
+    own = FORMATS[traits.activation_format].layer_dtype
+    a = _quantized(stages, hidden_states, masked_m, input_global_scale)
+    (rows, _, experts), device = a[0].shape, a[0].device
+    gemm1 = unwritten((experts, rows, w1.shape[1]), torch.float32 if "gemm1" in unrounded else own, device)
+    _multiply(stages, a, w1, w1_blockscale, gemm1, masked_m, w1_alpha)
+    hidden = torch.float32 if "hidden" in unrounded else own
+    a2 = _activated(stages, gemm1, activation, masked_m, a2_global_scale, hidden)
+    out = unwritten((experts, rows, w2.shape[1]), own, device)
+    _multiply(stages, a2, w2, w2_blockscale, out, masked_m, w2_alpha)
     return out
+
+
+def _activated(
+    stages: InnerStages,
+    gemm1: Tensor,
+    activation: str,
+    masked_m: Tensor,
+    a2_global_scale: Tensor,
+    dtype: torch.dtype,
+) -> Pair:
+    """Return the intermediate as the second GEMM takes it; relu2 is not a stage of its own, and rounded to a type."""
+    if activation != "relu2":
+        return stages.silu_mul_quantize_grouped(gemm1, masked_m, a2_global_scale)
+    return stages.quantize_grouped(gemm1.float().relu().square().to(dtype), masked_m, a2_global_scale)
 
 
 def _quantized(
@@ -121,12 +136,11 @@ def _quantized(
     hidden_states: tuple[Tensor, Tensor | None],
     masked_m: Tensor,
     input_global_scale: Tensor | None,
-) -> tuple[Tensor, Tensor]:
+) -> Pair:
     """Return the tokens as the first GEMM takes them."""
     x, x_scale = hidden_states
     if x_scale is None and input_global_scale is not None:
-        x, x_scale = stages.quantize_grouped(x, masked_m, input_global_scale)
-        return x, x_scale
+        return stages.quantize_grouped(x, masked_m, input_global_scale)
     if x_scale is not None and input_global_scale is None:
         return x, x_scale
     raise ValueError(
@@ -136,8 +150,7 @@ def _quantized(
 
 def _multiply(
     stages: InnerStages,
-    a: Tensor,
-    a_scale: Tensor,
+    a: Pair,
     w: Tensor,
     blockscale: Tensor,
     out: Tensor,
@@ -147,6 +160,5 @@ def _multiply(
     """Multiply by weights as engines hold them, into out `(l, m, n)`."""
     from harness.candidates import layouts
 
-    stages.masked_grouped_gemm(
-        a, a_scale, w.permute(1, 2, 0), layouts.as_mma(blockscale), out.permute(1, 2, 0), masked_m, alpha
-    )
+    scales = layouts.as_mma(blockscale).view(blockscale.dtype)
+    stages.masked_grouped_gemm(*a, w.permute(1, 2, 0), scales, out.permute(1, 2, 0), masked_m, alpha)

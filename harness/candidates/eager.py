@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from harness.candidates.composition import ComposedMoe
 from harness.candidates.decoded import DecodedOperands
@@ -13,20 +14,24 @@ from harness.candidates.support import Support, supported, unsupported
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from harness.candidates.layouts import Pair
+    from reference.formats import Format
 
-class Eager(ComposedMoe, LayerStages):
-    """Quantizes as the reference defines it, multiplies in float64, honours strides, writes valid rows only.
+
+class EagerKernels(ComposedMoe):
+    """The stages of the masked MoE alone, in any format: quantizes as the reference defines it, multiplies in float64, honours strides, writes valid rows only.
 
     The product is rounded once to float32: one legal value for every element, in whatever order torch adds.
 
     Args:
         device: torch device type to run on.
+        traits: others than its own: the formats of its operands, for example.
     """
 
     name = "eager"
 
-    def __init__(self, device: str = "cpu") -> None:
-        self.traits = Traits(
+    def __init__(self, device: str = "cpu", **traits: Any) -> None:
+        declared = Traits(
             device=device,
             arithmetic="real",
             accumulator_chunk=1,
@@ -37,6 +42,7 @@ class Eager(ComposedMoe, LayerStages):
             reads_strides=True,
             cuda_graph=False,
         )
+        self.traits = replace(declared, **traits)
         self._weights = DecodedOperands()
 
     def support(self) -> Support:
@@ -49,43 +55,46 @@ class Eager(ComposedMoe, LayerStages):
             supported() if torch.cuda.is_available() else unsupported("needs a CUDA device, torch sees none")
         )
 
-    def quantize_grouped(
-        self, x: Tensor, masked_m: Tensor, global_scale_enc: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    @property
+    def form(self) -> Format:
+        """Format of the tokens and the intermediate when they are multiplied."""
+        from reference.formats import FORMATS
+
+        return FORMATS[self.traits.activation_format]
+
+    def quantize_grouped(self, x: Tensor, masked_m: Tensor, global_scale_enc: Tensor) -> Pair:
         """Quantize the valid rows; padding rows become zero. Shapes: harness.candidates.protocol."""
-        import torch
-
         from harness.candidates import layouts
+        from reference.formats import Coded
         from reference.moe import valid_rows
-        from reference.nvfp4 import quantize_nvfp4
 
-        codes = torch.zeros(x.shape, dtype=torch.uint8, device=x.device)
-        block_scale = torch.zeros((*x.shape[:2], x.shape[2] // 16), dtype=torch.uint8, device=x.device)
         valid = valid_rows(masked_m, x.shape[1])
         of_row = global_scale_enc.unsqueeze(-1).expand(valid.shape)[valid]
-        quantized = quantize_nvfp4(x[valid], of_row)
-        codes[valid], block_scale[valid] = quantized.codes, quantized.block_scale
-        return layouts.operand(codes), layouts.scales(block_scale)
 
-    def silu_mul_quantize_grouped(
-        self, gate_up: Tensor, masked_m: Tensor, global_scale_enc: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Quantize bf16(silu(gate) * up) of the valid rows. Shapes: harness.candidates.protocol."""
+        def padded(rows: Tensor) -> Tensor:
+            whole = rows.new_zeros((*x.shape[:2], rows.shape[-1]))
+            whole[valid] = rows
+            return whole
+
+        quantized: Coded = self.form.quantize(x[valid], of_row)
+        return layouts.stored(self.form, quantized.map(padded))
+
+    def silu_mul_quantize_grouped(self, gate_up: Tensor, masked_m: Tensor, global_scale_enc: Tensor) -> Pair:
+        """Quantize the activation, rounded to gate_up's type, of the valid rows. Shapes: harness.candidates.protocol."""
         import torch
 
         from reference.moe import activate, valid_rows
 
-        hidden = torch.zeros(
-            (*gate_up.shape[:2], gate_up.shape[2] // 2), dtype=torch.bfloat16, device=gate_up.device
-        )
+        own = self.form.layer_dtype
+        hidden = torch.zeros((*gate_up.shape[:2], gate_up.shape[2] // 2), dtype=own, device=gate_up.device)
         valid = valid_rows(masked_m, gate_up.shape[1])
-        hidden[valid] = activate(gate_up[valid], "silu")
+        hidden[valid] = activate(gate_up[valid], self.traits.gated, own)
         return self.quantize_grouped(hidden, masked_m, global_scale_enc)
 
     def masked_grouped_gemm(
         self,
         a: Tensor,
-        a_scale: Tensor,
+        a_scale: Any,
         b: Tensor,
         b_scale: Tensor,
         out: Tensor,
@@ -96,26 +105,29 @@ class Eager(ComposedMoe, LayerStages):
         import torch
 
         from harness.candidates import layouts
+        from reference.formats import FORMATS
         from reference.moe import valid_rows
-        from reference.nvfp4 import decode_blocks
 
-        a_codes = layouts.codes_of(a)
-        columns = a_codes.shape[2] // 16
-        a_bytes = layouts.block_scales_of(a_scale, a_codes.shape[1], columns)
+        coded, of_weights = layouts.loaded(self.form, (a, a_scale)), FORMATS[self.traits.weight_format]
         packed, swizzled = b.permute(2, 0, 1).contiguous(), layouts.swizzled_bytes(b_scale)
 
         def decode() -> Tensor:
-            b_bytes = layouts.block_scales_of(b_scale, b.shape[0], columns)
-            return decode_blocks(layouts.codes_of(b), b_bytes, torch.float64)
+            return of_weights.values(layouts.loaded(of_weights, (b, b_scale)), torch.float64)
 
         b_values = self._weights.get(packed, swizzled, decode)
-        valid, counts = valid_rows(masked_m, a_codes.shape[1]), masked_m.tolist()
-        a_values = torch.split(decode_blocks(a_codes[valid], a_bytes[valid], torch.float64), counts)
-        for expert, rows in enumerate(counts):
-            product = torch.mm(a_values[expert], b_values[expert].T).float()
+        valid, counts = valid_rows(masked_m, coded.codes.shape[1]), masked_m.tolist()
+        values = self.form.values(coded.map(lambda t: t[valid]), torch.float64)
+        for expert, (rows, a_values) in enumerate(zip(counts, torch.split(values, counts), strict=True)):
+            product = torch.mm(a_values, b_values[expert].T).float()
+            if coded.row_scale is not None:
+                product *= coded.row_scale[expert, :rows]
             out[:rows, :, expert] = (product if alpha is None else product * alpha.reshape(-1)[expert]).to(
                 out.dtype
             )
+
+
+class Eager(EagerKernels, LayerStages):
+    """Those of NVFP4, with the stages around them."""
 
 
 class EagerCuda(Eager):

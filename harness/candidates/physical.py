@@ -8,7 +8,8 @@ reciprocals, and an accumulator that truncates once per 64 products. Faults are 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from harness.candidates.composition import ComposedMoe
 from harness.candidates.decoded import DecodedOperands
@@ -19,15 +20,33 @@ from harness.candidates.support import Support, supported
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from harness.candidates.layouts import Pair
+    from reference.formats import Coded, Format
+
 TILE = 128
 _WEIGHTS = DecodedOperands()
 
 
-class Physical(ComposedMoe, PhysicalLayerStages):
-    """The modelled kernels. See the module's docstring; shapes in harness.candidates.protocol."""
+class PhysicalKernels(ComposedMoe):
+    """The modelled kernels, in any format. See the module's docstring; shapes in harness.candidates.protocol.
+
+    Args:
+        traits: others than its own: the formats of its operands, for example.
+    """
 
     name = "physical"
     traits = Traits(device="cpu", summation="exact 64", k_multiple=16, n_multiple=8, cuda_graph=False)
+
+    def __init__(self, **traits: Any) -> None:
+        if traits:
+            self.traits = replace(self.traits, **traits)
+
+    @property
+    def form(self) -> Format:
+        """Format of the tokens and the intermediate when they are multiplied."""
+        from reference.formats import FORMATS
+
+        return FORMATS[self.traits.activation_format]
 
     def support(self) -> Support:
         """Return that it runs everywhere."""
@@ -39,19 +58,17 @@ class Physical(ComposedMoe, PhysicalLayerStages):
 
         return simulated_rcp(x)
 
-    def quantize_grouped(
-        self, x: Tensor, masked_m: Tensor, global_scale_enc: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def quantize_grouped(self, x: Tensor, masked_m: Tensor, global_scale_enc: Tensor) -> Pair:
         """Quantize rows below masked_m[e]; everything else keeps what the allocator left."""
         import torch
 
         from harness.candidates import layouts
         from harness.emulation.memory import raw, unwritten
-        from harness.emulation.quantize import quantize_kernel_order
         from reference.e2m1 import pack_e2m1
         from reference.layout import padded_extents
 
         experts, rows, k = x.shape
+        form = self.form
         _require_contiguous(x, masked_m, global_scale_enc)
         _require(x.dtype in {torch.bfloat16, torch.float16}, f"x must be bfloat16 or float16, got {x.dtype}")
         _require(k % 16 == 0, f"k must be a multiple of 16, got {k}")
@@ -59,40 +76,58 @@ class Physical(ComposedMoe, PhysicalLayerStages):
             global_scale_enc.dtype == torch.float32,
             f"the global scale must be float32, got {global_scale_enc.dtype}",
         )
-        padded_rows, padded_columns = padded_extents(rows, k // 16, "128x4")
-        packed = unwritten((experts, rows, k // 2), torch.uint8)
-        swizzled = unwritten((experts, padded_rows, padded_columns), torch.uint8)
         expert, row = _valid_rows(masked_m, experts, rows)
-        codes, block_scale = quantize_kernel_order(
-            raw(x, (experts, rows, k))[expert, row],
-            raw(global_scale_enc, (experts,))[expert],
-            rcp=self.reciprocal,
+        coded = self._quantized(
+            raw(x, (experts, rows, k))[expert, row], raw(global_scale_enc, (experts,))[expert]
         )
-        packed[expert, row] = pack_e2m1(codes)
-        place = _scale_index(rows, k // 16)[row] + expert.unsqueeze(-1) * padded_rows * padded_columns
-        swizzled.view(-1)[place] = block_scale
-        return packed.permute(1, 2, 0), layouts.as_mma(swizzled)
+        codes = pack_e2m1(coded.codes) if form.element == "e2m1" else coded.codes
+        stored = unwritten((experts, rows, codes.shape[-1]), codes.dtype)
+        stored[expert, row] = codes
+        if not form.swizzled:
+            return stored.permute(1, 2, 0), _in_padding(coded, (experts, rows), (expert, row))
+        columns = k // form.block
+        padded_rows, padded_columns = padded_extents(rows, columns, "128x4")
+        swizzled = unwritten((experts, padded_rows, padded_columns), torch.uint8)
+        place = _scale_index(rows, columns)[row] + expert.unsqueeze(-1) * padded_rows * padded_columns
+        swizzled.view(-1)[place] = coded.block_scale
+        scales = layouts.as_mma(swizzled)
+        return stored.permute(1, 2, 0), scales if form.scale == "e4m3" else scales.view(torch.uint8)
 
-    def silu_mul_quantize_grouped(
-        self, gate_up: Tensor, masked_m: Tensor, global_scale_enc: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Quantize silu(gate) * up, computed in float32 and rounded to bfloat16 first."""
+    def _quantized(self, rows: Tensor, global_scale_enc: Tensor) -> Coded:
+        """Return rows `(n, k)` in the format, in the kernels' order of operations where that is known."""
+        from harness.emulation.quantize import quantize_kernel_order
+        from reference.formats import Coded
+
+        if self.form.name != "nvfp4":
+            return self.form.quantize(rows, global_scale_enc)
+        return Coded(*quantize_kernel_order(rows, global_scale_enc, rcp=self.reciprocal))
+
+    def silu_mul_quantize_grouped(self, gate_up: Tensor, masked_m: Tensor, global_scale_enc: Tensor) -> Pair:
+        """Quantize the activation, computed in float32 and rounded to gate_up's type first."""
         import torch
 
         from harness.emulation.memory import raw, unwritten
+        from reference.activations import Activation
 
         experts, rows, n2 = gate_up.shape
+        own = self.form.layer_dtype
         _require_contiguous(gate_up, masked_m, global_scale_enc)
-        hidden = unwritten((experts, rows, n2 // 2), torch.bfloat16)
+        hidden = unwritten((experts, rows, n2 // 2), own)
         valid = _valid_rows(masked_m, experts, rows)
-        gate, up = raw(gate_up, (experts, rows, n2))[valid].float().chunk(2, dim=-1)
-        hidden[valid] = (gate / (1 + torch.exp(-gate)) * up).bfloat16()
+        way = Activation.of(self.traits.gated)
+        gate_up = raw(gate_up, (experts, rows, n2))[valid].float()
+        if way.kind == "silu":
+            gate, up = way.clamped(*way.split(gate_up))
+            up = up + way.beta if way.beta else up  # -0.0 stays
+            hidden[valid] = (gate / (1 + torch.exp(-way.alpha * gate)) * up).to(own)
+        else:
+            hidden[valid] = way.value(gate_up).to(own)
         return self.quantize_grouped(hidden, masked_m, global_scale_enc)
 
     def masked_grouped_gemm(
         self,
         a: Tensor,
-        a_scale: Tensor,
+        a_scale: Any,
         b: Tensor,
         b_scale: Tensor,
         out: Tensor,
@@ -102,9 +137,12 @@ class Physical(ComposedMoe, PhysicalLayerStages):
         """Store ceil(masked_m[e] / 128) whole tiles per expert, garbage rows included, clipped at m."""
         from harness.emulation.accumulate import blocked_gemm
         from harness.emulation.memory import raw
+        from reference.formats import FORMATS
 
-        rows, half_k, experts = a.shape
-        n, k = b.shape[0], half_k * 2
+        form, of_weights = self.form, FORMATS[self.traits.weight_format]
+        rows, width, experts = a.shape
+        k = width * 2 if form.element == "e2m1" else width
+        n, half_k = b.shape[0], k // 2
         _require(
             tuple(b.shape) == (n, half_k, experts),
             f"b must be (n, {half_k}, {experts}), got {tuple(b.shape)}",
@@ -119,16 +157,17 @@ class Physical(ComposedMoe, PhysicalLayerStages):
         )
         target = raw(out, (experts, rows, n))
         alphas = None if alpha is None else raw(alpha, (experts,))
-        a_memory, b_memory = raw(a, (experts, rows, half_k)), raw(b, (experts, n, half_k))
-        a_bytes, b_bytes = _scale_memory(a_scale, (rows, k)), _scale_memory(b_scale, (n, k))
-        a_index, b_index = (_scale_index(extent, k // 16) for extent in (rows, n))
+        of_a = _Memory(form, raw(a, (experts, rows, width)), a_scale, k)
+        of_b = _Memory(of_weights, raw(b, (experts, n, half_k)), b_scale, k)
         for expert, count in enumerate(raw(masked_m, (experts,)).tolist()):
             stored = min(math.ceil(count / TILE) * TILE, rows)
             if not stored:
                 continue
-            a_values = _decoded(a_memory[expert, :stored], a_bytes[expert], a_index[:stored])
-            b_values = _weight_values(b_memory[expert], b_bytes[expert], b_index)
-            product = blocked_gemm(a_values, b_values, chunk=self.traits.accumulator_chunk)
+            product = blocked_gemm(
+                of_a.values(expert, stored), of_b.kept(expert), chunk=self.traits.accumulator_chunk
+            )
+            if form.rows:
+                product *= raw(a_scale, (experts, rows, 1))[expert, :stored]
             target[expert, :stored] = (product if alphas is None else product * alphas[expert]).to(out.dtype)
 
 
@@ -142,30 +181,75 @@ def _valid_rows(masked_m: Tensor, experts: int, rows: int) -> tuple[Tensor, Tens
     return expert, row
 
 
-def _weight_values(packed: Tensor, scales: Tensor, index: Tensor) -> Tensor:
-    """Return one expert's weights; in float64, which blocked_gemm multiplies in. Kept."""
-    return _WEIGHTS.get(packed, scales, lambda: _decoded(packed, scales, index).double())
+class Physical(PhysicalKernels, PhysicalLayerStages):
+    """Those of NVFP4, with the stages around them."""
 
 
-def _scale_memory(scale: Tensor, extents: tuple[int, int]) -> Tensor:
+class _Memory:
+    """An operand of all experts as it lies in memory.
+
+    Args:
+        form: its format.
+        stored: `(experts, rows, bytes or elements)`.
+        scales: its block scales as they were handed over, or None.
+        k: elements of a row.
+    """
+
+    def __init__(self, form: Format, stored: Tensor, scales: Any, k: int) -> None:
+        from harness.emulation.memory import raw
+
+        self._form, self._stored = form, stored
+        self._bytes: Tensor | None = None
+        self._floats: Tensor | None = None
+        if form.scale == "float32":
+            self._floats = raw(scales, (*stored.shape[:2], k // form.block))
+        if form.swizzled:
+            rows, columns = stored.shape[1], k // form.block
+            self._bytes, self._index = _scale_memory(scales, rows, columns), _scale_index(rows, columns)
+
+    def values(self, expert: int, rows: int) -> Tensor:
+        """Return the values of one expert's first rows, float32."""
+        import torch
+
+        from reference.e2m1 import unpack_e2m1
+        from reference.formats import Coded
+
+        stored = self._stored[expert, :rows]
+        codes = unpack_e2m1(stored) if self._form.element == "e2m1" else stored
+        if self._floats is not None:
+            return self._form.values(Coded(codes, self._floats[expert, :rows]), torch.float64)
+        if self._bytes is None:
+            return self._form.values(Coded(codes, codes.new_zeros((rows, 0), dtype=torch.uint8)))
+        return self._form.values(Coded(codes, self._bytes[expert][self._index[:rows]]))
+
+    def kept(self, expert: int) -> Tensor:
+        """Return one expert's weights; in float64, which blocked_gemm multiplies in. Kept."""
+        stored, scales = self._stored[expert], self._bytes
+        assert scales is not None  # noqa: S101 - weights have block scales
+        return _WEIGHTS.get(stored, scales[expert], lambda: self.values(expert, len(stored)).double())
+
+
+def _in_padding(coded: Coded, extents: tuple[int, int], places: tuple[Tensor, Tensor]) -> Tensor | None:
+    """Return float32 scales of valid rows in a buffer `(experts, rows, columns)`, or None where there are none."""
+    from harness.emulation.memory import unwritten
+
+    scales = coded.block_scale if coded.row_scale is None else coded.row_scale
+    if not scales.shape[-1]:
+        return None
+    buffer = unwritten((*extents, scales.shape[-1]), scales.dtype)
+    buffer[places] = scales
+    return buffer
+
+
+def _scale_memory(scale: Tensor, rows: int, columns: int) -> Tensor:
     """Return the bytes of each expert's block scales, `(experts, bytes)`, in 128x4 order, as they lie in memory."""
     import torch
 
     from harness.emulation.memory import raw
     from reference.layout import padded_extents
 
-    padded_rows, padded_columns = padded_extents(extents[0], extents[1] // 16, "128x4")
+    padded_rows, padded_columns = padded_extents(rows, columns, "128x4")
     return raw(scale.view(torch.uint8), (scale.shape[5], padded_rows * padded_columns))
-
-
-def _decoded(packed: Tensor, scales: Tensor, index: Tensor) -> Tensor:
-    """Return the values of one expert's codes; `index` says where the scale of each block lies."""
-    import torch
-
-    from reference.e2m1 import unpack_e2m1
-    from reference.nvfp4 import decode_blocks
-
-    return decode_blocks(unpack_e2m1(packed), scales[index], torch.float32)
 
 
 def _scale_index(rows: int, columns: int) -> Tensor:

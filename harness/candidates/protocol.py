@@ -22,6 +22,20 @@ Stages
         w1 uint8 (l, 2n, k/2), [gate, up]; w2 uint8 (l, k, n/2); block scales float8_e4m3fn swizzled 128x4,
         (l, round_up(rows, 128), round_up(columns / 16, 4)).
 
+Other formats (Traits.activation_format, Traits.weight_format; reference.formats), in what quantizers return and in what
+masked_grouped_gemm takes
+    bf16, fp16: the operand is logical (m, k, l) of that type and its scales are None; quantize_grouped returns the tokens as
+        they are. With fp16 tokens, gate_up, the intermediate and the layer's output are float16.
+    fp8, fp8_token, fp8_128, mxfp8: E4M3 bytes, uint8, logical (m, k, l). Scales: of fp8 None, global_scale_enc being
+        448/amax; of fp8_token float32 (l, m, 1), the epilogue's factor of each row; of fp8_128 float32 (l, m, k/128).
+    mxfp8, mxfp4: blocks of 32, rk = ceil(k / 128), block scales E8M0, uint8, logical and physical as above.
+    nvfp4_46: as NVFP4, with block scales of amax / 6 or amax / 4, global_scale_enc being 256*6/amax.
+    Of a format without encode scales global_scale_enc is ones, and alpha holds no encode scale of it.
+
+Other activations (Traits.activations; reference.activations)
+    The one with a gate is what silu_mul_quantize_grouped applies and what masked_moe gets as `activation`; the columns of
+    gate_up, and the rows of w1, lie as it says.
+
 Stages of the layer around them; lists have one entry a rank, which is simulated or a process (harness.candidates.
 over_ranks); definitions in reference.routing and reference.loading
     route_topk(logits, topk, *, normalize=True) -> (topk_idx, topk_weights)
@@ -79,14 +93,14 @@ class Candidate(Protocol):
 class QuantizeGrouped(Protocol):
     """quantize_grouped: tokens to NVFP4."""
 
-    def __call__(self, x: Tensor, masked_m: Tensor, global_scale_enc: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, x: Tensor, masked_m: Tensor, global_scale_enc: Tensor) -> tuple[Tensor, Any]:
         """Return (packed, block_scale)."""
 
 
 class SiluMulQuantizeGrouped(Protocol):
     """silu_mul_quantize_grouped: silu(gate) * up to NVFP4."""
 
-    def __call__(self, gate_up: Tensor, masked_m: Tensor, global_scale_enc: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, gate_up: Tensor, masked_m: Tensor, global_scale_enc: Tensor) -> tuple[Tensor, Any]:
         """Return (packed, block_scale)."""
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from harness.verdict import UsageError
+from reference.activations import Activation
 
 MOST = 8192
 """Largest multiple, chunk or number of rows that means anything: problems reach no further in any extent."""
@@ -33,18 +34,23 @@ _LEAST = {
     "most_tokens": 0,
 }
 _KNOWN = {
+    "activation_format": (
+        "nvfp4", "nvfp4_46", "bf16", "fp16", "fp8", "fp8_token", "fp8_128", "mxfp8", "mxfp8_up", "mxfp4", "mxfp4_up",
+    ),
+    "weight_format": ("nvfp4", "nvfp4_46", "mxfp4"),
     "arithmetic": ("fast", "exact", "real"),
     "out_dtypes": ("bfloat16", "float16", "float32"),
-    "activations": ("silu", "relu2"),
     "unrounded": ("gemm1", "hidden"),
     "transports": ("bf16", "fp8", "nvfp4", "fp8-rounded", "fp8-ue8m0"),
-}
+}  # fmt: skip
 _SETS = {
     "hints": "dicts of keyword arguments",
     "deviations": 'texts such as "ties: away from zero"',
+    "activations": 'one such as "silu" or "silu; limit 10", "relu2", or both',
     "hidden_sizes": "multiples of 128",
 }
 _MAY_BE_EMPTY = {"unrounded"}
+_ONE_OF = ("activation_format", "weight_format", "arithmetic")
 _TEXTS = {"device": 'torch device type such as "cuda"', "summation": 'text such as "sm_90 f16; parts 2"'}
 
 
@@ -56,6 +62,12 @@ class Traits:
 
     Attributes:
         device: torch device type that its tensors live on.
+        activation_format: of the first operand of masked_grouped_gemm, and so of what the quantizers return: "nvfp4", and
+            "nvfp4_46" with block scales of amax / 6 or amax / 4;
+            "bf16" and "fp16" as they are; E4M3 with a scale of each expert, "fp8", of each token, "fp8_token", or of each
+            128 channels, "fp8_128"; "mxfp8" and "mxfp4", and "mxfp8_up" and "mxfp4_up" with E8M0 scales that are rounded
+            up (reference.formats).
+        weight_format: of the second one: "nvfp4", "nvfp4_46" or "mxfp4".
         arithmetic: how a block scale and the codes are computed: "fast" (approximate reciprocals, each free by one unit
             in the last place), "exact" (correctly rounded float32 reciprocals, one legal value), "real" (rounding of
             the real number, one legal value). See docs/bounds.md.
@@ -68,7 +80,8 @@ class Traits:
         out_dtypes: output types of masked_grouped_gemm.
         output_alignment: the address of masked_grouped_gemm's output is a multiple of so many bytes. A slice of a larger
             tensor starts anywhere, a fresh allocation at a multiple of 64 (CPU) or 512 (CUDA).
-        activations: values of masked_moe's `activation`.
+        activations: values of masked_moe's `activation`: "silu" or another one with a gate, which silu_mul_quantize_grouped
+            applies too, and "relu2" (reference.activations: "swigluoai", "silu; limit 10; interleave 16").
         deterministic: two runs on the same input are bit-identical.
         place_invariant: a row's bits do not depend on its expert's number, its place among the rows or the capacity
             (False for stream-k and the like, which split the reduction by place).
@@ -98,6 +111,8 @@ class Traits:
     """
 
     device: str = "cuda"
+    activation_format: str = "nvfp4"
+    weight_format: str = "nvfp4"
     arithmetic: str = "fast"
     accumulator_chunk: int = 64
     summation: str = ""
@@ -134,7 +149,22 @@ class Traits:
     @property
     def width_multiple(self) -> int:
         """What hidden and inter are multiples of: each is the k of one GEMM and sets the n of the other."""
-        return math.lcm(self.k_multiple, self.n_multiple, 16)
+        return math.lcm(self.k_multiple, self.n_multiple, 16, Activation.of(self.gated).interleave or 1)
+
+    @property
+    def gated(self) -> str:
+        """The activation with a gate, "silu" of a candidate that has none."""
+        return next((text for text in self.activations if text != "relu2"), "silu")
+
+    @property
+    def formats(self) -> tuple[str, str]:
+        """Of activations and weights."""
+        return self.activation_format, self.weight_format
+
+    @property
+    def without_scales(self) -> bool:
+        """Whether masked_grouped_gemm takes activations without scales: the layer cannot be handed quantized ones."""
+        return self.activation_format in {"bf16", "fp16", "fp8"}
 
     def at_most_experts(self, wanted: int) -> int:
         """Return a number of experts, or the most that the candidate accepts."""
@@ -162,6 +192,16 @@ def _check(traits: Traits) -> None:
     for name in (field.name for field in fields(traits)):
         if wanted := _wanted(name, getattr(traits, name)):
             raise UsageError(f"Traits: {name} must be {wanted}, got {_shown(getattr(traits, name))}")
+    if len(traits.activations) - ("relu2" in traits.activations) > 1:
+        raise UsageError(
+            f"Traits: activations must be at most one with a gate, and relu2, got {_shown(traits.activations)}"
+        )
+    block = 128 if traits.activation_format == "fp8_128" else 32 if "mxfp" in str(traits.formats) else 1
+    if traits.k_multiple % block:
+        raise UsageError(
+            f"Traits: k_multiple must be a multiple of {block}, the block of {' with '.join(traits.formats)}, "
+            f"got {traits.k_multiple}"
+        )
     if 0 < traits.max_experts < traits.min_experts:
         raise UsageError(
             f"Traits: max_experts must be 0, for no limit, or at least min_experts, which is {traits.min_experts}, "
@@ -177,22 +217,35 @@ def _wanted(name: str, value: Any) -> str:
         return _wanted_set(name, value)
     if name in _TEXTS:
         return "" if isinstance(value, str) and (value or name == "summation") else f"a {_TEXTS[name]}"
-    if name == "arithmetic":
+    if name in _ONE_OF:
         return "" if value in _KNOWN[name] else f"one of {', '.join(_KNOWN[name])}"
     if name in _KNOWN:
         return _wanted_names(name, value)
     return "" if isinstance(value, bool) else "True or False"
 
 
+def _no_activation(text: str) -> str:
+    """Return why a text is no activation, or ""."""
+    try:
+        Activation.of(text)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
 def _wanted_set(name: str, value: Any) -> str:
     def fits(each: Any) -> bool:
         if name == "hidden_sizes":
             return isinstance(each, int) and not isinstance(each, bool) and each > 0 and each % 128 == 0
+        if name == "activations":
+            return isinstance(each, str) and not _no_activation(each)
         if name == "deviations":
             return isinstance(each, str) and ": " in each
         return isinstance(each, dict) and all(isinstance(key, str) for key in each)
 
-    return "" if isinstance(value, tuple | list) and all(map(fits, value)) else f"a tuple of {_SETS[name]}"
+    some = bool(value) or name != "activations"
+    fitting = isinstance(value, tuple | list) and some and all(map(fits, value))
+    return "" if fitting else f"a tuple of {_SETS[name]}"
 
 
 def _wanted_number(name: str, value: Any) -> str:

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from harness.candidates import layouts
-from harness.emulation.memory import unwritten
+from harness.candidates.protocol import traits_of
+from reference.activations import Activation
 from reference.e2m1 import encode_e2m1
 from reference.e4m3 import decode_e4m3
-from reference.moe import activate
-from reference.nvfp4 import BLOCK, decode_blocks, quantize_nvfp4
+from reference.formats import FORMATS, Coded, Format
+from reference.nvfp4 import BLOCK
 
 
 class Call:
@@ -41,6 +42,21 @@ class Call:
             if name in arguments:
                 setattr(self, name, arguments[name])
 
+    @property
+    def form(self) -> Format:
+        """Format of the activations when they are multiplied."""
+        return FORMATS[traits_of(self.candidate).activation_format]
+
+    @property
+    def way(self) -> Activation:
+        """The candidate's activation with a gate."""
+        return Activation.of(traits_of(self.candidate).gated)
+
+    @property
+    def weight_form(self) -> Format:
+        """Format of the weights."""
+        return FORMATS[traits_of(self.candidate).weight_format]
+
     def arguments(self) -> dict[str, Any]:
         """Return the arguments as they are now, hints included."""
         return {name: getattr(self, name) for name in self.names if hasattr(self, name)} | self.extra
@@ -61,8 +77,8 @@ class QuantizeCall(Call):
         x: `(l, m, k)` bfloat16, or gate_up `(l, m, 2k)` of silu_mul_quantize_grouped under the same name.
         masked_m: `(l,)` int32.
         global_scale_enc: `(l,)` float32.
-        packed: logical `(m, k/2, l)` uint8, after run().
-        scales: logical 6-D float8_e4m3fn, after run().
+        packed: logical `(m, k/2, l)` uint8, after run(); `(m, k, l)` of a format that does not pack.
+        scales: logical 6-D float8_e4m3fn, after run(); None of a format without block scales.
     """
 
     names = ("x", "masked_m", "global_scale_enc")
@@ -77,36 +93,36 @@ class QuantizeCall(Call):
         experts, rows, width = self.x.shape
         k = width // 2 if stage == "silu_mul_quantize_grouped" else width
         self.shape = (experts, rows, k)
-        self.packed = layouts.operand(unwritten((experts, rows, k), torch.uint8).to(self.x.device) & 15)
-        block_scale = unwritten((experts, rows, k // 16), torch.uint8).to(self.x.device)
-        self.scales = layouts.scales(block_scale, 0x7F)
+        self.packed, self.scales = layouts.unwritten(self.form, self.shape, self.x.device)
 
     def run(self) -> None:
         """Quantize; packed and scales are there afterwards."""
         self.packed, self.scales = self.function(self.x, self.masked_m, self.global_scale_enc, **self.extra)
 
-    def result(self) -> tuple[Tensor, Tensor]:
+    def result(self) -> layouts.Pair:
         """Return (packed, scales)."""
         return self.packed, self.scales
 
     @property
     def codes(self) -> Tensor:
-        """`(l, m, k)` uint8; assign to change."""
-        return layouts.codes_of(self.packed)
+        """`(l, m, k)`, elements as the format stores them; assign to change."""
+        return layouts.loaded(self.form, (self.packed, self.scales)).codes
 
     @codes.setter
     def codes(self, codes: Tensor) -> None:
-        self.packed = layouts.operand(codes)
+        self.packed = layouts.elements(self.form, codes)
 
     @property
     def block_scale(self) -> Tensor:
-        """`(l, m, k/16)` uint8, linear; assign to change (padding bytes stay as they are)."""
-        _, rows, k = self.shape
-        return layouts.block_scales_of(self.scales, rows, k // 16)
+        """`(l, m, k/block)` uint8, linear; assign to change (padding bytes stay as they are)."""
+        return layouts.loaded(self.form, (self.packed, self.scales)).block_scale
 
     @block_scale.setter
     def block_scale(self, block_scale: Tensor) -> None:
-        self.scales = with_block_scale(self.scales, block_scale)
+        if self.form.swizzled:
+            self.scales = layouts.with_block_scale(self.scales, block_scale)
+        elif self.form.scale:
+            self.scales = block_scale
 
     def valid(self) -> Tensor:
         """Return which rows count, `(l, m, 1)` bool."""
@@ -115,7 +131,8 @@ class QuantizeCall(Call):
     @property
     def values(self) -> Tensor:
         """`(l, m, k)` bfloat16: what is quantized, the input itself or the activation of it."""
-        return activate(self.x, "silu") if self.stage == "silu_mul_quantize_grouped" else self.x
+        activated = self.stage == "silu_mul_quantize_grouped"
+        return self.way.value(self.x.double()).to(self.x.dtype) if activated else self.x
 
     def amax(self) -> Tensor:
         """Return the largest magnitude of each block `(l, m, k/16)` float64; NaN only where every element is."""
@@ -148,19 +165,19 @@ class QuantizeCall(Call):
         A float32 activation, or a candidate without that stage, is quantized as the reference does it.
         """
         own = getattr(self.candidate, "quantize_grouped", None)
-        if own is not None and hidden.dtype == torch.bfloat16:
+        if own is not None and hidden.dtype == self.form.layer_dtype:
             self.packed, self.scales = own(hidden.contiguous(), self.masked_m, self.global_scale_enc)
             return
-        quantized = quantize_nvfp4(hidden, self.global_scale_enc)
-        self.packed = layouts.operand(quantized.codes)
-        self.scales = layouts.scales(quantized.block_scale, 0x7F)
+        quantized = self.form.quantize(hidden, self.global_scale_enc)
+        self.packed, self.scales = layouts.stored(self.form, quantized, 0x7F)
 
 
 class GemmCall(Call):
     """masked_grouped_gemm.
 
     Attributes:
-        a: logical `(m, k/2, l)` uint8; b: `(n, k/2, l)`; a_scale, b_scale: logical 6-D float8_e4m3fn.
+        a: logical `(m, k/2, l)` uint8, or as its format has it; b: `(n, k/2, l)`; a_scale, b_scale: logical 6-D
+            float8_e4m3fn; a_scale None of a format without block scales.
         out: logical `(m, n, l)`, written in place by run().
         masked_m: `(l,)` int32.
         alpha: `(l,)` float32 or None.
@@ -168,7 +185,7 @@ class GemmCall(Call):
 
     names = ("a", "a_scale", "b", "b_scale", "out", "masked_m", "alpha")
     a: Tensor
-    a_scale: Tensor
+    a_scale: Any
     b: Tensor
     b_scale: Tensor
     out: Tensor
@@ -194,50 +211,69 @@ class GemmCall(Call):
         self.out.copy_(product.permute(1, 2, 0))
 
     @property
+    def k(self) -> int:
+        """Elements along k."""
+        return self.b.shape[1] * 2
+
+    @property
+    def a_coded(self) -> Coded:
+        """A, `(l, m, k)`, linear."""
+        return layouts.loaded(self.form, (self.a, self.a_scale))
+
+    @property
+    def b_coded(self) -> Coded:
+        """B, `(l, n, k)`, linear."""
+        return layouts.loaded(self.weight_form, (self.b, self.b_scale))
+
+    @property
     def a_codes(self) -> Tensor:
-        """`(l, m, k)` uint8; assign to change."""
-        return layouts.codes_of(self.a)
+        """`(l, m, k)`, elements as the format stores them; assign to change."""
+        return self.a_coded.codes
 
     @a_codes.setter
     def a_codes(self, codes: Tensor) -> None:
-        self.a = layouts.operand(codes)
+        self.a = layouts.elements(self.form, codes)
 
     @property
     def b_codes(self) -> Tensor:
         """`(l, n, k)` uint8; assign to change."""
-        return layouts.codes_of(self.b)
+        return self.b_coded.codes
 
     @b_codes.setter
     def b_codes(self, codes: Tensor) -> None:
-        self.b = layouts.operand(codes)
+        self.b = layouts.elements(self.weight_form, codes)
 
     @property
     def a_block_scale(self) -> Tensor:
-        """`(l, m, k/16)` uint8; assign to change."""
-        return layouts.block_scales_of(self.a_scale, self.a.shape[0], self.a.shape[1] // 8)
+        """`(l, m, k/block)` uint8; assign to change."""
+        return self.a_coded.block_scale
 
     @a_block_scale.setter
     def a_block_scale(self, block_scale: Tensor) -> None:
-        self.a_scale = with_block_scale(self.a_scale, block_scale)
+        self.a_scale = layouts.with_block_scale(self.a_scale, block_scale)
 
     @property
     def b_block_scale(self) -> Tensor:
-        """`(l, n, k/16)` uint8; assign to change."""
-        return layouts.block_scales_of(self.b_scale, self.b.shape[0], self.b.shape[1] // 8)
+        """`(l, n, k/block)` uint8; assign to change."""
+        return self.b_coded.block_scale
 
     @b_block_scale.setter
     def b_block_scale(self, block_scale: Tensor) -> None:
-        self.b_scale = with_block_scale(self.b_scale, block_scale)
+        self.b_scale = layouts.with_block_scale(self.b_scale, block_scale)
 
     @property
     def a_values(self) -> Tensor:
-        """Code x block scale of A, `(l, m, k)` float32, exact; padding rows may hold NaN."""
-        return decode_blocks(self.a_codes, self.a_block_scale, torch.float32)
+        """Code x block scale of A, and the factor of its row, `(l, m, k)`; float32 and exact where scales are bytes."""
+        coded = self.a_coded
+        if coded.row_scale is not None:
+            return self.form.values(coded, torch.float64) * coded.row_scale
+        dtype = torch.float64 if self.form.scale == "float32" else torch.float32
+        return self.form.values(coded, dtype)
 
     @property
     def b_values(self) -> Tensor:
         """Code x block scale of B, `(l, n, k)` float32, exact."""
-        return decode_blocks(self.b_codes, self.b_block_scale, torch.float32)
+        return self.weight_form.values(self.b_coded)
 
     def valid(self) -> Tensor:
         """Return which rows count, `(l, m, 1)` bool."""
@@ -292,12 +328,3 @@ def split(tensor: Tensor, size: int) -> Tensor:
 
 def _valid(masked_m: Tensor, rows: int) -> Tensor:
     return (torch.arange(rows, device=masked_m.device) < masked_m.unsqueeze(-1)).unsqueeze(-1)
-
-
-def with_block_scale(scales: Tensor, block_scale: Tensor) -> Tensor:
-    """Return a copy of a logical 6-D scale tensor that holds these linear scales `(l, rows, columns)`; padding kept."""
-    from reference.layout import swizzle_128x4
-
-    inside = swizzle_128x4(torch.ones_like(block_scale), 0).bool()
-    old = layouts.swizzled_bytes(scales)
-    return layouts.as_mma(torch.where(inside, swizzle_128x4(block_scale, 0), old))

@@ -6,10 +6,12 @@ import importlib
 import pkgutil
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from harness.candidates.traits import Traits
 from harness.verdict import UsageError, unknown_name
+from reference.activations import SILU, Activation
 
 CATEGORIES = (
     "scales",
@@ -49,6 +51,8 @@ class Fault:
         random_data: whether normal random data can show it at all; else only traps do.
         simulated: what of the real bug a CPU cannot have, and what stands for it here; "" where it is the real thing.
         same_as: faults that are the same by definition wherever both can be seen: a diagnosis counts them as one.
+        needs: what it is a mistake about, a key of `_needs_met` or the name of a format that activations or weights must
+            have; "" for any operands and activation.
     """
 
     name: str
@@ -64,6 +68,36 @@ class Fault:
     random_data: bool = True
     simulated: str = ""
     same_as: tuple[str, ...] = ()
+    needs: str = ""
+
+    def unfit(self, traits: Traits) -> str:
+        """Return why it cannot be planted in a candidate with these traits, for their formats and activation, or ""."""
+        has = f"multiplies {' with '.join(traits.formats)} and applies {traits.gated}"
+        if self.category == "loading" and traits.formats != ("nvfp4", "nvfp4"):
+            return f"it is about NVFP4 checkpoints, and the candidate {has}"
+        met = _needs_met(traits).get(self.needs, self.needs in traits.formats)
+        return "" if met else f"it is about {self.needs}, and the candidate {has}"
+
+
+def _needs_met(traits: Traits) -> dict[str, bool]:
+    """Return which needs of faults a candidate's formats and its activation meet."""
+    activations, weights = traits.formats
+    way = Activation.of(traits.gated)
+    return {
+        "": True,
+        "nvfp4": activations == weights == "nvfp4",
+        "block scales": activations.startswith(("nvfp4", "mx")),
+        "activations as they are": activations in {"bf16", "fp16"},
+        "activations in FP8 with a scale of each expert": activations == "fp8",
+        "powers of two as scales of activations": activations.startswith("mx"),
+        "powers of two as scales of weights": weights.startswith("mx"),
+        "silu": replace(way, up_first=False, interleave=0) == SILU,
+        "gelu": way.kind == "gelu",
+        "a limit": bool(way.limit),
+        "a limit, and activations as they are": bool(way.limit) and activations in {"bf16", "fp16"},
+        "a factor in the sigmoid": way.alpha != 1,
+        "a bias of up": bool(way.beta),
+    }
 
 
 @dataclass
@@ -137,6 +171,7 @@ def fault(
     random_data: bool = True,
     simulated: str = "",
     same_as: tuple[str, ...] = (),
+    needs: str = "",
 ) -> Callable[[Callable[[Any, Parameters], None]], Callable[[Any, Parameters], None]]:
     """Register a function as a fault; the arguments are the attributes of `Fault`."""
 
@@ -156,7 +191,7 @@ def fault(
         _CATALOG[name] = Fault(
             name, function.__doc__.splitlines()[0].rstrip("."), function, category,
             (stages,) if isinstance(stages, str) else stages, bugs, killed_by, effect, unit, strengths, random_data,
-            simulated, same_as,
+            simulated, same_as, needs,
         )  # fmt: skip
         return function
 

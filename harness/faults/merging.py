@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.candidates import layouts
 from harness.faults.calls import Call, GemmCall, MoeCall, QuantizeCall
 from harness.faults.fault import Parameters
 from harness.faults.layer_calls import (
@@ -67,14 +66,25 @@ def _merge_quantized(healthy: QuantizeCall, faulty: QuantizeCall, unit: str, par
     experts, rows, k = healthy.shape
     codes, wrong = healthy.codes, faulty.codes
     scale, wrong_scale = healthy.block_scale, faulty.block_scale
-    by_block = _differs(codes, wrong).view(experts, rows, k // 16, 16).any(-1) | (scale != wrong_scale)
+    by_block = _differs(codes, wrong).view(experts, rows, k // 16, 16).any(-1)
+    block = max(healthy.form.block, 16)  # where elements have no scale, parts of 16 as well
+    by_block = by_block.view(experts, rows, k // block, block // 16).any(-1)
+    if scale.shape[-1]:
+        by_block |= scale != wrong_scale
     by_block &= _valid(healthy.masked_m, rows).unsqueeze(-1)
     chosen = _chosen(by_block.any(-1), unit, parameters)
     blocks = (
         chosen_blocks(by_block, chosen, parameters) if unit == "block" else chosen.unsqueeze(-1) & by_block
     )
-    healthy.packed = layouts.operand(torch.where(blocks.repeat_interleave(16, -1), wrong, codes))
-    healthy.block_scale = torch.where(blocks, wrong_scale, scale)
+    if healthy.form.rows:  # with its scale a row is wrong as a whole
+        by_block |= _differs(healthy.scales, faulty.scales)
+        chosen = _chosen(by_block.any(-1) & _valid(healthy.masked_m, rows), unit, parameters)
+        healthy.scales = torch.where(chosen.unsqueeze(-1), faulty.scales, healthy.scales)
+        healthy.codes = torch.where(chosen.unsqueeze(-1), wrong, codes)
+        return
+    healthy.codes = torch.where(blocks.repeat_interleave(block, -1), wrong, codes)
+    if scale.shape[-1]:
+        healthy.block_scale = torch.where(blocks, wrong_scale, scale)
 
 
 def _merge_gemm(healthy: GemmCall, faulty: GemmCall, unit: str, parameters: Parameters) -> None:

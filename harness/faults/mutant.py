@@ -55,6 +55,8 @@ class Mutant:
                     f"fault {planting.fault.name} is planted in {' or '.join(planting.fault.stages)}, "
                     f"which {self.name} does not have"
                 )
+            if why := planting.fault.unfit(self.traits):
+                raise UsageError(f"fault {planting.fault.name} cannot be planted in {self.name}: {why}")
 
     def __getattr__(self, name: str) -> Any:
         value = getattr(self.base, name)  # AttributeError where the base has no such stage

@@ -19,7 +19,11 @@ import torch
 from harness.candidates import layouts
 from harness.candidates.errors import in_words
 from harness.candidates.protocol import traits_of
+from harness.identification.calls import forms_of
 from harness.judging.context import device_is_lost
+from harness.judging.probe_operands import Forms, in_format
+from reference.formats import NVFP4, Coded
+from reference.nvfp4 import BLOCK
 
 _K = 512
 _GAPS = range(6, 27)  # log2(L / s): all that one operand's range of 2^-10 to 2^10 can express
@@ -120,17 +124,36 @@ def probe_accumulator(candidate: Any) -> AccumulatorProbe:
     a_codes, a_scale, b_codes, b_scale = (
         t.repeat(experts, 1, 1).to(traits.device) for t in _operands(rows, columns, k)
     )
+    a, b = _in_formats(forms_of(traits), (a_codes, a_scale), (b_codes, b_scale))
     candidate.masked_grouped_gemm(
-        layouts.operand(a_codes),
-        layouts.scales(a_scale),
-        layouts.operand(b_codes),
-        layouts.scales(b_scale),
+        *a,
+        *b,
         out,
         torch.full((experts,), rows, dtype=torch.int32, device=traits.device),
         torch.ones(experts, device=traits.device),
     )
     seen = out[:, :, 0].double().cpu()
     return _read(seen[:_PROBES], seen[_PROBES:])
+
+
+def _in_formats(
+    forms: Forms, a: tuple[torch.Tensor, torch.Tensor], b: tuple[torch.Tensor, torch.Tensor]
+) -> tuple[layouts.Pair, layouts.Pair]:
+    """Return NVFP4 operands in the formats of a GEMM, as it takes them.
+
+    Blocks of 32 cannot hold the powers of two of the second one side by side: it then is ones, and activations that need no
+    scale hold the products, of the row's own column.
+    """
+    of_a, of_b = forms
+    if of_b.block == BLOCK or not of_a.plain:
+        return layouts.stored(of_a, in_format(of_a, *a)), layouts.stored(of_b, in_format(of_b, *b))
+    column = torch.arange(2 * _PROBES, device=a[0].device) % _PROBES // len(_GAPS)
+    left, right = (NVFP4.values(Coded(*side)) for side in (a, b))
+    left[:, : len(column)] *= right[:, column]
+    ones = Coded(
+        torch.full_like(b[0], 2), torch.full_like(b[1][..., ::2], of_b.one_scale)
+    )  # code 2 stands for 1
+    return layouts.stored(of_a, of_a.quantize(left)), layouts.stored(of_b, ones)
 
 
 @cache

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from harness.candidates.protocol import traits_of
-from harness.identification.calls import call_gemm, multiple
-from harness.judging.probe_operands import Side
+from harness.identification.calls import call_gemm, forms_of, multiple
+from harness.judging.probe_operands import Forms, in_format
 from harness.records.finding import Finding
 from reference.epilogue import CASTS, CONTRACT, ROUNDINGS, Epilogue
-from reference.nvfp4 import BLOCK, decode_blocks
+from reference.formats import Coded, Format
+from reference.nvfp4 import BLOCK
 
 _K, _ROWS, _COLUMNS, _EXPERTS = 64, 32, 64, 8
 _MEMBERS = [
@@ -35,8 +36,9 @@ def find_epilogue(candidate: Any) -> tuple[Epilogue | None, list[Finding]]:
     rows, columns, k = (
         multiple(_ROWS, traits.m_multiple), multiple(_COLUMNS, traits.n_multiple), multiple(_K, traits.k_multiple),
     )  # fmt: skip
-    a, b = _operands(rows, columns, k)
-    sums = decode_blocks(*a, torch.float64) @ decode_blocks(*b, torch.float64).T
+    forms = forms_of(traits)
+    a, b = _operands(rows, columns, k, forms)
+    sums = forms[0].values(a, torch.float64) @ forms[1].values(b, torch.float64).T
     experts = max(traits.min_experts, traits.at_most_experts(_EXPERTS if traits.far else 2))
     alpha = _alphas(sums, experts, dtypes[0])
     left, wide = _MEMBERS, (sums.expand(experts, -1, -1), alpha.view(-1, 1, 1))
@@ -77,17 +79,17 @@ def _first(texts: list[str]) -> tuple[str, tuple[str, ...]]:
 
 
 @cache
-def _operands(rows: int, columns: int, k: int) -> tuple[Side, Side]:
+def _operands(rows: int, columns: int, k: int, forms: Forms) -> tuple[Coded, Coded]:
     """Return operands whose sums have fewer than 24 bits: block scales from 1 to 3.75, 64 products of each row."""
     generator = torch.Generator().manual_seed(5)
 
-    def drawn(count: int) -> Side:
+    def drawn(count: int, form: Format) -> Coded:
         codes = torch.zeros(count, k, dtype=torch.uint8)
         codes[:, :_K] = torch.randint(0, 16, (count, _K), generator=generator, dtype=torch.uint8)
         scales = torch.randint(56, 64, (count, k // BLOCK), generator=generator, dtype=torch.uint8)
-        return codes, scales
+        return in_format(form, codes, scales)
 
-    return drawn(rows), drawn(columns)
+    return drawn(rows, forms[0]), drawn(columns, forms[1])
 
 
 def _alphas(sums: Tensor, experts: int, dtype: torch.dtype) -> Tensor:

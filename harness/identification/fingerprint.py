@@ -43,7 +43,7 @@ def fingerprint_of(candidate: Any, findings: list[Finding]) -> str:
 def _outputs(candidate: Any) -> Iterator[Tensor]:
     """Yield what each stage makes of operands that are the same on every machine, valid rows only."""
     stages, traits = stages_of(candidate), traits_of(candidate)
-    if "quantize_grouped" in stages:
+    if "quantize_grouped" in stages and traits.activation_format == "nvfp4":
         experts = traits.at_most_experts(max(_ENCODE_SCALES, traits.min_experts))
         yield from quantized(as_quantizer(candidate), traits, near_boundaries(experts))
     ctx = Context(candidate, _problem(traits), Known.declared(traits))

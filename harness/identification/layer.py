@@ -47,6 +47,7 @@ def is_opaque(candidate: Any) -> bool:
     return (
         "masked_moe" in stages
         and not any(stage in stages for stage in others)
+        and traits_of(candidate).gated == "silu"
         and "silu" in traits_of(candidate).activations
     )
 

@@ -94,7 +94,10 @@ class _Probing:
                 "not measured: the candidate has no masked_grouped_gemm; bit equality is not demanded"
             )
         known = replace(known, arithmetic=self._reciprocal(known.arithmetic))
-        known = self._layer(known) if is_opaque(self._candidate) else self._quantizers(known)
+        if self._traits.activation_format != "nvfp4":
+            self._notes["quantizers"] = f"not asked: they are those of {self._traits.activation_format}"
+        else:
+            known = self._layer(known) if is_opaque(self._candidate) else self._quantizers(known)
         fingerprint = (
             self._answer("fingerprint", lambda: fingerprint_of(self._candidate, self._findings)) or ""
         )
@@ -119,6 +122,10 @@ class _Probing:
             accumulator = Accumulator(
                 probed.bits, self._traits.accumulator_chunk, measured=True, window=probed.window
             )
+        elif found.summation is not None and found.summation.unit.result == "13 bits":
+            # FP8 operands cannot hold the probe of an accumulator: what is known of the unit stands for it.
+            narrow = found.summation.unit.fraction or 13
+            accumulator = Accumulator(narrow + 1, found.summation.unit.k, window=narrow + 1)
         epilogue = judged_epilogue(found.epilogue, self._traits.deviations)
         return replace(known, accumulator=replace(accumulator, epilogue=epilogue), summation=found.summation)
 
@@ -137,12 +144,12 @@ class _Probing:
                 ("quantize_grouped", as_quantizer),
                 ("silu_mul_quantize_grouped", activation.as_quantizer),
             )
-            if stage in self._stages
+            if stage in self._stages and (stage == "quantize_grouped" or self._traits.gated == "silu")
         ]
         present = [each for each in found if each is not None]
         if present:
             known = replace(known, arithmetic=of_both(present[0], present[-1]))
-        if "silu_mul_quantize_grouped" in self._stages:
+        if "silu_mul_quantize_grouped" in self._stages and self._traits.gated == "silu":
             self._activation()
         return known
 

@@ -14,11 +14,10 @@ import torch
 from torch import Tensor
 
 from harness.candidates.protocol import traits_of
-from harness.identification.calls import call_gemm, multiple
+from harness.identification.calls import call_gemm, forms_of, multiple
 from harness.judging.predicted import orders_of
 from harness.judging.probe_operands import certain_rows, with_certain_rows
 from reference.matrix_units import Summation
-from reference.nvfp4 import decode_blocks
 
 _K, _ROWS, _COLUMNS = 1024, 40, 64
 _TYPES = ("bfloat16", "float16")
@@ -36,10 +35,11 @@ def find_partials(candidate: Any) -> tuple[str, str]:
         multiple(_ROWS, traits.m_multiple),
         multiple(_COLUMNS, traits.n_multiple),
     )
-    a, b = with_certain_rows(rows, columns, k)
+    forms = forms_of(traits)
+    a, b = with_certain_rows(rows, columns, k, forms)
     stored = call_gemm(candidate, a, b, torch.float32)[0][certain_rows(rows)][:, ::2]
-    left = decode_blocks(a[0][certain_rows(rows)], a[1][certain_rows(rows)])
-    right = decode_blocks(b[0][::2], b[1][::2])
+    left = forms[0].values(a, torch.float64)[certain_rows(rows)]
+    right = forms[1].values(b, torch.float64)[::2]
     evidence = f"{stored.numel()} sums that are exact in every order, at k {k:,}"
     if torch.equal(stored.double(), left @ right.T):
         return "float32", evidence

@@ -18,7 +18,7 @@ from torch import Tensor
 from harness.candidates.errors import in_words
 from harness.candidates.protocol import Traits, traits_of
 from harness.candidates.traits import VARIES
-from harness.identification.calls import call_gemm, multiple, widest_type
+from harness.identification.calls import call_gemm, forms_of, multiple, widest_type
 from harness.identification.summation_probe import COLUMNS, Probe, models, narrow_models
 from harness.judging.context import declared_summation, device_is_lost
 from harness.judging.probe_operands import operands
@@ -36,8 +36,13 @@ _TILE, _STRIDE = 64, 5  # of rows that may share an order; of those that are com
 _UNITS = (
     "sm_100 mxf4nvf4", "sm_90 f16", "exact", "exact 64", "exact 32", "exact 16", "sm_80 f16", "fma",
 )  # fmt: skip
+_OF_BYTES = (
+    "sm_90 f8",
+    "sm_89 f8",
+    "sm_100 f8f6f4",
+)  # of FP8 activations, with weights decoded to E4M3 or wider
 _REAL = frozenset(
-    {"sm_100 mxf4nvf4", "sm_90 f16", "sm_80 f16"}
+    {"sm_100 mxf4nvf4", "sm_90 f16", "sm_80 f16", *_OF_BYTES}
 )  # every order is tried, of the others the simple ones
 _MOST_ALIKE = 6
 _ALPHA = 1.34375 + 2.0**-23  # float32
@@ -125,6 +130,14 @@ class _Search:
         return sorted({multiple(k, self.traits.k_multiple) for k in every})
 
     @property
+    def units(self) -> tuple[str, ...]:
+        """Names of the units that could take the candidate's operands."""
+        forms = forms_of(self.traits)
+        scaled = all(form.element == "e2m1" for form in forms)
+        bytes_too = _OF_BYTES if forms[0].element == "e4m3" else ()
+        return (*bytes_too, *(name for name in _UNITS if scaled or not Summation(name).takes_scales))
+
+    @property
     def _alpha(self) -> Tensor:
         """Of a float32 output 1, which keeps every bit; of a narrower one a number that tells when the sums are rounded."""
         exact = self.dtype == torch.float32 or self.epilogue is None
@@ -137,9 +150,10 @@ class _Search:
         """Return a probe; the GEMM is called once for each."""
         rows = multiple(rows // 2 if k > _LONG else rows, self.traits.m_multiple)
         if (k, rows) not in self._probes:
-            a, b = operands(rows, multiple(COLUMNS, self.traits.n_multiple), k)
+            forms = forms_of(self.traits)
+            a, b = operands(rows, multiple(COLUMNS, self.traits.n_multiple), k, forms)
             out = call_gemm(self.candidate, a, b, self.dtype, self._alpha.expand(self.traits.min_experts))[0]
-            self._probes[k, rows] = Probe(a, b, out, self._finish)
+            self._probes[k, rows] = Probe(a, b, out, self._finish, forms)
         return self._probes[k, rows]
 
     def fits(self, summation: Summation, k: int) -> bool:
@@ -167,7 +181,7 @@ class _Search:
 
     def _spans(self) -> list[tuple[list[int], list[Summation]]]:
         """Return runs of k that share models, and the models; none where no model gives the bits."""
-        every = models(_UNITS, _REAL, self.widths[-1])
+        every = models(self.units, _REAL, self.widths[-1])
         spans: list[tuple[list[int], list[Summation]]] = [([], every)]
         for k in self.widths:
             here, left = spans[-1]
@@ -194,7 +208,7 @@ class _Search:
         if not here:
             return [(there, right)]
         if len(here) < begins:
-            left = models(_UNITS, _REAL, self.widths[-1])
+            left = models(self.units, _REAL, self.widths[-1])
             for k in here:
                 left = self.probe(k).fitting(left)
         return [(here, left), (there, right)]

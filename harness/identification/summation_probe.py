@@ -16,12 +16,11 @@ import torch
 from torch import Tensor
 
 from harness.judging.cuts import cut_sets, fitting, same, streams, table_of
-from harness.judging.predicted import orders_of
-from harness.judging.probe_operands import Side
-from reference.e4m3 import decode_e4m3
+from harness.judging.predicted import operands, orders_of
+from harness.judging.probe_operands import BOTH_NVFP4, Forms
+from reference.formats import Coded
 from reference.matrix_units import Operand, Summation, matmul
 from reference.matrix_units.order import LANE
-from reference.nvfp4 import decode_blocks
 
 COLUMNS = 64
 _FEW = 16  # elements that are asked first
@@ -34,34 +33,37 @@ class Probe:
     """Operands of one k, and what the candidate made of them.
 
     Attributes:
-        a: codes `(rows, k)` and block scales `(rows, k / 16)`, uint8.
-        b: likewise, `(columns, k)`.
+        a: `(rows, k)`.
+        b: `(columns, k)`.
         out: `(rows, columns)`.
         finish: what the candidate's epilogue makes of float32 sums.
+        forms: of a and b.
     """
 
-    a: Side
-    b: Side
+    a: Coded
+    b: Coded
     out: Tensor
     finish: Callable[[Tensor], Tensor]
+    forms: Forms = BOTH_NVFP4
 
     @property
     def k(self) -> int:
         """Elements along k."""
-        return self.a[0].shape[1]
+        return self.a.codes.shape[1]
 
     def rows(self, rows: slice) -> Probe:
         """Return some of the rows."""
-        return replace(self, a=(self.a[0][rows], self.a[1][rows]), out=self.out[rows])
+        return replace(self, a=self.a.map(lambda t: t[rows]), out=self.out[rows])
 
     def operands(self, summation: Summation) -> tuple[Operand, Operand]:
         """Return both operands as a unit takes them."""
         key = summation.takes_scales
         if key not in self._operands:
-            self._operands[key] = tuple(  # type: ignore[assignment]
-                summation.operand(decode_blocks(*side, torch.float64), decode_e4m3(side[1]))
-                for side in (self.a, self.b)
+            left, right = (
+                (form.values(side, torch.float64), side.block_scale)
+                for form, side in zip(self.forms, (self.a, self.b), strict=True)
             )
+            self._operands[key] = operands(summation, self.forms, left, right)
         return self._operands[key]
 
     @cached_property

@@ -12,6 +12,7 @@ from torch import Tensor
 from harness.candidates import layouts
 from harness.problems.problem import Problem
 from harness.problems.rows import Rows
+from reference.formats import NVFP4, Coded, Format
 
 
 class ContractError(Exception):
@@ -23,39 +24,53 @@ class Quantized:
     """A stage's quantized output: as it was returned, and decoded.
 
     Attributes:
-        packed: logical `(m, k/2, l)` uint8.
-        scales: logical 6-D float8_e4m3fn.
-        codes: `(l, m, k)` uint8.
-        block_scale: `(l, m, k/16)` uint8.
+        pair: as it came: what is stored, logical `(m, k/2, l)` uint8 or `(m, k, l)`, and its scales.
+        coded: `(l, m, k)`, linear.
+        form: its format.
     """
 
-    packed: Tensor
-    scales: Tensor
-    codes: Tensor
-    block_scale: Tensor
+    pair: layouts.Pair
+    coded: Coded
+    form: Format = NVFP4
+
+    @property
+    def codes(self) -> Tensor:
+        """Elements, `(l, m, k)`."""
+        return self.coded.codes
+
+    @property
+    def block_scale(self) -> Tensor:
+        """Block scales, `(l, m, k/block)`."""
+        return self.coded.block_scale
 
     @classmethod
-    def decoded(cls, packed: Tensor, scales: Tensor) -> Quantized:
+    def decoded(cls, pair: layouts.Pair, form: Format = NVFP4) -> Quantized:
         """Return what was stored, read in the physical layout."""
-        codes = layouts.codes_of(packed)
-        return cls(
-            packed, scales, codes, layouts.block_scales_of(scales, codes.shape[1], codes.shape[2] // 16)
-        )
+        return cls(pair, layouts.loaded(form, pair), form)
 
     def without_subnormals(self) -> Quantized:
         """Return it with block scales below E4M3's smallest normal number set to zero, as a kernel may read them."""
-        scales = self.scales.clone(memory_format=torch.preserve_format)
+        packed, scales = self.pair
+        if scales is None or self.form.scale != "e4m3":
+            return self
+        scales = scales.clone(memory_format=torch.preserve_format)
         as_bytes = scales.view(torch.uint8)
         as_bytes.masked_fill_((as_bytes > 0) & (as_bytes < 8), 0)
-        return Quantized.decoded(self.packed, scales)
+        return Quantized.decoded((packed, scales), self.form)
 
-    def valid(self, rows: Rows) -> tuple[Tensor, Tensor]:
-        """Return codes and scales of the valid rows, `(rows, k)` and `(rows, k/16)` uint8."""
-        return rows.take(self.codes), rows.take(self.block_scale)
+    def valid(self, rows: Rows) -> Coded:
+        """Return the valid rows, `(rows, k)`."""
+        return self.coded.map(rows.take)
 
     def valid_bytes(self, rows: Rows) -> Tensor:
-        """Return codes and scales of the valid rows side by side, `(rows, k + k/16)` uint8."""
-        return torch.cat(self.valid(rows), dim=-1)
+        """Return codes and scales of the valid rows side by side, `(rows, k + k/block)`."""
+        return side_by_side(self.valid(rows))
+
+
+def side_by_side(coded: Coded) -> Tensor:
+    """Return codes and scales side by side, in a type that holds both: `(rows, k + k/block)` uint8 of NVFP4."""
+    parts = [coded.codes, coded.block_scale, coded.row_scale]
+    return torch.cat([part for part in parts if part is not None and part.shape[-1]], dim=-1)
 
 
 def checked(
@@ -103,13 +118,17 @@ def checked_list(value: Any, what: str, length: int) -> list[Any]:
     return list(value)
 
 
-def checked_moe_output(out: Any, problem: Problem, device: str) -> Tensor:
-    """Return masked_moe's output, or raise ContractError if it is not `(l, m, k)` bfloat16 on the declared device."""
+def checked_moe_output(
+    out: Any, problem: Problem, device: str, dtype: torch.dtype = torch.bfloat16
+) -> Tensor:
+    """Return masked_moe's output, or raise ContractError if it is not `(l, m, k)` of the type on the declared device."""
     wanted = (problem.experts, problem.capacity, problem.hidden)
-    return checked(out, "masked_moe", "", wanted, torch.bfloat16, device)
+    return checked(out, "masked_moe", "", wanted, dtype, device)
 
 
-def checked_quantized(result: Any, shape: torch.Size, stage: str, device: str) -> Quantized:
+def checked_quantized(
+    result: Any, shape: torch.Size, stage: str, device: str, form: Format = NVFP4
+) -> Quantized:
     """Return a stage's output decoded, or raise ContractError where shape, dtype or physical layout is another.
 
     Args:
@@ -117,23 +136,40 @@ def checked_quantized(result: Any, shape: torch.Size, stage: str, device: str) -
         shape: `(l, m, k)` that was quantized.
         stage: name for the message.
         device: that the candidate declares.
+        form: the format that it declares.
     """
     experts, rows, k = shape
     if not isinstance(result, tuple) or tuple.__len__(result) != 2:
         raise ContractError(f"{stage} must return (packed, block_scale), got {described(result)}")
     packed, scales = tuple.__iter__(result)
-    wanted_scales = layouts.expected_scale_shape(experts, rows, k // 16)
-    packed = checked(packed, stage, "packed", (rows, k // 2, experts), torch.uint8, device, "(m, k/2, l)")
+    width, logical = (k // 2, "(m, k/2, l)") if form.element == "e2m1" else (k, "(m, k, l)")
+    packed = checked(packed, stage, "packed", (rows, width, experts), form.dtype, device, logical)
+    _check_canonical(stage, packed, "rows")
+    if not form.scale and not form.rows:
+        if scales is not None:
+            raise ContractError(
+                f"{stage} must return None for the block scales of {form.name}, got {described(scales)}"
+            )
+        return Quantized.decoded((packed, None), form)
+    if not form.swizzled:
+        wanted = experts, rows, 1 if form.rows else k // form.block
+        scales = checked(scales, stage, "scales", wanted, torch.float32, device, "(l, m, k/block)")
+        return Quantized.decoded((packed, scales.contiguous()), form)
+    wanted_scales = layouts.expected_scale_shape(experts, rows, k // form.block)
     bytes_of_any_kind = type(scales) is Tensor and scales.element_size() == 1
     dtype = scales.dtype if bytes_of_any_kind else torch.float8_e4m3fn
     scales = checked(scales, stage, "block_scale", wanted_scales, dtype, device, "(32, 4, rm, 4, rk, l)")
-    for kind, tensor in (("rows", packed), ("scales", scales)):
-        if not layouts.canonical(tensor, kind):
-            raise ContractError(
-                f"{stage}: the {'packed codes' if kind == 'rows' else 'block scales'} lie in memory with strides "
-                f"{tensor.stride()}; the GEMM reads raw memory, experts outermost, and ignores strides"
-            )
-    return Quantized.decoded(packed, scales)
+    _check_canonical(stage, scales, "scales")
+    return Quantized.decoded((packed, scales), form)
+
+
+def _check_canonical(stage: str, tensor: Tensor, kind: str) -> None:
+    """Raise ContractError where a tensor does not lie in memory as kernels read it."""
+    if not layouts.canonical(tensor, kind):
+        raise ContractError(
+            f"{stage}: the {'packed codes' if kind == 'rows' else 'block scales'} lie in memory with strides "
+            f"{tensor.stride()}; the GEMM reads raw memory, experts outermost, and ignores strides"
+        )
 
 
 def described(value: Any) -> str:

@@ -33,6 +33,8 @@ def judge_gemm(
     *,
     b_steps: Tensor | None = None,
     prediction: Prediction | None = None,
+    row_scale: Tensor | None = None,
+    scaled_in: int = 0,
 ) -> Comparison:
     """Judge the valid rows of a GEMM on the operands that it was really given.
 
@@ -46,33 +48,31 @@ def judge_gemm(
         accumulator: how the candidate adds.
         b_steps: `(experts, n)`, `step_exponents(b)` where known.
         prediction: of the same operands, where the candidate's summation is known.
+        row_scale: `(experts, capacity, 1)` float32, factors of the rows of a, or None.
+        scaled_in: elements of k whose sum is multiplied by a float32 scale before it is added to the others; 0: none.
     """
-    rows = Rows.valid(masked_m, out.shape[1], out.device)
-    given = a, b, alpha, masked_m, out.dtype, accumulator
+    given = a, b, alpha, masked_m, out.dtype, accumulator, row_scale, scaled_in
     legal = legal_rows(*given, b_steps=b_steps, prediction=prediction)
     if legal is None:
         return Comparison(stage)
-    got, wide = rows.take(out), _widened(legal)
-    accepts = _acceptor(wide)
-    bit_equal = int(legal.bit_equal.sum())
+    rows = Rows.valid(masked_m, out.shape[1], out.device)
+    got, wide, bit_equal = rows.take(out), _widened(legal), int(legal.bit_equal.sum())
+    accepts, values = _acceptor(wide), got.float()
     judged = {f"bit equality: {accumulator.describe()}": bit_equal}
-    # Where the certificate holds the float64 oracle is exact too; elsewhere the bound has room for its rounding.
-    oracle = "" if legal.oracle_exact else "; float64 oracle itself rounded"
-    values = got.float()
     mask = accepts(values, slice(None))
     by_interval = ~legal.bit_equal
     if prediction is None:
+        # Where the certificate holds the float64 oracle is exact too; elsewhere the bound has room for its rounding.
+        oracle = "" if legal.oracle_exact else "; float64 oracle itself rounded"
         judged[f"derived bound: {accumulator.describe()}{oracle}"] = got.numel() - bit_equal
     else:
         if prediction.summation.stream:  # also sums that are certain are rounded part by part
             judged, bit_equal = {}, 0
         judged |= _predicted(mask, got, given, prediction, got.numel() - bit_equal)
         by_interval = torch.zeros_like(legal.bit_equal)
-    failed = not bool(mask.all())
-    ratio = wide.ratio(values) if failed else None
-    if not failed and bool(by_interval.any()):
+    ratio = None if bool(mask.all()) else wide.ratio(values)
+    if ratio is None and bool(by_interval.any()):
         ratio = wide.ratio(values)[by_interval]
-
     return compare(
         stage,
         mask,
@@ -107,7 +107,7 @@ def _predicted(
     judged = {f"{words}: {name}": count for name, count in found.items()}
     unknown = 0 if summation.stream or prediction.again is None else _unknown(mask, got, given, prediction)
     if unknown:
-        judged[f"derived bound, order not known at this shape: {given[-1].describe()}"] = unknown
+        judged[f"derived bound, order not known at this shape: {given[5].describe()}"] = unknown
     left = max(0, of - found.total() - unknown)
     return {**judged, f"one value, predicted: {summation}": left}
 
@@ -131,7 +131,8 @@ def accept_other_orders(
     for expert, start, legal in () if bool(mask.all()) else _experts(*given):
         rows = slice(start, start + masked_m[expert])
         if not bool(mask[rows].all()):
-            bad, stored, finish = ~mask[rows], got[rows], _finish(accumulator, _of(alpha, expert), got.dtype)
+            bad, stored = ~mask[rows], got[rows]
+            finish = _finish(accumulator, _of(alpha, expert), got.dtype)
             if prediction.summation.stream:
                 found += streamed(bad, stored, prediction, expert, finish)
             else:
@@ -176,13 +177,18 @@ def legal_rows(
     masked_m: list[int],
     dtype: torch.dtype,
     accumulator: Accumulator,
+    row_scale: Tensor | None = None,
+    scaled_in: int = 0,
     *,
     b_steps: Tensor | None = None,
     prediction: Prediction | None = None,
 ) -> LegalOutput | None:
     """Return the legal outputs of all valid rows, experts one after the other; None where there is no valid row."""
     parts = [
-        legal for _, _, legal in _experts(a, b, alpha, masked_m, dtype, accumulator, b_steps, prediction)
+        legal
+        for _, _, legal in _experts(
+            a, b, alpha, masked_m, dtype, accumulator, row_scale, scaled_in, b_steps, prediction
+        )
     ]
     if not parts:
         return None
@@ -215,6 +221,8 @@ def _experts(
     masked_m: list[int],
     dtype: torch.dtype,
     accumulator: Accumulator,
+    row_scale: Tensor | None = None,
+    scaled_in: int = 0,
     b_steps: Tensor | None = None,
     prediction: Prediction | None = None,
 ) -> Iterator[tuple[int, int, LegalOutput]]:
@@ -236,6 +244,9 @@ def _experts(
                 accumulator,
                 b_steps=steps,
                 predict=predict,
+                within_float64=prediction is not None and prediction.within_float64,
+                row_scale=None if row_scale is None else row_scale[expert, :count],
+                scaled_in=scaled_in,
             ),
         )
         start += count

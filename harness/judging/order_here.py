@@ -15,14 +15,19 @@ from torch import Tensor
 
 from harness.candidates import layouts
 from harness.judging.predicted import Prediction, tiles
-from harness.judging.probe_operands import with_certain_rows
+from harness.judging.probe_operands import Forms, with_certain_rows
 from reference.bounds import LegalOutput
 from reference.matrix_units import Summation
-from reference.nvfp4 import decode_blocks
 
 
 def asked_again(
-    calls: Any, summation: Summation, out: Tensor, k: int, alpha: Tensor | None, masked_m: Tensor
+    calls: Any,
+    summation: Summation,
+    out: Tensor,
+    k: int,
+    alpha: Tensor | None,
+    masked_m: Tensor,
+    forms: Forms,
 ) -> tuple[Prediction, Tensor]:
     """Return the operands of a probe at the shape of a problem, and what the candidate makes of them.
 
@@ -33,19 +38,19 @@ def asked_again(
         k: of the problem.
         alpha: of the problem.
         masked_m: `(experts,)` int32 of the problem.
+        forms: of the operands.
     """
     experts, capacity, n = out.shape
-    (a, a_scale), (b, b_scale) = (
-        tuple(t.to(out.device).expand(experts, -1, -1).contiguous() for t in side)
-        for side in with_certain_rows(capacity, n, k)
+    a, b = (
+        side.map(lambda t: t.to(out.device).expand(experts, -1, -1).contiguous())
+        for side in with_certain_rows(capacity, n, k, forms)
     )
     got = layouts.empty_out(experts, capacity, n, out.dtype, out.device.type, 0.0)
-    calls.masked_grouped_gemm(
-        layouts.operand(a), layouts.scales(a_scale), layouts.operand(b), layouts.scales(b_scale), got, masked_m, alpha
-    )  # fmt: skip
-    values = (decode_blocks(codes, scale, torch.float32) for codes, scale in ((a, a_scale), (b, b_scale)))
-    left, right = values
-    return Prediction(summation, left, a_scale, right, b_scale), got.permute(2, 0, 1)
+    given = (*layouts.stored(forms[0], a), *layouts.stored(forms[1], b))
+    calls.masked_grouped_gemm(*given, got, masked_m, alpha)
+    left, right = (form.values(side) for form, side in zip(forms, (a, b), strict=True))
+    sides = left, a.block_scale, right, b.block_scale
+    return Prediction(summation, *sides, forms=forms), got.permute(2, 0, 1)
 
 
 def not_known_here(

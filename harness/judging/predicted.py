@@ -17,7 +17,7 @@ from torch import Tensor
 
 from harness.judging.cuts import cut_sets, fitting, step_of, table_of
 from reference.bounds import LegalOutput, Predict
-from reference.e4m3 import decode_e4m3
+from reference.formats import NVFP4, Format, multiplied_in
 from reference.matrix_units import ONE_PASS, KOrder, Operand, Summation, chosen
 
 Finish = Callable[[Tensor], Tensor]
@@ -42,11 +42,12 @@ class Prediction:
     Attributes:
         summation: how the candidate's GEMM adds.
         a: `(experts, capacity, k)` float32, decoded.
-        a_scale: `(experts, capacity, k / 16)` uint8, its block scales.
+        a_scale: `(experts, capacity, k / block)`, its block scales.
         b: `(experts, n, k)` float32, decoded.
-        b_scale: `(experts, n, k / 16)` uint8.
+        b_scale: `(experts, n, k / block)`.
         again: calls the candidate at the shape of the problem on the operands of a probe, which it returns with the output
             `(experts, capacity, n)`; None where the order is known at every shape.
+        forms: of a and b.
     """
 
     summation: Summation
@@ -55,17 +56,44 @@ class Prediction:
     b: Tensor
     b_scale: Tensor
     again: Callable[[], tuple[Prediction, Tensor]] | None = None
+    forms: tuple[Format, Format] = (NVFP4, NVFP4)
 
     def operands(self, expert: int, rows: int) -> tuple[Operand, Operand]:
         """Return both operands of an expert, the first one's valid rows."""
-        return (
-            self.summation.operand(self.a[expert, :rows], decode_e4m3(self.a_scale[expert, :rows])),
-            self.summation.operand(self.b[expert], decode_e4m3(self.b_scale[expert])),
+        return operands(
+            self.summation,
+            self.forms,
+            (self.a[expert, :rows], self.a_scale[expert, :rows]),
+            (self.b[expert], self.b_scale[expert]),
         )
+
+    @property
+    def within_float64(self) -> bool:
+        """Whether it holds only where float64 sums are exact: a model that adds exactly, of operands of any magnitude."""
+        return self.summation.unit.fraction is None and self.forms[0].element != "e2m1"
 
     def of_expert(self, expert: int, rows: int) -> Predict:
         """Return what legal_gemm asks for the sums of an expert's valid rows."""
         return lambda where: self.summation.chosen(*self.operands(expert, rows), where)
+
+
+def operands(
+    summation: Summation, forms: tuple[Format, Format], a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]
+) -> tuple[Operand, Operand]:
+    """Return both operands as a unit takes them.
+
+    Args:
+        summation: whose unit.
+        forms: of a and b.
+        a: `(m, k)` decoded and `(m, k / block)` block scales as they are stored.
+        b: likewise, `(n, k)`.
+    """
+    multiplied = multiplied_in(forms[0], summation.name)
+    left, right = (
+        summation.operand(values, form.scales(scale), multiplied, form.scale)
+        for form, (values, scale) in zip(forms, (a, b), strict=True)
+    )
+    return left, right
 
 
 def orders_of(plain: Summation, k: int) -> list[Summation]:

@@ -12,21 +12,47 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from reference.formats import NVFP4, Coded, Format
 from reference.nvfp4 import BLOCK
 
-Side = tuple[Tensor, Tensor]
-"""Codes `(rows, k)` and block scales `(rows, k / 16)` of one operand, uint8."""
+Forms = tuple[Format, Format]
+BOTH_NVFP4: Forms = (NVFP4, NVFP4)
+_Side = tuple[Tensor, Tensor]
+"""Codes `(rows, k)` and block scales `(rows, k / 16)` of one NVFP4 operand, uint8: what is drawn, for every format."""
 _FIRST = 3  # a row whose exponents lie far apart and whose second half takes back the first
 _CERTAIN = 1024  # products of a row whose sum is exact in every order: 22 bits of plain numbers
 
 
+def in_format(form: Format, codes: Tensor, block_scale: Tensor) -> Coded:
+    """Return an NVFP4 operand in another format, which holds the same numbers, or those that it has next to them.
+
+    Scales of float32 are ones.
+    """
+    coded = Coded(codes, block_scale)
+    if (form.block, form.scale) == (NVFP4.block, NVFP4.scale):
+        return coded
+    values = NVFP4.values(coded)
+    if form.element != "e4m3" or form.scale == "ue8m0":
+        return form.quantize(values)
+    ones = [
+        values.new_ones((*values.shape[:-1], count)) for count in (1, values.shape[-1] // (form.block or 1))
+    ]
+    scale = ones[1] if form.scale else codes.new_zeros((*values.shape[:-1], 0))
+    return Coded(form.encode(values.double()), scale, ones[0] if form.rows else None)
+
+
 @cache
-def operands(rows: int, columns: int, k: int) -> tuple[Side, Side]:
-    """Return codes and block scales of both operands, uint8; kinds of rows of A take turns."""
+def operands(rows: int, columns: int, k: int, forms: Forms = BOTH_NVFP4) -> tuple[Coded, Coded]:
+    """Return both operands, `(rows, k)` and `(columns, k)`; kinds of rows of A take turns."""
+    a, b = _drawn(rows, columns, k)
+    return in_format(forms[0], *a), in_format(forms[1], *b)
+
+
+def _drawn(rows: int, columns: int, k: int) -> tuple[_Side, _Side]:
     generator = torch.Generator().manual_seed(k)
     half = k // 2 // BLOCK * BLOCK
 
-    def drawn(count: int) -> Side:
+    def drawn(count: int) -> _Side:
         codes = torch.randint(0, 16, (count, k), generator=generator, dtype=torch.uint8)
         near, far = (
             torch.randint(*ends, (count, k // BLOCK), generator=generator, dtype=torch.uint8)
@@ -44,13 +70,13 @@ def operands(rows: int, columns: int, k: int) -> tuple[Side, Side]:
 
 
 @cache
-def with_certain_rows(rows: int, columns: int, k: int) -> tuple[Side, Side]:
+def with_certain_rows(rows: int, columns: int, k: int, forms: Forms = BOTH_NVFP4) -> tuple[Coded, Coded]:
     """Return the same, but each fifth row's sums with the even columns are exact in every order: plain and mostly zero.
 
     The first row is of those that tell orders apart: a problem may have no other.
     """
     drawn = max(rows, _FIRST + 1)
-    (codes, scale), b = operands(drawn, columns, k)
+    (codes, scale), b = _drawn(drawn, columns, k)
     generator = torch.Generator().manual_seed(k + 1)
     codes, scale = codes.clone(), scale.clone()
     some = torch.zeros(drawn, k, dtype=torch.bool)
@@ -59,7 +85,8 @@ def with_certain_rows(rows: int, columns: int, k: int) -> tuple[Side, Side]:
     codes[certain] = torch.randint(0, 16, (drawn, k), generator=generator, dtype=torch.uint8)[certain]
     codes[certain.unsqueeze(1) & ~some] = 0
     scale[certain] = 56
-    return (codes.roll(-_FIRST, 0)[:rows], scale.roll(-_FIRST, 0)[:rows]), b
+    a = codes.roll(-_FIRST, 0)[:rows], scale.roll(-_FIRST, 0)[:rows]
+    return in_format(forms[0], *a), in_format(forms[1], *b)
 
 
 def certain_rows(rows: int) -> Tensor:

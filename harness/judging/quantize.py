@@ -11,13 +11,14 @@ from torch import Tensor
 from harness.judging.comparison import Comparison, altered_copies, compare
 from harness.problems.rows import Rows
 from reference import e2m1, e4m3
+from reference.activations import Activation, float32_freedom
 from reference.legal import Arithmetic, Range, legal_codes, legal_scales
-from reference.moe import relu2, silu_mul
 from reference.nvfp4 import BLOCK
 from reference.quantizer_formulas import CODES, SCALES
 
 _ALL = slice(None)
 _ONE_EXPONENT = 8  # in an E4M3 byte: half or double the value
+_FAR, _FAR_OF_GELU, _CANCELLED = -87, -5, 4  # gates from which on the activation may be zero; units
 _SAMPLED_ROWS = 16  # rows whose rounding errors go into the histogram
 
 
@@ -50,30 +51,33 @@ class QuantizerInput:
 
     @classmethod
     def activated(cls, gemm1: Tensor, activation: str, dtype: torch.dtype = torch.bfloat16) -> QuantizerInput:
-        """Return the activation of `(rows, 2n)` bfloat16, with what float32 arithmetic is free to do before it is rounded.
+        """Return the activation, "silu" or another (reference.activations), of `(rows, 2n)` bfloat16, with what float32 arithmetic is free to do before it is rounded.
 
         `dtype` is what it is rounded to: bfloat16, or float32 for a kernel that quantizes the activation as it computed it.
         See docs/bounds.md, "Activation".
         """
-        if activation == "relu2":
-            return cls.known(relu2(gemm1).to(dtype))
-        value = silu_mul(gemm1)
-        gate = gemm1.double().chunk(2, dim=-1)[0]
-        # __expf errs by 2 + 1.173 |x| units; it weighs in with exp(-x) / (1 + exp(-x)); 4 units for +, / and *
-        freedom = ((2 + 1.173 * gate.abs()) * torch.sigmoid(-gate)).nan_to_num(
-            0.0
-        )  # an infinite gate has no exp to err
-        freedom = (freedom + 4) * 2.0**-23
+        way = Activation.of(activation)
+        value = way.value(gemm1.double())
+        if not way.gated:
+            return cls.known(value.to(dtype))
+        gate, up = way.clamped(*way.split(gemm1.double()))
+        gate = way.alpha * gate
+        freedom = float32_freedom(way, gate)
         magnitude = value.abs()
-        low, high = (magnitude * (1 - freedom)).to(dtype), (magnitude * (1 + freedom)).to(dtype)
-        vanishes = (gate < -87) | (magnitude < 2.0**-126)  # exp overflows, or the product is subnormal
-        low = low.float().masked_fill(vanishes, 0)
+        low, high = magnitude * (1 - freedom), magnitude * (1 + freedom)
+        if way.kind != "silu":  # 1 + erf(x) and 1 + tanh(x) cancel, so that f(x) is off by units of x
+            lost = (gate * (up + way.beta)).abs().nan_to_num(0.0, posinf=0.0) * (_CANCELLED * 2.0**-23)
+            low, high = (low - lost).clamp(min=0), high + lost
+        low, high = low.to(dtype).float(), high.to(dtype).float()
+        far = _FAR if way.kind == "silu" else _FAR_OF_GELU
+        vanishes = (gate < far) | (magnitude < 2.0**-126)  # exp overflows, or the product is subnormal
+        low = low.masked_fill(vanishes, 0)
         is_nan = value.isnan()
         # Where exp overflows silu may be -0, and -0 * infinity is NaN.
-        maybe_nan = (gate < -87) & value.isinf()
+        maybe_nan = (gate < far) & value.isinf()
         return cls(
             low.nan_to_num(0.0, posinf=torch.inf),
-            high.float().nan_to_num(0.0, posinf=torch.inf),
+            high.nan_to_num(0.0, posinf=torch.inf),
             value.signbit(),
             is_nan if bool(is_nan.any()) else None,
             maybe_nan if bool(maybe_nan.any()) else None,

@@ -21,7 +21,7 @@ from harness.judging.context import Context, Known
 from harness.mutants.problems import drawn_problems, quick_first
 from harness.problems.problem import Problem
 from harness.problems.profiles import find_profile
-from harness.problems.tensors import ProblemTensors, make_weights
+from harness.problems.weights import make_weights
 from harness.records.parts.mutants import (
     KILLED,
     NOT_JUDGED,
@@ -75,7 +75,7 @@ class SharedProblem:
         outcome = judge_context(self._rule, context)
         if _versions(self._context.tensors) != self._versions:
             make_weights.cache_clear()
-            self._context.tensors = ProblemTensors(self._context.problem, self._context.traits.device)
+            self._context.tensors = self._context.fresh_tensors()
             self._context.candidate = Watched(self.calls.base)
             judge_context(self._rule, self._context)  # makes every tensor that the rule reads
             self._versions = _versions(self._context.tensors)

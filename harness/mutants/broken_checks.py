@@ -67,7 +67,7 @@ def _gemm(ctx: Context) -> tuple[Tensor, Tensor]:
     """Return the valid rows of a GEMM and of its oracle, both float32."""
     t, rows = ctx.tensors, ctx.rows()
     got = rows.take(ctx.gemm(ctx.reference_operand(), t.w1, t.w1_alpha))
-    values = decode_blocks(*ctx.reference_quantized())
+    values = ctx.reference_values()
     wanted = rows.take(masked_grouped_gemm(values, t.w1.values, t.masked_m, t.w1_alpha))
     return got.float(), wanted.bfloat16().float()
 
@@ -156,7 +156,7 @@ def oracle_compares_the_padding(ctx: Context) -> list[Comparison]:
     """The mask is inverted: rows past masked_m are compared, NaN with NaN, the valid ones are not."""
     t, p = ctx.tensors, ctx.problem
     out = ctx.gemm(ctx.reference_operand(), t.w1, t.w1_alpha)
-    values = decode_blocks(*ctx.reference_quantized())
+    values = ctx.reference_values()
     wanted = masked_grouped_gemm(values, t.w1.values, t.masked_m, t.w1_alpha).to(out.dtype)
     expert, row = (~valid_rows(t.masked_m, p.capacity)).nonzero(as_tuple=True)
     rows = Rows(expert, row, p.experts, p.capacity)
@@ -168,7 +168,7 @@ def oracle_forgets_the_mask(ctx: Context) -> list[Comparison]:
     """All rows are compared, those past masked_m with what the oracle makes of their garbage."""
     t, p = ctx.tensors, ctx.problem
     out = ctx.gemm(ctx.reference_operand(), t.w1, t.w1_alpha)
-    values = decode_blocks(*ctx.reference_quantized(), torch.float32)
+    values = ctx.reference_values(torch.float32)
     full = [p.capacity] * p.experts
     return [judge_gemm("gemm", out, values, t.w1.values, t.w1_alpha, full, ctx.known.accumulator)]
 
@@ -186,7 +186,7 @@ def first_expert_only(ctx: Context) -> list[Comparison]:
     """Only the first expert's output is compared."""
     t, p = ctx.tensors, ctx.problem
     out = ctx.gemm(ctx.reference_operand(), t.w1, t.w1_alpha)
-    values = decode_blocks(*ctx.reference_quantized(), torch.float32)
+    values = ctx.reference_values(torch.float32)
     first = [p.masked_m[0], *[0] * (p.experts - 1)]
     return [judge_gemm("gemm", out, values, t.w1.values, t.w1_alpha, first, ctx.known.accumulator)]
 
@@ -196,7 +196,7 @@ def first_columns_only(ctx: Context) -> list[Comparison]:
     """Only the first eight columns are compared."""
     t = ctx.tensors
     out = ctx.gemm(ctx.reference_operand(), t.w1, t.w1_alpha)
-    values = decode_blocks(*ctx.reference_quantized(), torch.float32)
+    values = ctx.reference_values(torch.float32)
     return [
         judge_gemm(
             "gemm", out[..., :8], values, t.w1.values[:, :8], t.w1_alpha, ctx.masked_m, ctx.known.accumulator
@@ -208,7 +208,7 @@ def first_columns_only(ctx: Context) -> list[Comparison]:
 def expected_is_overwritten(ctx: Context) -> list[Comparison]:
     """The kernel writes into the buffer that holds the expected values: they are equal whatever it wrote."""
     t, rows = ctx.tensors, ctx.rows()
-    values = decode_blocks(*ctx.reference_quantized())
+    values = ctx.reference_values()
     expected = masked_grouped_gemm(values, t.w1.values, t.masked_m, t.w1_alpha).bfloat16()
     ctx.gemm_into(expected.permute(1, 2, 0), ctx.reference_operand(), t.w1, t.w1_alpha)
     return [compare_equal("gemm", rows.take(expected), rows.take(expected), rows, "the reference")]

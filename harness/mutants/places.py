@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from harness.candidates import stages_of
+from harness.candidates import stages_of, traits_of
+from harness.candidates.traits import Traits
 from harness.faults.fault import Fault
 from harness.faults.named import load_named
 from harness.rules import RULE_IDS, find_rules
 from harness.running.known_failures import default_path, load_known_failures
 
 MODEL, CONTROL = "physical", "eager"
+ELSEWHERE = (
+    "control:physical_bf16_with_mxfp4", "control:physical_fp8_token", "control:physical_fp8_128", "control:physical_fp8",
+    "control:physical_mxfp8", "control:physical_swigluoai", "control:physical_gelu",
+    "control:physical_bf16_swigluoai",
+)  # fmt: skip
+"""Where faults of other formats and activations are planted: each in the first that has what it needs."""
 OF_THE_LAYER = "MOE"  # the rule that judges a kernel that is one call
 
 
@@ -23,18 +30,22 @@ class Place:
     reason: str = ""
 
 
-def place_of(fault: Fault, candidate: str, stages: list[str]) -> Place:
+def place_of(fault: Fault, candidate: str, stages: list[str], traits: Traits | None = None) -> Place:
     """Return where a fault is planted.
 
     `physical` has some mistakes of the kernels that it models; a fault that would add nothing to one of those is planted
-    in `eager` instead. Around a user's kernel it is reported as not planted, but for faults that show through the whole
+    in `eager` instead, and one of another format or activation in a control that has it. Around a user's kernel it is reported as not planted, but for faults that show through the whole
     layer: where their own rule asks for stages that the kernel does not have, MOE judges them.
 
     Args:
         fault: what is planted.
         candidate: the name that was asked for.
         stages: of that candidate.
+        traits: what it declares.
     """
+    if why := fault.unfit(traits or Traits()):
+        base = elsewhere(fault) if candidate == MODEL else ""
+        return Place(base, fault.killed_by) if base else Place(rule=fault.killed_by, reason=why)
     place = _in(fault, candidate, stages, fault.killed_by)
     if not place.candidate and candidate == MODEL:
         control = _in(fault, CONTROL, stages_of(load_named(CONTROL)), fault.killed_by)
@@ -43,6 +54,11 @@ def place_of(fault: Fault, candidate: str, stages: list[str]) -> Place:
         whole = _in(fault, candidate, stages, OF_THE_LAYER)
         return whole if whole.candidate else place
     return place
+
+
+def elsewhere(fault: Fault) -> str:
+    """Return the control that a fault of another format or activation is planted in, "" where there is none."""
+    return next((name for name in ELSEWHERE if not fault.unfit(traits_of(load_named(name)))), "")
 
 
 def _in(fault: Fault, candidate: str, stages: list[str], rule: str) -> Place:

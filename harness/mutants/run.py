@@ -7,14 +7,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from harness.candidates import stages_of
+from harness.candidates import stages_of, traits_of
 from harness.candidates.errors import CandidateStartError
+from harness.candidates.traits import Traits
 from harness.faults.fault import CATEGORIES, Fault, all_faults, find_fault
 from harness.faults.named import load_named
 from harness.mutants.bench import Batch, Bench
 from harness.mutants.matrix import kill_matrix, matrix_jobs
 from harness.mutants.minimal import minimal_jobs
-from harness.mutants.places import Place, place_of
+from harness.mutants.places import ELSEWHERE, Place, place_of
 from harness.mutants.pool import BenchSettings, Died, Job, run_jobs
 from harness.mutants.score import fault_rows, score
 from harness.mutants.upstream_run import upstream_jobs, upstream_table
@@ -139,8 +140,10 @@ class _Run:
     def score(self, faults: list[Fault]) -> None:
         """Judge every planting by the rule that its fault names."""
         self.faults = faults
-        stages = self._stages()
-        self.places = {fault.name: place_of(fault, self.request.candidate, stages) for fault in faults}
+        stages, traits = self._declared()
+        self.places = {
+            fault.name: place_of(fault, self.request.candidate, stages, traits) for fault in faults
+        }
         for fault in faults:
             place = self.places[fault.name]
             status, message = (
@@ -163,6 +166,8 @@ class _Run:
         """Judge the layer's final output by the criteria of other projects."""
         jobs = []
         for settings, some in self._by_place(self.faults):
+            if settings.candidate in ELSEWHERE:
+                continue  # upstream's references know NVFP4 and silu only
             names = [fault.name for fault in some]
             healthy = [""] if settings.candidate == self.request.candidate else []
             jobs += upstream_jobs(settings, healthy + names)
@@ -189,17 +194,19 @@ class _Run:
         faults = [replace(f, minimal=minimal) if f.name == name else f for f in self.found.faults]
         self.found = replace(self.found, faults=faults)
 
-    def _stages(self) -> list[str]:
-        """Return the candidate's stages; somebody else's code is loaded in a child, which it may end."""
+    def _declared(self) -> tuple[list[str], Traits]:
+        """Return the candidate's stages and traits; somebody else's code is loaded in a child, which it may end."""
         r = self.request
         if ":" not in r.candidate:
-            return stages_of(load_named(r.candidate))
-        job = Job(BenchSettings(r.candidate, r.profile, r.seed), "run:stages", label="loading and probing it")
-        stages: list[str] = []
-        for _, stages in run_jobs([job], 1, in_child=r.processes > 1):
-            if isinstance(stages, Died):
-                raise CandidateStartError(stages.message)
-        return stages
+            return declared_by(load_named(r.candidate))
+        job = Job(
+            BenchSettings(r.candidate, r.profile, r.seed), "run:declared", label="loading and probing it"
+        )
+        found: tuple[list[str], Traits] = [], Traits()
+        for _, found in run_jobs([job], 1, in_child=r.processes > 1):
+            if isinstance(found, Died):
+                raise CandidateStartError(found.message)
+        return found
 
     def _by_place(self, faults: list[Fault]) -> Iterator[tuple[BenchSettings, list[Fault]]]:
         """Yield the faults that are planted in the same candidate, with the settings of its bench."""
@@ -241,9 +248,14 @@ class _Run:
             yield job, answer
 
 
-def stages(bench: Bench) -> list[str]:
-    """Return the names of the candidate's stages."""
-    return stages_of(bench.base)
+def declared_by(candidate: Any) -> tuple[list[str], Traits]:
+    """Return the names of a candidate's stages, and its traits."""
+    return stages_of(candidate), traits_of(candidate)
+
+
+def declared(bench: Bench) -> tuple[list[str], Traits]:
+    """Return the same of the candidate on the bench."""
+    return declared_by(bench.base)
 
 
 def judge(bench: Bench, **arguments: Any) -> Batch:

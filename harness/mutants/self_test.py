@@ -162,7 +162,10 @@ def _kill(finding: CheckFinding, rule: Rule) -> None:
     base, known = _prepared(CANDIDATES[1])
     # a check that fails the right candidate kills nothing with that
     clean = [p for p in map(parse_problem, PROBING) if not _failed(_judged(rule, base, p, known))]
-    named = [f for f in all_faults().values() if f.killed_by == rule.id and f.random_data]
+    traits = traits_of(base)
+    named = [
+        f for f in all_faults().values() if f.killed_by == rule.id and f.random_data and not f.unfit(traits)
+    ]
     for fault in named[:: max(1, len(named) // MOST_FAULTS)][:MOST_FAULTS]:
         outcomes = (_judged(rule, Mutant(base, [Planting(fault)]), problem, known) for problem in clean)
         finding.faults += 1

@@ -18,8 +18,8 @@ from harness.candidates.protocol import Traits
 from harness.problems.problem import WEIGHT_SEEDS, Problem
 from harness.problems.route_values import IN_LOGITS, IN_TOPK_WEIGHTS
 from harness.problems.rows import Rows
-from harness.problems.tensors import make_weights
 from harness.problems.traps import IN_ROUTES, TRAPS
+from harness.problems.weights import make_weights
 from reference.e2m1 import pack_e2m1
 from reference.fp8_tokens import CHANNELS
 from reference.loading import tensor_name

@@ -34,7 +34,7 @@ OPTIONS = {
     "whole_layer": "the stages around the layer take all extents as they are, capacity being the tokens of a rank",
 }
 _DECLARED = frozenset(
-    {"relu2", "float32_out", "float16_out", "no_alpha"}
+    {"relu2", "float32_out", "float16_out", "no_alpha", "prequantized"}
 )  # those that a candidate's traits allow
 
 
@@ -108,6 +108,7 @@ class Drawn:
         """Return the options that may be drawn for a candidate."""
         takes = {*traits.activations, *(f"{dtype}_out" for dtype in traits.out_dtypes)}
         takes |= set() if traits.alpha_required else {"no_alpha"}
+        takes |= set() if traits.without_scales else {"prequantized"}
         return [option for option in self.options if option not in _DECLARED or option in takes]
 
 

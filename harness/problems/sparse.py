@@ -14,17 +14,40 @@ SPARSE = 1 << 29
 """Elements of one tensor above which its padding is not drawn: numbers are drawn on the CPU, a gigabyte in ten seconds."""
 
 
-def tensors_of(problem: Problem, device: str = "cpu") -> ProblemTensors:
-    """Return the tensors of a problem: drawn in full, or with padding of zeros where there is that much of it."""
+def tensors_of(
+    problem: Problem,
+    device: str = "cpu",
+    activations: str = "nvfp4",
+    weights: str = "nvfp4",
+    gated: str = "silu",
+) -> ProblemTensors:
+    """Return the tensors of a problem: drawn in full, or with padding of zeros where there is that much of it.
+
+    Args:
+        problem: which.
+        device: torch device type.
+        activations: name of their format, as Traits.activation_format has it.
+        weights: likewise.
+        gated: the activation with a gate.
+    """
     elements = problem.experts * problem.capacity * max(problem.hidden, 2 * problem.inter)
-    return (SparseTensors if elements > SPARSE else ProblemTensors)(problem, device)
+    kind = SparseTensors if elements > SPARSE else ProblemTensors
+    return kind(problem, device, activations, weights, gated)
 
 
 class SparseTensors(ProblemTensors):
     """Those of the problem with as few rows as there are valid ones, in as much memory as the capacity asks for."""
 
-    def __init__(self, problem: Problem, device: str = "cpu") -> None:
-        super().__init__(dataclasses.replace(problem, capacity=max(*problem.masked_m, 1)), device)
+    def __init__(
+        self,
+        problem: Problem,
+        device: str = "cpu",
+        activations: str = "nvfp4",
+        weights: str = "nvfp4",
+        gated: str = "silu",
+    ) -> None:
+        fewer = dataclasses.replace(problem, capacity=max(*problem.masked_m, 1))
+        super().__init__(fewer, device, activations, weights, gated)
         self._capacity = problem.capacity
         self.x = self._grown(self.x)
 

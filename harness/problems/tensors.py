@@ -1,14 +1,10 @@
-"""The numbers of a problem: a pure function of its string, made on the CPU and moved to the candidate's device.
-
-Weights are drawn from a small pool of seeds and cached, since a run asks for the same shapes again and again.
-"""
+"""The numbers of a problem: a pure function of its string, made on the CPU and moved to the candidate's device."""
 
 from __future__ import annotations
 
 import math
 import random
-from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -16,13 +12,11 @@ from torch import Tensor
 from harness.problems.problem import WEIGHT_SEEDS, Problem
 from harness.problems.trap_writing import write_gates, write_traps
 from harness.problems.traps import TRAPS
-from reference.certificate import step_exponents
-from reference.e4m3 import NAN_BYTE
-from reference.nvfp4 import BLOCK, SCALE_RANGE, decode_blocks, quantize_nvfp4
+from harness.problems.weights import ZERO_BLOCKS, Weights, block_gains, grid_codes, make_weights
+from reference.activations import Activation
+from reference.formats import FORMATS
+from reference.nvfp4 import BLOCK, SCALE_RANGE
 
-SMALL_ROWS = 8  # with the trap subnormal_scales, one row of the weights in so many has small scales only
-NAN_ROWS = 8  # with the trap nan_scales: so few that no half of a block of the intermediate is NaN
-ZERO_BLOCKS = 4  # with the trap zero_scales, one block of the weights in so many has a scale of zero
 POWERS = (
     (80, 96),
     (18, 24),
@@ -31,109 +25,7 @@ POWERS = (
 GAIN = (
     2.0**9
 )  # of the first GEMM with the traps large and small: gates beyond +-88.7, an intermediate beyond 65,504
-_SPREAD = 5  # "spread": blocks are scaled by 2^-5 to 2^5; every block scale stays a normal E4M3 value
 _GRID_ODD = (1, 3, 5, 7, 9, 11, 13)
-
-
-@dataclass(frozen=True)
-class Weights:
-    """One GEMM's weights of all experts.
-
-    Attributes:
-        codes: `(experts, n, k)` uint8.
-        block_scale: `(experts, n, k / 16)` uint8, E4M3.
-    """
-
-    codes: Tensor
-    block_scale: Tensor
-
-    @cached_property
-    def values(self) -> Tensor:
-        """Codes times block scales, `(experts, n, k)` float32, exact."""
-        return decode_blocks(self.codes, self.block_scale, torch.float32)
-
-    @cached_property
-    def deviation(self) -> Tensor:
-        """Root mean square of the values of each expert that are numbers, `(experts,)` float64 on the CPU."""
-        return self.values.double().square().nanmean((1, 2)).sqrt().cpu()
-
-    @cached_property
-    def steps(self) -> Tensor:
-        """Grid step of each row, `(experts, n)`: see reference.certificate."""
-        return step_exponents(self.values)
-
-
-@lru_cache(maxsize=32)
-def make_weights(
-    experts: int,
-    n: int,
-    k: int,
-    data: str,
-    seed: int,
-    device: str,
-    *,
-    small_rows: bool = False,
-    zero_blocks: bool = False,
-    nan_rows: bool = False,
-) -> Weights:
-    """Return weights for one GEMM. Cached: treat them as read-only (rules check that candidates do).
-
-    Args:
-        experts: experts on this rank.
-        n: rows of each expert's weights.
-        k: their width.
-        data: a key of harness.problems.problem.DATA.
-        seed: of the numbers.
-        device: torch device type.
-        small_rows: give every eighth row block scales that are E4M3 subnormals (bytes 1 to 7), as a checkpoint has them
-            whose per-tensor scale was folded into its block scales (flashinfer#3932).
-        zero_blocks: give every fourth block, by chance, the block scale zero and leave its codes.
-        nan_rows: give one block of every eighth row the block scale NaN.
-    """
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + n * 1009 + k)
-    if nan_rows:
-        plain = make_weights(
-            experts, n, k, data, seed, device, small_rows=small_rows, zero_blocks=zero_blocks
-        )
-        scale = plain.block_scale.clone()
-        rows = scale[:, ::NAN_ROWS]
-        place = torch.randint(rows.shape[2], (*rows.shape[:2], 1), generator=generator)
-        rows.scatter_(2, place.to(device), NAN_BYTE)
-        return Weights(plain.codes, scale)
-    if zero_blocks:
-        plain = make_weights(experts, n, k, data, seed, device, small_rows=small_rows)
-        zero = torch.randint(ZERO_BLOCKS, plain.block_scale.shape, generator=generator) == 0
-        return Weights(plain.codes, plain.block_scale.masked_fill(zero.to(device), 0))
-    if small_rows:
-        plain = make_weights(experts, n, k, data, seed, device)
-        scale = plain.block_scale.clone()
-        small = torch.randint(1, 8, scale[:, ::SMALL_ROWS].shape, generator=generator, dtype=torch.uint8)
-        scale[:, ::SMALL_ROWS] = small.to(device)
-        return Weights(plain.codes, scale)
-    if data == "grid":
-        codes = _grid_codes((experts, n, k // BLOCK), generator).view(experts, n, k)
-        scale = torch.randint(6, 8, (experts, n, k // BLOCK), generator=generator, dtype=torch.uint8) * 8
-        return Weights(codes.to(device), scale.to(device))
-    values = torch.randn(experts, n, k, generator=generator)
-    values = (values * _block_gains(values, generator) if data == "spread" else values).bfloat16()
-    amax = values.abs().amax((1, 2)).float()
-    quantized = quantize_nvfp4(values, SCALE_RANGE / amax)
-    return Weights(quantized.codes.to(device), quantized.block_scale.to(device))
-
-
-def _block_gains(values: Tensor, generator: torch.Generator) -> Tensor:
-    """Return a power of two for each block of 16, `(*, k)`, such that dot products spread over many binades."""
-    shape = (*values.shape[:-1], values.shape[-1] // BLOCK)
-    exponent = torch.randint(-_SPREAD, _SPREAD + 1, shape, generator=generator)
-    return torch.ldexp(torch.ones(shape), exponent).repeat_interleave(BLOCK, -1)
-
-
-def _grid_codes(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """Return blocks of small codes with one +-6 each, so that the block scale is a known power of two."""
-    codes = torch.randint(0, 5, (*shape, BLOCK), generator=generator, dtype=torch.uint8)
-    place = torch.randint(0, BLOCK, (*shape, 1), generator=generator)
-    codes.scatter_(-1, place, torch.full_like(place, 7, dtype=torch.uint8))
-    return codes | (torch.randint(0, 2, codes.shape, generator=generator, dtype=torch.uint8) << 3)
 
 
 def _grid_scale(experts: int, generator: torch.Generator) -> Tensor:
@@ -149,20 +41,34 @@ class ProblemTensors:
     Attributes:
         problem: what is described.
         device: torch device type.
+        form: of the tokens and the intermediate when they are multiplied.
+        weight_form: of the weights.
+        way: the activation with a gate.
         masked_m: `(experts,)` int32.
         input_scale: `(experts,)` float32, encode scale of the tokens; distinct per expert, not 1.
         a2_scale: `(experts,)` float32, encode scale of the intermediate.
     """
 
-    def __init__(self, problem: Problem, device: str = "cpu") -> None:
+    def __init__(
+        self,
+        problem: Problem,
+        device: str = "cpu",
+        activations: str = "nvfp4",
+        weights: str = "nvfp4",
+        gated: str = "silu",
+    ) -> None:
         self.problem = p = problem
         self.device = device
+        self.form, self.weight_form = FORMATS[activations], FORMATS[weights]
+        self.way = Activation.of(gated)
         self._generator = generator = torch.Generator().manual_seed(p.seed)
         self._traps = frozenset(name for name in p.extras if name in TRAPS)
         self.masked_m = torch.tensor(p.masked_m, dtype=torch.int32).to(device)
         # jitter keeps the scales distinct and off the value that exactly fills the range
         jitter = torch.rand(2, p.experts, generator=generator) * 0.5 + 0.5
         self._gain = torch.rand(p.experts, generator=generator) * 2 + 0.5  # deviation of the first GEMM
+        if self.way.limit:  # one gate in three to none, by expert, lies beyond it
+            self._gain *= self.way.limit / 3
         grid_scale = _grid_scale(p.experts, generator)
         raw = torch.randn(p.experts, p.capacity, p.hidden, generator=generator)
         taken = None
@@ -175,17 +81,26 @@ class ProblemTensors:
             input_scale = SCALE_RANGE / amax * jitter[0]
         x, input_scale = self._at_other_magnitudes(x, input_scale)
         a2_scale = SCALE_RANGE / (3 * self._gain) ** 2 * jitter[1]
+        if self.form.encoded:
+            input_scale, a2_scale = (
+                s * (self.form.encode_range / SCALE_RANGE) for s in (input_scale, a2_scale)
+            )
         if any(TRAPS[name].ties for name in self._traps):
             input_scale, a2_scale = (torch.exp2(torch.log2(s).floor()) for s in (input_scale, a2_scale))
         write_traps(x, list(p.masked_m), input_scale, self._traps, generator, taken)
-        self.x = x.to(device)
+        self.x = x.to(self.layer_dtype).to(device)
         self.input_scale = input_scale.float().to(device)
         self.a2_scale = a2_scale.float().to(device)
+
+    @property
+    def layer_dtype(self) -> torch.dtype:
+        """Type of the tokens, of what lies between the stages, and of the layer's output."""
+        return self.form.layer_dtype
 
     def _tokens(self, raw: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Return tokens made of Gaussian numbers, with the traps that encode scales follow, and the blocks of those."""
         p = self.problem
-        values = raw * _block_gains(raw, generator) if p.data == "spread" else raw
+        values = raw * block_gains(raw, generator) if p.data == "spread" else raw
         if "magnitude_spread" in self._traps and p.experts > 1:
             spread = 100 ** (torch.arange(p.experts) / (p.experts - 1) - 0.5)
             values = values * spread.view(-1, 1, 1)
@@ -195,7 +110,7 @@ class ProblemTensors:
     def _grid_tokens(self, scale: Tensor, generator: torch.Generator) -> Tensor:
         p = self.problem
         shape = (p.experts, p.capacity, p.hidden // BLOCK)
-        codes = _grid_codes(shape, generator)
+        codes = grid_codes(shape, generator)
         magnitudes = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6], dtype=torch.float64)[(codes & 7).int()]
         values = torch.where(codes > 7, -magnitudes, magnitudes)
         step = torch.randint(0, 3, shape, generator=generator)
@@ -218,7 +133,7 @@ class ProblemTensors:
 
     def without_some_blocks(self, block_scale: Tensor) -> Tensor:
         """Return the tokens' block scales `(experts, capacity, k / 16)` uint8, some zero where the trap zero_scales is asked for."""
-        if "zero_scales" not in self._traps:
+        if "zero_scales" not in self._traps or self.form.scale != "e4m3":
             return block_scale
         generator = torch.Generator().manual_seed(self.problem.seed)
         zero = torch.randint(ZERO_BLOCKS, block_scale.shape, generator=generator) == 0
@@ -258,7 +173,7 @@ class ProblemTensors:
     def _weights(self, n: int, k: int, seed: int) -> Weights:
         p = self.problem
         return make_weights(
-            p.experts, n, k, p.data, seed, self.device,
+            p.experts, n, k, p.data, seed, self.device, form=self.weight_form,
             small_rows="subnormal_scales" in self._traps,
             zero_blocks="zero_scales" in self._traps,
             nan_rows="nan_scales" in self._traps,
@@ -267,17 +182,21 @@ class ProblemTensors:
     @cached_property
     def w1_alpha(self) -> Tensor:
         """`(experts,)` float32: 1 / (input encode scale * w1 encode scale), such that gate and up deviate by `gain`."""
-        encoded = self.x.double().nan_to_num(0, 0, 0) * self.input_scale.double().view(-1, 1, 1)
+        encoded = self.x.double().nan_to_num(0, 0, 0)
+        if self.form.encoded:
+            encoded *= self.input_scale.double().view(-1, 1, 1)
         return self._alpha(encoded.square().mean((1, 2)).sqrt().cpu(), self.w1, self._gain)
 
     @cached_property
     def w2_alpha(self) -> Tensor:
         """`(experts,)` float32: 1 / (a2 encode scale * w2 encode scale), such that outputs deviate by about 1."""
-        return self._alpha(self._gain**2 * self.a2_scale.cpu(), self.w2, torch.ones_like(self._gain))
+        encode = self.a2_scale.cpu() if self.form.encoded else 1
+        return self._alpha(self._gain**2 * encode, self.w2, torch.ones_like(self._gain))
 
     def _alpha(self, operand_deviation: Tensor, weights: Weights, wanted: Tensor) -> Tensor:
         terms = weights.values.shape[-1]
-        got = operand_deviation.double().clamp(1e-3, 1e9) * weights.deviation * math.sqrt(terms)
+        limits = (1e-3, 1e9) if self.form.encoded else (1e-30, 1e30)  # encoded values have one magnitude
+        got = operand_deviation.double().clamp(*limits) * weights.deviation * math.sqrt(terms)
         return self._with_trapped_values((wanted / got).float()).to(self.device)
 
     def _with_trapped_values(self, alpha: Tensor) -> Tensor:
@@ -316,6 +235,7 @@ class ProblemTensors:
         written = write_traps(target, list(p.masked_m), self.a2_scale.cpu(), self._traps, generator)
         mask = written.repeat_interleave(BLOCK, -1)
         gate_up[..., : p.inter][mask] = 32
-        gate_up[..., p.inter :][mask] = torch.where(target.isnan(), target, target / 32)[mask]
+        gate_up[..., p.inter :][mask] = torch.where(target.isnan(), target, target / 32 - self.way.beta)[mask]
         write_gates(gate_up, list(p.masked_m), self.a2_scale.cpu(), self._traps, generator, written)
-        return gate_up.to(self.device)
+        gate_up = self.way.joined(*gate_up.chunk(2, dim=-1))
+        return gate_up.to(self.layer_dtype).to(self.device)

@@ -11,7 +11,7 @@ from harness.judging.quantize import QuantizerInput
 from harness.problems.rows import Rows
 from harness.rules import NotApplicableError
 from harness.rules.layer import judge_opaque
-from reference.nvfp4 import BLOCK
+from reference.formats import Coded
 
 
 def need_determinism(ctx: Context) -> None:
@@ -58,12 +58,15 @@ def agree(
 def _legal(ctx: Context, stage: str, valid: Tensor, rows: Rows) -> list[Comparison]:
     t = ctx.tensors
     if stage in {"quantize", "activation"}:
-        k = valid.shape[1] * BLOCK // (BLOCK + 1)
+        block = ctx.form.block
+        k = valid.shape[1] * block // (block + 1) if block else valid.shape[1] - int(ctx.form.rows)
+        codes, scales = valid[:, :k].to(ctx.form.dtype), valid[:, k:]
+        stored = Coded(codes, scales[:, :0], scales) if ctx.form.rows else Coded(codes, scales)
         if stage == "activation":
             given, scale = ctx.activated(rows.take(t.gate_up)), t.a2_scale
         else:
             given, scale = QuantizerInput.known(rows.take(t.x)), t.input_scale
-        return ctx.judge_quantized(stage, given, valid[:, :k], valid[:, k:], scale, rows)
+        return ctx.judge_quantized(stage, given, stored, scale, rows)
     out = torch.zeros((rows.experts, rows.capacity, valid.shape[1]), dtype=valid.dtype, device=valid.device)
     out[rows.expert, rows.row] = valid
     return [judge_opaque(ctx, out) if stage == "layer" else ctx.judge_gemm(stage, out, t.w1, t.w1_alpha)]

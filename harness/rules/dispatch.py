@@ -17,6 +17,7 @@ from reference import fp8_tokens
 from reference.e2m1 import unpack_e2m1
 from reference.e4m3 import decode_e4m3, take
 from reference.e8m0 import decode_e8m0
+from reference.formats import NVFP4, Coded
 from reference.routing import NO_EXPERT, TRANSPORTS, Dispatched
 
 _ALL = slice(None)
@@ -56,10 +57,10 @@ def dispatch(ctx: Context) -> list[Comparison]:
             found += ctx.judge_quantized(
                 "dispatch.nvfp4",
                 QuantizerInput.known(sent),
-                unpack_e2m1(got),
-                scales.view(torch.uint8),
+                Coded(unpack_e2m1(got), scales.view(torch.uint8)),
                 scale.expand(layer.experts),
                 arrived,
+                form=NVFP4,
             )
     return found
 

@@ -7,15 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from harness.candidates.layouts import Pair
 from harness.judging.comparison import Comparison, accepted, altered_copies, compare, compare_equal
 from harness.judging.context import Context
-from harness.judging.contract import Quantized, checked_moe_output, checked_quantized
+from harness.judging.contract import Quantized
 from harness.judging.predicted import orders_of
 from harness.judging.quantize import QuantizerInput
 from reference import propagate
-from reference.e4m3 import decode_e4m3
 from reference.matrix_units import Summation
-from reference.nvfp4 import decode_blocks
 from reference.propagate import Added
 
 _SELDOM = 1 / 16
@@ -27,9 +26,9 @@ def pipeline(ctx: Context) -> list[Comparison]:
     t, rows = ctx.tensors, ctx.rows()
     a = ctx.quantize(t.x, t.input_scale)
     given = QuantizerInput.known(rows.take(t.x))
-    found = ctx.judge_quantized("quantize", given, *a.valid(rows), t.input_scale, rows)
+    found = ctx.judge_quantized("quantize", given, a.valid(rows), t.input_scale, rows)
     a = ctx.passed_on(a)
-    gemm1 = ctx.gemm((a.packed, a.scales), t.w1, t.w1_alpha)
+    gemm1 = ctx.gemm(a.pair, t.w1, t.w1_alpha)
     found.append(ctx.judge_gemm("gemm1", gemm1, t.w1, t.w1_alpha, a))
     if ctx.problem.activation == "silu" and not ctx.has("silu_mul_quantize_grouped"):
         return found
@@ -38,10 +37,10 @@ def pipeline(ctx: Context) -> list[Comparison]:
         given = ctx.activated(rows.take(gemm1))
     else:
         a2 = ctx.quantize(gemm1.relu().square().contiguous(), t.a2_scale)
-        given = QuantizerInput.activated(rows.take(gemm1), "relu2")
-    found += ctx.judge_quantized("activation", given, *a2.valid(rows), t.a2_scale, rows)
+        given = QuantizerInput.activated(rows.take(gemm1), "relu2", t.layer_dtype)
+    found += ctx.judge_quantized("activation", given, a2.valid(rows), t.a2_scale, rows)
     a2 = ctx.passed_on(a2)
-    gemm2 = ctx.gemm((a2.packed, a2.scales), t.w2, t.w2_alpha)
+    gemm2 = ctx.gemm(a2.pair, t.w2, t.w2_alpha)
     found.append(ctx.judge_gemm("gemm2", gemm2, t.w2, t.w2_alpha, a2))
     return found
 
@@ -49,12 +48,12 @@ def pipeline(ctx: Context) -> list[Comparison]:
 def moe(ctx: Context) -> list[Comparison]:
     """MOE: the layer in one call; judged through its tapped stages where the candidate has taps, else by propagation."""
     t = ctx.tensors
-    hidden: tuple[Tensor, Tensor | None] = (t.x, None)
+    hidden: Pair = (t.x, None)
     if "prequantized" in ctx.problem.extras:
         hidden = ctx.reference_operand()
     if hasattr(ctx.calls, "masked_moe_tapped"):
         out, calls = ctx.calls.masked_moe_tapped(**ctx.moe_arguments(hidden))
-        return judge_taps(ctx, checked_moe_output(out, ctx.problem, ctx.traits.device), calls)
+        return judge_taps(ctx, ctx.checked_layer(out), calls)
     return [judge_opaque(ctx, ctx.moe(hidden))]
 
 
@@ -72,7 +71,7 @@ def judge_taps(ctx: Context, out: Tensor, calls: list[Any]) -> list[Comparison]:
     for call in calls:
         if call.stage == "masked_grouped_gemm":
             name, weights, alpha = ("gemm2", t.w2, t.w2_alpha) if gemms else ("gemm1", t.w1, t.w1_alpha)
-            a = Quantized.decoded(call.inputs["a"], call.inputs["a_scale"])
+            a = Quantized.decoded((call.inputs["a"], call.inputs["a_scale"]), ctx.form)
             gemms.append(call.outputs["out"].permute(2, 0, 1))
             found.append(ctx.judge_gemm(f"tapped {name}", gemms[-1], weights, alpha, a))
             continue
@@ -82,9 +81,9 @@ def judge_taps(ctx: Context, out: Tensor, calls: list[Any]) -> list[Comparison]:
         given = ctx.activated(x) if silu else QuantizerInput.known(x)
         shape = torch.Size((*source.shape[:2], source.shape[2] // 2)) if silu else source.shape
         outputs = call.outputs["packed"], call.outputs["block_scale"]
-        got = checked_quantized(outputs, shape, call.stage, ctx.traits.device)
+        got = ctx.checked(outputs, shape, call.stage)
         name, scale = ("activation", t.a2_scale) if silu or gemms else ("quantize", t.input_scale)
-        found += ctx.judge_quantized(f"tapped {name}", given, *got.valid(rows), scale, rows)
+        found += ctx.judge_quantized(f"tapped {name}", given, got.valid(rows), scale, rows)
     if len(gemms) != 2:
         raise RuntimeError(
             f"masked_moe_tapped recorded {len(gemms)} GEMMs, expected 2: the taps missed the engine's calls"
@@ -120,7 +119,7 @@ def judge_opaque(ctx: Context, out: Tensor) -> Comparison:
     if len(rows) > 1:
         swapped[[0, -1]] = got[[-1, 0]]
     altered = altered_copies(got, accepts) | {
-        "x1.1": lambda: accepted(accepts, (got * 1.1).bfloat16().double())
+        "x1.1": lambda: accepted(accepts, (got * 1.1).to(ctx.form.layer_dtype).double())
     }
     if len(rows) > 1:
         altered["two swapped rows"] = lambda: accepted(accepts, swapped)
@@ -145,8 +144,8 @@ def _legal_range(ctx: Context, got: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     the known order gives it is right as well if it lies within the bound of the second GEMM, given the codes that the
     first one gives. An order seldom changes those: of few rows other orders of the first GEMM are tried.
     """
-    accumulator, known = ctx.known.accumulator, ctx.known.summation
-    low, high = _propagated(ctx, Added(accumulator, known))
+    known = ctx.known.summation
+    low, high = _propagated(ctx, _added(ctx, known))
     otherwise = torch.zeros(len(got), dtype=torch.bool, device=got.device)
     if known is None:
         return low, high, otherwise
@@ -155,14 +154,19 @@ def _legal_range(ctx: Context, got: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         at = wrong.nonzero().flatten()
         if not len(at) or (first is not known and len(at) > max(1, len(got) * _SELDOM)):
             break
-        few_low, few_high = _propagated(ctx, Added(accumulator, first), Added(accumulator), wrong)
+        few_low, few_high = _propagated(ctx, _added(ctx, first), _added(ctx), wrong)
         right = _within(got[at], few_low, few_high)
         found = at[right]
         low[found], high[found] = few_low[right], few_high[right]
         wrong[found], otherwise[found] = False, True
         if first is known and bool(wrong.any()):  # what no order gives is not asked further
-            wrong[wrong.clone()] = _within(got[wrong], *_propagated(ctx, Added(accumulator), None, wrong))
+            wrong[wrong.clone()] = _within(got[wrong], *_propagated(ctx, _added(ctx), None, wrong))
     return low, high, otherwise
+
+
+def _added(ctx: Context, summation: Summation | None = None) -> Added:
+    """Return how both GEMMs add, by the bound alone where no summation is given."""
+    return Added(ctx.known.accumulator, summation, (ctx.form, ctx.tensors.w1.form))
 
 
 def _within(got: Tensor, low: Tensor, high: Tensor) -> Tensor:
@@ -198,9 +202,14 @@ def _propagated(
     t = ctx.tensors
     prequantized = "prequantized" in ctx.problem.extras
     rows, source_scale = ctx.rows(), None
-    if prequantized:
-        codes, block_scale = (rows.take(part) for part in ctx.reference_quantized())
-        source, source_scale = decode_blocks(codes, block_scale), decode_e4m3(block_scale)
+    taken = prequantized or ctx.form.plain  # as the first GEMM multiplies it
+    if taken:
+        coded = ctx.reference_quantized().map(rows.take)
+        source = ctx.form.values(coded, torch.float64)
+        if coded.row_scale is not None:
+            source *= coded.row_scale
+        elif ctx.form.scale != "float32":
+            source_scale = ctx.form.scales(coded.block_scale)
     else:
         source = rows.take(t.x).double()
     counts = ctx.masked_m
@@ -208,10 +217,10 @@ def _propagated(
         counts = [int(part.sum()) for part in torch.split(which, counts)]
         source = source[which]
         source_scale = None if source_scale is None else source_scale[which]
-    scales = t.w1_alpha, None if prequantized else t.input_scale, t.a2_scale, t.w2_alpha
+    scales = t.w1_alpha, None if taken else ctx.encode(t.input_scale), ctx.encode(t.a2_scale), t.w2_alpha
     result = propagate.masked_moe(
         propagate.Interval(source, source, source_scale), counts, t.w1.values, t.w2.values, scales,
-        ctx.problem.activation, ctx.known.arithmetic, added, ctx.known.unrounded,
-        (decode_e4m3(t.w1.block_scale), decode_e4m3(t.w2.block_scale)), second,
+        ctx.activation, ctx.known.arithmetic, added, ctx.known.unrounded,
+        (t.w1.form.scales(t.w1.block_scale), t.w2.form.scales(t.w2.block_scale)), second,
     )  # fmt: skip
     return result.low, result.high

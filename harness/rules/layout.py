@@ -10,6 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from harness.candidates.layouts import Pair
 from harness.judging.comparison import Comparison
 from harness.judging.context import Context, device_is_lost
 from harness.judging.contract import Quantized
@@ -92,6 +93,8 @@ def input_layout(ctx: Context) -> list[Comparison]:
         wanted = quantize(ctx, x, scale).valid_bytes(rows)
         call = partial(_bytes_of, ctx, quantize, _of_wider(x), scale)
         found += _judged(ctx, stage, f"{name}, columns of a wider one", call, wanted)
+        if not ctx.form.encoded:
+            continue
         rows, (x, scale) = even.rows(), scales(even)
         wanted = quantize(even, x, scale).valid_bytes(rows)
         call = partial(_bytes_of, even, quantize, x, _expanded(scale))
@@ -128,22 +131,28 @@ def _operands(ctx: Context) -> list[Comparison]:
     t, rows, dtype = ctx.tensors, ctx.rows(), ctx.out_dtype
     a, b = ctx.reference_operand(), ctx.weights_operand(t.w1)
 
-    def product(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> Tensor:
+    def product(a: Pair, b: Pair) -> Tensor:
         return rows.take(ctx.gemm(a, t.w1, t.w1_alpha, dtype=dtype, b=b))
 
     wanted = product(a, b)
+    calls = {f"{name}A{how}": (changed, b) for name, how, changed in _otherwise(a)}
+    calls |= {f"{name}B{how}": (a, changed) for name, how, changed in _otherwise(b)}
     found: list[Comparison] = []
-    for name, changed_a, changed_b in (
-        ("operand A, experts innermost", (_experts_innermost(a[0]), a[1]), b),
-        ("scales of A, experts innermost", (a[0], _experts_innermost(a[1])), b),
-        ("operand A, columns of a wider one", (_rows_of_wider(a[0]), a[1]), b),
-        ("operand B, experts innermost", a, (_experts_innermost(b[0]), b[1])),
-        ("scales of B, experts innermost", a, (b[0], _experts_innermost(b[1]))),
-        ("operand B, columns of a wider one", a, (_rows_of_wider(b[0]), b[1])),
-    ):
-        call = partial(product, changed_a, changed_b)
-        found += _judged(ctx, "gemm", f"{name}{naming(dtype)}", call, wanted)
+    for name, changed in calls.items():
+        found += _judged(ctx, "gemm", f"{name}{naming(dtype)}", partial(product, *changed), wanted)
     return found
+
+
+def _otherwise(pair: Pair) -> Iterator[tuple[str, str, Pair]]:
+    """Yield an operand in other layouts, with what they are called: what stands before and behind its letter."""
+    operand, scales = pair
+    yield "operand ", ", experts innermost", (_experts_innermost(operand), scales)
+    if scales is not None and scales.ndim == 3:  # float32, experts outermost
+        innermost = scales.permute(1, 2, 0).contiguous().permute(2, 0, 1)
+        yield "scales of ", ", experts innermost", (operand, innermost)
+    elif scales is not None:
+        yield "scales of ", ", experts innermost", (operand, _experts_innermost(scales))
+    yield "operand ", ", columns of a wider one", (_rows_of_wider(operand), scales)
 
 
 def _vectors(even: Context) -> list[Comparison]:
@@ -173,7 +182,7 @@ def _shared_operands(ctx: Context) -> list[Comparison]:
         memory = packed.permute(2, 0, 1)
         alike, expanded = memory[:1].repeat(len(memory), 1, 1), _expanded(memory)
 
-        def product(shared: Tensor, *, is_a: bool = is_a, scales: Tensor = scales) -> Tensor:
+        def product(shared: Tensor, *, is_a: bool = is_a, scales: Tensor | None = scales) -> Tensor:
             operand = shared.permute(1, 2, 0), scales
             given = (operand, b) if is_a else (a, operand)
             return rows.take(ctx.gemm(given[0], t.w1, t.w1_alpha, dtype=dtype, b=given[1]))
@@ -216,7 +225,9 @@ def _judged(
 
 
 def _experts_innermost(tensor: Tensor) -> Tensor:
-    """Return a logical `(..., l)` tensor of bytes with its last axis innermost in memory."""
+    """Return a logical `(..., l)` tensor with its last axis innermost in memory."""
+    if tensor.element_size() > 1:
+        return tensor.contiguous()
     return tensor.view(torch.uint8).contiguous().view(tensor.dtype)
 
 

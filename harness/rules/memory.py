@@ -99,7 +99,7 @@ def inputs(ctx: Context) -> list[Comparison]:
         ("silu_mul_quantize_grouped", {"gate_up": t.gate_up}, t.a2_scale),
     ):
         if ctx.has(stage):
-            arguments = {**x, "masked_m": t.masked_m, "global_scale_enc": scale}
+            arguments = {**x, "masked_m": t.masked_m, "global_scale_enc": ctx.encode(scale)}
             given = {name: tensor.clone() for name, tensor in arguments.items()}
             found.append(_unchanged(stage, given, partial(getattr(ctx.candidate, stage), *given.values())))
     if ctx.has("masked_grouped_gemm"):
@@ -115,14 +115,15 @@ def _gemm_inputs(ctx: Context, dtype: torch.dtype) -> Comparison:
     b, b_scale = ctx.weights_operand(t.w1)
     masked_m, alpha = t.masked_m.clone(), t.w1_alpha.clone()
     out = layouts.empty_out(p.experts, p.capacity, t.w1.codes.shape[1], dtype, ctx.traits.device, 0.0)
-    given = {"a": a, "a_scale": a_scale, "b": b, "b_scale": b_scale, "masked_m": masked_m, "alpha": alpha}
+    named = {"a": a, "a_scale": a_scale, "b": b, "b_scale": b_scale, "masked_m": masked_m, "alpha": alpha}
+    given = {name: tensor for name, tensor in named.items() if tensor is not None}
     call = partial(ctx.candidate.masked_grouped_gemm, a, a_scale, b, b_scale, out, masked_m, alpha)
     return _unchanged(f"masked_grouped_gemm{naming(dtype)}", given, call)
 
 
 def _layer_inputs(ctx: Context) -> Comparison:
     """Judge the layer on bfloat16 tokens or on the quantized pair, as the problem's seed has it."""
-    prequantized = ctx.problem.seed % 2 == 1
+    prequantized = ctx.problem.seed % 2 == 1 and not ctx.traits.without_scales
     hidden = ctx.reference_operand() if prequantized else (ctx.tensors.x, None)
     named = copied(ctx.moe_arguments(hidden))
     given = {k: v for k, v in named.items() if isinstance(v, Tensor)}

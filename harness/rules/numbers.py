@@ -14,7 +14,7 @@ def quantize(ctx: Context) -> list[Comparison]:
     t, rows = ctx.tensors, ctx.rows()
     got = ctx.quantize(t.x, t.input_scale)
     given = QuantizerInput.known(rows.take(t.x))
-    return ctx.judge_quantized("quantize", given, *got.valid(rows), t.input_scale, rows)
+    return ctx.judge_quantized("quantize", given, got.valid(rows), t.input_scale, rows)
 
 
 def activation(ctx: Context) -> list[Comparison]:
@@ -22,7 +22,7 @@ def activation(ctx: Context) -> list[Comparison]:
     t, rows = ctx.tensors, ctx.rows()
     got = ctx.silu_mul_quantize(t.gate_up, t.a2_scale)
     given = ctx.activated(rows.take(t.gate_up))
-    return ctx.judge_quantized("activation", given, *got.valid(rows), t.a2_scale, rows)
+    return ctx.judge_quantized("activation", given, got.valid(rows), t.a2_scale, rows)
 
 
 def gemm(ctx: Context) -> list[Comparison]:

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from harness.candidates import layouts
+from harness.candidates.layouts import Pair
 from harness.judging.comparison import Comparison
 from harness.judging.context import Context
+from harness.judging.poisons import poisoned
 from harness.rules.agreement import agree
 from harness.rules.memory import naming
+from reference.e4m3 import NAN_BYTE
+from reference.formats import Format
 from reference.moe import valid_rows
 
 POISONS = (float("nan"), float("inf"), 6e4)
-NAN_SCALE, MAX_SCALE = 0x7F, 0x7E
 
 
 def _padded(ctx: Context, tensor: Tensor, fill: float) -> Tensor:
@@ -44,44 +47,50 @@ def padding_rows(ctx: Context) -> list[Comparison]:
         found += agree(ctx, "activation", dirty, clean, what)
     if ctx.has("masked_grouped_gemm"):
         clean, dirty = (
-            rows.take(ctx.gemm(_operand_with_padding(ctx, *f), t.w1, t.w1_alpha, dtype=ctx.out_dtype))
-            for f in ((0, 0), (0xF, NAN_SCALE))
+            rows.take(ctx.gemm(_operand_with_padding(ctx, with_nan=f), t.w1, t.w1_alpha, dtype=ctx.out_dtype))
+            for f in (False, True)
         )
-        found += agree(ctx, "gemm", dirty, clean, "the padding rows of A hold -6 and NaN scales, not zeros")
+        held = f"-{ctx.form.largest:g} and NaN scales" if ctx.form.scale or ctx.form.rows else "NaN"
+        found += agree(ctx, "gemm", dirty, clean, f"the padding rows of A hold {held}, not zeros")
     if ctx.has("masked_moe"):
         clean, dirty = (rows.take(ctx.moe((_padded(ctx, t.x, f), None))) for f in (0.0, poison))
         found += agree(ctx, "layer", dirty, clean, what)
     return found
 
 
-def _operand_with_padding(ctx: Context, code: int, scale: int) -> tuple[Tensor, Tensor]:
-    """Return the quantized tokens, padding rows holding one code and one scale byte (tile padding included)."""
-    codes, block_scale = ctx.reference_quantized()
-    padding = ~valid_rows(ctx.tensors.masked_m, codes.shape[1]).unsqueeze(-1)
-    return layouts.operand(codes.masked_fill(padding, code)), layouts.scales(
-        block_scale.masked_fill(padding, scale), scale
-    )
+def _operand_with_padding(ctx: Context, *, with_nan: bool) -> Pair:
+    """Return the quantized tokens, padding rows holding zeros, or -6 and NaN (tile padding of the scales included)."""
+    coded = ctx.reference_quantized()
+    padding = ~valid_rows(ctx.tensors.masked_m, coded.codes.shape[1]).unsqueeze(-1)
+    if not with_nan:
+        return ctx.stored(coded.map(lambda t: t.masked_fill(padding, 0)))
+    most = torch.nan if ctx.form.plain else 0xF if ctx.form.element == "e2m1" else 0xFE
+    coded = replace(coded, codes=coded.codes.masked_fill(padding, most))
+    coded, _ = poisoned(ctx.form, coded, padding)
+    return ctx.stored(coded, ctx.form.nan_scale if ctx.form.swizzled else 0)
 
 
 def padding_scales(ctx: Context) -> list[Comparison]:
     """PAD-SCALES: zeros, NaN and 448 in the padding of both operands' block scales (rows to 128, columns to 4)."""
     t, rows = ctx.tensors, ctx.rows()
-    outputs = [
-        rows.take(
-            ctx.gemm(
-                ctx.reference_operand(fill),
-                t.w1,
-                t.w1_alpha,
-                dtype=ctx.out_dtype,
-                b=ctx.weights_operand(t.w1, fill),
-            )
-        )
-        for fill in (0, NAN_SCALE, MAX_SCALE)
-    ]
+    outputs = []
+    for fill in ("zero", "nan", "largest"):
+        of_a, of_b = (_scale_byte(form, fill) for form in (ctx.form, t.w1.form))
+        a, b = ctx.reference_operand(of_a), ctx.weights_operand(t.w1, of_b)
+        outputs.append(rows.take(ctx.gemm(a, t.w1, t.w1_alpha, dtype=ctx.out_dtype, b=b)))
     return [
-        *agree(ctx, "gemm", outputs[1], outputs[0], "the scale padding holds NaN (0x7F) instead of zeros"),
-        *agree(ctx, "gemm", outputs[2], outputs[0], "the scale padding holds 448 (0x7E) instead of zeros"),
+        *agree(ctx, "gemm", outputs[1], outputs[0], "the scale padding holds NaN instead of zeros"),
+        *agree(
+            ctx, "gemm", outputs[2], outputs[0], "the scale padding holds the largest scale instead of zeros"
+        ),
     ]
+
+
+def _scale_byte(form: Format, fill: str) -> int:
+    """Return the byte of a block scale of zero (E8M0: the smallest), NaN, or the largest; 0 of a format without."""
+    if not form.swizzled or fill == "zero":
+        return 0
+    return form.nan_scale if fill == "nan" else form.largest_scale
 
 
 def outputs(ctx: Context) -> list[Comparison]:
@@ -151,7 +160,7 @@ def _leave_behind(ctx: Context) -> None:
 def _named_unwritten(found: list[Comparison], got: Tensor) -> list[Comparison]:
     """Say so where what differs is just the poison: the output was never written."""
     floating = got.dtype.is_floating_point
-    poison = got.isnan() if floating else (got == 0xFF) | (got == 0xF) | (got == NAN_SCALE)
+    poison = got.isnan() if floating else (got == 0xFF) | (got == 0xF) | (got == NAN_BYTE)
     if len(got) and bool(poison.all()):
         for result in found:
             if result.illegal:

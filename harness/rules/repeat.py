@@ -12,10 +12,10 @@ from torch import Tensor
 from harness.candidates import layouts
 from harness.judging.comparison import Comparison, compare_equal
 from harness.judging.context import Context
-from harness.judging.contract import checked_moe_output, checked_quantized
 from harness.judging.lending import copied
 from harness.problems.rows import Rows
 from harness.rules.agreement import need_determinism
+from reference.formats import Coded
 
 Arguments = dict[str, Any]
 
@@ -88,9 +88,7 @@ def _stages(ctx: Context) -> Iterator[_Stage]:
         moved["hidden_states"] = (_turned(t.x), None)
 
         def layer(arguments: Arguments, rows: Rows) -> Tensor:
-            return rows.take(
-                checked_moe_output(candidate.masked_moe(**arguments), ctx.problem, ctx.traits.device)
-            )
+            return rows.take(ctx.checked_layer(candidate.masked_moe(**arguments)))
 
         yield _Stage("layer", given, moved, layer)
 
@@ -101,25 +99,23 @@ def _quantizer(ctx: Context, name: str, function: str, x: Tensor, scale: Tensor)
 
     def call(arguments: Arguments, rows: Rows) -> Tensor:
         result = getattr(ctx.candidate, function)(*arguments.values())
-        return checked_quantized(result, shape, function, ctx.traits.device).valid_bytes(rows)
+        return ctx.checked(result, shape, function).valid_bytes(rows)
 
     masked_m = ctx.tensors.masked_m
-    first = {"x": x, "masked_m": masked_m, "global_scale_enc": scale}
+    first = {"x": x, "masked_m": masked_m, "global_scale_enc": ctx.encode(scale)}
     return _Stage(name, first, {"x": _turned(x)} | {n: _moved(v) for n, v in first.items() if n != "x"}, call)
 
 
 def _gemm(ctx: Context) -> _Stage:
     t, p = ctx.tensors, ctx.problem
-    codes, block_scale = ctx.reference_quantized()
+    coded, weights = ctx.reference_quantized(), Coded(t.w1.codes, t.w1.block_scale)
     extents = (p.experts, p.capacity, t.w1.codes.shape[1])
     out = layouts.empty_out(*extents, ctx.out_dtype, ctx.traits.device, float("nan"))
 
     def given(rows: Callable[[Tensor], Tensor], experts: Callable[[Tensor], Tensor]) -> Arguments:
+        operands = *ctx.stored(coded.map(rows)), *layouts.stored(t.w1.form, weights.map(experts))
         return {
-            "a": layouts.operand(rows(codes)),
-            "a_scale": layouts.scales(rows(block_scale)),
-            "b": layouts.operand(experts(t.w1.codes)),
-            "b_scale": layouts.scales(experts(t.w1.block_scale)),
+            **dict(zip(("a", "a_scale", "b", "b_scale"), operands, strict=True)),
             "out": out,
             "masked_m": experts(t.masked_m),
             "alpha": experts(t.w1_alpha),

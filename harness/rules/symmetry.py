@@ -9,15 +9,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from harness.candidates import layouts
 from harness.judging.comparison import Comparison, compare_equal
 from harness.judging.context import Context
-from harness.judging.contract import checked_moe_output
+from harness.judging.poisons import poisoned
 from harness.problems.rows import Rows
-from harness.problems.tensors import Weights
+from harness.problems.weights import Weights
 from harness.rules import NotApplicableError
 from harness.rules.agreement import need_determinism, need_invariance
 from reference.e4m3 import take
+
+_LARGEST_POWER = 8  # of those that POW2 moves
 
 
 def _unchanged(tensor: Tensor) -> Tensor:
@@ -50,9 +51,9 @@ def _stages(ctx: Context, moved: _Moved) -> Iterator[tuple[str, Callable[[], Ten
         gate_up, a2_scale = tokens(t.gate_up), experts(t.a2_scale)
         yield "activation", lambda: ctx.silu_mul_quantize(gate_up, a2_scale, masked_m).valid_bytes(rows)
     if ctx.has("masked_grouped_gemm"):
-        codes, block_scale = ctx.reference_quantized()
-        a = layouts.operand(tokens(codes)), layouts.scales(tokens(block_scale))
-        w1, alpha = Weights(experts(t.w1.codes), experts(t.w1.block_scale)), experts(t.w1_alpha)
+        a = ctx.stored(ctx.reference_quantized().map(tokens))
+        w1 = Weights(experts(t.w1.codes), experts(t.w1.block_scale), t.w1.form)
+        alpha = experts(t.w1_alpha)
         yield (
             "gemm",
             lambda: rows.take(ctx.gemm(a, w1, alpha, masked_m=masked_m, dtype=ctx.out_dtype)),
@@ -68,7 +69,7 @@ def _layer(ctx: Context, moved: _Moved) -> Tensor:
         for name, value in ctx.moe_arguments((x, None)).items()
     }
     problem = dataclasses.replace(ctx.problem, capacity=x.shape[1])
-    return checked_moe_output(ctx.calls.masked_moe(**arguments), problem, ctx.traits.device)
+    return ctx.checked_layer(ctx.calls.masked_moe(**arguments), problem)
 
 
 def _agree(ctx: Context, moved: _Moved, what: str) -> list[Comparison]:
@@ -83,23 +84,23 @@ def _agree(ctx: Context, moved: _Moved, what: str) -> list[Comparison]:
 def isolation(ctx: Context) -> list[Comparison]:
     """ISOLATION: NaN scales in one expert's operands leave all other experts' outputs as they are.
 
-    Of a candidate whose contract has no NaN they are 448, the largest.
+    Of a candidate whose contract has no NaN they are 448, the largest. A format without scales has elements of NaN.
     """
     need_determinism(ctx)
     t, p = ctx.tensors, ctx.problem
     victims = [e for e, count in enumerate(p.masked_m) if count]
     if len(victims) < 2:
         return [Comparison("gemm")]
-    poisoned = victims[p.seed % len(victims)]
-    codes, block_scale = ctx.reference_quantized()
-    dtype = ctx.out_dtype
+    victim = victims[p.seed % len(victims)]
+    coded, dtype = ctx.reference_quantized(), ctx.out_dtype
     clean = ctx.gemm(ctx.reference_operand(), t.w1, t.w1_alpha, dtype=dtype)
-    block_scale[poisoned], named = (0x7E, "448") if ctx.traits.finite_only else (0x7F, "NaN")
-    poisoned_a = layouts.operand(codes), layouts.scales(block_scale)
-    dirty = ctx.gemm(poisoned_a, t.w1, t.w1_alpha, dtype=dtype)
+    here = torch.zeros((p.experts, 1, 1), dtype=torch.bool, device=ctx.traits.device)
+    here[victim] = True
+    dirty_a, what = poisoned(ctx.form, coded, here, finite=ctx.traits.finite_only)
+    dirty = ctx.gemm(ctx.stored(dirty_a), t.w1, t.w1_alpha, dtype=dtype)
     rows = ctx.rows()
-    kept = rows.only(rows.expert != poisoned)
-    what = f"the scales of expert {poisoned} are {named}"
+    kept = rows.only(rows.expert != victim)
+    what = what.format(f"expert {victim}")
     return [compare_equal("gemm", kept.take(dirty), kept.take(clean), kept, what)]
 
 
@@ -139,15 +140,22 @@ def power_of_two(ctx: Context) -> list[Comparison]:
     power = 2.0 ** (ctx.problem.seed % 5 - 2 or 3)
     # Subnormal elements lose bits when they are halved: they are not part of this rule's sentence.
     x = torch.where(t.x.abs() < 2.0**-100, torch.zeros_like(t.x), t.x)
-    clean = ctx.quantize(x, t.input_scale).valid_bytes(rows)
-    moved = ctx.quantize(x * power, t.input_scale / power).valid_bytes(rows)
-    found = [
-        compare_equal("quantize", moved, clean, rows, f"x is times {power}, its encode scale divided by it")
-    ]
+    found = []
+    if ctx.form.encoded:
+        clean = ctx.quantize(x, t.input_scale).valid_bytes(rows)
+        moved = ctx.quantize(x * power, t.input_scale / power).valid_bytes(rows)
+        what = f"x is times {power}, its encode scale divided by it"
+        found.append(compare_equal("quantize", moved, clean, rows, what))
     if ctx.has("masked_grouped_gemm"):
         a = ctx.reference_operand()
         plain = rows.take(ctx.gemm(a, t.w1, t.w1_alpha)) * power
         scaled = rows.take(ctx.gemm(a, t.w1, t.w1_alpha * power))
+        if (
+            not t.form.encoded
+        ):  # tokens may be so small that outputs are subnormal, which lose bits when they are halved
+            least = torch.finfo(scaled.dtype).smallest_normal * _LARGEST_POWER
+            lost = (plain.abs() < least) | (scaled.abs() < least)
+            plain, scaled = (out.masked_fill(lost, 0) for out in (plain, scaled))
         found.append(compare_equal("gemm", scaled, plain, rows, f"alpha is times {power}"))
     return found
 

@@ -23,7 +23,6 @@ from reference.matrix_units.order import KOrder, chosen, even_cuts, matmul
 from reference.matrix_units.step import Operand
 from reference.matrix_units.unit import EXACT, FMA, UNITS, MatrixUnit, exact_chunks
 
-_BLOCK = 16
 _NUMBERS = ("parts", "tile", "promote", "length", "lanes")
 _FLAGS = {"pairwise": "pairwise", "last first": "reverse", "stream": "stream"}
 _PARTIALS = ("float32", "bfloat16", "float16")
@@ -140,18 +139,27 @@ class Summation:
             tuple(range(self.length, k, self.length)) if self.length else even_cuts(k, self.parts, self.tile)
         )
 
-    def operand(self, values: Tensor, block_scale: Tensor) -> Operand:
+    def operand(
+        self,
+        values: Tensor,
+        block_scale: Tensor,
+        number_format: str = "bfloat16",
+        scale_format: str = "e4m3",
+    ) -> Operand:
         """Return one side of the product.
 
         Args:
             values: `(rows, k)` code times block scale.
-            block_scale: `(rows, k / 16)` decoded block scales.
+            block_scale: `(rows, k / block)` decoded block scales; `(rows, 0)` where there are none.
+            number_format: type of the values for a unit that takes them decoded, a key of FORMATS.
+            scale_format: type of the block scales, likewise.
         """
-        if not self.takes_scales:
-            return Operand.of(values, "bfloat16")
-        scale = block_scale.to(values.dtype)
-        elements = values / scale.repeat_interleave(_BLOCK, -1)
-        return Operand.of(elements.masked_fill((scale == 0).repeat_interleave(_BLOCK, -1), 0), "e2m1", scale)
+        if not self.takes_scales or not block_scale.shape[-1]:
+            return Operand.of(values, number_format)
+        scale, block = block_scale.to(values.dtype), values.shape[-1] // block_scale.shape[-1]
+        elements = values / scale.repeat_interleave(block, -1)
+        zero = (scale == 0).repeat_interleave(block, -1)
+        return Operand.of(elements.masked_fill(zero, 0), "e2m1", scale, scale_format)
 
     def matmul(self, a: Operand, b: Operand) -> Tensor:
         """Return a @ b.T, `(m, n)` float32."""

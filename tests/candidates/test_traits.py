@@ -19,6 +19,7 @@ from harness.running.outcome import traits_from
 from harness.verdict import UsageError
 
 WHOLE = "must be a whole number, got "
+ACTIVATIONS = 'must be a tuple of one such as "silu" or "silu; limit 10", "relu2", or both, got '
 REFUSED: list[tuple[str, Any, str]] = [
     *((name, 1.5, f"{WHOLE}1.5") for name in ("k_multiple", "n_multiple", "m_multiple", "store_rows")),
     *((name, 0, "must be at least 1, got 0") for name in ("k_multiple", "accumulator_chunk", "min_experts")),
@@ -36,9 +37,15 @@ REFUSED: list[tuple[str, Any, str]] = [
     ("out_dtypes", (), "must be one or more of bfloat16, float16, float32, got ()"),
     ("out_dtypes", ("float8",), "must be a tuple of some of bfloat16, float16, float32, got ('float8',)"),
     ("out_dtypes", "bfloat16", "must be a tuple of some of bfloat16, float16, float32, got 'bfloat16'"),
-    ("activations", (), "must be one or more of silu, relu2, got ()"),
-    ("activations", ("gelu",), "must be a tuple of some of silu, relu2, got ('gelu',)"),
-    ("activations", {"silu": 1}, "must be a tuple of some of silu, relu2, got {'silu': 1}"),
+    ("activations", (), f"{ACTIVATIONS}()"),
+    ("activations", ("swish",), f"{ACTIVATIONS}('swish',)"),
+    ("activations", ("silu; limit none",), f"{ACTIVATIONS}('silu; limit none',)"),
+    ("activations", {"silu": 1}, f"{ACTIVATIONS}{{'silu': 1}}"),
+    ("activations", ("silu", "gelu"), "must be at most one with a gate, and relu2, got ('silu', 'gelu')"),
+    (
+        "activation_format", "int8",
+        "must be one of nvfp4, nvfp4_46, bf16, fp16, fp8, fp8_token, fp8_128, mxfp8, mxfp8_up, mxfp4, mxfp4_up, got 'int8'",
+    ),
     ("unrounded", ("gate",), "must be a tuple of some of gemm1, hidden, got ('gate',)"),
     ("unrounded", "gemm1", "must be a tuple of some of gemm1, hidden, got 'gemm1'"),
     ("hints", ("tile",), "must be a tuple of dicts of keyword arguments, got ('tile',)"),
@@ -133,3 +140,15 @@ def test_the_command_line_ends_with_64_and_that_line(declared: str, reason: str,
     for rules in ([], ["--rule", "QUANT", "--problem", "2x8x32x32:3,8:normal:1"], ["--no-isolate"]):
         done = subprocess.run([*command, *rules], cwd=tmp_path, capture_output=True, text=True, check=False)
         assert (done.returncode, done.stderr) == (64, f"harness: {reason}\n"), done.stdout
+
+
+@pytest.mark.parametrize(("name", "block"), [("fp8_128", 128), ("mxfp8", 32), ("mxfp4_up", 32)])
+def test_a_format_of_blocks_needs_whole_blocks_along_k(name: str, block: int) -> None:
+    with pytest.raises(
+        UsageError, match=f"k_multiple must be a multiple of {block}, the block of {name} with nvfp4"
+    ):
+        Traits(activation_format=name, k_multiple=16)
+
+
+def test_interleaved_columns_come_in_whole_groups() -> None:
+    assert Traits(k_multiple=16, n_multiple=8, activations=("silu; interleave 64",)).width_multiple == 64

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from harness.candidates.traits import Traits
 from harness.cli import run
 from harness.faults.bugs import all_bugs, bug_classes
 from harness.faults.fault import Fault, all_faults
@@ -16,11 +17,12 @@ from harness.faults.named import load_named, plant
 from harness.identification.measure import measure
 from harness.judging.context import Context, Known
 from harness.mutants.broken_checks import BROKEN_CHECKS
+from harness.mutants.places import elsewhere
 from harness.problems.problem import parse_problem
 from harness.rules import RULE_IDS, find_rules
 from harness.running.judge import Judge, Watched, judge_context
 
-FEWEST_FAULTS = 189
+FEWEST_FAULTS = 207
 FAULTS = all_faults()
 
 # Without traps: what normal random data shows.
@@ -30,6 +32,7 @@ PLAIN = (
     "3x24x272x80:9,24,3:normal:4",
     "3x200x160x32:200,130,64:normal:8",
     "4x16x64x48:16,3,0,5:normal:11",
+    "3x9x256x128:9,4,7:normal:3",
 )
 _BLOCKS = "e2m1_ties+e4m3_ties+scale_underflow+scale_saturation+zero_block+subnormal+negative_zero"
 PROBLEMS = (
@@ -44,6 +47,8 @@ PROBLEMS = (
 
 def base_of(fault: Fault) -> str:
     """`physical` misreads operands in another layout, as FlashInfer does: there the mistake is no fault."""
+    if fault.unfit(Traits()):
+        return elsewhere(fault)
     return "eager" if fault.killed_by == "LAYOUT-IN" else "physical"
 
 
@@ -62,7 +67,15 @@ def killer(fault: Fault, planting: str) -> str:
         candidate.forget()
         return illegal(judge_context(rule, Context(candidate, parse_problem(problem), known)))
 
-    return next(filter(killed, PROBLEMS), "")
+    step = candidate.traits.width_multiple
+    fitting = [text for text in PROBLEMS if not any(extent % step for extent in widths(text))]
+    return next(filter(killed, fitting), "")
+
+
+def widths(text: str) -> tuple[int, int]:
+    """Return the hidden and the inner width of a problem."""
+    problem = parse_problem(text)
+    return problem.hidden, problem.inter
 
 
 @cache

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from harness.candidates.traits import Traits
 from harness.faults.bugs import all_bugs
 from harness.faults.fault import Fault, all_faults
 from harness.faults.named import load_named, plant
@@ -16,7 +17,7 @@ from harness.verdict import UsageError
 
 PROBLEM = "3x200x272x80:200,130,24:normal:4:subnormal_scales+e2m1_ties+negative_zero+zero_block"
 STAGES = ("quantize_grouped", "silu_mul_quantize_grouped", "masked_grouped_gemm")
-FAULTS = {name: f for name, f in all_faults().items() if set(f.stages) & set(STAGES)}
+FAULTS = {n: f for n, f in all_faults().items() if set(f.stages) & set(STAGES) and not f.unfit(Traits())}
 KEPT = {name: f for name, f in FAULTS.items() if f.unit != "call"}
 SHARED = Context(
     load_named("physical"), parse_problem(PROBLEM), Known.declared(load_named("physical").traits)

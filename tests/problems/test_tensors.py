@@ -34,7 +34,7 @@ BLOCK_TRAPS = [
 @pytest.mark.parametrize("text", ["3x9x64x48:0,9,4:normal:5", f"3x9x256x64:0,9,4:grid:77:{ALL_TRAPS}+relu2"])
 def test_numbers_depend_on_the_string_alone(text: str) -> None:
     """PROBLEM: the same bytes again, whatever the global random state, the order of asking and the weights' cache."""
-    from harness.problems.tensors import make_weights
+    from harness.problems.weights import make_weights
 
     torch.manual_seed(1)
     first = tensors_of(ProblemTensors(parse_problem(text)))

@@ -128,9 +128,18 @@ def test_dot_products_in_float32_are_exact_under_the_certificate() -> None:
     assert Fraction(float(exact[0, 0])) == one
 
 
-def test_values_off_the_grid_are_refused_and_nan_counts_as_finest() -> None:
-    """GEMM-2: a certificate for other numbers would mean nothing."""
-    for value in (2.0**-11, 1 / 3, 2.0**21 + 1 / 16, torch.inf):
-        with pytest.raises(ValueError, match="E2M1 codes times E4M3 scales"):
-            certificate.step_exponents(torch.tensor([[1.0, value]], dtype=torch.float64))
+@pytest.mark.parametrize("value", [2.0**-11, 1 / 3, 2.0**21 + 1 / 16, 3 * 2.0**100, 2.0**-133])
+def test_values_of_other_formats_lie_on_grids_too(value: float) -> None:
+    """GEMM-2: any float64 is a multiple of its lowest bit; rows of zeros count as coarse, and NaN spoils its row only."""
+    rows = torch.tensor([[1.0, value], [0.0, -value], [0.0, 0.0], [4.0, torch.nan]], dtype=torch.float64)
+    steps = certificate.step_exponents(rows).tolist()
+    for row, step in zip(rows.tolist()[:2], steps, strict=False):
+        multiples = [Fraction(v) / Fraction(2) ** step for v in row]
+        assert all(m.denominator == 1 for m in multiples)
+        assert any(m.numerator % 2 for m in multiples)
+    assert steps[2] >= 20
+
+
+def test_nan_counts_as_finest_among_codes() -> None:
+    """GEMM-2: E2M1 codes times E4M3 scales."""
     assert certificate.step_exponents(torch.tensor([[4.0, torch.nan]])).tolist() == [-10]

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from harness.candidates.controls.in_formats import IN_FORMATS, StrictKernels
 from harness.candidates.controls.layer_variants import LAYER_HABITS, LayerVariant
 from harness.candidates.controls.variant import Habit, Variant
 from harness.candidates.eager import Eager
@@ -116,30 +117,10 @@ class OpaqueLayer:
         return out
 
 
-class StrictPhysical(Physical):
-    """`physical`, refusing operands in another layout instead of misreading them (a known failure of `physical`)."""
+class StrictPhysical(StrictKernels, Physical):
+    """`physical`, refusing operands in another layout."""
 
     name = "physical_strict"
-
-    def masked_grouped_gemm(
-        self,
-        a: Tensor,
-        a_scale: Tensor,
-        b: Tensor,
-        b_scale: Tensor,
-        out: Tensor,
-        masked_m: Tensor,
-        alpha: Tensor | None,
-    ) -> None:
-        """Multiply, or raise ValueError on inputs whose strides are not canonical."""
-        from harness.candidates import layouts
-
-        for operand, scale in ((a, a_scale), (b, b_scale)):
-            if not layouts.canonical(operand, "rows") or not layouts.canonical(scale, "scales"):
-                raise ValueError("operands and their scales must lie in memory experts outermost")
-        if not masked_m.is_contiguous() or not (alpha is None or alpha.is_contiguous()):
-            raise ValueError("masked_m and alpha must be contiguous")
-        super().masked_grouped_gemm(a, a_scale, b, b_scale, out, masked_m, alpha)
 
 
 def _variant(name: str) -> Callable[[], Any]:
@@ -172,6 +153,7 @@ def load_control(name: str) -> Any:
     Raises:
         UsageError: there is none; the message gives the nearest name.
     """
-    if name not in CONTROLS:
-        raise unknown_name("control", name, CONTROLS)
-    return CONTROLS[name]()
+    known = CONTROLS | IN_FORMATS
+    if name not in known:
+        raise unknown_name("control", name, known)
+    return known[name]()

@@ -16,7 +16,7 @@ from harness.diagnosis.cases.around import legal_around, loaded_pieces
 from harness.diagnosis.cases.habits import UNWRITTEN, UNWRITTEN_CODE, Habits, learned_habits
 from harness.diagnosis.cases.legality import Bounds
 from harness.diagnosis.cases.models import Model
-from harness.diagnosis.cases.observation import MASKED_GEMM, QUANTIZERS, Observed
+from harness.diagnosis.cases.observation import MASKED_GEMM, Observed
 from harness.diagnosis.cases.replay import ReplayError, replayed
 from harness.diagnosis.cases.views import decoded, same, seen, untouchable, valid
 
@@ -108,7 +108,10 @@ class CallCase:
         if self.call.stage != MASKED_GEMM or self.view != "output":
             return torch.zeros(())
         a = self.call.arguments
-        operands = [decoded(a[n], a[f"{n}_scale"]).abs().nan_to_num(0) for n in ("a", "b")]
+        operands = [
+            decoded(a[n], a[f"{n}_scale"], form).abs().nan_to_num(0)
+            for n, form in zip("ab", self.call.forms, strict=True)
+        ]
         sums = torch.bmm(operands[0], operands[1].transpose(1, 2))
         if a.get("alpha") is not None:
             sums = sums * a["alpha"].reshape(-1, 1, 1).abs()
@@ -207,8 +210,8 @@ class CallCase:
     def work(self) -> int:
         """Return about how many multiplications one prediction costs."""
         if self.call.stage == MASKED_GEMM:
-            return self.seen.numel() * int(self.call.arguments["a"].shape[1]) * 2
-        return self.seen.numel() * (_QUANTIZED if self.call.stage in QUANTIZERS else 1)
+            return self.seen.numel() * int(self.call.arguments["b"].shape[1]) * 2
+        return self.seen.numel() * (_QUANTIZED if self.call.has_codes else 1)
 
     def agrees(self, predicted: Tensor, of_model: Callable[[Model], Tensor], unit: str) -> Tensor:
         """Return which elements are what was predicted, or a legal neighbour of it.

@@ -55,7 +55,8 @@ def _inner_cases(
         views["memory"] = kept | ~untouchable(call, bounds.store_rows)
     if call.changed:
         views["inputs"] = _kept_inputs(call)
-    variants, cases = models(bounds.arithmetic, bounds.store_rows, bounds.unrounded), []
+    variants = models(bounds.arithmetic, bounds.store_rows, bounds.unrounded, call.traits)
+    cases = []
     for view, mask in views.items():
         if view == "output" or not bool(mask.all()):
             with contextlib.suppress(ReplayError):
@@ -113,7 +114,7 @@ def layer_cases(calls: list[Observed], bounds: Bounds) -> list[LayerCase]:
                 LayerCase(
                     call,
                     allowed,
-                    models(bounds.arithmetic, bounds.store_rows, bounds.unrounded),
+                    models(bounds.arithmetic, bounds.store_rows, bounds.unrounded, call.traits),
                     bounds,
                     view,
                 )

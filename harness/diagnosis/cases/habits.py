@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from harness.diagnosis.cases.observation import MASKED_GEMM, QUANTIZERS, Observed
+from harness.diagnosis.cases.observation import MASKED_GEMM, Observed
 from harness.diagnosis.cases.views import same
 
 UNWRITTEN, UNWRITTEN_CODE = 0xFF, 0xF  # a scale byte that no quantizer stores, and the code beside it
@@ -48,7 +48,7 @@ def learned_habits(
     padding = ~valid
     if not bool(padding.any()):
         return Habits(), False
-    if call.stage in QUANTIZERS:
+    if call.has_codes:
         return _quantizer_habits(seen[padding])
     return (_gemm_habits(call, valid, seen, product) if call.stage == MASKED_GEMM else Habits()), False
 

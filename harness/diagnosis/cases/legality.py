@@ -10,13 +10,16 @@ from torch import Tensor
 
 from harness.candidates import layouts
 from harness.diagnosis.cases.observation import MASKED_GEMM, QUANTIZERS, Observed
-from harness.diagnosis.cases.views import SCALE, block_scales, decoded, decoded_weights, seen, valid
+from harness.diagnosis.cases.views import SCALE, loaded_weights, seen, valid
 from harness.judging.gemm import accept_other_orders, legal_rows
 from harness.judging.predicted import Prediction
 from harness.judging.quantize import CodeJudge, QuantizerInput, free_codes
+from harness.judging.scaled import Scaled
+from harness.judging.unquantized import legal_values
 from reference import propagate
 from reference.bounds import Accumulator, LegalOutput
-from reference.e4m3 import NAN_BYTE, decode_e4m3
+from reference.e4m3 import NAN_BYTE
+from reference.formats import NVFP4
 from reference.legal import Arithmetic, Range, legal_codes, legal_scales
 from reference.matrix_units import Summation
 from reference.nvfp4 import BLOCK
@@ -52,6 +55,13 @@ def legal(call: Observed, bounds: Bounds) -> Tensor:
 
 def _legal_quantized(call: Observed, got: Tensor, counted: Tensor, bounds: Bounds) -> Tensor:
     given, gs = quantizer_input(call, counted, bounds)
+    form = call.forms[0]
+    if form.plain:
+        return legal_values(given, got.squeeze(1)).unsqueeze(1)
+    if form != NVFP4:
+        judge = Scaled(form, given, gs, bounds.keeps_sign_of_zero)
+        stored = layouts.loaded(form, call.output).map(lambda t: t[counted])
+        return judge.legal(stored).unsqueeze(1)
     codes, scale = got[..., :SCALE].flatten(-2), got[..., SCALE]
     amax_low, amax_high = given.amax()
     scale_ok = legal_scales(amax_low, amax_high, gs, bounds.arithmetic).accepts(scale)
@@ -63,12 +73,12 @@ def _legal_quantized(call: Observed, got: Tensor, counted: Tensor, bounds: Bound
 
 def quantizer_input(call: Observed, counted: Tensor, bounds: Bounds) -> tuple[QuantizerInput, Tensor]:
     """Return what a quantizer read in its valid rows, and the encode scale of each, `(rows, 1)`."""
-    dtype = torch.float32 if "hidden" in bounds.unrounded else torch.bfloat16
+    dtype = torch.float32 if "hidden" in bounds.unrounded else call.forms[0].layer_dtype
     x = call.arguments["x"][counted]
     expert = counted.nonzero()[:, 0]
     gs = call.arguments["global_scale_enc"].reshape(-1)[expert].unsqueeze(-1)
     silu = call.stage == "silu_mul_quantize_grouped"
-    return (QuantizerInput.activated(x, "silu", dtype) if silu else QuantizerInput.known(x)), gs
+    return (QuantizerInput.activated(x, call.gated, dtype) if silu else QuantizerInput.known(x)), gs
 
 
 def code_judge(given: QuantizerInput, scale: Tensor, gs: Tensor, bounds: Bounds) -> CodeJudge:
@@ -108,15 +118,24 @@ def legal_product(call: Observed, bounds: Bounds) -> LegalOutput:
 def _product(call: Observed, bounds: Bounds) -> tuple[tuple[Any, ...], Prediction | None]:
     """Return what legal_rows takes for a GEMM, and the prediction where the candidate's summation is known."""
     a = call.arguments
-    operands = decoded(a["a"], a["a_scale"]), decoded(a["b"], a["b_scale"])
+    coded = [
+        layouts.loaded(form, (a[name], a[f"{name}_scale"]))
+        for name, form in zip("ab", call.forms, strict=True)
+    ]
+    dtype = torch.float64 if call.forms[0].scale == "float32" else torch.float32
+    operands = [
+        form.values(each, kind)
+        for form, each, kind in zip(call.forms, coded, (dtype, torch.float32), strict=True)
+    ]
     prediction = None
     summation = bounds.summation.at(operands[0].shape[2]) if bounds.summation else None
     if summation is not None and not summation.stream:
-        scales = [
-            block_scales(a[f"{name}_scale"], *x.shape[1:]) for name, x in zip("ab", operands, strict=True)
-        ]
-        prediction = Prediction(summation, operands[0], scales[0], operands[1], scales[1])
-    given = *operands, a.get("alpha"), a["masked_m"].tolist(), a["out"].dtype, bounds.accumulator
+        sides = operands[0], coded[0].block_scale, operands[1], coded[1].block_scale
+        prediction = Prediction(summation, *sides, forms=call.forms)
+    scaled_in = call.forms[0].block if call.forms[0].scale == "float32" else 0
+    given = (
+        *operands, a.get("alpha"), a["masked_m"].tolist(), a["out"].dtype, bounds.accumulator, coded[0].row_scale, scaled_in,
+    )  # fmt: skip
     return given, prediction
 
 
@@ -136,25 +155,29 @@ def reachable(call: Observed, bounds: Bounds) -> tuple[Tensor, Tensor]:
     """Return the ends of what legal stages can reach in a layer's valid rows, `(rows, k)` float64; there must be one."""
     a = call.arguments
     x, x_scale = a["hidden_states"]
-    w1, w2 = decoded_weights(a["w1"], a["w1_blockscale"]), decoded_weights(a["w2"], a["w2_blockscale"])
-    counted = valid(call)
-    source = (x if x_scale is None else decoded(x, x_scale))[counted].double()
-    x_scales = None if x_scale is None else block_scales(x_scale, counted.shape[1], w1.shape[2])[counted]
-    w1_scales, w2_scales = (
-        decode_e4m3(block_scales(layouts.as_mma(a[name].view(torch.uint8)), *w.shape[1:]))
-        for name, w in (("w1_blockscale", w1), ("w2_blockscale", w2))
-    )
-    input_scale = a["input_global_scale"].reshape(-1) if x_scale is None else None
+    form, of_weights = call.forms
+    coded = [loaded_weights(a[name], a[f"{name}_blockscale"], of_weights) for name in ("w1", "w2")]
+    (w1, w2), counted = (of_weights.values(each) for each in coded), valid(call)
+    w1_scales, w2_scales = (of_weights.scales(each.block_scale) for each in coded)
+    if x_scale is None and not form.plain:
+        source, x_scales = x[counted].double(), None
+    else:
+        tokens = form.quantize(x) if x_scale is None else layouts.loaded(form, (x, x_scale))
+        tokens = tokens.map(lambda t: t[counted])
+        source = form.dequantized(tokens)
+        x_scales = form.scales(tokens.block_scale) if form.swizzled or form.plain else None
+    taken = x_scale is not None or form.plain
+    input_scale = None if taken else a["input_global_scale"].reshape(-1)
     w1_alpha, a2_scale, w2_alpha = (a[n].reshape(-1) for n in ("w1_alpha", "a2_global_scale", "w2_alpha"))
     found = propagate.masked_moe(
-        propagate.Interval(source, source, None if x_scales is None else decode_e4m3(x_scales)),
+        propagate.Interval(source, source, x_scales),
         a["masked_m"].tolist(),
         w1,
         w2,
         (w1_alpha, input_scale, a2_scale, w2_alpha),
         a.get("activation", "silu"),
         bounds.arithmetic,
-        propagate.Added(bounds.accumulator, bounds.summation),
+        propagate.Added(bounds.accumulator, bounds.summation, call.forms),
         bounds.unrounded,
         (w1_scales, w2_scales),
     )

@@ -21,14 +21,17 @@ from torch import Tensor
 
 from harness.candidates import layouts
 from harness.candidates.composition import compose_masked_moe
+from harness.candidates.traits import Traits
 from harness.diagnosis.cases.habits import TILE, Habits, tail_value
 from harness.emulation.accumulate import blocked_gemm
 from harness.emulation.memory import unwritten
 from harness.emulation.quantize import correctly_rounded_rcp, quantize_kernel_order, simulated_rcp
+from reference.activations import Activation
 from reference.e2m1 import pack_e2m1, unpack_e2m1
+from reference.formats import FORMATS, NVFP4, Coded, Format
 from reference.layout import padded_extents
 from reference.legal import Arithmetic
-from reference.nvfp4 import decode_blocks, quantize_nvfp4
+from reference.nvfp4 import quantize_nvfp4
 
 Quantizer = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 Product = Callable[[Tensor, Tensor], Tensor]
@@ -89,6 +92,7 @@ class Model:
         reads: decoded weights by the memory that they were decoded from.
         store_rows: a GEMM multiplies and stores whole tiles of so many rows.
         unrounded: as in Traits: values of a layer that stay float32.
+        declared: formats and activation; of activations that are not NVFP4 the quantizer is the reference's.
     """
 
     name: str
@@ -100,6 +104,22 @@ class Model:
     reads: dict[Any, tuple[Any, Tensor]] = field(default_factory=dict)
     store_rows: int = TILE
     unrounded: tuple[str, ...] = ()
+    declared: Traits = field(default_factory=Traits)
+
+    @property
+    def forms(self) -> tuple[Format, Format]:
+        """Formats of activations and weights."""
+        return FORMATS[self.declared.activation_format], FORMATS[self.declared.weight_format]
+
+    @property
+    def gated(self) -> str:
+        """The activation with a gate."""
+        return self.declared.gated
+
+    @property
+    def traits(self) -> Traits:
+        """Its formats and its activation, as a candidate declares them."""
+        return self.declared
 
     def keep_to(self, rows: Mapping[int, Tensor] | None) -> Model:
         """Return the same model that computes some rows only; decoded operands are shared."""
@@ -111,27 +131,37 @@ class Model:
         rows = self.rows.get(expert)
         return torch.empty(0, dtype=torch.long) if rows is None else rows[rows < count]
 
-    def quantize_grouped(
-        self, x: Tensor, masked_m: Tensor, global_scale_enc: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def quantize_grouped(self, x: Tensor, masked_m: Tensor, global_scale_enc: Tensor) -> layouts.Pair:
         """Quantize valid rows; the rest stays unwritten. Shapes: harness.candidates.protocol."""
         experts, rows, k = x.shape
-        padded_rows, padded_columns = padded_extents(rows, k // 16, "128x4")
-        packed = torch.full((experts, rows, k // 2), self.habits.fill, dtype=torch.uint8)
-        swizzled = torch.full((experts, padded_rows, padded_columns), self.habits.fill, dtype=torch.uint8)
+        form, fill = self.forms[0], self.habits.fill
         counts, scales = masked_m.tolist(), global_scale_enc.reshape(-1).float().expand(experts)
-        index = _scale_index(rows, k // 16)
         chosen = [self._chosen(expert, min(count, rows)) for expert, count in enumerate(counts)]
         expert_of = torch.cat([torch.full((len(c),), e) for e, c in enumerate(chosen)])
         row_of = torch.cat(chosen)
-        codes, block_scale = self.quantizer(x[expert_of, row_of], scales[expert_of])
-        packed[expert_of, row_of] = pack_e2m1(codes)
-        swizzled.view(experts, -1)[expert_of.unsqueeze(-1), index[row_of]] = block_scale
-        return packed.permute(1, 2, 0), layouts.as_mma(swizzled)
+        given = x[expert_of, row_of], scales[expert_of]
+        coded = Coded(*self.quantizer(*given)) if form == NVFP4 else form.quantize(*given)
+        codes = pack_e2m1(coded.codes) if form.element == "e2m1" else coded.codes
+        never_written = torch.nan if form.plain else fill
+        stored = torch.full((experts, rows, codes.shape[-1]), never_written, dtype=codes.dtype)
+        stored[expert_of, row_of] = codes
+        if not form.swizzled:
+            floats = coded.row_scale if form.rows else coded.block_scale if form.scale else None
+            if floats is None:
+                return stored.permute(1, 2, 0), None
+            buffer = torch.full((experts, rows, floats.shape[-1]), torch.nan)
+            buffer[expert_of, row_of] = floats
+            return stored.permute(1, 2, 0), buffer
+        columns = k // form.block
+        swizzled = torch.full((experts, *padded_extents(rows, columns, "128x4")), fill, dtype=torch.uint8)
+        place = _scale_index(rows, columns)[row_of]
+        swizzled.view(experts, -1)[expert_of.unsqueeze(-1), place] = coded.block_scale
+        scales = layouts.as_mma(swizzled)
+        return stored.permute(1, 2, 0), scales if form.scale == "e4m3" else scales.view(torch.uint8)
 
     def silu_mul_quantize_grouped(
         self, gate_up: Tensor, masked_m: Tensor, global_scale_enc: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    ) -> layouts.Pair:
         """Quantize bf16(silu(gate) * up) of valid rows. Shapes: harness.candidates.protocol."""
         experts, rows, n2 = gate_up.shape
         hidden = unwritten((experts, rows, n2 // 2), self._hidden)
@@ -143,15 +173,19 @@ class Model:
         return self.quantize_grouped(hidden, masked_m, global_scale_enc)
 
     def activated(self, gate_up: Tensor) -> Tensor:
-        """Return silu(gate) * up of `(..., 2n)`, `(..., n)` bfloat16, or float32 where that is not rounded."""
-        gate, up = (gate_up.double() if self.float64_activation else gate_up.float()).chunk(2, dim=-1)
+        """Return the activation of `(..., 2n)`, `(..., n)` bfloat16, or float32 where that is not rounded."""
+        way = Activation.of(self.gated)
         if self.float64_activation:
-            return (gate * torch.sigmoid(gate) * up).float().to(self._hidden)
-        return (gate / (1 + torch.exp(-gate)) * up).to(self._hidden)
+            return way.value(gate_up.double()).float().to(self._hidden)
+        if way.kind != "silu":
+            return way.value(gate_up.float()).to(self._hidden)
+        gate, up = way.clamped(*way.split(gate_up.float()))
+        up = up + way.beta if way.beta else up
+        return (gate / (1 + torch.exp(-way.alpha * gate)) * up).to(self._hidden)
 
     @property
     def _hidden(self) -> torch.dtype:
-        return torch.float32 if "hidden" in self.unrounded else torch.bfloat16
+        return torch.float32 if "hidden" in self.unrounded else self.forms[0].layer_dtype
 
     def masked_moe(self, *positional: Any, **named: Any) -> Tensor:
         """Return the layer's output; what is not rounded between the stages stays float32."""
@@ -169,16 +203,19 @@ class Model:
         **_hints: Any,
     ) -> None:
         """Multiply whole tiles of valid rows into out. Shapes: harness.candidates.protocol."""
-        rows, half_k, _ = a.shape
-        n, k = b.shape[0], half_k * 2
+        rows = a.shape[0]
+        n, k = b.shape[0], b.shape[1] * 2
         target, a_rows = out.permute(2, 0, 1), a.permute(2, 0, 1)
         for expert, count in enumerate(masked_m.tolist()):
             stored = min(math.ceil(count / self.store_rows) * self.store_rows, rows)
             chosen = self._chosen(expert, stored)
             if not len(chosen):
                 continue
-            a_values = _values(a_rows[expert, chosen], a_scale, expert, (rows, k), chosen)
+            a_values = _values(self.forms[0], a_rows[expert, chosen], a_scale, expert, (rows, k), chosen)
+            factor = a_scale[expert, chosen] if self.forms[0].rows else None
             product = self.product(a_values, self._weights(b, b_scale, expert, (n, k)))
+            if factor is not None:
+                product = product * factor
             if alpha is not None:
                 product = product * alpha.reshape(-1)[expert]
             product = product.to(out.dtype)
@@ -192,7 +229,8 @@ class Model:
         key = (_identity(b), _identity(b_scale), expert)
         if key not in self.reads:
             n, k = extents
-            values = _values(b.permute(2, 0, 1)[expert], b_scale, expert, (n, k), torch.arange(n))
+            packed = b.permute(2, 0, 1)[expert]
+            values = _values(self.forms[1], packed, b_scale, expert, (n, k), torch.arange(n))
             while len(self.reads) >= _KEPT:
                 self.reads.pop(next(iter(self.reads)))
             self.reads[key] = (b, b_scale), values  # the tensors too: while they live, their memory is theirs
@@ -204,11 +242,17 @@ def _identity(tensor: Tensor) -> tuple[Any, ...]:
     return tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor._version  # noqa: SLF001 - no public name for it
 
 
-def _values(packed: Tensor, scale: Tensor, expert: int, extents: tuple[int, int], chosen: Tensor) -> Tensor:
+def _values(
+    form: Format, stored: Tensor, scale: Any, expert: int, extents: tuple[int, int], chosen: Tensor
+) -> Tensor:
     rows, k = extents
+    codes = unpack_e2m1(stored) if form.element == "e2m1" else stored
+    if form.scale == "float32":
+        return form.values(Coded(codes, scale[expert, chosen]), torch.float64)
+    if not form.swizzled:
+        return form.values(Coded(codes, codes.new_zeros((len(codes), 0), dtype=torch.uint8)))
     swizzled = layouts.swizzled_bytes(scale[..., expert : expert + 1]).view(-1)
-    block_scale = swizzled[_scale_index(rows, k // 16)[chosen]]
-    return decode_blocks(unpack_e2m1(packed), block_scale, torch.float32)
+    return form.values(Coded(codes, swizzled[_scale_index(rows, k // form.block)[chosen]]))
 
 
 @lru_cache(maxsize=32)
@@ -219,13 +263,19 @@ def _scale_index(rows: int, columns: int) -> Tensor:
     return tile * 512 + row % 32 * 16 + row % 128 // 32 * 4 + column % 4
 
 
-def models(arithmetic: Arithmetic, store_rows: int = TILE, unrounded: tuple[str, ...] = ()) -> list[Model]:
+def models(
+    arithmetic: Arithmetic,
+    store_rows: int = TILE,
+    unrounded: tuple[str, ...] = (),
+    declared: Traits | None = None,
+) -> list[Model]:
     """Return the legal variants, the likeliest first.
 
     Args:
         arithmetic: what the candidate declares, with its own reciprocal where that was probed.
         store_rows: a GEMM multiplies and stores whole tiles of so many rows.
         unrounded: values of a layer that stay float32.
+        declared: formats and activation.
     """
     kernel = Model("physical", _kernel(arithmetic.reciprocal or simulated_rcp), _chunks)
     real = Model("eager", _real, _float32, float64_activation=True)
@@ -240,5 +290,5 @@ def models(arithmetic: Arithmetic, store_rows: int = TILE, unrounded: tuple[str,
         Model("reciprocals down", _kernel(_down), _float32),
     ]
     for model in variants:
-        model.store_rows, model.unrounded = store_rows, unrounded
+        model.store_rows, model.unrounded, model.declared = store_rows, unrounded, declared or Traits()
     return variants

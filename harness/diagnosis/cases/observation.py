@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.candidates.protocol import ALL_STAGES
+from harness.candidates.protocol import ALL_STAGES, traits_of
+from harness.candidates.traits import Traits
 from harness.faults.mutant import CALLS
+from reference.formats import FORMATS, NVFP4, Format
 
 MASKED_GEMM, MASKED_MOE = "masked_grouped_gemm", "masked_moe"
 QUANTIZERS = ("quantize_grouped", "silu_mul_quantize_grouped")
@@ -29,6 +31,8 @@ class Observed:
         changed: inputs that the call changed, as they were afterwards.
         name: for words: the stage, numbered where it was called more than once ("masked_grouped_gemm, call 2").
         pristine: a second copy of the arguments, from `keep`.
+        forms: formats of activations and weights.
+        gated: the candidate's activation with a gate.
     """
 
     stage: str
@@ -37,6 +41,24 @@ class Observed:
     name: str = ""
     changed: dict[str, Any] = field(default_factory=dict)
     pristine: dict[str, Any] = field(default_factory=dict)
+    forms: tuple[Format, Format] = (NVFP4, NVFP4)
+    gated: str = "silu"
+
+    @property
+    def traits(self) -> Traits:
+        """What is multiplied and applied, as the candidate declares it."""
+        activations, weights = self.forms
+        return Traits(
+            activation_format=activations.name,
+            weight_format=weights.name,
+            k_multiple=128,
+            activations=(self.gated, "relu2"),
+        )
+
+    @property
+    def has_codes(self) -> bool:
+        """Whether it returns blocks of NVFP4 codes and their scales; in other formats values are compared."""
+        return self.stage in QUANTIZERS and self.forms[0] == NVFP4
 
     def keep(self) -> None:
         """Copy the arguments once, so that `restore` can undo what a planted fault writes into them."""
@@ -69,12 +91,14 @@ class Recorder:
 
     def _recording(self, stage: str, function: Callable[..., Any]) -> Callable[..., Any]:
         names = CALLS[stage].names  # in the protocol's order
+        traits = traits_of(self.candidate)
+        forms = FORMATS[traits.activation_format], FORMATS[traits.weight_format]
 
         def call(*positional: Any, **named: Any) -> Any:
             given = dict(zip(names, positional, strict=False)) | named
             if stage == "silu_mul_quantize_grouped" and "gate_up" in given:
                 given["x"] = given.pop("gate_up")
-            observed = Observed(stage, copied(given), None)
+            observed = Observed(stage, copied(given), None, forms=forms, gated=traits.gated)
             if stage == MASKED_GEMM:
                 observed.arguments["out"] = with_memory(given["out"])
             self.begun(observed)

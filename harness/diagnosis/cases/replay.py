@@ -49,7 +49,7 @@ def replayed(
         else:
             run(planted)
         result = arguments["out"] if call.stage == MASKED_GEMM else planted.result()
-        return {view: elements(call.stage, arguments, result, view) for view in views}
+        return {view: elements(call.stage, arguments, result, view, call.forms) for view in views}
 
 
 @contextlib.contextmanager

@@ -22,19 +22,27 @@ from harness.diagnosis.cases.observation import (
     bytes_of,
     tensors_in,
 )
+from reference.formats import NVFP4, Coded, Format
 from reference.moe import valid_rows
-from reference.nvfp4 import BLOCK, decode_blocks
+from reference.nvfp4 import BLOCK
 
 SCALE = BLOCK  # element 16 of a quantizer's cell is the scale byte
 
 
-def elements(stage: str, arguments: dict[str, Any], output: Any, view: str = "output") -> Tensor:
+Forms = tuple[Format, Format]
+_NVFP4: Forms = (NVFP4, NVFP4)
+
+
+def elements(
+    stage: str, arguments: dict[str, Any], output: Any, view: str = "output", forms: Forms = _NVFP4
+) -> Tensor:
     """Return one view of a call of a stage as `(groups, rows, cells, elements)`.
 
     Args:
         stage: name of the stage.
         arguments: of the call, as they are after it.
         output: what the stage returned, or the GEMM's `out`.
+        forms: formats of activations and weights.
         view: "output"; "memory" for all the memory that a GEMM's output lies in; "inputs" for the bytes of its inputs.
     """
     if view == "inputs":
@@ -42,12 +50,7 @@ def elements(stage: str, arguments: dict[str, Any], output: Any, view: str = "ou
     if view == "memory":
         return memory_of(output)
     if stage in QUANTIZERS:
-        x = arguments["x"]
-        rows = x.shape[1]
-        k = x.shape[2] // 2 if stage == "silu_mul_quantize_grouped" else x.shape[2]
-        codes = layouts.codes_of(output[0]).view(-1, rows, k // BLOCK, BLOCK)
-        scale = layouts.block_scales_of(output[1], rows, k // BLOCK)
-        return torch.cat((codes, scale.unsqueeze(-1)), dim=-1)
+        return _blocks(layouts.loaded(forms[0], output), forms[0])
     if stage == MASKED_GEMM:
         product: Tensor = output.permute(2, 0, 1).unsqueeze(2)
         return product
@@ -55,6 +58,16 @@ def elements(stage: str, arguments: dict[str, Any], output: Any, view: str = "ou
         layer: Tensor = output.unsqueeze(2)
         return layer
     return elements_around(stage, output)[0]
+
+
+def _blocks(coded: Coded, form: Format) -> Tensor:
+    """Return what a quantizer stored: blocks and their scales, or whole rows of values."""
+    if form.plain:
+        return coded.codes.unsqueeze(2)
+    if form != NVFP4:
+        return form.dequantized(coded).float().unsqueeze(2)
+    scale = coded.block_scale
+    return torch.cat((coded.codes.view(*scale.shape, form.block), scale.unsqueeze(-1)), dim=-1)
 
 
 def same(a: Tensor, b: Tensor) -> Tensor:
@@ -68,7 +81,7 @@ def seen(call: Observed, view: str = "output") -> Tensor:
     arguments = call.arguments
     if view == "inputs":
         arguments = {name: call.changed.get(name, value) for name, value in tensors_in(arguments)}
-    return elements(call.stage, arguments, call.output, view)
+    return elements(call.stage, arguments, call.output, view, call.forms)
 
 
 def memory_of(out: Tensor) -> Tensor:
@@ -106,18 +119,16 @@ def untouchable(call: Observed, store_rows: int) -> Tensor:
     return ~inside.view(1, 1, 1, -1)
 
 
-def decoded(packed: Tensor, scales: Tensor) -> Tensor:
+def decoded(packed: Tensor, scales: Any, form: Format = NVFP4) -> Tensor:
     """Return an operand's code x block scale, `(l, rows, k)` float32."""
-    codes = layouts.codes_of(packed)
-    block_scale = layouts.block_scales_of(scales, codes.shape[1], codes.shape[2] // BLOCK)
-    return decode_blocks(codes, block_scale, torch.float32)
+    return form.values(layouts.loaded(form, (packed, scales)))
 
 
-def block_scales(scales: Tensor, rows: int, k: int) -> Tensor:
-    """Return an operand's block scales in linear order, `(l, rows, k / 16)` uint8."""
-    return layouts.block_scales_of(scales, rows, k // BLOCK)
-
-
-def decoded_weights(packed: Tensor, swizzled: Tensor) -> Tensor:
+def decoded_weights(packed: Tensor, swizzled: Tensor, form: Format = NVFP4) -> Tensor:
     """Return masked_moe's weights as code x block scale, `(l, n, k)` float32."""
-    return decoded(packed.permute(1, 2, 0), layouts.as_mma(swizzled.view(torch.uint8)))
+    return form.values(loaded_weights(packed, swizzled, form))
+
+
+def loaded_weights(packed: Tensor, swizzled: Tensor, form: Format = NVFP4) -> Coded:
+    """Return masked_moe's weights, `(l, n, k)`, linear."""
+    return layouts.loaded(form, (packed.permute(1, 2, 0), layouts.as_mma(swizzled.view(torch.uint8))))

@@ -8,7 +8,6 @@ from fractions import Fraction
 import torch
 
 from harness.diagnosis.cases.case import CallCase
-from harness.diagnosis.cases.observation import QUANTIZERS
 from harness.diagnosis.hypotheses.hypothesis import Hypothesis
 from harness.faults.fault import Fault
 
@@ -17,7 +16,7 @@ _NICE = 0.004  # bfloat16 rounding of each element moves a median ratio by less
 
 def gain(case: CallCase) -> float | None:
     """Return the median of observed over healthy at the illegal elements, None where it says nothing."""
-    if case.call.stage in QUANTIZERS:
+    if case.call.has_codes:
         return None
     o, h = case.seen[case.illegal].double(), case.healthy[case.illegal].double()
     usable = o.isfinite() & h.isfinite() & (h != 0)

@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
+from harness.candidates.traits import Traits
 from harness.diagnosis.cases.observation import MASKED_MOE, Observed
 from harness.diagnosis.cases.replay import replayed
 from harness.faults.fault import Fault, Parameters, all_faults
@@ -38,13 +39,22 @@ class Hypothesis:
         return Parameters(self.strength, Random(self.fault.name), f"{self.fault.name} diagnosis")
 
 
-def hypotheses_in(stages: Iterable[str], units: tuple[str, ...]) -> list[Hypothesis]:
-    """Return every fault of some units that is planted in one of the stages, in each of its strengths."""
+def hypotheses_in(
+    stages: Iterable[str], units: tuple[str, ...], traits: Traits | None = None
+) -> list[Hypothesis]:
+    """Return every fault of some units that is planted in one of the stages, in each of its strengths.
+
+    Args:
+        stages: names.
+        units: of harness.faults.fault.UNITS.
+        traits: formats and activation, which it can be a mistake of.
+    """
+    traits = traits or Traits()
     wanted = set(stages)
     return [
         Hypothesis(fault, strength)
         for fault in all_faults().values()
-        if fault.unit in units and wanted & set(fault.stages)
+        if fault.unit in units and wanted & set(fault.stages) and not fault.unfit(traits)
         for strength in fault.strengths
     ]
 

@@ -13,9 +13,10 @@ from harness.candidates.composition import compose_masked_moe
 from harness.diagnosis.cases.observation import INNER, MASKED_GEMM
 from harness.diagnosis.hypotheses.choices import Choices
 from harness.diagnosis.hypotheses.hypothesis import Hypothesis
-from harness.faults.calls import with_block_scale
 from harness.faults.fault import Parameters
 from harness.faults.mutant import CALLS
+from reference.formats import NVFP4, Format
+from reference.nvfp4 import BLOCK
 
 Merge = Callable[[str, int, Any, Any], Any]
 _OUT = 4  # place of `out` among the GEMM's arguments
@@ -90,7 +91,12 @@ class PlantedLayer:
         """Run a planted call and a healthy one, and take the chosen rows of the first."""
         if stage != MASKED_GEMM:
             right = function(*positional)
-            return quantized_in(rows.unsqueeze(-1), right, self._faulty(stage, function, positional))
+            return quantized_in(
+                rows.unsqueeze(-1),
+                right,
+                self._faulty(stage, function, positional),
+                self.model.forms[0],
+            )
         out = positional[_OUT]
         faulty = out.clone(memory_format=torch.preserve_format)
         function(*positional)
@@ -122,7 +128,7 @@ class PlantedLayer:
 
 def faulted_calls(hypothesis: Hypothesis, activation: str) -> int:
     """Return how many stage calls of one layer a fault is planted in."""
-    middle = "silu_mul_quantize_grouped" if activation == "silu" else "quantize_grouped"
+    middle = "silu_mul_quantize_grouped" if activation != "relu2" else "quantize_grouped"
     calls = ("quantize_grouped", "masked_grouped_gemm", middle, "masked_grouped_gemm")
     return sum(stage in hypothesis.fault.stages for stage in calls)
 
@@ -137,13 +143,18 @@ def is_inner(hypothesis: Hypothesis) -> bool:
     return bool(set(hypothesis.fault.stages) & set(INNER))
 
 
-def quantized_in(mask: Tensor, right: Any, wrong: Any) -> Any:
+def quantized_in(mask: Tensor, right: Any, wrong: Any, form: Format = NVFP4) -> Any:
     """Return a quantizer's result with the blocks of a mask `(experts, rows, blocks or 1)` taken from another one."""
-    experts, rows = wrong[0].shape[2], wrong[0].shape[0]
-    blocks = wrong[0].shape[1] // 8
-    mask = mask.expand(experts, rows, blocks)
-    codes = torch.where(
-        mask.repeat_interleave(16, -1), layouts.codes_of(wrong[0]), layouts.codes_of(right[0])
-    )
-    wrong_scale, scale = (layouts.block_scales_of(result[1], rows, blocks) for result in (wrong, right))
-    return layouts.operand(codes), with_block_scale(right[1], torch.where(mask, wrong_scale, scale))
+    there, here = (layouts.loaded(form, result) for result in (wrong, right))
+    block = form.block or BLOCK
+    mask = mask.expand(*here.codes.shape[:2], here.codes.shape[2] // block)
+    codes = torch.where(mask.repeat_interleave(block, -1), there.codes, here.codes)
+    if form.rows:
+        row_scale = torch.where(mask.any(-1, keepdim=True), wrong[1], right[1])
+        return layouts.elements(form, codes), row_scale
+    if not form.scale:
+        return layouts.elements(form, codes), None
+    block_scale = torch.where(mask, there.block_scale, here.block_scale)
+    if not form.swizzled:
+        return layouts.elements(form, codes), block_scale
+    return layouts.elements(form, codes), layouts.with_block_scale(right[1], block_scale)

@@ -81,7 +81,7 @@ def search_calls(cases: list[CallCase], calls: list[Observed], seconds: float) -
     """
     search = _Search(cases, calls, time.thread_time() + seconds, score_calls)
     stages = {case.call.stage for case in cases if case.fails}
-    tried = order(hypotheses_in(stages, _EVERY_UNIT), cases)
+    tried = order(hypotheses_in(stages, _EVERY_UNIT, cases[0].call.traits), cases)
     scores = _tested(tried, search)
     if not _covered(scores, cases):
         scores += _tested(fitted(tried, cases), search)
@@ -97,7 +97,9 @@ def search_layers(
     (values that come from other rows) comes last. `likely_faults` are names of faults that are tested in full at first.
     """
     search = _Search(cases, calls, time.thread_time() + seconds, score_layers)
-    tried = order(hypotheses_in((*INNER, MASKED_MOE), ("block", "row", "expert")), cases)
+    tried = order(
+        hypotheses_in((*INNER, MASKED_MOE), ("block", "row", "expert"), cases[0].call.traits), cases
+    )
     screened = search.screened(tried)
     likely = _likely(screened)
     likely += [h for h in tried if h.fault.name in likely_faults and h not in likely]
@@ -114,7 +116,7 @@ def search_layers(
         rest = [h for h in tried if h not in likely]
         scores += search.scores(reading_other_rows(rest, cases, search.end))
     if not _told(scores, cases):
-        scores += search.scores(hypotheses_in(INNER, ("call",)))  # many choices each
+        scores += search.scores(hypotheses_in(INNER, ("call",), cases[0].call.traits))  # many choices each
     return scores
 
 

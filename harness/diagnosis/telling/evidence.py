@@ -9,7 +9,7 @@ from torch import Tensor
 
 from harness.diagnosis.cases.case import CallCase
 from harness.diagnosis.cases.layer_case import LayerCase
-from harness.diagnosis.cases.observation import INNER, QUANTIZERS
+from harness.diagnosis.cases.observation import INNER
 from harness.diagnosis.cases.views import SCALE
 from harness.diagnosis.hypotheses.score import Score
 
@@ -93,7 +93,7 @@ def _one_step(case: CallCase) -> Tensor:
     """Return which elements lie so near to the right ones that any small error may have moved them."""
     if case.view != "output" or case.call.stage not in INNER:
         return torch.zeros_like(case.illegal)
-    if case.call.stage not in QUANTIZERS:
+    if not case.call.has_codes:
         right, seen = case.healthy.double(), case.seen.double()
         step = torch.finfo(case.seen.dtype).eps * torch.maximum(right.abs(), seen.abs())
         return (right - seen).abs() <= _STEPS * step

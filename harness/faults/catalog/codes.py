@@ -32,7 +32,13 @@ def _tied(call: QuantizeCall) -> Tensor:
 
 
 @fault(
-    category="codes", stages=_QUANTIZERS, bugs=("C09",), killed_by="QUANT", effect="collapse", unit="block"
+    category="codes",
+    stages=_QUANTIZERS,
+    needs="nvfp4",
+    bugs=("C09",),
+    killed_by="QUANT",
+    effect="collapse",
+    unit="block",
 )
 def nibbles_swapped(call: QuantizeCall, _: Parameters) -> None:
     """The first of two elements is packed into the high half of the byte instead of the low one."""
@@ -51,7 +57,7 @@ def weight_nibbles_swapped(call: GemmCall, _: Parameters) -> None:
 
 
 @fault(
-    category="codes", stages=_QUANTIZERS, bugs=("E07", "E15"), killed_by="QUANT", effect="none", unit="block",
+    category="codes", stages=_QUANTIZERS, needs="nvfp4", bugs=("E07", "E15"), killed_by="QUANT", effect="none", unit="block",
     random_data=False,
 )  # fmt: skip
 def ties_away_from_zero(call: QuantizeCall, _: Parameters) -> None:
@@ -62,7 +68,7 @@ def ties_away_from_zero(call: QuantizeCall, _: Parameters) -> None:
 
 
 @fault(
-    category="codes", stages=_QUANTIZERS, bugs=("E07",), killed_by="QUANT", effect="none", unit="block",
+    category="codes", stages=_QUANTIZERS, needs="nvfp4", bugs=("E07",), killed_by="QUANT", effect="none", unit="block",
     random_data=False,
 )  # fmt: skip
 def ties_toward_zero(call: QuantizeCall, _: Parameters) -> None:
@@ -72,7 +78,15 @@ def ties_toward_zero(call: QuantizeCall, _: Parameters) -> None:
     call.codes = torch.where(tied >= 0, (codes & 8) | tied.clamp(min=0).to(torch.uint8), codes)
 
 
-@fault(category="codes", stages=_QUANTIZERS, bugs=("E07",), killed_by="QUANT", effect="shift", unit="block")
+@fault(
+    category="codes",
+    stages=_QUANTIZERS,
+    needs="nvfp4",
+    bugs=("E07",),
+    killed_by="QUANT",
+    effect="shift",
+    unit="block",
+)
 def codes_truncated(call: QuantizeCall, _: Parameters) -> None:
     """A value is cut to the E2M1 code below it instead of rounded to the nearest."""
     call.run()
@@ -83,7 +97,15 @@ def codes_truncated(call: QuantizeCall, _: Parameters) -> None:
     call.codes = torch.where(below < (codes & 7), (codes & 8) | below.to(torch.uint8), codes)
 
 
-@fault(category="codes", stages=_QUANTIZERS, bugs=("E15",), killed_by="QUANT", effect="shift", unit="block")
+@fault(
+    category="codes",
+    stages=_QUANTIZERS,
+    needs="nvfp4",
+    bugs=("E15",),
+    killed_by="QUANT",
+    effect="shift",
+    unit="block",
+)
 def codes_by_exponent(call: QuantizeCall, _: Parameters) -> None:
     """Codes are computed from exponents: values below 1 are cut to halves, larger ones rounded on a logarithmic scale."""
     call.run()
@@ -97,7 +119,15 @@ def codes_by_exponent(call: QuantizeCall, _: Parameters) -> None:
     call.codes = torch.where(live, (codes & 8) | by_exponent.to(torch.uint8), codes)
 
 
-@fault(category="codes", stages=_QUANTIZERS, bugs=("I06",), killed_by="QUANT", effect="none", unit="block")
+@fault(
+    category="codes",
+    stages=_QUANTIZERS,
+    needs="nvfp4",
+    bugs=("I06",),
+    killed_by="QUANT",
+    effect="none",
+    unit="block",
+)
 def codes_rounded_through_bf16(call: QuantizeCall, _: Parameters) -> None:
     """The scaled value is rounded to bfloat16 before it is rounded to a code: two roundings instead of one."""
     call.run()
@@ -106,7 +136,15 @@ def codes_rounded_through_bf16(call: QuantizeCall, _: Parameters) -> None:
     call.codes = torch.where(scaled.isfinite(), codes, call.codes)
 
 
-@fault(category="codes", stages=_QUANTIZERS, bugs=("F13",), killed_by="QUANT", effect="none", unit="block")
+@fault(
+    category="codes",
+    stages=_QUANTIZERS,
+    needs="nvfp4",
+    bugs=("F13",),
+    killed_by="QUANT",
+    effect="none",
+    unit="block",
+)
 def codes_of_unrounded_scale(call: QuantizeCall, _: Parameters) -> None:
     """Codes are computed with the scale before it was rounded to E4M3, not with the one that is stored."""
     call.run()
@@ -115,7 +153,15 @@ def codes_of_unrounded_scale(call: QuantizeCall, _: Parameters) -> None:
     call.codes = torch.where(live, encode_e2m1(scaled, nan="as_max"), call.codes)
 
 
-@fault(category="codes", stages=_QUANTIZERS, bugs=("E03",), killed_by="QUANT", effect="shift", unit="block")
+@fault(
+    category="codes",
+    stages=_QUANTIZERS,
+    needs="nvfp4",
+    bugs=("E03",),
+    killed_by="QUANT",
+    effect="shift",
+    unit="block",
+)
 def codes_clamped_at_4(call: QuantizeCall, _: Parameters) -> None:
     """Magnitudes saturate at 4 instead of 6."""
     call.run()
@@ -124,7 +170,7 @@ def codes_clamped_at_4(call: QuantizeCall, _: Parameters) -> None:
 
 
 @fault(
-    category="codes", stages=_QUANTIZERS, bugs=("E03",), killed_by="QUANT", effect="shift", unit="block",
+    category="codes", stages=_QUANTIZERS, needs="nvfp4", bugs=("E03",), killed_by="QUANT", effect="shift", unit="block",
     random_data=False,
 )  # fmt: skip
 def codes_wrap_past_6(call: QuantizeCall, _: Parameters) -> None:
@@ -136,7 +182,15 @@ def codes_wrap_past_6(call: QuantizeCall, _: Parameters) -> None:
     call.codes = torch.where(past, (codes + 1) & 15, codes)
 
 
-@fault(category="codes", stages=_QUANTIZERS, bugs=("E07",), killed_by="QUANT", effect="none", unit="block")
+@fault(
+    category="codes",
+    stages=_QUANTIZERS,
+    needs="nvfp4",
+    bugs=("E07",),
+    killed_by="QUANT",
+    effect="none",
+    unit="block",
+)
 def sign_of_zero_lost(call: QuantizeCall, _: Parameters) -> None:
     """A negative value that rounds to zero is stored as +0 instead of -0."""
     call.run()
@@ -145,7 +199,13 @@ def sign_of_zero_lost(call: QuantizeCall, _: Parameters) -> None:
 
 
 @fault(
-    category="codes", stages=_QUANTIZERS, bugs=("C03",), killed_by="QUANT", effect="collapse", unit="block"
+    category="codes",
+    stages=_QUANTIZERS,
+    needs="nvfp4",
+    bugs=("C03",),
+    killed_by="QUANT",
+    effect="collapse",
+    unit="block",
 )
 def sign_lost(call: QuantizeCall, _: Parameters) -> None:
     """Codes are stored without their sign."""
@@ -156,6 +216,7 @@ def sign_lost(call: QuantizeCall, _: Parameters) -> None:
 @fault(
     category="codes",
     stages=_QUANTIZERS,
+    needs="nvfp4",
     bugs=("E05", "A24"),
     killed_by="QUANT",
     effect="collapse",
@@ -170,11 +231,9 @@ def codes_all_zero(call: QuantizeCall, _: Parameters) -> None:
 @fault(category="codes", stages=_GEMM, bugs=("C03",), killed_by="GEMM", effect="collapse")
 def weights_decoded_as_int4(call: GemmCall, _: Parameters) -> None:
     """The codes of B go through another lookup table: evenly spaced magnitudes 0 to 3.5 instead of E2M1's."""
-    from reference.e4m3 import decode_e4m3
-
     call.run()
     codes = call.b_codes
     value = (codes & 7).float() / 2
     value = torch.where(codes > 7, -value, value)
-    b = value * decode_e4m3(call.b_block_scale).repeat_interleave(BLOCK, -1)
+    b = value * call.weight_form.scales(call.b_block_scale).repeat_interleave(call.weight_form.block, -1)
     call.store(call.scaled(call.accumulate(call.a_values, b)))

@@ -10,14 +10,28 @@ from harness.faults.fault import Parameters, fault
 _QUANTIZERS = ("quantize_grouped", "silu_mul_quantize_grouped")
 
 
-@fault(category="scales", stages=_QUANTIZERS, bugs=("A20", "B17"), killed_by="QUANT", effect="collapse")
+@fault(
+    category="scales",
+    stages=_QUANTIZERS,
+    needs="nvfp4",
+    bugs=("A20", "B17"),
+    killed_by="QUANT",
+    effect="collapse",
+)
 def global_scale_inverted(call: QuantizeCall, _: Parameters) -> None:
     """The encode scale is taken for its reciprocal: producer and consumer disagree on its direction."""
     call.global_scale_enc = call.global_scale_enc.reciprocal()
     call.run()
 
 
-@fault(category="scales", stages=_QUANTIZERS, bugs=("B14", "A25"), killed_by="QUANT", effect="collapse")
+@fault(
+    category="scales",
+    stages=_QUANTIZERS,
+    needs="nvfp4",
+    bugs=("B14", "A25"),
+    killed_by="QUANT",
+    effect="collapse",
+)
 def global_scale_omitted(call: QuantizeCall, _: Parameters) -> None:
     """The encode scale is not applied: it is 1."""
     call.global_scale_enc = torch.ones_like(call.global_scale_enc)
@@ -25,7 +39,7 @@ def global_scale_omitted(call: QuantizeCall, _: Parameters) -> None:
 
 
 @fault(
-    category="scales", stages=_QUANTIZERS, bugs=("A34",), killed_by="QUANT", effect="shift", strengths=(2688, 448),
+    category="scales", stages=_QUANTIZERS, needs="nvfp4", bugs=("A34",), killed_by="QUANT", effect="shift", strengths=(2688, 448),
 )  # fmt: skip
 def global_scale_constant(call: QuantizeCall, p: Parameters) -> None:
     """The encode scale is a constant (2688 = 448 * 6, or 448) whatever the input's amax is."""
@@ -33,7 +47,7 @@ def global_scale_constant(call: QuantizeCall, p: Parameters) -> None:
     call.run()
 
 
-@fault(category="scales", stages=_QUANTIZERS, bugs=("B15",), killed_by="QUANT", effect="shift")
+@fault(category="scales", stages=_QUANTIZERS, needs="nvfp4", bugs=("B15",), killed_by="QUANT", effect="shift")
 def global_scale_without_six(call: QuantizeCall, _: Parameters) -> None:
     """The encode scale is 448 / amax instead of 448 * 6 / amax: block scales use a sixth of their range."""
     call.global_scale_enc = call.global_scale_enc / 6
@@ -41,7 +55,7 @@ def global_scale_without_six(call: QuantizeCall, _: Parameters) -> None:
 
 
 @fault(
-    category="scales", stages=_QUANTIZERS, bugs=("A20", "A25"), killed_by="QUANT", effect="shift",
+    category="scales", stages=_QUANTIZERS, needs="nvfp4", bugs=("A20", "A25"), killed_by="QUANT", effect="shift",
     strengths=(2.0, 0.5, 1.25, 1.0625),
 )  # fmt: skip
 def global_scale_off(call: QuantizeCall, p: Parameters) -> None:
@@ -51,7 +65,7 @@ def global_scale_off(call: QuantizeCall, p: Parameters) -> None:
 
 
 @fault(
-    category="scales", stages=_QUANTIZERS, bugs=("A10", "B13", "A17"), killed_by="QUANT", effect="shift",
+    category="scales", stages=_QUANTIZERS, needs="nvfp4", bugs=("A10", "B13", "A17"), killed_by="QUANT", effect="shift",
     unit="expert",
 )  # fmt: skip
 def global_scale_of_expert_0(call: QuantizeCall, _: Parameters) -> None:
@@ -60,7 +74,15 @@ def global_scale_of_expert_0(call: QuantizeCall, _: Parameters) -> None:
     call.run()
 
 
-@fault(category="scales", stages=_QUANTIZERS, bugs=("B06",), killed_by="QUANT", effect="shift", unit="expert")
+@fault(
+    category="scales",
+    stages=_QUANTIZERS,
+    needs="nvfp4",
+    bugs=("B06",),
+    killed_by="QUANT",
+    effect="shift",
+    unit="expert",
+)
 def global_scale_of_neighbour(call: QuantizeCall, _: Parameters) -> None:
     """Each expert is quantized with the next expert's encode scale."""
     call.global_scale_enc = call.global_scale_enc.roll(-1).contiguous()
@@ -68,7 +90,7 @@ def global_scale_of_neighbour(call: QuantizeCall, _: Parameters) -> None:
 
 
 @fault(
-    category="scales", stages=_QUANTIZERS, bugs=("B19", "B08"), killed_by="QUANT", effect="shift",
+    category="scales", stages=_QUANTIZERS, needs="nvfp4", bugs=("B19", "B08"), killed_by="QUANT", effect="shift",
     unit="expert",
 )  # fmt: skip
 def global_scale_shared(call: QuantizeCall, _: Parameters) -> None:
@@ -77,7 +99,9 @@ def global_scale_shared(call: QuantizeCall, _: Parameters) -> None:
     call.run()
 
 
-@fault(category="scales", stages=_QUANTIZERS, bugs=("A23",), killed_by="QUANT", effect="collapse")
+@fault(
+    category="scales", stages=_QUANTIZERS, needs="nvfp4", bugs=("A23",), killed_by="QUANT", effect="collapse"
+)
 def global_scale_bf16_read_as_f32(call: QuantizeCall, _: Parameters) -> None:
     """The encode scales are bfloat16 in memory and read as float32: two of them make one number."""
     bits = call.global_scale_enc.bfloat16()
@@ -88,7 +112,13 @@ def global_scale_bf16_read_as_f32(call: QuantizeCall, _: Parameters) -> None:
 
 
 @fault(
-    category="scales", stages=_QUANTIZERS, bugs=("B16", "B04"), killed_by="POW2", effect="shift", unit="call"
+    category="scales",
+    stages=_QUANTIZERS,
+    needs="nvfp4",
+    bugs=("B16", "B04"),
+    killed_by="POW2",
+    effect="shift",
+    unit="call",
 )
 def global_scale_stale(call: QuantizeCall, p: Parameters) -> None:
     """The encode scales of the first call with this shape are kept for all later ones."""

@@ -16,21 +16,37 @@ _QUANTIZERS = ("quantize_grouped", "silu_mul_quantize_grouped")
 _GEMM = "masked_grouped_gemm"
 
 
-@fault(category="layout", stages=_QUANTIZERS, bugs=("B17", "C16"), killed_by="QUANT", effect="collapse")
+@fault(
+    category="layout",
+    stages=_QUANTIZERS,
+    needs="nvfp4",
+    bugs=("B17", "C16"),
+    killed_by="QUANT",
+    effect="collapse",
+)
 def scales_linear(call: QuantizeCall, _: Parameters) -> None:
     """Block scales are published row by row to a reader of 128x4 tiles."""
     call.run()
     call.scales = layouts.as_mma(pad_scales(call.block_scale, "128x4", 0x7F))
 
 
-@fault(category="layout", stages=_QUANTIZERS, bugs=("A13",), killed_by="QUANT", effect="collapse")
+@fault(
+    category="layout", stages=_QUANTIZERS, needs="nvfp4", bugs=("A13",), killed_by="QUANT", effect="collapse"
+)
 def scales_8x4(call: QuantizeCall, _: Parameters) -> None:
     """Block scales are published in tiles of 8x4 to a reader of 128x4 tiles."""
     call.run()
     call.scales = layouts.as_mma(swizzle_8x4(pad_scales(call.block_scale, "128x4", 0x7F)))
 
 
-@fault(category="layout", stages=_QUANTIZERS, bugs=("B17", "C16"), killed_by="QUANT", effect="collapse")
+@fault(
+    category="layout",
+    stages=_QUANTIZERS,
+    needs="nvfp4",
+    bugs=("B17", "C16"),
+    killed_by="QUANT",
+    effect="collapse",
+)
 def scales_swizzled_twice(call: QuantizeCall, _: Parameters) -> None:
     """Block scales that are in 128x4 order already are put into it once more."""
     from reference.layout import swizzle_128x4
@@ -39,7 +55,14 @@ def scales_swizzled_twice(call: QuantizeCall, _: Parameters) -> None:
     call.scales = layouts.as_mma(swizzle_128x4(layouts.swizzled_bytes(call.scales)))
 
 
-@fault(category="layout", stages=_QUANTIZERS, bugs=("A19", "C02"), killed_by="QUANT", effect="collapse")
+@fault(
+    category="layout",
+    stages=_QUANTIZERS,
+    needs="nvfp4",
+    bugs=("A19", "C02"),
+    killed_by="QUANT",
+    effect="collapse",
+)
 def scale_row_pitch_unpadded(call: QuantizeCall, _: Parameters) -> None:
     """Tiles of 128x4 scales follow each other as if k/16 were not rounded up to 4: they overwrite each other."""
     call.run()
@@ -195,6 +218,9 @@ def operand_strides_ignored(call: GemmCall, _: Parameters) -> None:
     """A and its scales are read as if experts were outermost, whatever their strides say."""
     rows, half_k, experts = call.a.shape
     call.a = torch.as_strided(call.a, (experts, rows, half_k), (rows * half_k, half_k, 1)).permute(1, 2, 0)
+    if call.a_scale is None:
+        call.run()
+        return
     inner = call.a_scale.permute(5, 2, 4, 0, 1, 3)
     strides = [math.prod(inner.shape[i + 1 :]) for i in range(6)]
     memory = torch.as_strided(call.a_scale, tuple(inner.shape), strides)

@@ -89,7 +89,9 @@ def stores_before_the_output(call: GemmCall, _: Parameters) -> None:
     behind.copy_(row[: behind.numel()])
 
 
-@fault(category="masking", stages=_QUANTIZERS, bugs=("A01",), killed_by="PAD-ROWS", effect="shift")
+@fault(
+    category="masking", stages=_QUANTIZERS, bugs=("A01",), killed_by="PAD-ROWS", effect="shift", needs="nvfp4"
+)
 def padding_row_reaches_scales(call: QuantizeCall, _: Parameters) -> None:
     """The last valid row is scaled with the maximum of itself and of the padding row behind it."""
     call.run()
@@ -123,7 +125,10 @@ def _with_scales_behind(call: GemmCall, *, rows: bool) -> Tensor:
     return moved
 
 
-@fault(category="masking", stages=_GEMM, bugs=("A14", "A15", "E12"), killed_by="PAD-ROWS", effect="collapse")
+@fault(
+    category="masking", stages=_GEMM, bugs=("A14", "A15", "E12"), killed_by="PAD-ROWS", effect="collapse",
+    needs="block scales",
+)  # fmt: skip
 def padding_scales_reach_last_row(call: GemmCall, _: Parameters) -> None:
     """The last valid row is decoded with the block scales of the padding row behind it."""
     call.a_block_scale = _with_scales_behind(call, rows=True)
@@ -131,8 +136,9 @@ def padding_scales_reach_last_row(call: GemmCall, _: Parameters) -> None:
 
 
 @fault(
-    category="masking", stages=_GEMM, bugs=("A16", "C04", "C06"), killed_by="PAD-SCALES", effect="collapse"
-)
+    category="masking", stages=_GEMM, bugs=("A16", "C04", "C06"), killed_by="PAD-SCALES", effect="collapse",
+    needs="block scales",
+)  # fmt: skip
 def padding_scales_reach_last_block(call: GemmCall, _: Parameters) -> None:
     """Where k/16 is not a multiple of 4, the last block is decoded with the padding column behind it."""
     call.a_block_scale = _with_scales_behind(call, rows=False)
@@ -146,9 +152,9 @@ def padding_scales_reach_last_block(call: GemmCall, _: Parameters) -> None:
 def padding_blocks_multiplied(call: GemmCall, _: Parameters) -> None:
     """Padding columns enter the product as 0 x scale: NaN if the padding scale is NaN."""
     call.run()
-    columns = call.a.shape[1] // 8
+    columns = call.k // call.weight_form.block
     padded = layouts.block_scales_of(call.b_scale, call.b.shape[0], -(-columns // 4) * 4)[..., columns:]
-    nan = (padded & 0x7F == 0x7F).any(-1).unsqueeze(1)
+    nan = call.weight_form.scales(padded).isnan().any(-1).unsqueeze(1)
     call.store(torch.where(nan, torch.nan, call.product))
 
 
@@ -162,7 +168,7 @@ def padding_rows_times_zero(call: GemmCall, _: Parameters) -> None:
     rows = call.a.shape[0]
     wide = -(-rows // _TILE) * _TILE
     nan = torch.zeros(call.a.shape[2], wide, dtype=torch.bool, device=call.a.device)
-    nan[:, :rows] = (call.a_block_scale & 0x7F == 0x7F).any(-1)
+    nan[:, :rows] = call.a_values.isnan().any(-1)
     tiles = nan.view(-1, wide // _TILE, _TILE).any(-1, keepdim=True)
     in_tile = tiles.expand(-1, -1, _TILE).flatten(1)[:, :rows].unsqueeze(-1)
     call.store(torch.where(in_tile, torch.nan, call.product))

@@ -49,7 +49,9 @@ def weights_by_place_among_active_experts(call: GemmCall, _: Parameters) -> None
     call.run()
 
 
-@fault(category="gemm", stages=_GEMM, bugs=("C10",), killed_by="GEMM", effect="collapse")
+@fault(
+    category="gemm", stages=_GEMM, bugs=("C10",), killed_by="GEMM", effect="collapse", needs="block scales"
+)
 def scales_of_operands_exchanged(call: GemmCall, _: Parameters) -> None:
     """B is decoded with the block scales of A: arguments in the wrong order."""
     a, b = call.a_block_scale, call.b_block_scale
@@ -61,22 +63,32 @@ def scales_of_operands_exchanged(call: GemmCall, _: Parameters) -> None:
     call.run()
 
 
-@fault(category="gemm", stages=_GEMM, bugs=("B14",), killed_by="GEMM", effect="collapse")
+@fault(
+    category="gemm", stages=_GEMM, bugs=("B14",), killed_by="GEMM", effect="collapse", needs="block scales"
+)
 def activation_scales_all_one(call: GemmCall, _: Parameters) -> None:
     """The block scales of A are not applied: each is 1."""
     scale = call.a_block_scale
-    call.a_block_scale = torch.full_like(scale, 0x38)
+    call.a_block_scale = torch.full_like(scale, call.form.one_scale)
     call.run()
 
 
 @fault(category="gemm", stages=_GEMM, bugs=("B24",), killed_by="GEMM", effect="collapse")
 def weight_scales_all_one(call: GemmCall, _: Parameters) -> None:
     """The block scales of B are not applied: each is 1."""
-    call.b_block_scale = torch.full_like(call.b_block_scale, 0x38)
+    call.b_block_scale = torch.full_like(call.b_block_scale, call.weight_form.one_scale)
     call.run()
 
 
-@fault(category="gemm", stages=_GEMM, bugs=("A24",), killed_by="GEMM", effect="shift", random_data=False)
+@fault(
+    category="gemm",
+    stages=_GEMM,
+    bugs=("A24",),
+    killed_by="GEMM",
+    effect="shift",
+    random_data=False,
+    needs="nvfp4",
+)
 def subnormal_scales_decoded_as_normal(call: GemmCall, _: Parameters) -> None:
     """The GEMM gives E4M3 scales below 2^-6 an implicit leading one: up to 4.5 times too large."""
     _run_with_small_scales(call, lambda byte: (8 + byte) * 2.0**-10)
@@ -84,7 +96,7 @@ def subnormal_scales_decoded_as_normal(call: GemmCall, _: Parameters) -> None:
 
 @fault(
     category="gemm", stages=_GEMM, bugs=("B11", "E09", "E13"), killed_by="GEMM", effect="shift",
-    random_data=False,
+    random_data=False, needs="nvfp4",
 )  # fmt: skip
 def small_scales_lost_by_gemm(call: GemmCall, _: Parameters) -> None:
     """The GEMM reads E4M3 scales below 2^-6, the subnormals, as zero."""

@@ -92,7 +92,7 @@ def tile_now_and_then_missing(call: GemmCall, p: Parameters) -> None:
 def parts_added_as_they_arrive(call: GemmCall, p: Parameters) -> None:
     """Partial sums over k are added in the output's type in the order in which they arrive: bits change from call to call."""
     call.run()
-    k = call.a.shape[1] * 2
+    k = call.k
     cut = p.random.randrange(16, k, 16) if k > 16 else k
     a, b = call.a_values, call.b_values
     first = call.scaled(call.accumulate(a[..., :cut], b[..., :cut])).to(call.out.dtype)
@@ -107,7 +107,7 @@ def parts_added_as_they_arrive(call: GemmCall, p: Parameters) -> None:
 def k_of_first_shape(call: GemmCall, p: Parameters) -> None:
     """The launch of the first shape is reused for a later one that differs in k only: the rest of k is missing."""
     key = (tuple(call.out.shape), call.out.dtype)
-    first = p.state.setdefault(key, call.a.shape[1] * 2)
+    first = p.state.setdefault(key, call.k)
     codes = call.a_codes.clone()
     codes[..., first:] = 0
     call.a_codes = codes

@@ -22,7 +22,7 @@ def _store(call: QuantizeCall, scale: Tensor) -> None:
 
 
 @fault(
-    category="scales", stages=_QUANTIZERS, bugs=("F13",), same_as=("block_scale_rounded_up",), killed_by="QUANT", effect="shift", unit="block",
+    category="scales", stages=_QUANTIZERS, needs="nvfp4", bugs=("F13",), same_as=("block_scale_rounded_up",), killed_by="QUANT", effect="shift", unit="block",
     strengths=(8, 4, 2, 1),
 )  # fmt: skip
 def block_scale_too_high(call: QuantizeCall, p: Parameters) -> None:
@@ -34,7 +34,7 @@ def block_scale_too_high(call: QuantizeCall, p: Parameters) -> None:
 
 
 @fault(
-    category="scales", stages=_QUANTIZERS, bugs=("F13", "E03"), same_as=("block_scale_truncated",), killed_by="QUANT", effect="shift", unit="block",
+    category="scales", stages=_QUANTIZERS, needs="nvfp4", bugs=("F13", "E03"), same_as=("block_scale_truncated",), killed_by="QUANT", effect="shift", unit="block",
     strengths=(8, 4, 2, 1),
 )  # fmt: skip
 def block_scale_too_low(call: QuantizeCall, p: Parameters) -> None:
@@ -48,6 +48,7 @@ def block_scale_too_low(call: QuantizeCall, p: Parameters) -> None:
 @fault(
     category="scales",
     stages=_QUANTIZERS,
+    needs="nvfp4",
     bugs=("F06",),
     same_as=("block_scale_too_high",),
     killed_by="QUANT",
@@ -65,6 +66,7 @@ def block_scale_rounded_up(call: QuantizeCall, _: Parameters) -> None:
 @fault(
     category="scales",
     stages=_QUANTIZERS,
+    needs="nvfp4",
     bugs=("F13",),
     same_as=("block_scale_too_low",),
     killed_by="QUANT",
@@ -80,7 +82,7 @@ def block_scale_truncated(call: QuantizeCall, _: Parameters) -> None:
 
 
 @fault(
-    category="scales", stages=_QUANTIZERS, bugs=("F06", "F12", "F14", "F20"), killed_by="QUANT", effect="shift",
+    category="scales", stages=_QUANTIZERS, needs="nvfp4", bugs=("F06", "F12", "F14", "F20"), killed_by="QUANT", effect="shift",
     unit="block",
 )  # fmt: skip
 def block_scale_power_of_two_up(call: QuantizeCall, _: Parameters) -> None:
@@ -93,6 +95,7 @@ def block_scale_power_of_two_up(call: QuantizeCall, _: Parameters) -> None:
 @fault(
     category="scales",
     stages=_QUANTIZERS,
+    needs="nvfp4",
     bugs=("E03",),
     killed_by="QUANT",
     effect="shift",
@@ -104,7 +107,15 @@ def block_scale_power_of_two_down(call: QuantizeCall, _: Parameters) -> None:
     _store(call, torch.where(mantissa == 0, mantissa, torch.ldexp(torch.ones_like(mantissa), exponent - 1)))
 
 
-@fault(category="scales", stages=_QUANTIZERS, bugs=("A33",), killed_by="QUANT", effect="none", unit="block")
+@fault(
+    category="scales",
+    stages=_QUANTIZERS,
+    needs="nvfp4",
+    bugs=("A33",),
+    killed_by="QUANT",
+    effect="none",
+    unit="block",
+)
 def block_scale_of_32(call: QuantizeCall, _: Parameters) -> None:
     """One scale is computed for 32 elements and stored for both blocks of 16, as MXFP4 has it."""
     scale = call.real_scale()
@@ -113,14 +124,22 @@ def block_scale_of_32(call: QuantizeCall, _: Parameters) -> None:
     _store(call, larger[..., : scale.shape[-1]])
 
 
-@fault(category="scales", stages=_QUANTIZERS, bugs=("B15",), killed_by="QUANT", effect="shift", unit="block")
+@fault(
+    category="scales",
+    stages=_QUANTIZERS,
+    needs="nvfp4",
+    bugs=("B15",),
+    killed_by="QUANT",
+    effect="shift",
+    unit="block",
+)
 def block_scale_without_six(call: QuantizeCall, _: Parameters) -> None:
     """The block scale is amax instead of amax / 6: codes use a sixth of their range."""
     _store(call, call.real_scale() * 6)
 
 
 @fault(
-    category="scales", stages=_QUANTIZERS, bugs=("A24", "B11", "E13"), killed_by="QUANT", effect="none",
+    category="scales", stages=_QUANTIZERS, needs="nvfp4", bugs=("A24", "B11", "E13"), killed_by="QUANT", effect="none",
     unit="block", random_data=False,
 )  # fmt: skip
 def subnormal_scales_flushed(call: QuantizeCall, _: Parameters) -> None:
@@ -131,7 +150,7 @@ def subnormal_scales_flushed(call: QuantizeCall, _: Parameters) -> None:
 
 
 @fault(
-    category="scales", stages=_QUANTIZERS, bugs=("B15",), killed_by="QUANT", effect="none", unit="block",
+    category="scales", stages=_QUANTIZERS, needs="nvfp4", bugs=("B15",), killed_by="QUANT", effect="none", unit="block",
     random_data=False,
 )  # fmt: skip
 def block_scale_clamped_to_normal(call: QuantizeCall, _: Parameters) -> None:
@@ -142,7 +161,7 @@ def block_scale_clamped_to_normal(call: QuantizeCall, _: Parameters) -> None:
 
 
 @fault(
-    category="scales", stages=_QUANTIZERS, bugs=("B12", "E01", "E02"), killed_by="QUANT", effect="collapse",
+    category="scales", stages=_QUANTIZERS, needs="nvfp4", bugs=("B12", "E01", "E02"), killed_by="QUANT", effect="collapse",
     unit="block", random_data=False,
 )  # fmt: skip
 def zero_block_scale_nan(call: QuantizeCall, _: Parameters) -> None:
@@ -153,7 +172,7 @@ def zero_block_scale_nan(call: QuantizeCall, _: Parameters) -> None:
 
 
 @fault(
-    category="scales", stages=_QUANTIZERS, bugs=("E04",), killed_by="QUANT", effect="collapse", unit="block",
+    category="scales", stages=_QUANTIZERS, needs="nvfp4", bugs=("E04",), killed_by="QUANT", effect="collapse", unit="block",
     random_data=False,
 )  # fmt: skip
 def block_scale_not_saturated(call: QuantizeCall, _: Parameters) -> None:
@@ -163,21 +182,37 @@ def block_scale_not_saturated(call: QuantizeCall, _: Parameters) -> None:
     call.block_scale = torch.where(call.real_scale() > 464, torch.full_like(stored, NAN_BYTE), stored)
 
 
-@fault(category="scales", stages=_QUANTIZERS, bugs=("E10",), killed_by="QUANT", effect="shift", unit="block")
+@fault(
+    category="scales",
+    stages=_QUANTIZERS,
+    needs="nvfp4",
+    bugs=("E10",),
+    killed_by="QUANT",
+    effect="shift",
+    unit="block",
+)
 def amax_of_half_block(call: QuantizeCall, _: Parameters) -> None:
     """The maximum is taken over the first 8 of 16 elements: the shuffle with the other lane is missing."""
     half = split(call.values.double().abs().nan_to_num(0.0), 16)[..., :8].amax(-1)
     _store(call, half * call.global_scale_enc.double().view(-1, 1, 1) / 6)
 
 
-@fault(category="scales", stages=_QUANTIZERS, bugs=("E10",), killed_by="QUANT", effect="shift", unit="block")
+@fault(
+    category="scales",
+    stages=_QUANTIZERS,
+    needs="nvfp4",
+    bugs=("E10",),
+    killed_by="QUANT",
+    effect="shift",
+    unit="block",
+)
 def amax_of_neighbour_block(call: QuantizeCall, _: Parameters) -> None:
     """Each block is scaled with the maximum of the next block of its row."""
     _store(call, call.real_scale().roll(-1, -1))
 
 
 @fault(
-    category="scales", stages=_QUANTIZERS, bugs=("A32",), killed_by="QUANT", effect="none", unit="block",
+    category="scales", stages=_QUANTIZERS, needs="nvfp4", bugs=("A32",), killed_by="QUANT", effect="none", unit="block",
     random_data=False,
 )  # fmt: skip
 def nan_block_scale_zero(call: QuantizeCall, _: Parameters) -> None:
@@ -188,7 +223,13 @@ def nan_block_scale_zero(call: QuantizeCall, _: Parameters) -> None:
 
 
 @fault(
-    category="scales", stages=_QUANTIZERS, bugs=("C07",), killed_by="QUANT", effect="collapse", unit="block"
+    category="scales",
+    stages=_QUANTIZERS,
+    needs="nvfp4",
+    bugs=("C07",),
+    killed_by="QUANT",
+    effect="collapse",
+    unit="block",
 )
 def scale_bytes_bleed(call: QuantizeCall, _: Parameters) -> None:
     """Four scales are packed into a word by shifts without a mask: the next scale's mantissa gets into each byte."""
@@ -199,7 +240,15 @@ def scale_bytes_bleed(call: QuantizeCall, _: Parameters) -> None:
     call.block_scale = torch.where((stored > 0) & (bled < NAN_BYTE), bled, stored)
 
 
-@fault(category="scales", stages=_QUANTIZERS, bugs=("E14",), killed_by="QUANT", effect="none", unit="block")
+@fault(
+    category="scales",
+    stages=_QUANTIZERS,
+    needs="nvfp4",
+    bugs=("E14",),
+    killed_by="QUANT",
+    effect="none",
+    unit="block",
+)
 def largest_block_scale_clamped(call: QuantizeCall, _: Parameters) -> None:
     """The largest block scale, 448, is stored as the E4M3 value below it, 416."""
     call.run()

@@ -1,0 +1,58 @@
+"""What is known about a candidate besides its code, as the rules judge by it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from harness.candidates.traits import VARIES, Traits
+from harness.verdict import UsageError
+from reference.bounds import Accumulator
+from reference.legal import Arithmetic
+from reference.matrix_units import Summation
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known about a candidate besides its code: declared, or measured through it (harness.identification).
+
+    Attributes:
+        arithmetic: of its quantizers.
+        accumulator: what is measured or assumed of it.
+        summation: of its GEMMs, bit for bit.
+        unrounded: values of its layer that stay float32, as Traits.unrounded names them.
+        activated: type that silu_mul_quantize_grouped quantizes silu(gate) * up in.
+    """
+
+    arithmetic: Arithmetic
+    accumulator: Accumulator
+    summation: Summation | None = None
+    unrounded: tuple[str, ...] = ()
+    activated: torch.dtype = torch.bfloat16
+
+    @classmethod
+    def declared(cls, traits: Traits) -> Known:
+        """Return what the traits say, nothing measured."""
+        arithmetic = Arithmetic(traits.arithmetic, keeps_subnormals=traits.keeps_subnormals)
+        return cls(
+            arithmetic,
+            Accumulator(chunk=traits.accumulator_chunk),
+            declared_summation(traits),
+            tuple(traits.unrounded),
+            torch.float32 if "hidden" in traits.unrounded else torch.bfloat16,
+        )
+
+
+def declared_summation(traits: Traits) -> Summation | None:
+    """Return how a candidate says that its GEMM adds, or None.
+
+    Raises:
+        UsageError: the trait names none.
+    """
+    if traits.summation in ("", VARIES):
+        return None
+    try:
+        return Summation.of(traits.summation)
+    except ValueError as error:
+        raise UsageError(f"Traits: {error}") from None
