@@ -79,7 +79,7 @@ class LayerProblem:
         self._shift = rng.choice((0.0, -20.0, 12.0))
         self._lonely = rng.random() < 0.5
         self._skew = rng.choice((0.0, 0.0, 3.0))
-        self._checkpoints: dict[bool, dict[str, Tensor]] = {}
+        self._checkpoints: dict[tuple[bool, bool], dict[str, Tensor]] = {}
         self._generator = torch.Generator().manual_seed(rng.getrandbits(48))
         self._traps = {name for name in problem.extras if name in TRAPS and TRAPS[name].into in IN_ROUTES}
         self._whole = "whole_layer" in problem.extras
@@ -207,15 +207,18 @@ class LayerProblem:
         amax = max((float(tokens.abs().amax()) for tokens in x if len(tokens)), default=0.0) or 1.0
         return torch.tensor([SCALE_RANGE / amax * 0.9], dtype=torch.float32, device=self.device)
 
-    def checkpoint(self, *, same_scales: bool = True) -> dict[str, Tensor]:
+    def checkpoint(self, *, same_scales: bool = True, gated: bool = True) -> dict[str, Tensor]:
         """Return one layer's ModelOpt tensors; scales differ from expert to expert and from projection to projection.
 
         Args:
             same_scales: gate and up of an expert share their weight_scale_2, as masked_moe needs it.
+            gated: there are gate projections.
         """
-        if same_scales not in self._checkpoints:
-            self._checkpoints[same_scales] = self._make_checkpoint(same_scales=same_scales)
-        return dict(self._checkpoints[same_scales])
+        if (same_scales, gated) not in self._checkpoints:
+            made = self._make_checkpoint(same_scales=same_scales)
+            kept = {name: t for name, t in made.items() if gated or ".gate_proj." not in name}
+            self._checkpoints[same_scales, gated] = kept
+        return dict(self._checkpoints[same_scales, gated])
 
     def _make_checkpoint(self, *, same_scales: bool) -> dict[str, Tensor]:
         p, seed = self.problem, self.problem.seed % WEIGHT_SEEDS

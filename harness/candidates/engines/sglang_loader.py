@@ -1,0 +1,167 @@
+"""The candidate `sglang-loader`: SGLang's own preparation of NVFP4 experts for its CuteDSL path with DeepEP, on a CPU.
+
+Read in sglang 0.5.23, under sglang/srt/layers: FusedMoE (moe/fused_moe_triton/layer.py), ModelOptNvFp4FusedMoEMethod
+(quantization/modelopt_quant.py:2362), fused_experts_deepep_to_flashinfer_cutedsl_fp4 (moe/moe_runner/
+flashinfer_cutedsl.py). Only the configuration is stated here, as SGLang's own tests state it, and the dispatcher, which
+would need DeepEP, is a stand-in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+from harness.candidates import sglang_cutedsl
+from harness.candidates.engines.engine import Engine
+from harness.candidates.engines.loader import EngineLoader, Recorder, Shard
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_SRT = "sglang.srt"
+_LAYER = f"{_SRT}.layers.moe.fused_moe_triton.layer"
+_QUANTIZATION = f"{_SRT}.layers.quantization.modelopt_quant"
+_CONTEXT = f"{_SRT}.runtime_context"
+_UTILS = f"{_SRT}.layers.moe.utils"
+_DEEPEP = f"{_SRT}.layers.moe.token_dispatcher.deepep"
+_TOPK = f"{_SRT}.layers.moe.topk"
+_ENGINE = Engine("sglang", (_LAYER, _QUANTIZATION, _DEEPEP, _TOPK, sglang_cutedsl.MODULE))
+
+
+class SglangLoader(EngineLoader):
+    """SGLang's loader, its top-k and its masked MoE."""
+
+    name = "sglang-loader"
+    engine = _ENGINE
+    tested = (0, 5)
+    activations = ("silu", "relu2")
+    logger = f"{_QUANTIZATION}:logger"
+    called = (
+        f"{_LAYER}:FusedMoE.make_expert_params_mapping",
+        f"{_LAYER}:FusedMoE.weight_loader",
+        f"{_LAYER}:create_moe_dispatcher",
+        f"{_QUANTIZATION}:ModelOptFp4Config",
+        f"{_QUANTIZATION}:ModelOptNvFp4FusedMoEMethod.create_weights",
+        f"{_QUANTIZATION}:ModelOptNvFp4FusedMoEMethod.process_weights_after_loading",
+        f"{_QUANTIZATION}:ModelOptNvFp4FusedMoEMethod.apply",
+        f"{_CONTEXT}:get_context",
+        f"{_CONTEXT}:get_flags",
+        f"{_CONTEXT}:get_parallel",
+        f"{_CONTEXT}:override_platform",
+        f"{_UTILS}:MoeRunnerBackend.FLASHINFER_CUTEDSL",
+        f"{_UTILS}:MoeA2ABackend.DEEPEP",
+        f"{_DEEPEP}:DeepEPLLDispatchOutput",
+        f"{_TOPK}:fused_topk_torch_native",
+        f"{sglang_cutedsl.MODULE}:{sglang_cutedsl.FUNCTION}",
+    )
+
+    def route_topk(self, logits: Tensor, topk: int, *, normalize: bool = True) -> tuple[Tensor, Tensor]:
+        """Return ids and weights of SGLang's top-k in torch, the one that it uses where it has no kernel."""
+        if not 1 <= topk <= logits.shape[-1]:
+            raise ValueError(f"route_topk: topk must lie in [1, {logits.shape[-1]}], got {topk}")
+        with self.engine.running(self.replaced):
+            weights, ids = self.engine.made(
+                f"{_TOPK}:fused_topk_torch_native", logits, logits, topk, renormalize=normalize
+            )
+        return ids.long(), weights
+
+    def _load(self, checkpoint: Mapping[str, Tensor], shard: Shard) -> dict[str, Tensor]:
+        with self._configured(shard):
+            layer = self._layer(shard)
+            self._fill(layer, checkpoint, shard)
+            layer.quant_method.process_weights_after_loading(layer)
+            return self._handed_over(layer, shard)
+
+    @contextmanager
+    def _configured(self, shard: Shard) -> Iterator[None]:
+        """State which rank of how many this is, which path it takes, and that the platform is a Blackwell."""
+        get, ranks = self.engine.made, shard.ranks * shard.slices
+        rank = {"moe_ep_rank": shard.rank, "moe_tp_rank": shard.slice}
+        with ExitStack() as stack:
+            arguments = {"moe_runner_backend": "flashinfer_cutedsl", "moe_a2a_backend": "deepep"}
+            published = get(f"{_CONTEXT}:get_context").override_server_args(
+                **arguments, tp_size=ranks, ep_size=shard.ranks
+            )
+            stack.enter_context(published)
+            paths = {
+                "runner_backend": self.engine.get(f"{_UTILS}:MoeRunnerBackend.FLASHINFER_CUTEDSL"),
+                "a2a_backend": self.engine.get(f"{_UTILS}:MoeA2ABackend.DEEPEP"),
+            }
+            stack.enter_context(get(f"{_CONTEXT}:get_flags").moe.override(**paths))
+            stack.enter_context(get(f"{_CONTEXT}:get_parallel").override(**rank))
+            stack.enter_context(get(f"{_CONTEXT}:override_platform", is_blackwell=True))
+            yield
+
+    def _layer(self, shard: Shard) -> Any:
+        import torch
+
+        config = self.engine.made(
+            f"{_QUANTIZATION}:ModelOptFp4Config", is_checkpoint_nvfp4_serialized=True, group_size=16
+        )
+        stand_in = SimpleNamespace(set_quant_config=lambda _: None)
+        with self.engine.running({f"{_LAYER}:create_moe_dispatcher": lambda *_, **__: stand_in}):
+            return self.engine.made(
+                f"{_LAYER}:FusedMoE",
+                num_experts=shard.experts,
+                hidden_size=shard.hidden,
+                intermediate_size=shard.inter,
+                layer_id=0,
+                top_k=1,
+                params_dtype=torch.bfloat16,
+                quant_config=config,
+                prefix="model.layers.0.mlp.experts",
+                activation="silu" if shard.gated else "relu2",
+                is_gated=shard.gated,
+            )
+
+    def _fill(self, layer: Any, checkpoint: Mapping[str, Tensor], shard: Shard) -> None:
+        """Hand over every tensor as the models' load_weights do (models/deepseek_v2.py, models/nemotron_h.py)."""
+        first = ("gate_proj", "up_proj") if shard.gated else ("up_proj", "")
+        mapping = self.engine.made(
+            f"{_LAYER}:FusedMoE.make_expert_params_mapping",
+            ckpt_gate_proj_name=first[0],
+            ckpt_down_proj_name="down_proj",
+            ckpt_up_proj_name=first[1],
+            num_experts=shard.experts,
+        )
+        by_place = {weight_name: rest for *rest, weight_name in ((p, e, s, w) for p, w, e, s in mapping)}
+        parameters = dict(layer.named_parameters())
+        for name, tensor in checkpoint.items():
+            place = name[: name.rfind(".") + 1]
+            if place not in by_place:
+                continue
+            parameter_name, expert, part = by_place[place]
+            parameter_name = name.replace(place, parameter_name)
+            parameter = parameters.get(parameter_name.removeprefix("experts."))
+            if parameter is not None:  # what no parameter takes is skipped, as the models do
+                parameter.weight_loader(parameter, tensor, parameter_name, shard_id=part, expert_id=expert)
+
+    def _handed_over(self, layer: Any, shard: Shard) -> dict[str, Tensor]:
+        """Run the method and its runner on a token each, and return what the masked MoE would have been called with."""
+        import torch
+
+        tokens = torch.zeros(shard.local, 1, shard.hidden, dtype=torch.bfloat16)
+        none = torch.zeros(1, 1)
+        received = self.engine.made(
+            f"{_DEEPEP}:DeepEPLLDispatchOutput",
+            tokens, None, none.long(), none, torch.ones(shard.local, dtype=torch.int32), 1,
+        )  # fmt: skip
+        recorder = Recorder()
+        with self.engine.running({f"{sglang_cutedsl.MODULE}:{sglang_cutedsl.FUNCTION}": recorder}):
+            layer.quant_method.apply(layer, received)
+        return recorder.loaded(self.engine)
+
+    def _moe(self) -> Any:
+        return sglang_cutedsl.SglangCuteDsl()
+
+    def _kernel_calls(self) -> dict[str, Any]:
+        by_stage = {
+            "quantize_grouped": self._quantize,
+            "silu_mul_quantize_grouped": self._silu_mul_quantize,
+            "masked_grouped_gemm": self._gemm,
+        }
+        return {
+            f"{sglang_cutedsl.MODULE}:{name}": by_stage[stage] for name, stage in sglang_cutedsl.TAPS.items()
+        }

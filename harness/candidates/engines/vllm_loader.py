@@ -1,0 +1,146 @@
+"""The candidate `vllm-loader`: vLLM's own preparation of NVFP4 experts for its batched CuteDSL experts, on a CPU.
+
+Read in vllm 0.33, under vllm/model_executor/layers: RoutedExperts (fused_moe/routed_experts.py), ModelOptNvFp4FusedMoE
+(quantization/modelopt.py:840), prepare_nvfp4_moe_layer_for_fi_or_cutlass (quantization/utils/flashinfer_fp4_moe.py:335),
+FlashInferCuteDSLBatchedExperts (fused_moe/experts/flashinfer_cutedsl_batched_moe.py). The choice of the backend, which
+asks for a GPU, and the kernel object, which would need DeepEP, are made here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+from harness.candidates import vllm_cutedsl
+from harness.candidates.engines.engine import Engine
+from harness.candidates.engines.loader import EngineLoader, Recorder, Shard
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_LAYERS = "vllm.model_executor.layers"
+_MOE = f"{_LAYERS}.fused_moe"
+_CONFIG = f"{_MOE}.config"
+_EXPERTS = f"{_MOE}.routed_experts"
+_ORACLE = f"{_MOE}.oracle.nvfp4"
+_QUANTIZATION = f"{_LAYERS}.quantization.modelopt"
+_MAP = f"{_MOE}.expert_map_manager"
+_BATCHED = vllm_cutedsl.MODULES[0]
+_PARALLEL = "vllm.distributed.parallel_state"
+_ENGINE = Engine("vllm", (f"{_MOE}.layer", _QUANTIZATION, _BATCHED))
+_TOKENS = 64  # that a rank may dispatch; nothing is dispatched here
+
+
+class VllmLoader(EngineLoader):
+    """vLLM's loader and its masked MoE."""
+
+    name = "vllm-loader"
+    engine = _ENGINE
+    tested = (0, 33)
+    activations = ("silu",)
+    logger = f"{_QUANTIZATION}:logger"
+    called = (
+        f"{_EXPERTS}:RoutedExperts.load_weights",
+        f"{_EXPERTS}:RoutedExperts.weight_loader",
+        f"{_QUANTIZATION}:ModelOptNvFp4Config",
+        f"{_QUANTIZATION}:ModelOptNvFp4FusedMoE.create_weights",
+        f"{_QUANTIZATION}:ModelOptNvFp4FusedMoE.process_weights_after_loading",
+        f"{_QUANTIZATION}:select_nvfp4_moe_backend",
+        f"{_QUANTIZATION}:make_nvfp4_moe_kernel",
+        f"{_ORACLE}:NvFp4MoeBackend.FLASHINFER_CUTEDSL_BATCHED",
+        f"{_BATCHED}:FlashInferCuteDSLBatchedExperts.apply",
+        f"{_BATCHED}:{vllm_cutedsl.FUNCTION}",
+        f"{_CONFIG}:FusedMoEConfig",
+        f"{_CONFIG}:FusedMoEParallelConfig",
+        f"{_MAP}:ExpertMapManager.map_global_to_local",
+        f"{_PARALLEL}:_TP",
+        "vllm.config:VllmConfig",
+        "vllm.config:set_current_vllm_config",
+    )
+
+    def _load(self, checkpoint: Mapping[str, Tensor], shard: Shard) -> dict[str, Tensor]:
+        get = self.engine.get
+        experts = get(f"{_BATCHED}:FlashInferCuteDSLBatchedExperts")
+        chosen = get(f"{_ORACLE}:NvFp4MoeBackend.FLASHINFER_CUTEDSL_BATCHED"), experts
+        instead = {
+            f"{_QUANTIZATION}:select_nvfp4_moe_backend": lambda **_: chosen,
+            f"{_QUANTIZATION}:make_nvfp4_moe_kernel": _kernel,
+            f"{_PARALLEL}:_TP": SimpleNamespace(rank_in_group=shard.slice, world_size=shard.slices),
+        }
+        on_cpu = self.engine.made("vllm.config:DeviceConfig", device="cpu")
+        config = self.engine.made("vllm.config:VllmConfig", device_config=on_cpu)
+        with self.engine.running(instead), get("vllm.config:set_current_vllm_config")(config):
+            layer = self._layer(shard)
+            # A name is "experts." and what the checkpoint calls it; a model's loader hands over what follows.
+            found = ((name.removeprefix("experts."), tensor) for name, tensor in checkpoint.items())
+            for _ in layer.load_weights(found):
+                pass
+            layer.quant_method.process_weights_after_loading(layer)
+            return self._handed_over(layer, shard)
+
+    def _layer(self, shard: Shard) -> Any:
+        import torch
+
+        made = self.engine.made
+        parallel = made(
+            f"{_CONFIG}:FusedMoEParallelConfig",
+            tp_size=shard.slices, tp_rank=shard.slice, ep_size=shard.ranks, ep_rank=shard.rank,
+            dp_size=shard.ranks, dp_rank=shard.rank, pcp_size=1, pcp_rank=0, sp_size=1,
+            use_ep=shard.ranks > 1, all2all_backend="allgather_reducescatter", enable_eplb=False,
+        )  # fmt: skip
+        experts = made(
+            f"{_MAP}:ExpertMapManager",
+            max_num_batched_tokens=_TOKENS, top_k=1, global_num_experts=shard.experts, num_redundant_experts=0,
+            num_expert_group=None, moe_parallel_config=parallel, placement_strategy="linear", enable_eplb=False,
+        )  # fmt: skip
+        config = made(
+            f"{_CONFIG}:FusedMoEConfig",
+            num_experts=shard.experts, num_logical_experts=shard.experts,
+            num_local_experts=experts.local_num_experts, experts_per_token=1,
+            hidden_dim=shard.hidden, intermediate_size=shard.inter,
+            activation=self.engine.get(f"{_MOE}.activation:MoEActivation.SILU"),
+            routing_method=self.engine.get(f"{_CONFIG}:RoutingMethodType.Default"),
+            moe_parallel_config=parallel, device="cpu", in_dtype=torch.bfloat16, max_num_tokens=_TOKENS,
+        )  # fmt: skip
+        quantization = made(f"{_QUANTIZATION}:ModelOptNvFp4Config", "NVFP4", True, None, [], 16)
+        return made(
+            f"{_EXPERTS}:RoutedExperts",
+            "experts", torch.bfloat16, config, quantization, expert_map_manager=experts,
+        )  # fmt: skip
+
+    def _handed_over(self, layer: Any, shard: Shard) -> dict[str, Tensor]:
+        """Run the experts on a token each, and return what the masked MoE would have been called with."""
+        import torch
+
+        tokens = torch.zeros(shard.local, 1, shard.hidden, dtype=torch.bfloat16)
+        counts = torch.ones(shard.local, dtype=torch.int32)
+        none = torch.zeros(1, 1)
+        recorder = Recorder()
+        with self.engine.running({f"{_BATCHED}:{vllm_cutedsl.FUNCTION}": recorder}):
+            layer.quant_method.moe_kernel.fused_experts.apply(
+                output=tokens, hidden_states=tokens, w1=layer.w13_weight, w2=layer.w2_weight, topk_weights=none,
+                topk_ids=none.int(), activation=layer.activation, global_num_experts=shard.experts,
+                expert_map=layer.expert_map, a1q_scale=None, a2_scale=None, workspace13=tokens, workspace2=tokens,
+                expert_tokens_meta=SimpleNamespace(expert_num_tokens=counts), apply_router_weight_on_input=False,
+            )  # fmt: skip
+        return recorder.loaded(self.engine)
+
+    def _moe(self) -> Any:
+        return vllm_cutedsl.VllmCuteDsl()
+
+    def _kernel_calls(self) -> dict[str, Any]:
+        by_stage = {
+            "quantize_grouped": self._quantize,
+            "silu_mul_quantize_grouped": self._silu_mul_quantize,
+            "masked_grouped_gemm": self._gemm,
+        }
+        return {f"{_BATCHED}:{name}": by_stage[stage] for name, stage in vllm_cutedsl.TAPS.items()}
+
+
+def _kernel(moe_quant_config: Any, moe_config: Any, experts_cls: Any, **_: Any) -> Any:
+    """Return what vLLM's method calls its kernel, with the real experts and without a transport."""
+    experts = experts_cls(
+        moe_config=moe_config, quant_config=moe_quant_config, max_num_tokens=_TOKENS, num_dispatchers=1
+    )
+    return SimpleNamespace(fused_experts=experts)
