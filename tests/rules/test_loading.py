@@ -70,9 +70,9 @@ class OwnTokenScales(Loader):
 
 def overwritten(checkpoint: dict[str, Tensor], kind: str, kept: str, lost: str) -> dict[str, Tensor]:
     changed = dict(checkpoint)
-    for name in checkpoint:
+    for name, value in checkpoint.items():
         if name.endswith(f".{lost}_proj.{kind}"):
-            changed[name] = checkpoint.get(name.replace(f".{lost}_", f".{kept}_"), checkpoint[name])
+            changed[name] = checkpoint.get(name.replace(f".{lost}_", f".{kept}_"), value)
     return changed
 
 
