@@ -30,9 +30,11 @@ def judge_scales(
     """
     gated = tensor_name(0, "gate", "weight") in checkpoint
     names = {"input_global_scale": ("gate", "up") if gated else ("up",), "a2_global_scale": ("down",)}
+    inputs = {name: _inputs(layer, checkpoint, projections) for name, projections in names.items()}
+    others = {"input_global_scale": "a2_global_scale", "a2_global_scale": "input_global_scale"}
     return [
-        _judge(layer, f"load.{name}{form}", loaded[name], _inputs(layer, checkpoint, projections))
-        for name, projections in names.items()
+        _judge(layer, f"load.{name}{form}", loaded[name], inputs[name], inputs[others[name]])
+        for name in names
     ]
 
 
@@ -48,7 +50,9 @@ def _inputs(
     }
 
 
-def _judge(layer: LayerProblem, stage: str, scale: Tensor, inputs: dict[str, Tensor]) -> Comparison:
+def _judge(
+    layer: LayerProblem, stage: str, scale: Tensor, inputs: dict[str, Tensor], others: dict[str, Tensor]
+) -> Comparison:
     got = scale.double().cpu()
     own = torch.stack(list(inputs.values())).amax(0)
     right = {
@@ -58,8 +62,9 @@ def _judge(layer: LayerProblem, stage: str, scale: Tensor, inputs: dict[str, Ten
     shared = bool((got == got[0]).all())
     convention = max(right, key=lambda name: int(_close(got, right[name]).sum()) if not shared else 0)
     wanted = right[convention]
-    wrong = _wrong_scales(inputs, own)
+    wrong = _wrong_scales(inputs, own, torch.stack(list(others.values())).amax(0))
     reading = next((what for what, values in wrong.items() if bool(_close(got, values).all())), "")
+    reading = reading or ("not a number: nothing was written there" if bool(got.isnan().any()) else "")
 
     def show(r: int, _: int) -> str:
         choices = " or ".join(f"{float(values[r]):.9g} ({name})" for name, values in right.items())
@@ -88,12 +93,19 @@ def _close(got: Tensor, wanted: Tensor) -> Tensor:
     return (got - wanted).abs() <= wanted * _ROUNDINGS
 
 
-def _wrong_scales(inputs: dict[str, Tensor], own: Tensor) -> dict[str, Tensor]:
-    """Return scales that loaders are known to make instead, by what is wrong with them."""
+def _wrong_scales(inputs: dict[str, Tensor], own: Tensor, other: Tensor) -> dict[str, Tensor]:
+    """Return scales that loaders are known to make instead, by what is wrong with them.
+
+    Args:
+        inputs: input scales of each projection, `(experts,)`.
+        own: the largest of them of each expert.
+        other: those of the other GEMM's input.
+    """
     found = {
         "not inverted": own.max().expand_as(own),
         "not inverted, each expert's own": own,
         "that of the smallest input scale of all": own.min().expand_as(own).reciprocal(),
+        "that of the other GEMM's input": other.max().expand_as(own).reciprocal(),
         "1: no input scale was read": torch.ones_like(own),
     }
     if len(inputs) > 1:

@@ -8,6 +8,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from enum import EnumMeta
 from typing import Any
 
 from harness.candidates.cutedsl_support import installed_version
@@ -79,7 +80,7 @@ class Engine:
         module, _, path = target.partition(":")
         found = self._module(module)
         for place, name in enumerate(path.split("."), 1):
-            if not hasattr(found, name):
+            if not hasattr(found, name) or _is_a_bases(found, name):
                 where = ".".join((module, *path.split(".")[: place - 1]))
                 raise EngineChangedError(f"{where} of {self.version} has no {name}")
             found = getattr(found, name)
@@ -132,6 +133,14 @@ class Engine:
             raise EngineChangedError(
                 f"import {name} of {self.version} failed with {type(error).__name__}: {error}"
             ) from error
+
+
+def _is_a_bases(owner: Any, name: str) -> bool:
+    """Return whether a class has a name only from a base of another module: what its engine's interface declares."""
+    if not isinstance(owner, type) or isinstance(owner, EnumMeta):
+        return False
+    own = (base for base in owner.__mro__ if base.__module__ == owner.__module__)
+    return not any(name in vars(base) for base in own)
 
 
 @contextmanager

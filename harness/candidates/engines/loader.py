@@ -92,7 +92,8 @@ class EngineLoader(LayerStages, ABC):
         stubbed = ", ".join(sorted(self.engine.stubs.names)) or "nothing"
         said = f"{self.engine.version} on a CPU: its loader and its masked MoE as installed, over the kernels of "
         said += f"{self.kernels.name}; stubbed: {stubbed}"
-        return "; ".join(filter(None, (said, cutedsl.version_warning({self.engine.name: self.tested}))))
+        outside = cutedsl.version_warning({self.engine.name: self.tested})
+        return "; ".join(filter(None, (said, getattr(self.kernels, "warning", ""), outside)))
 
     def support(self) -> Support:
         """Return whether the engine is installed and has the names that are called here; it loads two experts for it."""

@@ -165,3 +165,14 @@ class SglangLoader(EngineLoader):
         return {
             f"{sglang_cutedsl.MODULE}:{name}": by_stage[stage] for name, stage in sglang_cutedsl.TAPS.items()
         }
+
+
+class SglangOverCuteDsl(SglangLoader):
+    """The same over FlashInfer's CuTe DSL kernels, interpreted (harness.candidates.flashinfer_cutedsl_cpu)."""
+
+    name = "sglang-loader over flashinfer-cutedsl-cpu"
+
+    def __init__(self) -> None:
+        from harness.candidates.flashinfer_cutedsl_cpu import FlashInferCuteDslCpu
+
+        super().__init__(FlashInferCuteDslCpu())

@@ -138,6 +138,17 @@ class VllmLoader(EngineLoader):
         return {f"{_BATCHED}:{name}": by_stage[stage] for name, stage in vllm_cutedsl.TAPS.items()}
 
 
+class VllmOverCuteDsl(VllmLoader):
+    """The same over FlashInfer's CuTe DSL kernels, interpreted (harness.candidates.flashinfer_cutedsl_cpu)."""
+
+    name = "vllm-loader over flashinfer-cutedsl-cpu"
+
+    def __init__(self) -> None:
+        from harness.candidates.flashinfer_cutedsl_cpu import FlashInferCuteDslCpu
+
+        super().__init__(FlashInferCuteDslCpu())
+
+
 def _kernel(moe_quant_config: Any, moe_config: Any, experts_cls: Any, **_: Any) -> Any:
     """Return what vLLM's method calls its kernel, with the real experts and without a transport."""
     experts = experts_cls(

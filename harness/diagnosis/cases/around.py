@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -9,9 +10,11 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from harness.candidates.layer_stages import LayerStages, PhysicalLayerStages
+from harness.diagnosis.cases.observation import Observed
 from harness.diagnosis.cases.pieces import Pieces, joined, pieces_of
 from harness.faults.layer_calls import LOADED
 from reference.layout import unswizzle_128x4
+from reference.loading import is_expert_tensor
 from reference.routing import Dispatched
 
 WEIGHT_FREEDOM = 2e-5  # relative: float32 softmax and its sums, see docs/bounds.md, "Routing"
@@ -106,13 +109,35 @@ def _other_ties(arguments: dict[str, Any], seen: Tensor) -> Tensor:
     return found
 
 
-class ReferenceStages(LayerStages):
+class _Loading(LayerStages):
+    """The reference's loading, of a checkpoint that may hold other tensors too."""
+
+    def load_experts(self, checkpoint: Mapping[str, Tensor], experts: range) -> dict[str, Tensor]:
+        """Return masked_moe's weight arguments; what is no tensor of an expert is passed over."""
+        return super().load_experts({n: t for n, t in checkpoint.items() if is_expert_tensor(n)}, experts)
+
+
+class ReferenceStages(_Loading):
     """The reference's stages."""
 
     name = "reference"
 
 
-class ArrivalStages(PhysicalLayerStages):
+class SharedScaleStages(_Loading):
+    """The reference's stages, with one intermediate scale for all experts (the rule LOAD allows both)."""
+
+    name = "reference, one intermediate scale"
+
+    def load_experts(self, checkpoint: Mapping[str, Tensor], experts: range) -> dict[str, Tensor]:
+        """Return masked_moe's weight arguments; the scale is that of the largest input scale of the whole layer."""
+        loaded = super().load_experts(checkpoint, experts)
+        largest = max(t for n, t in checkpoint.items() if n.endswith(".down_proj.input_scale"))
+        scale = (1 / largest).expand(len(experts)).contiguous()
+        weight = loaded["w2_alpha"] * loaded["a2_global_scale"]
+        return loaded | {"a2_global_scale": scale, "w2_alpha": weight * largest}
+
+
+class ArrivalStages(PhysicalLayerStages, _Loading):
     """`physical`'s stages, in which rows lie in the order of their arrival."""
 
     name = "physical"
@@ -120,4 +145,12 @@ class ArrivalStages(PhysicalLayerStages):
 
 def models_around() -> list[Any]:
     """Return the right implementations of the stages around the layer."""
-    return [ArrivalStages(), ReferenceStages()]
+    return [ArrivalStages(), ReferenceStages(), SharedScaleStages()]
+
+
+def is_padded_load(call: Observed) -> bool:
+    """Return whether a call loaded a layer without gates into whole tiles of rows, which no implementation here does."""
+    if call.stage != "load_experts" or any(".gate_proj." in name for name in call.arguments["checkpoint"]):
+        return False
+    up = next(t for n, t in call.arguments["checkpoint"].items() if n.endswith(".up_proj.weight"))
+    return bool(call.output["w1"].shape[1] != up.shape[0])

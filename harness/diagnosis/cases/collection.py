@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from harness.candidates.protocol import LAYER_STAGES
-from harness.diagnosis.cases.around import legal_around, models_around
+from harness.diagnosis.cases.around import is_padded_load, legal_around, models_around
 from harness.diagnosis.cases.case import CallCase
 from harness.diagnosis.cases.habits import Habits, learned_habits
 from harness.diagnosis.cases.layer_case import LayerCase
@@ -70,6 +70,8 @@ def cases_around(call: Observed, bounds: Bounds, rank: int = 0) -> list[CallCase
         bounds: how the candidate computes.
         rank: of the implementation, 0 for the one that is nearest to what was seen, 1 for the next one.
     """
+    if is_padded_load(call):
+        return []
     got, refusal = seen(call), ""
     judged: list[tuple[tuple[int, int], Any, Tensor]] = []
     for model in models_around():
