@@ -137,15 +137,16 @@ class SharedScaleStages(_Loading):
         return loaded | {"a2_global_scale": scale, "w2_alpha": weight * largest}
 
 
-class ArrivalStages(PhysicalLayerStages, _Loading):
+class ArrivalStages(PhysicalLayerStages):
     """`physical`'s stages, in which rows lie in the order of their arrival."""
 
     name = "physical"
 
 
-def models_around() -> list[Any]:
-    """Return the right implementations of the stages around the layer."""
-    return [ArrivalStages(), ReferenceStages(), SharedScaleStages()]
+def models_around(stage: str) -> list[Any]:
+    """Return the right implementations of a stage around the layer that differ in it."""
+    loading = [ReferenceStages(), SharedScaleStages()]
+    return loading if stage == "load_experts" else [ArrivalStages(), ReferenceStages()]
 
 
 def is_padded_load(call: Observed) -> bool:

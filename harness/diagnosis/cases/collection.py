@@ -74,7 +74,7 @@ def cases_around(call: Observed, bounds: Bounds, rank: int = 0) -> list[CallCase
         return []
     got, refusal = seen(call), ""
     judged: list[tuple[tuple[int, int], Any, Tensor]] = []
-    for model in models_around():
+    for model in models_around(call.stage):
         try:
             right = replayed(model, call)["output"]
         except ReplayError as error:
@@ -86,7 +86,7 @@ def cases_around(call: Observed, bounds: Bounds, rank: int = 0) -> list[CallCase
         judged.append(((int(allowed.sum()), int(alike.sum())), model, allowed))
     if not judged:  # the candidate takes what every right implementation refuses
         nothing = torch.zeros(got.shape, dtype=torch.bool)
-        return [CallCase(call, nothing, models_around()[:1], bounds, refused=refusal)]
+        return [CallCase(call, nothing, models_around(call.stage)[:1], bounds, refused=refusal)]
     judged.sort(key=lambda found: found[0], reverse=True)
     try:
         _, model, allowed = judged[min(rank, len(judged) - 1)]
