@@ -292,7 +292,11 @@ def _same(
 
 def _bytes(loaded: Mapping[str, Tensor]) -> Tensor:
     parts = [
-        loaded[name].contiguous().view(torch.uint8).view(len(loaded["w1"]), -1)
+        # contiguous() leaves a tensor of one expert the stride that it was cut with
+        loaded[name]
+        .clone(memory_format=torch.contiguous_format)
+        .view(torch.uint8)
+        .view(len(loaded["w1"]), -1)
         for name in (*SCALES, "w1", "w2")
     ]
     parts += [_linear_scales(name, loaded).flatten(1) for name in ("w1", "w2")]

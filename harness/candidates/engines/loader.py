@@ -131,6 +131,8 @@ class EngineLoader(LayerStages, ABC):
             ValueError: the engine warns that it cannot load the checkpoint right, or the part is none of equal ones.
             EngineChangedError: the engine has changed.
         """
+        import torch
+
         shard = _shard_of(checkpoint, experts, (place, slices))
         log = _Log()
         with _visible_memory(), self.engine.running({self.logger: log, **self.replaced}):
@@ -138,7 +140,7 @@ class EngineLoader(LayerStages, ABC):
         told = [text for text in log.warnings if any(word in text for word in _TOLD)]
         if told:
             raise ValueError(f"{self.engine.name} warns: {told[0]}")
-        return {name: value.detach().clone().contiguous() for name, value in loaded.items()}
+        return {n: v.detach().clone(memory_format=torch.contiguous_format) for n, v in loaded.items()}
 
     def masked_moe(self, *given: Any, **named: Any) -> Tensor:
         """Run the engine's masked MoE over `kernels`; arguments and result as in harness.candidates.protocol."""
