@@ -211,7 +211,8 @@ class LayerProblem:
         """Return one layer's ModelOpt tensors; scales differ from expert to expert and from projection to projection.
 
         Args:
-            same_scales: gate and up of an expert share their weight_scale_2, as masked_moe needs it.
+            same_scales: gate and up of an expert share their weight_scale_2, as masked_moe needs it; where they do not,
+                every gate has a larger input_scale than any up.
             gated: there are gate projections.
         """
         if (same_scales, gated) not in self._checkpoints:
@@ -242,7 +243,13 @@ class LayerProblem:
                 )
                 other = projection == "up" and not same_scales
                 put(expert, projection, "weight_scale_2", scale * (1.5 if other else 1))
-                put(expert, projection, "input_scale", 5 / SCALE_RANGE * 2.0 ** -rng.uniform(0.0, 3.0))
+                lifted = 16 if projection == "gate" and not same_scales else 1  # larger than any of up
+                put(
+                    expert,
+                    projection,
+                    "input_scale",
+                    lifted * 5 / SCALE_RANGE * 2.0 ** -rng.uniform(0.0, 3.0),
+                )
             put(expert, "down", "weight", pack_e2m1(w2.codes[expert]))
             put(expert, "down", "weight_scale", w2.block_scale[expert].view(torch.float8_e4m3fn))
             put(expert, "down", "weight_scale_2", scale * rng.uniform(2.0, 6.0))

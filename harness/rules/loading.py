@@ -154,8 +154,9 @@ def _unless_refused(
 
 
 def _judge_unequal_scales(ctx: Context, layer: LayerProblem) -> list[Comparison]:
-    """Judge a checkpoint whose gate and up have different weight_scale_2: loaded right, or refused."""
-    checkpoint, stage = layer.checkpoint(same_scales=False), "load.w1 (gate and up scales differ)"
+    """Judge a checkpoint whose gate and up have different scales: loaded right, or refused."""
+    form = " (gate and up scales differ)"
+    checkpoint, stage = layer.checkpoint(same_scales=False), f"load.w1{form}"
     loaded = _unless_refused(ctx, layer, checkpoint)
     if loaded is None:
         rows, one = Rows.valid([1], 1, layer.device), torch.ones(1, 1, dtype=torch.bool)
@@ -167,7 +168,8 @@ def _judge_unequal_scales(ctx: Context, layer: LayerProblem) -> list[Comparison]
             tensor_name(expert, "gate", "weight_scale_2")
         ]
     readings = {"gate_proj's weight_scale_2 is used for up_proj too": of_gate}
-    return [_judge_matrix(stage, layer, checkpoint, loaded, "w1", readings)]
+    found = judge_scales(layer, checkpoint, loaded, form)
+    return [*found, _judge_matrix(stage, layer, checkpoint, loaded, "w1", readings)]
 
 
 def _permuted(checkpoint: Mapping[str, Tensor], order: list[int]) -> dict[str, Tensor]:

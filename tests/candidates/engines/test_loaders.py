@@ -51,6 +51,8 @@ def test_sglangs_two_scale_faults_are_found_placed_and_named() -> None:
     assert UP_OVER_GATE in first["messages"]
     assert "load.input_global_scale[expert 0, row 0, col 0]" in first["messages"]
     for each in (first, second):
+        assert "load.input_global_scale (gate and up scales differ)" in each["stages"]
+        assert UP_OVER_GATE in each["messages"]
         assert "load.w1 (gate and up scales differ)" in each["stages"]
         assert GATE_FOR_BOTH in each["messages"]
         assert "load.w1 (gate and up scales differ)[expert 0, row 128, col 0]" in each["messages"]
