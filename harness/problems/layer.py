@@ -229,7 +229,7 @@ class LayerProblem:
         found: dict[str, Tensor] = {}
 
         def put(expert: int, projection: str, kind: str, value: Tensor | float) -> None:
-            tensor = value if isinstance(value, Tensor) else torch.tensor(value, device=self.device)
+            tensor = value if isinstance(value, Tensor) else _invertible(value, self.device)
             found[tensor_name(expert, projection, kind)] = tensor
 
         for expert in range(p.experts):
@@ -255,3 +255,8 @@ class LayerProblem:
             put(expert, "down", "weight_scale_2", scale * rng.uniform(2.0, 6.0))
             put(expert, "down", "input_scale", 3 / SCALE_RANGE * 2.0 ** -rng.uniform(0.0, 2.0))
         return found
+
+
+def _invertible(value: float, device: str) -> Tensor:
+    """Return a float32 scale next to a value that two reciprocals give back: formats differ in which of them they hold."""
+    return torch.tensor(value, device=device).reciprocal().reciprocal()

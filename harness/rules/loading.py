@@ -289,17 +289,21 @@ def _same(
 ) -> Comparison:
     """Compare every byte of two loads, padding of the scales left out."""
     rows = Rows.valid([1] * layer.experts, 1, layer.device, "byte")
-    return compare_equal(stage, _bytes(got), _bytes(wanted), rows, what)
+    parts, right = _parts(got), _parts(wanted)
+    different = [name for name, part in parts.items() if not torch.equal(part, right[name])]
+    given, expected = (torch.cat(list(each.values()), dim=1) for each in (parts, right))
+    what = f"{what}; not the same: {', '.join(different)}"
+    return compare_equal(stage, given, expected, rows, what)
 
 
-def _bytes(loaded: Mapping[str, Tensor]) -> Tensor:
-    parts = [
+def _parts(loaded: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the bytes of every argument, `(l, bytes)`: of block scales without their padding."""
+    parts = {
         # contiguous() leaves a tensor of one expert the stride that it was cut with
-        loaded[name]
+        name: loaded[name]
         .clone(memory_format=torch.contiguous_format)
         .view(torch.uint8)
         .view(len(loaded["w1"]), -1)
         for name in (*SCALES, "w1", "w2")
-    ]
-    parts += [_linear_scales(name, loaded).flatten(1) for name in ("w1", "w2")]
-    return torch.cat(parts, dim=1)
+    }
+    return parts | {f"{name}_blockscale": _linear_scales(name, loaded).flatten(1) for name in ("w1", "w2")}

@@ -14,6 +14,7 @@ from typing import Any
 from harness.candidates.cutedsl_support import installed_version
 from harness.candidates.engines.stubs import Stubs
 
+BLACKWELL = (10, 0)
 ENGINES = ("sglang", "vllm")
 
 
@@ -63,6 +64,7 @@ class Engine:
             stack.enter_context(_instead(torch.Tensor, "cuda", lambda tensor, *_, **__: tensor))
             if not self._imported:
                 self._import()
+            stack.enter_context(_instead(torch.cuda, "get_device_capability", lambda *_: BLACKWELL))
             for target, value in (replaced or {}).items():
                 self.get(target)
                 module, _, path = target.partition(":")

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from harness.candidates import sglang_cutedsl
+from harness.candidates.engines.checkpoints import COMPRESSED_CONFIG, compressed_tensors
 from harness.candidates.engines.engine import Engine
 from harness.candidates.engines.loader import EngineLoader, Recorder, Shard
 
@@ -23,11 +24,15 @@ if TYPE_CHECKING:
 _SRT = "sglang.srt"
 _LAYER = f"{_SRT}.layers.moe.fused_moe_triton.layer"
 _QUANTIZATION = f"{_SRT}.layers.quantization.modelopt_quant"
+_COMPRESSED = f"{_SRT}.layers.quantization.compressed_tensors.compressed_tensors"
+_COMPRESSED_METHOD = (
+    f"{_SRT}.layers.quantization.compressed_tensors.schemes.compressed_tensors_w4a4_nvfp4_moe"
+)
 _CONTEXT = f"{_SRT}.runtime_context"
 _UTILS = f"{_SRT}.layers.moe.utils"
 _DEEPEP = f"{_SRT}.layers.moe.token_dispatcher.deepep"
 _TOPK = f"{_SRT}.layers.moe.topk"
-_ENGINE = Engine("sglang", (_LAYER, _QUANTIZATION, _DEEPEP, _TOPK, sglang_cutedsl.MODULE))
+_ENGINE = Engine("sglang", (_LAYER, _QUANTIZATION, _COMPRESSED, _DEEPEP, _TOPK, sglang_cutedsl.MODULE))
 
 
 class SglangLoader(EngineLoader):
@@ -36,9 +41,9 @@ class SglangLoader(EngineLoader):
     name = "sglang-loader"
     engine = _ENGINE
     tested = (0, 5)
-    activations = ("silu", "relu2")
+    activations: tuple[str, ...] = ("silu", "relu2")
     logger = f"{_QUANTIZATION}:logger"
-    called = (
+    called: tuple[str, ...] = (
         f"{_LAYER}:FusedMoE.make_expert_params_mapping",
         f"{_LAYER}:FusedMoE.weight_loader",
         f"{_LAYER}:create_moe_dispatcher",
@@ -57,6 +62,19 @@ class SglangLoader(EngineLoader):
         f"{sglang_cutedsl.MODULE}:{sglang_cutedsl.FUNCTION}",
     )
 
+    path = ("MoeRunnerBackend.FLASHINFER_CUTEDSL", "MoeA2ABackend.DEEPEP")
+    """Which kernels and which transport the layer is prepared for."""
+
+    def _as_written(self, checkpoint: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Return the tensors as the checkpoint's format has them."""
+        return checkpoint
+
+    def _quantization(self) -> Any:
+        """Return SGLang's configuration of the checkpoint's format."""
+        return self.engine.made(
+            f"{_QUANTIZATION}:ModelOptFp4Config", is_checkpoint_nvfp4_serialized=True, group_size=16
+        )
+
     def route_topk(self, logits: Tensor, topk: int, *, normalize: bool = True) -> tuple[Tensor, Tensor]:
         """Return ids and weights of SGLang's top-k in torch, the one that it uses where it has no kernel."""
         if not 1 <= topk <= logits.shape[-1]:
@@ -70,7 +88,7 @@ class SglangLoader(EngineLoader):
     def _load(self, checkpoint: Mapping[str, Tensor], shard: Shard) -> dict[str, Tensor]:
         with self._configured(shard):
             layer = self._layer(shard)
-            self._fill(layer, checkpoint, shard)
+            self._fill(layer, self._as_written(checkpoint), shard)
             layer.quant_method.process_weights_after_loading(layer)
             return self._handed_over(layer, shard)
 
@@ -80,16 +98,16 @@ class SglangLoader(EngineLoader):
         get, ranks = self.engine.made, shard.ranks * shard.slices
         rank = {"moe_ep_rank": shard.rank, "moe_tp_rank": shard.slice}
         with ExitStack() as stack:
-            arguments = {"moe_runner_backend": "flashinfer_cutedsl", "moe_a2a_backend": "deepep"}
+            runner, transport = (self.engine.get(f"{_UTILS}:{name}") for name in self.path)
             published = get(f"{_CONTEXT}:get_context").override_server_args(
-                **arguments, tp_size=ranks, ep_size=shard.ranks
+                moe_runner_backend=runner.value,
+                moe_a2a_backend=transport.value,
+                tp_size=ranks,
+                ep_size=shard.ranks,
             )
             stack.enter_context(published)
-            paths = {
-                "runner_backend": self.engine.get(f"{_UTILS}:MoeRunnerBackend.FLASHINFER_CUTEDSL"),
-                "a2a_backend": self.engine.get(f"{_UTILS}:MoeA2ABackend.DEEPEP"),
-            }
-            stack.enter_context(get(f"{_CONTEXT}:get_flags").moe.override(**paths))
+            flags = get(f"{_CONTEXT}:get_flags").moe
+            stack.enter_context(flags.override(runner_backend=runner, a2a_backend=transport))
             stack.enter_context(get(f"{_CONTEXT}:get_parallel").override(**rank))
             stack.enter_context(get(f"{_CONTEXT}:override_platform", is_blackwell=True))
             yield
@@ -97,9 +115,6 @@ class SglangLoader(EngineLoader):
     def _layer(self, shard: Shard) -> Any:
         import torch
 
-        config = self.engine.made(
-            f"{_QUANTIZATION}:ModelOptFp4Config", is_checkpoint_nvfp4_serialized=True, group_size=16
-        )
         stand_in = SimpleNamespace(set_quant_config=lambda _: None)
         with self.engine.running({f"{_LAYER}:create_moe_dispatcher": lambda *_, **__: stand_in}):
             return self.engine.made(
@@ -110,7 +125,7 @@ class SglangLoader(EngineLoader):
                 layer_id=0,
                 top_k=1,
                 params_dtype=torch.bfloat16,
-                quant_config=config,
+                quant_config=self._quantization(),
                 prefix="model.layers.0.mlp.experts",
                 activation="silu" if shard.gated else "relu2",
                 is_gated=shard.gated,
@@ -164,6 +179,57 @@ class SglangLoader(EngineLoader):
         }
         return {
             f"{sglang_cutedsl.MODULE}:{name}": by_stage[stage] for name, stage in sglang_cutedsl.TAPS.items()
+        }
+
+
+class SglangCompressedLoader(SglangLoader):
+    """The same of a checkpoint that compressed-tensors wrote, which SGLang prepares for FlashInfer's CUTLASS kernel.
+
+    That kernel takes up before gate: what it would be called with is brought into masked_moe's order.
+    """
+
+    name = "sglang-loader of compressed-tensors"
+    activations: tuple[str, ...] = ("silu",)
+    path = ("MoeRunnerBackend.FLASHINFER_CUTLASS", "MoeA2ABackend.NONE")
+    logger = f"{_COMPRESSED_METHOD}:logger"
+    called: tuple[str, ...] = (
+        *(each for each in SglangLoader.called if not each.startswith(_QUANTIZATION)),
+        f"{_COMPRESSED}:CompressedTensorsConfig.from_config",
+        f"{_COMPRESSED_METHOD}:CompressedTensorsW4A4Nvfp4MoE.create_weights",
+        f"{_COMPRESSED_METHOD}:CompressedTensorsW4A4Nvfp4MoE.process_weights_after_loading",
+        f"{_COMPRESSED_METHOD}:CompressedTensorsW4A4Nvfp4MoE.apply_weights",
+    )
+
+    def _as_written(self, checkpoint: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        return compressed_tensors(checkpoint)
+
+    def _quantization(self) -> Any:
+        return self.engine.made(f"{_COMPRESSED}:CompressedTensorsConfig.from_config", COMPRESSED_CONFIG)
+
+    def _handed_over(self, layer: Any, shard: Shard) -> dict[str, Tensor]:
+        import torch
+
+        from reference.layout import swizzle_128x4, unswizzle_128x4
+
+        given: list[Any] = []
+        runner = SimpleNamespace(run=lambda _tokens, quant_info: given.append(quant_info))
+        of = self.engine.of
+        of(layer, "scheme").runner = runner
+        tokens = torch.zeros(1, shard.hidden, dtype=torch.bfloat16)
+        layer.scheme.apply_weights(layer, SimpleNamespace(hidden_states=tokens))
+        input_scale, s1, w1_alpha, a2_scale, s2, w2_alpha = of(given[0], "quant_scales")
+        w1, w2 = of(given[0], "w13_weight").data, of(given[0], "w2_weight").data
+        half = w1.shape[1] // 2
+        linear = unswizzle_128x4(s1.view(torch.uint8), w1.shape[1], w1.shape[2] // 8)
+        return {
+            "input_global_scale": input_scale,
+            "w1": w1.roll(half, 1),
+            "w1_blockscale": swizzle_128x4(linear.roll(half, 1)).view(torch.float8_e4m3fn),
+            "w1_alpha": w1_alpha,
+            "w2": w2,
+            "a2_global_scale": a2_scale,
+            "w2_blockscale": s2,
+            "w2_alpha": w2_alpha,
         }
 
 

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from harness.candidates import vllm_cutedsl
+from harness.candidates.engines.checkpoints import COMPRESSED_CONFIG, compressed_tensors
 from harness.candidates.engines.engine import Engine
 from harness.candidates.engines.loader import EngineLoader, Recorder, Shard
 
@@ -25,10 +26,14 @@ _CONFIG = f"{_MOE}.config"
 _EXPERTS = f"{_MOE}.routed_experts"
 _ORACLE = f"{_MOE}.oracle.nvfp4"
 _QUANTIZATION = f"{_LAYERS}.quantization.modelopt"
+_COMPRESSED = f"{_LAYERS}.quantization.compressed_tensors.compressed_tensors"
+_COMPRESSED_METHOD = (
+    f"{_LAYERS}.quantization.compressed_tensors.compressed_tensors_moe.compressed_tensors_moe_w4a4_nvfp4"
+)
 _MAP = f"{_MOE}.expert_map_manager"
 _BATCHED = vllm_cutedsl.MODULES[0]
 _PARALLEL = "vllm.distributed.parallel_state"
-_ENGINE = Engine("vllm", (f"{_MOE}.layer", _QUANTIZATION, _BATCHED))
+_ENGINE = Engine("vllm", (f"{_MOE}.layer", _QUANTIZATION, _COMPRESSED, _BATCHED))
 _TOKENS = 64  # that a rank may dispatch; nothing is dispatched here
 
 
@@ -38,9 +43,9 @@ class VllmLoader(EngineLoader):
     name = "vllm-loader"
     engine = _ENGINE
     tested = (0, 33)
-    activations = ("silu",)
+    activations: tuple[str, ...] = ("silu",)
     logger = f"{_QUANTIZATION}:logger"
-    called = (
+    called: tuple[str, ...] = (
         f"{_EXPERTS}:RoutedExperts.load_weights",
         f"{_EXPERTS}:RoutedExperts.weight_loader",
         f"{_QUANTIZATION}:ModelOptNvFp4Config",
@@ -59,13 +64,25 @@ class VllmLoader(EngineLoader):
         "vllm.config:set_current_vllm_config",
     )
 
+    method = _QUANTIZATION
+    """Module of the quantization method."""
+
+    def _as_written(self, checkpoint: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Return the tensors as the checkpoint's format has them."""
+        return checkpoint
+
+    def _quantization(self) -> Any:
+        """Return vLLM's configuration of the checkpoint's format."""
+        return self.engine.made(f"{_QUANTIZATION}:ModelOptNvFp4Config", "NVFP4", True, None, [], 16)
+
     def _load(self, checkpoint: Mapping[str, Tensor], shard: Shard) -> dict[str, Tensor]:
         get = self.engine.get
+        checkpoint = self._as_written(checkpoint)
         experts = get(f"{_BATCHED}:FlashInferCuteDSLBatchedExperts")
         chosen = get(f"{_ORACLE}:NvFp4MoeBackend.FLASHINFER_CUTEDSL_BATCHED"), experts
         instead = {
-            f"{_QUANTIZATION}:select_nvfp4_moe_backend": lambda **_: chosen,
-            f"{_QUANTIZATION}:make_nvfp4_moe_kernel": _kernel,
+            f"{self.method}:select_nvfp4_moe_backend": lambda **_: chosen,
+            f"{self.method}:make_nvfp4_moe_kernel": _kernel,
             f"{_PARALLEL}:_TP": SimpleNamespace(rank_in_group=shard.slice, world_size=shard.slices),
         }
         on_cpu = self.engine.made("vllm.config:DeviceConfig", device="cpu")
@@ -103,7 +120,7 @@ class VllmLoader(EngineLoader):
             routing_method=self.engine.get(f"{_CONFIG}:RoutingMethodType.Default"),
             moe_parallel_config=parallel, device="cpu", in_dtype=torch.bfloat16, max_num_tokens=_TOKENS,
         )  # fmt: skip
-        quantization = made(f"{_QUANTIZATION}:ModelOptNvFp4Config", "NVFP4", True, None, [], 16)
+        quantization = self._quantization()
         return made(
             f"{_EXPERTS}:RoutedExperts",
             "experts", torch.bfloat16, config, quantization, expert_map_manager=experts,
@@ -136,6 +153,28 @@ class VllmLoader(EngineLoader):
             "masked_grouped_gemm": self._gemm,
         }
         return {f"{_BATCHED}:{name}": by_stage[stage] for name, stage in vllm_cutedsl.TAPS.items()}
+
+
+class VllmCompressedLoader(VllmLoader):
+    """The same of a checkpoint that compressed-tensors wrote."""
+
+    name = "vllm-loader of compressed-tensors"
+    method = _COMPRESSED_METHOD
+    logger = f"{_COMPRESSED_METHOD}:logger"
+    called: tuple[str, ...] = (
+        *(each for each in VllmLoader.called if not each.startswith(_QUANTIZATION)),
+        f"{_COMPRESSED}:CompressedTensorsConfig.from_config",
+        f"{_COMPRESSED_METHOD}:CompressedTensorsW4A4Nvfp4MoEMethod.create_weights",
+        f"{_COMPRESSED_METHOD}:CompressedTensorsW4A4Nvfp4MoEMethod.process_weights_after_loading",
+        f"{_COMPRESSED_METHOD}:select_nvfp4_moe_backend",
+        f"{_COMPRESSED_METHOD}:make_nvfp4_moe_kernel",
+    )
+
+    def _as_written(self, checkpoint: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        return compressed_tensors(checkpoint)
+
+    def _quantization(self) -> Any:
+        return self.engine.made(f"{_COMPRESSED}:CompressedTensorsConfig.from_config", COMPRESSED_CONFIG)
 
 
 class VllmOverCuteDsl(VllmLoader):

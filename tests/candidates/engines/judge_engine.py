@@ -15,11 +15,14 @@ from typing import Any
 
 from harness.candidates import load_candidate
 from harness.candidates.engines.loader import EngineLoader
+from harness.candidates.engines.sglang_loader import SglangCompressedLoader
+from harness.candidates.engines.vllm_loader import VllmCompressedLoader
 from harness.diagnosis.diagnose import diagnose_problem
 from harness.judging.context import Known
 from harness.running.judge import Judge
 from tests.candidates.engines import planting
 
+COMPRESSED = {"sglang": SglangCompressedLoader, "vllm": VllmCompressedLoader}
 PROBLEMS = ("4x8x64x128:8,4,0,1:normal:6", "4x8x128x128:8,4,0,1:normal:10")
 ALSO = ("MOE", "ROUTE", "EP")
 
@@ -88,6 +91,9 @@ def main(name: str) -> None:
             for what, each in getattr(planting, name.upper()).items()
         }
     found["as installed"] = [judged(candidate, "LOAD", problem) for problem in PROBLEMS]
+    compressed = COMPRESSED[name]()
+    found["compressed"] = [judged(compressed, "LOAD", problem) for problem in PROBLEMS]
+    found["compressed support"] = [compressed.support().ok, compressed.support().reason]
     candidate.replaced = repairs
     found["repaired"] = [judged(candidate, "LOAD", problem) for problem in PROBLEMS]
     found["rules"] = {rule: judged(candidate, rule, PROBLEMS[0]) for rule in ALSO}

@@ -79,6 +79,28 @@ def test_vllms_right_code_passes_and_its_convention_is_said() -> None:
     assert any("load.slices" in each["judged"] for each in findings("vllm")["as installed"])
 
 
+def test_sglang_loads_what_compressed_tensors_wrote_with_each_experts_own_scales() -> None:
+    found = findings("sglang")
+    assert found["compressed support"] == [True, ""]
+    for each in found["compressed"]:
+        assert (each["status"], each["stages"], each["error"]) == ("judged", [], "")
+        assert each["judged"]["load.input_global_scale"] == {"each expert's own scale": 4}
+        assert each["judged"]["load.a2_global_scale"] == {"each expert's own scale": 4}
+        assert list(each["judged"]["load.w1 (gate and up scales differ)"]) == [
+            "refused: gate and up must have one weight_scale_2"
+        ]
+
+
+def test_vllm_takes_the_largest_scale_of_the_ranks_own_experts_of_what_compressed_tensors_wrote() -> None:
+    """On one rank all is right; a rank of several does not see the other ranks' input scales, as it does of ModelOpt's."""
+    found = findings("vllm")
+    assert found["compressed support"] == [True, ""]
+    for each in found["compressed"]:
+        assert each["stages"] == ["load.ranks"]
+        assert "not the same: input_global_scale, w1_alpha, a2_global_scale, w2_alpha" in each["messages"]
+        assert each["judged"]["load.input_global_scale"] == {"one scale for all experts": 4}
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 def test_the_layer_of_loaded_weights_is_right_on_one_rank_and_on_several(engine: str) -> None:
     for rule, each in findings(engine)["rules"].items():
