@@ -13,6 +13,7 @@ from harness.candidates.eager import Eager
 from harness.candidates.expert_parallel import slice_of_width
 from harness.judging.compared import Compared
 from harness.running.judge import Judge
+from reference.e4m3 import take
 from reference.loading import load_experts, tensor_name
 
 PROBLEM = "4x8x64x64:8,4,0,1:normal:6"  # gate has the largest input scale of all
@@ -136,6 +137,23 @@ class FirstSliceTwice(OwnSlices):
         return super().load_slice(checkpoint, experts, 0, slices)
 
 
+class Redundant(Loader):
+    """Loads experts that are there twice, right."""
+
+    def load_redundant(self, checkpoint, slots, places):
+        loaded = self.load_experts(checkpoint, range(max(places) + 1))
+        return {name: take(value, [places[slot] for slot in slots]) for name, value in loaded.items()}
+
+
+class UsualPlaces(Redundant):
+    """As SGLang has it: a slot's intermediate scale is that of slot modulo experts."""
+
+    def load_redundant(self, checkpoint, slots, places):
+        experts = max(places) + 1
+        usual = super().load_redundant(checkpoint, slots, [s % experts for s in range(len(places))])
+        return rescaled(super().load_redundant(checkpoint, slots, places), usual["a2_global_scale"])
+
+
 class NoGateHalved(Loader):
     """A layer without gates loses its last rows."""
 
@@ -157,6 +175,7 @@ def judged(candidate: Eager, problem: str = PROBLEM) -> dict[str, Compared]:
         (SharedIntermediate, "one scale for all experts", "one scale for all experts"),
         (OwnTokenScales, "each expert's own scale", "each expert's own scale"),
         (OwnSlices, "one scale for all experts", "each expert's own scale"),
+        (Redundant, "one scale for all experts", "each expert's own scale"),
         (NotMissed, "one scale for all experts", "each expert's own scale"),
     ],
 )
@@ -186,6 +205,7 @@ def test_a_right_loader_passes_and_its_convention_is_said(candidate, tokens: str
         (NotInverted, "load.input_global_scale", "it is not inverted"),
         (ZeroWhereMissing, "load.missing", "the checkpoint has no experts."),
         (FirstSliceTwice, "load.slices", "inter is cut in two"),
+        (UsualPlaces, "load.redundant", "not the same: a2_global_scale, w2_alpha"),
         (NoGateHalved, "load.w1 (not gated)", "decodes to 0, the checkpoint's is"),
     ],
 )

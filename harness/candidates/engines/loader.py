@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -34,13 +34,15 @@ class Shard:
     """What of a layer one rank has.
 
     Attributes:
-        experts: of the layer; hidden, inter: its extents, of the whole layer.
+        places: the expert of the checkpoint that each of the layer's slots holds; more slots than experts where some are
+            there twice, as load balancing has it.
+        hidden, inter: extents of the whole layer.
         gated: whether it has gate projections.
-        ranks, rank: over which the experts are spread, and which of them this is.
+        ranks, rank: over which the slots are spread, and which of them this is.
         slices, slice: over which inter is cut, and which of them this is.
     """
 
-    experts: int
+    places: tuple[int, ...]
     hidden: int
     inter: int
     gated: bool
@@ -50,8 +52,18 @@ class Shard:
     slice: int
 
     @property
+    def experts(self) -> int:
+        """Slots of the layer."""
+        return len(self.places)
+
+    @property
+    def logical(self) -> int:
+        """Experts of the checkpoint."""
+        return max(self.places) + 1
+
+    @property
     def local(self) -> int:
-        """Experts of this rank."""
+        """Slots of this rank."""
         return self.experts // self.ranks
 
 
@@ -127,13 +139,29 @@ class EngineLoader(LayerStages, ABC):
             place: which slice.
             slices: of how many.
 
+        Raises: as `load_redundant`.
+        """
+        return self._loaded(checkpoint, _shard_of(checkpoint, experts, (place, slices)))
+
+    def load_redundant(
+        self, checkpoint: Mapping[str, Tensor], slots: range, places: Sequence[int]
+    ) -> dict[str, Tensor]:
+        """Return the weight arguments of a rank of a layer in which some experts are there more than once.
+
+        Args:
+            checkpoint: one layer's ModelOpt tensors, all experts.
+            slots: those of this rank, an equal part of all.
+            places: the expert that each slot holds.
+
         Raises:
             ValueError: the engine warns that it cannot load the checkpoint right, or the part is none of equal ones.
             EngineChangedError: the engine has changed.
         """
+        return self._loaded(checkpoint, _shard_of(checkpoint, slots, (0, 1), tuple(places)))
+
+    def _loaded(self, checkpoint: Mapping[str, Tensor], shard: Shard) -> dict[str, Tensor]:
         import torch
 
-        shard = _shard_of(checkpoint, experts, (place, slices))
         log = _Log()
         with _visible_memory(), self.engine.running({self.logger: log, **self.replaced}):
             loaded = self._load(checkpoint, shard)
@@ -242,19 +270,20 @@ def _visible_memory() -> Iterator[None]:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
 
-def _shard_of(checkpoint: Mapping[str, Tensor], experts: range, width: tuple[int, int]) -> Shard:
+def _shard_of(
+    checkpoint: Mapping[str, Tensor], slots: range, width: tuple[int, int], places: tuple[int, ...] = ()
+) -> Shard:
     """Return which part of which layer is asked for. Raises ValueError where it is none of equal parts."""
-    total = 1 + max(int(name.split(".")[1]) for name in checkpoint)
+    places = places or tuple(range(1 + max(int(name.split(".")[1]) for name in checkpoint)))
     up = next(t for n, t in checkpoint.items() if ".up_proj.weight" in n and t.ndim == 2 and "scale" not in n)
-    local = len(experts)
-    if not local or total % local or experts.start % local:
+    local = len(slots)
+    if not local or len(places) % local or slots.start % local:
         raise ValueError(
-            f"load_experts: experts must be one of equal parts of {total}, as ranks have them, got {experts}"
+            f"load_experts: experts must be one of equal parts of {len(places)}, as ranks have them, got {slots}"
         )
     gated = any(".gate_proj." in name for name in checkpoint)
-    return Shard(
-        total, up.shape[1] * 2, up.shape[0], gated, total // local, experts.start // local, width[1], width[0]
-    )
+    ranks, rank = len(places) // local, slots.start // local
+    return Shard(places, up.shape[1] * 2, up.shape[0], gated, ranks, rank, width[1], width[0])
 
 
 def _smallest() -> dict[str, Tensor]:

@@ -30,6 +30,7 @@ _COMPRESSED_METHOD = (
 )
 _CONTEXT = f"{_SRT}.runtime_context"
 _UTILS = f"{_SRT}.layers.moe.utils"
+_LOCATION = f"{_SRT}.eplb.expert_location"
 _DEEPEP = f"{_SRT}.layers.moe.token_dispatcher.deepep"
 _TOPK = f"{_SRT}.layers.moe.topk"
 _ENGINE = Engine("sglang", (_LAYER, _QUANTIZATION, _COMPRESSED, _DEEPEP, _TOPK, sglang_cutedsl.MODULE))
@@ -54,7 +55,9 @@ class SglangLoader(EngineLoader):
         f"{_CONTEXT}:get_context",
         f"{_CONTEXT}:get_flags",
         f"{_CONTEXT}:get_parallel",
+        f"{_CONTEXT}:get_resources",
         f"{_CONTEXT}:override_platform",
+        f"{_LOCATION}:ExpertLocationMetadata._init_raw",
         f"{_UTILS}:MoeRunnerBackend.FLASHINFER_CUTEDSL",
         f"{_UTILS}:MoeA2ABackend.DEEPEP",
         f"{_DEEPEP}:DeepEPLLDispatchOutput",
@@ -110,7 +113,22 @@ class SglangLoader(EngineLoader):
             stack.enter_context(flags.override(runner_backend=runner, a2a_backend=transport))
             stack.enter_context(get(f"{_CONTEXT}:get_parallel").override(**rank))
             stack.enter_context(get(f"{_CONTEXT}:override_platform", is_blackwell=True))
+            if shard.experts > shard.logical:
+                resources = get(f"{_CONTEXT}:get_resources")
+                stack.enter_context(resources.override(expert_location_metadata=self._places(shard)))
             yield
+
+    def _places(self, shard: Shard) -> Any:
+        """Return SGLang's table of which slots hold which expert."""
+        import torch
+
+        held = [[slot for slot, e in enumerate(shard.places) if e == n] for n in range(shard.logical)]
+        most = max(map(len, held))
+        slots = [[*each, *[-1] * (most - len(each))] for each in held]
+        return self.engine.made(
+            f"{_LOCATION}:ExpertLocationMetadata._init_raw",
+            shard.ranks, torch.tensor([shard.places]), torch.tensor([slots]), shard.rank,
+        )  # fmt: skip
 
     def _layer(self, shard: Shard) -> Any:
         import torch
@@ -139,7 +157,7 @@ class SglangLoader(EngineLoader):
             ckpt_gate_proj_name=first[0],
             ckpt_down_proj_name="down_proj",
             ckpt_up_proj_name=first[1],
-            num_experts=shard.experts,
+            num_experts=shard.logical,
         )
         by_place = {weight_name: rest for *rest, weight_name in ((p, e, s, w) for p, w, e, s in mapping)}
         parameters = dict(layer.named_parameters())

@@ -32,13 +32,14 @@ _COMPRESSED_METHOD = (
 )
 _MAP = f"{_MOE}.expert_map_manager"
 _BATCHED = vllm_cutedsl.MODULES[0]
+_ROUTER = f"{_MOE}.router.cpu_router"
 _PARALLEL = "vllm.distributed.parallel_state"
-_ENGINE = Engine("vllm", (f"{_MOE}.layer", _QUANTIZATION, _COMPRESSED, _BATCHED))
+_ENGINE = Engine("vllm", (f"{_MOE}.layer", _QUANTIZATION, _COMPRESSED, _BATCHED, _ROUTER))
 _TOKENS = 64  # that a rank may dispatch; nothing is dispatched here
 
 
 class VllmLoader(EngineLoader):
-    """vLLM's loader and its masked MoE."""
+    """vLLM's loader, its top-k and its masked MoE."""
 
     name = "vllm-loader"
     engine = _ENGINE
@@ -59,6 +60,7 @@ class VllmLoader(EngineLoader):
         f"{_CONFIG}:FusedMoEConfig",
         f"{_CONFIG}:FusedMoEParallelConfig",
         f"{_MAP}:ExpertMapManager.map_global_to_local",
+        f"{_ROUTER}:select_experts",
         f"{_PARALLEL}:_TP",
         "vllm.config:VllmConfig",
         "vllm.config:set_current_vllm_config",
@@ -75,16 +77,35 @@ class VllmLoader(EngineLoader):
         """Return vLLM's configuration of the checkpoint's format."""
         return self.engine.made(f"{_QUANTIZATION}:ModelOptNvFp4Config", "NVFP4", True, None, [], 16)
 
+    def route_topk(self, logits: Tensor, topk: int, *, normalize: bool = True) -> tuple[Tensor, Tensor]:
+        """Return ids and weights of vLLM's top-k in torch, its router of a CPU."""
+        if not 1 <= topk <= logits.shape[-1]:
+            raise ValueError(f"route_topk: topk must lie in [1, {logits.shape[-1]}], got {topk}")
+        with self.engine.running(self.replaced):
+            weights, ids = self.engine.made(
+                f"{_ROUTER}:select_experts",
+                logits,
+                logits,
+                topk,
+                use_grouped_topk=False,
+                renormalize=normalize,
+            )
+        return ids.long(), weights
+
     def _load(self, checkpoint: Mapping[str, Tensor], shard: Shard) -> dict[str, Tensor]:
         get = self.engine.get
         checkpoint = self._as_written(checkpoint)
         experts = get(f"{_BATCHED}:FlashInferCuteDSLBatchedExperts")
         chosen = get(f"{_ORACLE}:NvFp4MoeBackend.FLASHINFER_CUTEDSL_BATCHED"), experts
-        instead = {
+        instead: dict[str, Any] = {
             f"{self.method}:select_nvfp4_moe_backend": lambda **_: chosen,
             f"{self.method}:make_nvfp4_moe_kernel": _kernel,
             f"{_PARALLEL}:_TP": SimpleNamespace(rank_in_group=shard.slice, world_size=shard.slices),
         }
+        if shard.experts > shard.logical:
+            # With load balancing the largest input scale is reduced over the ranks; each of them has read all already.
+            instead[f"{_PARALLEL}:get_ep_group"] = lambda: SimpleNamespace(device_group=None)
+            instead["torch.distributed:all_reduce"] = lambda *_, **__: None
         on_cpu = self.engine.made("vllm.config:DeviceConfig", device="cpu")
         config = self.engine.made("vllm.config:VllmConfig", device_config=on_cpu)
         with self.engine.running(instead), get("vllm.config:set_current_vllm_config")(config):
@@ -99,21 +120,29 @@ class VllmLoader(EngineLoader):
     def _layer(self, shard: Shard) -> Any:
         import torch
 
-        made = self.engine.made
+        made, redundant = self.engine.made, shard.experts - shard.logical
+        initial = self.engine.made(
+            "vllm.distributed.eplb.eplb_state:EplbState.build_initial_global_physical_to_logical_map",
+            shard.logical, redundant,
+        )  # fmt: skip
+        if list(initial) != list(shard.places):
+            raise ValueError(
+                f"load_redundant: vllm loads into its own places {list(initial)} only, got {shard.places}"
+            )
         parallel = made(
             f"{_CONFIG}:FusedMoEParallelConfig",
             tp_size=shard.slices, tp_rank=shard.slice, ep_size=shard.ranks, ep_rank=shard.rank,
             dp_size=shard.ranks, dp_rank=shard.rank, pcp_size=1, pcp_rank=0, sp_size=1,
-            use_ep=shard.ranks > 1, all2all_backend="allgather_reducescatter", enable_eplb=False,
+            use_ep=shard.ranks > 1, all2all_backend="allgather_reducescatter", enable_eplb=redundant > 0,
         )  # fmt: skip
         experts = made(
             f"{_MAP}:ExpertMapManager",
-            max_num_batched_tokens=_TOKENS, top_k=1, global_num_experts=shard.experts, num_redundant_experts=0,
-            num_expert_group=None, moe_parallel_config=parallel, placement_strategy="linear", enable_eplb=False,
+            max_num_batched_tokens=_TOKENS, top_k=1, global_num_experts=shard.experts, num_redundant_experts=redundant,
+            num_expert_group=None, moe_parallel_config=parallel, placement_strategy="linear", enable_eplb=redundant > 0,
         )  # fmt: skip
         config = made(
             f"{_CONFIG}:FusedMoEConfig",
-            num_experts=shard.experts, num_logical_experts=shard.experts,
+            num_experts=shard.experts, num_logical_experts=shard.logical,
             num_local_experts=experts.local_num_experts, experts_per_token=1,
             hidden_dim=shard.hidden, intermediate_size=shard.inter,
             activation=self.engine.get(f"{_MOE}.activation:MoEActivation.SILU"),
@@ -169,6 +198,8 @@ class VllmCompressedLoader(VllmLoader):
         f"{_COMPRESSED_METHOD}:select_nvfp4_moe_backend",
         f"{_COMPRESSED_METHOD}:make_nvfp4_moe_kernel",
     )
+
+    load_redundant = None  # type: ignore[assignment]  # it would need the other ranks' input scales
 
     def _as_written(self, checkpoint: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         return compressed_tensors(checkpoint)

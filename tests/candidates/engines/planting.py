@@ -1,4 +1,4 @@
-"""Faults planted into the engines' own functions, a line each, and the two lines that repair SGLang.
+"""Faults planted into the engines' own functions, a line each, and the lines that repair SGLang.
 
 Nothing of an engine is kept here but the line that is changed: the function is read where it is installed.
 """
@@ -67,6 +67,11 @@ REPAIRS = (
         f"{SGL_QUANT}:_compute_gemm1_alphas",
         "up_scale = w13_weight_scale_2[:, 1]",
         "up_scale = w13_weight_scale_2[:, 1]; assert torch.equal(gate_scale, up_scale)",
+    ),
+    Planted(
+        "sglang.srt.eplb.expert_location:ExpertLocationMetadata.logical_to_all_physical",
+        "if require_global_experts:\n        num_physical_experts = cpu_map[layer_id]",
+        "if False:\n        num_physical_experts = cpu_map[layer_id]",
     ),
 )
 

@@ -60,13 +60,20 @@ def test_sglangs_two_scale_faults_are_found_placed_and_named() -> None:
         assert "load.w2" not in each["stages"]
 
 
-def test_sglang_passes_once_two_lines_are_repaired() -> None:
+def test_sglang_gives_an_expert_that_is_there_twice_the_intermediate_scale_of_another() -> None:
+    """Where slots hold other experts than slot modulo experts, as --init-expert-location has it."""
+    found = findings("sglang")["as installed"]
+    assert any("load.redundant" in each["stages"] for each in found)
+    assert any("not the same: a2_global_scale, w2_alpha" in each["messages"] for each in found)
+
+
+def test_sglang_passes_once_three_lines_are_repaired() -> None:
     found = findings("sglang")
     for each in found["repaired"]:
         assert (each["status"], each["stages"], each["error"]) == ("judged", [], "")
         assert each["judged"]["load.input_global_scale"] == {"one scale for all experts": 4}
         assert each["judged"]["load.a2_global_scale"] == {"each expert's own scale": 4}
-        assert "load.w2 (not gated)" in each["judged"]
+        assert {"load.w2 (not gated)", "load.redundant"} <= set(each["judged"])
 
 
 def test_vllms_right_code_passes_and_its_convention_is_said() -> None:
@@ -76,7 +83,7 @@ def test_vllms_right_code_passes_and_its_convention_is_said() -> None:
         assert each["judged"]["load.a2_global_scale"] == {"one scale for all experts": 4}
         refused = each["judged"]["load.w1 (gate and up scales differ)"]
         assert refused == {"refused: gate and up must have one weight_scale_2": 1}
-    assert any("load.slices" in each["judged"] for each in findings("vllm")["as installed"])
+        assert {"load.slices", "load.redundant"} <= set(each["judged"])
 
 
 def test_sglang_loads_what_compressed_tensors_wrote_with_each_experts_own_scales() -> None:
