@@ -32,7 +32,7 @@ _COMPRESSED_METHOD = (
 )
 _MAP = f"{_MOE}.expert_map_manager"
 _BATCHED = vllm_cutedsl.MODULES[0]
-_ROUTER = f"{_MOE}.router.cpu_router"
+_ROUTER = f"{_MOE}.router.grouped_topk_router"
 _PARALLEL = "vllm.distributed.parallel_state"
 _ENGINE = Engine("vllm", (f"{_MOE}.layer", _QUANTIZATION, _COMPRESSED, _BATCHED, _ROUTER))
 _TOKENS = 64  # that a rank may dispatch; nothing is dispatched here
@@ -60,7 +60,7 @@ class VllmLoader(EngineLoader):
         f"{_CONFIG}:FusedMoEConfig",
         f"{_CONFIG}:FusedMoEParallelConfig",
         f"{_MAP}:ExpertMapManager.map_global_to_local",
-        f"{_ROUTER}:select_experts",
+        f"{_ROUTER}:grouped_topk",
         f"{_PARALLEL}:_TP",
         "vllm.config:VllmConfig",
         "vllm.config:set_current_vllm_config",
@@ -78,17 +78,16 @@ class VllmLoader(EngineLoader):
         return self.engine.made(f"{_QUANTIZATION}:ModelOptNvFp4Config", "NVFP4", True, None, [], 16)
 
     def route_topk(self, logits: Tensor, topk: int, *, normalize: bool = True) -> tuple[Tensor, Tensor]:
-        """Return ids and weights of vLLM's top-k in torch, its router of a CPU."""
+        """Return ids and weights of vLLM's grouped top-k in torch, with one group that holds all experts."""
+        import torch
+
         if not 1 <= topk <= logits.shape[-1]:
             raise ValueError(f"route_topk: topk must lie in [1, {logits.shape[-1]}], got {topk}")
+        if not len(logits):  # vLLM never routes no tokens
+            return torch.zeros(0, topk, dtype=torch.int64), torch.zeros(0, topk)
         with self.engine.running(self.replaced):
             weights, ids = self.engine.made(
-                f"{_ROUTER}:select_experts",
-                logits,
-                logits,
-                topk,
-                use_grouped_topk=False,
-                renormalize=normalize,
+                f"{_ROUTER}:grouped_topk", logits, logits, topk, normalize, num_expert_group=1, topk_group=1
             )
         return ids.long(), weights
 
