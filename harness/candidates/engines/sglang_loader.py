@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +18,13 @@ from harness.candidates import sglang_cutedsl
 from harness.candidates.engines.checkpoints import COMPRESSED_CONFIG, compressed_tensors
 from harness.candidates.engines.engine import Engine
 from harness.candidates.engines.loader import EngineLoader, Recorder, Shard
+from harness.candidates.engines.sglang_dispatch import DEEPEP, MOST_TOKENS, World
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from harness.candidates.protocol import Traits
+    from reference.routing import Dispatched
 
 _SRT = "sglang.srt"
 _LAYER = f"{_SRT}.layers.moe.fused_moe_triton.layer"
@@ -31,13 +36,12 @@ _COMPRESSED_METHOD = (
 _CONTEXT = f"{_SRT}.runtime_context"
 _UTILS = f"{_SRT}.layers.moe.utils"
 _LOCATION = f"{_SRT}.eplb.expert_location"
-_DEEPEP = f"{_SRT}.layers.moe.token_dispatcher.deepep"
 _TOPK = f"{_SRT}.layers.moe.topk"
-_ENGINE = Engine("sglang", (_LAYER, _QUANTIZATION, _COMPRESSED, _DEEPEP, _TOPK, sglang_cutedsl.MODULE))
+_ENGINE = Engine("sglang", (_LAYER, _QUANTIZATION, _COMPRESSED, DEEPEP, _TOPK, sglang_cutedsl.MODULE))
 
 
 class SglangLoader(EngineLoader):
-    """SGLang's loader, its top-k and its masked MoE."""
+    """SGLang's loader, its top-k, its DeepEP dispatcher and its masked MoE."""
 
     name = "sglang-loader"
     engine = _ENGINE
@@ -60,13 +64,24 @@ class SglangLoader(EngineLoader):
         f"{_LOCATION}:ExpertLocationMetadata._init_raw",
         f"{_UTILS}:MoeRunnerBackend.FLASHINFER_CUTEDSL",
         f"{_UTILS}:MoeA2ABackend.DEEPEP",
-        f"{_DEEPEP}:DeepEPLLDispatchOutput",
+        f"{DEEPEP}:DeepEPLLDispatchOutput",
+        f"{DEEPEP}:DeepEPDispatcher.dispatch_a",
+        f"{DEEPEP}:DeepEPDispatcher.dispatch_b",
+        f"{DEEPEP}:DeepEPDispatcher.combine_a",
+        f"{DEEPEP}:DeepEPDispatcher.combine_b",
+        f"{DEEPEP}:DeepEPBuffer.get_deepep_buffer",
+        f"{DEEPEP}:use_deepep",
         f"{_TOPK}:fused_topk_torch_native",
         f"{sglang_cutedsl.MODULE}:{sglang_cutedsl.FUNCTION}",
     )
 
     path = ("MoeRunnerBackend.FLASHINFER_CUTEDSL", "MoeA2ABackend.DEEPEP")
     """Which kernels and which transport the layer is prepared for."""
+
+    @property
+    def traits(self) -> Traits:
+        """Those of the kernels, and how many tokens SGLang lets a rank send."""
+        return replace(super().traits, most_tokens=MOST_TOKENS)
 
     def _as_written(self, checkpoint: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Return the tensors as the checkpoint's format has them."""
@@ -88,6 +103,58 @@ class SglangLoader(EngineLoader):
             )
         return ids.long(), weights
 
+    def dispatch(
+        self,
+        x: list[Tensor],
+        topk_idx: list[Tensor],
+        experts: int,
+        max_tokens: int,
+        *,
+        transport: str = "bf16",
+        global_scale_enc: Tensor | None = None,
+    ) -> list[Dispatched]:
+        """Send tokens through SGLang's DeepEP dispatchers, one a rank; DeepEP itself is a stand-in."""
+        import torch
+
+        from reference.routing import Dispatched
+
+        with self._ranks(x, experts, max_tokens, transport) as world:
+            weights = [torch.ones(ids.shape) for ids in topk_idx]
+            given = world.dispatch(x, topk_idx, weights, global_scale_enc if transport == "nvfp4" else None)
+            return [
+                Dispatched(each.hidden_states, each.masked_m, got.source, each.hidden_states_scale)
+                for each, got in zip(given, world.received, strict=True)
+            ]
+
+    def combine(
+        self,
+        y: list[Tensor],
+        dispatched: list[Dispatched],
+        topk_idx: list[Tensor],
+        topk_weights: list[Tensor],
+    ) -> list[Tensor]:
+        """Bring the rows back through SGLang's DeepEP dispatchers."""
+        tokens = [rows.new_zeros(len(ids), rows.shape[-1]) for rows, ids in zip(y, topk_idx, strict=True)]
+        experts, max_tokens = len(y) * len(y[0]), y[0].shape[1] // len(y)
+        with self._ranks(tokens, experts, max_tokens, "bf16") as world:
+            world.dispatch(tokens, topk_idx, topk_weights)
+            return world.combine(y, topk_idx, topk_weights, dispatched)
+
+    @contextmanager
+    def _ranks(self, x: list[Tensor], experts: int, max_tokens: int, transport: str) -> Iterator[World]:
+        """Yield the dispatchers of all ranks, for as long as their configuration is stated."""
+        if len(x) == 0 or experts % len(x):
+            raise ValueError(f"dispatch: experts must be a multiple of the ranks, got {experts} and {len(x)}")
+        shard = Shard(tuple(range(experts)), x[0].shape[1], 64, True, len(x), 0, 1, 0)
+        instead = {
+            f"{DEEPEP}:use_deepep": True,
+            f"{DEEPEP}:DeepEPBuffer.get_deepep_buffer": staticmethod(lambda group, *_: group),
+        }
+        with self.engine.running(instead | self.replaced), self._configured(shard, transport):
+            yield World(
+                self.engine, ranks=len(x), experts=experts, hidden=x[0].shape[1], max_tokens=max_tokens
+            )
+
     def _load(self, checkpoint: Mapping[str, Tensor], shard: Shard) -> dict[str, Tensor]:
         with self._configured(shard):
             layer = self._layer(shard)
@@ -96,21 +163,22 @@ class SglangLoader(EngineLoader):
             return self._handed_over(layer, shard)
 
     @contextmanager
-    def _configured(self, shard: Shard) -> Iterator[None]:
-        """State which rank of how many this is, which path it takes, and that the platform is a Blackwell."""
+    def _configured(self, shard: Shard, transport: str = "auto") -> Iterator[None]:
+        """State which rank of how many this is, which path it takes, what is sent, and that the platform is a Blackwell."""
         get, ranks = self.engine.made, shard.ranks * shard.slices
         rank = {"moe_ep_rank": shard.rank, "moe_tp_rank": shard.slice}
         with ExitStack() as stack:
-            runner, transport = (self.engine.get(f"{_UTILS}:{name}") for name in self.path)
+            runner, a2a = (self.engine.get(f"{_UTILS}:{name}") for name in self.path)
             published = get(f"{_CONTEXT}:get_context").override_server_args(
                 moe_runner_backend=runner.value,
-                moe_a2a_backend=transport.value,
+                moe_a2a_backend=a2a.value,
+                deepep_dispatcher_output_dtype="auto" if transport == "nvfp4" else transport,
                 tp_size=ranks,
                 ep_size=shard.ranks,
             )
             stack.enter_context(published)
             flags = get(f"{_CONTEXT}:get_flags").moe
-            stack.enter_context(flags.override(runner_backend=runner, a2a_backend=transport))
+            stack.enter_context(flags.override(runner_backend=runner, a2a_backend=a2a))
             stack.enter_context(get(f"{_CONTEXT}:get_parallel").override(**rank))
             stack.enter_context(get(f"{_CONTEXT}:override_platform", is_blackwell=True))
             if shard.experts > shard.logical:
@@ -178,7 +246,7 @@ class SglangLoader(EngineLoader):
         tokens = torch.zeros(shard.local, 1, shard.hidden, dtype=torch.bfloat16)
         none = torch.zeros(1, 1)
         received = self.engine.made(
-            f"{_DEEPEP}:DeepEPLLDispatchOutput",
+            f"{DEEPEP}:DeepEPLLDispatchOutput",
             tokens, None, none.long(), none, torch.ones(shard.local, dtype=torch.int32), 1,
         )  # fmt: skip
         recorder = Recorder()

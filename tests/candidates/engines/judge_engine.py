@@ -24,7 +24,7 @@ from tests.candidates.engines import planting
 
 COMPRESSED = {"sglang": SglangCompressedLoader, "vllm": VllmCompressedLoader}
 PROBLEMS = ("4x8x64x128:8,4,0,1:normal:6", "4x8x128x128:8,4,0,1:normal:10")
-ALSO = ("MOE", "ROUTE", "EP")
+ALSO = ("MOE", "ROUTE", "DISPATCH", "COMBINE", "EP")
 
 
 def judged(candidate: EngineLoader, rule: str, problem: str, *, explain: bool = True) -> dict[str, Any]:
@@ -99,8 +99,9 @@ def main(name: str) -> None:
     found["rules"] = {rule: judged(candidate, rule, PROBLEMS[0]) for rule in ALSO}
     for what, replaced in faults.items():
         candidate.replaced = replaced
-        each = judged(candidate, "LOAD", PROBLEMS[0])
-        found[what] = each if each["stages"] or each["error"] else judged(candidate, "LOAD", PROBLEMS[1])
+        rule = getattr(planting, name.upper())[what].rule
+        each = judged(candidate, rule, PROBLEMS[0])
+        found[what] = each if each["stages"] or each["error"] else judged(candidate, rule, PROBLEMS[1])
     candidate.replaced = repairs
     found["incomplete"] = incomplete(candidate)
     found["renamed"] = renamed(candidate)

@@ -15,6 +15,7 @@ from harness.candidates.engines.engine import Engine
 SGL_LAYER = "sglang.srt.layers.moe.fused_moe_triton.layer:FusedMoE"
 SGL_QUANT = "sglang.srt.layers.quantization.modelopt_quant"
 SGL_METHOD = f"{SGL_QUANT}:ModelOptNvFp4FusedMoEMethod"
+SGL_DEEPEP = "sglang.srt.layers.moe.token_dispatcher.deepep:_DeepEPDispatcherImplLowLatency"
 V_MOE = "vllm.model_executor.layers.fused_moe"
 V_QUANT = "vllm.model_executor.layers.quantization"
 V_EXPERTS = f"{V_MOE}.routed_experts:RoutedExperts"
@@ -33,12 +34,14 @@ class Planted:
         instead: what stands there.
         names: of faults, any of which the diagnosis may give; a text that the message must hold where it is one of LOAD's
             own readings; () where the fault is caught and not named.
+        rule: that catches it.
     """
 
     target: str
     line: str
     instead: str
     names: tuple[str, ...] = ()
+    rule: str = "LOAD"
 
 
 def planted(engine: Engine, *changes: Planted) -> dict[str, Any]:
@@ -144,6 +147,21 @@ SGLANG = {
     "the token scale for the intermediate": Planted(
         f"{SGL_METHOD}.apply", "a2_scale=layer.w2_input_scale_quant,\n                use_nvfp4", "a2_scale=layer.w13_input_scale_quant,\n                use_nvfp4",
         ("it is that of the other GEMM's input",),
+    ),
+}  # fmt: skip
+
+SGLANG |= {
+    "tokens are encoded with twice the scale": Planted(
+        f"{SGL_DEEPEP}._dispatch_core", "x_global_scale=input_global_scale", "x_global_scale=input_global_scale * 2",
+        rule="DISPATCH",
+    ),
+    "tokens go to the next expert": Planted(
+        f"{SGL_DEEPEP}.dispatch_a", "topk_ids = topk_ids.to(torch.int64)", "topk_ids = (topk_ids + 1) % self.num_experts",
+        rule="DISPATCH",
+    ),
+    "the routing weights are left out": Planted(
+        f"{SGL_DEEPEP}._combine_core", "topk_weights=topk_weights", "topk_weights=torch.ones_like(topk_weights)",
+        rule="COMBINE",
     ),
 }  # fmt: skip
 
