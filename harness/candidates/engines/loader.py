@@ -19,7 +19,6 @@ from harness.candidates.engines.engine import Engine, EngineChangedError
 from harness.candidates.layer_stages import LayerStages
 from harness.candidates.support import Support, supported, unsupported
 from harness.candidates.taps import StageCall
-from harness.extras import install_hint
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -111,7 +110,8 @@ class EngineLoader(LayerStages, ABC):
         """Return whether the engine is installed and has the names that are called here; it loads two experts for it."""
         if importlib.util.find_spec(self.engine.name) is None:
             return unsupported(
-                f"{self.name} needs {self.engine.name}, which is not installed; run: {install_hint(self.engine.name)}"
+                f"{self.name} needs the Python files of {self.engine.name}, which are not installed; run: "
+                f"pip install --no-deps {self.engine.name} (docs/ci-for-{self.engine.name}.md has what else it imports)"
             )
         try:
             with self.engine.running():
