@@ -34,6 +34,11 @@ def tensor_name(expert: int, projection: str, kind: str) -> str:
     return f"experts.{expert}.{projection}_proj.{kind}"
 
 
+def is_expert_tensor(name: str) -> bool:
+    """Return whether a checkpoint's name is that of a tensor of an expert that is loaded."""
+    return _NAME.fullmatch(name) is not None
+
+
 def count_experts(checkpoint: Mapping[str, Tensor]) -> int:
     """Return how many experts one layer's tensors describe.
 

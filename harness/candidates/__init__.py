@@ -31,6 +31,8 @@ CANDIDATES = {
     "flashinfer-cutedsl-cpu": "harness.candidates.flashinfer_cutedsl_cpu:FlashInferCuteDslCpu",
     "sglang-cutedsl": "harness.candidates.sglang_cutedsl:SglangCuteDsl",
     "vllm-cutedsl": "harness.candidates.vllm_cutedsl:VllmCuteDsl",
+    "sglang-loader": "harness.candidates.engines.sglang_loader:SglangLoader",
+    "vllm-loader": "harness.candidates.engines.vllm_loader:VllmLoader",
     "eager-gloo": "harness.candidates.over_ranks:EagerGloo",
     "deepep": "harness.candidates.over_ranks:DeepEp",
 }

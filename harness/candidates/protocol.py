@@ -53,7 +53,9 @@ over_ranks); definitions in reference.routing and reference.loading
                w2, a2_global_scale, w2_blockscale, w2_alpha
         checkpoint: one layer's ModelOpt tensors, all experts; experts: range of those on this rank.
 
-Everything else is optional: `name`, `support()`, `start_ranks()` (of ranks that are processes), `traits`, `reciprocal(x)` (the
+Everything else is optional: `name`, `support()`, `start_ranks()` (of ranks that are processes), `load_slice(checkpoint,
+experts, place, slices)` (as load_experts, of a rank that has one slice of inter: an engine's own sharding),
+`load_redundant(checkpoint, slots, places)` (of a rank with some slots of a layer whose slot s holds the expert places[s]), `traits`, `reciprocal(x)` (the
 rcp.approx.ftz that its quantizers use, where it is known bit for bit: 1 / x up to one unit) and `warning` (a sentence for the record).
 
 A candidate inherits nothing. Each stage has a type below, of the same name; one line a stage, anywhere in your code, and

@@ -91,6 +91,8 @@ class Traits:
         keeps_subnormals: takes block scales, elements and alphas below the smallest normal number as they are (False: may
             flush them to zero, so that none is drawn).
         finite_only: NaN and infinity, in inputs and in results, are not part of its contract: none is drawn.
+        complete_only: checkpoints that lack a scale are not part of its contract: load_experts gets none, and need not refuse
+            them.
         alpha_required: masked_grouped_gemm refuses None for `alpha`.
         deviations: what it does otherwise than the contract and means to, each as `harness identify` words it, point and
             finding: "ties: away from zero", "accumulator: 14 bits". It is judged by that, and the verdict says so.
@@ -129,6 +131,7 @@ class Traits:
     keeps_sign_of_zero: bool = True
     keeps_subnormals: bool = True
     finite_only: bool = False
+    complete_only: bool = False
     alpha_required: bool = False
     deviations: tuple[str, ...] = ()
     unrounded: tuple[str, ...] = ()
@@ -178,6 +181,7 @@ def out_of_contract(traits: Traits) -> list[str]:
         "subnormal numbers": not traits.keeps_subnormals,
         "the sign of zero": not traits.keeps_sign_of_zero,
         "a GEMM without alpha": traits.alpha_required,
+        "checkpoints that lack a scale": traits.complete_only,
     }
     lacking = [f"dispatch by {name}" for name in _KNOWN["transports"][:3] if name not in traits.transports]
     return [what for what, is_out in said.items() if is_out] + lacking

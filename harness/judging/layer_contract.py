@@ -14,6 +14,7 @@ from reference import fp8_tokens
 from reference.layout import padded_extents
 from reference.routing import Dispatched
 
+TILE = 128  # rows that block scales are swizzled by, and engines pad to
 SCALES = ("input_global_scale", "w1_alpha", "a2_global_scale", "w2_alpha")
 
 
@@ -99,14 +100,27 @@ def checked_combined(got: Any, shapes: Sequence[tuple[int, int]], device: str) -
     ]
 
 
-def checked_loaded(loaded: Any, count: int, layer: LayerProblem) -> dict[str, Tensor]:
-    """Return what load_experts returned for so many experts: masked_moe's weight arguments by name."""
-    hidden, inter = layer.hidden, layer.inter
+def checked_loaded(
+    loaded: Any, count: int, layer: LayerProblem, *, inter: int = 0, gated: bool = True
+) -> dict[str, Tensor]:
+    """Return what load_experts returned: masked_moe's weight arguments by name.
+
+    Args:
+        loaded: what came back.
+        count: experts that were asked for.
+        layer: whose extents and device they have.
+        inter: of a slice of the layer; 0 for the whole.
+        gated: whether w1 holds gate and up rows. Without gates, inter may be padded to whole tiles of rows.
+    """
+    hidden, inter = layer.hidden, inter or layer.inter
+    if not gated and isinstance(loaded, Mapping) and isinstance(w1 := loaded.get("w1"), Tensor):
+        inter = max(inter, w1.shape[1]) if w1.ndim == 3 and w1.shape[1] % TILE == 0 else inter
+    rows = 2 * inter if gated else inter
     wanted: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
         **dict.fromkeys(SCALES, ((count,), torch.float32)),
-        "w1": ((count, 2 * inter, hidden // 2), torch.uint8),
+        "w1": ((count, rows, hidden // 2), torch.uint8),
         "w1_blockscale": (
-            (count, *padded_extents(2 * inter, hidden // 16, "128x4")), torch.float8_e4m3fn,
+            (count, *padded_extents(rows, hidden // 16, "128x4")), torch.float8_e4m3fn,
         ),
         "w2": ((count, hidden, inter // 2), torch.uint8),
         "w2_blockscale": ((count, *padded_extents(hidden, inter // 16, "128x4")), torch.float8_e4m3fn),

@@ -79,7 +79,7 @@ class LayerProblem:
         self._shift = rng.choice((0.0, -20.0, 12.0))
         self._lonely = rng.random() < 0.5
         self._skew = rng.choice((0.0, 0.0, 3.0))
-        self._checkpoints: dict[bool, dict[str, Tensor]] = {}
+        self._checkpoints: dict[tuple[bool, bool], dict[str, Tensor]] = {}
         self._generator = torch.Generator().manual_seed(rng.getrandbits(48))
         self._traps = {name for name in problem.extras if name in TRAPS and TRAPS[name].into in IN_ROUTES}
         self._whole = "whole_layer" in problem.extras
@@ -207,15 +207,19 @@ class LayerProblem:
         amax = max((float(tokens.abs().amax()) for tokens in x if len(tokens)), default=0.0) or 1.0
         return torch.tensor([SCALE_RANGE / amax * 0.9], dtype=torch.float32, device=self.device)
 
-    def checkpoint(self, *, same_scales: bool = True) -> dict[str, Tensor]:
+    def checkpoint(self, *, same_scales: bool = True, gated: bool = True) -> dict[str, Tensor]:
         """Return one layer's ModelOpt tensors; scales differ from expert to expert and from projection to projection.
 
         Args:
-            same_scales: gate and up of an expert share their weight_scale_2, as masked_moe needs it.
+            same_scales: gate and up of an expert share their weight_scale_2, as masked_moe needs it; where they do not,
+                every gate has a larger input_scale than any up.
+            gated: there are gate projections.
         """
-        if same_scales not in self._checkpoints:
-            self._checkpoints[same_scales] = self._make_checkpoint(same_scales=same_scales)
-        return dict(self._checkpoints[same_scales])
+        if (same_scales, gated) not in self._checkpoints:
+            made = self._make_checkpoint(same_scales=same_scales)
+            kept = {name: t for name, t in made.items() if gated or ".gate_proj." not in name}
+            self._checkpoints[same_scales, gated] = kept
+        return dict(self._checkpoints[same_scales, gated])
 
     def _make_checkpoint(self, *, same_scales: bool) -> dict[str, Tensor]:
         p, seed = self.problem, self.problem.seed % WEIGHT_SEEDS
@@ -225,7 +229,7 @@ class LayerProblem:
         found: dict[str, Tensor] = {}
 
         def put(expert: int, projection: str, kind: str, value: Tensor | float) -> None:
-            tensor = value if isinstance(value, Tensor) else torch.tensor(value, device=self.device)
+            tensor = value if isinstance(value, Tensor) else _invertible(value, self.device)
             found[tensor_name(expert, projection, kind)] = tensor
 
         for expert in range(p.experts):
@@ -239,9 +243,20 @@ class LayerProblem:
                 )
                 other = projection == "up" and not same_scales
                 put(expert, projection, "weight_scale_2", scale * (1.5 if other else 1))
-                put(expert, projection, "input_scale", 5 / SCALE_RANGE * 2.0 ** -rng.uniform(0.0, 3.0))
+                lifted = 16 if projection == "gate" and not same_scales else 1  # larger than any of up
+                put(
+                    expert,
+                    projection,
+                    "input_scale",
+                    lifted * 5 / SCALE_RANGE * 2.0 ** -rng.uniform(0.0, 3.0),
+                )
             put(expert, "down", "weight", pack_e2m1(w2.codes[expert]))
             put(expert, "down", "weight_scale", w2.block_scale[expert].view(torch.float8_e4m3fn))
             put(expert, "down", "weight_scale_2", scale * rng.uniform(2.0, 6.0))
             put(expert, "down", "input_scale", 3 / SCALE_RANGE * 2.0 ** -rng.uniform(0.0, 2.0))
         return found
+
+
+def _invertible(value: float, device: str) -> Tensor:
+    """Return a float32 scale next to a value that two reciprocals give back: formats differ in which of them they hold."""
+    return torch.tensor(value, device=device).reciprocal().reciprocal()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -9,10 +10,12 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from harness.candidates.layer_stages import LayerStages, PhysicalLayerStages
+from harness.diagnosis.cases.observation import Observed
 from harness.diagnosis.cases.pieces import Pieces, joined, pieces_of
 from harness.faults.layer_calls import LOADED
 from reference.e8m0 import decode_e8m0
 from reference.layout import unswizzle_128x4
+from reference.loading import is_expert_tensor
 from reference.routing import Dispatched
 
 WEIGHT_FREEDOM = 2e-5  # relative: float32 softmax and its sums, see docs/bounds.md, "Routing"
@@ -109,10 +112,32 @@ def _other_ties(arguments: dict[str, Any], seen: Tensor) -> Tensor:
     return found
 
 
-class ReferenceStages(LayerStages):
+class _Loading(LayerStages):
+    """The reference's loading, of a checkpoint that may hold other tensors too."""
+
+    def load_experts(self, checkpoint: Mapping[str, Tensor], experts: range) -> dict[str, Tensor]:
+        """Return masked_moe's weight arguments; what is no tensor of an expert is passed over."""
+        return super().load_experts({n: t for n, t in checkpoint.items() if is_expert_tensor(n)}, experts)
+
+
+class ReferenceStages(_Loading):
     """The reference's stages."""
 
     name = "reference"
+
+
+class SharedScaleStages(_Loading):
+    """The reference's stages, with one intermediate scale for all experts (the rule LOAD allows both)."""
+
+    name = "reference, one intermediate scale"
+
+    def load_experts(self, checkpoint: Mapping[str, Tensor], experts: range) -> dict[str, Tensor]:
+        """Return masked_moe's weight arguments; the scale is that of the largest input scale of the whole layer."""
+        loaded = super().load_experts(checkpoint, experts)
+        largest = max(t for n, t in checkpoint.items() if n.endswith(".down_proj.input_scale"))
+        scale = (1 / largest).expand(len(experts)).contiguous()
+        weight = loaded["w2_alpha"] * loaded["a2_global_scale"]
+        return loaded | {"a2_global_scale": scale, "w2_alpha": weight * largest}
 
 
 class ArrivalStages(PhysicalLayerStages):
@@ -121,6 +146,15 @@ class ArrivalStages(PhysicalLayerStages):
     name = "physical"
 
 
-def models_around() -> list[Any]:
-    """Return the right implementations of the stages around the layer."""
-    return [ArrivalStages(), ReferenceStages()]
+def models_around(stage: str) -> list[Any]:
+    """Return the right implementations of a stage around the layer that differ in it."""
+    loading = [ReferenceStages(), SharedScaleStages()]
+    return loading if stage == "load_experts" else [ArrivalStages(), ReferenceStages()]
+
+
+def is_padded_load(call: Observed) -> bool:
+    """Return whether a call loaded a layer without gates into whole tiles of rows, which no implementation here does."""
+    if call.stage != "load_experts" or any(".gate_proj." in name for name in call.arguments["checkpoint"]):
+        return False
+    up = next(t for n, t in call.arguments["checkpoint"].items() if n.endswith(".up_proj.weight"))
+    return bool(call.output["w1"].shape[1] != up.shape[0])

@@ -226,6 +226,8 @@ class CallCase:
         equal = same(predicted, self.seen)
         if self.call.stage == "dispatch":  # scales that are never written hold anything
             equal |= predicted.isnan()
+        if self.call.stage == "load_experts":  # a product of scales may be rounded in another order
+            equal |= legal_around(self.call.stage, self.call.arguments, self.seen, predicted)
         if self.care is not None:
             equal |= ~self.care
         if self.wild:  # what is never written holds anything: the candidate's padding does

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from harness.candidates.protocol import LAYER_STAGES
-from harness.diagnosis.cases.around import legal_around, models_around
+from harness.diagnosis.cases.around import is_padded_load, legal_around, models_around
 from harness.diagnosis.cases.case import CallCase
 from harness.diagnosis.cases.habits import Habits, learned_habits
 from harness.diagnosis.cases.layer_case import LayerCase
@@ -72,10 +72,12 @@ def cases_around(call: Observed, bounds: Bounds, rank: int = 0) -> list[CallCase
         bounds: how the candidate computes.
         rank: of the implementation, 0 for the one that is nearest to what was seen, 1 for the next one.
     """
+    if is_padded_load(call):
+        return []
     got, refusal = seen(call), ""
     coded = None if call.stage != "dispatch" else legal_transported(call.arguments, got, bounds)
     judged: list[tuple[tuple[int, int], Any, Tensor, Tensor]] = []
-    for model in models_around():
+    for model in models_around(call.stage):
         try:
             right = replayed(model, call)["output"]
         except ReplayError as error:
@@ -88,7 +90,7 @@ def cases_around(call: Observed, bounds: Bounds, rank: int = 0) -> list[CallCase
         judged.append(((int(allowed.sum()), int(alike.sum())), model, allowed, taken))
     if not judged:  # the candidate takes what every right implementation refuses
         nothing = torch.zeros(got.shape, dtype=torch.bool)
-        return [CallCase(call, nothing, models_around()[:1], bounds, refused=refusal)]
+        return [CallCase(call, nothing, models_around(call.stage)[:1], bounds, refused=refusal)]
     judged.sort(key=lambda found: found[0], reverse=True)
     try:
         _, model, allowed, taken = judged[min(rank, len(judged) - 1)]

@@ -1,0 +1,1 @@
+"""Code of serving engines that runs on a CPU as it is installed: their loaders, routing and expert maps."""

@@ -1,0 +1,330 @@
+"""The candidate `sglang-loader`: SGLang's own preparation of NVFP4 experts for its CuteDSL path with DeepEP, on a CPU.
+
+Read in sglang 0.5.23, under sglang/srt/layers: FusedMoE (moe/fused_moe_triton/layer.py), ModelOptNvFp4FusedMoEMethod
+(quantization/modelopt_quant.py:2362), fused_experts_deepep_to_flashinfer_cutedsl_fp4 (moe/moe_runner/
+flashinfer_cutedsl.py). Only the configuration is stated here, as SGLang's own tests state it, and the dispatcher, which
+would need DeepEP, is a stand-in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+from harness.candidates import sglang_cutedsl
+from harness.candidates.engines.checkpoints import COMPRESSED_CONFIG, compressed_tensors
+from harness.candidates.engines.engine import Engine
+from harness.candidates.engines.loader import EngineLoader, Recorder, Shard
+from harness.candidates.engines.sglang_dispatch import DEEPEP, MOST_TOKENS, World
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from harness.candidates.protocol import Traits
+    from reference.routing import Dispatched
+
+_SRT = "sglang.srt"
+_LAYER = f"{_SRT}.layers.moe.fused_moe_triton.layer"
+_QUANTIZATION = f"{_SRT}.layers.quantization.modelopt_quant"
+_COMPRESSED = f"{_SRT}.layers.quantization.compressed_tensors.compressed_tensors"
+_COMPRESSED_METHOD = (
+    f"{_SRT}.layers.quantization.compressed_tensors.schemes.compressed_tensors_w4a4_nvfp4_moe"
+)
+_CONTEXT = f"{_SRT}.runtime_context"
+_UTILS = f"{_SRT}.layers.moe.utils"
+_LOCATION = f"{_SRT}.eplb.expert_location"
+_TOPK = f"{_SRT}.layers.moe.topk"
+_ENGINE = Engine("sglang", (_LAYER, _QUANTIZATION, _COMPRESSED, DEEPEP, _TOPK, sglang_cutedsl.MODULE))
+
+
+class SglangLoader(EngineLoader):
+    """SGLang's loader, its top-k, its DeepEP dispatcher and its masked MoE."""
+
+    name = "sglang-loader"
+    engine = _ENGINE
+    tested = (0, 5)
+    activations: tuple[str, ...] = ("silu", "relu2")
+    logger = f"{_QUANTIZATION}:logger"
+    called: tuple[str, ...] = (
+        f"{_LAYER}:FusedMoE.make_expert_params_mapping",
+        f"{_LAYER}:FusedMoE.weight_loader",
+        f"{_LAYER}:create_moe_dispatcher",
+        f"{_QUANTIZATION}:ModelOptFp4Config",
+        f"{_QUANTIZATION}:ModelOptNvFp4FusedMoEMethod.create_weights",
+        f"{_QUANTIZATION}:ModelOptNvFp4FusedMoEMethod.process_weights_after_loading",
+        f"{_QUANTIZATION}:ModelOptNvFp4FusedMoEMethod.apply",
+        f"{_CONTEXT}:get_context",
+        f"{_CONTEXT}:get_flags",
+        f"{_CONTEXT}:get_parallel",
+        f"{_CONTEXT}:get_resources",
+        f"{_CONTEXT}:override_platform",
+        f"{_LOCATION}:ExpertLocationMetadata._init_raw",
+        f"{_UTILS}:MoeRunnerBackend.FLASHINFER_CUTEDSL",
+        f"{_UTILS}:MoeA2ABackend.DEEPEP",
+        f"{DEEPEP}:DeepEPLLDispatchOutput",
+        f"{DEEPEP}:DeepEPDispatcher.dispatch_a",
+        f"{DEEPEP}:DeepEPDispatcher.dispatch_b",
+        f"{DEEPEP}:DeepEPDispatcher.combine_a",
+        f"{DEEPEP}:DeepEPDispatcher.combine_b",
+        f"{DEEPEP}:DeepEPBuffer.get_deepep_buffer",
+        f"{DEEPEP}:use_deepep",
+        f"{_TOPK}:fused_topk_torch_native",
+        f"{sglang_cutedsl.MODULE}:{sglang_cutedsl.FUNCTION}",
+    )
+
+    path = ("MoeRunnerBackend.FLASHINFER_CUTEDSL", "MoeA2ABackend.DEEPEP")
+    """Which kernels and which transport the layer is prepared for."""
+
+    @property
+    def traits(self) -> Traits:
+        """Those of the kernels, and how many tokens SGLang lets a rank send."""
+        return replace(super().traits, most_tokens=MOST_TOKENS)
+
+    def _as_written(self, checkpoint: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Return the tensors as the checkpoint's format has them."""
+        return checkpoint
+
+    def _quantization(self) -> Any:
+        """Return SGLang's configuration of the checkpoint's format."""
+        return self.engine.made(
+            f"{_QUANTIZATION}:ModelOptFp4Config", is_checkpoint_nvfp4_serialized=True, group_size=16
+        )
+
+    def route_topk(self, logits: Tensor, topk: int, *, normalize: bool = True) -> tuple[Tensor, Tensor]:
+        """Return ids and weights of SGLang's top-k in torch, the one that it uses where it has no kernel."""
+        if not 1 <= topk <= logits.shape[-1]:
+            raise ValueError(f"route_topk: topk must lie in [1, {logits.shape[-1]}], got {topk}")
+        with self.engine.running(self.replaced):
+            weights, ids = self.engine.made(
+                f"{_TOPK}:fused_topk_torch_native", logits, logits, topk, renormalize=normalize
+            )
+        return ids.long(), weights
+
+    def dispatch(
+        self,
+        x: list[Tensor],
+        topk_idx: list[Tensor],
+        experts: int,
+        max_tokens: int,
+        *,
+        transport: str = "bf16",
+        global_scale_enc: Tensor | None = None,
+    ) -> list[Dispatched]:
+        """Send tokens through SGLang's DeepEP dispatchers, one a rank; DeepEP itself is a stand-in."""
+        import torch
+
+        from reference.routing import Dispatched
+
+        with self._ranks(x, experts, max_tokens, transport) as world:
+            weights = [torch.ones(ids.shape) for ids in topk_idx]
+            given = world.dispatch(x, topk_idx, weights, global_scale_enc if transport == "nvfp4" else None)
+            return [
+                Dispatched(each.hidden_states, each.masked_m, got.source, each.hidden_states_scale)
+                for each, got in zip(given, world.received, strict=True)
+            ]
+
+    def combine(
+        self,
+        y: list[Tensor],
+        dispatched: list[Dispatched],
+        topk_idx: list[Tensor],
+        topk_weights: list[Tensor],
+    ) -> list[Tensor]:
+        """Bring the rows back through SGLang's DeepEP dispatchers."""
+        tokens = [rows.new_zeros(len(ids), rows.shape[-1]) for rows, ids in zip(y, topk_idx, strict=True)]
+        experts, max_tokens = len(y) * len(y[0]), y[0].shape[1] // len(y)
+        with self._ranks(tokens, experts, max_tokens, "bf16") as world:
+            world.dispatch(tokens, topk_idx, topk_weights)
+            return world.combine(y, topk_idx, topk_weights, dispatched)
+
+    @contextmanager
+    def _ranks(self, x: list[Tensor], experts: int, max_tokens: int, transport: str) -> Iterator[World]:
+        """Yield the dispatchers of all ranks, for as long as their configuration is stated."""
+        if len(x) == 0 or experts % len(x):
+            raise ValueError(f"dispatch: experts must be a multiple of the ranks, got {experts} and {len(x)}")
+        shard = Shard(tuple(range(experts)), x[0].shape[1], 64, True, len(x), 0, 1, 0)
+        instead = {
+            f"{DEEPEP}:use_deepep": True,
+            f"{DEEPEP}:DeepEPBuffer.get_deepep_buffer": staticmethod(lambda group, *_: group),
+        }
+        with self.engine.running(instead | self.replaced), self._configured(shard, transport):
+            yield World(
+                self.engine, ranks=len(x), experts=experts, hidden=x[0].shape[1], max_tokens=max_tokens
+            )
+
+    def _load(self, checkpoint: Mapping[str, Tensor], shard: Shard) -> dict[str, Tensor]:
+        with self._configured(shard):
+            layer = self._layer(shard)
+            self._fill(layer, self._as_written(checkpoint), shard)
+            layer.quant_method.process_weights_after_loading(layer)
+            return self._handed_over(layer, shard)
+
+    @contextmanager
+    def _configured(self, shard: Shard, transport: str = "auto") -> Iterator[None]:
+        """State which rank of how many this is, which path it takes, what is sent, and that the platform is a Blackwell."""
+        get, ranks = self.engine.made, shard.ranks * shard.slices
+        rank = {"moe_ep_rank": shard.rank, "moe_tp_rank": shard.slice}
+        with ExitStack() as stack:
+            runner, a2a = (self.engine.get(f"{_UTILS}:{name}") for name in self.path)
+            published = get(f"{_CONTEXT}:get_context").override_server_args(
+                moe_runner_backend=runner.value,
+                moe_a2a_backend=a2a.value,
+                deepep_dispatcher_output_dtype="auto" if transport == "nvfp4" else transport,
+                tp_size=ranks,
+                ep_size=shard.ranks,
+            )
+            stack.enter_context(published)
+            flags = get(f"{_CONTEXT}:get_flags").moe
+            stack.enter_context(flags.override(runner_backend=runner, a2a_backend=a2a))
+            stack.enter_context(get(f"{_CONTEXT}:get_parallel").override(**rank))
+            stack.enter_context(get(f"{_CONTEXT}:override_platform", is_blackwell=True))
+            if shard.experts > shard.logical:
+                resources = get(f"{_CONTEXT}:get_resources")
+                stack.enter_context(resources.override(expert_location_metadata=self._places(shard)))
+            yield
+
+    def _places(self, shard: Shard) -> Any:
+        """Return SGLang's table of which slots hold which expert."""
+        import torch
+
+        held = [[slot for slot, e in enumerate(shard.places) if e == n] for n in range(shard.logical)]
+        most = max(map(len, held))
+        slots = [[*each, *[-1] * (most - len(each))] for each in held]
+        return self.engine.made(
+            f"{_LOCATION}:ExpertLocationMetadata._init_raw",
+            shard.ranks, torch.tensor([shard.places]), torch.tensor([slots]), shard.rank,
+        )  # fmt: skip
+
+    def _layer(self, shard: Shard) -> Any:
+        import torch
+
+        stand_in = SimpleNamespace(set_quant_config=lambda _: None)
+        with self.engine.running({f"{_LAYER}:create_moe_dispatcher": lambda *_, **__: stand_in}):
+            return self.engine.made(
+                f"{_LAYER}:FusedMoE",
+                num_experts=shard.experts,
+                hidden_size=shard.hidden,
+                intermediate_size=shard.inter,
+                layer_id=0,
+                top_k=1,
+                params_dtype=torch.bfloat16,
+                quant_config=self._quantization(),
+                prefix="model.layers.0.mlp.experts",
+                activation="silu" if shard.gated else "relu2",
+                is_gated=shard.gated,
+            )
+
+    def _fill(self, layer: Any, checkpoint: Mapping[str, Tensor], shard: Shard) -> None:
+        """Hand over every tensor as the models' load_weights do (models/deepseek_v2.py, models/nemotron_h.py)."""
+        first = ("gate_proj", "up_proj") if shard.gated else ("up_proj", "")
+        mapping = self.engine.made(
+            f"{_LAYER}:FusedMoE.make_expert_params_mapping",
+            ckpt_gate_proj_name=first[0],
+            ckpt_down_proj_name="down_proj",
+            ckpt_up_proj_name=first[1],
+            num_experts=shard.logical,
+        )
+        by_place = {weight_name: rest for *rest, weight_name in ((p, e, s, w) for p, w, e, s in mapping)}
+        parameters = dict(layer.named_parameters())
+        for name, tensor in checkpoint.items():
+            place = name[: name.rfind(".") + 1]
+            if place not in by_place:
+                continue
+            parameter_name, expert, part = by_place[place]
+            parameter_name = name.replace(place, parameter_name)
+            parameter = parameters.get(parameter_name.removeprefix("experts."))
+            if parameter is not None:  # what no parameter takes is skipped, as the models do
+                parameter.weight_loader(parameter, tensor, parameter_name, shard_id=part, expert_id=expert)
+
+    def _handed_over(self, layer: Any, shard: Shard) -> dict[str, Tensor]:
+        """Run the method and its runner on a token each, and return what the masked MoE would have been called with."""
+        import torch
+
+        tokens = torch.zeros(shard.local, 1, shard.hidden, dtype=torch.bfloat16)
+        none = torch.zeros(1, 1)
+        received = self.engine.made(
+            f"{DEEPEP}:DeepEPLLDispatchOutput",
+            tokens, None, none.long(), none, torch.ones(shard.local, dtype=torch.int32), 1,
+        )  # fmt: skip
+        recorder = Recorder()
+        with self.engine.running({f"{sglang_cutedsl.MODULE}:{sglang_cutedsl.FUNCTION}": recorder}):
+            layer.quant_method.apply(layer, received)
+        return recorder.loaded(self.engine)
+
+    def _moe(self) -> Any:
+        return sglang_cutedsl.SglangCuteDsl()
+
+    def _kernel_calls(self) -> dict[str, Any]:
+        by_stage = {
+            "quantize_grouped": self._quantize,
+            "silu_mul_quantize_grouped": self._silu_mul_quantize,
+            "masked_grouped_gemm": self._gemm,
+        }
+        return {
+            f"{sglang_cutedsl.MODULE}:{name}": by_stage[stage] for name, stage in sglang_cutedsl.TAPS.items()
+        }
+
+
+class SglangCompressedLoader(SglangLoader):
+    """The same of a checkpoint that compressed-tensors wrote, which SGLang prepares for FlashInfer's CUTLASS kernel.
+
+    That kernel takes up before gate: what it would be called with is brought into masked_moe's order.
+    """
+
+    name = "sglang-loader of compressed-tensors"
+    activations: tuple[str, ...] = ("silu",)
+    path = ("MoeRunnerBackend.FLASHINFER_CUTLASS", "MoeA2ABackend.NONE")
+    logger = f"{_COMPRESSED_METHOD}:logger"
+    called: tuple[str, ...] = (
+        *(each for each in SglangLoader.called if not each.startswith(_QUANTIZATION)),
+        f"{_COMPRESSED}:CompressedTensorsConfig.from_config",
+        f"{_COMPRESSED_METHOD}:CompressedTensorsW4A4Nvfp4MoE.create_weights",
+        f"{_COMPRESSED_METHOD}:CompressedTensorsW4A4Nvfp4MoE.process_weights_after_loading",
+        f"{_COMPRESSED_METHOD}:CompressedTensorsW4A4Nvfp4MoE.apply_weights",
+    )
+
+    def _as_written(self, checkpoint: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        return compressed_tensors(checkpoint)
+
+    def _quantization(self) -> Any:
+        return self.engine.made(f"{_COMPRESSED}:CompressedTensorsConfig.from_config", COMPRESSED_CONFIG)
+
+    def _handed_over(self, layer: Any, shard: Shard) -> dict[str, Tensor]:
+        import torch
+
+        from reference.layout import swizzle_128x4, unswizzle_128x4
+
+        given: list[Any] = []
+        runner = SimpleNamespace(run=lambda _tokens, quant_info: given.append(quant_info))
+        of = self.engine.of
+        of(layer, "scheme").runner = runner
+        tokens = torch.zeros(1, shard.hidden, dtype=torch.bfloat16)
+        layer.scheme.apply_weights(layer, SimpleNamespace(hidden_states=tokens))
+        input_scale, s1, w1_alpha, a2_scale, s2, w2_alpha = of(given[0], "quant_scales")
+        w1, w2 = of(given[0], "w13_weight").data, of(given[0], "w2_weight").data
+        half = w1.shape[1] // 2
+        linear = unswizzle_128x4(s1.view(torch.uint8), w1.shape[1], w1.shape[2] // 8)
+        return {
+            "input_global_scale": input_scale,
+            "w1": w1.roll(half, 1),
+            "w1_blockscale": swizzle_128x4(linear.roll(half, 1)).view(torch.float8_e4m3fn),
+            "w1_alpha": w1_alpha,
+            "w2": w2,
+            "a2_global_scale": a2_scale,
+            "w2_blockscale": s2,
+            "w2_alpha": w2_alpha,
+        }
+
+
+class SglangOverCuteDsl(SglangLoader):
+    """The same over FlashInfer's CuTe DSL kernels, interpreted (harness.candidates.flashinfer_cutedsl_cpu)."""
+
+    name = "sglang-loader over flashinfer-cutedsl-cpu"
+
+    def __init__(self) -> None:
+        from harness.candidates.flashinfer_cutedsl_cpu import FlashInferCuteDslCpu
+
+        super().__init__(FlashInferCuteDslCpu())
