@@ -9,6 +9,8 @@ import inspect
 from dataclasses import dataclass
 from typing import Any
 
+from harness.ranks.errors import NoBuildError
+
 PACKAGE = "deep_ep"
 _DISTRIBUTIONS = ("deep_ep", "deep-ep", "sgl-deep-ep")
 HIDDEN_SIZES = (2048, 2560, 4096, 5120, 6144, 7168, 8192)
@@ -59,10 +61,6 @@ class Build:
         if "zero_copy" in self.combine:
             found.append("zero copy")
         return tuple(found)
-
-
-class NoBuildError(Exception):
-    """DeepEP cannot be used here: the reason in one sentence, without a full stop."""
 
 
 def find_build() -> Build:

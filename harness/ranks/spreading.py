@@ -173,3 +173,9 @@ def _joined(parts: list[Tensor | None]) -> Any:
     # float8 cannot be concatenated everywhere
     whole = torch.cat([part.view(torch.uint8) if part.dtype.itemsize == 1 else part for part in given])
     return whole.view(given[0].dtype)
+
+
+def distinct(ids: Tensor) -> Tensor:
+    """Return routes in which no token names an expert twice: kernels would send it twice, past the room for its rank."""
+    again = (ids.unsqueeze(-1) == ids.unsqueeze(-2)).tril(-1).any(-1)
+    return ids.masked_fill(again, NO_EXPERT)
