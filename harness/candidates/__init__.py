@@ -33,9 +33,10 @@ CANDIDATES = {
     "vllm-cutedsl": "harness.candidates.vllm_cutedsl:VllmCuteDsl",
     "eager-gloo": "harness.candidates.over_ranks:EagerGloo",
     "deepep": "harness.candidates.over_ranks:DeepEp",
-    "nccl-ep": "harness.candidates.over_ranks:NcclEp",
+    "deepep-elastic": "harness.candidates.over_gpus:DeepEpElastic",
+    "nccl-ep": "harness.candidates.over_gpus:NcclEp",
 }
-OVER_RANKS = ("eager-gloo", "deepep", "nccl-ep")
+OVER_RANKS = ("eager-gloo", "deepep", "deepep-elastic", "nccl-ep")
 """Those whose ranks are processes: `NAME:4` is one over four. Nobody who names no candidate means them."""
 
 __all__ = [

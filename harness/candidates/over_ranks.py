@@ -249,31 +249,3 @@ class DeepEp(OnGpus):
             "deep_ep", processes, reason, warning, styles=styles, row_multiple=ROW_MULTIPLE,
             transports=transports, most_tokens=MOST_TOKENS, hidden_sizes=HIDDEN_SIZES,
         )  # fmt: skip
-
-
-class NcclEp(OnGpus):
-    """`nccl-ep`: eager, dispatched and combined by the low-latency kernels of NCCL EP (nccl.ep), one GPU a rank."""
-
-    name = "nccl-ep"
-
-    def __init__(self, processes: int = 2) -> None:
-        from harness.ranks.errors import NoBuildError
-        from harness.ranks.nccl_ep_build import (
-            COMPILE_SECONDS,
-            HIDDEN_SIZES,
-            MOST_TOKENS,
-            STAGED,
-            TRANSPORTS,
-            find_version,
-        )
-
-        reason = warning = ""
-        styles = ("plain", STAGED, LATE)
-        try:
-            warning = f"nccl.ep {find_version()}: {', '.join(TRANSPORTS)}; {', '.join(styles)}"
-        except NoBuildError as error:
-            reason = str(error)
-        super().__init__(
-            "nccl_ep", processes, reason, warning, styles=styles, compile_seconds=COMPILE_SECONDS,
-            transports=TRANSPORTS, most_tokens=MOST_TOKENS, hidden_sizes=HIDDEN_SIZES,
-        )  # fmt: skip

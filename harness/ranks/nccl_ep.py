@@ -23,7 +23,7 @@ from torch import Tensor
 
 from harness.ranks.collectives import Sizes
 from harness.ranks.nccl_ep_build import MOST_TOKENS, MOST_TOPK, STAGED, TRANSPORTS, find_version
-from harness.ranks.spreading import distinct, with_rows_at
+from harness.ranks.spreading import distinct, not_empty, ranks_together, rows_at
 from reference.routing import NO_EXPERT, Dispatched
 
 TAG_CHANNELS = 1024
@@ -60,7 +60,7 @@ class NcclEpCollectives:
         self._check(sizes)
         if global_scale_enc is not None:
             raise ValueError("dispatch: global_scale_enc belongs to nvfp4, which nccl.ep does not send")
-        x = _not_empty(x.to(self._device), 0)
+        x = not_empty(x.to(self._device), 0)
         tokens = torch.cat((x, tags_of(self._rank, len(x), TAG_CHANNELS, self._device)), dim=1)
         with self._handle(topk_idx, sizes) as (handle, _):
             values, scales, counts = self._send(handle, tokens, sizes)
@@ -69,19 +69,19 @@ class NcclEpCollectives:
         source = read_tags(values[..., sizes.hidden :], scale_of_tags, counts)
         values = values[..., : sizes.hidden].contiguous()
         scales = None if scales is None else scales[..., :block].contiguous()
-        return _in_order(Dispatched(values, counts, source, scales))
+        return ranks_together(Dispatched(values, counts, source, scales))
 
     def combine(
         self, y: Tensor, source: Tensor, topk_idx: Tensor, topk_weights: Tensor, sizes: Sizes
     ) -> Tensor:
         """Bring rows back to their tokens."""
         self._check(sizes)
-        weights = _not_empty(topk_weights.to(self._device, torch.float32), 0).contiguous()
+        weights = not_empty(topk_weights.to(self._device, torch.float32), 0).contiguous()
         with self._handle(topk_idx, sizes) as (handle, ids):
             tags = tags_of(self._rank, len(ids), sizes.hidden, self._device)
             values, _, counts = self._send(handle, tags, replace(sizes, transport="bf16"))
             wanted = read_tags(values, None, counts)
-            rows = _rows_at(y.to(self._device), source.to(self._device), wanted, self._ranks)
+            rows = rows_at(y.to(self._device), source.to(self._device), wanted, self._ranks)
             combined = torch.empty_like(tags)
             # Named, since a staged call reads them until it is complete.
             inputs = self._ep.CombineInputs(tokens=self._ep.Tensor(rows))
@@ -116,7 +116,7 @@ class NcclEpCollectives:
     @contextmanager
     def _handle(self, topk_idx: Tensor, sizes: Sizes) -> Iterator[tuple[Any, Tensor]]:
         """Yield a handle for these routes, and the routes as it has them: all ranks must enter together."""
-        ids = _not_empty(distinct(topk_idx.to(self._device, torch.int64)), NO_EXPERT).contiguous()
+        ids = not_empty(distinct(topk_idx.to(self._device, torch.int64)), NO_EXPERT).contiguous()
         routes = self._ep.Tensor(ids)  # the handle reads them until it is destroyed
         layout = self._ep.Layout.EXPERT_MAJOR
         handle = self._group_of(sizes).create_handle(layout, routes, stream=self._stream())
@@ -204,46 +204,3 @@ def read_tags(tags: Tensor, scales: Tensor | None, counts: Tensor) -> Tensor:
 
 def _powers(device: torch.device | str) -> Tensor:
     return _BASE ** torch.arange(_DIGITS - 1, -1, -1, device=device)
-
-
-def _not_empty(rows: Tensor, fill: int) -> Tensor:
-    """Return rows, or one row of `fill` where there are none: nccl.ep takes no tensor without memory."""
-    return rows if len(rows) else rows.new_full((1, rows.shape[1]), fill)
-
-
-def _in_order(got: Dispatched) -> Dispatched:
-    """Return the rows of each expert in order of rank and token, those without a legible tag after them, padding last."""
-    rank, token = got.source.unbind(-1)
-    key = torch.where(rank >= 0, rank * _BASE**_TOKEN_DIGITS + token, _BASE**_DIGITS)
-    row = torch.arange(rank.shape[1], device=rank.device)
-    key = torch.where(row < got.masked_m.unsqueeze(-1), key, _BASE**_DIGITS + 1)
-    return with_rows_at(got, key.argsort(dim=1, stable=True))
-
-
-def _rows_at(y: Tensor, source: Tensor, wanted: Tensor, ranks: int) -> Tensor:
-    """Return rows in another order.
-
-    Args:
-        y: `(local, capacity, hidden)`.
-        source: `(local, capacity, 2)`, rank and token of its rows, -1 in padding.
-        wanted: the same of the rows that are returned.
-        ranks: a divisor of the capacity.
-
-    Returns:
-        As y; NaN where a wanted row is not in y, and in padding.
-    """
-    local, capacity, hidden = y.shape
-    tokens = capacity // ranks
-
-    def place_of(pairs: Tensor) -> Tensor:
-        rank, token = pairs.unbind(-1)
-        exists = (rank >= 0) & (rank < ranks) & (token >= 0) & (token < tokens)
-        return torch.where(exists, rank * tokens + token, capacity)
-
-    nowhere = capacity  # the row of NaN that is put after the others
-    row_of = torch.full((local, capacity + 1), nowhere, device=y.device)
-    row_of.scatter_(1, place_of(source), torch.arange(capacity, device=y.device).expand(local, -1))
-    row_of[:, capacity] = nowhere
-    row = row_of.gather(1, place_of(wanted))
-    whole = torch.cat((y, torch.full((local, 1, hidden), torch.nan, dtype=y.dtype, device=y.device)), dim=1)
-    return whole.gather(1, row.unsqueeze(-1).expand(-1, -1, hidden))

@@ -18,8 +18,6 @@ MOST_TOPK = 31
 """Of dispatch, one warp of whose 32 is no sender (ll_ep.cuh); and no more than there are experts."""
 MOST_TOKENS = 1024
 """Of a rank, so that the buffers of many experts have room; the kernels take 8,192."""
-COMPILE_SECONDS = 300.0
-"""For dispatch and combine of one hidden size and top-k, by nvcc."""
 _USED = {
     "Group": ("create", "create_handle", "destroy"),
     "Handle": ("dispatch", "combine", "complete", "destroy"),

@@ -30,7 +30,10 @@ TORCHRUN = [
 SECONDS = 20  # from the end of a rank to the end of the run
 
 
-@pytest.mark.parametrize(("candidate", "package"), [("deepep", "deep_ep"), ("nccl-ep", "nccl-extensions")])
+@pytest.mark.parametrize(
+    ("candidate", "package"),
+    [("deepep", "deep_ep"), ("deepep-elastic", "deep_ep"), ("nccl-ep", "nccl-extensions")],
+)
 def test_without_its_package_it_is_unknown_with_the_reason(
     candidate: str, package: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import ast
-import importlib.metadata
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,6 +20,7 @@ from harness.ranks.nccl_ep import TAG_CHANNELS, read_tags, tags_of
 from harness.ranks.nccl_ep_build import MOST_TOKENS, STAGED, TRANSPORTS, find_version
 from harness.running.judge import Judge
 from reference.fp8_tokens import quantize_fp8_tokens
+from tests.ranks.signatures import classes_of, folder_of, others
 
 STAND_IN = Path(__file__).parent / "stand_in/nccl/ep"
 PROBLEMS = ("4x6x16x16:3*4:normal:57", "6x3x16x16:3*6:normal:4", "3x5x16x16:2*3:normal:2")
@@ -173,50 +171,12 @@ def test_one_gpu_only_is_a_reason(candidate: OverRanks, monkeypatch: pytest.Monk
     assert support_of(candidate).reason == "needs 2 GPUs, one for each rank, and torch sees 1"
 
 
-def real_folder() -> Path | None:
-    """Where nccl/ep of nccl-extensions lies: named, or installed."""
-    if named := os.environ.get("NCCL_EP_SOURCE"):
-        return Path(named)
-    try:
-        return Path(str(importlib.metadata.distribution("nccl-extensions").locate_file("nccl/ep")))
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def classes_of(folder: Path) -> dict[str, dict[str, str]]:
-    """By class: its fields and members with their values, and its public functions with their parameters, as text."""
-    found: dict[str, dict[str, str]] = {}
-    nodes = (node for path in sorted(folder.glob("*.py")) for node in ast.parse(path.read_text()).body)
-    for node in nodes:
-        if not isinstance(node, ast.ClassDef):
-            continue
-        here = found.setdefault(node.name, {})
-        for part in node.body:
-            if isinstance(part, ast.FunctionDef) and (
-                part.name == "__init__" or not part.name.startswith("_")
-            ):
-                names = [arg.arg for arg in (*part.args.args, *part.args.kwonlyargs)]
-                given = [
-                    None if value is None else ast.unparse(value)
-                    for value in (*part.args.defaults, *part.args.kw_defaults)
-                ]
-                here[part.name] = f"{names} {len(part.args.kwonlyargs)} by name, {given}"
-            elif isinstance(part, ast.AnnAssign) and isinstance(part.target, ast.Name):
-                here[part.target.id] = "field"
-            elif isinstance(part, ast.Assign) and isinstance(part.targets[0], ast.Name):
-                here[part.targets[0].id] = ast.unparse(part.value)
-    return found
-
-
 @pytest.mark.skipif(
-    real_folder() is None, reason="needs nccl-extensions, or its nccl/ep named by NCCL_EP_SOURCE"
+    folder_of("nccl-extensions", "nccl/ep", "NCCL_EP_SOURCE") is None,
+    reason="needs nccl-extensions, or its nccl/ep named by NCCL_EP_SOURCE",
 )
 def test_the_stand_in_has_the_signatures_of_the_package() -> None:
-    folder = real_folder()
-    assert folder is not None
-    real, here = classes_of(folder), classes_of(STAND_IN)
-    own = {"Group": {"alive"}}
+    folder = folder_of("nccl-extensions", "nccl/ep", "NCCL_EP_SOURCE")
+    here = classes_of(STAND_IN)
     assert {"Group", "GroupConfig", "Handle", "Tensor", "DispatchConfig", "CombineOutputs"} <= set(here)
-    for name, parts in here.items():
-        for part in set(parts) - own.get(name, set()):
-            assert real[name].get(part) == parts[part], f"{name}.{part}"
+    assert others(here, classes_of(folder), {"Group.alive"}) == []
