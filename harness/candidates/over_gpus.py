@@ -27,7 +27,7 @@ class NcclEp(OnGpus):
         reason = warning = ""
         styles = ("plain", STAGED, LATE)
         try:
-            warning = f"nccl.ep {find_version()}: {', '.join(TRANSPORTS)}; {', '.join(styles)}"
+            warning = f"nccl.ep {find_version()}: {', '.join(TRANSPORTS)}; {', '.join(styles)}; rows are put in order"
         except NoBuildError as error:
             reason = str(error)
         super().__init__(
@@ -53,7 +53,10 @@ class DeepEpElastic(OnGpus):
         reason = warning = ""
         styles = ("plain", "asynchronous", LATE)
         try:
-            warning = f"deep_ep {find_elastic()}, ElasticBuffer: {', '.join(ELASTIC_TRANSPORTS)}; {', '.join(styles)}"
+            warning = (
+                f"deep_ep {find_elastic()}, ElasticBuffer: {', '.join(ELASTIC_TRANSPORTS)}; {', '.join(styles)}; FP8 is "
+                "encoded and rows are added by the harness"
+            )
         except NoBuildError as error:
             reason = str(error)
         super().__init__(

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from harness.ranks.collectives import Sizes
+from harness.ranks.collectives import Sizes, call_once
 from harness.ranks.deepep_build import ELASTIC_HIDDEN_SIZES, ELASTIC_TRANSPORTS, MOST_TOKENS, find_elastic
 from harness.ranks.messages import with_padding
 from harness.ranks.spreading import distinct, not_empty, ranks_together, rows_at
@@ -48,6 +48,7 @@ class ElasticCollectives:
             allow_multiple_reduction=False,
             explicitly_destroy=True,
         )
+        call_once(self, ELASTIC_HIDDEN_SIZES[0])
 
     def dispatch(
         self, x: Tensor, topk_idx: Tensor, sizes: Sizes, global_scale_enc: Tensor | None

@@ -21,8 +21,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from harness.ranks.collectives import Sizes
-from harness.ranks.nccl_ep_build import MOST_TOKENS, MOST_TOPK, STAGED, TRANSPORTS, find_version
+from harness.ranks.collectives import Sizes, call_once
+from harness.ranks.nccl_ep_build import HIDDEN_SIZES, MOST_TOKENS, MOST_TOPK, STAGED, TRANSPORTS, find_version
 from harness.ranks.spreading import distinct, not_empty, ranks_together, rows_at
 from reference.routing import NO_EXPERT, Dispatched
 
@@ -52,6 +52,7 @@ class NcclEpCollectives:
         self._comm = get_nccl_comm_from_group()
         self._group: Any = None
         self._grouped: tuple[int, int, int] | None = None
+        call_once(self, HIDDEN_SIZES[0])
 
     def dispatch(
         self, x: Tensor, topk_idx: Tensor, sizes: Sizes, global_scale_enc: Tensor | None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from harness.faults.named import plant
 from harness.problems.layer import LayerProblem
 from harness.problems.problem import parse_problem
 from harness.ranks.collectives import Sizes
-from harness.ranks.errors import NoBuildError, RankError
+from harness.ranks.errors import NoBuildError, RankError, RankLostError
 from harness.ranks.nccl_ep import TAG_CHANNELS, read_tags, tags_of
 from harness.ranks.nccl_ep_build import MOST_TOKENS, STAGED, TRANSPORTS, find_version
 from harness.running.judge import Judge
@@ -141,7 +142,9 @@ def test_planted_faults_are_caught(candidate: OverRanks, fault: str, rule: str) 
 
 def test_what_is_called_and_what_is_not_is_said(candidate: OverRanks) -> None:
     assert out_of_contract(candidate.traits) == ["dispatch by nvfp4"]
-    assert candidate.warning.endswith("bf16, fp8, fp8-rounded; plain, staged, one rank late")  # type: ignore[attr-defined]
+    assert candidate.warning.endswith(
+        "bf16, fp8, fp8-rounded; plain, staged, one rank late; rows are put in order"
+    )  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(
@@ -157,13 +160,20 @@ def test_what_is_called_and_what_is_not_is_said(candidate: OverRanks) -> None:
 def test_a_package_that_cannot_be_used_is_a_reason(
     stand_in: None, build: str, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import sys
-
     monkeypatch.setenv("STAND_IN", build)
     for name in [name for name in sys.modules if name.partition(".")[0] == "nccl"]:
         monkeypatch.delitem(sys.modules, name)
     with pytest.raises(NoBuildError, match=reason):
         find_version()
+
+
+def test_what_the_first_call_lacks_is_why_the_ranks_do_not_start(
+    stand_in: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STAND_IN", "uncompiled")
+    over: OverRanks = load_candidate("on_cpu:NcclOnCpu")
+    with pytest.raises(RankLostError, match="RuntimeError: NVCC compile failed"):
+        over.start_ranks()
 
 
 def test_one_gpu_only_is_a_reason(candidate: OverRanks, monkeypatch: pytest.MonkeyPatch) -> None:

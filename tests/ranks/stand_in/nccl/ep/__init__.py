@@ -3,7 +3,7 @@
 Only the kernels are replaced. As with them, the rows of an expert lie in another order in every call, those of several ranks
 among each other, rows past the counts hold anything, and a staged call has written nothing before it is complete. What the
 library asserts (the texts in libnccl_ep.so 0.2.0, EXPERT_MAJOR) is asserted here. STAND_IN names a build: "bare" lacks a call,
-"other" is built for another NCCL.
+"other" is built for another NCCL, "uncompiled" finds no nvcc.
 """
 
 from __future__ import annotations
@@ -224,6 +224,8 @@ class Handle:
         config: DispatchConfig | None = None,
         stream: int,
     ) -> None:
+        if _BUILD == "uncompiled":
+            raise RuntimeError("NVCC compile failed: mkdir")
         recipe, tokens = config.quantization_recipe, inputs.tokens.buffer
         fp8 = recipe == DispatchQuantizationRecipe.DS_FP8E3M4
         assert fp8 or recipe == DispatchQuantizationRecipe.NONE
