@@ -23,7 +23,7 @@ ORDER = [
 ]  # fmt: skip
 
 # What each package may import besides the standard library. The engines are imported inside the functions that use them.
-ENGINES = {"flashinfer", "sglang", "vllm", "cutlass", "sgl_kernel", "deep_ep"}
+ENGINES = {"flashinfer", "sglang", "vllm", "cutlass", "sgl_kernel", "deep_ep", "nccl"}
 ALLOWED = {
     "reference": {"reference", "torch", "triton"},  # triton: the kernels of the matrix units, see below
     "harness": {

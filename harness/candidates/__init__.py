@@ -35,8 +35,10 @@ CANDIDATES = {
     "vllm-loader": "harness.candidates.engines.vllm_loader:VllmLoader",
     "eager-gloo": "harness.candidates.over_ranks:EagerGloo",
     "deepep": "harness.candidates.over_ranks:DeepEp",
+    "deepep-elastic": "harness.candidates.over_gpus:DeepEpElastic",
+    "nccl-ep": "harness.candidates.over_gpus:NcclEp",
 }
-OVER_RANKS = ("eager-gloo", "deepep")
+OVER_RANKS = ("eager-gloo", "deepep", "deepep-elastic", "nccl-ep")
 """Those whose ranks are processes: `NAME:4` is one over four. Nobody who names no candidate means them."""
 
 __all__ = [

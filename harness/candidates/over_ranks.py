@@ -38,6 +38,7 @@ class OverRanks(Eager):
         device: of the judging process's tensors.
         row_multiple: what ranks * max_tokens must be a multiple of.
         styles: ways to call the library that must not change a result; a call's sizes say which one it takes.
+        compile_seconds: that a call may take longer, where the library compiles its kernels at their first call.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class OverRanks(Eager):
         device: str = "cpu",
         row_multiple: int = 1,
         styles: tuple[str, ...] = ("plain",),
+        compile_seconds: float = 0,
         **traits: Any,
     ) -> None:
         super().__init__(device)
@@ -55,6 +57,7 @@ class OverRanks(Eager):
             raise UsageError(f"{self.name}: ranks must lie in [1, {MOST_PROCESSES}], got {processes}")
         self.traits: Traits = replace(self.traits, ranks=processes, **traits)
         self._library, self._row_multiple, self._styles = library, row_multiple, styles
+        self._compile_seconds = compile_seconds
         self._pool: Pool | None = None
 
     def support(self) -> Support:
@@ -76,11 +79,13 @@ class OverRanks(Eager):
         global_scale_enc: Tensor | None = None,
     ) -> list[Dispatched]:
         """Send every token to its experts, each rank its own."""
+        from harness.ranks.spreading import distinct
+
         self._check(x, topk_idx, max_tokens, transport, global_scale_enc)
         spread = self._spread(len(x), experts, max_tokens)
         hidden, topk = x[0].shape[1], topk_idx[0].shape[1]
         sizes = spread.sizes(hidden, topk, transport, self._style(sum(map(len, x)) + topk))
-        routes = spread.routes([_distinct(ids) for ids in topk_idx])
+        routes = spread.routes([distinct(ids) for ids in topk_idx])
         given = zip(spread.tokens(x, x[0][:0]), routes, strict=True)
         got = self._ranks().call(
             "dispatch",
@@ -132,7 +137,7 @@ class OverRanks(Eager):
         if self._pool is not None and self._pool.lost:
             self.close()
         if self._pool is None:
-            seconds = float(os.environ.get(CALL_SECONDS) or USUAL)
+            seconds = float(os.environ.get(CALL_SECONDS) or USUAL) + self._compile_seconds
             self._pool = joined_pool(self.traits.ranks, self._library, seconds) or Pool(
                 self.traits.ranks, self._library, call_seconds=seconds
             )
@@ -171,12 +176,6 @@ class OverRanks(Eager):
                 )
 
 
-def _distinct(ids: Tensor) -> Tensor:
-    """Return routes in which no token names an expert twice: kernels would send it twice, past the room for its rank."""
-    again = (ids.unsqueeze(-1) == ids.unsqueeze(-2)).tril(-1).any(-1)
-    return ids.masked_fill(again, -1)
-
-
 class EagerGloo(OverRanks):
     """`eager-gloo`: eager, dispatched and combined over torch.distributed's gloo. The control of the ranks themselves."""
 
@@ -188,50 +187,26 @@ class EagerGloo(OverRanks):
         super().__init__("gloo", processes, styles=("plain", LATE), transports=TRANSPORTS, canary=False)
 
 
-class DeepEp(OverRanks):
-    """`deepep`: eager, dispatched and combined by deep_ep's low-latency kernels, one GPU a rank."""
+class OnGpus(OverRanks):
+    """A library whose kernels need a GPU for each rank.
 
-    name = "deepep"
+    Attributes:
+        warning: which build of the library was found, and what of it is called.
+    """
 
-    def __init__(self, processes: int = 2) -> None:
+    def __init__(
+        self, library: str, processes: int, reason: str, warning: str, *, styles: tuple[str, ...], **more: Any
+    ) -> None:
         import torch
 
-        from harness.ranks.deepep_build import (
-            HIDDEN_SIZES,
-            MOST_TOKENS,
-            ROW_MULTIPLE,
-            NoBuildError,
-            find_build,
-        )
-
-        self._reason = self.warning = ""
-        transports: tuple[str, ...] = ("bf16",)
-        styles: tuple[str, ...] = ("plain",)
-        try:
-            build = find_build()
-        except NoBuildError as error:
-            self._reason = str(error)
-        else:
-            on_gpu = ("guarded", "graph") if torch.cuda.is_available() else ()
-            transports, styles = build.transports, (*build.styles, LATE, *on_gpu)
-            self.warning = (
-                f"deep_ep {build.version or 'of no version'}: {', '.join(transports)}; {', '.join(styles)}"
-            )
-        super().__init__(
-            "deep_ep",
-            processes,
-            device="cuda" if torch.cuda.is_available() else "cpu",
-            row_multiple=ROW_MULTIPLE,
-            styles=styles,
-            arithmetic="fast",  # of the sender: its reciprocals are the GPU's
-            transports=transports,
-            most_tokens=MOST_TOKENS,
-            hidden_sizes=HIDDEN_SIZES,
-            canary=False,
-        )
+        self._reason, self.warning = reason, warning
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        # "fast": the sender's reciprocals are the GPU's
+        more = {"device": device, "arithmetic": "fast", "canary": False, **more}
+        super().__init__(library, processes, styles=styles, **more)
 
     def support(self) -> Support:
-        """Return whether deep_ep is there, and a GPU for every rank."""
+        """Return whether the library is there, and a GPU for every rank."""
         if self._reason:
             return unsupported(self._reason)
         if (gpus := self.gpus()) < self.traits.ranks:
@@ -244,3 +219,33 @@ class DeepEp(OverRanks):
         import torch
 
         return torch.cuda.device_count()
+
+
+class DeepEp(OnGpus):
+    """`deepep`: eager, dispatched and combined by deep_ep's low-latency kernels, one GPU a rank."""
+
+    name = "deepep"
+
+    def __init__(self, processes: int = 2) -> None:
+        import torch
+
+        from harness.ranks.deepep_build import HIDDEN_SIZES, MOST_TOKENS, ROW_MULTIPLE, find_build
+        from harness.ranks.errors import NoBuildError
+
+        reason = warning = ""
+        transports: tuple[str, ...] = ("bf16",)
+        styles: tuple[str, ...] = ("plain",)
+        try:
+            build = find_build()
+        except NoBuildError as error:
+            reason = str(error)
+        else:
+            on_gpu = ("guarded", "graph") if torch.cuda.is_available() else ()
+            transports, styles = build.transports, (*build.styles, LATE, *on_gpu)
+            warning = (
+                f"deep_ep {build.version or 'of no version'}: {', '.join(transports)}; {', '.join(styles)}"
+            )
+        super().__init__(
+            "deep_ep", processes, reason, warning, styles=styles, row_multiple=ROW_MULTIPLE,
+            transports=transports, most_tokens=MOST_TOKENS, hidden_sizes=HIDDEN_SIZES,
+        )  # fmt: skip

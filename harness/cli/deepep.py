@@ -57,7 +57,7 @@ def deepep_command(
     fail_on: str,
     against: str | None,
 ) -> int:
-    """Judge dispatch and combine over ranks that are processes: DeepEP on GPUs, or gloo.
+    """Judge dispatch and combine over ranks that are processes: DeepEP or NCCL EP on GPUs, or gloo.
 
     Alone it starts the ranks itself; under torchrun the first process judges and the others serve it.
     """

@@ -89,3 +89,18 @@ class Collectives(Protocol):
         Raises:
             ValueError: what the library does not take, with its limits.
         """
+
+
+def call_once(collectives: Collectives, hidden: int) -> None:
+    """Send one token of each rank to its own expert and back, on all ranks together.
+
+    For libraries that compile or connect at their first call: what they lack is then the reason why the ranks do not start,
+    and not a fault that is found in a problem. Raises whatever the library raises.
+    """
+    import torch
+    import torch.distributed as dist
+
+    sizes = Sizes(1, hidden, dist.get_world_size(), 1)
+    ids = torch.tensor([[dist.get_rank()]])
+    got = collectives.dispatch(torch.zeros((1, hidden), dtype=torch.bfloat16), ids, sizes, None)
+    collectives.combine(got.x, got.source, ids, torch.ones(1, 1), sizes)

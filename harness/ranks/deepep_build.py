@@ -9,6 +9,8 @@ import inspect
 from dataclasses import dataclass
 from typing import Any
 
+from harness.ranks.errors import NoBuildError
+
 PACKAGE = "deep_ep"
 _DISTRIBUTIONS = ("deep_ep", "deep-ep", "sgl-deep-ep")
 HIDDEN_SIZES = (2048, 2560, 4096, 5120, 6144, 7168, 8192)
@@ -18,6 +20,10 @@ MOST_TOKENS = 1024
 """Of a rank: more could end the wait of its send counters too early (FINISHED_SUM_TAG in internode_ll.cu)."""
 ROW_MULTIPLE = 4
 """Of ranks * max_tokens."""
+ELASTIC_HIDDEN_SIZES = (2048, 2560, 4096, 7168)
+"""Any multiple of 256 would do for ElasticBuffer; each is compiled for itself, for every number of experts and top-k."""
+ELASTIC_TRANSPORTS = ("bf16", "fp8", "fp8-rounded")
+"""Its caller encodes FP8."""
 
 
 @dataclass(frozen=True)
@@ -61,32 +67,47 @@ class Build:
         return tuple(found)
 
 
-class NoBuildError(Exception):
-    """DeepEP cannot be used here: the reason in one sentence, without a full stop."""
-
-
 def find_build() -> Build:
     """Return what is installed.
 
     Raises:
         NoBuildError: nothing, something that cannot be imported, or another package of that name.
     """
-    if importlib.util.find_spec(PACKAGE) is None:
-        raise NoBuildError("needs the package deep_ep, which is not installed (docs/deepep.md)")
-    try:
-        module = importlib.import_module(PACKAGE)
-    except Exception as error:
-        words = str(error).splitlines()[0] if str(error) else ""
-        built = (
-            "; it was built for another torch or CUDA" if isinstance(error, (ImportError, OSError)) else ""
-        )
-        raise NoBuildError(f"deep_ep cannot be imported: {type(error).__name__}: {words}{built}") from error
+    module = _imported()
     buffer = getattr(module, "Buffer", None)
     calls = [getattr(buffer, name, None) for name in ("low_latency_dispatch", "low_latency_combine")]
     if not all(map(callable, calls)):
         raise NoBuildError("this deep_ep has no Buffer with low_latency_dispatch and low_latency_combine")
     dispatch, combine = (frozenset(inspect.signature(call).parameters) for call in calls if call)
     return Build(_version(module), dispatch, combine)
+
+
+def find_elastic() -> str:
+    """Return the version of what is installed, which has the ElasticBuffer of 2.x.
+
+    Raises:
+        NoBuildError: as find_build, or a deep_ep without it.
+    """
+    module = _imported()
+    dispatch = getattr(getattr(module, "ElasticBuffer", None), "dispatch", None)
+    if dispatch is None or "do_expand" not in inspect.signature(dispatch).parameters:
+        raise NoBuildError(
+            "this deep_ep has no ElasticBuffer whose dispatch takes do_expand: it came with 2.x"
+        )
+    return _version(module) or "of no version"
+
+
+def _imported() -> Any:
+    if importlib.util.find_spec(PACKAGE) is None:
+        raise NoBuildError("needs the package deep_ep, which is not installed (docs/deepep.md)")
+    try:
+        return importlib.import_module(PACKAGE)
+    except Exception as error:
+        words = str(error).splitlines()[0] if str(error) else ""
+        built = (
+            "; it was built for another torch or CUDA" if isinstance(error, (ImportError, OSError)) else ""
+        )
+        raise NoBuildError(f"deep_ep cannot be imported: {type(error).__name__}: {words}{built}") from error
 
 
 def _version(module: Any) -> str:

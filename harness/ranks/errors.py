@@ -9,3 +9,7 @@ class RankError(RuntimeError):
 
 class RankLostError(RuntimeError):
     """A rank died or hangs, or cannot be reached: nothing further can be asked of the ranks of this process."""
+
+
+class NoBuildError(Exception):
+    """A library cannot be used here: the reason in one sentence, without a full stop."""

@@ -173,3 +173,57 @@ def _joined(parts: list[Tensor | None]) -> Any:
     # float8 cannot be concatenated everywhere
     whole = torch.cat([part.view(torch.uint8) if part.dtype.itemsize == 1 else part for part in given])
     return whole.view(given[0].dtype)
+
+
+def distinct(ids: Tensor) -> Tensor:
+    """Return routes in which no token names an expert twice: kernels would send it twice, past the room for its rank."""
+    again = (ids.unsqueeze(-1) == ids.unsqueeze(-2)).tril(-1).any(-1)
+    return ids.masked_fill(again, NO_EXPERT)
+
+
+def not_empty(rows: Tensor, fill: int) -> Tensor:
+    """Return rows, or one row of `fill` where there are none: for libraries that take no tensor without memory."""
+    return rows if len(rows) else rows.new_full((1, rows.shape[1]), fill)
+
+
+def ranks_together(got: Dispatched) -> Dispatched:
+    """Return the rows of each expert in order of rank and token, those of no known source after them, padding last.
+
+    For libraries that promise no order of rows at all.
+    """
+    rank, token = got.source.unbind(-1)
+    last = torch.iinfo(torch.int64).max
+    capacity = rank.shape[1]
+    key = torch.where(rank >= 0, rank * (capacity + 1) + token, last - 1)
+    row = torch.arange(capacity, device=rank.device)
+    key = torch.where(row < got.masked_m.unsqueeze(-1), key, last)
+    return with_rows_at(got, key.argsort(dim=1, stable=True))
+
+
+def rows_at(y: Tensor, source: Tensor, wanted: Tensor, ranks: int) -> Tensor:
+    """Return rows in another order.
+
+    Args:
+        y: `(local, capacity, hidden)`.
+        source: `(local, capacity, 2)`, rank and token of its rows, -1 in padding.
+        wanted: the same of the rows that are returned.
+        ranks: a divisor of the capacity.
+
+    Returns:
+        As y; NaN where a wanted row is not in y, and in padding.
+    """
+    local, capacity, hidden = y.shape
+    tokens = capacity // ranks
+
+    def place_of(pairs: Tensor) -> Tensor:
+        rank, token = pairs.unbind(-1)
+        exists = (rank >= 0) & (rank < ranks) & (token >= 0) & (token < tokens)
+        return torch.where(exists, rank * tokens + token, capacity)
+
+    nowhere = capacity  # the row of NaN that is put after the others
+    row_of = torch.full((local, capacity + 1), nowhere, device=y.device)
+    row_of.scatter_(1, place_of(source), torch.arange(capacity, device=y.device).expand(local, -1))
+    row_of[:, capacity] = nowhere
+    row = row_of.gather(1, place_of(wanted))
+    whole = torch.cat((y, torch.full((local, 1, hidden), torch.nan, dtype=y.dtype, device=y.device)), dim=1)
+    return whole.gather(1, row.unsqueeze(-1).expand(-1, -1, hidden))

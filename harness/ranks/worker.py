@@ -32,7 +32,7 @@ class RankSettings:
     """What a rank is started with.
 
     Attributes:
-        library: a key of LIBRARIES.
+        library: "gloo", "deep_ep", "deep_ep_elastic" or "nccl_ep".
         rank, ranks: which one of how many.
         local_rank: number of its GPU.
         connected: descriptor of the socket to the judging process.
@@ -220,7 +220,15 @@ def _library(name: str) -> Collectives:
         from harness.ranks.deepep import DeepEpCollectives
 
         return DeepEpCollectives()
-    raise ValueError(f"library must be gloo or deep_ep, got {name!r}")
+    if name == "deep_ep_elastic":
+        from harness.ranks.elastic import ElasticCollectives
+
+        return ElasticCollectives()
+    if name == "nccl_ep":
+        from harness.ranks.nccl_ep import NcclEpCollectives
+
+        return NcclEpCollectives()
+    raise ValueError(f"library must be gloo, deep_ep, deep_ep_elastic or nccl_ep, got {name!r}")
 
 
 def as_argument(settings: RankSettings) -> str:

@@ -24,6 +24,7 @@ PACKAGES = (
     "sglang",
     "vllm",
     "deep_ep",
+    "nccl-extensions",
     "lm_eval",
     "aiohttp",
     "tenacity",

@@ -30,12 +30,17 @@ TORCHRUN = [
 SECONDS = 20  # from the end of a rank to the end of the run
 
 
-def test_without_deep_ep_it_is_unknown_with_the_reason(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("candidate", "package"),
+    [("deepep", "deep_ep"), ("deepep-elastic", "deep_ep"), ("nccl-ep", "nccl-extensions")],
+)
+def test_without_its_package_it_is_unknown_with_the_reason(
+    candidate: str, package: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(["deepep", "--rule", "ROUTE", "--out", str(tmp_path)]) == 2
+    assert run(["deepep", "--candidate", candidate, "--rule", "ROUTE", "--out", str(tmp_path)]) == 2
     assert (
-        "deepep cannot run here: needs the package deep_ep, which is not installed" in capfd.readouterr().out
+        f"{candidate} cannot run here: needs the package {package}, which is not installed"
+        in capfd.readouterr().out
     )
     assert load_record(tmp_path).verdict == "UNKNOWN"
 

@@ -51,9 +51,10 @@ def are_gone() -> Callable[[list[int]], bool]:
 
 @pytest.fixture(scope="module")
 def stand_in() -> Iterator[None]:
-    """Processes find the stand-in for deep_ep, and this one the candidate of it."""
+    """Processes find the stand-ins for deep_ep and nccl, and this one the candidates of them."""
     sys.path.insert(0, str(STAND_IN))
     yield
     sys.path.remove(str(STAND_IN))
-    for name in ("deep_ep", "on_cpu"):
-        sys.modules.pop(name, None)
+    for name in list(sys.modules):
+        if name.partition(".")[0] in ("deep_ep", "nccl", "on_cpu"):
+            del sys.modules[name]

@@ -20,8 +20,8 @@ from harness.faults.named import plant
 from harness.problems.layer import LayerProblem
 from harness.problems.problem import parse_problem
 from harness.ranks.collectives import Sizes
-from harness.ranks.deepep_build import HIDDEN_SIZES, NoBuildError, find_build
-from harness.ranks.errors import RankError
+from harness.ranks.deepep_build import HIDDEN_SIZES, find_build
+from harness.ranks.errors import NoBuildError, RankError
 from harness.running.judge import Judge
 
 PROBLEMS = ("4x6x16x16:3*4:normal:57", "6x3x16x16:3*6:normal:1", "3x5x16x16:2*3:normal:3")

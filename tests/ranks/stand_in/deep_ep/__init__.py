@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from deep_ep.elastic import ElasticBuffer as ElasticBuffer
 from harness.candidates.layer_stages import PhysicalLayerStages
 from harness.ranks import gloo
 from harness.ranks.collectives import Sizes

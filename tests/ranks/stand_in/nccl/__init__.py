@@ -1,0 +1,1 @@
+"""A stand-in for the namespace of nccl4py and nccl-extensions on a CPU."""
