@@ -67,10 +67,11 @@ def fp8_scale_stride_of_whole_tiles(call: DispatchCall, _: Parameters) -> None:
     def moved(got: Dispatched) -> Dispatched:
         if not call.transport.startswith("fp8") or got.scales is None:
             return got
-        exponents = got.scales.dtype == torch.uint8  # four of a row lie in one int32
-        scales = got.scales.view(torch.int32) if exponents else got.scales
+        exponents = got.scales.dtype == torch.uint8
+        packed = exponents and got.scales.shape[-1] % 4 == 0  # four of a row lie in one int32
+        scales = got.scales.view(torch.int32) if packed else got.scales
         local, capacity, columns = scales.shape
-        nothing = -1 if exponents else torch.nan
+        nothing = -1 if packed else 0xFF if exponents else torch.nan
         written = torch.full((local * capacity * columns,), nothing, dtype=scales.dtype, device=scales.device)
         stride = -(-capacity // _TILE) * _TILE * columns
         for expert in range(local):  # column by column, as DeepEP lays them out
