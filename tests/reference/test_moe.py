@@ -61,8 +61,8 @@ def test_activations_equal_python_floats() -> None:
     squares = [[max(v, 0.0) ** 2 for v in row] for row in x.double().tolist()]
     assert relu2(x).tolist() == squares
     assert torch.equal(activate(x, "relu2"), torch.tensor(squares, dtype=torch.float64).bfloat16())
-    with pytest.raises(ValueError, match="'silu' or 'relu2', got 'gelu'"):
-        activate(x, "gelu")
+    with pytest.raises(ValueError, match="begins with silu, gelu, gelu_tanh, relu2, swigluoai, got 'tanh'"):
+        activate(x, "tanh")
 
 
 def layer(activation: str) -> dict[str, Tensor]:
