@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 
-@dataclass
+@dataclass(eq=False)  # tensors have no single truth value
 class Begun:
     """A call that is being made.
 
