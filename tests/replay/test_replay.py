@@ -110,7 +110,14 @@ def test_another_version_of_the_format_is_refused(captured: Callable[..., Path])
         read_capture(folder)
 
 
-@pytest.mark.parametrize("name", ["alpha_of_neighbour", "codes_truncated", "gate_and_up_swapped"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "alpha_of_neighbour",
+        pytest.param("codes_truncated", marks=pytest.mark.long),
+        pytest.param("gate_and_up_swapped", marks=pytest.mark.long),
+    ],
+)
 def test_an_exported_call_fails_alone_and_passes_with_a_right_kernel(
     captured: Callable[..., Path], capsys: pytest.CaptureFixture[str], tmp_path: Path, name: str
 ) -> None:
