@@ -77,13 +77,19 @@ def decode_e2m1(codes: Tensor) -> Tensor:
     """
     if codes.dtype != torch.uint8:
         raise ValueError(f"decode_e2m1: codes must be uint8, got {codes.dtype}")
-    if codes.numel() and int(codes.max()) > 15:
-        raise ValueError(
-            f"decode_e2m1: codes must be below 16, got {int(codes.max())}; packed bytes need unpack_e2m1"
-        )
+    if codes.numel() and not torch.compiler.is_compiling():  # a graph cannot raise
+        check_codes(int(codes.max()))
     values = torch.tensor([*MAGNITUDES, *(-v for v in MAGNITUDES)], device=codes.device)
     # index_select is several times faster than indexing with a tensor
     return values.index_select(0, codes.flatten().int()).view(codes.shape)
+
+
+def check_codes(largest: int) -> None:
+    """Raise ValueError if the largest of some codes is none."""
+    if largest > 15:
+        raise ValueError(
+            f"decode_e2m1: codes must be below 16, got {largest}; packed bytes need unpack_e2m1"
+        )
 
 
 def pack_e2m1(codes: Tensor) -> Tensor:

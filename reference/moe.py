@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from reference.activations import SILU, Activation
-from reference.nvfp4 import Nvfp4Tensor, decode_blocks, quantize_nvfp4
+from reference.nvfp4 import decode_blocks, quantize_nvfp4
 
 
 def valid_rows(masked_m: Tensor, capacity: int) -> Tensor:
@@ -143,20 +143,49 @@ def masked_moe(
             raise ValueError(
                 "masked_moe: input_global_scale must be None when hidden_states is a quantized pair"
             )
-        codes, block_scale = hidden_states
+        inputs = hidden_states
+    elif input_global_scale is None:
+        raise ValueError("masked_moe: input_global_scale is needed when hidden_states is bfloat16")
     else:
-        if input_global_scale is None:
-            raise ValueError("masked_moe: input_global_scale is needed when hidden_states is bfloat16")
-        quantized = _quantize_valid(hidden_states, input_global_scale, masked_m)
-        codes, block_scale = quantized.codes, quantized.block_scale
-    gemm1 = masked_grouped_gemm(
-        decode_blocks(codes, block_scale), decode_blocks(w1, w1_blockscale), masked_m, w1_alpha
-    )
-    intermediate = _quantize_valid(activate(gemm1.bfloat16(), activation), a2_global_scale, masked_m)
-    a2 = decode_blocks(intermediate.codes, intermediate.block_scale)
-    return masked_grouped_gemm(a2, decode_blocks(w2, w2_blockscale), masked_m, w2_alpha).bfloat16()
+        inputs = (hidden_states,)
+    experts, capacity, k = inputs[0].shape
+    if w1.shape[::2] != (experts, k) or w2.shape[:2] != (experts, k):
+        raise ValueError(
+            f"masked_moe: w1 must be ({experts}, 2n or n, {k}) and w2 ({experts}, {k}, n), "
+            f"got {tuple(w1.shape)} and {tuple(w2.shape)}"
+        )
+    valid = valid_rows(masked_m, capacity)
+    counts = masked_m.tolist()
+    out = torch.full((experts, capacity, w2.shape[1]), torch.nan, dtype=torch.bfloat16, device=w2.device)
+    scales = None if input_global_scale is None else input_global_scale.expand(experts)
+    a2_scales = a2_global_scale.expand(experts)
+    if w1.is_cuda:
+        from reference.fast import launch, moe
+
+        if launch.has_kernels(w1):
+            rows = tuple(each[valid] for each in inputs)
+            out[valid] = moe.masked_moe(
+                rows, scales, (w1, w1_blockscale, w1_alpha), (w2, w2_blockscale, w2_alpha), a2_scales, counts, activation
+            )
+            return out
+    for expert, count in enumerate(counts):
+        if not count:
+            continue
+        rows = tuple(each[expert, :count] for each in inputs)
+        codes, block_scale = rows if scales is None else _quantized(rows[0], scales[expert])
+        gemm1 = _product(codes, block_scale, w1[expert], w1_blockscale[expert], w1_alpha[expert])
+        intermediate = activate(gemm1, activation)
+        codes, block_scale = _quantized(intermediate, a2_scales[expert])
+        out[expert, :count] = _product(codes, block_scale, w2[expert], w2_blockscale[expert], w2_alpha[expert])
+    return out
 
 
-def _quantize_valid(x: Tensor, global_scale_enc: Tensor, masked_m: Tensor) -> Nvfp4Tensor:
-    """Quantize with the padding rows taken as zero: whatever they hold must not reach a valid row."""
-    return quantize_nvfp4(x.masked_fill(~valid_rows(masked_m, x.shape[1]).unsqueeze(-1), 0), global_scale_enc)
+def _quantized(x: Tensor, global_scale_enc: Tensor) -> tuple[Tensor, Tensor]:
+    quantized = quantize_nvfp4(x, global_scale_enc)
+    return quantized.codes, quantized.block_scale
+
+
+def _product(a: Tensor, a_scale: Tensor, b: Tensor, b_scale: Tensor, alpha: Tensor) -> Tensor:
+    """Return alpha * a @ b.T of one expert in bfloat16, from codes and block scales."""
+    exact = torch.mm(decode_blocks(a, a_scale), decode_blocks(b, b_scale).T)
+    return (exact * alpha.double()).bfloat16()

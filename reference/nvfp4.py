@@ -25,6 +25,7 @@ from reference import e2m1, e4m3
 BLOCK = 16
 SCALE_RANGE = e4m3.MAX * e2m1.MAX  # 2688: global_scale_enc = SCALE_RANGE / amax
 _CHUNK = 1 << 20  # elements handled at a time, so that the float64 temporaries stay in cache
+_LARGE = 1 << 20  # elements for which finding thresholds costs less than it saves
 
 
 @dataclass(frozen=True)
@@ -78,16 +79,38 @@ def quantize_nvfp4(x: Tensor, global_scale_enc: Tensor) -> Nvfp4Tensor:
     x = x.contiguous()
     codes = torch.empty(x.shape, dtype=torch.uint8, device=x.device)
     block_scale = torch.empty((*x.shape[:-1], x.shape[-1] // BLOCK), dtype=torch.uint8, device=x.device)
+    groups = scale.numel()
+    shape = groups, block_scale.numel() // max(groups, 1)
+    in_groups = x.view(*shape, BLOCK), codes.view(*shape, BLOCK), block_scale.view(shape)
+    if not _quantized_fast(*in_groups, scale):
+        _quantize_by_definition(*in_groups, scale)
+    return Nvfp4Tensor(codes, block_scale, global_scale_enc.double().reciprocal().float())
+
+
+def _quantized_fast(x: Tensor, codes: Tensor, block_scale: Tensor, scale: Tensor) -> bool:
+    """Quantize `(groups, blocks, 16)` on a GPU in place, bit for bit as the definition has it; False: not done."""
+    if not x.is_cuda or torch.compiler.is_compiling():
+        return False
+    from reference.fast import launch, thresholds
+
+    if launch.has_kernels(x):
+        launch.quantize_blocks(x, codes, block_scale, scale)
+        return True
+    if x.numel() < _LARGE or not thresholds.has_thresholds(scale):
+        return False
+    thresholds.quantize_blocks(x, codes, block_scale, scale)
+    return True
+
+
+def _quantize_by_definition(x: Tensor, codes: Tensor, block_scale: Tensor, scale: Tensor) -> None:
+    """Quantize `(groups, blocks, 16)` in place."""
     blocks = block_scale.numel()
     x_view, codes_view, scale_view = x.view(-1, BLOCK), codes.view(-1, BLOCK), block_scale.view(-1)
-    of_block = (
-        scale.expand(blocks) if scale.numel() == 1 else scale.repeat_interleave(blocks // max(len(scale), 1))
-    )
-    blocks_at_once = _CHUNK // BLOCK if x.device.type == "cpu" else max(blocks, 1)
-    for start in range(0, blocks, blocks_at_once):
-        part = slice(start, start + blocks_at_once)
+    of_block = scale.expand(blocks) if len(scale) == 1 else scale.repeat_interleave(x.shape[1])
+    at_once = _CHUNK // BLOCK if x.device.type == "cpu" and not torch.compiler.is_compiling() else blocks
+    for start in range(0, blocks, max(at_once, 1)):
+        part = slice(start, start + at_once)
         _quantize_blocks(x_view[part], codes_view[part], scale_view[part], of_block[part])
-    return Nvfp4Tensor(codes, block_scale, global_scale_enc.double().reciprocal().float())
 
 
 def _quantize_blocks(x: Tensor, codes: Tensor, block_scale: Tensor, scale: Tensor) -> None:
@@ -97,7 +120,7 @@ def _quantize_blocks(x: Tensor, codes: Tensor, block_scale: Tensor, scale: Tenso
     leave a midpoint, since a quotient other than the midpoint itself is at least 2^-48 away from it.
     """
     amax = x.abs().amax(-1)
-    has_nan = bool(amax.isnan().any())
+    has_nan = torch.compiler.is_compiling() or bool(amax.isnan().any())  # a graph has no branch
     if has_nan:
         is_nan = x.isnan()
         amax = torch.where(is_nan.all(-1), torch.nan, x.masked_fill(is_nan, 0).abs().amax(-1))
@@ -148,6 +171,13 @@ def decode_blocks(codes: Tensor, block_scale: Tensor, dtype: torch.dtype = torch
             f"decode_blocks: block_scale must be one per {BLOCK} codes, "
             f"got codes {tuple(codes.shape)} and block_scale {tuple(block_scale.shape)}"
         )
+    if codes.is_cuda and codes.dtype == torch.uint8 and not torch.compiler.is_compiling():
+        from reference.fast import launch
+
+        if launch.has_kernels(codes):
+            values, largest = launch.decode_blocks(codes, block_scale, dtype)
+            e2m1.check_codes(int(largest))
+            return values
     blocks = e2m1.decode_e2m1(codes).to(dtype).reshape(*block_scale.shape, BLOCK)
     return (blocks * e4m3.decode_e4m3(block_scale).to(dtype).unsqueeze(-1)).flatten(-2)
 
