@@ -76,6 +76,17 @@ def decode_e4m3(byte: Tensor) -> Tensor:
     return byte.float()
 
 
+def decode_to_float64(byte: Tensor) -> Tensor:
+    """Return the value of each byte `(*shape)` uint8, in float64.
+
+    In a graph by a table: Inductor makes one step of float8 to float32 to float64, which Triton lacks.
+    """
+    if not torch.compiler.is_compiling():
+        return decode_e4m3(byte).double()
+    values = torch.arange(256, dtype=torch.uint8, device=byte.device).view(torch.float8_e4m3fn).float()
+    return values[byte.int()].double()
+
+
 def take(tensor: Tensor, index: Tensor | list[int] | tuple[Tensor, ...]) -> Tensor:
     """Return `tensor[index]`: torch 2.8 does not index float8 tensors on the CPU, so their bytes are indexed.
 

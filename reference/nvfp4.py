@@ -98,7 +98,7 @@ def _quantized_fast(x: Tensor, codes: Tensor, block_scale: Tensor, scale: Tensor
         return True
     if x.numel() < _LARGE or not thresholds.has_thresholds(scale):
         return False
-    thresholds.quantize_blocks(x, codes, block_scale, scale)
+    thresholds.quantize_blocks(x, codes, block_scale, scale.double())
     return True
 
 
@@ -106,6 +106,7 @@ def _quantize_by_definition(x: Tensor, codes: Tensor, block_scale: Tensor, scale
     """Quantize `(groups, blocks, 16)` in place."""
     blocks = block_scale.numel()
     x_view, codes_view, scale_view = x.view(-1, BLOCK), codes.view(-1, BLOCK), block_scale.view(-1)
+    scale = scale.double()
     of_block = scale.expand(blocks) if len(scale) == 1 else scale.repeat_interleave(x.shape[1])
     at_once = _CHUNK // BLOCK if x.device.type == "cpu" and not torch.compiler.is_compiling() else blocks
     for start in range(0, blocks, max(at_once, 1)):
@@ -125,7 +126,7 @@ def _quantize_blocks(x: Tensor, codes: Tensor, block_scale: Tensor, scale: Tenso
         is_nan = x.isnan()
         amax = torch.where(is_nan.all(-1), torch.nan, x.masked_fill(is_nan, 0).abs().amax(-1))
     block_scale.copy_(e4m3.round_to_byte(amax.double() * scale / e2m1.MAX))
-    divisor = e4m3.decode_e4m3(block_scale).double()
+    divisor = e4m3.decode_to_float64(block_scale)
     magnitude = x.abs().double().mul_(scale.unsqueeze(-1)).div_(divisor.unsqueeze(-1))
     torch.bitwise_or(e2m1.round_to_code(magnitude), x.signbit().to(torch.uint8) << 3, out=codes)
     if has_nan:
@@ -171,13 +172,14 @@ def decode_blocks(codes: Tensor, block_scale: Tensor, dtype: torch.dtype = torch
             f"decode_blocks: block_scale must be one per {BLOCK} codes, "
             f"got codes {tuple(codes.shape)} and block_scale {tuple(block_scale.shape)}"
         )
-    if codes.is_cuda and codes.dtype == torch.uint8 and not torch.compiler.is_compiling():
-        from reference.fast import launch
+    if codes.is_cuda and codes.dtype == torch.uint8 and codes.numel() and not torch.compiler.is_compiling():
+        from reference.fast import launch, pairs
 
-        if launch.has_kernels(codes):
-            values, largest = launch.decode_blocks(codes, block_scale, dtype)
-            e2m1.check_codes(int(largest))
-            return values
+        if not launch.has_kernels(codes):
+            return pairs.decode_blocks(codes, block_scale, dtype)
+        values, largest = launch.decode_blocks(codes, block_scale, dtype)
+        e2m1.check_codes(int(largest))
+        return values
     blocks = e2m1.decode_e2m1(codes).to(dtype).reshape(*block_scale.shape, BLOCK)
     return (blocks * e4m3.decode_e4m3(block_scale).to(dtype).unsqueeze(-1)).flatten(-2)
 
@@ -195,7 +197,7 @@ def _checked_scale(name: str, x: Tensor, scale: Tensor) -> Tensor:
         raise ValueError(
             f"{name}: global_scale_enc must hold 1 or {x.shape[0]} values, got {tuple(scale.shape)}"
         )
-    return scale.reshape(-1).double()
+    return scale.reshape(-1)
 
 
 def _per_group(scale: Tensor, values: Tensor) -> Tensor:

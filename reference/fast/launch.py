@@ -11,15 +11,16 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from reference.fast.thresholds import infinity_bits
 
-_FORM = {torch.bfloat16: 0, torch.float16: 1, torch.float32: 2}
 _TILE = 128  # blocks of one program
-CHUNK = 256  # products that tensor cores add: normal data is then certain to be exact
-_CHUNKS = 8  # that one program decodes
+# Products that tensor cores add in float32. Those of a block of 16 always fit: codes are at most 12 halves and scales at most
+# 15 of their lowest bit, so that their sum is at most 16 * 12 * 12 * 15 * 15 < 2^19 units. Longer chunks need the proof of
+# their norms.
+_BLOCK = 16
+CHUNK = 64
 LIMIT = 2.0**24  # units of both grids that float32 holds
-_ROWS, _COLUMNS, _STEP, _WARPS = 128, 128, 64, 8  # of a tile of a product
-_PARTS = 4  # of a tile's rows in float64
+_CHUNKS = 16  # that one program decodes
+_ROWS, _COLUMNS = 64, 128  # of a tile of a product
 
 
 @cache
@@ -33,51 +34,33 @@ def has_kernels(x: Tensor) -> bool:
     return _has_triton() and (on_gpu or (not x.is_cuda and os.environ.get("TRITON_INTERPRET") == "1"))
 
 
-def thresholds(scale: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Return what `reference.fast.thresholds` finds, `(groups, 128)` and `(groups, 128, 8)` int32; the last column is unset.
+def quantize_blocks(x: Tensor, codes: Tensor, block_scale: Tensor, scale: Tensor, group: Tensor | None = None) -> None:
+    """Quantize to NVFP4 in place, any encode scales.
 
     Args:
-        scale: `(groups,)` float64, encode scales as `has_thresholds` wants them.
-        dtype: of the elements.
+        x: `(rows, *)` bfloat16, float16 or float32, contiguous, as all are.
+        codes: the same shape, uint8.
+        block_scale: `(rows, *)` uint8, one for 16 elements.
+        scale: `(groups,)` float32.
+        group: `(rows,)` int32, whose scale a row has; None: each has its own, or all have the only one.
     """
-    from reference.fast.kernels import find_thresholds
-
-    of_byte = torch.empty(len(scale), 128, dtype=torch.int32, device=scale.device)
-    of_code = torch.empty(len(scale), 128, 8, dtype=torch.int32, device=scale.device)
-    find_thresholds[(len(scale),)](scale, of_byte, of_code, infinity=infinity_bits(dtype), form=_FORM[dtype])
-    return of_byte, of_code
-
-
-def quantize_blocks(x: Tensor, codes: Tensor, block_scale: Tensor, scale: Tensor) -> None:
-    """Quantize to NVFP4 in place; arguments as those of `reference.fast.thresholds.quantize_blocks`, all contiguous."""
-    _quantize(x, codes, block_scale, scale, torch.arange(len(x), dtype=torch.int32, device=x.device))
-
-
-def _quantize(x: Tensor, codes: Tensor, block_scale: Tensor, scale: Tensor, group: Tensor) -> None:
-    """Quantize contiguous `(len(group), *)`, whose first axis has scales of the groups."""
     from reference.fast.kernels import quantize
 
-    if not x.numel():
+    blocks = block_scale.numel()
+    if not blocks:
         return
-    blocks, wide = block_scale.numel(), x.element_size() == 4
-    quantize[(-(-blocks // _TILE),)](
-        x.view(torch.int32 if wide else torch.int16), codes, block_scale, *thresholds(scale, x.dtype),
-        group, blocks, blocks // len(group), infinity=infinity_bits(x.dtype), sign=31 if wide else 15,
-        wide=wide, tile=_TILE,
-    )  # fmt: skip
+    if group is None:
+        group = torch.arange(len(scale), dtype=torch.int32, device=x.device)
+    given = x.view(torch.int16) if x.dtype == torch.bfloat16 else x
+    of_row = blocks // len(group)
+    quantize[(len(group) * -(-of_row // _TILE),)](given, codes, block_scale, scale, group, of_row, tile=_TILE)
 
 
 def quantize_rows(x: Tensor, scale: Tensor, group: Tensor) -> tuple[Tensor, Tensor]:
-    """Return codes `(rows, k)` and block scales `(rows, k / 16)` of rows that have an encode scale each.
-
-    Args:
-        x: `(rows, k)` bfloat16, float16 or float32.
-        scale: `(groups,)` float32, encode scales as `has_thresholds` wants them.
-        group: `(rows,)` int32, whose scale a row has.
-    """
+    """Return codes `(rows, k)` and block scales `(rows, k / 16)` of rows that have an encode scale each; as above."""
     codes = torch.empty(x.shape, dtype=torch.uint8, device=x.device)
     block_scale = torch.empty(*x.shape[:-1], x.shape[-1] // 16, dtype=torch.uint8, device=x.device)
-    _quantize(x.contiguous(), codes, block_scale, scale.double(), group)
+    quantize_blocks(x.contiguous(), codes, block_scale, scale.contiguous(), group)
     return codes, block_scale
 
 
@@ -168,27 +151,24 @@ def product(a: Decoded, b: Decoded, alpha: Tensor, tiles: Tiles, dtype: torch.dt
         b: `(experts, n, k)`.
         alpha: `(experts,)` float64.
         tiles: of the rows.
-        dtype: of the result: float64, or a type to which float32 is rounded.
+        dtype: of the result, float32 or float64.
 
     Returns:
-        `(rows, n)`; and of each tile, `(tiles along n, tiles of rows)` int32, whether tensor cores were not certain to be
-        exact, so that float64 did it.
+        `(rows, n)`; and of each tile, `(tiles along n, tiles of rows)` int32, whether chunks were not certain to be exact, so
+        that it was done again, block by block.
     """
     from reference.fast import kernels
 
-    (_, n, k), chunks = b.values.shape, b.norms.shape[-1]
+    _, n, k = b.values.shape
     out = torch.empty(len(a.values), n, dtype=dtype, device=a.values.device)
     across = -(-n // _COLUMNS)
     doubtful = torch.zeros(across, len(tiles.rows), dtype=torch.int32, device=out.device)
     if not out.numel() or not k:
         return out.zero_(), doubtful
     of_tile = tiles.expert, tiles.first, tiles.rows
-    kernels.product[(len(tiles.rows), across)](
-        a.values, a.norms, b.values, b.norms, alpha, out, doubtful, *of_tile, n, k, chunks,
-        limit=LIMIT, chunk=CHUNK, step=_STEP, rows=_ROWS, columns=_COLUMNS, num_warps=_WARPS, num_stages=3,
-    )  # fmt: skip
-    kernels.product_in_float64[(len(tiles.rows), across, _PARTS)](
-        a.values, b.values, alpha, out, doubtful, *of_tile, n, k,
-        step=16, rows=_ROWS, columns=_COLUMNS, parts=_PARTS, num_warps=4,
-    )  # fmt: skip
+    given = a.values, a.norms, b.values, b.norms, alpha, out, doubtful, tiles.expert, tiles.first, tiles.rows, n, k
+    sizes: dict[str, int] = {"rows": _ROWS, "columns": _COLUMNS, "num_warps": 8}
+    grid = len(tiles.rows), across
+    kernels.product[grid](*given, limit=LIMIT, chunk=CHUNK, step=CHUNK, again=False, **sizes, num_stages=4)
+    kernels.product[grid](*given, limit=LIMIT, chunk=_BLOCK, step=_BLOCK, again=True, **sizes, num_stages=3)
     return out, doubtful

@@ -12,6 +12,7 @@ Rules: NVFP4-1, NVFP4-2, NVFP4-3, NVFP4-4. The definition: reference.nvfp4.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -105,6 +106,21 @@ def _first(reaches: Callable[[Tensor], Tensor], near: Tensor, dtype: torch.dtype
     return (tried[..., 0] + short.sum(-1)).to(middle.dtype)
 
 
+@lru_cache(maxsize=64)
+def _thresholds(scale: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return the thresholds of both kinds; treat them as read-only."""
+    of_groups = torch.tensor(scale, dtype=torch.float64, device=device)
+    return byte_thresholds(of_groups, dtype), code_thresholds(of_groups, dtype)
+
+
+def _largest(bits: Tensor) -> Tensor:
+    """Return the largest of the last axis, 16: by halves, which for so few is several times faster than a reduction."""
+    while bits.shape[-1] > 1:
+        half = bits.shape[-1] // 2
+        bits = torch.maximum(bits[..., :half], bits[..., half:])
+    return bits.squeeze(-1)
+
+
 def quantize_blocks(x: Tensor, codes: Tensor, block_scale: Tensor, scale: Tensor) -> None:
     """Quantize blocks of one encode scale into codes and scales, in place.
 
@@ -115,17 +131,16 @@ def quantize_blocks(x: Tensor, codes: Tensor, block_scale: Tensor, scale: Tensor
         scale: `(groups,)` float64, encode scales as `has_thresholds` wants them.
     """
     bits, infinity = bits_of(x), infinity_bits(x.dtype)
-    of_byte, of_code = byte_thresholds(scale, x.dtype), code_thresholds(scale, x.dtype)
-    largest = bits.amax(-1)
+    of_byte, of_code = _thresholds(tuple(scale.tolist()), x.dtype, x.device)
+    largest = _largest(bits)
     nan = bits > infinity if bool((largest > infinity).any()) else None
     if nan is not None:  # NaN does not count, unless there is nothing else
-        largest = torch.where(nan.all(-1), largest, bits.masked_fill(nan, 0).amax(-1))
+        largest = torch.where(nan.all(-1), largest, _largest(bits.masked_fill(nan, 0)))
     byte = torch.searchsorted(of_byte, largest, right=True, out_int32=True)
     block_scale.copy_(byte)
     byte += torch.arange(0, BYTES * len(scale), BYTES, dtype=torch.int32, device=x.device).unsqueeze(-1)
     first = of_code.view(-1, 7).index_select(0, byte.view(-1)).view(*byte.shape, 7)
-    torch.bitwise_left_shift(x.signbit().to(torch.uint8), 3, out=codes)
-    for code in range(7):
-        codes += bits >= first[..., code : code + 1]
+    codes.copy_(torch.searchsorted(first, bits, right=True, out_int32=True))
+    codes.add_(x.signbit().view(torch.uint8), alpha=e2m1.SIGN_BIT)
     if nan is not None:
         codes.masked_fill_(nan, e2m1.NAN_CODE)
