@@ -29,8 +29,8 @@ _GOLDEN = 0x9E3779B97F4A7C15
 _ROUNDS = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
 _LAST_SHIFT = 31
 _LANES = 4  # of 16 bits in a word
-_WORDS = {"cpu": 1 << 14}  # made at a time: two buffers of them stay in a core's cache
-_WORDS_ELSEWHERE = 1 << 22  # 32 MiB
+WORDS = {"cpu": 1 << 14}  # made at a time: two buffers of them stay in a core's cache
+WORDS_ELSEWHERE = 1 << 22  # 32 MiB
 _HALF = 1 << 15
 
 
@@ -41,9 +41,9 @@ def _signed(word: int) -> int:
 
 
 @lru_cache(maxsize=16)
-def _counters(device: str) -> Tensor:
+def counters(device: str) -> Tensor:
     """Return i * 0x9E3779B97F4A7C15 modulo 2^64 for as many i as are made at a time, int64."""
-    words = _WORDS.get(device, _WORDS_ELSEWHERE)
+    words = WORDS.get(device, WORDS_ELSEWHERE)
     return torch.arange(words, dtype=torch.int64, device=device) * _signed(_GOLDEN)
 
 
@@ -56,7 +56,7 @@ def words(key: int, first: int, count: int, device: str) -> Tensor:
         count: of words, at most as many as are made at a time: 2^14 on a CPU, 2^22 elsewhere.
         device: torch device.
     """
-    word = torch.add(_counters(device)[:count], _signed(key + first * _GOLDEN))
+    word = torch.add(counters(device)[:count], _signed(key + first * _GOLDEN))
     shifted = torch.empty_like(word)
     for shift, factor in _ROUNDS:
         _fold(word, shift, shifted)
@@ -130,7 +130,7 @@ class Counter:
     def lanes(self, count: int) -> Iterator[tuple[slice, Tensor]]:
         """Yield so many lanes of 16 bits, parts `(part,)` int16 of 2^16 or more, and where each part lies among all."""
         first, self._next = self._next, self._next - (-count // _LANES)
-        most = _WORDS.get(self.device, _WORDS_ELSEWHERE) * _LANES
+        most = WORDS.get(self.device, WORDS_ELSEWHERE) * _LANES
         for start in range(0, count, most):
             part = min(most, count - start)
             made = words(self._key, first + start // _LANES, -(-part // _LANES), self.device)

@@ -73,7 +73,7 @@ def _ties(weights: Tensor, _: Source) -> Tensor:
 
 
 def _specials(outputs: Tensor, draws: Source) -> Tensor:
-    specials = torch.tensor([torch.inf, -torch.inf, torch.nan], device=outputs.device)
+    specials = torch.tensor([torch.inf, -torch.inf, torch.nan], dtype=outputs.dtype).to(outputs.device)
     drawn = specials[draws.integers(0, len(specials), *outputs.shape)]
     return torch.where(draws.uniform(*outputs.shape) < SPECIAL, drawn, outputs)
 
@@ -88,4 +88,4 @@ IN_LOGITS: Mapping[str, Change] = {
 IN_TOPK_WEIGHTS: Mapping[str, Change] = {"topk_zero": _zero, "topk_tiny": _tiny, "topk_ties": _ties}
 """By the trap: routing weights `(tokens, topk)` float32."""
 IN_OUTPUTS: Mapping[str, Change] = {"output_specials": _specials}
-"""By the trap: the outputs of one rank's experts `(local experts, capacity, hidden)` float32."""
+"""By the trap: the outputs of one rank's experts `(local experts, capacity, hidden)`."""

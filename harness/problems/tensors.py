@@ -101,8 +101,9 @@ class ProblemTensors:
             )
         if any(TRAPS[name].ties for name in self._traps):
             input_scale, a2_scale = (_power_below(s, p.version) for s in (input_scale, a2_scale))
+        x = x.to(self.layer_dtype)
         draw_traps(places, input_scale, self._traps, draws).store(blocks_of(x))
-        self.x = x.to(self.layer_dtype).to(device)
+        self.x = x.to(device)
         self._scales = input_scale.float(), a2_scale.float()
         self.input_scale, self.a2_scale = (scale.to(device) for scale in self._scales)
 
@@ -229,7 +230,7 @@ class ProblemTensors:
         A trap's value t is written as gate 32 and up t / 32: silu(32) is 32 in float32, so the product is t exactly.
         """
         p, way = self.problem, self.way
-        gate_up = self._draws.gate_up((p.experts, p.capacity, 2 * p.inter), self._gain)
+        gate_up = self._draws.gate_up((p.experts, p.capacity, 2 * p.inter), self._gain).to(self.layer_dtype)
         gate, up = (blocks_of(half) for half in gate_up.chunk(2, dim=-1))
         places, scale = Places.of(p.masked_m, p.inter), self._scales[1]
         written = draw_traps(places, scale, self._traps, self._draws)
@@ -240,4 +241,4 @@ class ProblemTensors:
         ups.store(up)
         if way.interleave or way.up_first:
             gate_up = way.joined(*gate_up.chunk(2, dim=-1))
-        return gate_up.to(self.layer_dtype).to(self.device)
+        return gate_up.to(self.device)

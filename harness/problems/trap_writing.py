@@ -84,15 +84,17 @@ class Written:
     def store(self, blocks: Tensor, change: Callable[[Tensor], Tensor] = lambda values: values) -> None:
         """Write them into `(experts, capacity, columns, 16)`, in place, in one go but for whole experts.
 
+        They are converted to the tensor's type on the host: which bits a NaN gets depends on the processor.
+
         Args:
             blocks: of any type and device.
             change: of the values, before they are stored.
         """
         for expert, row in self._experts:
-            blocks[expert] = change(row).to(blocks)
+            blocks[expert] = change(row).to(blocks.dtype).to(blocks.device)
         if self._places:
             index = torch.tensor(self._places).T.to(blocks.device)
-            blocks[tuple(index)] = change(torch.cat(self._values)).to(blocks)
+            blocks[tuple(index)] = change(torch.cat(self._values)).to(blocks.dtype).to(blocks.device)
 
 
 def draw_traps(places: Places, scale: Tensor, names: Iterable[str], draws: Source) -> Written:

@@ -155,11 +155,11 @@ def _drawn_outputs(layer: LayerProblem, dispatched: list[Dispatched]) -> list[Te
         y = draws.normal(*got.x.shape[:2], layer.dispatch_hidden)
         local = got.x.shape[0]
         expert = torch.arange(rank * local, (rank + 1) * local, device=y.device)
-        y = y * (1 + expert % 5).view(-1, 1, 1)
+        y = (y * (1 + expert % 5).view(-1, 1, 1)).bfloat16()
         for trap in IN_OUTPUTS:
             if trap in layer.problem.extras:
                 y = IN_OUTPUTS[trap](y, draws)
         padding = torch.arange(got.x.shape[1], device=y.device) >= got.masked_m.to(y.device).unsqueeze(-1)
         y[padding] = torch.nan
-        found.append(y.bfloat16().to(layer.device))
+        found.append(y.to(layer.device))
     return found
