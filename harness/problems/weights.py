@@ -17,6 +17,9 @@ from reference.formats import NVFP4, Coded, Format
 SMALL_ROWS = 8  # with the trap subnormal_scales, one row of the weights in so many has small scales only
 NAN_ROWS = 8  # with the trap nan_scales: so few that no half of a block of the intermediate is NaN
 ZERO_BLOCKS = 4  # with the trap zero_scales, one block of the weights in so many has a scale of zero
+KEPT = 1 << 31
+"""Elements of weights that may be cached: a byte each, and four more where their values were asked for."""
+_kept: list[int] = []
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,7 @@ def make_weights(
             of E4M3 scales.
         nan_rows: give one block of every eighth row the block scale NaN.
     """
+    _make_room(experts * n * k)
     if version == 1 and (small_rows or zero_blocks) and not nan_rows:
         form = NVFP4  # as those problems have it
     elif form.scale != "e4m3":
@@ -99,6 +103,14 @@ def make_weights(
         return _changed(plain, last, draws)
     drawn = draws.weights((experts, n, k), data, form)
     return Weights(drawn.codes.to(device), drawn.block_scale.to(device), form, drawn.deviation)
+
+
+def _make_room(elements: int) -> None:
+    """Forget all weights before more are made than memory may hold: those of a real model take gigabytes."""
+    if sum(_kept) + elements > KEPT:
+        make_weights.cache_clear()
+        _kept.clear()
+    _kept.append(elements)
 
 
 def _changed(plain: Weights, option: str, draws: Source) -> Weights:
