@@ -102,7 +102,7 @@ def test_nothing_is_drawn_by_torch(text: str, monkeypatch: pytest.MonkeyPatch) -
 def test_how_much_is_made_at_a_time_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """PROBLEM: a GPU makes more words at a time than a CPU."""
     texts = ("v2:" + TENSORS[6], "v2:" + TENSORS[8])
-    assert counter.WORDS["cpu"] == 1 << 14, "the large problem takes several parts"
+    assert counter.WORDS["cpu"] < 2 * 300 * 1024 // 4, "the large problem takes several parts"
     for words in (1 << 10, 1 << 20):
         monkeypatch.setitem(counter.WORDS, "cpu", words)
         counter.counters.cache_clear()
