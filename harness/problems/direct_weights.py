@@ -39,7 +39,8 @@ _LARGEST = 7
 # errors are exact, in whatever order a device adds.
 _COARSE, _ENCODE = 256.0, 512.0
 _BFLOAT16 = (0x3B00, 0x4140)  # bits of 2^-9 and of 12: every change of codes lies between
-_AT_ONCE = 1 << 24  # elements that are quantized at a time
+_AT_ONCE = {"cpu": 1 << 20}  # elements that are quantized at a time
+_AT_ONCE_ELSEWHERE = 1 << 24
 
 
 def mean_square(values: Sequence[float]) -> float:
@@ -47,7 +48,7 @@ def mean_square(values: Sequence[float]) -> float:
     return math.fsum(value**2 for value in values) / len(values)
 
 
-class Drawn(NamedTuple):
+class DrawnWeights(NamedTuple):
     """Weights: codes `(experts, n, k)` uint8, block scales `(experts, n, k / block)` uint8, and their deviation from zero.
 
     The deviation is that of the distribution, since what is measured on a device depends on the order in which it adds; None
@@ -154,7 +155,7 @@ def _pairs(shares: list[float]) -> Tensor:
     return codes.repeat_interleave(torch.tensor(counts))
 
 
-def drawn_weights(draws: Counter, shape: tuple[int, int, int], data: str, form: Format) -> Drawn:
+def drawn_weights(draws: Counter, shape: tuple[int, int, int], data: str, form: Format) -> DrawnWeights:
     """Return weights of `(experts, n, k)`, on the device of the draws.
 
     Args:
@@ -188,24 +189,26 @@ def drawn_weights(draws: Counter, shape: tuple[int, int, int], data: str, form: 
         steps = tuple(power * step % 256 for power in powers)
         scale += draws.pick(tables.evenly(steps, torch.uint8, draws.device), blocks)
         deviation *= math.sqrt(mean_square([2.0**power for power in powers]))
-    return Drawn(codes.view(shape), scale.view(*shape[:2], shape[2] // block), deviation)
+    return DrawnWeights(codes.view(shape), scale.view(*shape[:2], shape[2] // block), deviation)
 
 
-def _quantized(draws: Counter, shape: tuple[int, int, int], data: str, form: Format) -> Drawn:
+def _quantized(draws: Counter, shape: tuple[int, int, int], data: str, form: Format) -> DrawnWeights:
     """Return Gaussian weights that were quantized, as many rows at a time as fit."""
     experts, n, k = shape
     coarse = (tables.quantiles() * _COARSE).round().div(_COARSE).bfloat16().to(draws.device)
     gains = SPREAD_GAINS if data == "spread" else (1.0,)
-    powers = tables.evenly(gains, torch.bfloat16, draws.device)
+    of_blocks = draws.pick(
+        tables.evenly(gains, torch.bfloat16, draws.device), experts * n, k // form.block, 1
+    )
     encode = torch.full((1,), _ENCODE / gains[-1], dtype=torch.float32, device=draws.device)
-    rows = max(_AT_ONCE // k, 1)
+    rows = max(_AT_ONCE.get(draws.device, _AT_ONCE_ELSEWHERE) // k, 1)
     codes = torch.empty((experts * n, k), dtype=torch.uint8, device=draws.device)
     scale = torch.empty((experts * n, k // form.block), dtype=torch.uint8, device=draws.device)
     for start in range(0, experts * n, rows):
         part = slice(start, min(start + rows, experts * n))
-        blocks = (part.stop - start, k // form.block)
-        x = draws.pick(coarse, *blocks, form.block).mul_(draws.pick(powers, *blocks, 1))
-        coded = form.quantize(x.view(blocks[0], k), encode)
+        gain = of_blocks[part]
+        x = draws.pick(coarse, *gain.shape[:2], form.block).mul_(gain)
+        coded = form.quantize(x.view(len(x), k), encode)
         codes[part], scale[part] = coded.codes, coded.block_scale
     deviation = _ENCODE / gains[-1] * math.sqrt(mean_square(gains))
-    return Drawn(codes.view(shape), scale.view(experts, n, k // form.block), deviation)
+    return DrawnWeights(codes.view(shape), scale.view(experts, n, k // form.block), deviation)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from harness.problems import tables
 from harness.problems.counter import Counter
-from harness.problems.direct_weights import SPREAD_GAINS, Drawn, drawn_weights, mean_square
+from harness.problems.direct_weights import SPREAD_GAINS, DrawnWeights, drawn_weights, mean_square
 from harness.problems.torch_draws import TorchDraws
 from reference.formats import Format
 from reference.nvfp4 import BLOCK
@@ -74,7 +74,7 @@ class Draws(Counter):
         values = self.pick(tables.normal(torch.bfloat16, self.device), *shape)
         return values.mul_(gain.bfloat16().to(self.device).view(-1, 1, 1))
 
-    def weights(self, shape: tuple[int, int, int], data: str, form: Format) -> Drawn:
+    def weights(self, shape: tuple[int, int, int], data: str, form: Format) -> DrawnWeights:
         """Return weights of `(experts, n, k)` in a format of E2M1 codes, on the device."""
         return drawn_weights(self, shape, data, form)
 

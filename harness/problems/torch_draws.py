@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from harness.problems.direct_weights import SPREAD, Drawn
+from harness.problems.direct_weights import SPREAD, DrawnWeights
 from reference.formats import Format
 from reference.nvfp4 import BLOCK, SCALE_RANGE
 
@@ -81,20 +81,20 @@ class TorchDraws:
         """Return Gaussian numbers, `shape` bfloat16; `gain`, `(experts,)`, is their deviation."""
         return (self.normal(*shape) * gain.view(-1, 1, 1)).bfloat16()
 
-    def weights(self, shape: tuple[int, int, int], data: str, form: Format) -> Drawn:
+    def weights(self, shape: tuple[int, int, int], data: str, form: Format) -> DrawnWeights:
         """Return weights of `(experts, n, k)` in a format of E2M1 codes; their deviation is not known."""
         experts, n, k = shape
         if data == "grid":
             codes = self._grid_codes((experts, n, k // BLOCK)).view(shape)
             exponent = self.integers(6, 8, experts, n, k // form.block, dtype=torch.uint8)  # of two, plus 7
-            return Drawn(
+            return DrawnWeights(
                 codes, exponent * 8 if form.scale == "e4m3" else exponent + (form.one_scale - 7), None
             )
         values = self.normal(*shape)
         values = (values * self._gains(shape) if data == "spread" else values).bfloat16()
         amax = values.abs().amax((1, 2)).float()
         quantized = form.quantize(values, SCALE_RANGE / amax if form.encoded else None)
-        return Drawn(quantized.codes, quantized.block_scale, None)
+        return DrawnWeights(quantized.codes, quantized.block_scale, None)
 
     def _gains(self, shape: tuple[int, int, int]) -> Tensor:
         """Return a power of two for each block of 16, `shape` float32."""

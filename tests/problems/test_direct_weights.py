@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from harness.problems import direct_weights, tables
-from harness.problems.direct_weights import BlockTable, Drawn, block_table
+from harness.problems.direct_weights import BlockTable, DrawnWeights, block_table
 from harness.problems.draws import Draws
 from reference.formats import FORMATS, Coded, Format
 from reference.nvfp4 import SCALE_RANGE
@@ -23,7 +23,7 @@ LARGEST = 5.03125
 """Magnitude that the table of NVFP4 holds, in deviations: it fills the encoded range."""
 
 
-def weights(form: str, data: str = "normal", name: str = "test") -> Drawn:
+def weights(form: str, data: str = "normal", name: str = "test") -> DrawnWeights:
     return Draws(name, "cpu").weights(SHAPE, data, FORMATS[form])
 
 
@@ -56,7 +56,7 @@ def difference(one: Tensor, other: Tensor, cells: int, together: int = 1) -> flo
     return float(((shares[0] - shares[1]).abs() / deviations.clamp(min=2.0**-15)).max())
 
 
-def worst(drawn: Drawn, wanted: Coded, form: Format) -> dict[str, float]:
+def worst(drawn: DrawnWeights, wanted: Coded, form: Format) -> dict[str, float]:
     """Return the differences of what is drawn from what is quantized, by name."""
     codes, others = (each.codes.view(-1, form.block).int() for each in (drawn, wanted))
     scales = [each.block_scale.flatten().int() for each in (drawn, wanted)]

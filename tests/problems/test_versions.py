@@ -7,7 +7,7 @@ import hashlib
 import pytest
 import torch
 
-from harness.problems import counter
+from harness.problems import counter, direct_weights
 from harness.problems.weights import make_weights
 from tests.problems.digests import ALL_TRAPS, LAYERS, TENSORS, digest
 
@@ -39,8 +39,8 @@ PINS = {
     "v2:2x300x1024x512:300,17:normal:9:magnitude_spread+large+small+alpha_specials": "190a41f8ca294942e77a86bb",
     "v2:3x20x256x128:20,0,7:normal:6:nan+inf mxfp8 mxfp4 silu": "a090e126a89d8ef5fd905fd4",
     "v2:3x20x256x128:20,0,7:spread:6 fp8_128 mxfp4 gelu": "5f4913463dec5f217fe336e8",
-    "v2:3x20x256x128:20,0,7:normal:6:nan fp16 nvfp4_46 swigluoai": "b0ab987d0a99a484a9993d47",
-    "v2:3x20x256x128:20,0,7:spread:6:gates+some_nan bf16 nvfp4_46 silu; up first; interleave 1": "425bc47de7d4a3f68175ca50",
+    "v2:3x20x256x128:20,0,7:normal:6:nan fp16 nvfp4_46 swigluoai": "589db3f9e44b9ca52c3f77f5",
+    "v2:3x20x256x128:20,0,7:spread:6:gates+some_nan bf16 nvfp4_46 silu; up first; interleave 1": "f19da4d3f0367a0db8c39f92",
     "v2:8x24x128x64:24*8:normal:0": "019d66509af2410fa0feef2f",
     "v2:8x24x128x64:24*8:normal:1:logits_equal": "cdbc5f0f49685be33fd27596",
     "v2:8x24x128x64:24*8:normal:2:logits_spread": "5ec3da994e77da3d54783952",
@@ -101,10 +101,11 @@ def test_nothing_is_drawn_by_torch(text: str, monkeypatch: pytest.MonkeyPatch) -
 
 def test_how_much_is_made_at_a_time_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """PROBLEM: a GPU makes more words at a time than a CPU."""
-    texts = ("v2:" + TENSORS[6], "v2:" + TENSORS[8])
+    texts = ("v2:" + TENSORS[6], "v2:" + TENSORS[8], "v2:" + TENSORS[9])
     assert counter.WORDS["cpu"] < 2 * 300 * 1024 // 4, "the large problem takes several parts"
     for words in (1 << 10, 1 << 20):
         monkeypatch.setitem(counter.WORDS, "cpu", words)
+        monkeypatch.setitem(direct_weights._AT_ONCE, "cpu", 5 * words)
         counter.counters.cache_clear()
         make_weights.cache_clear()
         assert [digest(text)[:24] for text in texts] == [PINS[text] for text in texts]
