@@ -62,4 +62,5 @@ def _problem(traits: Traits) -> Problem:
     rows = -(-_ROWS // traits.m_multiple) * traits.m_multiple
     wide, narrow = (-(-k // traits.width_multiple) * traits.width_multiple for k in (hidden, _INTER))
     experts = traits.min_experts
-    return Problem(experts, rows, wide, narrow, (rows,) * experts, "spread", seed=1)
+    # Of version 1: fingerprints are compared with those of older records.
+    return Problem(experts, rows, wide, narrow, (rows,) * experts, "spread", seed=1, version=1)

@@ -35,7 +35,7 @@ def gates(draw: BlockDraw, number: int) -> Tensor:
     """Return a block of finite gates far out; ups make every product that can be seen an ordinary one."""
     gate, up = ordinary(draw)
     values = _GATES[number % len(_GATES)]
-    places = torch.randperm(16, generator=draw.generator)[: len(values)]
+    places = draw.draws.order(16)[: len(values)]
     gate[places] = torch.tensor(values, dtype=torch.float64)
     silu = gate * torch.sigmoid(gate)
     seen = (gate > _SMALLEST) & (silu.abs() > 1e-35)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from harness.candidates.protocol import Traits
+from harness.problems.draws import Source, draws_of
 from harness.problems.problem import WEIGHT_SEEDS, Problem
 from harness.problems.route_values import IN_LOGITS, IN_TOPK_WEIGHTS
 from harness.problems.rows import Rows
@@ -80,7 +81,7 @@ class LayerProblem:
         self._lonely = rng.random() < 0.5
         self._skew = rng.choice((0.0, 0.0, 3.0))
         self._checkpoints: dict[tuple[bool, bool], dict[str, Tensor]] = {}
-        self._generator = torch.Generator().manual_seed(rng.getrandbits(48))
+        self._draws = draws_of(problem.version, "layer", rng.getrandbits(48), self.device)
         self._traps = {name for name in problem.extras if name in TRAPS and TRAPS[name].into in IN_ROUTES}
         self._whole = "whole_layer" in problem.extras
         if self._traps:  # whatever was drawn, there are tokens and slots to hold them
@@ -116,23 +117,23 @@ class LayerProblem:
     @cached_property
     def logits(self) -> list[Tensor]:
         """Per rank `(tokens, experts)` float32: shifted (all negative, far above zero), sometimes skewed; with ties."""
-        skew = self._skew * torch.randn(self.experts, generator=self._generator)
+        skew = self._skew * self._draws.normal(self.experts)
         found = []
         for count in self.counts:
-            logits = 2 * torch.randn(count, self.experts, generator=self._generator) + skew
+            logits = 2 * self._draws.normal(count, self.experts) + skew
             logits[::4] = (logits[::4] * 2).round() / 2
             found.append(logits + self._shift)
         for trap in IN_LOGITS:
             if trap in self._traps:
-                found = [IN_LOGITS[trap](logits, self._generator) for logits in found]
+                found = [IN_LOGITS[trap](logits, self._draws) for logits in found]
         if self._whole:  # every expert is a token's first choices
             for logits, reached in zip(found, self._reached(), strict=True):
-                logits.add_(20.0 * reached)
+                logits.add_(20.0 * reached.to(logits.device))
         return [logits.to(self.device) for logits in found]
 
     def _reached(self) -> Iterator[Tensor]:
         """Yield per rank `(tokens, experts)` bool: the first tokens share out all experts, topk of them each."""
-        order = torch.randperm(self.experts, generator=torch.Generator().manual_seed(self.problem.seed))
+        order = self.draws("reached").order(self.experts)
         reached = torch.zeros(sum(self.counts), self.experts, dtype=torch.bool)
         first = torch.arange(min(self.experts, len(reached) * self.topk))
         reached[first // self.topk, order[first]] = True
@@ -146,21 +147,28 @@ class LayerProblem:
         """Per rank `(tokens, topk)` int64, distinct, a sixth of the slots -1; now and then a token has no expert."""
         found = []
         for logits, reached in zip(self.logits, self._reached(), strict=True):
-            ids = logits.cpu().topk(self.topk, dim=-1).indices
-            empty = torch.rand(ids.shape, generator=self._generator) < 1 / 6
+            ids = self._largest(logits)
+            empty = self._draws.uniform(*ids.shape) < 1 / 6
             empty[1:2] |= self._lonely
             if self._whole:
-                empty &= ~reached.gather(1, ids)
+                empty &= ~reached.to(ids.device).gather(1, ids)
             found.append(ids.masked_fill(empty, NO_EXPERT).to(self.device))
         return found
+
+    def _largest(self, logits: Tensor) -> Tensor:
+        """Return the experts of each token's largest logits, `(tokens, topk)` int64, the first ones of those that are equal."""
+        if self.problem.version == 1:
+            return logits.cpu().topk(self.topk, dim=-1).indices
+        # topk takes another one of equal logits on each device, and a radix sort tells zeros of either sign apart
+        return torch.sort(logits + 0.0, dim=-1, descending=True, stable=True).indices[:, : self.topk]
 
     @cached_property
     def topk_weights(self) -> list[Tensor]:
         """Per rank `(tokens, topk)` float32 in [0.1, 0.9); slots without an expert hold numbers as well."""
-        found = [torch.rand(ids.shape, generator=self._generator) * 0.8 + 0.1 for ids in self.topk_idx]
+        found = [self._draws.uniform(*ids.shape) * 0.8 + 0.1 for ids in self.topk_idx]
         for trap in IN_TOPK_WEIGHTS:
             if trap in self._traps:
-                found = [IN_TOPK_WEIGHTS[trap](weights, self._generator) for weights in found]
+                found = [IN_TOPK_WEIGHTS[trap](weights, self._draws) for weights in found]
         return [weights.to(self.device) for weights in found]
 
     @property
@@ -179,23 +187,24 @@ class LayerProblem:
 
     def tokens(self, hidden: int) -> list[Tensor]:
         """Return per rank `(tokens, hidden)` bfloat16: a zero row, a tiny one, groups of channels 50 times larger, -0.0."""
-        generator = torch.Generator().manual_seed(self.problem.seed)
-        found = []
+        draws, found = self.draws("tokens"), []
         for rank, count in enumerate(self.counts):
-            x = torch.randn(count, hidden, generator=generator)
-            for row in range(count):
-                kind = (row + rank) % 8
-                if kind == 2:
-                    x[row] *= 1e-6
-                elif kind == 4:
-                    start = int(torch.randint(hidden // 16, (), generator=generator)) * 16
-                    x[row, start : start + 16] *= 50
-                elif kind == 6:
-                    x[row, ::5] = -0.0
-                elif kind == 7 and row > 8:
-                    x[row] = 0
+            x = draws.normal(count, hidden)
+            row = torch.arange(count)
+            kind = (row + rank) % 8
+            x *= torch.where(kind == 2, 1e-6, 1.0).unsqueeze(-1).to(x.device)
+            large = row[kind == 4]
+            group = torch.tensor([draws.number(hidden // 16) for _ in large], dtype=torch.int64)
+            groups = x.view(count, hidden // 16, 16)
+            groups[large.to(x.device), group.to(x.device)] *= 50
+            x[row[kind == 6].to(x.device), ::5] = -0.0
+            x[row[(kind == 7) & (row > 8)].to(x.device)] = 0
             found.append(x.bfloat16().to(self.device))
         return found
+
+    def draws(self, purpose: str) -> Source:
+        """Return the source of numbers that are drawn beside the ranks, their logits and routes."""
+        return draws_of(self.problem.version, f"layer {purpose}", self.problem.seed, self.device)
 
     @property
     def dispatch_hidden(self) -> int:
@@ -223,8 +232,12 @@ class LayerProblem:
 
     def _make_checkpoint(self, *, same_scales: bool) -> dict[str, Tensor]:
         p, seed = self.problem, self.problem.seed % WEIGHT_SEEDS
-        w1 = make_weights(p.experts, 2 * self.inter, self.hidden, p.data, seed, self.device)
-        w2 = make_weights(p.experts, self.hidden, self.inter, p.data, seed + WEIGHT_SEEDS, self.device)
+        w1 = make_weights(
+            p.experts, 2 * self.inter, self.hidden, p.data, seed, self.device, version=p.version
+        )
+        w2 = make_weights(
+            p.experts, self.hidden, self.inter, p.data, seed + WEIGHT_SEEDS, self.device, version=p.version
+        )
         rng = random.Random(f"scales {p.seed}")
         found: dict[str, Tensor] = {}
 

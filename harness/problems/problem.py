@@ -1,9 +1,11 @@
 """A problem: one masked MoE, written as one short string and rebuilt from it. No torch here.
 
-    4x160x256x128:64,0,3,160:normal:20394:e2m1_ties+relu2
-    experts x capacity x hidden x inter : masked_m : data : seed : traps and options
+    v2:4x160x256x128:64,0,3,160:normal:20394:e2m1_ties+relu2
+    version : experts x capacity x hidden x inter : masked_m : data : seed : traps and options
 
-`masked_m` may repeat: `0*30,128*2`. `harness.problems.tensors` fills in the numbers.
+`masked_m` may repeat: `0*30,128*2`. `harness.problems.tensors` fills in the numbers; the version says how: those of v2 are
+the same bytes on every device and in every version of torch (harness.problems.draws). A string without one is of version
+1, whose numbers torch's generator on the CPU makes.
 """
 
 from __future__ import annotations
@@ -16,12 +18,15 @@ from harness.candidates.protocol import Traits
 from harness.problems.traps import IN_ALPHA, TRAPS, Place
 from harness.verdict import UsageError
 
+NEWEST = 2
+"""Version of the problems that runs draw."""
+
 WEIGHT_SEEDS = 8
 """Different weights of a shape: which of them a problem has is its seed modulo this."""
 
 DATA = {
     "normal": "Gaussian activations and weights, distinct scales per expert",
-    "spread": "Gaussian, each block of 16 times its own power of two: few dot products are exact in float32",
+    "spread": "Gaussian, each block times its own power of two: few dot products are exact in float32",
     "grid": "few codes and power-of-two block scales: dot products stay exact up to k 7,168",
 }
 
@@ -125,6 +130,7 @@ class Problem:
         data: a key of DATA.
         seed: of the numbers.
         extras: traps that are written into its tensors and options, keys of TRAPS and OPTIONS.
+        version: how the numbers follow from the rest, 1 or 2.
     """
 
     experts: int
@@ -135,9 +141,14 @@ class Problem:
     data: str = "normal"
     seed: int = 0
     extras: frozenset[str] = field(default_factory=frozenset)
+    version: int = NEWEST
 
     def __post_init__(self) -> None:
         self._check_numbers()
+        if not 1 <= self.version <= NEWEST:
+            raise UsageError(
+                f"problem: the version must be v1 to v{NEWEST}, got v{self.version}: of a newer release?"
+            )
         if len(self.masked_m) != self.experts:
             raise UsageError(f"problem: masked_m must have {self.experts} entries, got {len(self.masked_m)}")
         if any(not 0 <= rows <= self.capacity for rows in self.masked_m):
@@ -164,6 +175,7 @@ class Problem:
     def __str__(self) -> str:
         shape = f"{self.experts}x{self.capacity}x{self.hidden}x{self.inter}"
         text = f"{shape}:{_runs(self.masked_m)}:{self.data}:{self.seed}"
+        text = text if self.version == 1 else f"v{self.version}:{text}"
         return f"{text}:{'+'.join(sorted(self.extras))}" if self.extras else text
 
     @property
@@ -227,18 +239,22 @@ def parse_problem(text: str) -> Problem:
     Raises:
         UsageError: the string is not of the form shown in the module's docstring.
     """
-    parts = text.strip().split(":")
-    shape = parts[0].split("x")
+    version, parts = 1, text.strip().split(":")
+    if versioned := re.fullmatch("v([1-9][0-9]{0,8})", parts[0]):
+        version, parts = int(versioned[1]), parts[1:]
+    shape = parts[0].split("x") if parts else []
     numbers = [*shape, *parts[3:4]]
     if len(parts) not in {4, 5} or len(shape) != 4 or not all(map(_is_number, numbers)):
         raise UsageError(
-            f"problem: {text!r} is not of the form EXPERTSxCAPACITYxHIDDENxINTER:MASKED_M:DATA:SEED[:TRAP+OPTION], "
-            "for example 4x160x256x128:64,0,3,160:normal:20394:e2m1_ties"
+            f"problem: {text!r} is not of the form v2:EXPERTSxCAPACITYxHIDDENxINTER:MASKED_M:DATA:SEED[:TRAP+OPTION], "
+            "for example v2:4x160x256x128:64,0,3,160:normal:20394:e2m1_ties"
         )
     names = ("experts", "capacity", "hidden", "inter", "seed")
     experts, capacity, hidden, inter, seed = map(_number, names, numbers)
     extras = frozenset(parts[4].split("+")) if len(parts) == 5 else frozenset()
-    return Problem(experts, capacity, hidden, inter, _parse_runs(parts[1], text), parts[2], seed, extras)
+    return Problem(
+        experts, capacity, hidden, inter, _parse_runs(parts[1], text), parts[2], seed, extras, version
+    )
 
 
 def _is_number(text: str) -> bool:

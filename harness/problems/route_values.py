@@ -7,11 +7,15 @@ altered copy of a result still shows.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-Change = Callable[[Tensor, torch.Generator], Tensor]
+if TYPE_CHECKING:
+    from harness.problems.draws import Source
+
+Change = Callable[[Tensor, "Source"], Tensor]
 SPREAD = 80.0
 """Between the largest and the smallest logit of a token: exp(-80) is a normal float32, so that softmax keeps the order."""
 SPECIAL = 1 / 32
@@ -19,24 +23,25 @@ SPECIAL = 1 / 32
 
 
 def _shifted(*shifts: float) -> Change:
-    def change(logits: Tensor, _: torch.Generator) -> Tensor:
-        return logits + torch.tensor(shifts)[torch.arange(len(logits)) % len(shifts)].unsqueeze(-1)
+    def change(logits: Tensor, _: Source) -> Tensor:
+        shift = torch.tensor(shifts)[torch.arange(len(logits)) % len(shifts)]
+        return logits + shift.unsqueeze(-1).to(logits.device)
 
     return change
 
 
-def _equal(logits: Tensor, generator: torch.Generator) -> Tensor:
+def _equal(logits: Tensor, draws: Source) -> Tensor:
     changed = logits.clone()
     changed[0::4] = changed[0::4, :1]
     changed[1::4] = 0.0
-    signs = torch.randint(0, 2, changed[2::4].shape, generator=generator) * 2.0 - 1
-    changed[2::4] = torch.zeros(()).copysign(signs)
+    signs = draws.integers(0, 2, *changed[2::4].shape) * 2.0 - 1
+    changed[2::4] = torch.zeros_like(signs).copysign(signs)
     return changed
 
 
-def _spread(logits: Tensor, generator: torch.Generator) -> Tensor:
+def _spread(logits: Tensor, draws: Source) -> Tensor:
     changed = logits.clone()
-    away = torch.rand(logits.shape, generator=generator)
+    away = draws.uniform(*logits.shape)
     low, high = (extreme(away, -1, keepdim=True) for extreme in (torch.amin, torch.amax))
     far = (away - low) / (high - low).clamp(min=1e-6) * SPREAD - SPREAD / 2
     changed[0::2] = far[0::2]  # evenly, and one expert far above the others
@@ -44,7 +49,7 @@ def _spread(logits: Tensor, generator: torch.Generator) -> Tensor:
     return changed
 
 
-def _zero(weights: Tensor, _: torch.Generator) -> Tensor:
+def _zero(weights: Tensor, _: Source) -> Tensor:
     changed = weights.clone()
     changed[0::4] = 0.0
     changed[1::4, 1:] = 0.0
@@ -52,14 +57,14 @@ def _zero(weights: Tensor, _: torch.Generator) -> Tensor:
     return changed
 
 
-def _tiny(weights: Tensor, generator: torch.Generator) -> Tensor:
-    powers = -torch.randint(40, 91, weights.shape, generator=generator)
-    changed = torch.ldexp(1 + weights, powers)
+def _tiny(weights: Tensor, draws: Source) -> Tensor:
+    powers = torch.tensor([2.0**-power for power in range(91)], device=weights.device)
+    changed = (1 + weights) * powers[draws.integers(40, 91, *weights.shape)]
     changed[3::4] = weights[3::4]
     return changed
 
 
-def _ties(weights: Tensor, _: torch.Generator) -> Tensor:
+def _ties(weights: Tensor, _: Source) -> Tensor:
     changed = weights.clone()
     changed[0::4] = 1 / weights.shape[1]
     changed[1::4] = 1.0
@@ -67,10 +72,10 @@ def _ties(weights: Tensor, _: torch.Generator) -> Tensor:
     return changed
 
 
-def _specials(outputs: Tensor, generator: torch.Generator) -> Tensor:
-    specials = torch.tensor([torch.inf, -torch.inf, torch.nan])
-    drawn = specials[torch.randint(len(specials), outputs.shape, generator=generator)]
-    return torch.where(torch.rand(outputs.shape, generator=generator) < SPECIAL, drawn, outputs)
+def _specials(outputs: Tensor, draws: Source) -> Tensor:
+    specials = torch.tensor([torch.inf, -torch.inf, torch.nan], dtype=outputs.dtype).to(outputs.device)
+    drawn = specials[draws.integers(0, len(specials), *outputs.shape)]
+    return torch.where(draws.uniform(*outputs.shape) < SPECIAL, drawn, outputs)
 
 
 IN_LOGITS: Mapping[str, Change] = {
@@ -83,4 +88,4 @@ IN_LOGITS: Mapping[str, Change] = {
 IN_TOPK_WEIGHTS: Mapping[str, Change] = {"topk_zero": _zero, "topk_tiny": _tiny, "topk_ties": _ties}
 """By the trap: routing weights `(tokens, topk)` float32."""
 IN_OUTPUTS: Mapping[str, Change] = {"output_specials": _specials}
-"""By the trap: the outputs of one rank's experts `(local experts, capacity, hidden)` float32."""
+"""By the trap: the outputs of one rank's experts `(local experts, capacity, hidden)`."""

@@ -11,7 +11,7 @@ from harness.problems.problem import Problem
 from harness.problems.tensors import ProblemTensors
 
 SPARSE = 1 << 29
-"""Elements of one tensor above which its padding is not drawn: numbers are drawn on the CPU, a gigabyte in ten seconds."""
+"""Elements of one tensor above which its padding is not drawn, on any device: on a CPU it would take seconds."""
 
 
 def tensors_of(

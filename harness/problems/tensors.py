@@ -1,4 +1,8 @@
-"""The numbers of a problem: a pure function of its string, made on the CPU and moved to the candidate's device."""
+"""The numbers of a problem: a pure function of its string, made on the candidate's device.
+
+What there is one of for each expert, and the blocks of traps, are made on the host: the largest magnitude of each expert's
+tokens is all that the device is waited for. Problems without a version are made on the CPU and moved.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +13,14 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from harness.problems.draws import Source, draws_of
 from harness.problems.problem import WEIGHT_SEEDS, Problem
-from harness.problems.trap_writing import write_gates, write_traps
+from harness.problems.trap_writing import Places, blocks_of, draw_gates, draw_traps
 from harness.problems.traps import TRAPS
-from harness.problems.weights import ZERO_BLOCKS, Weights, block_gains, grid_codes, make_weights
+from harness.problems.weights import ZERO_BLOCKS, Weights, make_weights
 from reference.activations import Activation
 from reference.formats import FORMATS
-from reference.nvfp4 import BLOCK, SCALE_RANGE
+from reference.nvfp4 import SCALE_RANGE
 
 POWERS = (
     (80, 96),
@@ -28,11 +33,18 @@ GAIN = (
 _GRID_ODD = (1, 3, 5, 7, 9, 11, 13)
 
 
-def _grid_scale(experts: int, generator: torch.Generator) -> Tensor:
+def _grid_scale(experts: int, draws: Source) -> Tensor:
     """Return encode scales `(experts,)` float32: 28 different ones, a power of two over an odd number."""
     pairs = len(_GRID_ODD) * 4
-    pair = torch.randperm(pairs, generator=generator)[torch.arange(experts) % pairs]
+    pair = draws.order(pairs)[torch.arange(experts) % pairs]
     return torch.ldexp(1 / torch.tensor(_GRID_ODD)[pair // 4].float(), pair % 4 + 3)
+
+
+def _power_below(scale: Tensor, version: int) -> Tensor:
+    """Return the largest powers of two that are not above scales, float32."""
+    if version == 1:  # next to a power of two, the logarithm may round to the one above
+        return torch.exp2(torch.log2(scale).floor())
+    return torch.ldexp(torch.ones_like(scale), torch.frexp(scale)[1] - 1)
 
 
 class ProblemTensors:
@@ -61,101 +73,87 @@ class ProblemTensors:
         self.device = device
         self.form, self.weight_form = FORMATS[activations], FORMATS[weights]
         self.way = Activation.of(gated)
-        self._generator = generator = torch.Generator().manual_seed(p.seed)
+        self._draws = draws = draws_of(p.version, "tensors", p.seed, device)
         self._traps = frozenset(name for name in p.extras if name in TRAPS)
         self.masked_m = torch.tensor(p.masked_m, dtype=torch.int32).to(device)
         # jitter keeps the scales distinct and off the value that exactly fills the range
-        jitter = torch.rand(2, p.experts, generator=generator) * 0.5 + 0.5
-        self._gain = torch.rand(p.experts, generator=generator) * 2 + 0.5  # deviation of the first GEMM
+        jitter = draws.fractions(2, p.experts, dtype=torch.float32) * 0.5 + 0.5
+        self._gain = draws.fractions(p.experts, dtype=torch.float32) * 2 + 0.5  # deviation of the first GEMM
         if self.way.limit:  # one gate in three to none, by expert, lies beyond it
             self._gain *= self.way.limit / 3
-        grid_scale = _grid_scale(p.experts, generator)
-        raw = torch.randn(p.experts, p.capacity, p.hidden, generator=generator)
-        taken = None
+        grid_scale = _grid_scale(p.experts, draws)
+        apart = "magnitude_spread" in self._traps and p.experts > 1 and p.data != "grid"
+        shape = (p.experts, p.capacity, p.hidden)
+        self._deviation: Tensor | None  # of each expert's tokens from zero, where it is known
+        x, self._deviation = draws.tokens(shape, p.data, grid_scale, apart=apart)
+        places = Places.of(p.masked_m, p.hidden)
         if p.data == "grid":
             input_scale = grid_scale
-            x = self._grid_tokens(input_scale, generator)
         else:
-            x, taken = self._tokens(raw, generator)
-            amax = x.abs().amax((1, 2)).float().clamp(min=1e-6)
+            self._write_outliers(x, places)
+            amax = x.abs().amax((1, 2)).float().cpu().clamp(min=1e-6)
             input_scale = SCALE_RANGE / amax * jitter[0]
-        x, input_scale = self._at_other_magnitudes(x, input_scale)
+        input_scale = self._at_other_magnitudes(x, input_scale)
         a2_scale = SCALE_RANGE / (3 * self._gain) ** 2 * jitter[1]
         if self.form.encoded:
             input_scale, a2_scale = (
                 s * (self.form.encode_range / SCALE_RANGE) for s in (input_scale, a2_scale)
             )
         if any(TRAPS[name].ties for name in self._traps):
-            input_scale, a2_scale = (torch.exp2(torch.log2(s).floor()) for s in (input_scale, a2_scale))
-        write_traps(x, list(p.masked_m), input_scale, self._traps, generator, taken)
-        self.x = x.to(self.layer_dtype).to(device)
-        self.input_scale = input_scale.float().to(device)
-        self.a2_scale = a2_scale.float().to(device)
+            input_scale, a2_scale = (_power_below(s, p.version) for s in (input_scale, a2_scale))
+        x = x.to(self.layer_dtype)
+        draw_traps(places, input_scale, self._traps, draws).store(blocks_of(x))
+        self.x = x.to(device)
+        self._scales = input_scale.float(), a2_scale.float()
+        self.input_scale, self.a2_scale = (scale.to(device) for scale in self._scales)
 
     @property
     def layer_dtype(self) -> torch.dtype:
         """Type of the tokens, of what lies between the stages, and of the layer's output."""
         return self.form.layer_dtype
 
-    def _tokens(self, raw: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Return tokens made of Gaussian numbers, with the traps that encode scales follow, and the blocks of those."""
-        p = self.problem
-        values = raw * block_gains(raw, generator) if p.data == "spread" else raw
-        if "magnitude_spread" in self._traps and p.experts > 1:
-            spread = 100 ** (torch.arange(p.experts) / (p.experts - 1) - 0.5)
-            values = values * spread.view(-1, 1, 1)
-        x = values.bfloat16()
-        return x, self._write_outliers(x, generator)
-
-    def _grid_tokens(self, scale: Tensor, generator: torch.Generator) -> Tensor:
-        p = self.problem
-        shape = (p.experts, p.capacity, p.hidden // BLOCK)
-        codes = grid_codes(shape, generator)
-        magnitudes = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6], dtype=torch.float64)[(codes & 7).int()]
-        values = torch.where(codes > 7, -magnitudes, magnitudes)
-        step = torch.randint(0, 3, shape, generator=generator)
-        values = torch.ldexp(values, step.unsqueeze(-1)).view(p.experts, p.capacity, p.hidden)
-        return (values / scale.double().view(-1, 1, 1)).bfloat16()
-
-    def _at_other_magnitudes(self, x: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-        """Return tokens and encode scales with the traps large and small, and move the gain of the first GEMM with them."""
+    def _at_other_magnitudes(self, x: Tensor, scale: Tensor) -> Tensor:
+        """Move tokens with the traps large and small, in place, and the gain of the first GEMM; return the encode scales."""
         signs = [sign for trap, sign in (("large", 1), ("small", -1)) if trap in self._traps]
+        if not signs:
+            return scale
         draws = random.Random(f"magnitudes {self.problem}")
-        victims = self._with_rows() if signs else []
+        victims = self._with_rows()
         draws.shuffle(victims)
+        powers = torch.ones(self.problem.experts, dtype=torch.float64)
         for number, expert in enumerate(victims):
             sign = signs[number % len(signs)]
-            power = 2.0 ** (sign * draws.randint(*POWERS[number // len(signs) % len(POWERS)]))
-            x[expert] = x[expert].double().mul(power).bfloat16()
-            scale[expert] /= power
+            powers[expert] = 2.0 ** (sign * draws.randint(*POWERS[number // len(signs) % len(POWERS)]))
             self._gain[expert] *= GAIN**sign
-        return x, scale
+        x.mul_(powers.bfloat16().to(x.device).view(-1, 1, 1))
+        if self._deviation is not None:
+            self._deviation *= powers
+        return scale / powers.float()
 
     def without_some_blocks(self, block_scale: Tensor) -> Tensor:
         """Return the tokens' block scales `(experts, capacity, k / 16)` uint8, some zero where the trap zero_scales is asked for."""
         if "zero_scales" not in self._traps or self.form.scale != "e4m3":
             return block_scale
-        generator = torch.Generator().manual_seed(self.problem.seed)
-        zero = torch.randint(ZERO_BLOCKS, block_scale.shape, generator=generator) == 0
+        draws = draws_of(self.problem.version, "zero scales", self.problem.seed, self.device)
+        zero = draws.integers(0, ZERO_BLOCKS, *block_scale.shape) == 0
         return block_scale.masked_fill(zero.to(block_scale.device), 0)
 
     def _with_rows(self) -> list[int]:
         """Return the experts that have a valid row."""
         return [expert for expert, rows in enumerate(self.problem.masked_m) if rows]
 
-    def _write_outliers(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        """Make one block of each expert 100 times larger; return which blocks those are."""
-        p = self.problem
-        taken = torch.zeros(p.experts, p.capacity, p.hidden // BLOCK, dtype=torch.bool)
+    def _write_outliers(self, x: Tensor, places: Places) -> None:
+        """Make one block of each expert 100 times larger, in place."""
         if "outlier_block" not in self._traps:
-            return taken
-        for expert, rows in enumerate(p.masked_m):
+            return
+        for expert, rows in enumerate(self.problem.masked_m):
             if rows:
-                row = int(torch.randint(rows, (), generator=generator))
-                block = int(torch.randint(p.hidden // BLOCK, (), generator=generator))
-                x[expert, row, block * BLOCK : (block + 1) * BLOCK] *= 100
-                taken[expert, row, block] = True
-        return taken
+                row = self._draws.number(rows)
+                places.blocks.add((expert, row, self._draws.number(places.columns)))
+        if places.blocks:
+            index = tuple(torch.tensor(sorted(places.blocks)).T.to(x.device))
+            blocks = blocks_of(x)
+            blocks[index] = blocks[index] * 100
 
     @cached_property
     def w1(self) -> Weights:
@@ -173,7 +171,7 @@ class ProblemTensors:
     def _weights(self, n: int, k: int, seed: int) -> Weights:
         p = self.problem
         return make_weights(
-            p.experts, n, k, p.data, seed, self.device, form=self.weight_form,
+            p.experts, n, k, p.data, seed, self.device, version=p.version, form=self.weight_form,
             small_rows="subnormal_scales" in self._traps,
             zero_blocks="zero_scales" in self._traps,
             nan_rows="nan_scales" in self._traps,
@@ -182,6 +180,9 @@ class ProblemTensors:
     @cached_property
     def w1_alpha(self) -> Tensor:
         """`(experts,)` float32: 1 / (input encode scale * w1 encode scale), such that gate and up deviate by `gain`."""
+        if self._deviation is not None:  # known, and the same wherever it is computed
+            encode = self._scales[0].double() if self.form.encoded else 1.0
+            return self._alpha(self._deviation * encode, self.w1, self._gain)
         encoded = self.x.double().nan_to_num(0, 0, 0)
         if self.form.encoded:
             encoded *= self.input_scale.double().view(-1, 1, 1)
@@ -190,11 +191,11 @@ class ProblemTensors:
     @cached_property
     def w2_alpha(self) -> Tensor:
         """`(experts,)` float32: 1 / (a2 encode scale * w2 encode scale), such that outputs deviate by about 1."""
-        encode = self.a2_scale.cpu() if self.form.encoded else 1
+        encode = self._scales[1] if self.form.encoded else 1
         return self._alpha(self._gain**2 * encode, self.w2, torch.ones_like(self._gain))
 
     def _alpha(self, operand_deviation: Tensor, weights: Weights, wanted: Tensor) -> Tensor:
-        terms = weights.values.shape[-1]
+        terms = weights.codes.shape[-1]
         limits = (1e-3, 1e9) if self.form.encoded else (1e-30, 1e30)  # encoded values have one magnitude
         got = operand_deviation.double().clamp(*limits) * weights.deviation * math.sqrt(terms)
         return self._with_trapped_values((wanted / got).float()).to(self.device)
@@ -228,14 +229,16 @@ class ProblemTensors:
 
         A trap's value t is written as gate 32 and up t / 32: silu(32) is 32 in float32, so the product is t exactly.
         """
-        p, generator = self.problem, self._generator
-        values = torch.randn(p.experts, p.capacity, 2 * p.inter, generator=generator)
-        gate_up = (values * self._gain.view(-1, 1, 1)).bfloat16()
-        target = torch.zeros(p.experts, p.capacity, p.inter, dtype=torch.bfloat16)
-        written = write_traps(target, list(p.masked_m), self.a2_scale.cpu(), self._traps, generator)
-        mask = written.repeat_interleave(BLOCK, -1)
-        gate_up[..., : p.inter][mask] = 32
-        gate_up[..., p.inter :][mask] = torch.where(target.isnan(), target, target / 32 - self.way.beta)[mask]
-        write_gates(gate_up, list(p.masked_m), self.a2_scale.cpu(), self._traps, generator, written)
-        gate_up = self.way.joined(*gate_up.chunk(2, dim=-1))
-        return gate_up.to(self.layer_dtype).to(self.device)
+        p, way = self.problem, self.way
+        gate_up = self._draws.gate_up((p.experts, p.capacity, 2 * p.inter), self._gain).to(self.layer_dtype)
+        gate, up = (blocks_of(half) for half in gate_up.chunk(2, dim=-1))
+        places, scale = Places.of(p.masked_m, p.inter), self._scales[1]
+        written = draw_traps(places, scale, self._traps, self._draws)
+        written.store(gate, lambda target: torch.full_like(target, 32))
+        written.store(up, lambda target: torch.where(target.isnan(), target, target / 32 - way.beta))
+        gates, ups = draw_gates(places, scale, self._traps, self._draws)
+        gates.store(gate)
+        ups.store(up)
+        if way.interleave or way.up_first:
+            gate_up = way.joined(*gate_up.chunk(2, dim=-1))
+        return gate_up.to(self.device)

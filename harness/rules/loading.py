@@ -38,9 +38,7 @@ def load(ctx: Context) -> list[Comparison]:
             judge_same("load.ranks", layer, joined, whole, f"loaded on {layer.ranks} ranks instead of one")
         )
     if layer.experts > 1:
-        order = torch.randperm(
-            layer.experts, generator=torch.Generator().manual_seed(layer.problem.seed)
-        ).tolist()
+        order = layer.draws("experts").order(layer.experts).tolist()
         moved = load_checked(ctx, layer, _shuffled(_permuted(checkpoint, order), layer), everyone)
         expected = {name: take(value, order) for name, value in whole.items()}
         found.append(

@@ -150,17 +150,16 @@ def combine(ctx: Context) -> list[Comparison]:
 
 def _drawn_outputs(layer: LayerProblem, dispatched: list[Dispatched]) -> list[Tensor]:
     """Return the experts' outputs: each expert has its own magnitude, padding rows are NaN."""
-    generator = torch.Generator().manual_seed(layer.problem.seed)
-    found = []
+    draws, found = layer.draws("outputs"), []
     for rank, got in enumerate(dispatched):
-        y = torch.randn(*got.x.shape[:2], layer.dispatch_hidden, generator=generator)
+        y = draws.normal(*got.x.shape[:2], layer.dispatch_hidden)
         local = got.x.shape[0]
-        expert = torch.arange(rank * local, (rank + 1) * local)
-        y = y * (1 + expert % 5).view(-1, 1, 1)
+        expert = torch.arange(rank * local, (rank + 1) * local, device=y.device)
+        y = (y * (1 + expert % 5).view(-1, 1, 1)).bfloat16()
         for trap in IN_OUTPUTS:
             if trap in layer.problem.extras:
-                y = IN_OUTPUTS[trap](y, generator)
-        padding = torch.arange(got.x.shape[1]) >= got.masked_m.cpu().unsqueeze(-1)
+                y = IN_OUTPUTS[trap](y, draws)
+        padding = torch.arange(got.x.shape[1], device=y.device) >= got.masked_m.to(y.device).unsqueeze(-1)
         y[padding] = torch.nan
-        found.append(y.bfloat16().to(layer.device))
+        found.append(y.to(layer.device))
     return found

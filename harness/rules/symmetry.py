@@ -12,6 +12,7 @@ from torch import Tensor
 from harness.judging.comparison import Comparison, compare_equal
 from harness.judging.context import Context
 from harness.judging.poisons import poisoned
+from harness.problems.draws import draws_of
 from harness.problems.rows import Rows
 from harness.problems.weights import Weights
 from harness.rules import NotApplicableError
@@ -107,8 +108,8 @@ def isolation(ctx: Context) -> list[Comparison]:
 def expert_permutation(ctx: Context) -> list[Comparison]:
     """EXPERTS: with experts in another order, every expert's output moves with it, bit for bit."""
     need_invariance(ctx)
-    generator = torch.Generator().manual_seed(ctx.problem.seed)
-    order = torch.randperm(ctx.problem.experts, generator=generator).to(ctx.traits.device)
+    p, device = ctx.problem, ctx.traits.device
+    order = draws_of(p.version, "experts", p.seed, device).order(p.experts).to(device)
     rows = ctx.rows()
 
     def permuted(tensor: Tensor) -> Tensor:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.problems.problem import DATA, OPTIONS, Problem, parse_problem
+from harness.problems.problem import DATA, NEWEST, OPTIONS, Problem, parse_problem
 from harness.problems.traps import TRAPS
 from harness.verdict import UsageError
 
@@ -32,6 +33,7 @@ def any_problem(draw: st.DrawFn) -> Problem:
         draw(st.sampled_from(sorted(DATA))),
         draw(st.integers(0, 1 << 40)),
         frozenset(draw(st.lists(st.sampled_from([*TRAPS, *OPTIONS])))) - {draw(st.sampled_from(TYPES))},
+        draw(st.integers(1, NEWEST)),
     )
 
 
@@ -49,14 +51,30 @@ def test_a_problem_is_rebuilt_from_its_string(problem: Problem) -> None:
 def test_runs_of_masked_m_are_written_shortly() -> None:
     """PROBLEM: more than two of the same become N*TIMES."""
     problem = Problem(8, 4, 16, 16, (0, 0, 0, 4, 4, 1, 2, 2))
-    assert str(problem) == "8x4x16x16:0*3,4,4,1,2,2:normal:0"
+    assert str(problem) == "v2:8x4x16x16:0*3,4,4,1,2,2:normal:0"
     assert parse_problem("3x4x16x16:4*3:grid:7").masked_m == (4, 4, 4)
 
 
-GOOD = "2x4x32x16:1,4:normal:9:nan"
+def test_a_string_without_version_is_of_the_first_and_new_problems_are_of_the_newest() -> None:
+    """PROBLEM: what was recorded before there were versions keeps its string and its numbers."""
+    old, new = "2x4x32x16:1,4:normal:9:nan", "v2:2x4x32x16:1,4:normal:9:nan"
+    assert [parse_problem(text).version for text in (old, new, f"v1:{old}")] == [1, 2, 1]
+    assert [str(parse_problem(text)) for text in (old, new, f"v1:{old}")] == [old, new, old]
+    assert parse_problem(old) != parse_problem(new)
+    assert Problem(2, 4, 32, 16, (1, 4)).version == NEWEST == 2
+    assert str(replace(parse_problem(old), seed=3)) == "2x4x32x16:1,4:normal:3:nan"
+
+
+GOOD = "v2:2x4x32x16:1,4:normal:9:nan"
 BAD = {
-    "": "is not of the form EXPERTSxCAPACITYxHIDDENxINTER",
+    "": "is not of the form v2:EXPERTSxCAPACITYxHIDDENxINTER",
     "2x4x32": "is not of the form",
+    "v2": "is not of the form v2:EXPERTSx",
+    "v2:2x4x32": "is not of the form",
+    "v3:2x4x32x16:1,4:normal:9": "the version must be v1 to v2, got v3: of a newer release?",
+    "v0:2x4x32x16:1,4:normal:9": "is not of the form",
+    "v2:v2:2x4x32x16:1,4:normal:9": "is not of the form",
+    "v2:2x4x32x16:1,4:normal:9:nan:": "is not of the form",
     "2x4x32x16:1,4:normal": "is not of the form",
     "2x4x32x16:1,4:normal:9:nan:": "is not of the form",
     "2x4x32x16:1,4:normal:-9": "is not of the form",

@@ -15,7 +15,7 @@ from harness.problems.sparse import SPARSE, SparseTensors, tensors_of
 from harness.problems.tensors import ProblemTensors
 from harness.running.judge import Judge
 
-PROBLEM = parse_problem("5x900x64x48:2,0*3,3:normal:11:e2m1_ties")
+PROBLEM = parse_problem("v2:5x900x64x48:2,0*3,3:normal:11:e2m1_ties")
 
 
 def test_it_is_the_small_problem_with_zeros_behind_it() -> None:

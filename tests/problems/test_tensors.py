@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from harness.problems.draws import Draws
 from harness.problems.problem import DATA, SHAPE_TRAPS, parse_problem
 from harness.problems.route_values import IN_LOGITS, IN_OUTPUTS, IN_TOPK_WEIGHTS
 from harness.problems.tensors import ProblemTensors
-from harness.problems.trap_writing import write_traps
+from harness.problems.trap_writing import Places, draw_traps
 from harness.problems.traps import IN_ROUTES, TRAPS
 from harness.verdict import UsageError
 from reference import e2m1, e4m3
@@ -31,7 +32,9 @@ BLOCK_TRAPS = [
 ]
 
 
-@pytest.mark.parametrize("text", ["3x9x64x48:0,9,4:normal:5", f"3x9x256x64:0,9,4:grid:77:{ALL_TRAPS}+relu2"])
+@pytest.mark.parametrize(
+    "text", ["v2:3x9x64x48:0,9,4:normal:5", f"v2:3x9x256x64:0,9,4:grid:77:{ALL_TRAPS}+relu2"]
+)
 def test_numbers_depend_on_the_string_alone(text: str) -> None:
     """PROBLEM: the same bytes again, whatever the global random state, the order of asking and the weights' cache."""
     from harness.problems.weights import make_weights
@@ -50,7 +53,7 @@ def test_numbers_depend_on_the_string_alone(text: str) -> None:
 
 def test_another_seed_gives_other_numbers() -> None:
     """PROBLEM: tokens, scales and weights."""
-    a, b = (tensors_of(ProblemTensors(parse_problem(f"3x9x64x48:0,9,4:normal:{seed}"))) for seed in (5, 6))
+    a, b = (tensors_of(ProblemTensors(parse_problem(f"v2:3x9x64x48:0,9,4:normal:{seed}"))) for seed in (5, 6))
     for name in a.keys() - {"masked_m"}:
         assert not torch.equal(a[name], b[name]), name
 
@@ -58,7 +61,7 @@ def test_another_seed_gives_other_numbers() -> None:
 @pytest.mark.parametrize("data", DATA)
 def test_scales_and_alphas_are_distinct_and_not_one(data: str) -> None:
     """PROBLEM: a swapped, forgotten or inverted scale must change the result."""
-    t = ProblemTensors(parse_problem(f"6x20x64x64:20*6:{data}:3"))
+    t = ProblemTensors(parse_problem(f"v2:6x20x64x64:20*6:{data}:3"))
     for name in ("input_scale", "a2_scale", "w1_alpha", "w2_alpha"):
         values = getattr(t, name)
         assert values.dtype == torch.float32
@@ -81,7 +84,7 @@ def blocks_of(text: str, where: str) -> tuple[Tensor, Tensor, Tensor]:
     return blocks, gs, unrounded
 
 
-BIG = "3x20x256x256:20,0,7:{data}:{seed}:{trap}"
+BIG = "v2:3x20x256x256:20,0,7:{data}:{seed}:{trap}"
 SEEDS = range(6)
 both_inputs = pytest.mark.parametrize("where", ["x", "gate_up"])
 all_data = pytest.mark.parametrize("data", DATA)
@@ -248,12 +251,12 @@ def test_outliers_and_spread_show_in_the_tokens() -> None:
 @pytest.mark.parametrize("trap", TRAPS)
 def test_every_trap_of_the_table_is_written(trap: str) -> None:
     """TRAP: a name that changes no number would be counted as tested."""
-    text = "3x20x256x256:20,0,7:normal:1"
+    text = "v2:3x20x256x256:20,0,7:normal:1"
     into = TRAPS[trap].into
     if into in IN_ROUTES:
         change = {**IN_LOGITS, **IN_TOPK_WEIGHTS, **IN_OUTPUTS}[trap]
-        values = torch.rand(20, 4, generator=torch.Generator().manual_seed(1))
-        plain, with_it = values.clone(), change(values, torch.Generator().manual_seed(1))
+        values = Draws("values", "cpu").uniform(20, 4)
+        plain, with_it = values.clone(), change(values, Draws("change", "cpu"))
         assert torch.equal(plain, values), "in place"
     else:
         where = {"quantized": "x", "quantizer": "x", "gate": "gate_up", "weights": "w1 scale"}.get(
@@ -268,16 +271,16 @@ def test_every_trap_of_the_table_is_written(trap: str) -> None:
 
 def test_a_trap_that_does_not_exist_is_an_error() -> None:
     """TRAP: by name, with the nearest one; it is not taken for another trap."""
-    x, scale = torch.zeros(1, 4, 32, dtype=torch.bfloat16), torch.ones(1)
+    places = Places.of([4], 32)
     with pytest.raises(UsageError, match="unknown trap 'zero_rows': did you mean 'zero_row'"):
-        write_traps(x, [4], scale, ["nan", "zero_rows"], torch.Generator())
-    assert not x.any()
+        draw_traps(places, torch.ones(1), ["nan", "zero_rows"], Draws("traps", "cpu"))
+    assert not places.blocks
 
 
 @pytest.mark.parametrize("trap", BLOCK_TRAPS)
 def test_traps_survive_one_another(trap: str) -> None:
     """TRAP: with all of them asked for, each is still there: the four blocks of one are not written over by the next."""
-    small = "1x8x256x256:8:normal:{seed}:" + "+".join(BLOCK_TRAPS)
+    small = "v2:1x8x256x256:8:normal:{seed}:" + "+".join(BLOCK_TRAPS)
     checks = {
         "nan": lambda b, u: (b.isnan().sum(-1) == BLOCK).any() and (b.isnan().sum(-1) == 1).any(),
         "inf": lambda b, u: b.isinf().any(),
@@ -303,17 +306,20 @@ def test_traps_survive_one_another(trap: str) -> None:
 
 def test_a_problem_counts_only_traps_that_it_can_hold() -> None:
     """TRAP: too few valid blocks for what was asked are not counted as drawn; shape traps follow from the shape."""
-    assert parse_problem("2x4x64x64:0,0:normal:1:nan+zero_row").traps() == ["empty_expert", "ragged_capacity"]
-    assert "nan" not in parse_problem("1x1x16x16:1:normal:1:nan+inf").traps()
-    assert "nan" in parse_problem("1x4x64x64:4:normal:1:nan").traps()
-    assert "magnitude_spread" not in parse_problem("1x4x64x64:4:normal:1:magnitude_spread").traps()
-    assert "outlier_block" not in parse_problem("2x4x64x64:4,4:grid:1:outlier_block").traps()
-    assert parse_problem("1x2x64x64:2:normal:1:nan+inf+zero_row").traps()[-2:] == ["zero_row", "nan"]
-    assert parse_problem("2x2x64x64:2,1:normal:1:nan+zero_expert").traps()[-2:] == ["zero_expert", "nan"]
-    assert parse_problem("1x2x64x64:2:normal:1:nan+zero_expert").traps()[-1] == "zero_expert"
-    everything = parse_problem(f"4x128x64x64:0,1,128,100:normal:1:{ALL_TRAPS}").traps()
+    assert parse_problem("v2:2x4x64x64:0,0:normal:1:nan+zero_row").traps() == [
+        "empty_expert",
+        "ragged_capacity",
+    ]
+    assert "nan" not in parse_problem("v2:1x1x16x16:1:normal:1:nan+inf").traps()
+    assert "nan" in parse_problem("v2:1x4x64x64:4:normal:1:nan").traps()
+    assert "magnitude_spread" not in parse_problem("v2:1x4x64x64:4:normal:1:magnitude_spread").traps()
+    assert "outlier_block" not in parse_problem("v2:2x4x64x64:4,4:grid:1:outlier_block").traps()
+    assert parse_problem("v2:1x2x64x64:2:normal:1:nan+inf+zero_row").traps()[-2:] == ["zero_row", "nan"]
+    assert parse_problem("v2:2x2x64x64:2,1:normal:1:nan+zero_expert").traps()[-2:] == ["zero_expert", "nan"]
+    assert parse_problem("v2:1x2x64x64:2:normal:1:nan+zero_expert").traps()[-1] == "zero_expert"
+    everything = parse_problem(f"v2:4x128x64x64:0,1,128,100:normal:1:{ALL_TRAPS}").traps()
     assert set(everything) == {"empty_expert", "one_row_expert", "full_expert", *TRAPS}
-    assert set(parse_problem("1x100x48x16:5:normal:1").traps()) == {
+    assert set(parse_problem("v2:1x100x48x16:5:normal:1").traps()) == {
         "one_expert",
         "ragged_capacity",
         "ragged_blocks",
@@ -323,7 +329,7 @@ def test_a_problem_counts_only_traps_that_it_can_hold() -> None:
 
 def test_padding_rows_hold_ordinary_numbers() -> None:
     """TRAP: traps lie in valid rows, where they are judged; rules poison the padding themselves."""
-    t = ProblemTensors(parse_problem("2x10x64x64:3,0:normal:4:nan+inf+zero_row"))
+    t = ProblemTensors(parse_problem("v2:2x10x64x64:3,0:normal:4:nan+inf+zero_row"))
     assert t.x[0, 3:].isfinite().all()
     assert t.x[1].isfinite().all()
     assert t.gate_up[0, 3:].isfinite().all()
@@ -334,7 +340,7 @@ def test_outputs_have_ordinary_magnitudes(data: str) -> None:
     """PROBLEM: alphas bring the layer's stages to about 1, where bfloat16 rounds as it does in use."""
     from reference.moe import masked_moe
 
-    t = ProblemTensors(parse_problem(f"3x20x256x128:20,0,7:{data}:1"))
+    t = ProblemTensors(parse_problem(f"v2:3x20x256x128:20,0,7:{data}:1"))
     out = masked_moe(t.x, t.input_scale, t.w1.codes, t.w1.block_scale, t.w1_alpha, t.w2.codes, t.a2_scale,
                      t.w2.block_scale, t.w2_alpha, t.masked_m)  # fmt: skip
     for expert, rows in ((0, 20), (2, 7)):
@@ -343,7 +349,7 @@ def test_outputs_have_ordinary_magnitudes(data: str) -> None:
 
 def test_grid_tokens_quantize_to_the_intended_codes() -> None:
     """PROBLEM grid: block scales are powers of two and nothing is rounded, so that dot products stay exact."""
-    t = ProblemTensors(parse_problem("3x20x256x128:20,0,7:grid:1"))
+    t = ProblemTensors(parse_problem("v2:3x20x256x128:20,0,7:grid:1"))
     got = quantize_nvfp4(t.x, t.input_scale)
     assert (got.block_scale % 8 == 0).all()
     decoded = e2m1.decode_e2m1(got.codes).double() * e4m3.decode_e4m3(

@@ -30,7 +30,7 @@ def test_a_faulty_candidate_raises_with_the_element_the_problem_and_the_rule(fau
     assert message.startswith("gemm[expert 0, row 0, col ")
     assert " times it; the only legal value is " in message
     assert "rule       GEMM: every output is the exact result" in message
-    assert "problem    1x1x16x16:1:" in message, "the problem shrank to the smallest there is"
+    assert "problem    v2:1x1x16x16:1:" in message, "the problem shrank to the smallest there is"
     assert "--candidate faulty:Doubled " in message, (
         "the command finds it, and not the class that it inherits from"
     )
