@@ -16,6 +16,7 @@ from harness.ci.options import ci_options, earlier_record, exit_with
 from harness.cli import complete
 from harness.cli.output import TerminalProgress, finish
 from harness.cli.parsing import MOST_THREADS
+from harness.cli.sharing import asked_sharing, refuse_over_ranks, sharing_options
 from harness.problems.problem import Problem, parse_problem
 from harness.problems.profiles import Profile
 from harness.verdict import ExitCode, UsageError
@@ -81,6 +82,7 @@ _MOST = {"threads": MOST_THREADS, "max_memory": 1 << 20}  # GiB: an address spac
     metavar="GIB",
     help="Limit of a candidate's process; 0 for none.",
 )
+@sharing_options
 @click.option("--threads", default=0, show_default=True, help="Threads of torch; 0 for its own choice.")
 @click.option(
     "--isolate/--no-isolate",
@@ -127,6 +129,10 @@ def check_command(
     canary_questions: int | None,
     canary_control: str,
     known_failures: Path | None,
+    workers: int,
+    gpus: str | None,
+    ray: str | None,
+    shard: str | None,
     out: Path,
     junit: Path | None,
     fail_on: str,
@@ -144,6 +150,9 @@ def check_command(
         max_seconds=max_seconds, max_memory=max_memory, threads=threads, seed=seed, problem_seconds=problem_seconds
     )  # fmt: skip
     size = profile_with(profile, problem_seconds)
+    whole = problem is None and not max_seconds
+    sharing = asked_sharing(workers, gpus, ray, shard, isolate=isolate, whole=whole)
+    refuse_over_ranks(sharing, candidates)
     a_part = bool(rules or problem is not None or shapes or max_seconds)
     request = CheckRequest(
         candidates=list(candidates),
@@ -161,6 +170,7 @@ def check_command(
         canary=_questions(canary, canary_questions, size.canary, a_part=a_part),
         canary_named=bool(canary) or canary_questions is not None,
         canary_control=canary_control,
+        sharing=sharing,
     )
     earlier = earlier_record(fail_on, against)
     folder = own_folder(out)
@@ -187,7 +197,8 @@ def profile_with(name: str, problem_seconds: float) -> Profile:
 def run_and_report(request: CheckRequest, record: RunRecord, folder: Path, junit: Path | None) -> None:
     """Run and leave record and report, also where the run is interrupted or ended by an error, which is raised."""
     from harness.ci.outputs import write_record
-    from harness.running.check import conclude, run_check
+    from harness.running.check import run_check
+    from harness.running.conclusion import conclude
 
     try:
         with contextlib.suppress(KeyboardInterrupt):  # what was found until then is in the record
