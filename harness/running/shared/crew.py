@@ -10,7 +10,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -85,7 +85,8 @@ class Crew:
         self._started: list[Future[Description]] = [Future() for _ in workers]
         self._here = len(workers)  # workers that are not lost
         self._lonely_since = 0.0  # time.monotonic() of the last loss
-        self._unlike = ""  # in what a candidate that was started again differs
+        self._broken = ""  # why a worker could not be started later on
+        self._ready = threading.Event()  # there is a description
         self._threads = [
             threading.Thread(target=self._serve, args=(worker, started), daemon=True)
             for worker, started in zip(workers, self._started, strict=True)
@@ -94,6 +95,7 @@ class Crew:
             thread.start()
         try:
             self.description = self._agreed()
+            self._ready.set()
         except BaseException:
             self.close()
             raise
@@ -121,15 +123,15 @@ class Crew:
         """Return an answer when it is there.
 
         Raises:
-            CandidateStartError: the candidate was started again somewhere and is another one there.
+            CandidateStartError: the candidate was started later on and is another one there, or did not start.
             WorkerLostError: all workers are gone for long.
             Exception: what the worker raised.
         """
         while not wait([answer], timeout=1.0).done:
             if not self._here and time.monotonic() - self._lonely_since > self._gone_seconds:
                 raise WorkerLostError(f"all {self.size} workers are gone for {self._gone_seconds:g} s")
-        if self._unlike:
-            raise CandidateStartError(f"a worker that was started again has another {self._unlike}")
+        if self._broken:
+            raise CandidateStartError(self._broken)
         return answer.result()
 
     def close(self) -> None:
@@ -137,6 +139,7 @@ class Crew:
         with self._changed:
             self._closing = True
             self._changed.notify_all()
+        self._ready.set()
         for worker in self._workers:
             worker.stop()
         for thread in self._threads:
@@ -149,9 +152,11 @@ class Crew:
         return work.answer
 
     def _agreed(self) -> Description:
-        """Return the description that all workers gave. Raises as the class does."""
-        described: list[Description] = [self.wait(started) for started in self._started]
-        first, *others = described
+        """Return the description that the workers gave: all of this machine, of a cluster the first. Raises as the class does."""
+        needed = self._started
+        if self.nodes:  # others may use the rest of it now
+            needed = [next(iter(wait(self._started, return_when=FIRST_COMPLETED).done))]
+        first, *others = [started.result() for started in needed]
         for number, other in enumerate(others, start=2):
             if difference := differing(first, other):
                 raise CandidateStartError(f"worker {number} has another {difference} than worker 1")
@@ -159,15 +164,29 @@ class Crew:
 
     def _serve(self, worker: Worker, started: Future[Description]) -> None:
         try:
-            started.set_result(worker.start())
+            started.set_result(self._start(worker))
         except BaseException as error:  # noqa: BLE001 - for whoever waits for the start
             started.set_exception(error)
+            self._broken = self._broken or str(error)
             return
+        self._ready.wait()
+        if not self._closing and (difference := differing(self.description, started.result())):
+            self._broken = self._broken or f"a worker that started later has another {difference}"
         stays = False
         while (work := self._next(stays)) is not None:
             stays = work.live
             self._answer(worker, work)
         worker.close()
+
+    def _start(self, worker: Worker) -> Description:
+        """Start a worker, wherever there is room for it, however often that is lost. Raises CandidateStartError, UsageError."""
+        while True:
+            try:
+                return worker.start()
+            except WorkerLostError:
+                if self._closing:
+                    raise
+                time.sleep(RESTART_SECONDS)
 
     def _next(self, stays: bool) -> _Work | None:
         """Return what is to be asked next, None at the end; a worker that `stays` takes no task while it may be needed."""
@@ -205,20 +224,19 @@ class Crew:
             self._changed.notify_all()
 
     def _restart(self, worker: Worker) -> None:
-        """Start a lost worker again, wherever there is room for it now, however long that takes."""
+        """Start a lost worker again."""
         with self._changed:
             self._here -= 1
             self._lonely_since = time.monotonic()
-        while not self._closing:
-            try:
-                described = worker.start()
-            except (WorkerLostError, CandidateStartError):
-                time.sleep(RESTART_SECONDS)
-                continue
-            with self._changed:
-                self._here += 1
-                self._unlike = self._unlike or differing(self.description, described)
+        try:
+            difference = differing(self.description, self._start(worker))
+        except (CandidateStartError, WorkerLostError) as error:
+            self._broken = self._broken or str(error)
             return
+        if difference:
+            self._broken = self._broken or f"a worker that was started again has another {difference}"
+        with self._changed:
+            self._here += 1
 
 
 def differing(one: Description, other: Description) -> str:

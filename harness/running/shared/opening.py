@@ -12,7 +12,7 @@ from harness.running.known_failures import KnownFailure
 from harness.running.session import Session
 from harness.running.settings import RunSettings
 from harness.running.shared.asked import AskedSharing
-from harness.running.shared.crew import Crew, Worker
+from harness.running.shared.crew import Crew
 from harness.running.shared.local import LocalWorker, share_of_threads
 from harness.running.shared.plan import Plan
 from harness.running.shared.session import SharedSession
@@ -32,18 +32,17 @@ def open_shared(name: str, asked: AskedSharing, *, threads: int = 0, memory_gib:
         CandidateStartError: it cannot run here, or not at every worker.
         UsageError: there is no such candidate, or no such cluster.
     """
-    workers: Sequence[Worker]
     if asked.ray:
         from harness.running.shared.cluster import ray_workers
 
-        workers = ray_workers(asked.ray, name, threads=threads, memory_gib=memory_gib)
-    else:
-        threads = threads or share_of_threads(asked.workers)
-        gpus = asked.gpus or [""]
-        workers = [
-            LocalWorker(name, gpus[number % len(gpus)], threads=threads, memory_gib=memory_gib)
-            for number in range(asked.workers)
-        ]
+        nodes_workers, nodes = ray_workers(asked.ray, name, threads=threads, memory_gib=memory_gib)
+        return SharedSession(Crew(nodes_workers, nodes=nodes))
+    threads = threads or share_of_threads(asked.workers)
+    gpus = asked.gpus or [""]
+    workers = [
+        LocalWorker(name, gpus[number % len(gpus)], threads=threads, memory_gib=memory_gib)
+        for number in range(asked.workers)
+    ]
     return SharedSession(Crew(workers))
 
 

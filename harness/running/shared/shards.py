@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import MISSING, asdict, fields, is_dataclass, replace
+from dataclasses import MISSING, fields, is_dataclass, replace
 from typing import Any
 
 from harness.records.parts.sharing import Answer, ExplainedFailure, ShardCandidate
@@ -86,7 +86,7 @@ class ShardSession:
         """Return what the record of the shard keeps of a candidate."""
         return ShardCandidate(
             name,
-            asdict(self.describe()),
+            short(self.describe()),
             [
                 Answer(rule, problem, list(without), [short(outcome) for outcome in outcomes])
                 for (rule, problem, without), outcomes in self._answers.items()
