@@ -9,6 +9,7 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,8 +26,11 @@ from harness.verdict import UsageError
 from harness.version import __version__
 
 LOCAL = "local"  # Ray's own word for a cluster of this machine alone, which ends with the command
-# Nothing is sent to anybody, by a cluster that is started here or by this process.
-_QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DISABLE_IMPORT_WARNING": "1"}
+# Read when Ray is imported: nothing is sent to its makers. A cluster of this machine alone is reached from nowhere else, for
+# which Ray has a switch that is named after the systems where it is the default.
+_QUIET = {"RAY_USAGE_STATS_ENABLED": "0"}
+_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+CONNECT_SECONDS = 10.0  # for an address to answer; Ray itself tries for minutes
 
 
 class RayWorker:
@@ -152,17 +156,25 @@ def ray_workers(
 
 def _connect(address: str) -> None:
     """Join a cluster, or start one of this machine. Raises UsageError where there is none."""
+    os.environ.update(_QUIET if address != LOCAL else {**_QUIET, **_LOOPBACK})
     import ray
 
     if ray.is_initialized():
         return
-    alone = {"include_dashboard": False, "_node_ip_address": "127.0.0.1"} if address == LOCAL else {}
-    os.environ.update(_QUIET)
+    alone = {"include_dashboard": False} if address == LOCAL else {}
     try:
+        _answers(address)
         with _own_signals():
             ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **alone)
     except (ConnectionError, ValueError, RuntimeError, OSError) as error:
         raise UsageError(f"--ray {address}: {_first_line(error)}") from error
+
+
+def _answers(address: str) -> None:
+    """Try to reach HOST:PORT. Raises OSError where nobody answers, ValueError where the port is no number."""
+    host, colon, port = address.rpartition("://")[2].rpartition(":")
+    if colon:
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
 
 
 @contextmanager

@@ -159,7 +159,7 @@ class Crew:
         first, *others = [started.result() for started in needed]
         for number, other in enumerate(others, start=2):
             if difference := differing(first, other):
-                raise CandidateStartError(f"worker {number} has another {difference} than worker 1")
+                raise CandidateStartError(f"worker {number} has other {difference} than worker 1")
         return first
 
     def _serve(self, worker: Worker, started: Future[Description]) -> None:
@@ -171,7 +171,7 @@ class Crew:
             return
         self._ready.wait()
         if not self._closing and (difference := differing(self.description, started.result())):
-            self._broken = self._broken or f"a worker that started later has another {difference}"
+            self._broken = self._broken or f"a worker that started later has other {difference}"
         stays = False
         while (work := self._next(stays)) is not None:
             stays = work.live
@@ -234,14 +234,12 @@ class Crew:
             self._broken = self._broken or str(error)
             return
         if difference:
-            self._broken = self._broken or f"a worker that was started again has another {difference}"
+            self._broken = self._broken or f"a worker that was started again has other {difference}"
         with self._changed:
             self._here += 1
 
 
 def differing(one: Description, other: Description) -> str:
     """Return in what two workers' candidates differ, "" where they are the same; free memory does not count."""
-    for name in ("traits", "stages", "findings", "fingerprint"):
-        if getattr(one, name) != getattr(other, name):
-            return name
-    return ""
+    differ = (n for n in ("traits", "stages", "findings") if getattr(one, n) != getattr(other, n))
+    return next(differ, "bits on fixed operands" if one.fingerprint != other.fingerprint else "")

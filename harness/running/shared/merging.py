@@ -26,7 +26,7 @@ from harness.running.rules import judge_rules
 from harness.running.settings import RunSettings
 from harness.running.shared.plan import Plan
 from harness.running.shared.shards import Key
-from harness.running.shared.unlike import refuse_unlike, shard_of
+from harness.running.shared.unlike import description_of, refuse_unlike, shard_of
 
 Answers = dict[Key, list[Outcome]]
 
@@ -46,7 +46,7 @@ class MergedSession:
         self.left_out: dict[str, str] = {}
         self.unanswered: list[str] = []
         first = next(iter(found.values()))
-        self._described: Description = build_from_json(Description, first.description, "description")
+        self._described = description_of(first)
         self._of = of
         self._answers = {number: _answers_of(each) for number, each in found.items()}
         self._explained = {

@@ -35,7 +35,7 @@ class Node:
 
     def start(self) -> dict[str, Any]:
         """Start the candidate; return the version here and its description as JSON has it, or why it did not start."""
-        answer: dict[str, Any] = {"version": __version__, "process": os.getpid()}
+        answer: dict[str, Any] = {"version": __version__}
         try:
             self._child = Child(self._name, threads=self._threads, memory_gib=self._memory_gib)
         except UsageError as error:

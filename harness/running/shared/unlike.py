@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from harness.records.from_json import RecordError
-from harness.records.parts.sharing import ShardPart
+from harness.records.from_json import RecordError, build_from_json
+from harness.records.parts.sharing import ShardCandidate, ShardPart
 from harness.records.record import RunRecord
+from harness.running.outcome import Description
+from harness.running.shared.crew import differing
 
 _DRAWN_BY = (
     "hypothesis",
@@ -21,6 +23,12 @@ def shard_of(name: str, record: RunRecord) -> ShardPart:
     if part is None:
         raise RecordError(f"{name} is not a shard: it was not made with --shard")
     return part
+
+
+def description_of(found: ShardCandidate) -> Description:
+    """Return what a shard's candidate is. Raises RecordError where that is damaged."""
+    described: Description = build_from_json(Description, found.description, "description")
+    return described
 
 
 def refuse_unlike(records: Sequence[tuple[str, RunRecord]]) -> None:
@@ -48,9 +56,8 @@ def refuse_unlike(records: Sequence[tuple[str, RunRecord]]) -> None:
     found_by = [(name, each) for name, one in records for each in shard_of(name, one).found]
     for name, each in found_by:
         first_name, same = next((n, e) for n, e in found_by if e.name == each.name)
-        for what in ("traits", "stages", "findings", "fingerprint"):
-            if each.description.get(what) != same.description.get(what):
-                raise RecordError(f"{name}: {each.name} has another {what} there than in {first_name}")
+        if difference := differing(description_of(each), description_of(same)):
+            raise RecordError(f"{name}: {each.name} has other {difference} there than in {first_name}")
 
 
 def _identity(name: str, record: RunRecord) -> dict[str, Any]:
