@@ -16,7 +16,7 @@ from harness.ci.options import ci_options, earlier_record, exit_with
 from harness.cli import complete
 from harness.cli.output import TerminalProgress, finish
 from harness.cli.parsing import MOST_THREADS
-from harness.cli.sharing import asked_sharing, refuse_over_ranks, sharing_options
+from harness.cli.sharing import sharing_options
 from harness.problems.problem import Problem, parse_problem
 from harness.problems.profiles import Profile
 from harness.verdict import ExitCode, UsageError
@@ -24,6 +24,7 @@ from harness.verdict import ExitCode, UsageError
 if TYPE_CHECKING:
     from harness.records.record import RunRecord
     from harness.running.check import CheckRequest
+    from harness.running.shared.asked import AskedSharing
 
 _MOST = {"threads": MOST_THREADS, "max_memory": 1 << 20}  # GiB: an address space has no more
 
@@ -129,10 +130,7 @@ def check_command(
     canary_questions: int | None,
     canary_control: str,
     known_failures: Path | None,
-    workers: int,
-    gpus: str | None,
-    ray: str | None,
-    shard: str | None,
+    sharing: AskedSharing,
     out: Path,
     junit: Path | None,
     fail_on: str,
@@ -150,9 +148,6 @@ def check_command(
         max_seconds=max_seconds, max_memory=max_memory, threads=threads, seed=seed, problem_seconds=problem_seconds
     )  # fmt: skip
     size = profile_with(profile, problem_seconds)
-    whole = problem is None and not max_seconds
-    sharing = asked_sharing(workers, gpus, ray, shard, isolate=isolate, whole=whole)
-    refuse_over_ranks(sharing, candidates)
     a_part = bool(rules or problem is not None or shapes or max_seconds)
     request = CheckRequest(
         candidates=list(candidates),

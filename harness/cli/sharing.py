@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,18 @@ MOST_WORKERS = 1024
 
 
 def sharing_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options to a command, which gets them as workers, gpus, ray and shard."""
+    """Add the options to a command, which gets what they ask for as `sharing`.
+
+    The command has candidates, isolate, problem and max_seconds, with which they must fit together.
+    """
+
+    @functools.wraps(command)
+    def asked(*, workers: int, gpus: str | None, ray: str | None, shard: str | None, **rest: Any) -> Any:
+        whole = rest["problem"] is None and not rest["max_seconds"]
+        sharing = asked_sharing(workers, gpus, ray, shard, isolate=rest["isolate"], whole=whole)
+        refuse_over_ranks(sharing, rest["candidates"])
+        return command(sharing=sharing, **rest)
+
     for option in (
         click.option(
             "--shard",
@@ -41,8 +53,8 @@ def sharing_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help="Judge by so many processes at the same time. Default: 1, or one a GPU of --gpus.",
         ),
     ):
-        command = option(command)
-    return command
+        asked = option(asked)
+    return asked
 
 
 def asked_sharing(
