@@ -5,11 +5,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import signal
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -62,9 +64,13 @@ def node_of(worker: RayWorker) -> str:
 
 
 def kill(node: Any) -> None:
-    for infos in node.all_processes.values():
-        for info in infos:
-            os.kill(info.process.pid, signal.SIGKILL)
+    """End all processes of a node at once, as a machine does that loses its power."""
+    ending = [info.process.pid for infos in node.all_processes.values() for info in infos]
+    for process in ending:
+        ending += map(int, Path(f"/proc/{process}/task/{process}/children").read_text().split())
+    for process in ending:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
 
 
 def test_two_nodes_give_the_record_of_one_run(cluster: Any, alone: RunRecord) -> None:
