@@ -150,8 +150,9 @@ def test_who_waits_for_one_answer_comes_before_all_tasks_and_keeps_a_worker() ->
     crew.close()
 
 
+@pytest.mark.usefixtures("in_candidates_folder")
 def test_two_processes_judge_and_are_gone_afterwards() -> None:
-    workers = [LocalWorker("eager", threads=1), LocalWorker("eager", threads=1)]
+    workers = [LocalWorker("faulty:QuantizesOnly", threads=1) for _ in range(2)]
     crew = Crew(workers)
     answers = [crew.submit(task(problem, seconds=60)) for problem in PROBLEMS[:4]]
     assert all(outcome.comparisons for answer in answers for outcome in crew.wait(answer))
