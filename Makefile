@@ -4,9 +4,10 @@
 # make test-versions    the interpreted kernel with every pair of package versions that it is said to run with, an hour
 # make test-oldest    the tests on torch 2.8, the oldest supported release (about 8 GB: its CUDA build)
 # make test-browser    the reports in a headless Chromium (apt-get install chromium, or CHROMIUM=/path/to/it)
+# make test-cluster    runs on a Ray cluster of two nodes of this machine, one of which is killed, three minutes
 # make test-install    the wheel with each extra in an environment of its own (up to 3 GB at a time, ten minutes)
 # make schema    docs/record.schema.json from the types of the record
-# make test-all    the long sweeps and test-install, at most an hour
+# make test-all    the long sweeps, test-cluster and test-install, at most an hour
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -20,7 +21,7 @@ PIP = -m pip install --quiet --disable-pip-version-check -c constraints.txt
 PYTEST = PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 WORKERS ?= 2
 
-.PHONY: demo test test-flashinfer test-versions test-oldest test-browser test-install test-all lint schema bench clean
+.PHONY: demo test test-flashinfer test-versions test-oldest test-browser test-cluster test-install test-all lint schema bench clean
 
 $(BIN)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -34,7 +35,7 @@ demo: $(BIN)/.installed
 # Lint and types run beside the tests: mypy alone leaves a core idle for a quarter of a minute.
 test: $(BIN)/.installed
 	@$(MAKE) --no-print-directory lint & lint=$$!; \
-	$(PYTEST) -m 'not flashinfer and not long and not browser'; tests=$$?; \
+	$(PYTEST) -m 'not flashinfer and not long and not browser and not cluster'; tests=$$?; \
 	wait $$lint || { echo 'make test: lint or types failed, see above'; exit 1; }; exit $$tests
 
 lint: $(BIN)/.installed
@@ -65,18 +66,23 @@ $(OLDEST_VENV)/bin/.installed: pyproject.toml constraints.txt
 	touch $@
 
 test-oldest: $(OLDEST_VENV)/bin/.installed
-	OMP_NUM_THREADS=1 $(OLDEST_VENV)/bin/python -m pytest -n $(WORKERS) --dist worksteal -m 'not flashinfer and not long and not browser'
+	OMP_NUM_THREADS=1 $(OLDEST_VENV)/bin/python -m pytest -n $(WORKERS) --dist worksteal -m 'not flashinfer and not long and not browser and not cluster'
 
 test-browser: $(BIN)/.installed
 	$(BIN)/python $(PIP) -e '.[dev,browser]'
 	REQUIRE_BROWSER=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m browser tests/browser
+
+test-cluster: $(BIN)/.installed
+	$(BIN)/python $(PIP) -e '.[dev,cluster]'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m cluster tests/running
 
 # One at a time: each is an environment with a torch of its own.
 test-install: $(BIN)/.installed
 	$(BIN)/python -m pytest tests/test_install.py
 
 test-all: $(BIN)/.installed
-	$(PYTEST) -m 'not flashinfer and not browser' --ignore tests/test_install.py
+	$(PYTEST) -m 'not flashinfer and not browser and not cluster' --ignore tests/test_install.py
+	$(MAKE) --no-print-directory test-cluster
 	$(MAKE) --no-print-directory test-install
 
 schema: $(BIN)/.installed

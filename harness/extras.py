@@ -16,6 +16,7 @@ EXTRAS = {
     "gsm8k": _GSM8K,
     "canary": {**_GSM8K, "safetensors": "safetensors", "tokenizers": "tokenizers"},
     "capture": {"safetensors": "safetensors"},
+    "cluster": {"ray": "ray"},
     "cutedsl": {"flashinfer-python": "flashinfer", "nvidia-cutlass-dsl": "cutlass", "numpy": "numpy"},
     "sglang": {"sglang": "sglang"},
     "vllm": {"vllm": "vllm"},

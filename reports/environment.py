@@ -19,12 +19,14 @@ def section(record: RunRecord) -> Markup | None:
     tree = {True: " with uncommitted changes", False: ", clean", None: ", state of the tree not known"}[
         where.git_dirty
     ]
+    sharing = record.sharing_part
     rows = [
         ("Python", where.python),
         ("Platform", where.platform),
         ("CPU count", count(where.cpu_count) if where.cpu_count else ""),
         ("Device", where.device),
         ("GPUs", ", ".join(where.gpus)),
+        ("Judged by", str(sharing) if sharing else ""),
         ("CUDA", where.cuda),
         ("Driver", where.driver),
         ("Commit", where.git_commit + tree if where.git_commit else ""),

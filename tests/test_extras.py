@@ -121,6 +121,17 @@ def test_doctor_says_what_lacks_its_extra(without: Without, capsys: pytest.Captu
     assert line.endswith(HOW.format("canary"))
 
 
+def test_ray_that_is_not_installed_is_one_line_of_bad_usage(
+    without: Without, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    without("cluster")
+    assert run(["check", "--candidate", "eager", "--ray", "auto"]) == 64
+    out, err = capsys.readouterr()
+    assert (out, err) == ("", f"harness: --ray needs ray, which is not installed; {HOW.format('cluster')}\n")
+    assert list(tmp_path.iterdir()) == []
+
+
 def checked(folder: Path, *arguments: str) -> tuple[int, RunRecord]:
     code = run(["check", "--candidate", "eager", "--rule", "QUANT", "--problem", SMALL, "--no-isolate",
                 "--out", str(folder), *arguments])  # fmt: skip

@@ -28,13 +28,13 @@ ALLOWED = {
     "reference": {"reference", "torch", "triton"},  # triton: the kernels of the matrix units, see below
     "harness": {
         "harness", "reference", "torch", "click", "hypothesis", "pytest", "packaging", "triton", "lm_eval",
-        "datasets", "aiohttp", "tenacity", "safetensors", "tokenizers", "reports", *ENGINES,  # reports: see below
+        "datasets", "aiohttp", "ray", "tenacity", "safetensors", "tokenizers", "reports", *ENGINES,  # reports: see below
         "numpy", "cuda",  # numpy: the interpreter, see below; cuda: the type of a stream, for FlashInfer's calls
     },
     "reports": {"reports", "harness", "jinja2", "markupsafe"},
     "suites": {"suites", "harness", "reference", "pytest", "hypothesis"},
 }  # fmt: skip
-HEAVY = {"triton", "lm_eval", "transformers", "datasets", "pandas", *ENGINES}
+HEAVY = {"triton", "lm_eval", "transformers", "datasets", "pandas", "ray", *ENGINES}
 
 # Modules that are themselves imported inside functions, because what they define needs the package to be defined.
 IMPORTED_WHEN_CALLED = {"harness.identification.probe_rcp", "harness.gsm8k.lm"}

@@ -16,6 +16,7 @@ from harness.ci.options import ci_options, earlier_record, exit_with
 from harness.cli import complete
 from harness.cli.output import TerminalProgress, finish
 from harness.cli.parsing import MOST_THREADS
+from harness.cli.sharing import sharing_options
 from harness.problems.problem import Problem, parse_problem
 from harness.problems.profiles import Profile
 from harness.verdict import ExitCode, UsageError
@@ -23,6 +24,7 @@ from harness.verdict import ExitCode, UsageError
 if TYPE_CHECKING:
     from harness.records.record import RunRecord
     from harness.running.check import CheckRequest
+    from harness.running.shared.asked import AskedSharing
 
 _MOST = {"threads": MOST_THREADS, "max_memory": 1 << 20}  # GiB: an address space has no more
 
@@ -81,6 +83,7 @@ _MOST = {"threads": MOST_THREADS, "max_memory": 1 << 20}  # GiB: an address spac
     metavar="GIB",
     help="Limit of a candidate's process; 0 for none.",
 )
+@sharing_options
 @click.option("--threads", default=0, show_default=True, help="Threads of torch; 0 for its own choice.")
 @click.option(
     "--isolate/--no-isolate",
@@ -127,6 +130,7 @@ def check_command(
     canary_questions: int | None,
     canary_control: str,
     known_failures: Path | None,
+    sharing: AskedSharing,
     out: Path,
     junit: Path | None,
     fail_on: str,
@@ -161,6 +165,7 @@ def check_command(
         canary=_questions(canary, canary_questions, size.canary, a_part=a_part),
         canary_named=bool(canary) or canary_questions is not None,
         canary_control=canary_control,
+        sharing=sharing,
     )
     earlier = earlier_record(fail_on, against)
     folder = own_folder(out)
@@ -187,7 +192,8 @@ def profile_with(name: str, problem_seconds: float) -> Profile:
 def run_and_report(request: CheckRequest, record: RunRecord, folder: Path, junit: Path | None) -> None:
     """Run and leave record and report, also where the run is interrupted or ended by an error, which is raised."""
     from harness.ci.outputs import write_record
-    from harness.running.check import conclude, run_check
+    from harness.running.check import run_check
+    from harness.running.conclusion import conclude
 
     try:
         with contextlib.suppress(KeyboardInterrupt):  # what was found until then is in the record

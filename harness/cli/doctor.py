@@ -47,7 +47,8 @@ def doctor_command(fingerprints: bool) -> int:
         click.echo(f"{name}: {state}")
         if support and (warning := getattr(candidate, "warning", "")):
             click.echo(f"  {warning}")
-    for command, extra in (("harness gsm8k", "gsm8k"), ("harness canary", "canary")):
+    needed = {"harness gsm8k": "gsm8k", "harness canary": "canary", "harness check --ray": "cluster"}
+    for command, extra in needed.items():
         reason = missing(command, extra)
         click.echo(f"{command}: does not run here: {reason}" if reason else f"{command}: runs here")
     return ExitCode.PASS if runs else ExitCode.UNKNOWN

@@ -22,22 +22,31 @@ LINES = 10
 
 
 @click.command("report")
-@click.argument("records", type=_PATH, nargs=-1, metavar="RECORD [RECORD]")
+@click.argument("records", type=_PATH, nargs=-1, metavar="RECORD...")
 @click.option(
     "--history", type=_PATH, metavar="DIR", help="Draw the history of every record below this folder."
 )
+@click.option(
+    "--merge",
+    is_flag=True,
+    help="Make one record of the RECORDs of all shards (harness check --shard), into --out.",
+)
 @click.option("--out", type=_PATH, help="Folder of the pages. Default: where the (second) record is, or DIR.")
-def report_command(records: tuple[Path, ...], history: Path | None, out: Path | None) -> int:
-    """Draw report.html of a RECORD again, compare two RECORDs, or draw a history.
+def report_command(records: tuple[Path, ...], history: Path | None, merge: bool, out: Path | None) -> int:
+    """Draw report.html of a RECORD again, compare two RECORDs, draw a history, or merge shards.
 
     A RECORD is a record.json or a folder. A folder that holds one record.json stands for it, any other for all records
     below it; alone it is compared with itself: the newest record with the newest before it that has something in common.
 
     A comparison writes compare.html and compare.md and exits 0 without a regression, 1 with one, and 2 where the records
-    have nothing in common. A history writes history.html.
+    have nothing in common. A history writes history.html. Merged shards are judged as one run and exit as it does.
     """
     from harness.records.from_json import RecordError
 
+    if merge:
+        from harness.cli.merge import merge_into
+
+        return merge_into(records, history, out)
     if bool(records) == (history is not None):
         raise UsageError(
             "give one RECORD to draw, two to compare, or --history DIR"

@@ -29,6 +29,7 @@ PACKAGES = (
     "aiohttp",
     "tenacity",
     "transformers",
+    "ray",
 )
 
 

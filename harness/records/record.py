@@ -18,6 +18,7 @@ from harness.records.parts.compile import CompileRun
 from harness.records.parts.gsm8k import Gsm8kRun
 from harness.records.parts.mutants import MutantsRun
 from harness.records.parts.races import RacesRun
+from harness.records.parts.sharing import ShardPart, Sharing
 from harness.records.whole_files import write_whole
 from harness.verdict import Verdict
 
@@ -167,7 +168,7 @@ class RunRecord:
     """One run. Each part beside the rules holds JSON of a documented structure; absent parts are None.
 
     Commands give a part as its type and readers get it back as that: `gsm8k_run`, `canary_part`, `mutants_run`,
-    `compile_run`, `races_run` (harness/records/parts). What the fields mean: `gsm8k`: harness/gsm8k/README.md; `canary`:
+    `compile_run`, `races_run`, `sharing_part`, `shard_part` (harness/records/parts). What the fields mean: `gsm8k`: harness/gsm8k/README.md; `canary`:
     harness/canary/README.md; `mutants`: harness/mutants/README.md; `compile`: harness/compile/README.md; `races`:
     docs/cutedsl-cpu.md.
     """
@@ -196,6 +197,8 @@ class RunRecord:
     mutants: dict[str, Any] | None = None
     compile: dict[str, Any] | None = None
     races: dict[str, Any] | None = None
+    sharing: dict[str, Any] | None = None
+    shard: dict[str, Any] | None = None
 
     @property
     def failures(self) -> list[Failure]:
@@ -255,6 +258,24 @@ class RunRecord:
     @races_run.setter
     def races_run(self, run: RacesRun | None) -> None:
         self.races = run.to_json() if run is not None else None
+
+    @property
+    def sharing_part(self) -> Sharing | None:
+        """Who judged, None where one worker did. Raises RecordError with the name of a damaged field."""
+        return read_part(Sharing, self.sharing, "record.sharing")
+
+    @sharing_part.setter
+    def sharing_part(self, part: Sharing | None) -> None:
+        self.sharing = part.to_json() if part is not None else None
+
+    @property
+    def shard_part(self) -> ShardPart | None:
+        """The answers of one shard, None where this is none. Raises RecordError with the name of a damaged field."""
+        return read_part(ShardPart, self.shard, "record.shard")
+
+    @shard_part.setter
+    def shard_part(self, part: ShardPart | None) -> None:
+        self.shard = part.to_json() if part is not None else None
 
     def to_json(self) -> str:
         """Return the record as JSON text, one field a line in field order; NaN and infinity are refused.

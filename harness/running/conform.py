@@ -18,10 +18,12 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from harness.candidates import CANDIDATES, made, stages_of, support_of
+from harness.candidates.protocol import traits_of
 from harness.extras import accept_no_numpy
 from harness.problems.profiles import find_profile
 from harness.records.record import RuleResult
 from harness.rules import Rule, find_rules
+from harness.running.gpus import on_own_gpu
 from harness.running.rules import RuleFindings, judge_rules
 from harness.running.session import InProcess
 from harness.running.settings import RunSettings
@@ -121,7 +123,8 @@ class _Judged:
         """Judge it by one rule. Raises UnknownVerdictError where it cannot run here or has no stage."""
         __tracebackhide__ = True
         session = self._session
-        (found,) = judge_rules(session, [rule], self._settings, rule_seconds=self._max_seconds)
+        with on_own_gpu(session.describe().traits["device"]):
+            (found,) = judge_rules(session, [rule], self._settings, rule_seconds=self._max_seconds)
         return found
 
     @cached_property
@@ -143,7 +146,8 @@ class _Judged:
         maker = self._given if named else type(candidate)
         address = f"{maker.__module__}:{maker.__qualname__}"
         self._settings.candidate = next((n for n, target in CANDIDATES.items() if target == address), address)
-        return InProcess(candidate)
+        with on_own_gpu(traits_of(candidate).device):
+            return InProcess(candidate)
 
 
 @dataclass(frozen=True, repr=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import tomllib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,36 @@ class KnownFailure:
 
         named = [Version(each.version.removesuffix(".*")) for each in SpecifierSet(self.versions)]
         return self.until_fixed and bool(named) and Version(version) > max(named)
+
+
+@dataclass(frozen=True)
+class _Settled(KnownFailure):
+    """An entry of which another machine has found out whether it applies, and where."""
+
+    applied: bool = False
+    found_where: str = ""
+
+    def applies(self) -> bool:
+        return self.applied
+
+    @property
+    def where(self) -> str:
+        return self.found_where
+
+
+def settle(entry: KnownFailure) -> dict[str, Any]:
+    """Return an entry as JSON, with what the packages that are installed here make of it, for `settled`."""
+    return {**_fields_of(entry), "applies": entry.applies(), "where": entry.where}
+
+
+def settled(entry: dict[str, Any]) -> KnownFailure:
+    """Return the entry that `settle` wrote down elsewhere; the packages that are installed here have no say."""
+    kept = {name: value for name, value in entry.items() if name not in ("applies", "where")}
+    return _Settled(**kept, applied=entry["applies"], found_where=entry["where"])
+
+
+def _fields_of(entry: KnownFailure) -> dict[str, Any]:
+    return {name: getattr(entry, name) for name in (*_FIELDS, _UNTIL_FIXED)}
 
 
 def default_path() -> Path:
@@ -155,5 +185,5 @@ def apply_known_failures(
             elif alarm and result.verdict is Verdict.PASS and result.compared and not result.reason:
                 result.verdict = Verdict.FAIL
                 result.reason = f"known failure no longer fails: remove the entry for {entry.issue} from known_failures.toml"
-            met.append({**asdict(entry), "matched": failed})
+            met.append({**_fields_of(entry), "matched": failed})
     return met

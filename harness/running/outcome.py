@@ -37,6 +37,7 @@ class Status(StrEnum):
     TIMEOUT = "timeout"  # no answer, and the process hangs: `error`
     SLOW = "slow"  # no answer, and the process does not hang: `error`
     DIAGNOSED = "diagnosed"  # `diagnosis`
+    ELSEWHERE = "elsewhere"  # not asked here: the problem belongs to another part of a shared run
     KEPT = "kept"  # the calls of a failing problem are in a file, or `error` says why not
     INTERNAL = "internal"  # a defect of the harness: its trace in `error`
 
@@ -75,6 +76,7 @@ class Outcome:
         diagnosis: known faults that explain a failure (harness.diagnosis).
         hidden: a stage raised, and the rule went on as if it had not.
         stage: the one that is not implemented.
+        seconds: that judging took, where somebody else than the asker measured them; 0 where nobody did.
     """
 
     status: Status
@@ -86,6 +88,7 @@ class Outcome:
     diagnosis: list[dict[str, Any]] = field(default_factory=list)
     hidden: bool = False
     stage: str = ""
+    seconds: float = 0.0
 
     @property
     def illegal(self) -> list[Compared]:

@@ -70,6 +70,7 @@ class RuleRun:
         self.not_implemented = ""  # a stage for which that is all it ever did
         self._crashes = 0  # problems that ended the candidate's process, or hung
         self._slow = 0  # problems that took longer than the limit
+        self._measured = 0.0  # seconds of judging that somebody else measured
         self._large = False  # the problem at hand needs much memory of a GPU
         self._seen: set[Problem] = set()
         # Outcomes of failing problems. The last one is the smallest: hypothesis ends by replaying it.
@@ -137,7 +138,7 @@ class RuleRun:
         from harness.problems.strategies import nearer
 
         for far in self._far:
-            self._budget = self._tally.result.examples + 1
+            self._budget = self._tally.drawn + 1
             self._large = far.device_bytes > 0
             start = zlib.crc32(f"{self._rule.id} {self._settings.seed} {far.name}".encode())
             if self._over():
@@ -153,7 +154,7 @@ class RuleRun:
         from harness.problems.strategies import simpler
 
         for number, extras in enumerate(self._seldom):
-            self._budget = self._tally.result.examples + 1
+            self._budget = self._tally.drawn + 1
             start = zlib.crc32(f"{self._rule.id} {self._settings.seed} {number} {sorted(extras)}".encode())
             if self._over():
                 return
@@ -197,14 +198,13 @@ class RuleRun:
     def _over(self) -> bool:
         """Return whether no further problem is to be drawn."""
         self._tally.late = time.monotonic() > self._settings.deadline
-        result = self._tally.result
         return (
             self._tally.late
             or self._crashes >= MOST_CRASHES
             or bool(self._tally.slow)
             or len(self._stubs) >= ROUND
-            or bool(result.skipped)
-            or result.examples >= self._budget
+            or bool(self._tally.result.skipped)
+            or self._tally.drawn >= self._budget
         )
 
     def _take(self, problem: Problem) -> None:
@@ -217,7 +217,7 @@ class RuleRun:
             self._tally.misfit = reason
             return
         fails = self._fails(problem)
-        self._settings.progress(self._rule, self._tally.result.examples, self._wanted)
+        self._settings.progress(self._rule, self._tally.drawn, self._wanted)
         self._seen.add(problem)
         if fails:
             raise IllegalError  # one place: hypothesis tells failures apart by the line that raised
@@ -231,6 +231,9 @@ class RuleRun:
         if self._first_failure is not None and time.monotonic() > self._first_failure + SHRINK_SECONDS:
             return False  # enough shrinking: every problem not yet known to fail counts as passing
         outcome = self._judged(text)
+        if outcome.status is Status.ELSEWHERE:
+            self._tally.elsewhere += self._first_failure is None
+            return False
         if self._left_open(outcome, text):
             return False
         if self._first_failure is None:
@@ -274,7 +277,9 @@ class RuleRun:
         outcome = self._session.judge(self._rule.id, problem, limit)
         if outcome.status is Status.INTERNAL and not self._lacks_memory(outcome):
             raise InternalError(f"{self._rule.id} on {problem}:\n{outcome.error}")
-        self._slow += time.monotonic() - started > limit
+        took = outcome.seconds or time.monotonic() - started
+        self._measured += outcome.seconds
+        self._slow += took > limit
         if self._slow >= MOST_SLOW and not self._tally.slow:
             self._tally.slow = (
                 f"{self._slow} problems took longer than {limit:g} s each, the last of them {problem}"
@@ -302,7 +307,7 @@ class RuleRun:
         return describe_failure(self._rule, self._settings.candidate, problem, self._failed[problem])
 
     def _concluded(self, started: float) -> RuleResult:
-        self._tally.result.seconds = time.monotonic() - started
+        self._tally.result.seconds = self._measured or time.monotonic() - started
         self._tally.conclude(self._wanted, self._rule.power)
         return self._tally.result
 

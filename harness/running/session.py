@@ -134,7 +134,7 @@ class Child:
         self._buffer = b""
         self._seal = b""  # what each of the child's answers begins with
         self.left_out: dict[str, str] = {}
-        self._hung = False
+        self._hung = self._killed = False
         self._described = self._start()
 
     def describe(self) -> Description:
@@ -143,6 +143,8 @@ class Child:
 
     def judge(self, rule_id: str, problem: str, seconds: float) -> Outcome:
         """Judge one problem; CRASHED, TIMEOUT and SLOW end the child, and the next call starts another."""
+        if self._process is None and self._killed:
+            return Outcome(Status.CRASHED, "the candidate's process was ended")
         if self._process is None:
             try:
                 self._start()
@@ -170,6 +172,13 @@ class Child:
         if self._process is None:
             self._start()
         return self._ask(Command(rule_id, problem, keep=str(path.absolute()), each=before_each), seconds)
+
+    def kill(self) -> None:
+        """Kill the child from another thread than the one that asks it, for good: that one is answered CRASHED."""
+        self._killed, process = True, self._process
+        if process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
 
     def close(self) -> None:
         """Kill the child with everything that it started."""

@@ -18,6 +18,7 @@ from harness.records.new import new_record
 from harness.records.record import CandidateRun, RuleResult, RunRecord
 from harness.rules import find_rules
 from harness.running.check import open_candidate
+from harness.running.gpus import visible_gpus
 from harness.running.known_failures import default_path, load_known_failures
 from harness.running.rules import judge_rules
 from harness.running.runner import InternalError
@@ -96,8 +97,5 @@ def _one_gpu_per_worker(config: Any) -> None:
     if not hasattr(config, "workerinput"):
         return
     number = int(config.workerinput["workerid"].removeprefix("gw"))
-    visible = [g for g in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if g]
-    if not visible:
-        visible = [str(i) for i in range(len(list(Path("/dev").glob("nvidia[0-9]*"))))]
-    if visible:
+    if visible := visible_gpus():
         os.environ["CUDA_VISIBLE_DEVICES"] = visible[number % len(visible)]

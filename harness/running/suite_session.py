@@ -20,7 +20,7 @@ from harness.problems.profiles import find_profile
 from harness.records.merge import merge_records
 from harness.records.record import RunRecord, parse_record
 from harness.rules import RULE_IDS
-from harness.running.check import conclude, trap_floor
+from harness.running.conclusion import conclude, trap_floor
 from harness.running.known_failures import load_known_failures
 from harness.running.suite_run import INTERNAL_MARK, UNKNOWN_MARK, SuiteRun
 from harness.verdict import ExitCode, UsageError

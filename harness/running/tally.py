@@ -27,6 +27,7 @@ class Tally:
         no_memory: a problem that could not be judged for want of memory, in words.
         late: whether the time ended the drawing.
         slow: what took so long that the rule ended, in words.
+        elsewhere: problems that another part of a shared run judges.
     """
 
     result: RuleResult
@@ -38,6 +39,12 @@ class Tally:
     no_memory: str = ""
     late: bool = False
     slow: str = ""
+    elsewhere: int = 0
+
+    @property
+    def drawn(self) -> int:
+        """Problems that were judged, here or elsewhere."""
+        return self.result.examples + self.elsewhere
 
     def add(self, outcome: Outcome, problem: Problem) -> None:
         """Count one problem that the rule says something about."""
@@ -102,7 +109,8 @@ class Tally:
             )
         elif result.examples == 0:
             outside = f"outside what the candidate declares: {self.misfit}" if self.misfit else ""
-            result.reason = f"no problem was judged: {outside or self.no_memory or 'the time was over'}"
+            others = "they are in other parts of the run" if self.elsewhere else "the time was over"
+            result.reason = f"no problem was judged: {outside or self.no_memory or others}"
         elif result.compared == 0:
             result.reason = f"nothing was compared: no valid row in any of {result.examples} problems"
         elif self.unseen:
@@ -118,11 +126,14 @@ class Tally:
             )
         else:
             result.verdict = Verdict.PASS
-            if result.examples < wanted:
-                why = (
-                    "before the time was over"
-                    if self.late
-                    else "are all that could be drawn in as many tries"
-                )
-                result.reason = f"{result.examples} of {wanted} problems {why}"
-                result.reason += f"; {self.no_memory}" if self.no_memory else ""
+            result.reason = self._too_few(wanted)
+
+    def _too_few(self, wanted: int) -> str:
+        """Return why fewer problems were judged than the profile asks for, "" where that many were."""
+        judged = f"{self.result.examples} of {wanted} problems"
+        if self.elsewhere:
+            return f"{judged}, the others are in other parts of the run"
+        if self.result.examples >= wanted:
+            return ""
+        why = "before the time was over" if self.late else "are all that could be drawn in as many tries"
+        return f"{judged} {why}" + (f"; {self.no_memory}" if self.no_memory else "")

@@ -186,6 +186,15 @@ class Sleeps(Eager):
         return None
 
 
+class TakesItsTime(Eager):
+    """Is right after a quarter of a second."""
+
+    def quantize_grouped(self, x, masked_m, global_scale_enc):
+        if not any("identification" in called.filename for called in inspect.stack(0)):
+            time.sleep(0.25)
+        return super().quantize_grouped(x, masked_m, global_scale_enc)
+
+
 class ReturnsNone(Eager):
     """Forgets to return, in every stage that returns something."""
 

@@ -34,6 +34,7 @@ from harness.records.parts.mutants import (
     SelfTest,
 )
 from harness.records.parts.races import KernelHunt, MutationResult, RacesRun
+from harness.records.parts.sharing import Answer, ExplainedFailure, ShardCandidate, ShardPart, Sharing
 from harness.records.record import RunRecord, load_record
 from tests.records.kept_records import RECORDS
 
@@ -91,6 +92,13 @@ PARTS = {
             KernelHunt("128x128", 16, {"3": "deadlock: x"}, 9, 1, [256, 0], 2.0, [MutationResult("fence", "no fence")])
         ]),
     ],
+    "sharing_part": [Sharing(4, ["0", "1"], tasks=9, rerun=1), Sharing(shards=3, shard=2, missing=["shard 2 of 3"])],
+    "shard_part": [
+        ShardPart(2, 3, ["eager"], ["GEMM"], problem_seconds=60.0, found=[
+            ShardCandidate("eager", {"traits": {}}, [Answer("GEMM", "1x1x16x16:1:normal:0", ["masked_moe"], [{"status": "judged"}])],
+                           [ExplainedFailure("GEMM", "1x1x16x16:1:normal:0", [{"fault": "x"}])], [{"rule": "GEMM"}]),
+        ]),
+    ],
 }  # fmt: skip
 CASES = [(name, part) for name, parts in PARTS.items() for part in parts]
 
@@ -135,6 +143,24 @@ def test_what_a_part_leaves_out() -> None:
     compiled, warned = (part.to_json() for part in PARTS["compile_run"])
     assert ("warning" in compiled, "warning" in warned) == (False, True)
     assert set(compiled["cases"][0]) == {"case", "origin", "guard", "status", "registers", "features"}
+
+
+@pytest.mark.parametrize(
+    ("sharing", "words"),
+    [
+        (Sharing(2, tasks=34), "2 workers; 34 tasks"),
+        (Sharing(2, ["0", "3"], tasks=34), "2 workers on GPUs 0, 3; 34 tasks"),
+        (Sharing(1, ["MIG-1"]), "1 worker on GPU MIG-1"),
+        (
+            Sharing(16, nodes=2, tasks=1200, rerun=3),
+            "16 workers on 2 nodes of a Ray cluster; 1,200 tasks; 3 judged again after a worker was lost",
+        ),
+        (Sharing(1, shards=3, shard=2, missing=["a part"]), "shard 2 of 3; 1 worker; a part"),
+        (Sharing(3, shards=3), "3 shards merged; 3 workers"),
+    ],
+)
+def test_how_a_run_was_shared_is_one_line(sharing: Sharing, words: str) -> None:
+    assert str(sharing) == words
 
 
 @pytest.mark.parametrize(

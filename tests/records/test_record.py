@@ -21,7 +21,7 @@ from harness.records.record import (
     Skip,
     load_record,
 )
-from harness.running.check import conclude
+from harness.running.conclusion import conclude
 from harness.verdict import Verdict
 
 

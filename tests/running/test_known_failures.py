@@ -11,7 +11,8 @@ from harness.problems.problem import parse_problem
 from harness.problems.profiles import PROFILES
 from harness.records.record import CandidateRun, Failure, RuleResult, RunRecord
 from harness.rules import find_rules
-from harness.running.check import CheckRequest, conclude, run_check
+from harness.running.check import CheckRequest, run_check
+from harness.running.conclusion import conclude
 from harness.running.known_failures import (
     KnownFailure,
     apply_known_failures,

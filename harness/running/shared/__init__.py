@@ -1,0 +1,1 @@
+"""One run shared among processes, GPUs, machines: who judges which problems, and one record of it all. Imports no torch."""
