@@ -47,6 +47,14 @@ def _lowest_bits(values: Tensor) -> Tensor:
     return torch.where(values == 0, _FAR, exponent).amin(-1).int()
 
 
+def is_full_float32() -> bool:
+    """Return whether a float32 matmul is one here: a process may let it be TF32 or bfloat16, on GPUs and on CPUs."""
+    try:
+        return torch.get_float32_matmul_precision() == "highest" and not torch.backends.cuda.matmul.allow_tf32
+    except RuntimeError:  # somebody used both the old and the new switches: torch does not say
+        return False
+
+
 def magnitude_sums(a: Tensor, b: Tensor) -> Tensor:
     """Return sum |a||b| for every pair of rows, never below the true value.
 
@@ -57,7 +65,8 @@ def magnitude_sums(a: Tensor, b: Tensor) -> Tensor:
     Returns:
         `(m, n)` float64: a float32 product, raised by the k * 2^-23 that float32 may have lost.
     """
-    return torch.mm(a.abs().float(), b.abs().float().T).double() * (1 + a.shape[-1] * 2.0**-23)
+    dtype = torch.float32 if is_full_float32() else torch.float64
+    return torch.mm(a.abs().to(dtype), b.abs().to(dtype).T).double() * (1 + a.shape[-1] * 2.0**-23)
 
 
 def largest_partial_sums(sums: Tensor, exact: Tensor, k: int) -> Tensor:
@@ -105,8 +114,6 @@ def dot_products(a: Tensor, b: Tensor, *, exact_in_float32: bool) -> Tensor:
     Returns:
         `(m, n)` float64.
     """
-    if (
-        exact_in_float32 and a.device.type == "cpu"
-    ):  # elsewhere float32 may stand for TF32, as someone's switch says
+    if exact_in_float32 and a.device.type == "cpu" and is_full_float32():
         return torch.mm(a.float(), b.float().T).double()
     return torch.mm(a.double(), b.double().T)

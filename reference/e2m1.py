@@ -87,9 +87,7 @@ def decode_e2m1(codes: Tensor) -> Tensor:
 def check_codes(largest: int) -> None:
     """Raise ValueError if the largest of some codes is none."""
     if largest > 15:
-        raise ValueError(
-            f"decode_e2m1: codes must be below 16, got {largest}; packed bytes need unpack_e2m1"
-        )
+        raise ValueError(f"decode_e2m1: codes must be below 16, got {largest}; packed bytes need unpack_e2m1")
 
 
 def pack_e2m1(codes: Tensor) -> Tensor:

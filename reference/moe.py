@@ -143,7 +143,7 @@ def masked_moe(
             raise ValueError(
                 "masked_moe: input_global_scale must be None when hidden_states is a quantized pair"
             )
-        inputs = hidden_states
+        inputs: tuple[Tensor, ...] = hidden_states
     elif input_global_scale is None:
         raise ValueError("masked_moe: input_global_scale is needed when hidden_states is bfloat16")
     else:
@@ -165,7 +165,13 @@ def masked_moe(
         if launch.has_kernels(w1):
             rows = tuple(each[valid] for each in inputs)
             out[valid] = moe.masked_moe(
-                rows, scales, (w1, w1_blockscale, w1_alpha), (w2, w2_blockscale, w2_alpha), a2_scales, counts, activation
+                rows,
+                scales,
+                (w1, w1_blockscale, w1_alpha),
+                (w2, w2_blockscale, w2_alpha),
+                a2_scales,
+                counts,
+                activation,
             )
             return out
     for expert, count in enumerate(counts):
@@ -176,7 +182,9 @@ def masked_moe(
         gemm1 = _product(codes, block_scale, w1[expert], w1_blockscale[expert], w1_alpha[expert])
         intermediate = activate(gemm1, activation)
         codes, block_scale = _quantized(intermediate, a2_scales[expert])
-        out[expert, :count] = _product(codes, block_scale, w2[expert], w2_blockscale[expert], w2_alpha[expert])
+        out[expert, :count] = _product(
+            codes, block_scale, w2[expert], w2_blockscale[expert], w2_alpha[expert]
+        )
     return out
 
 

@@ -25,7 +25,7 @@ ORDER = [
 # What each package may import besides the standard library. The engines are imported inside the functions that use them.
 ENGINES = {"flashinfer", "sglang", "vllm", "cutlass", "sgl_kernel", "deep_ep", "nccl"}
 ALLOWED = {
-    "reference": {"reference", "torch", "triton"},  # triton: the kernels of the matrix units, see below
+    "reference": {"reference", "torch", "triton"},  # triton: its kernels, see below
     "harness": {
         "harness", "reference", "torch", "click", "hypothesis", "pytest", "packaging", "triton", "lm_eval",
         "datasets", "aiohttp", "ray", "tenacity", "safetensors", "tokenizers", "reports", *ENGINES,  # reports: see below
@@ -168,8 +168,8 @@ def test_engines_are_imported_only_inside_the_function_that_needs_them() -> None
 
 def test_the_reference_needs_triton_only_where_a_kernel_is_launched() -> None:
     found = checks.imports(repository(), "reference")
-    kernels = "reference.matrix_units.fused_kernels"
-    assert {source.module for source, i in found if i.name.startswith("triton")} == {kernels}
+    kernels = ("reference.matrix_units.fused_kernels", "reference.fast.kernels")
+    assert {source.module for source, i in found if i.name.startswith("triton")} == {*kernels}
     assert [
         checks.line_of(source, i) for source, i in found if i.name.startswith(kernels) and i.at_once
     ] == []

@@ -170,9 +170,9 @@ def half(values: Tensor) -> Tensor:
 
 
 def _histogram(ratio: Tensor) -> Histogram:
-    edges = torch.tensor(HISTOGRAM_EDGES, dtype=torch.float64)
-    log = torch.log2(ratio.double().clamp(min=2.0**-60, max=2.0**60)).cpu().flatten()
-    bins = torch.bucketize(log, edges)  # a ratio of exactly 1 is legal: it falls below the edge at 0
+    edges = torch.tensor(HISTOGRAM_EDGES, dtype=torch.float64, device=ratio.device).exp2()
+    # A ratio of exactly 1 is legal: it falls below the edge there. NaN is worse than every edge.
+    bins = torch.bucketize(ratio.double().flatten(), edges)
     return Histogram(list(HISTOGRAM_EDGES), torch.bincount(bins, minlength=len(edges) + 1).tolist())
 
 

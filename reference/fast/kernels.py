@@ -11,7 +11,9 @@ import triton.language as tl
 def _e2m1(code):
     """Return the value of each code, float32: its bits, moved to where float16 has them, are 2^-14 of it."""
     wide = code.to(tl.int16)
-    bits = ((wide << 12) | (wide << 9)) & -0x7200  # 0x8E00: the sign, two bits of the exponent and one of the mantissa
+    bits = (
+        (wide << 12) | (wide << 9)
+    ) & -0x7200  # 0x8E00: the sign, two bits of the exponent and one of the mantissa
     return bits.to(tl.float16, bitcast=True).to(tl.float32) * 16384.0
 
 
@@ -96,7 +98,9 @@ def quantize(x, codes, block_scale, scale, group_of, blocks_of_row, tile: tl.con
     # Middles above an odd code, 0.75, 1.75 and 3.5, count as past; those above an even one, 0.25, 1.25, 2.5 and 5, do not.
     of_4 = at_least >= 1.75 * divisor
     of_2 = at_least >= tl.where(of_4, 3.5 * divisor, 0.75 * divisor)
-    middle = tl.where(of_2, tl.where(of_4, 5.0 * divisor, 1.25 * divisor), tl.where(of_4, 2.5 * divisor, 0.25 * divisor))
+    middle = tl.where(
+        of_2, tl.where(of_4, 5.0 * divisor, 1.25 * divisor), tl.where(of_4, 2.5 * divisor, 0.25 * divisor)
+    )
     code = tl.where(of_4, 4, 0) + tl.where(of_2, 2, 0) + tl.where(above >= middle, 1, 0)
     least = tl.where(encode > 0, 0.0, float("inf"))  # what is divided by a scale of zero
     code = tl.where((byte == 0)[:, None], tl.where(magnitude > least, 7, 0), code)
@@ -131,7 +135,9 @@ def decode(codes, block_scale, out, largest, blocks, tile: tl.constexpr):
 
 
 @triton.jit
-def decode_with_norms(codes, block_scale, out, norm, k, chunks, chunk: tl.constexpr, at_once: tl.constexpr):
+def decode_with_norms(
+    codes, block_scale, out, norm, largest, k, chunks, chunk: tl.constexpr, at_once: tl.constexpr
+):
     """Write decoded rows, and how large each chunk of a row is in units of its own grid.
 
     Args:
@@ -139,6 +145,7 @@ def decode_with_norms(codes, block_scale, out, norm, k, chunks, chunk: tl.conste
         block_scale: `(rows, k / 16)` uint8.
         out: `(rows, k)` float16 or bfloat16.
         norm: `(rows, chunks)` float32: a bound on the Euclidean norm over the step of which every element is a multiple.
+        largest: `(1,)` int32, raised where a code is above 15.
         k: elements of a row.
         chunks: of a row, the last of which may be short.
         chunk: elements of one.
@@ -162,6 +169,9 @@ def decode_with_norms(codes, block_scale, out, norm, k, chunks, chunk: tl.conste
     size = tl.sqrt(squares) * 1.001  # more than float32 can have lost
     size *= ((127 - step) << 23).to(tl.float32, bitcast=True)
     tl.store(norm + row * chunks + number, size, mask=number < chunks)
+    highest = tl.max(tl.max(tl.max(code.to(tl.int32), axis=2), axis=1), axis=0)
+    if highest > 15:
+        tl.atomic_max(largest, highest)
 
 
 @triton.jit

@@ -11,16 +11,15 @@ from functools import cache
 import torch
 from torch import Tensor
 
-
 _TILE = 128  # blocks of one program
 # Products that tensor cores add in float32. Those of a block of 16 always fit: codes are at most 12 halves and scales at most
 # 15 of their lowest bit, so that their sum is at most 16 * 12 * 12 * 15 * 15 < 2^19 units. Longer chunks need the proof of
 # their norms.
 _BLOCK = 16
-CHUNK = 64
+CHUNK = 128
 LIMIT = 2.0**24  # units of both grids that float32 holds
 _CHUNKS = 16  # that one program decodes
-_ROWS, _COLUMNS = 64, 128  # of a tile of a product
+_ROWS, _COLUMNS, _STEP = 64, 64, 64  # of a tile of a product
 
 
 @cache
@@ -34,7 +33,9 @@ def has_kernels(x: Tensor) -> bool:
     return _has_triton() and (on_gpu or (not x.is_cuda and os.environ.get("TRITON_INTERPRET") == "1"))
 
 
-def quantize_blocks(x: Tensor, codes: Tensor, block_scale: Tensor, scale: Tensor, group: Tensor | None = None) -> None:
+def quantize_blocks(
+    x: Tensor, codes: Tensor, block_scale: Tensor, scale: Tensor, group: Tensor | None = None
+) -> None:
     """Quantize to NVFP4 in place, any encode scales.
 
     Args:
@@ -97,8 +98,14 @@ class Decoded:
     norms: Tensor
 
     @classmethod
-    def of(cls, codes: Tensor, block_scale: Tensor) -> Decoded:
-        """Return it from codes `(*, k)` and block scales `(*, k / 16)`, uint8."""
+    def of(cls, codes: Tensor, block_scale: Tensor, largest: Tensor) -> Decoded:
+        """Return it from codes and block scales.
+
+        Args:
+            codes: `(*, k)` uint8.
+            block_scale: `(*, k / 16)` uint8 or float8_e4m3fn.
+            largest: `(1,)` int32, raised to the largest code where that is above 15.
+        """
         from reference.fast.kernels import decode_with_norms
 
         k = codes.shape[-1]
@@ -107,7 +114,7 @@ class Decoded:
         norms = torch.empty(*codes.shape[:-1], chunks, dtype=torch.float32, device=codes.device)
         if codes.numel():
             decode_with_norms[(rows, -(-chunks // _CHUNKS))](
-                codes.contiguous(), block_scale.contiguous().view(torch.uint8), values, norms, k, chunks,
+                codes.contiguous(), block_scale.contiguous().view(torch.uint8), values, norms, largest, k, chunks,
                 chunk=CHUNK, at_once=_CHUNKS,
             )  # fmt: skip
         return cls(values, norms)
@@ -139,7 +146,9 @@ class Tiles:
         for expert, count in enumerate(counts):
             found += [(expert, start + at, min(_ROWS, count - at)) for at in range(0, count, _ROWS)]
             start += count
-        table = torch.tensor(found, dtype=torch.int32).view(-1, 3).T.contiguous().to(device, non_blocking=True)
+        table = (
+            torch.tensor(found, dtype=torch.int32).view(-1, 3).T.contiguous().to(device, non_blocking=True)
+        )
         return cls(table[0], table[1], table[2])
 
 
@@ -165,10 +174,24 @@ def product(a: Decoded, b: Decoded, alpha: Tensor, tiles: Tiles, dtype: torch.dt
     doubtful = torch.zeros(across, len(tiles.rows), dtype=torch.int32, device=out.device)
     if not out.numel() or not k:
         return out.zero_(), doubtful
-    of_tile = tiles.expert, tiles.first, tiles.rows
-    given = a.values, a.norms, b.values, b.norms, alpha, out, doubtful, tiles.expert, tiles.first, tiles.rows, n, k
-    sizes: dict[str, int] = {"rows": _ROWS, "columns": _COLUMNS, "num_warps": 8}
+    given = (
+        a.values,
+        a.norms,
+        b.values,
+        b.norms,
+        alpha,
+        out,
+        doubtful,
+        tiles.expert,
+        tiles.first,
+        tiles.rows,
+        n,
+        k,
+    )
+    sizes: dict[str, int] = {"rows": _ROWS, "columns": _COLUMNS, "num_warps": 4}
     grid = len(tiles.rows), across
-    kernels.product[grid](*given, limit=LIMIT, chunk=CHUNK, step=CHUNK, again=False, **sizes, num_stages=4)
+    kernels.product[grid](
+        *given, limit=LIMIT, chunk=CHUNK, step=min(_STEP, CHUNK), again=False, **sizes, num_stages=2
+    )
     kernels.product[grid](*given, limit=LIMIT, chunk=_BLOCK, step=_BLOCK, again=True, **sizes, num_stages=3)
     return out, doubtful

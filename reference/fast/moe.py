@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from reference.activations import Activation
+from reference.e2m1 import check_codes
 from reference.fast.launch import Decoded, Tiles, product, quantize_rows
 
 _DECODED = 1 << 29  # bytes of decoded weights at a time
@@ -36,9 +37,13 @@ def masked_moe(
 
     Returns:
         `(rows, k)` bfloat16.
+
+    Raises:
+        ValueError: a code above 15.
     """
     way = Activation.of(activation)
     device = w1[0].device
+    largest = torch.zeros(1, dtype=torch.int32, device=device)
     done = []
     for experts, of_rows in _groups(counts, w1[0][0].numel() * 2):
         here = counts[experts]
@@ -47,18 +52,23 @@ def masked_moe(
             torch.arange(len(here), dtype=torch.int32, device=device), torch.tensor(here, device=device),
             output_size=sum(here),
         )  # fmt: skip
-        given = tuple(each[of_rows] for each in rows)
-        a = Decoded.of(*(given if input_scale is None else quantize_rows(*given, input_scale[experts], of_row)))
-        gemm1 = _gemm(a, w1, experts, tiles)
+        given = [each[of_rows] for each in rows]
+        if input_scale is not None:
+            given = [*quantize_rows(given[0], input_scale[experts], of_row)]
+        a = Decoded.of(given[0], given[1], largest)
+        gemm1 = _gemm(a, w1, experts, tiles, largest)
         middle = way.value(gemm1.double()).bfloat16()
-        a2 = Decoded.of(*quantize_rows(middle, a2_scale[experts], of_row))
-        done.append(_gemm(a2, w2, experts, tiles))
+        a2 = Decoded.of(*quantize_rows(middle, a2_scale[experts], of_row), largest)
+        done.append(_gemm(a2, w2, experts, tiles, largest))
+    check_codes(int(largest))
     return torch.cat(done) if done else w2[0].new_empty((0, w2[0].shape[1]), dtype=torch.bfloat16)
 
 
-def _gemm(a: Decoded, weights: tuple[Tensor, Tensor, Tensor], experts: slice, tiles: Tiles) -> Tensor:
+def _gemm(
+    a: Decoded, weights: tuple[Tensor, Tensor, Tensor], experts: slice, tiles: Tiles, largest: Tensor
+) -> Tensor:
     codes, block_scale, alpha = weights
-    b = Decoded.of(codes[experts], block_scale[experts])
+    b = Decoded.of(codes[experts], block_scale[experts], largest)
     return product(a, b, alpha[experts].double(), tiles, torch.float32)[0].bfloat16()
 
 

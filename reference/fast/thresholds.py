@@ -20,7 +20,9 @@ from torch import Tensor
 from reference import e2m1, e4m3
 
 BYTES = 128  # E4M3 bytes without their sign
-_NEAR = 2  # values on each side of a real threshold, rounded to the input's type, that are tried: one would do
+_NEAR = (
+    2  # values on each side of a real threshold, rounded to the input's type, that are tried: one would do
+)
 
 
 def has_thresholds(scale: Tensor) -> bool:

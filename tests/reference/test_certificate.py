@@ -143,3 +143,21 @@ def test_values_of_other_formats_lie_on_grids_too(value: float) -> None:
 def test_nan_counts_as_finest_among_codes() -> None:
     """GEMM-2: E2M1 codes times E4M3 scales."""
     assert certificate.step_exponents(torch.tensor([[4.0, torch.nan]])).tolist() == [-10]
+
+
+@pytest.mark.parametrize("precision", ["high", "medium"])
+def test_a_process_that_lets_float32_be_something_else_changes_no_bound(precision: str) -> None:
+    """GEMM-2: the sums of magnitudes must never be too small, whatever a switch of the process allows matmuls to do."""
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(64, 256, generator=generator) for _ in range(2))
+    exact = torch.mm(a.abs().double(), b.abs().double().T)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        assert not certificate.is_full_float32()
+        assert bool((certificate.magnitude_sums(a, b) >= exact).all())
+        whole = certificate.dot_products(a.round(), b.round(), exact_in_float32=True)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert certificate.is_full_float32()
+    assert torch.equal(whole, torch.mm(a.round().double(), b.round().double().T))
