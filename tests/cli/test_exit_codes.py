@@ -52,7 +52,7 @@ def test_1_when_an_element_is_illegal_with_its_place_and_the_command_that_repeat
     assert (failing.code, failing.record.verdict) == (1, Verdict.FAIL), failing.err
     (failure,) = failing.record.rules[0].failures
     assert failure.message.replace("\n", "\n    ") in failing.err
-    assert failure.problem.startswith("1x1x16x16:1:normal:0"), (
+    assert failure.problem.startswith("v2:1x1x16x16:1:normal:0"), (
         "a simple fault shrinks to the smallest problem"
     )
     assert failing.out.startswith("FAIL: 1 of 1 rules failed; first: GEMM on faulty:Doubled")

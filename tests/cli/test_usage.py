@@ -23,7 +23,7 @@ BAD = [
     (["check", "--candidate", ":x"], "unknown candidate ':x'"),
     (["check", "--candidate", "eager", "--profile", "quik"], "unknown profile 'quik': did you mean 'quick'?"),
     (["check", "--rule", "GEM"], "unknown rule 'GEM': did you mean 'GEMM'?"),
-    (["check", "--problem", "4x160"], "is not of the form EXPERTSxCAPACITYxHIDDENxINTER"),
+    (["check", "--problem", "4x160"], "is not of the form v2:EXPERTSxCAPACITYxHIDDENxINTER"),
     (["check", "--problem", "1x4x32x32:2:normal:-1"], "is not of the form"),
     (["check", "--problem", "1x4x30x32:2:normal:1"], "hidden must be a multiple of 16, got 30"),
     (["check", "--problem", "0x4x32x32::normal:1"], "masked_m must be numbers"),
