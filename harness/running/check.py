@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -146,9 +146,12 @@ def _run_candidate(
     progress.candidate(run)
     if session is None:
         return 0
+    settings = RunSettings(
+        request.profile, request.seed, shape=request.shape, candidate=name, progress=progress.rule
+    )
+    judged = shared.prepared(session, settings, limited=bool(request.max_seconds))
     begun = time.monotonic()
-    settings = RunSettings(request.profile, request.seed, begun + seconds, request.shape, name, progress.rule)
-    judged = shared.prepared(session, settings)
+    settings = replace(settings, deadline=begun + seconds)
     try:
         for found in judge_rules(
             judged, request.rules, settings, problem=request.problem, known=request.known

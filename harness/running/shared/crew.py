@@ -100,6 +100,11 @@ class Crew:
             self.close()
             raise
 
+    @property
+    def queued(self) -> int:
+        """Tasks that no worker has taken yet."""
+        return len(self._tasks)
+
     def submit(self, task: Task) -> Future[list[Outcome]]:
         """Queue a task; its outcomes come in the order of its problems."""
         return self._queue(_Work(lambda worker: worker.run(task)))

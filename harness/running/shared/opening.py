@@ -73,11 +73,16 @@ class SharedRun:
             ids = [rule.id for rule in rules]
             self._part = ShardPart(asked.shard.number, asked.shard.of, list(candidates), ids, all_rules)
 
-    def prepared(self, session: Session, settings: RunSettings) -> Session:
-        """Return the session that rules are judged through: of one shard, or with its tasks planned."""
+    def prepared(self, session: Session, settings: RunSettings, *, limited: bool) -> Session:
+        """Return the session that rules are judged through: of one shard, or with its tasks planned.
+
+        Where the time is `limited` all are planned now, before it runs.
+        """
         plan = Plan(session.describe(), settings, self._asked.shard)
         if isinstance(session, SharedSession):
-            session.prepare(plan, self._rules, settings.profile.problem_seconds)
+            session.prepare(plan, self._rules, settings.profile.problem_seconds, limited=limited)
+            for rule in self._rules if limited else ():
+                plan.all_of(rule)
         if self._part is None:
             return session
         shape = asdict(settings.shape) if settings.shape else None

@@ -108,7 +108,7 @@ class Plan:
         return 0 if number is None else (number + zlib.crc32(rule.id.encode())) % shards + 1
 
     def _numbers(self, rule: Rule) -> dict[str, int]:
-        if rule.id not in self._planned:
+        if rule.id not in self._planned:  # once: that takes as long as drawing its problems
             noted = _Noted(self._described)
             RuleRun(rule, noted, self._settings).draw()
             self._planned[rule.id] = {problem: number for number, problem in enumerate(noted.problems)}

@@ -18,11 +18,10 @@ from harness.running.shared.crew import Crew, WorkerLostError
 from harness.running.shared.plan import Plan
 from harness.running.shared.tasks import Task, in_ranges
 
-MOST_PROBLEMS = (
-    10  # of a task: whoever waits for a worker waits that long, and that much is judged again when it is lost
-)
+# Of a task: whoever waits for a worker waits that long, and that much is judged again when it is lost.
+MOST_PROBLEMS, MOST_HERE = 10, 3  # on a cluster, where handing it out costs something; on this machine
 _TASKS_EACH = 4  # of the smallest rule, for each worker, so that all end at about the same time
-_AHEAD = 4  # tasks for each worker that wait behind those of the rule whose outcomes are read
+_AHEAD = 4  # tasks for each worker, below which the next rule is planned: that takes the time of drawing its problems
 
 
 class _Ahead:
@@ -57,20 +56,24 @@ class SharedSession:
         self._rules: list[Rule] = []
         self._ahead: dict[str, _Ahead] = {}
         self._rule = ""  # whose outcomes are read
+        self._next: list[Rule] = []  # those after it whose tasks may not be handed out yet
 
     @property
     def crew(self) -> Crew:
         """Who judges."""
         return self._crew
 
-    def prepare(self, plan: Plan, rules: Sequence[Rule], seconds: float) -> None:
+    def prepare(self, plan: Plan, rules: Sequence[Rule], seconds: float, *, limited: bool = False) -> None:
         """Say what will be asked.
 
         Args:
             plan: the problems.
             rules: in the order in which they are judged.
             seconds: limit of a problem.
+            limited: a rule may end before all its problems are judged: then nobody is to be long at others of them.
         """
+        most = MOST_PROBLEMS if self._crew.nodes else MOST_HERE
+        self._most = 1 if limited else most
         self._plan, self._rules, self._seconds = plan, [rule for rule in rules if plan.able(rule)], seconds
 
     def describe(self) -> Description:
@@ -81,6 +84,7 @@ class SharedSession:
         """Return the outcome of a problem: of the plan, or judged now."""
         if rule_id != self._rule:
             self._begin(rule_id)
+        self._top_up()
         place = self._ahead[rule_id].take(problem) if rule_id in self._ahead else None
         try:
             if place is not None:
@@ -109,33 +113,34 @@ class SharedSession:
         self._crew.close()
 
     def _begin(self, rule_id: str) -> None:
-        """Read the outcomes of this rule from now on: drop what is queued for those before it, queue what comes after it."""
+        """Read the outcomes of this rule from now on: drop what is queued for those before it, and what is out of date."""
         self._rule = rule_id
         self._crew.relax()
         place = next((n for n, rule in enumerate(self._rules) if rule.id == rule_id), len(self._rules))
-        for rule in self._rules[:place]:
-            self._drop(rule)
-        waiting = 0
-        for rule in self._rules[place:]:
-            tasks = self._hand_out(rule)
-            waiting += tasks if rule.id != rule_id else 0
-            if waiting >= _AHEAD * self._crew.size:
-                break
+        without = tuple(self.left_out)
+        for rule in self._rules:
+            if rule in self._rules[:place] or self._ahead.get(rule.id, _Ahead(without)).without != without:
+                self._drop(rule)
+        self._next = self._rules[place + 1 :]
+        for rule in self._rules[place : place + 1]:
+            self._hand_out(rule)
+
+    def _top_up(self) -> None:
+        """Queue the tasks of the rules that come next until all workers have enough to do."""
+        while self._next and self._crew.queued < _AHEAD * self._crew.size:
+            self._hand_out(self._next.pop(0))
 
     def _drop(self, rule: Rule) -> None:
         for task in self._ahead.pop(rule.id, _Ahead(())).tasks:
             task.cancel()
 
-    def _hand_out(self, rule: Rule) -> int:
-        """Queue a rule's tasks where they are not queued for these stages yet; return how many there are."""
-        without = tuple(self.left_out)
-        if rule.id in self._ahead and self._ahead[rule.id].without != without:
-            self._drop(rule)
-        if rule.id not in self._ahead:
-            self._ahead[rule.id] = ahead = _Ahead(without)
-            problems = self._plan.own(rule)
-            size = max(1, min(MOST_PROBLEMS, len(problems) // (_TASKS_EACH * self._crew.size)))
-            for part in in_ranges(problems, size):
-                ahead.add(part, self._crew.submit(Task(rule.id, part, self._seconds, without)))
-            self.tasks += len(ahead.tasks)
-        return len(self._ahead[rule.id].tasks)
+    def _hand_out(self, rule: Rule) -> None:
+        """Queue a rule's tasks where they are not queued yet."""
+        if rule.id in self._ahead:
+            return
+        self._ahead[rule.id] = ahead = _Ahead(tuple(self.left_out))
+        problems = self._plan.own(rule)
+        size = max(1, min(self._most, len(problems) // (_TASKS_EACH * self._crew.size)))
+        for part in in_ranges(problems, size):
+            ahead.add(part, self._crew.submit(Task(rule.id, part, self._seconds, ahead.without)))
+        self.tasks += len(ahead.tasks)
