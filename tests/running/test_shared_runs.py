@@ -119,7 +119,7 @@ def merged(run: Callable[..., RunRecord], told: Answer, of: int, folder: Path, *
     return merge_shards([(f"{n}.json", record) for n, record in enumerate(shards)])
 
 
-QUICK = {"right, some of it powerless", "crashes and is wrong", "is a stub"}
+QUICK = {"right, some of it powerless", "crashes and is wrong"}
 CASES = [
     pytest.param(told, id=name, marks=[] if name in QUICK else pytest.mark.long)
     for name, told in ANSWERS.items()
@@ -194,6 +194,7 @@ def test_a_missing_shard_is_named_and_a_failure_of_the_others_stays_one(run, tmp
     assert two_of_three(fails_now_and_then(Status.CRASHED, 2)).verdict is Verdict.FAIL
 
 
+@pytest.mark.long
 def test_a_problem_that_no_shard_judged_makes_the_run_unknown(run, tmp_path: Path) -> None:
     """As after a shard that was given too little memory: each shard draws another one in its place, and sees only its own."""
     record = merged(run, fails_now_and_then(Status.NO_MEMORY, 2), 3, tmp_path)
