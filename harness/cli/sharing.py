@@ -25,9 +25,10 @@ def sharing_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(command)
     def asked(*, workers: int, gpus: str | None, ray: str | None, shard: str | None, **rest: Any) -> Any:
-        whole = rest["problem"] is None and not rest["max_seconds"]
-        sharing = asked_sharing(workers, gpus, ray, shard, isolate=rest["isolate"], whole=whole)
-        refuse_over_ranks(sharing, rest["candidates"])
+        sharing = asked_sharing(workers, gpus, ray, shard)
+        refuse_unfit(sharing, rest["candidates"], isolate=rest["isolate"], one=rest["problem"] is not None)
+        if sharing.shard and rest["max_seconds"]:
+            raise UsageError("--shard judges all problems of its part; give it without --max-seconds")
         return command(sharing=sharing, **rest)
 
     for option in (
@@ -57,21 +58,11 @@ def sharing_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return asked
 
 
-def asked_sharing(
-    workers: int, gpus: str | None, ray: str | None, shard: str | None, *, isolate: bool, whole: bool
-) -> AskedSharing:
-    """Return what the options ask for.
-
-    Args:
-        workers: as given, 0 where not.
-        gpus: as given.
-        ray: as given.
-        shard: as given.
-        isolate: candidates live in processes of their own.
-        whole: the drawn problems are judged, to their end.
+def asked_sharing(workers: int, gpus: str | None, ray: str | None, shard: str | None) -> AskedSharing:
+    """Return what the options ask for, as they were given; `workers` is 0 where it was not.
 
     Raises:
-        UsageError: they cannot be meant, or not together, or there are not so many GPUs; or an extra is missing.
+        UsageError: they cannot be meant, or not together; there are not so many GPUs; Ray is not installed.
     """
     from harness.extras import missing
     from harness.running.gpus import chosen_gpus
@@ -86,20 +77,31 @@ def asked_sharing(
         )
     if ray is not None and (lacking := missing("--ray", "cluster")):
         raise UsageError(lacking)
-    part = None if shard is None else parse_shard(shard)
-    if part and not whole:
-        raise UsageError("--shard is a part of all problems; give it without --problem and --max-seconds")
     chosen = [] if gpus is None else chosen_gpus(gpus)
-    asked = AskedSharing(workers or max(1, len(chosen)), chosen, ray or "", part)
+    part = None if shard is None else parse_shard(shard)
+    return AskedSharing(workers or max(1, len(chosen)), chosen, ray or "", part)
+
+
+def refuse_unfit(asked: AskedSharing, candidates: Sequence[str], *, isolate: bool, one: bool) -> None:
+    """Refuse what cannot be shared.
+
+    Args:
+        asked: who is to judge.
+        candidates: names that were given.
+        isolate: candidates live in processes of their own.
+        one: a single problem is to be judged.
+
+    Raises:
+        UsageError: it cannot.
+    """
+    if one and (asked.several or asked.shard):
+        raise UsageError(
+            "--problem is one problem, for one worker; give it without --workers, --gpus, --ray, --shard"
+        )
     if asked.several and not isolate:
         raise UsageError(
             "several workers are several processes; give --no-isolate without --workers, --gpus and --ray"
         )
-    return asked
-
-
-def refuse_over_ranks(asked: AskedSharing, candidates: Sequence[str]) -> None:
-    """Refuse several workers for a candidate that is itself several processes. Raises UsageError."""
     for name in candidates if asked.several else ():
         if name.partition("+")[0].partition(":")[0] in OVER_RANKS:
             raise UsageError(

@@ -10,14 +10,17 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
+from harness.candidates.errors import CandidateStartError
 from harness.problems.problem import Problem
 from harness.problems.profiles import PROFILES
 from harness.problems.reach import far_for
 from harness.problems.values import seldom_for
-from harness.records.record import RunRecord
+from harness.records.parts.canary import CanaryPart, CanaryRun
+from harness.records.record import RunRecord, Skip
 from harness.running import check
 from harness.running.known_failures import KnownFailure
 from harness.running.outcome import Description, Outcome, Status
@@ -116,7 +119,7 @@ def merged(run: Callable[..., RunRecord], told: Answer, of: int, folder: Path, *
     return merge_shards([(f"{n}.json", record) for n, record in enumerate(shards)])
 
 
-QUICK = {"right, some of it powerless", "crashes and is wrong", "is a stub"}
+QUICK = {"right, some of it powerless", "crashes and is wrong"}
 CASES = [
     pytest.param(told, id=name, marks=[] if name in QUICK else pytest.mark.long)
     for name, told in ANSWERS.items()
@@ -191,6 +194,7 @@ def test_a_missing_shard_is_named_and_a_failure_of_the_others_stays_one(run, tmp
     assert two_of_three(fails_now_and_then(Status.CRASHED, 2)).verdict is Verdict.FAIL
 
 
+@pytest.mark.long
 def test_a_problem_that_no_shard_judged_makes_the_run_unknown(run, tmp_path: Path) -> None:
     """As after a shard that was given too little memory: each shard draws another one in its place, and sees only its own."""
     record = merged(run, fails_now_and_then(Status.NO_MEMORY, 2), 3, tmp_path)
@@ -203,6 +207,31 @@ def test_an_interrupted_shard_makes_the_run_unknown(run, tmp_path: Path) -> None
     shards[1].interrupted = True
     record = merge_shards([("a", shards[0]), ("b", shards[1])])
     assert (record.verdict, record.reason) == (Verdict.UNKNOWN, "interrupted")
+
+
+def test_the_canary_of_the_last_shard_and_what_another_lacked_are_in_the_merged_record(
+    run, tmp_path: Path
+) -> None:
+    shards = [reread(run(ANSWERS["right"], AskedSharing(shard=Shard(n, 2))), tmp_path) for n in (1, 2)]
+    assert [AskedSharing(shard=Shard(n, 2)).asks_the_canary for n in (1, 2)] == [False, True]
+    shards[1].canary_part = CanaryPart(8, [CanaryRun("FAIL", "dead", "0 of 8 right", candidate="mine")])
+    shards[0].skips.append(Skip("something", "is missing"))
+    record = merge_shards([("a", shards[0]), ("b", shards[1])])
+    assert (record.verdict, record.canary) == (Verdict.FAIL, shards[1].canary)
+    assert Skip("something", "is missing") in record.skips
+
+
+def test_a_worker_that_is_lost_for_good_makes_the_run_unknown(run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(_: str, asked: AskedSharing, **__: Any) -> SharedSession:
+        session = SharedSession(Crew([ToldWorker(ANSWERS["right"])]))
+        session._crew.wait = Mock(side_effect=CandidateStartError("it has other traits now"))
+        return session
+
+    run(ANSWERS["right"])
+    monkeypatch.setattr(check, "open_shared", gone)
+    record = judged(["mine"], RULES, AskedSharing(workers=2))
+    assert record.verdict is Verdict.UNKNOWN
+    assert record.reason == "mine was not judged to the end: it has other traits now"
 
 
 def test_the_time_of_a_rule_is_that_of_its_judging(run) -> None:

@@ -20,6 +20,7 @@ from harness.running.shared.tasks import Task
 
 MOST_LOSSES = 5  # of the workers that had one task, after which it is given up
 GONE_SECONDS = 600.0  # without any worker, after which the run is
+LOOK_SECONDS = 0.2  # between two looks at whether any worker is left
 RESTART_SECONDS = 1.0  # between two tries to start a worker again
 
 
@@ -132,7 +133,7 @@ class Crew:
             WorkerLostError: all workers are gone for long.
             Exception: what the worker raised.
         """
-        while not wait([answer], timeout=1.0).done:
+        while not wait([answer], timeout=LOOK_SECONDS).done:
             if not self._here and time.monotonic() - self._lonely_since > self._gone_seconds:
                 raise WorkerLostError(f"all {self.size} workers are gone for {self._gone_seconds:g} s")
         if self._broken:
