@@ -216,6 +216,8 @@ class RuleRun:
         if reason := misfit(problem, self._rule, self._traits):
             self._tally.misfit = reason
             return
+        if not problem.tokens and not self._seen:
+            return  # hypothesis draws the simplest first, without a row: of all problems it says least
         fails = self._fails(problem)
         self._settings.progress(self._rule, self._tally.drawn, self._wanted)
         self._seen.add(problem)
