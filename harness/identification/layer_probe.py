@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -27,32 +28,41 @@ _NOT_TAKEN_BACK = 64  # one block of so many
 
 
 @dataclass(frozen=True)
+class Asked:
+    """Which operands, and so which sums.
+
+    Attributes:
+        k: elements along k.
+        first: elements of blocks before this one are zero.
+        window: whether the last rows and columns are of one instruction.
+    """
+
+    k: int
+    first: int
+    window: bool = False
+
+
+@dataclass(frozen=True)
 class Sums:
     """What a layer made of sums along k.
 
     Attributes:
-        a: codes `(rows, k)` and block scales `(rows, k / 16)` of the rows, uint8.
-        b: the same of the columns.
+        asked: of which operands.
         accepts: which of some sums `(rows, columns)` float32 the output may come from, given every so manieth row and as
             many of the first columns.
     """
 
-    a: tuple[Tensor, Tensor]
-    b: tuple[Tensor, Tensor]
+    asked: Asked
     accepts: Callable[[Tensor, int, int], Tensor]
 
     def fits(self, model: Summation, step: int, columns: int) -> bool:
         """Return whether a model explains every output, of every so manieth row and some columns."""
-        return bool(self.accepts(_sums(model, self.a, self.b, step, columns), step, columns).all())
+        return bool(self.accepts(_sums(model, self.asked, step, columns), step, columns).all())
 
 
-def _sums(
-    model: Summation,
-    a: tuple[Tensor, Tensor],
-    b: tuple[Tensor, Tensor],
-    step: int = 1,
-    columns: int = COLUMNS,
-) -> Tensor:
+@cache  # what a model gives is the same for every layer
+def _sums(model: Summation, asked: Asked, step: int = 1, columns: int = COLUMNS) -> Tensor:
+    a, b = _operands(asked)
     sides = (a[0][::step], a[1][::step]), (b[0][:columns], b[1][:columns])
     left, right = (
         model.operand(decode_blocks(codes, scale, torch.float64), decode_e4m3(scale))
@@ -64,27 +74,29 @@ def _sums(
 def second_sums(layer: Layer, k: int) -> Sums:
     """Return what the second GEMM makes of k columns of the activation, which the layer hands on from its tokens."""
     hidden = layer.padded(k + BLOCK)
-    a, b = _operands(k, 0, window=True)
+    asked = Asked(k, 0, window=True)
+    a, b = _operands(asked)
     tokens, w2 = Nvfp4.zeros(1, ROWS, hidden), Nvfp4.zeros(1, hidden, k)
     tokens.codes[0, :, :k], tokens.block_scale[0, :, : k // BLOCK] = a
     w2.codes[0, :COLUMNS], w2.block_scale[0, :COLUMNS] = b
     _set_gate(tokens, k)
     out = layer.call(tokens, picking(1, k, hidden, gate_from=k), w2, alpha=torch.tensor((1 / ONE_GATE,)))
     stored = out[0, :, :COLUMNS]
-    return Sums(a, b, lambda sums, step, columns: sums.bfloat16() == stored[::step, :columns])
+    return Sums(asked, lambda sums, step, columns: sums.bfloat16() == stored[::step, :columns])
 
 
 def first_sums(layer: Layer, k: int, rounded: torch.dtype) -> Sums:
     """Return what the first GEMM makes of k columns of tokens, seen through the second quantizer, one sum a block."""
     n = layer.padded(COLUMNS * BLOCK)
-    a, b = _operands(k, 1)
+    asked = Asked(k, 1)
+    a, b = _operands(asked)
     tokens, w1 = Nvfp4.zeros(1, ROWS, k), Nvfp4.zeros(1, 2 * n, k)
     tokens.codes[0], tokens.block_scale[0] = a
     _set_gate(tokens, 0)
     lone = torch.arange(COLUMNS) * BLOCK
     set_gates(w1, lone, 0)
     w1.codes[0, n + lone], w1.block_scale[0, n + lone] = b
-    scale = _encode_scale(a, b)
+    scale = _encode_scale(asked)
     out = layer.call(tokens, w1, identity(1, k, n), alpha=torch.tensor((1 / ONE_GATE,)), a2_scale=scale)
     stored = out[0, :, lone].double()
 
@@ -96,14 +108,14 @@ def first_sums(layer: Layer, k: int, rounded: torch.dtype) -> Sums:
         got = stored[::step, :columns]
         return (got >= low) & (got <= high)
 
-    return Sums(a, b, accepts)
+    return Sums(asked, accepts)
 
 
 def exact_sums(layer: Layer, alpha: float) -> tuple[Tensor, Tensor]:
     """Return sums of the second GEMM that every order adds exactly, `(ROWS, COLUMNS)` float32, and its outputs under an alpha."""
     k = layer.padded(64)
     half, hidden = k // 2, layer.padded(k + BLOCK)
-    codes = [operand[:, :half] for operand, _ in _operands(k, 0)]
+    codes = [operand[:, :half] for operand, _ in _operands(Asked(k, 0))]
     tokens, w2 = Nvfp4.zeros(1, ROWS, hidden), Nvfp4.zeros(1, hidden, k)
     tokens.codes[0, :, :half], w2.codes[0, :COLUMNS, :half] = codes
     _set_gate(tokens, k)
@@ -118,9 +130,9 @@ def exact_sums(layer: Layer, alpha: float) -> tuple[Tensor, Tensor]:
     return left @ right.T, out[0, :, :COLUMNS]
 
 
-def _encode_scale(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> Tensor:
+def _encode_scale(asked: Asked) -> Tensor:
     """Return a power of two `(1,)` that gives what a unit loses a block scale of about 1."""
-    lost = _sums(Summation("sm_90 f16"), a, b).abs()
+    lost = _sums(Summation("sm_90 f16"), asked).abs()
     middle = lost[lost > 0].median() if bool((lost > 0).any()) else torch.tensor(6.0)
     return torch.exp2(-torch.frexp(middle / 6)[1].float()).view(1)
 
@@ -130,9 +142,8 @@ def _set_gate(tokens: Nvfp4, at: int) -> None:
     tokens.codes[..., at], tokens.block_scale[..., at // BLOCK] = 6, powers(torch.tensor(6))
 
 
-def _operands(
-    k: int, first: int, *, window: bool = False
-) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+@cache
+def _operands(asked: Asked) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """Return codes and block scales of rows and columns: what half of k adds, the other half takes back.
 
     Of every fourth row a few blocks are not taken back: the sum is a small part of its halves, so that the type of partial
@@ -140,8 +151,8 @@ def _operands(
     has a code of 6. What is in blocks before `first` is zero. With `window` the last two rows and columns are of one
     instruction: two blocks that take back each other, and a product 2^34 times smaller.
     """
-    draw = torch.Generator().manual_seed(k)
-    blocks = k // BLOCK
+    draw = torch.Generator().manual_seed(asked.k)
+    blocks, first = asked.k // BLOCK, asked.first
     half = (blocks - first) // 2
     there = first + torch.arange(half)
     # in another order, so that the halves do not lose the same
@@ -163,7 +174,7 @@ def _operands(
     a[:, back] = a[:, there] ^ 8
     some = back[::_NOT_TAKEN_BACK]
     a[3::4, some] ^= 8
-    if window:
+    if asked.window:
         for codes, scale in ((a, a_scale), (b, b_scale)):
             codes[-2:], scale[-2:] = 0, ONE
             codes[-2:, 4:6], scale[-2:, 4:6] = 7, 0x7E
