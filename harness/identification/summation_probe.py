@@ -15,7 +15,7 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from harness.judging.cuts import cut_sets, fitting, same, streams, table_of
+from harness.judging.cuts import cut_sets, fitting, joined, same, streams, table_of
 from harness.judging.predicted import operands as operands_of
 from harness.judging.predicted import orders_of
 from harness.judging.probe_operands import Forms, operands
@@ -115,20 +115,18 @@ class Probe:
         """Return whether a model gives every bit."""
         model = replace(model, later=())
         stored = self.out[self.asked.few]
-        if model.promote:  # no table: on a few elements by pairs
-            a, b = (side.at(at) for side, at in zip(self.asked.operands(model), self.asked.few, strict=True))
-            where = torch.zeros(_FEW, _FEW, dtype=torch.bool)
-            where.fill_diagonal_(True)
-            first = self.finish(model.chosen(a, b, where))
-            return bool(same(first, stored).all()) and self._all(model)
         table, step = self.asked.table(model)
         if model.stream:
             sets = [cuts for cuts in cut_sets(len(table)) if cuts]
             some = islice(fitting(table, stored, self.finish, sets, "stream"), _MOST_CUTS)
             return any(self._streams(model, tuple(step * cut for cut in cuts)) for cuts in some)
         order = model.order(self.k)
-        if any(cut % step for cut in order.cuts):
-            return self._all(model)
+        in_parts = order.promote and (order.cuts or order.lanes > 1)
+        if in_parts or any(cut % step for cut in (*order.cuts, order.promote)):
+            return self._all(model)  # not in the table
+        if order.promote:
+            first = self.finish(_promoted(table, order.promote // step))
+            return bool(same(first, stored).all()) and self._all(model)
         manner = "pairwise" if order.pairwise else "last first" if order.reverse else "in order"
         cuts = tuple(cut // step for cut in order.cuts)
         partial = getattr(torch, order.partial)
@@ -158,6 +156,12 @@ class Probe:
             if seen[same]:
                 found.append(model)
         return found
+
+
+def _promoted(table: Tensor, steps: int) -> Tensor:
+    """Return the sums of accumulators that are added to a register every so many steps, `(elements,)` float32."""
+    starts = torch.arange(0, len(table), steps)
+    return joined(table[starts, (starts + steps).clamp(max=len(table))], "in order")
 
 
 @cache
