@@ -15,7 +15,7 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from harness.judging.cuts import cut_sets, fitting, joined, same, streams, table_of
+from harness.judging.cuts import cut_sets, fitting, in_order, same, streams, table_of
 from harness.judging.predicted import operands as operands_of
 from harness.judging.predicted import orders_of
 from harness.judging.probe_operands import Forms, operands
@@ -75,6 +75,11 @@ class Asked:
             self._tables[key] = table_of(summation, a.at(self.few[0]), b.at(self.few[1]))
         return self._tables[key]
 
+    def first(self, model: Summation) -> Tensor | None:
+        """Return the sums of a few elements, float32; None where the table does not have the order of the model."""
+        table, step = self.table(model)
+        return in_order(table, step, model.order(self.k))
+
     def sums(self, model: Summation) -> Tensor:
         """Return all sums, `(rows, columns)` float32."""
         if model not in self._sums:
@@ -115,22 +120,14 @@ class Probe:
         """Return whether a model gives every bit."""
         model = replace(model, later=())
         stored = self.out[self.asked.few]
-        table, step = self.asked.table(model)
         if model.stream:
+            table, step = self.asked.table(model)
             sets = [cuts for cuts in cut_sets(len(table)) if cuts]
             some = islice(fitting(table, stored, self.finish, sets, "stream"), _MOST_CUTS)
             return any(self._streams(model, tuple(step * cut for cut in cuts)) for cuts in some)
-        order = model.order(self.k)
-        in_parts = order.promote and (order.cuts or order.lanes > 1)
-        if in_parts or any(cut % step for cut in (*order.cuts, order.promote)):
-            return self._all(model)  # not in the table
-        if order.promote:
-            first = self.finish(_promoted(table, order.promote // step))
-            return bool(same(first, stored).all()) and self._all(model)
-        manner = "pairwise" if order.pairwise else "last first" if order.reverse else "in order"
-        cuts = tuple(cut // step for cut in order.cuts)
-        partial = getattr(torch, order.partial)
-        return bool(list(fitting(table, stored, self.finish, [cuts], manner, partial))) and self._all(model)
+        first = self.asked.first(model)
+        right = first is None or bool(same(self.finish(first), stored).all())
+        return right and self._all(model)
 
     def _all(self, model: Summation) -> bool:
         return bool(same(self.finish(self.asked.sums(model)), self.out).all())
@@ -156,12 +153,6 @@ class Probe:
             if seen[same]:
                 found.append(model)
         return found
-
-
-def _promoted(table: Tensor, steps: int) -> Tensor:
-    """Return the sums of accumulators that are added to a register every so many steps, `(elements,)` float32."""
-    starts = torch.arange(0, len(table), steps)
-    return joined(table[starts, (starts + steps).clamp(max=len(table))], "in order")
 
 
 @cache
