@@ -94,7 +94,7 @@ def judge_control(control: str, examples: int, seed: str, deadline: float = 0.0)
         (elements by how they were judged), `traps`, `cpu_seconds`, `false_alarms`.
     """
     from harness.candidates.controls.catalog import load_control
-    from harness.judging.context import Context
+    from harness.judging.context import Context, Known
     from harness.running.judge import Watched, judge_context
 
     traits = traits_of(load_control(control))
@@ -112,7 +112,9 @@ def judge_control(control: str, examples: int, seed: str, deadline: float = 0.0)
         problem = draw_problem(rule, traits, rng)
         if reason := misfit(problem, rule, traits):
             raise AssertionError(f"draw_problem drew {problem} for {control}, {rule.id}: {reason}")
-        outcome = judge_context(rule, Context(Watched(load_control(control)), problem, _measured(control)))
+        # What is declared is true of a control: it is probed for rules that compare with the right value alone.
+        known = _measured(control) if rule.knows_values else Known.declared(traits)
+        outcome = judge_context(rule, Context(Watched(load_control(control)), problem, known))
         if outcome.status is Status.NOT_APPLICABLE:
             continue  # this rule says nothing about this control: it does not come round again
         rules.append(rule)
