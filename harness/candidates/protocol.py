@@ -51,7 +51,8 @@ over_ranks); definitions in reference.routing and reference.loading
         y: per rank (local experts, capacity, hidden) bfloat16; float32 sum over slots in order, one rounding.
     load_experts(checkpoint, experts) -> dict of masked_moe's arguments input_global_scale, w1, w1_blockscale, w1_alpha,
                w2, a2_global_scale, w2_blockscale, w2_alpha
-        checkpoint: one layer's ModelOpt tensors, all experts; experts: range of those on this rank.
+        checkpoint: one layer's ModelOpt tensors, all experts; experts: range of those on this rank. w1_alpha is (l,), or
+        (l, 2) of a kernel that takes one for gate and one for up.
 
 Everything else is optional: `name`, `support()`, `start_ranks()` (of ranks that are processes), `load_slice(checkpoint,
 experts, place, slices)` (as load_experts, of a rank that has one slice of inter: an engine's own sharding),

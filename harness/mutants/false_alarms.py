@@ -80,6 +80,14 @@ def _measured(control: str) -> Any:
     return measure(load_control(control)).known
 
 
+def _known(control: str, rule: Rule) -> Any:
+    """Return what to judge a control by: what it declares, which is true, for rules that compare with no right value."""
+    from harness.candidates.controls.catalog import load_control
+    from harness.judging.known import Known
+
+    return _measured(control) if rule.knows_values else Known.declared(traits_of(load_control(control)))
+
+
 def judge_control(control: str, examples: int, seed: str, deadline: float = 0.0) -> dict[str, Any]:
     """Judge one control on drawn problems, the rules in turn.
 
@@ -94,7 +102,7 @@ def judge_control(control: str, examples: int, seed: str, deadline: float = 0.0)
         (elements by how they were judged), `traps`, `cpu_seconds`, `false_alarms`.
     """
     from harness.candidates.controls.catalog import load_control
-    from harness.judging.context import Context, Known
+    from harness.judging.context import Context
     from harness.running.judge import Watched, judge_context
 
     traits = traits_of(load_control(control))
@@ -112,9 +120,7 @@ def judge_control(control: str, examples: int, seed: str, deadline: float = 0.0)
         problem = draw_problem(rule, traits, rng)
         if reason := misfit(problem, rule, traits):
             raise AssertionError(f"draw_problem drew {problem} for {control}, {rule.id}: {reason}")
-        # What is declared is true of a control: it is probed for rules that compare with the right value alone.
-        known = _measured(control) if rule.knows_values else Known.declared(traits)
-        outcome = judge_context(rule, Context(Watched(load_control(control)), problem, known))
+        outcome = judge_context(rule, Context(Watched(load_control(control)), problem, _known(control, rule)))
         if outcome.status is Status.NOT_APPLICABLE:
             continue  # this rule says nothing about this control: it does not come round again
         rules.append(rule)

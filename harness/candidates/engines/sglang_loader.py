@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 _SRT = "sglang.srt"
 _LAYER = f"{_SRT}.layers.moe.fused_moe_triton.layer"
-_QUANTIZATION = f"{_SRT}.layers.quantization.modelopt_quant"
+QUANTIZATION = f"{_SRT}.layers.quantization.modelopt_quant"
 _COMPRESSED = f"{_SRT}.layers.quantization.compressed_tensors.compressed_tensors"
 _COMPRESSED_METHOD = (
     f"{_SRT}.layers.quantization.compressed_tensors.schemes.compressed_tensors_w4a4_nvfp4_moe"
@@ -36,8 +36,8 @@ _COMPRESSED_METHOD = (
 _CONTEXT = f"{_SRT}.runtime_context"
 _UTILS = f"{_SRT}.layers.moe.utils"
 _LOCATION = f"{_SRT}.eplb.expert_location"
-_TOPK = f"{_SRT}.layers.moe.topk"
-_ENGINE = Engine("sglang", (_LAYER, _QUANTIZATION, _COMPRESSED, DEEPEP, _TOPK, sglang_cutedsl.MODULE))
+TOPK = f"{_SRT}.layers.moe.topk"
+_ENGINE = Engine("sglang", (_LAYER, QUANTIZATION, _COMPRESSED, DEEPEP, TOPK, sglang_cutedsl.MODULE))
 
 
 class SglangLoader(EngineLoader):
@@ -47,15 +47,15 @@ class SglangLoader(EngineLoader):
     engine = _ENGINE
     tested = (0, 5)
     activations: tuple[str, ...] = ("silu", "relu2")
-    logger = f"{_QUANTIZATION}:logger"
+    logger = f"{QUANTIZATION}:logger"
     called: tuple[str, ...] = (
         f"{_LAYER}:FusedMoE.make_expert_params_mapping",
         f"{_LAYER}:FusedMoE.weight_loader",
         f"{_LAYER}:create_moe_dispatcher",
-        f"{_QUANTIZATION}:ModelOptFp4Config",
-        f"{_QUANTIZATION}:ModelOptNvFp4FusedMoEMethod.create_weights",
-        f"{_QUANTIZATION}:ModelOptNvFp4FusedMoEMethod.process_weights_after_loading",
-        f"{_QUANTIZATION}:ModelOptNvFp4FusedMoEMethod.apply",
+        f"{QUANTIZATION}:ModelOptFp4Config",
+        f"{QUANTIZATION}:ModelOptNvFp4FusedMoEMethod.create_weights",
+        f"{QUANTIZATION}:ModelOptNvFp4FusedMoEMethod.process_weights_after_loading",
+        f"{QUANTIZATION}:ModelOptNvFp4FusedMoEMethod.apply",
         f"{_CONTEXT}:get_context",
         f"{_CONTEXT}:get_flags",
         f"{_CONTEXT}:get_parallel",
@@ -71,7 +71,7 @@ class SglangLoader(EngineLoader):
         f"{DEEPEP}:DeepEPDispatcher.combine_b",
         f"{DEEPEP}:DeepEPBuffer.get_deepep_buffer",
         f"{DEEPEP}:use_deepep",
-        f"{_TOPK}:fused_topk_torch_native",
+        f"{TOPK}:fused_topk_torch_native",
         f"{sglang_cutedsl.MODULE}:{sglang_cutedsl.FUNCTION}",
     )
 
@@ -90,7 +90,7 @@ class SglangLoader(EngineLoader):
     def _quantization(self) -> Any:
         """Return SGLang's configuration of the checkpoint's format."""
         return self.engine.made(
-            f"{_QUANTIZATION}:ModelOptFp4Config", is_checkpoint_nvfp4_serialized=True, group_size=16
+            f"{QUANTIZATION}:ModelOptFp4Config", is_checkpoint_nvfp4_serialized=True, group_size=16
         )
 
     def route_topk(self, logits: Tensor, topk: int, *, normalize: bool = True) -> tuple[Tensor, Tensor]:
@@ -99,7 +99,7 @@ class SglangLoader(EngineLoader):
             raise ValueError(f"route_topk: topk must lie in [1, {logits.shape[-1]}], got {topk}")
         with self.engine.running(self.replaced):
             weights, ids = self.engine.made(
-                f"{_TOPK}:fused_topk_torch_native", logits, logits, topk, renormalize=normalize
+                f"{TOPK}:fused_topk_torch_native", logits, logits, topk, renormalize=normalize
             )
         return ids.long(), weights
 
@@ -166,7 +166,7 @@ class SglangLoader(EngineLoader):
     def _configured(self, shard: Shard, transport: str = "auto") -> Iterator[None]:
         """State which rank of how many this is, which path it takes, what is sent, and that the platform is a Blackwell."""
         get, ranks = self.engine.made, shard.ranks * shard.slices
-        rank = {"moe_ep_rank": shard.rank, "moe_tp_rank": shard.slice}
+        rank = {"moe_ep_rank": shard.rank, "moe_tp_rank": shard.slice, "tp_group": None}
         with ExitStack() as stack:
             runner, a2a = (self.engine.get(f"{_UTILS}:{name}") for name in self.path)
             published = get(f"{_CONTEXT}:get_context").override_server_args(
@@ -279,7 +279,7 @@ class SglangCompressedLoader(SglangLoader):
     path = ("MoeRunnerBackend.FLASHINFER_CUTLASS", "MoeA2ABackend.NONE")
     logger = f"{_COMPRESSED_METHOD}:logger"
     called: tuple[str, ...] = (
-        *(each for each in SglangLoader.called if not each.startswith(_QUANTIZATION)),
+        *(each for each in SglangLoader.called if not each.startswith(QUANTIZATION)),
         f"{_COMPRESSED}:CompressedTensorsConfig.from_config",
         f"{_COMPRESSED_METHOD}:CompressedTensorsW4A4Nvfp4MoE.create_weights",
         f"{_COMPRESSED_METHOD}:CompressedTensorsW4A4Nvfp4MoE.process_weights_after_loading",

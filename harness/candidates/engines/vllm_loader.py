@@ -21,20 +21,20 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _LAYERS = "vllm.model_executor.layers"
-_MOE = f"{_LAYERS}.fused_moe"
-_CONFIG = f"{_MOE}.config"
-_EXPERTS = f"{_MOE}.routed_experts"
-_ORACLE = f"{_MOE}.oracle.nvfp4"
+MOE = f"{_LAYERS}.fused_moe"
+_CONFIG = f"{MOE}.config"
+_EXPERTS = f"{MOE}.routed_experts"
+_ORACLE = f"{MOE}.oracle.nvfp4"
 _QUANTIZATION = f"{_LAYERS}.quantization.modelopt"
 _COMPRESSED = f"{_LAYERS}.quantization.compressed_tensors.compressed_tensors"
 _COMPRESSED_METHOD = (
     f"{_LAYERS}.quantization.compressed_tensors.compressed_tensors_moe.compressed_tensors_moe_w4a4_nvfp4"
 )
-_MAP = f"{_MOE}.expert_map_manager"
+_MAP = f"{MOE}.expert_map_manager"
 _BATCHED = vllm_cutedsl.MODULES[0]
-_ROUTER = f"{_MOE}.router.grouped_topk_router"
+_ROUTER = f"{MOE}.router.grouped_topk_router"
 _PARALLEL = "vllm.distributed.parallel_state"
-_ENGINE = Engine("vllm", (f"{_MOE}.layer", _QUANTIZATION, _COMPRESSED, _BATCHED, _ROUTER))
+_ENGINE = Engine("vllm", (f"{MOE}.layer", _QUANTIZATION, _COMPRESSED, _BATCHED, _ROUTER))
 _TOKENS = 64  # that a rank may dispatch; nothing is dispatched here
 
 
@@ -69,6 +69,9 @@ class VllmLoader(EngineLoader):
     method = _QUANTIZATION
     """Module of the quantization method."""
 
+    experts = ("NvFp4MoeBackend.FLASHINFER_CUTEDSL_BATCHED", f"{_BATCHED}:FlashInferCuteDSLBatchedExperts")
+    """Which kernels the layer is prepared for: vLLM's name of them, and the class that calls them."""
+
     def _as_written(self, checkpoint: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Return the tensors as the checkpoint's format has them."""
         return checkpoint
@@ -94,11 +97,10 @@ class VllmLoader(EngineLoader):
     def _load(self, checkpoint: Mapping[str, Tensor], shard: Shard) -> dict[str, Tensor]:
         get = self.engine.get
         checkpoint = self._as_written(checkpoint)
-        experts = get(f"{_BATCHED}:FlashInferCuteDSLBatchedExperts")
-        chosen = get(f"{_ORACLE}:NvFp4MoeBackend.FLASHINFER_CUTEDSL_BATCHED"), experts
+        chosen = get(f"{_ORACLE}:{self.experts[0]}"), get(self.experts[1])
         instead: dict[str, Any] = {
             f"{self.method}:select_nvfp4_moe_backend": lambda **_: chosen,
-            f"{self.method}:make_nvfp4_moe_kernel": _kernel,
+            f"{self.method}:make_nvfp4_moe_kernel": self._kernel,
             f"{_PARALLEL}:_TP": SimpleNamespace(rank_in_group=shard.slice, world_size=shard.slices),
         }
         if shard.experts > shard.logical:
@@ -115,6 +117,13 @@ class VllmLoader(EngineLoader):
                 pass
             layer.quant_method.process_weights_after_loading(layer)
             return self._handed_over(layer, shard)
+
+    def _kernel(self, moe_quant_config: Any, moe_config: Any, experts_cls: Any, **_: Any) -> Any:
+        """Return what vLLM's method calls its kernel, with the real experts and without a transport."""
+        experts = experts_cls(
+            moe_config=moe_config, quant_config=moe_quant_config, max_num_tokens=_TOKENS, num_dispatchers=1
+        )
+        return SimpleNamespace(fused_experts=experts)
 
     def _layer(self, shard: Shard) -> Any:
         import torch
@@ -144,7 +153,7 @@ class VllmLoader(EngineLoader):
             num_experts=shard.experts, num_logical_experts=shard.logical,
             num_local_experts=experts.local_num_experts, experts_per_token=1,
             hidden_dim=shard.hidden, intermediate_size=shard.inter,
-            activation=self.engine.get(f"{_MOE}.activation:MoEActivation.SILU"),
+            activation=self.engine.get(f"{MOE}.activation:MoEActivation.SILU"),
             routing_method=self.engine.get(f"{_CONFIG}:RoutingMethodType.Default"),
             moe_parallel_config=parallel, device="cpu", in_dtype=torch.bfloat16, max_num_tokens=_TOKENS,
         )  # fmt: skip
@@ -216,11 +225,3 @@ class VllmOverCuteDsl(VllmLoader):
         from harness.candidates.flashinfer_cutedsl_cpu import FlashInferCuteDslCpu
 
         super().__init__(FlashInferCuteDslCpu())
-
-
-def _kernel(moe_quant_config: Any, moe_config: Any, experts_cls: Any, **_: Any) -> Any:
-    """Return what vLLM's method calls its kernel, with the real experts and without a transport."""
-    experts = experts_cls(
-        moe_config=moe_config, quant_config=moe_quant_config, max_num_tokens=_TOKENS, num_dispatchers=1
-    )
-    return SimpleNamespace(fused_experts=experts)
