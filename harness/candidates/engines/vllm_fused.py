@@ -13,7 +13,8 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from harness.candidates.engines import fused_layers
-from harness.candidates.engines.vllm_loader import MOE, VllmLoader
+from harness.candidates.engines.vllm_dispatch import MOE
+from harness.candidates.engines.vllm_loader import VllmLoader
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
