@@ -56,7 +56,8 @@ over_ranks); definitions in reference.routing and reference.loading
 
 Everything else is optional: `name`, `support()`, `start_ranks()` (of ranks that are processes), `load_slice(checkpoint,
 experts, place, slices)` (as load_experts, of a rank that has one slice of inter: an engine's own sharding),
-`load_redundant(checkpoint, slots, places)` (of a rank with some slots of a layer whose slot s holds the expert places[s]), `traits`, `reciprocal(x)` (the
+`load_redundant(checkpoint, slots, places)` (of a rank with some slots of a layer whose slot s holds the expert places[s]),
+`place_topk(topk_idx, places, rank, ranks)` (the slots, int64, that a rank's tokens go to, by each way of choosing), `traits`, `reciprocal(x)` (the
 rcp.approx.ftz that its quantizers use, where it is known bit for bit: 1 / x up to one unit) and `warning` (a sentence for the record).
 
 A candidate inherits nothing. Each stage has a type below, of the same name; one line a stage, anywhere in your code, and

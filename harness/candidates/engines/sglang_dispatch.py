@@ -10,11 +10,34 @@ from harness.candidates.engines.engine import Engine
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from harness.candidates.engines.loader import Shard
     from reference.routing import Dispatched
 
 DEEPEP = "sglang.srt.layers.moe.token_dispatcher.deepep"
+LOCATION = "sglang.srt.eplb.expert_location"
+PLACING = "sglang.srt.eplb.expert_location_dispatch"
 MOST_TOKENS = 1024
 """That a rank sends: SGLang asserts it (FINISHED_SUM_TAG of DeepEP)."""
+
+
+def location_of(engine: Engine, shard: Shard) -> Any:
+    """Return SGLang's table of which slots hold which expert."""
+    import torch
+
+    held = [[slot for slot, e in enumerate(shard.places) if e == n] for n in range(shard.logical)]
+    most = max(map(len, held))
+    slots = [[*each, *[-1] * (most - len(each))] for each in held]
+    return engine.made(
+        f"{LOCATION}:ExpertLocationMetadata._init_raw",
+        shard.ranks, torch.tensor([shard.places]), torch.tensor([slots]), shard.rank,
+    )  # fmt: skip
+
+
+def chosen_slots(engine: Engine, topk_idx: Tensor) -> Tensor:
+    """Return the slots that tokens with these experts go to, `(tokens, topk)`, as SGLang is configured."""
+    info = engine.made(f"{PLACING}:ExpertLocationDispatchInfo.init_new", 0)
+    slots: Tensor = engine.made(f"{PLACING}:topk_ids_logical_to_physical", topk_idx, info)
+    return slots
 
 
 class World(Ranks):

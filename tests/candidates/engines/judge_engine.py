@@ -15,8 +15,8 @@ from typing import Any
 
 from harness.candidates import load_candidate
 from harness.candidates.engines.loader import EngineLoader
+from harness.candidates.engines.sglang_compressed import SglangCompressedLoader
 from harness.candidates.engines.sglang_fused import SglangCuteDslLoader, SglangTrtllmLoader
-from harness.candidates.engines.sglang_loader import SglangCompressedLoader
 from harness.candidates.engines.vllm_fused import VllmCuteDslLoader, VllmTrtllmLoader
 from harness.candidates.engines.vllm_loader import VllmCompressedLoader
 from harness.diagnosis.diagnose import diagnose_problem

@@ -166,6 +166,19 @@ SGLANG |= {
     ),
 }  # fmt: skip
 
+SGLANG |= {
+    "tokens go to slots that are none": Planted(
+        "sglang.srt.eplb.expert_location_dispatch:_topk_ids_logical_to_physical_dynamic",
+        "dtype=torch.int32, device=device)\n            % num_valid", "dtype=torch.int32, device=device)\n            % (num_valid + 1)",
+        rule="ROUTE",
+    ),
+    "logical ids where slots belong": Planted(
+        "sglang.srt.eplb.expert_location_dispatch:_topk_ids_logical_to_physical_static",
+        "physical_topk_ids = info.partial_logical_to_rank_dispatch_physical_map[topk_ids]", "physical_topk_ids = topk_ids + 1",
+        rule="ROUTE",
+    ),
+}  # fmt: skip
+
 VLLM = {
     "up is written over gate": Planted(
         f"{V_EXPERTS}._load_w13", "narrow(shard_dim, shard_size, shard_size)", "narrow(shard_dim, 0, shard_size)",
