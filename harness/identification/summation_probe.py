@@ -15,7 +15,7 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from harness.judging.cuts import cut_sets, fitting, in_order, same, streams, table_of
+from harness.judging.cuts import MOST_PARTS, cut_sets, fitting, in_order, same, streams, table_of
 from harness.judging.predicted import operands as operands_of
 from harness.judging.predicted import orders_of
 from harness.judging.probe_operands import Forms, operands
@@ -125,6 +125,8 @@ class Probe:
             sets = [cuts for cuts in cut_sets(len(table)) if cuts]
             some = islice(fitting(table, stored, self.finish, sets, "stream"), _MOST_CUTS)
             return any(self._streams(model, tuple(step * cut for cut in cuts)) for cuts in some)
+        if len(model.order(self.k).cuts) >= MOST_PARTS:
+            return False  # as many parts are added in registers: that order has its own name
         first = self.asked.first(model)
         right = first is None or bool(same(self.finish(first), stored).all())
         return right and self._all(model)
