@@ -51,11 +51,13 @@ over_ranks); definitions in reference.routing and reference.loading
         y: per rank (local experts, capacity, hidden) bfloat16; float32 sum over slots in order, one rounding.
     load_experts(checkpoint, experts) -> dict of masked_moe's arguments input_global_scale, w1, w1_blockscale, w1_alpha,
                w2, a2_global_scale, w2_blockscale, w2_alpha
-        checkpoint: one layer's ModelOpt tensors, all experts; experts: range of those on this rank.
+        checkpoint: one layer's ModelOpt tensors, all experts; experts: range of those on this rank. w1_alpha is (l,), or
+        (l, 2) of a kernel that takes one for gate and one for up.
 
 Everything else is optional: `name`, `support()`, `start_ranks()` (of ranks that are processes), `load_slice(checkpoint,
 experts, place, slices)` (as load_experts, of a rank that has one slice of inter: an engine's own sharding),
-`load_redundant(checkpoint, slots, places)` (of a rank with some slots of a layer whose slot s holds the expert places[s]), `traits`, `reciprocal(x)` (the
+`load_redundant(checkpoint, slots, places)` (of a rank with some slots of a layer whose slot s holds the expert places[s]),
+`place_topk(topk_idx, places, rank, ranks)` (the slots, int64, that a rank's tokens go to, by each way of choosing), `traits`, `reciprocal(x)` (the
 rcp.approx.ftz that its quantizers use, where it is known bit for bit: 1 / x up to one unit) and `warning` (a sentence for the record).
 
 A candidate inherits nothing. Each stage has a type below, of the same name; one line a stage, anywhere in your code, and

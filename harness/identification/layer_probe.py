@@ -9,21 +9,28 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from harness.identification.activation_pairs import ONE_GATE
 from harness.identification.layer_call import ONE, Layer, Nvfp4, identity, picking, powers, set_gates
+from harness.identification.summation_probe import Asked
+from harness.judging.probe_operands import BOTH_NVFP4
 from reference.e2m1 import decode_e2m1
-from reference.e4m3 import decode_e4m3
+from reference.formats import Coded
 from reference.legal import Arithmetic
 from reference.matrix_units import Summation
-from reference.nvfp4 import BLOCK, decode_blocks
+from reference.nvfp4 import BLOCK
 from reference.propagate import Interval, quantized_values
 
 ROWS, COLUMNS = 16, 8
 _NOT_TAKEN_BACK = 64  # one block of so many
+
+
+_ALL = (slice(None), slice(None))
 
 
 @dataclass(frozen=True)
@@ -31,79 +38,65 @@ class Sums:
     """What a layer made of sums along k.
 
     Attributes:
-        a: codes `(rows, k)` and block scales `(rows, k / 16)` of the rows, uint8.
-        b: the same of the columns.
-        accepts: which of some sums `(rows, columns)` float32 the output may come from, given every so manieth row and as
-            many of the first columns.
+        asked: of which operands.
+        accepts: which of some sums, `(*)` float32, the output may come from, given rows and columns where they stand.
     """
 
-    a: tuple[Tensor, Tensor]
-    b: tuple[Tensor, Tensor]
-    accepts: Callable[[Tensor, int, int], Tensor]
+    asked: Asked
+    accepts: Callable[[Tensor, Any], Tensor]
 
-    def fits(self, model: Summation, step: int, columns: int) -> bool:
-        """Return whether a model explains every output, of every so manieth row and some columns."""
-        return bool(self.accepts(_sums(model, self.a, self.b, step, columns), step, columns).all())
-
-
-def _sums(
-    model: Summation,
-    a: tuple[Tensor, Tensor],
-    b: tuple[Tensor, Tensor],
-    step: int = 1,
-    columns: int = COLUMNS,
-) -> Tensor:
-    sides = (a[0][::step], a[1][::step]), (b[0][:columns], b[1][:columns])
-    left, right = (
-        model.operand(decode_blocks(codes, scale, torch.float64), decode_e4m3(scale))
-        for codes, scale in sides
-    )
-    return model.matmul(left, right)
+    def fits(self, model: Summation) -> bool:
+        """Return whether a model explains every output."""
+        model = model.at(self.asked.k) or model
+        first = self.asked.first(model)
+        if first is not None and not bool(self.accepts(first, self.asked.few).all()):
+            return False
+        return bool(self.accepts(self.asked.sums(model), _ALL).all())
 
 
 def second_sums(layer: Layer, k: int) -> Sums:
     """Return what the second GEMM makes of k columns of the activation, which the layer hands on from its tokens."""
     hidden = layer.padded(k + BLOCK)
-    a, b = _operands(k, 0, window=True)
+    asked = _asked(k, 0, window=True)
     tokens, w2 = Nvfp4.zeros(1, ROWS, hidden), Nvfp4.zeros(1, hidden, k)
-    tokens.codes[0, :, :k], tokens.block_scale[0, :, : k // BLOCK] = a
-    w2.codes[0, :COLUMNS], w2.block_scale[0, :COLUMNS] = b
+    tokens.codes[0, :, :k], tokens.block_scale[0, :, : k // BLOCK] = asked.a.codes, asked.a.block_scale
+    w2.codes[0, :COLUMNS], w2.block_scale[0, :COLUMNS] = asked.b.codes, asked.b.block_scale
     _set_gate(tokens, k)
     out = layer.call(tokens, picking(1, k, hidden, gate_from=k), w2, alpha=torch.tensor((1 / ONE_GATE,)))
     stored = out[0, :, :COLUMNS]
-    return Sums(a, b, lambda sums, step, columns: sums.bfloat16() == stored[::step, :columns])
+    return Sums(asked, lambda sums, at: sums.bfloat16() == stored[at])
 
 
 def first_sums(layer: Layer, k: int, rounded: torch.dtype) -> Sums:
     """Return what the first GEMM makes of k columns of tokens, seen through the second quantizer, one sum a block."""
     n = layer.padded(COLUMNS * BLOCK)
-    a, b = _operands(k, 1)
+    asked = _asked(k, 1)
     tokens, w1 = Nvfp4.zeros(1, ROWS, k), Nvfp4.zeros(1, 2 * n, k)
-    tokens.codes[0], tokens.block_scale[0] = a
+    tokens.codes[0], tokens.block_scale[0] = asked.a.codes, asked.a.block_scale
     _set_gate(tokens, 0)
     lone = torch.arange(COLUMNS) * BLOCK
     set_gates(w1, lone, 0)
-    w1.codes[0, n + lone], w1.block_scale[0, n + lone] = b
-    scale = _encode_scale(a, b)
+    w1.codes[0, n + lone], w1.block_scale[0, n + lone] = asked.b.codes, asked.b.block_scale
+    scale = _encode_scale(asked)
     out = layer.call(tokens, w1, identity(1, k, n), alpha=torch.tensor((1 / ONE_GATE,)), a2_scale=scale)
     stored = out[0, :, lone].double()
 
-    def accepts(sums: Tensor, step: int, columns: int) -> Tensor:
-        blocks = torch.zeros(*sums.shape, BLOCK, dtype=torch.float64)
-        blocks[..., 0] = sums.to(rounded).double()
-        legal = quantized_values(Interval(blocks.flatten(1), blocks.flatten(1)), scale[0], Arithmetic())
-        low, high = (end[:, ::BLOCK].bfloat16().double() for end in (legal.low, legal.high))
-        got = stored[::step, :columns]
-        return (got >= low) & (got <= high)
+    def accepts(sums: Tensor, at: Any) -> Tensor:
+        blocks = torch.zeros(sums.numel(), BLOCK, dtype=torch.float64)
+        blocks[:, 0] = sums.to(rounded).double().flatten()
+        legal = quantized_values(Interval(blocks, blocks), scale[0], Arithmetic())
+        low, high = (end[:, 0].view(sums.shape).bfloat16().double() for end in (legal.low, legal.high))
+        return (stored[at] >= low) & (stored[at] <= high)
 
-    return Sums(a, b, accepts)
+    return Sums(asked, accepts)
 
 
 def exact_sums(layer: Layer, alpha: float) -> tuple[Tensor, Tensor]:
     """Return sums of the second GEMM that every order adds exactly, `(ROWS, COLUMNS)` float32, and its outputs under an alpha."""
     k = layer.padded(64)
     half, hidden = k // 2, layer.padded(k + BLOCK)
-    codes = [operand[:, :half] for operand, _ in _operands(k, 0)]
+    asked = _asked(k, 0)
+    codes = [operand.codes[:, :half] for operand in (asked.a, asked.b)]
     tokens, w2 = Nvfp4.zeros(1, ROWS, hidden), Nvfp4.zeros(1, hidden, k)
     tokens.codes[0, :, :half], w2.codes[0, :COLUMNS, :half] = codes
     _set_gate(tokens, k)
@@ -118,9 +111,9 @@ def exact_sums(layer: Layer, alpha: float) -> tuple[Tensor, Tensor]:
     return left @ right.T, out[0, :, :COLUMNS]
 
 
-def _encode_scale(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> Tensor:
+def _encode_scale(asked: Asked) -> Tensor:
     """Return a power of two `(1,)` that gives what a unit loses a block scale of about 1."""
-    lost = _sums(Summation("sm_90 f16"), a, b).abs()
+    lost = asked.sums(Summation("sm_90 f16")).abs()
     middle = lost[lost > 0].median() if bool((lost > 0).any()) else torch.tensor(6.0)
     return torch.exp2(-torch.frexp(middle / 6)[1].float()).view(1)
 
@@ -130,10 +123,9 @@ def _set_gate(tokens: Nvfp4, at: int) -> None:
     tokens.codes[..., at], tokens.block_scale[..., at // BLOCK] = 6, powers(torch.tensor(6))
 
 
-def _operands(
-    k: int, first: int, *, window: bool = False
-) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Return codes and block scales of rows and columns: what half of k adds, the other half takes back.
+@cache
+def _asked(k: int, first: int, *, window: bool = False) -> Asked:
+    """Return the operands of a k: what half of k adds, the other half takes back.
 
     Of every fourth row a few blocks are not taken back: the sum is a small part of its halves, so that the type of partial
     sums shows. Every other row and column has block scales of about 1, the rest of all exponents. Each block of the rows
@@ -170,4 +162,4 @@ def _operands(
             codes[-2:, 6, 1], scale[-2:, 6] = 1, torch.tensor((9, 11), dtype=torch.uint8)
         a[-2:, 5] = 15
         a[-2:, 6, 0] = 7  # where the columns have a zero: the block keeps its scale
-    return (a.flatten(1), a_scale), (b.flatten(1), b_scale)
+    return Asked(Coded(a.flatten(1), a_scale), Coded(b.flatten(1), b_scale), BOTH_NVFP4)

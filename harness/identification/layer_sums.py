@@ -24,7 +24,6 @@ _UNITS = (
     "sm_100 mxf4nvf4", "sm_90 f16", "exact", "exact 64", "exact 32", "exact 16", "sm_80 f16", "fma",
 )  # fmt: skip
 _PLAIN = ("exact", "exact 64", "exact 32", "exact 16", "fma")  # in orders that need no register, nor a tree
-_FEW = 8  # rows and columns that are tried first
 
 
 @dataclass(frozen=True)
@@ -88,11 +87,10 @@ def _fitting(seen: dict[int, Sums], known: list[Summation]) -> list[Summation]:
     for kind in (False, True):
         left = [model for model in dict.fromkeys(known) if (model.partial != "float32") == kind]
         for k, sums in seen.items():
-            for step, columns in ((ROWS // _FEW, _FEW), (1, COLUMNS)):
-                orders = {model: (model.name, model.partial, model.order(k)) for model in left}
-                single = {what: model for model, what in orders.items()}  # many orders are one at a small k
-                fitting = {what for what, model in single.items() if sums.fits(model, step, columns)}
-                left = [model for model in left if orders[model] in fitting]
+            orders = {model: (model.name, model.partial, model.order(k)) for model in left}
+            single = {what: model for model, what in orders.items()}  # many orders are one at a small k
+            fitting = {what for what, model in single.items() if sums.fits(model)}
+            left = [model for model in left if orders[model] in fitting]
         if left:
             return left
     return []

@@ -19,9 +19,8 @@ from harness.candidates.errors import in_words
 from harness.candidates.protocol import Traits, traits_of
 from harness.candidates.traits import VARIES
 from harness.identification.calls import call_gemm, forms_of, multiple, widest_type
-from harness.identification.summation_probe import COLUMNS, Probe, models, narrow_models
+from harness.identification.summation_probe import COLUMNS, Probe, asked, models, narrow_models
 from harness.judging.context import declared_summation, device_is_lost
-from harness.judging.probe_operands import operands
 from harness.verdict import UsageError
 from reference.epilogue import CONTRACT, Epilogue
 from reference.matrix_units import Summation
@@ -150,10 +149,10 @@ class _Search:
         """Return a probe; the GEMM is called once for each."""
         rows = multiple(rows // 2 if k > _LONG else rows, self.traits.m_multiple)
         if (k, rows) not in self._probes:
-            forms = forms_of(self.traits)
-            a, b = operands(rows, multiple(COLUMNS, self.traits.n_multiple), k, forms)
-            out = call_gemm(self.candidate, a, b, self.dtype, self._alpha.expand(self.traits.min_experts))[0]
-            self._probes[k, rows] = Probe(a, b, out, self._finish, forms)
+            of = asked(rows, multiple(COLUMNS, self.traits.n_multiple), k, forms_of(self.traits))
+            alpha = self._alpha.expand(self.traits.min_experts)
+            out = call_gemm(self.candidate, of.a, of.b, self.dtype, alpha)[0]
+            self._probes[k, rows] = Probe(of, out, self._finish)
         return self._probes[k, rows]
 
     def fits(self, summation: Summation, k: int) -> bool:

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from functools import cache, cached_property
+from functools import cache, lru_cache
 from itertools import islice
 
 import torch
 from torch import Tensor
 
-from harness.judging.cuts import cut_sets, fitting, same, streams, table_of
-from harness.judging.predicted import operands, orders_of
-from harness.judging.probe_operands import BOTH_NVFP4, Forms
+from harness.judging.cuts import MOST_PARTS, cut_sets, fitting, in_order, same, streams, table_of
+from harness.judging.predicted import operands as operands_of
+from harness.judging.predicted import orders_of
+from harness.judging.probe_operands import Forms, operands
 from reference.formats import Coded
 from reference.matrix_units import Operand, Summation, matmul
 from reference.matrix_units.order import LANE
@@ -28,32 +29,32 @@ _MOST_CUTS = 8  # that give those and are asked for all
 _PARTIALS = ("bfloat16", "float16")
 
 
-@dataclass(frozen=True)
-class Probe:
-    """Operands of one k, and what the candidate made of them.
+class Asked:
+    """Operands of one k, and what any model makes of them, which is worked out once a process for all candidates.
 
-    Attributes:
+    Args:
         a: `(rows, k)`.
         b: `(columns, k)`.
-        out: `(rows, columns)`.
-        finish: what the candidate's epilogue makes of float32 sums.
         forms: of a and b.
     """
 
-    a: Coded
-    b: Coded
-    out: Tensor
-    finish: Callable[[Tensor], Tensor]
-    forms: Forms = BOTH_NVFP4
+    def __init__(self, a: Coded, b: Coded, forms: Forms) -> None:
+        self.a, self.b, self._forms = a, b, forms
+        index = torch.arange(_FEW)
+        self.few = index * 5 % len(a.codes), index * 7 % len(b.codes)
+        """Rows of all kinds and columns of the elements that are asked first."""
+        self._operands: dict[bool, tuple[Operand, Operand]] = {}
+        self._tables: dict[tuple[str, int], tuple[Tensor, int]] = {}
+        self._sums: dict[Summation, Tensor] = {}
 
     @property
     def k(self) -> int:
         """Elements along k."""
         return self.a.codes.shape[1]
 
-    def rows(self, rows: slice) -> Probe:
+    def rows(self, rows: slice) -> Asked:
         """Return some of the rows."""
-        return replace(self, a=self.a.map(lambda t: t[rows]), out=self.out[rows])
+        return Asked(self.a.map(lambda t: t[rows]), self.b, self._forms)
 
     def operands(self, summation: Summation) -> tuple[Operand, Operand]:
         """Return both operands as a unit takes them."""
@@ -61,63 +62,82 @@ class Probe:
         if key not in self._operands:
             left, right = (
                 (form.values(side, torch.float64), side.block_scale)
-                for form, side in zip(self.forms, (self.a, self.b), strict=True)
+                for form, side in zip(self._forms, (self.a, self.b), strict=True)
             )
-            self._operands[key] = operands(summation, self.forms, left, right)
+            self._operands[key] = operands_of(summation, self._forms, left, right)
         return self._operands[key]
-
-    @cached_property
-    def _operands(self) -> dict[bool, tuple[Operand, Operand]]:
-        return {}
-
-    @cached_property
-    def _tables(self) -> dict[tuple[str, int], tuple[Tensor, int]]:
-        return {}
-
-    @cached_property
-    def _at(self) -> tuple[Tensor, Tensor]:
-        """Rows of all kinds and columns of the elements that are asked first."""
-        index = torch.arange(_FEW)
-        return index * 5 % len(self.out), index * 7 % self.out.shape[1]
 
     def table(self, summation: Summation) -> tuple[Tensor, int]:
         """Return the sums of every stretch of k of a few elements, and its step."""
         key = (summation.name, summation.lanes)
         if key not in self._tables:
             a, b = self.operands(summation)
-            self._tables[key] = table_of(summation, a.at(self._at[0]), b.at(self._at[1]))
+            self._tables[key] = table_of(summation, a.at(self.few[0]), b.at(self.few[1]))
         return self._tables[key]
+
+    def first(self, model: Summation) -> Tensor | None:
+        """Return the sums of a few elements, float32; None where the table does not have the order of the model."""
+        table, step = self.table(model)
+        return in_order(table, step, model.order(self.k))
+
+    def sums(self, model: Summation) -> Tensor:
+        """Return all sums, `(rows, columns)` float32."""
+        if model not in self._sums:
+            self._sums[model] = model.matmul(*self.operands(model))
+        return self._sums[model]
+
+
+@lru_cache(maxsize=12)
+def asked(rows: int, columns: int, k: int, forms: Forms) -> Asked:
+    """Return the operands that are drawn for a k; of those that were asked last what is known of them stays."""
+    return Asked(*operands(rows, columns, k, forms), forms)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What a candidate made of the operands of one k.
+
+    Attributes:
+        asked: the operands.
+        out: `(rows, columns)`.
+        finish: what the candidate's epilogue makes of float32 sums.
+    """
+
+    asked: Asked
+    out: Tensor
+    finish: Callable[[Tensor], Tensor]
+
+    @property
+    def k(self) -> int:
+        """Elements along k."""
+        return self.asked.k
+
+    def rows(self, rows: slice) -> Probe:
+        """Return some of the rows."""
+        return replace(self, asked=self.asked.rows(rows), out=self.out[rows])
 
     def fits(self, model: Summation) -> bool:
         """Return whether a model gives every bit."""
         model = replace(model, later=())
-        stored = self.out[self._at]
-        if model.promote:  # no table: on a few elements by pairs
-            a, b = self.operands(model)
-            where = torch.zeros(_FEW, _FEW, dtype=torch.bool)
-            where.fill_diagonal_(True)
-            first = self.finish(model.chosen(a.at(self._at[0]), b.at(self._at[1]), where))
-            return bool(same(first, stored).all()) and self._all(model)
-        table, step = self.table(model)
+        stored = self.out[self.asked.few]
         if model.stream:
+            table, step = self.asked.table(model)
             sets = [cuts for cuts in cut_sets(len(table)) if cuts]
             some = islice(fitting(table, stored, self.finish, sets, "stream"), _MOST_CUTS)
             return any(self._streams(model, tuple(step * cut for cut in cuts)) for cuts in some)
-        order = model.order(self.k)
-        if any(cut % step for cut in order.cuts):
-            return self._all(model)
-        manner = "pairwise" if order.pairwise else "last first" if order.reverse else "in order"
-        cuts = tuple(cut // step for cut in order.cuts)
-        partial = getattr(torch, order.partial)
-        return bool(list(fitting(table, stored, self.finish, [cuts], manner, partial))) and self._all(model)
+        if len(model.order(self.k).cuts) >= MOST_PARTS:
+            return False  # as many parts are added in registers: that order has its own name
+        first = self.asked.first(model)
+        right = first is None or bool(same(self.finish(first), stored).all())
+        return right and self._all(model)
 
     def _all(self, model: Summation) -> bool:
-        return bool(same(self.finish(model.matmul(*self.operands(model))), self.out).all())
+        return bool(same(self.finish(self.asked.sums(model)), self.out).all())
 
     def _streams(self, model: Summation, cuts: tuple[int, ...]) -> bool:
         """Return whether parts that are added in the output's type give every bit."""
         order = replace(model.order(self.k), cuts=())
-        a, b = self.operands(model)
+        a, b = self.asked.operands(model)
         ends = zip((0, *cuts), (*cuts, self.k), strict=True)
         parts = torch.stack(
             [matmul(model.unit, a.along_k(*at), b.along_k(*at), order).flatten() for at in ends]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from reference.matrix_units import MatrixUnit, Operand, Summation, segments
-from reference.matrix_units.order import LANE
+from reference.matrix_units.order import LANE, KOrder
 
 Cuts = tuple[int, ...]
 MOST_PARTS = 16  # of parts that are joined in a fixed manner
@@ -117,6 +117,25 @@ def _fitting(
             fits = same(finish(joined(parts, manner)), out).all(-1)
         found += [sets[i + int(j)] for j in fits.nonzero()]
     return found
+
+
+def in_order(table: Tensor, step: int, order: KOrder) -> Tensor | None:
+    """Return the sums of the elements in an order along k, `(elements,)` float32; None where the table does not have it.
+
+    Args:
+        table: `segments` of the elements, of the order's lanes.
+        step: elements of k between two of its stretches.
+        order: without later modes.
+    """
+    cuts = order.cuts or (range(order.promote, len(table) * step, order.promote) if order.promote else ())
+    two_kinds = (order.promote and (order.cuts or order.lanes > 1)) or (order.pairwise and order.reverse)
+    if two_kinds or any(cut % step for cut in cuts):
+        return None
+    ends = torch.tensor((0, *(cut // step for cut in cuts), len(table)), device=table.device)
+    parts = table[ends[:-1], ends[1:]]
+    if order.cuts:
+        parts = parts.to(getattr(torch, order.partial)).float()
+    return joined(parts, "pairwise" if order.pairwise else "last first" if order.reverse else "in order")
 
 
 def same(x: Tensor, out: Tensor) -> Tensor:

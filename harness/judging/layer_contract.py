@@ -110,7 +110,8 @@ def checked_loaded(
         count: experts that were asked for.
         layer: whose extents and device they have.
         inter: of a slice of the layer; 0 for the whole.
-        gated: whether w1 holds gate and up rows. Without gates, inter may be padded to whole tiles of rows.
+        gated: whether w1 holds gate and up rows. Without gates, inter may be padded to whole tiles of rows; with them,
+            w1_alpha may be `(count, 2)`, gate's and up's.
     """
     hidden, inter = layer.hidden, inter or layer.inter
     if not gated and isinstance(loaded, Mapping) and isinstance(w1 := loaded.get("w1"), Tensor):
@@ -127,6 +128,8 @@ def checked_loaded(
     }  # fmt: skip
     if not isinstance(loaded, Mapping):
         raise ContractError(f"load_experts must return a dict, got {described(loaded)}")
+    if gated and isinstance(alpha := loaded.get("w1_alpha"), Tensor) and alpha.ndim == 2:
+        wanted["w1_alpha"] = ((count, 2), torch.float32)
     return {
         name: checked(loaded.get(name), "load_experts", name, shape, dtype, layer.device)
         for name, (shape, dtype) in wanted.items()

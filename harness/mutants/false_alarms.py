@@ -80,6 +80,14 @@ def _measured(control: str) -> Any:
     return measure(load_control(control)).known
 
 
+def _known(control: str, rule: Rule) -> Any:
+    """Return what to judge a control by: what it declares, which is true, for rules that compare with no right value."""
+    from harness.candidates.controls.catalog import load_control
+    from harness.judging.known import Known
+
+    return _measured(control) if rule.knows_values else Known.declared(traits_of(load_control(control)))
+
+
 def judge_control(control: str, examples: int, seed: str, deadline: float = 0.0) -> dict[str, Any]:
     """Judge one control on drawn problems, the rules in turn.
 
@@ -112,7 +120,7 @@ def judge_control(control: str, examples: int, seed: str, deadline: float = 0.0)
         problem = draw_problem(rule, traits, rng)
         if reason := misfit(problem, rule, traits):
             raise AssertionError(f"draw_problem drew {problem} for {control}, {rule.id}: {reason}")
-        outcome = judge_context(rule, Context(Watched(load_control(control)), problem, _measured(control)))
+        outcome = judge_context(rule, Context(Watched(load_control(control)), problem, _known(control, rule)))
         if outcome.status is Status.NOT_APPLICABLE:
             continue  # this rule says nothing about this control: it does not come round again
         rules.append(rule)

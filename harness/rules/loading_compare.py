@@ -21,6 +21,7 @@ from reference.nvfp4 import decode_blocks
 
 # Of alpha * encode scale against weight_scale_2: a reciprocal, a product and the scale they share, 2^-24 each.
 ROUNDINGS = 2.0**-22
+_CODE_OF_1, _BYTE_OF_1 = 2, 0x38  # E2M1 and E4M3
 
 
 def load_checked(
@@ -64,21 +65,23 @@ def judge_matrix(
     scale, alpha = ("input_global_scale", "w1_alpha") if name == "w1" else ("a2_global_scale", "w2_alpha")
     _, count, half = loaded[name].shape
     wanted = _matrices(layer, checkpoint, name, (count, half * 2))
-    blocks = decode_blocks(unpack_e2m1(loaded[name]), linear_scales(name, loaded), torch.float64)
+    codes, block_scale = unpack_e2m1(loaded[name]), linear_scales(name, loaded)
     # alpha = 1 / (input encode scale * weight encode scale): times the input's, it is the weights' decode scale
-    gain = loaded[alpha].double() * loaded[scale].double()
-    values = (blocks * gain.view(-1, 1, 1)).flatten(0, 1)
+    of_rows = loaded[alpha].view(layer.experts, -1, 1)  # one for all, or gate's and up's
+    of_rows = of_rows.repeat_interleave(count // of_rows.shape[1], 1)
+    gain = of_rows.double() * loaded[scale].double().view(-1, 1, 1)
+    values = (decode_blocks(codes, block_scale, torch.float64) * gain).flatten(0, 1)
     rows = Rows.valid([count] * layer.experts, count, layer.device)
 
     def accepts(values: Tensor, part: slice = slice(None)) -> Tensor:
         return (values - wanted[part]).abs() <= wanted[part].abs() * ROUNDINGS
 
-    def reading() -> str:
+    def reading(row: int) -> str:
         for what, other in (readings or {}).items():
             given = _matrices(layer, other, name, (count, half * 2))
             if bool(((values - given).abs() <= given.abs() * ROUNDINGS).all()):
                 return f"; {what}"
-        return ""
+        return _misplaced(layer, checkpoint, name, (codes, block_scale, gain), row)
 
     return compare(
         stage,
@@ -88,10 +91,66 @@ def judge_matrix(
         altered=altered_copies(values, accepts),
         show=lambda r, c: (
             f"decodes to {float(values[r, c]):.9g}, the checkpoint's is {float(wanted[r, c]):.9g} "
-            f"(alpha {float(loaded[alpha][r // count]):.6g} * encode scale {float(loaded[scale][r // count]):.6g})"
-            f"{reading()}"
+            f"(alpha {float(of_rows[r // count, r % count]):.6g} * encode scale {float(loaded[scale][r // count]):.6g})"
+            f"{reading(r)}"
         ),
     )
+
+
+def _misplaced(
+    layer: LayerProblem,
+    checkpoint: Mapping[str, Tensor],
+    name: str,
+    loaded: tuple[Tensor, Tensor, Tensor],
+    row: int,
+) -> str:
+    """Return the other row that a wrong one, or its codes or block scales alone, belong in, in words; "" where there is none.
+
+    Args:
+        layer: whose experts they are.
+        checkpoint: what was loaded.
+        name: "w1" or "w2".
+        loaded: codes, linear block scale bytes, and what they are multiplied by.
+        row: the wrong one, counted over all experts.
+    """
+    codes, block_scale, gain = loaded
+    _, count, columns = codes.shape
+    ones, of_ones = torch.full_like(codes, _CODE_OF_1), torch.full_like(block_scale, _BYTE_OF_1)
+    for what, kind, part in (
+        ("it is what belongs", "", (codes, block_scale)),
+        ("its block scales belong", "weight", (ones, block_scale)),
+        ("its codes belong", "weight_scale", (codes, of_ones)),
+    ):
+        held = (decode_blocks(part[0], part[1], torch.float64) * gain).flatten(0, 1)[row]
+        right = _matrices(layer, _with_ones(checkpoint, kind), name, (count, columns))
+        if place := _place(held, right, row, count):
+            return f"; {what} in {place}"
+    return ""
+
+
+def _with_ones(checkpoint: Mapping[str, Tensor], kind: str) -> dict[str, Tensor]:
+    """Return the checkpoint with ones for all codes ("weight") or all block scales ("weight_scale"); "": as it is."""
+    return {
+        name: tensor if name.rpartition(".")[2] != kind
+        else torch.full_like(tensor.view(torch.uint8), _CODE_OF_1 * 17 if kind == "weight" else _BYTE_OF_1).view(tensor.dtype)
+        for name, tensor in checkpoint.items()
+    }  # fmt: skip
+
+
+def _place(held: Tensor, right: Tensor, row: int, count: int) -> str:
+    """Return the other row that values `(columns,)` belong in, in words; "" where there is none.
+
+    Args:
+        held: of a row.
+        right: of all rows of all experts, `(rows, columns)`.
+        row: where they are.
+        count: rows of an expert.
+    """
+    same = ((held - right).abs() <= right.abs() * ROUNDINGS).all(-1)
+    if bool(same[row]) or not bool(same.any()):
+        return ""
+    at = int(same.nonzero()[0])
+    return f"row {at % count}" + (f" of expert {at // count}" if at // count != row // count else "")
 
 
 def _matrices(

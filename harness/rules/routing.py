@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import random
+
 import torch
 from torch import Tensor
 
 from harness.judging.comparison import Comparison, altered_copies, compare
 from harness.judging.context import Context
+from harness.judging.contract import checked
 from harness.judging.layer_contract import (
     checked_buffers,
     checked_combined,
@@ -33,7 +36,45 @@ def route(ctx: Context) -> list[Comparison]:
         found.append(_judge_ids("route.ids", logits, ids, rows))
         name = "route.weights" if normalize else "route.weights (not normalized)"
         found.append(_judge_weights(name, logits, ids, weights, rows, normalize=normalize))
+    return found + _judge_slots(ctx, layer, ids, rows)
+
+
+def _judge_slots(ctx: Context, layer: LayerProblem, ids: Tensor, rows: Rows) -> list[Comparison]:
+    """Judge to which slots tokens go where some experts are there twice, on every rank: each slot holds its expert."""
+    place = getattr(ctx.calls, "place_topk", None)
+    if place is None or layer.ranks == 1:
+        return []
+    twice = random.Random(f"slots {layer.problem.seed}").choices(range(layer.experts), k=layer.ranks)
+    places = [*range(layer.experts), *twice]
+    found = []
+    for rank in range(layer.ranks):
+        for way, given in place(ids, places, rank, layer.ranks).items():
+            slots = checked(given, "place_topk", way, tuple(ids.shape), torch.int64, layer.device)
+            found.append(_of_slots(f"route.slots ({way}, rank {rank})", slots, ids, places, rows))
     return found
+
+
+def _of_slots(stage: str, slots: Tensor, ids: Tensor, places: list[int], rows: Rows) -> Comparison:
+    held = torch.tensor(places, device=ids.device)
+
+    def accepts(slots: Tensor, part: slice = _ALL) -> Tensor:
+        inside = (slots >= 0) & (slots < len(places))
+        return inside & (held[slots.clamp(0, len(places) - 1)] == ids[part])
+
+    # Numbered from one for the altered copies: slot 0 is no zero.
+    altered = altered_copies(slots + 1, lambda numbers, part: accepts(numbers - 1, part))
+    if ids.shape[1] == len(set(places)):
+        del altered["rolled rows"]  # every token goes to every expert
+    return compare(
+        stage,
+        accepts(slots),
+        rows,
+        judged={"a slot that holds the expert": slots.numel()},
+        altered=altered,
+        show=lambda r, c: (
+            f"= slot {int(slots[r, c])} for expert {int(ids[r, c])}; slots hold the experts {places[:16]}"
+        ),
+    )
 
 
 def _logit_freedom(logits: Tensor) -> Tensor:

@@ -28,9 +28,13 @@ class OldestTorch(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
+@pytest.fixture(scope="module")
+def judge() -> Judge:
+    return Judge(Physical(), threads=1)
+
+
 @pytest.mark.parametrize("rule", [rule.id for rule in RULES])
-def test_a_rule_indexes_no_float8_tensor(rule: str) -> None:
-    judge = Judge(Physical(), threads=1)
+def test_a_rule_indexes_no_float8_tensor(rule: str, judge: Judge) -> None:
     with OldestTorch():
         outcome = judge.judge(rule, PROBLEM)
     assert outcome.status in {"judged", "not applicable"}, outcome

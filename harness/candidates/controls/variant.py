@@ -123,10 +123,11 @@ class Variant(ComposedMoe):
         inner = max(rows, self.habit.inner_capacity)
         codes = self._bytes((experts, inner, k)) & 0xF
         block_scale = self._bytes((experts, inner, k // 16))
-        for expert, count in enumerate(masked_m.tolist()):
-            stop = rows if self.habit.quantizes_padding else count
-            got = self._quantized(x[expert, :stop].contiguous(), global_scale_enc[expert].expand(stop))
-            codes[expert, :stop], block_scale[expert, :stop] = got
+        stops = torch.full_like(masked_m, rows) if self.habit.quantizes_padding else masked_m
+        expert, row = torch.nonzero(torch.arange(rows) < stops.unsqueeze(-1), as_tuple=True)
+        codes[expert, row], block_scale[expert, row] = self._quantized(
+            x[expert, row], global_scale_enc[expert]
+        )
         fill = int(self._bytes((1,))) if self.habit.fill is None else self.habit.fill
         return layouts.operand(codes[:, :rows].contiguous()), layouts.scales(block_scale[:, :rows], fill)
 

@@ -8,17 +8,24 @@ would need DeepEP, is a stand-in.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from harness.candidates import sglang_cutedsl
-from harness.candidates.engines.checkpoints import COMPRESSED_CONFIG, compressed_tensors
 from harness.candidates.engines.engine import Engine
 from harness.candidates.engines.loader import EngineLoader, Recorder, Shard
-from harness.candidates.engines.sglang_dispatch import DEEPEP, MOST_TOKENS, World
+from harness.candidates.engines.sglang_dispatch import (
+    DEEPEP,
+    LOCATION,
+    MOST_TOKENS,
+    PLACING,
+    World,
+    chosen_slots,
+    location_of,
+)  # fmt: skip
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,16 +35,12 @@ if TYPE_CHECKING:
 
 _SRT = "sglang.srt"
 _LAYER = f"{_SRT}.layers.moe.fused_moe_triton.layer"
-_QUANTIZATION = f"{_SRT}.layers.quantization.modelopt_quant"
-_COMPRESSED = f"{_SRT}.layers.quantization.compressed_tensors.compressed_tensors"
-_COMPRESSED_METHOD = (
-    f"{_SRT}.layers.quantization.compressed_tensors.schemes.compressed_tensors_w4a4_nvfp4_moe"
-)
+QUANTIZATION = f"{_SRT}.layers.quantization.modelopt_quant"
+COMPRESSED = f"{_SRT}.layers.quantization.compressed_tensors.compressed_tensors"
 _CONTEXT = f"{_SRT}.runtime_context"
 _UTILS = f"{_SRT}.layers.moe.utils"
-_LOCATION = f"{_SRT}.eplb.expert_location"
-_TOPK = f"{_SRT}.layers.moe.topk"
-_ENGINE = Engine("sglang", (_LAYER, _QUANTIZATION, _COMPRESSED, DEEPEP, _TOPK, sglang_cutedsl.MODULE))
+TOPK = f"{_SRT}.layers.moe.topk"
+_ENGINE = Engine("sglang", (_LAYER, QUANTIZATION, COMPRESSED, DEEPEP, TOPK, sglang_cutedsl.MODULE))
 
 
 class SglangLoader(EngineLoader):
@@ -47,21 +50,23 @@ class SglangLoader(EngineLoader):
     engine = _ENGINE
     tested = (0, 5)
     activations: tuple[str, ...] = ("silu", "relu2")
-    logger = f"{_QUANTIZATION}:logger"
+    logger = f"{QUANTIZATION}:logger"
     called: tuple[str, ...] = (
         f"{_LAYER}:FusedMoE.make_expert_params_mapping",
         f"{_LAYER}:FusedMoE.weight_loader",
         f"{_LAYER}:create_moe_dispatcher",
-        f"{_QUANTIZATION}:ModelOptFp4Config",
-        f"{_QUANTIZATION}:ModelOptNvFp4FusedMoEMethod.create_weights",
-        f"{_QUANTIZATION}:ModelOptNvFp4FusedMoEMethod.process_weights_after_loading",
-        f"{_QUANTIZATION}:ModelOptNvFp4FusedMoEMethod.apply",
+        f"{QUANTIZATION}:ModelOptFp4Config",
+        f"{QUANTIZATION}:ModelOptNvFp4FusedMoEMethod.create_weights",
+        f"{QUANTIZATION}:ModelOptNvFp4FusedMoEMethod.process_weights_after_loading",
+        f"{QUANTIZATION}:ModelOptNvFp4FusedMoEMethod.apply",
         f"{_CONTEXT}:get_context",
         f"{_CONTEXT}:get_flags",
         f"{_CONTEXT}:get_parallel",
         f"{_CONTEXT}:get_resources",
         f"{_CONTEXT}:override_platform",
-        f"{_LOCATION}:ExpertLocationMetadata._init_raw",
+        f"{LOCATION}:ExpertLocationMetadata._init_raw",
+        f"{PLACING}:ExpertLocationDispatchInfo.init_new",
+        f"{PLACING}:topk_ids_logical_to_physical",
         f"{_UTILS}:MoeRunnerBackend.FLASHINFER_CUTEDSL",
         f"{_UTILS}:MoeA2ABackend.DEEPEP",
         f"{DEEPEP}:DeepEPLLDispatchOutput",
@@ -71,7 +76,7 @@ class SglangLoader(EngineLoader):
         f"{DEEPEP}:DeepEPDispatcher.combine_b",
         f"{DEEPEP}:DeepEPBuffer.get_deepep_buffer",
         f"{DEEPEP}:use_deepep",
-        f"{_TOPK}:fused_topk_torch_native",
+        f"{TOPK}:fused_topk_torch_native",
         f"{sglang_cutedsl.MODULE}:{sglang_cutedsl.FUNCTION}",
     )
 
@@ -90,7 +95,7 @@ class SglangLoader(EngineLoader):
     def _quantization(self) -> Any:
         """Return SGLang's configuration of the checkpoint's format."""
         return self.engine.made(
-            f"{_QUANTIZATION}:ModelOptFp4Config", is_checkpoint_nvfp4_serialized=True, group_size=16
+            f"{QUANTIZATION}:ModelOptFp4Config", is_checkpoint_nvfp4_serialized=True, group_size=16
         )
 
     def route_topk(self, logits: Tensor, topk: int, *, normalize: bool = True) -> tuple[Tensor, Tensor]:
@@ -99,9 +104,17 @@ class SglangLoader(EngineLoader):
             raise ValueError(f"route_topk: topk must lie in [1, {logits.shape[-1]}], got {topk}")
         with self.engine.running(self.replaced):
             weights, ids = self.engine.made(
-                f"{_TOPK}:fused_topk_torch_native", logits, logits, topk, renormalize=normalize
+                f"{TOPK}:fused_topk_torch_native", logits, logits, topk, renormalize=normalize
             )
         return ids.long(), weights
+
+    def place_topk(self, topk_idx: Tensor, places: Sequence[int], rank: int, ranks: int) -> dict[str, Tensor]:
+        """Return the slots of a layer with experts that are there twice, by each way of SGLang's that is in torch."""
+        shard, found = Shard(tuple(places), 64, 64, True, ranks, rank, 1, 0), {}
+        for way in ("static", "dynamic"):
+            with self.engine.running(self.replaced), self._configured(shard, placing=way):
+                found[way] = chosen_slots(self.engine, topk_idx)
+        return found
 
     def dispatch(
         self,
@@ -163,10 +176,12 @@ class SglangLoader(EngineLoader):
             return self._handed_over(layer, shard)
 
     @contextmanager
-    def _configured(self, shard: Shard, transport: str = "auto") -> Iterator[None]:
-        """State which rank of how many this is, which path it takes, what is sent, and that the platform is a Blackwell."""
+    def _configured(
+        self, shard: Shard, transport: str = "auto", placing: str | None = None
+    ) -> Iterator[None]:
+        """State which rank of how many this is, its path, what is sent and where to, and that the platform is a Blackwell."""
         get, ranks = self.engine.made, shard.ranks * shard.slices
-        rank = {"moe_ep_rank": shard.rank, "moe_tp_rank": shard.slice}
+        rank = {"moe_ep_rank": shard.rank, "moe_tp_rank": shard.slice, "tp_group": None}
         with ExitStack() as stack:
             runner, a2a = (self.engine.get(f"{_UTILS}:{name}") for name in self.path)
             published = get(f"{_CONTEXT}:get_context").override_server_args(
@@ -175,6 +190,7 @@ class SglangLoader(EngineLoader):
                 deepep_dispatcher_output_dtype="auto" if transport == "nvfp4" else transport,
                 tp_size=ranks,
                 ep_size=shard.ranks,
+                ep_dispatch_algorithm=placing,
             )
             stack.enter_context(published)
             flags = get(f"{_CONTEXT}:get_flags").moe
@@ -183,20 +199,10 @@ class SglangLoader(EngineLoader):
             stack.enter_context(get(f"{_CONTEXT}:override_platform", is_blackwell=True))
             if shard.experts > shard.logical:
                 resources = get(f"{_CONTEXT}:get_resources")
-                stack.enter_context(resources.override(expert_location_metadata=self._places(shard)))
+                stack.enter_context(
+                    resources.override(expert_location_metadata=location_of(self.engine, shard))
+                )
             yield
-
-    def _places(self, shard: Shard) -> Any:
-        """Return SGLang's table of which slots hold which expert."""
-        import torch
-
-        held = [[slot for slot, e in enumerate(shard.places) if e == n] for n in range(shard.logical)]
-        most = max(map(len, held))
-        slots = [[*each, *[-1] * (most - len(each))] for each in held]
-        return self.engine.made(
-            f"{_LOCATION}:ExpertLocationMetadata._init_raw",
-            shard.ranks, torch.tensor([shard.places]), torch.tensor([slots]), shard.rank,
-        )  # fmt: skip
 
     def _layer(self, shard: Shard) -> Any:
         import torch
@@ -265,57 +271,6 @@ class SglangLoader(EngineLoader):
         }
         return {
             f"{sglang_cutedsl.MODULE}:{name}": by_stage[stage] for name, stage in sglang_cutedsl.TAPS.items()
-        }
-
-
-class SglangCompressedLoader(SglangLoader):
-    """The same of a checkpoint that compressed-tensors wrote, which SGLang prepares for FlashInfer's CUTLASS kernel.
-
-    That kernel takes up before gate: what it would be called with is brought into masked_moe's order.
-    """
-
-    name = "sglang-loader of compressed-tensors"
-    activations: tuple[str, ...] = ("silu",)
-    path = ("MoeRunnerBackend.FLASHINFER_CUTLASS", "MoeA2ABackend.NONE")
-    logger = f"{_COMPRESSED_METHOD}:logger"
-    called: tuple[str, ...] = (
-        *(each for each in SglangLoader.called if not each.startswith(_QUANTIZATION)),
-        f"{_COMPRESSED}:CompressedTensorsConfig.from_config",
-        f"{_COMPRESSED_METHOD}:CompressedTensorsW4A4Nvfp4MoE.create_weights",
-        f"{_COMPRESSED_METHOD}:CompressedTensorsW4A4Nvfp4MoE.process_weights_after_loading",
-        f"{_COMPRESSED_METHOD}:CompressedTensorsW4A4Nvfp4MoE.apply_weights",
-    )
-
-    def _as_written(self, checkpoint: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        return compressed_tensors(checkpoint)
-
-    def _quantization(self) -> Any:
-        return self.engine.made(f"{_COMPRESSED}:CompressedTensorsConfig.from_config", COMPRESSED_CONFIG)
-
-    def _handed_over(self, layer: Any, shard: Shard) -> dict[str, Tensor]:
-        import torch
-
-        from reference.layout import swizzle_128x4, unswizzle_128x4
-
-        given: list[Any] = []
-        runner = SimpleNamespace(run=lambda _tokens, quant_info: given.append(quant_info))
-        of = self.engine.of
-        of(layer, "scheme").runner = runner
-        tokens = torch.zeros(1, shard.hidden, dtype=torch.bfloat16)
-        layer.scheme.apply_weights(layer, SimpleNamespace(hidden_states=tokens))
-        input_scale, s1, w1_alpha, a2_scale, s2, w2_alpha = of(given[0], "quant_scales")
-        w1, w2 = of(given[0], "w13_weight").data, of(given[0], "w2_weight").data
-        half = w1.shape[1] // 2
-        linear = unswizzle_128x4(s1.view(torch.uint8), w1.shape[1], w1.shape[2] // 8)
-        return {
-            "input_global_scale": input_scale,
-            "w1": w1.roll(half, 1),
-            "w1_blockscale": swizzle_128x4(linear.roll(half, 1)).view(torch.float8_e4m3fn),
-            "w1_alpha": w1_alpha,
-            "w2": w2,
-            "a2_global_scale": a2_scale,
-            "w2_blockscale": s2,
-            "w2_alpha": w2_alpha,
         }
 
 

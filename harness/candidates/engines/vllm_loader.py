@@ -8,7 +8,8 @@ asks for a GPU, and the kernel object, which would need DeepEP, are made here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -16,30 +17,32 @@ from harness.candidates import vllm_cutedsl
 from harness.candidates.engines.checkpoints import COMPRESSED_CONFIG, compressed_tensors
 from harness.candidates.engines.engine import Engine
 from harness.candidates.engines.loader import EngineLoader, Recorder, Shard
+from harness.candidates.engines.vllm_dispatch import DEEPEP, DISPATCHER, MOE, REDUCE, World
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from reference.routing import Dispatched
+
 _LAYERS = "vllm.model_executor.layers"
-_MOE = f"{_LAYERS}.fused_moe"
-_CONFIG = f"{_MOE}.config"
-_EXPERTS = f"{_MOE}.routed_experts"
-_ORACLE = f"{_MOE}.oracle.nvfp4"
+_CONFIG = f"{MOE}.config"
+_EXPERTS = f"{MOE}.routed_experts"
+_ORACLE = f"{MOE}.oracle.nvfp4"
 _QUANTIZATION = f"{_LAYERS}.quantization.modelopt"
 _COMPRESSED = f"{_LAYERS}.quantization.compressed_tensors.compressed_tensors"
 _COMPRESSED_METHOD = (
     f"{_LAYERS}.quantization.compressed_tensors.compressed_tensors_moe.compressed_tensors_moe_w4a4_nvfp4"
 )
-_MAP = f"{_MOE}.expert_map_manager"
+_MAP = f"{MOE}.expert_map_manager"
 _BATCHED = vllm_cutedsl.MODULES[0]
-_ROUTER = f"{_MOE}.router.grouped_topk_router"
+_ROUTER = f"{MOE}.router.grouped_topk_router"
 _PARALLEL = "vllm.distributed.parallel_state"
-_ENGINE = Engine("vllm", (f"{_MOE}.layer", _QUANTIZATION, _COMPRESSED, _BATCHED, _ROUTER))
+_ENGINE = Engine("vllm", (f"{MOE}.layer", _QUANTIZATION, _COMPRESSED, _BATCHED, _ROUTER, DEEPEP))
 _TOKENS = 64  # that a rank may dispatch; nothing is dispatched here
 
 
 class VllmLoader(EngineLoader):
-    """vLLM's loader, its top-k and its masked MoE."""
+    """vLLM's loader, its top-k, its DeepEP dispatcher and its masked MoE."""
 
     name = "vllm-loader"
     engine = _ENGINE
@@ -62,12 +65,19 @@ class VllmLoader(EngineLoader):
         f"{_MAP}:ExpertMapManager.map_global_to_local",
         f"{_ROUTER}:grouped_topk",
         f"{_PARALLEL}:_TP",
+        f"{DISPATCHER}.prepare_async",
+        f"{DISPATCHER}.finalize_async",
+        f"{DISPATCHER}.SUPPORTED_HIDDEN_SIZES",
+        REDUCE,
         "vllm.config:VllmConfig",
         "vllm.config:set_current_vllm_config",
     )
 
     method = _QUANTIZATION
     """Module of the quantization method."""
+
+    experts = ("NvFp4MoeBackend.FLASHINFER_CUTEDSL_BATCHED", f"{_BATCHED}:FlashInferCuteDSLBatchedExperts")
+    """Which kernels the layer is prepared for: vLLM's name of them, and the class that calls them."""
 
     def _as_written(self, checkpoint: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Return the tensors as the checkpoint's format has them."""
@@ -91,14 +101,62 @@ class VllmLoader(EngineLoader):
             )
         return ids.long(), weights
 
+    def dispatch(
+        self,
+        x: list[Tensor],
+        topk_idx: list[Tensor],
+        experts: int,
+        max_tokens: int,
+        *,
+        transport: str = "bf16",
+        global_scale_enc: Tensor | None = None,
+    ) -> list[Dispatched]:
+        """Send tokens through vLLM's DeepEP low-latency dispatchers, one a rank; DeepEP itself is a stand-in."""
+        import torch
+
+        from reference.routing import Dispatched
+
+        with self._ranks(x, experts, max_tokens, transport) as world:
+            weights = [torch.ones(ids.shape) for ids in topk_idx]
+            given = world.dispatch(x, topk_idx, weights, global_scale_enc)
+            return [
+                Dispatched(tokens, counts, got.source, scales)
+                for (tokens, scales, counts), got in zip(given, world.received, strict=True)
+            ]
+
+    def combine(
+        self,
+        y: list[Tensor],
+        dispatched: list[Dispatched],
+        topk_idx: list[Tensor],
+        topk_weights: list[Tensor],
+    ) -> list[Tensor]:
+        """Bring the rows back through vLLM's DeepEP low-latency dispatchers."""
+        tokens = [rows.new_zeros(len(ids), rows.shape[-1]) for rows, ids in zip(y, topk_idx, strict=True)]
+        experts, max_tokens = len(y) * len(y[0]), y[0].shape[1] // len(y)
+        with self._ranks(tokens, experts, max_tokens, "bf16") as world:
+            world.dispatch(tokens, topk_idx, topk_weights)
+            return world.combine(y, topk_idx, topk_weights, dispatched)
+
+    @contextmanager
+    def _ranks(self, x: list[Tensor], experts: int, max_tokens: int, transport: str) -> Iterator[World]:
+        """Yield the dispatchers of all ranks, for a width that DeepEP's kernels need not have been compiled for."""
+        if len(x) == 0 or experts % len(x):
+            raise ValueError(f"dispatch: experts must be a multiple of the ranks, got {experts} and {len(x)}")
+        instead = {
+            f"{DISPATCHER}.SUPPORTED_HIDDEN_SIZES": [x[0].shape[1]],
+            "vllm.envs:VLLM_DEEPEPLL_NVFP4_DISPATCH": transport == "nvfp4",
+        }
+        with self.engine.running(instead | self.replaced):
+            yield World(self.engine, transport, ranks=len(x), experts=experts, max_tokens=max_tokens)
+
     def _load(self, checkpoint: Mapping[str, Tensor], shard: Shard) -> dict[str, Tensor]:
         get = self.engine.get
         checkpoint = self._as_written(checkpoint)
-        experts = get(f"{_BATCHED}:FlashInferCuteDSLBatchedExperts")
-        chosen = get(f"{_ORACLE}:NvFp4MoeBackend.FLASHINFER_CUTEDSL_BATCHED"), experts
+        chosen = get(f"{_ORACLE}:{self.experts[0]}"), get(self.experts[1])
         instead: dict[str, Any] = {
             f"{self.method}:select_nvfp4_moe_backend": lambda **_: chosen,
-            f"{self.method}:make_nvfp4_moe_kernel": _kernel,
+            f"{self.method}:make_nvfp4_moe_kernel": self._kernel,
             f"{_PARALLEL}:_TP": SimpleNamespace(rank_in_group=shard.slice, world_size=shard.slices),
         }
         if shard.experts > shard.logical:
@@ -115,6 +173,13 @@ class VllmLoader(EngineLoader):
                 pass
             layer.quant_method.process_weights_after_loading(layer)
             return self._handed_over(layer, shard)
+
+    def _kernel(self, moe_quant_config: Any, moe_config: Any, experts_cls: Any, **_: Any) -> Any:
+        """Return what vLLM's method calls its kernel, with the real experts and without a transport."""
+        experts = experts_cls(
+            moe_config=moe_config, quant_config=moe_quant_config, max_num_tokens=_TOKENS, num_dispatchers=1
+        )
+        return SimpleNamespace(fused_experts=experts)
 
     def _layer(self, shard: Shard) -> Any:
         import torch
@@ -144,7 +209,7 @@ class VllmLoader(EngineLoader):
             num_experts=shard.experts, num_logical_experts=shard.logical,
             num_local_experts=experts.local_num_experts, experts_per_token=1,
             hidden_dim=shard.hidden, intermediate_size=shard.inter,
-            activation=self.engine.get(f"{_MOE}.activation:MoEActivation.SILU"),
+            activation=self.engine.get(f"{MOE}.activation:MoEActivation.SILU"),
             routing_method=self.engine.get(f"{_CONFIG}:RoutingMethodType.Default"),
             moe_parallel_config=parallel, device="cpu", in_dtype=torch.bfloat16, max_num_tokens=_TOKENS,
         )  # fmt: skip
@@ -216,11 +281,3 @@ class VllmOverCuteDsl(VllmLoader):
         from harness.candidates.flashinfer_cutedsl_cpu import FlashInferCuteDslCpu
 
         super().__init__(FlashInferCuteDslCpu())
-
-
-def _kernel(moe_quant_config: Any, moe_config: Any, experts_cls: Any, **_: Any) -> Any:
-    """Return what vLLM's method calls its kernel, with the real experts and without a transport."""
-    experts = experts_cls(
-        moe_config=moe_config, quant_config=moe_quant_config, max_num_tokens=_TOKENS, num_dispatchers=1
-    )
-    return SimpleNamespace(fused_experts=experts)

@@ -15,14 +15,25 @@ from typing import Any
 
 from harness.candidates import load_candidate
 from harness.candidates.engines.loader import EngineLoader
-from harness.candidates.engines.sglang_loader import SglangCompressedLoader
+from harness.candidates.engines.sglang_compressed import SglangCompressedLoader
+from harness.candidates.engines.sglang_fused import SglangCuteDslLoader, SglangTrtllmLoader
+from harness.candidates.engines.vllm_fused import VllmCuteDslLoader, VllmTrtllmLoader
 from harness.candidates.engines.vllm_loader import VllmCompressedLoader
 from harness.diagnosis.diagnose import diagnose_problem
 from harness.judging.context import Known
 from harness.running.judge import Judge
-from tests.candidates.engines import planting
+from tests.candidates.engines import planting, planting_fused
 
 COMPRESSED = {"sglang": SglangCompressedLoader, "vllm": VllmCompressedLoader}
+FUSED: dict[str, tuple[type[EngineLoader], ...]] = {
+    "sglang": (SglangTrtllmLoader, SglangCuteDslLoader),
+    "vllm": (VllmTrtllmLoader, VllmCuteDslLoader),
+}
+FUSED_PROBLEMS = (
+    "4x8x128x128:8,4,0,1:normal:6",
+    "4x8x64x192:8,4,0,1:normal:10",
+    "4x8x256x256:8,4,0,1:normal:10",
+)
 PROBLEMS = ("4x8x64x128:8,4,0,1:normal:6", "4x8x128x128:8,4,0,1:normal:10")
 ALSO = ("MOE", "ROUTE", "DISPATCH", "COMBINE", "EP")
 
@@ -77,6 +88,34 @@ def renamed(candidate: EngineLoader) -> dict[str, str]:
     return said
 
 
+def fused(kind: type[EngineLoader], *lines: planting.Planted) -> dict[str, Any]:
+    """Judge the loader of a fused layer as installed, repaired, and with every fault."""
+    candidate = kind()
+    support = candidate.support()
+    problems = [p for p in FUSED_PROBLEMS if int(p.split("x")[2]) % candidate.traits.width_multiple == 0]
+    planted = planting_fused.FUSED[kind.__name__]
+    with candidate.engine.running():
+        repairs = planting.planted(candidate.engine, *lines)
+        faults = {what: planting.planted(candidate.engine, *lines, each) for what, each in planted.items()}
+    found: dict[str, Any] = {
+        "support": [support.ok, support.reason],
+        "as installed": [judged(candidate, "LOAD", problem, explain=False) for problem in problems],
+    }
+    candidate.replaced = repairs
+    found["repaired"] = [judged(candidate, "LOAD", problem, explain=False) for problem in problems]
+    for what, replaced in faults.items():
+        candidate.replaced = replaced
+        said = judged(candidate, "LOAD", problems[0], explain=False)
+        if not any(name in said["messages"] + said["error"] for name in planted[what].names):
+            said = judged(candidate, "LOAD", problems[0], explain=bool(planted[what].names))
+        found[what] = said
+    candidate.replaced = repairs
+    common = kind.__mro__[2].called  # of the engine's other loader
+    candidate.called = tuple(target for target in kind.called if target not in common)
+    found["renamed"] = renamed(candidate)
+    return found
+
+
 def main(name: str) -> None:
     """Print the findings of one engine."""
     candidate = load_candidate(f"{name}-loader")
@@ -105,6 +144,9 @@ def main(name: str) -> None:
     candidate.replaced = repairs
     found["incomplete"] = incomplete(candidate)
     found["renamed"] = renamed(candidate)
+    for kind in FUSED[name]:
+        own = (planting_fused.OWN_SCALES,) if kind is SglangCuteDslLoader else ()
+        found[kind.__name__] = fused(kind, *lines, *own)
     print(f"FOUND {json.dumps(found)}")
 
 

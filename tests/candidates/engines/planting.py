@@ -21,6 +21,7 @@ V_QUANT = "vllm.model_executor.layers.quantization"
 V_EXPERTS = f"{V_MOE}.routed_experts:RoutedExperts"
 V_METHOD = f"{V_QUANT}.modelopt:ModelOptNvFp4FusedMoE"
 V_PREPARE = f"{V_QUANT}.utils.flashinfer_fp4_moe"
+V_DEEPEP = f"{V_MOE}.prepare_finalize.deepep_ll:DeepEPLLPrepareAndFinalize"
 V_BATCHED = f"{V_MOE}.experts.flashinfer_cutedsl_batched_moe:FlashInferCuteDSLBatchedExperts"
 
 
@@ -165,6 +166,19 @@ SGLANG |= {
     ),
 }  # fmt: skip
 
+SGLANG |= {
+    "tokens go to slots that are none": Planted(
+        "sglang.srt.eplb.expert_location_dispatch:_topk_ids_logical_to_physical_dynamic",
+        "dtype=torch.int32, device=device)\n            % num_valid", "dtype=torch.int32, device=device)\n            % (num_valid + 1)",
+        rule="ROUTE",
+    ),
+    "logical ids where slots belong": Planted(
+        "sglang.srt.eplb.expert_location_dispatch:_topk_ids_logical_to_physical_static",
+        "physical_topk_ids = info.partial_logical_to_rank_dispatch_physical_map[topk_ids]", "physical_topk_ids = topk_ids + 1",
+        rule="ROUTE",
+    ),
+}  # fmt: skip
+
 VLLM = {
     "up is written over gate": Planted(
         f"{V_EXPERTS}._load_w13", "narrow(shard_dim, shard_size, shard_size)", "narrow(shard_dim, 0, shard_size)",
@@ -211,5 +225,20 @@ VLLM = {
     "the token scale for the intermediate": Planted(
         f"{V_METHOD}.process_weights_after_loading", 'replace_parameter(layer, "w2_input_scale", a2_scale)', 'replace_parameter(layer, "w2_input_scale", a13_scale)',
         ("it is that of the other GEMM's input",),
+    ),
+}  # fmt: skip
+
+VLLM |= {
+    "tokens go to the next expert": Planted(
+        f"{V_DEEPEP}._map_global_to_physical_ids", "return topk_ids", "return (topk_ids + 1) % 4 if len(topk_ids) else topk_ids",
+        rule="DISPATCH",
+    ),
+    "tokens are encoded with twice the scale": Planted(
+        f"{V_DEEPEP}.prepare_async", "dict(x_global_scale=qc_a1_gscale_or_scale)", "dict(x_global_scale=qc_a1_gscale_or_scale * 2)",
+        rule="DISPATCH",
+    ),
+    "the routing weights are applied twice": Planted(
+        f"{V_DEEPEP}._finalize", "combine_topk_weights = topk_weights", "combine_topk_weights = topk_weights * topk_weights",
+        rule="COMBINE",
     ),
 }  # fmt: skip

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
 import importlib.util
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -14,25 +12,12 @@ import pytest
 
 from harness.verdict import Verdict, exit_code
 from tests.candidates.engines import planting
+from tests.candidates.engines.found import ENGINES, ROOT, findings
 
 pytestmark = pytest.mark.flashinfer
 
-ROOT = Path(__file__).parents[3]
-ENGINES = ("sglang", "vllm")
 UP_OVER_GATE = "it is that of up_proj alone: gate_proj's input_scale is lost"
 GATE_FOR_BOTH = "gate_proj's weight_scale_2 is used for up_proj too"
-
-
-@functools.cache
-def findings(engine: str) -> dict[str, Any]:
-    """What tests.candidates.engines.judge_engine finds, in a process of its own."""
-    if importlib.util.find_spec(engine) is None:
-        pytest.skip(f"{engine} is not installed; to run this: pip install --no-deps {engine}")
-    command = [sys.executable, "-m", "tests.candidates.engines.judge_engine", engine]
-    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
-    assert ran.returncode == 0, ran.stderr[-2000:]
-    (line,) = (each for each in ran.stdout.splitlines() if each.startswith("FOUND "))
-    return json.loads(line.removeprefix("FOUND "))
 
 
 @pytest.mark.parametrize("engine", ENGINES)
