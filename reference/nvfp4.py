@@ -172,14 +172,18 @@ def decode_blocks(codes: Tensor, block_scale: Tensor, dtype: torch.dtype = torch
             f"decode_blocks: block_scale must be one per {BLOCK} codes, "
             f"got codes {tuple(codes.shape)} and block_scale {tuple(block_scale.shape)}"
         )
-    if codes.is_cuda and codes.dtype == torch.uint8 and codes.numel() and not torch.compiler.is_compiling():
+    if codes.dtype == torch.uint8 and codes.numel() and not torch.compiler.is_compiling():
         from reference.fast import launch, pairs
 
-        if not launch.has_kernels(codes):
+        if not (codes.is_cuda and launch.has_kernels(codes)):
             return pairs.decode_blocks(codes, block_scale, dtype)
         values, largest = launch.decode_blocks(codes, block_scale, dtype)
         e2m1.check_codes(int(largest))
         return values
+    return _decode_by_definition(codes, block_scale, dtype)
+
+
+def _decode_by_definition(codes: Tensor, block_scale: Tensor, dtype: torch.dtype) -> Tensor:
     blocks = e2m1.decode_e2m1(codes).to(dtype).reshape(*block_scale.shape, BLOCK)
     return (blocks * e4m3.decode_e4m3(block_scale).to(dtype).unsqueeze(-1)).flatten(-2)
 
