@@ -115,10 +115,14 @@ def stage_call(candidate: Any) -> Activated:
 
     def call(gate_up: Tensor, global_scale_enc: Tensor) -> tuple[Tensor, Tensor]:
         experts, rows, both = gate_up.shape
-        x = gate_up.to(traits.device, torch.bfloat16)
+        x = gate_up.to(
+            traits.device, torch.bfloat16, copy=True
+        )  # what a candidate writes to is asked of others
         x = torch.nn.functional.pad(x, (0, 0, 0, -rows % traits.m_multiple))
         masked_m = torch.full((experts,), rows, dtype=torch.int32, device=traits.device)
-        result = candidate.silu_mul_quantize_grouped(x, masked_m, global_scale_enc.to(traits.device))
+        result = candidate.silu_mul_quantize_grouped(
+            x, masked_m, global_scale_enc.to(traits.device, copy=True)
+        )
         shape = torch.Size((experts, x.shape[1], both // 2))
         got = checked_quantized(result, shape, STAGE, traits.device)
         return got.codes[:, :rows].cpu(), got.block_scale[:, :rows].cpu()

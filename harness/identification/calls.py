@@ -37,7 +37,7 @@ def call_gemm(
         *layouts.stored(forms[1], right),
         out,
         torch.full((experts,), rows, dtype=torch.int32, device=traits.device),
-        alpha.to(traits.device),
+        alpha.to(traits.device, copy=True),
     )
     return out.permute(2, 0, 1).cpu()
 

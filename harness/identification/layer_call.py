@@ -93,10 +93,10 @@ class Layer:
         more = -rows % self.traits.m_multiple
 
         def to_device(x: Tensor | None) -> Tensor:
-            return (ones if x is None else x.float()).to(device)
+            return (ones if x is None else x.float()).to(device, copy=True)  # none is another's
 
         def with_more_rows(x: Tensor) -> Tensor:
-            return torch.nn.functional.pad(x, (0, 0, 0, more)).to(device)
+            return torch.nn.functional.pad(x, (0, 0, 0, more)).to(device, copy=True)
 
         if isinstance(tokens, Nvfp4):
             codes, block_scale = with_more_rows(tokens.codes), with_more_rows(tokens.block_scale)
