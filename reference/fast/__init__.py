@@ -1,5 +1,6 @@
-"""The definitions of reference/, computed another way: the same bits, sooner. tests/reference/fast compares every one.
+"""The definitions of reference/, computed another way: the same bits, sooner. tests compare every one of them.
 
-`thresholds`: a quantizer as comparisons of bits, in torch. `kernels` (Triton, launched by `launch`): quantize, decode, and
-the exact product on tensor cores. `product`: when such a product is exact, and what is done where it is not.
+In torch alone: `thresholds` (quantize as comparisons of bits), `pairs` (decode two codes at a time). On a GPU with Triton:
+`kernels` (quantize, decode, products on tensor cores), launched by `launch`; `moe`, the layer made of them. The functions of
+reference/ call them where they run; nobody else needs to.
 """

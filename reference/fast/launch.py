@@ -54,14 +54,16 @@ def quantize_blocks(
         group = torch.arange(len(scale), dtype=torch.int32, device=x.device)
     given = x.view(torch.int16) if x.dtype == torch.bfloat16 else x
     of_row = blocks // len(group)
-    quantize[(len(group) * -(-of_row // _TILE),)](given, codes, block_scale, scale, group, of_row, tile=_TILE)
+    quantize[(len(group) * -(-of_row // _TILE),)](
+        given, codes, block_scale, scale.contiguous(), group, of_row, tile=_TILE
+    )
 
 
 def quantize_rows(x: Tensor, scale: Tensor, group: Tensor) -> tuple[Tensor, Tensor]:
     """Return codes `(rows, k)` and block scales `(rows, k / 16)` of rows that have an encode scale each; as above."""
     codes = torch.empty(x.shape, dtype=torch.uint8, device=x.device)
     block_scale = torch.empty(*x.shape[:-1], x.shape[-1] // 16, dtype=torch.uint8, device=x.device)
-    quantize_blocks(x.contiguous(), codes, block_scale, scale.contiguous(), group)
+    quantize_blocks(x.contiguous(), codes, block_scale, scale, group)
     return codes, block_scale
 
 
@@ -179,7 +181,7 @@ def product(a: Decoded, b: Decoded, alpha: Tensor, tiles: Tiles, dtype: torch.dt
         a.norms,
         b.values,
         b.norms,
-        alpha,
+        alpha.contiguous(),
         out,
         doubtful,
         tiles.expert,

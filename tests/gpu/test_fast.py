@@ -52,6 +52,11 @@ def test_every_value_of_the_narrow_types_is_quantized_alike(dtype: torch.dtype, 
     both(torch.stack(some).view(dtype).view(2, -1, 16), torch.tensor([scale, 1.0]))
 
 
+def test_scales_may_lie_apart() -> None:
+    x = torch.randn(3, 2, 16, generator=torch.Generator().manual_seed(2)).bfloat16()
+    both(x, torch.tensor([300.0, torch.nan, 77.0, torch.nan, 1.0]).to(DEVICE)[::2])
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 def test_random_numbers_are_quantized_alike(dtype: torch.dtype) -> None:
     generator = torch.Generator(DEVICE).manual_seed(0)
