@@ -6,6 +6,7 @@ which ids and weights are combined by which handle) is what is judged.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
 from harness.candidates.engines.engine import EngineChangedError
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
 _LEFT_OUT = {"async_finish", "return_recv_hook", "round_scale", "use_ue8m0"}
 
 
-class Ranks:
-    """The buffers of all ranks.
+class Ranks(ABC):
+    """The buffers of all ranks, and an engine's dispatchers over them.
 
     Args:
         engine: whose dispatchers they are for.
@@ -38,6 +39,18 @@ class Ranks:
         self.sent: dict[int, tuple[Any, ...]] = {}
         self.received: list[Dispatched] = []
         self.buffers = [Buffer(self, rank) for rank in range(ranks)]
+
+    @abstractmethod
+    def dispatch(
+        self, x: list[Tensor], topk_idx: list[Tensor], topk_weights: list[Tensor], scale: Tensor | None = None
+    ) -> list[tuple[Any, ...]]:
+        """Send every rank's tokens; return tokens, counts and scales as the dispatchers give them to the experts."""
+
+    @abstractmethod
+    def combine(
+        self, y: list[Tensor], topk_idx: list[Tensor], topk_weights: list[Tensor], received: list[Dispatched]
+    ) -> list[Tensor]:
+        """Bring every rank's rows back through its dispatcher."""
 
     def exchange(self, transport: str, scale: Tensor | None) -> None:
         """Dispatch what all ranks sent, once they have."""

@@ -2,7 +2,7 @@
 
 create_weights, weight_loader, process_weights_after_loading and what hands the result to the kernel run as they are
 installed; what the kernel would be called with is what load_experts returns. masked_moe is the engine's function too,
-over the kernels of another candidate. dispatch and combine are the reference's.
+over the kernels of another candidate; dispatch and combine: over_dispatchers.py.
 """
 
 from __future__ import annotations

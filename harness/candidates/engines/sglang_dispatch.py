@@ -71,8 +71,8 @@ class World(Ranks):
 
     def dispatch(
         self, x: list[Tensor], topk_idx: list[Tensor], topk_weights: list[Tensor], scale: Tensor | None = None
-    ) -> list[Any]:
-        """Send every rank's tokens through its dispatcher; return what the dispatchers give to the experts."""
+    ) -> list[tuple[Any, ...]]:
+        """Send every rank's tokens; return tokens, counts and scales as the dispatchers give them to the experts."""
         topk = self.engine.get("sglang.srt.layers.moe.topk:StandardTopKOutput")
         for dispatcher, tokens, ids, weights in zip(self.dispatchers, x, topk_idx, topk_weights, strict=True):
             if scale is not None:
@@ -80,7 +80,9 @@ class World(Ranks):
             impl = self.engine.of(dispatcher, "_low_latency_dispatcher")
             impl.num_max_dispatch_tokens_per_rank = self.max_tokens
             dispatcher.dispatch_a(tokens, topk(topk_weights=weights, topk_ids=ids, router_logits=None))
-        return [dispatcher.dispatch_b() for dispatcher in self.dispatchers]
+        got = [dispatcher.dispatch_b() for dispatcher in self.dispatchers]
+        names = ("hidden_states", "masked_m", "hidden_states_scale")
+        return [tuple(self.engine.of(each, name) for name in names) for each in got]
 
     def combine(
         self, y: list[Tensor], topk_idx: list[Tensor], topk_weights: list[Tensor], received: list[Dispatched]

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from harness.candidates import sglang_cutedsl
 from harness.candidates.engines.engine import Engine
 from harness.candidates.engines.loader import EngineLoader, Recorder, Shard
+from harness.candidates.engines.over_dispatchers import OverDispatchers
 from harness.candidates.engines.sglang_dispatch import (
     DEEPEP,
     LOCATION,
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from harness.candidates.protocol import Traits
-    from reference.routing import Dispatched
 
 _SRT = "sglang.srt"
 _LAYER = f"{_SRT}.layers.moe.fused_moe_triton.layer"
@@ -43,7 +43,7 @@ TOPK = f"{_SRT}.layers.moe.topk"
 _ENGINE = Engine("sglang", (_LAYER, QUANTIZATION, COMPRESSED, DEEPEP, TOPK, sglang_cutedsl.MODULE))
 
 
-class SglangLoader(EngineLoader):
+class SglangLoader(OverDispatchers, EngineLoader):
     """SGLang's loader, its top-k, its DeepEP dispatcher and its masked MoE."""
 
     name = "sglang-loader"
@@ -116,57 +116,18 @@ class SglangLoader(EngineLoader):
                 found[way] = chosen_slots(self.engine, topk_idx)
         return found
 
-    def dispatch(
-        self,
-        x: list[Tensor],
-        topk_idx: list[Tensor],
-        experts: int,
-        max_tokens: int,
-        *,
-        transport: str = "bf16",
-        global_scale_enc: Tensor | None = None,
-    ) -> list[Dispatched]:
-        """Send tokens through SGLang's DeepEP dispatchers, one a rank; DeepEP itself is a stand-in."""
-        import torch
-
-        from reference.routing import Dispatched
-
-        with self._ranks(x, experts, max_tokens, transport) as world:
-            weights = [torch.ones(ids.shape) for ids in topk_idx]
-            given = world.dispatch(x, topk_idx, weights, global_scale_enc if transport == "nvfp4" else None)
-            return [
-                Dispatched(each.hidden_states, each.masked_m, got.source, each.hidden_states_scale)
-                for each, got in zip(given, world.received, strict=True)
-            ]
-
-    def combine(
-        self,
-        y: list[Tensor],
-        dispatched: list[Dispatched],
-        topk_idx: list[Tensor],
-        topk_weights: list[Tensor],
-    ) -> list[Tensor]:
-        """Bring the rows back through SGLang's DeepEP dispatchers."""
-        tokens = [rows.new_zeros(len(ids), rows.shape[-1]) for rows, ids in zip(y, topk_idx, strict=True)]
-        experts, max_tokens = len(y) * len(y[0]), y[0].shape[1] // len(y)
-        with self._ranks(tokens, experts, max_tokens, "bf16") as world:
-            world.dispatch(tokens, topk_idx, topk_weights)
-            return world.combine(y, topk_idx, topk_weights, dispatched)
-
     @contextmanager
-    def _ranks(self, x: list[Tensor], experts: int, max_tokens: int, transport: str) -> Iterator[World]:
+    def _world(
+        self, hidden: int, ranks: int, experts: int, max_tokens: int, transport: str
+    ) -> Iterator[World]:
         """Yield the dispatchers of all ranks, for as long as their configuration is stated."""
-        if len(x) == 0 or experts % len(x):
-            raise ValueError(f"dispatch: experts must be a multiple of the ranks, got {experts} and {len(x)}")
-        shard = Shard(tuple(range(experts)), x[0].shape[1], 64, True, len(x), 0, 1, 0)
+        shard = Shard(tuple(range(experts)), hidden, 64, True, ranks, 0, 1, 0)
         instead = {
             f"{DEEPEP}:use_deepep": True,
             f"{DEEPEP}:DeepEPBuffer.get_deepep_buffer": staticmethod(lambda group, *_: group),
         }
         with self.engine.running(instead | self.replaced), self._configured(shard, transport):
-            yield World(
-                self.engine, ranks=len(x), experts=experts, hidden=x[0].shape[1], max_tokens=max_tokens
-            )
+            yield World(self.engine, ranks=ranks, experts=experts, hidden=hidden, max_tokens=max_tokens)
 
     def _load(self, checkpoint: Mapping[str, Tensor], shard: Shard) -> dict[str, Tensor]:
         with self._configured(shard):

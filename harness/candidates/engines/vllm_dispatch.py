@@ -43,8 +43,8 @@ class World(Ranks):
 
     def dispatch(
         self, x: list[Tensor], topk_idx: list[Tensor], topk_weights: list[Tensor], scale: Tensor | None = None
-    ) -> list[Any]:
-        """Send every rank's tokens; return tokens, their scales and counts as the dispatchers give them to the experts."""
+    ) -> list[tuple[Any, ...]]:
+        """Send every rank's tokens; return tokens, counts and scales as the dispatchers give them to the experts."""
         config = self._quantization(scale)
         waiting = [
             dispatcher.prepare_async(tokens, weights, ids, self.experts, None, False, config)
@@ -56,7 +56,7 @@ class World(Ranks):
             hook()
         got = [receive() for _, receive in waiting]
         return [
-            (tokens, scales, self.engine.of(meta, "expert_num_tokens")) for tokens, scales, meta, *_ in got
+            (tokens, self.engine.of(meta, "expert_num_tokens"), scales) for tokens, scales, meta, *_ in got
         ]
 
     def combine(

@@ -17,12 +17,12 @@ from harness.candidates import vllm_cutedsl
 from harness.candidates.engines.checkpoints import COMPRESSED_CONFIG, compressed_tensors
 from harness.candidates.engines.engine import Engine
 from harness.candidates.engines.loader import EngineLoader, Recorder, Shard
+from harness.candidates.engines.over_dispatchers import OverDispatchers
 from harness.candidates.engines.vllm_dispatch import DEEPEP, DISPATCHER, MOE, REDUCE, World
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from reference.routing import Dispatched
 
 _LAYERS = "vllm.model_executor.layers"
 _CONFIG = f"{MOE}.config"
@@ -41,7 +41,7 @@ _ENGINE = Engine("vllm", (f"{MOE}.layer", _QUANTIZATION, _COMPRESSED, _BATCHED, 
 _TOKENS = 64  # that a rank may dispatch; nothing is dispatched here
 
 
-class VllmLoader(EngineLoader):
+class VllmLoader(OverDispatchers, EngineLoader):
     """vLLM's loader, its top-k, its DeepEP dispatcher and its masked MoE."""
 
     name = "vllm-loader"
@@ -101,54 +101,17 @@ class VllmLoader(EngineLoader):
             )
         return ids.long(), weights
 
-    def dispatch(
-        self,
-        x: list[Tensor],
-        topk_idx: list[Tensor],
-        experts: int,
-        max_tokens: int,
-        *,
-        transport: str = "bf16",
-        global_scale_enc: Tensor | None = None,
-    ) -> list[Dispatched]:
-        """Send tokens through vLLM's DeepEP low-latency dispatchers, one a rank; DeepEP itself is a stand-in."""
-        import torch
-
-        from reference.routing import Dispatched
-
-        with self._ranks(x, experts, max_tokens, transport) as world:
-            weights = [torch.ones(ids.shape) for ids in topk_idx]
-            given = world.dispatch(x, topk_idx, weights, global_scale_enc)
-            return [
-                Dispatched(tokens, counts, got.source, scales)
-                for (tokens, scales, counts), got in zip(given, world.received, strict=True)
-            ]
-
-    def combine(
-        self,
-        y: list[Tensor],
-        dispatched: list[Dispatched],
-        topk_idx: list[Tensor],
-        topk_weights: list[Tensor],
-    ) -> list[Tensor]:
-        """Bring the rows back through vLLM's DeepEP low-latency dispatchers."""
-        tokens = [rows.new_zeros(len(ids), rows.shape[-1]) for rows, ids in zip(y, topk_idx, strict=True)]
-        experts, max_tokens = len(y) * len(y[0]), y[0].shape[1] // len(y)
-        with self._ranks(tokens, experts, max_tokens, "bf16") as world:
-            world.dispatch(tokens, topk_idx, topk_weights)
-            return world.combine(y, topk_idx, topk_weights, dispatched)
-
     @contextmanager
-    def _ranks(self, x: list[Tensor], experts: int, max_tokens: int, transport: str) -> Iterator[World]:
+    def _world(
+        self, hidden: int, ranks: int, experts: int, max_tokens: int, transport: str
+    ) -> Iterator[World]:
         """Yield the dispatchers of all ranks, for a width that DeepEP's kernels need not have been compiled for."""
-        if len(x) == 0 or experts % len(x):
-            raise ValueError(f"dispatch: experts must be a multiple of the ranks, got {experts} and {len(x)}")
         instead = {
-            f"{DISPATCHER}.SUPPORTED_HIDDEN_SIZES": [x[0].shape[1]],
+            f"{DISPATCHER}.SUPPORTED_HIDDEN_SIZES": [hidden],
             "vllm.envs:VLLM_DEEPEPLL_NVFP4_DISPATCH": transport == "nvfp4",
         }
         with self.engine.running(instead | self.replaced):
-            yield World(self.engine, transport, ranks=len(x), experts=experts, max_tokens=max_tokens)
+            yield World(self.engine, transport, ranks=ranks, experts=experts, max_tokens=max_tokens)
 
     def _load(self, checkpoint: Mapping[str, Tensor], shard: Shard) -> dict[str, Tensor]:
         get = self.engine.get
