@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -27,10 +28,30 @@ def _has_triton() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
+@cache
+def compiles(device: torch.device) -> bool:
+    """Return whether Triton can compile for a GPU here, tried once: it needs a C compiler, and leaves old GPUs out."""
+    codes = torch.zeros(1, 16, dtype=torch.uint8, device=device)
+    try:
+        decode_blocks(codes, codes[:, :1], torch.float32)
+    except Exception as error:  # noqa: BLE001 - whatever it is, torch alone gives the same bits
+        reason = next(iter(str(error).splitlines()), "")
+        warnings.warn(
+            f"the reference runs in torch alone, several times slower: Triton does not run on {device} "
+            f"({type(error).__name__}: {reason})",
+            stacklevel=2,
+        )
+        return False
+    return True
+
+
 def has_kernels(x: Tensor) -> bool:
     """Return whether the kernels run on a tensor: Triton and an NVIDIA GPU, or, for tests, Triton's interpreter on a CPU."""
-    on_gpu = x.is_cuda and torch.version.hip is None
-    return _has_triton() and (on_gpu or (not x.is_cuda and os.environ.get("TRITON_INTERPRET") == "1"))
+    if not _has_triton():
+        return False
+    if x.is_cuda:
+        return torch.version.hip is None and compiles(x.device)
+    return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def quantize_blocks(

@@ -6,14 +6,12 @@ host does: which products a kernel can do, and operands in tiles, in the narrowe
 
 from __future__ import annotations
 
-import importlib.util
-import os
 from collections.abc import Sequence
-from functools import cache
 
 import torch
 from torch import Tensor
 
+from reference.fast import launch
 from reference.matrix_units.step import FAR, Operand
 from reference.matrix_units.unit import MatrixUnit
 
@@ -22,11 +20,6 @@ _NEVER = -10_000  # exponent of a zero: never the largest, and twice it is still
 # The sizes of one program that were fastest on an H200; fewer registers than the compiler would take let more run at once.
 _OF_GROUPS: dict[str, int] = {"tile_rows": 8, "tile_columns": 512, "num_warps": 4, "maxnreg": 168}
 _OF_PRODUCTS: dict[str, int] = {"tile_rows": 4, "tile_columns": 512, "num_warps": 4, "unroll": 8}
-
-
-@cache
-def _has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
 
 
 def has_kernel(unit: MatrixUnit, a: Operand, b: Operand, starts: Sequence[int]) -> bool:
@@ -38,9 +31,9 @@ def has_kernel(unit: MatrixUnit, a: Operand, b: Operand, starts: Sequence[int]) 
         b: `(n, k)`, likewise.
         starts: where along k parts begin: whole blocks, where there are scales.
     """
-    on_gpu = a.elements.values.is_cuda and torch.version.hip is None
-    runs = _has_triton() and (on_gpu or os.environ.get("TRITON_INTERPRET") == "1")
-    if not (runs and a.elements.values.numel() and b.elements.values.numel()):
+    if not (
+        launch.has_kernels(a.elements.values) and a.elements.values.numel() and b.elements.values.numel()
+    ):
         return False
     if unit.fraction is None or unit.result not in _FRACTIONS or unit.zero > -126:
         return False

@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 import torch
 
+from reference.fast import launch
 from reference.matrix_units import FMA, UNITS, Operand, fused
 
 F16, F8, FP4 = UNITS["sm_90 f16"], UNITS["sm_90 f8"], UNITS["sm_100 mxf4nvf4"]
@@ -21,16 +22,16 @@ def operand(k: int = 128, block: int = 0, value: float = 1.5) -> Operand:
 def triton(monkeypatch: pytest.MonkeyPatch) -> None:
     """Triton's interpreter, as far as `has_kernel` looks."""
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    monkeypatch.setattr(fused, "_has_triton", lambda: True)
+    monkeypatch.setattr(launch, "_has_triton", lambda: True)
 
 
 def test_a_cpu_has_no_kernel_and_neither_has_who_has_no_triton(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fused, "_has_triton", lambda: True)
+    monkeypatch.setattr(launch, "_has_triton", lambda: True)
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     assert not fused.has_kernel(F16, operand(), operand(), [0])
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     assert fused.has_kernel(F16, operand(), operand(), [0])
-    monkeypatch.setattr(fused, "_has_triton", lambda: False)
+    monkeypatch.setattr(launch, "_has_triton", lambda: False)
     assert not fused.has_kernel(F16, operand(), operand(), [0])
 
 
