@@ -96,9 +96,9 @@ def _quantized_fast(x: Tensor, codes: Tensor, block_scale: Tensor, scale: Tensor
     if launch.has_kernels(x):
         launch.quantize_blocks(x, codes, block_scale, scale)
         return True
-    if x.numel() < _LARGE or not thresholds.has_thresholds(scale):
+    if x.numel() < _LARGE or not thresholds.has_thresholds(encode := scale.tolist()):
         return False
-    thresholds.quantize_blocks(x, codes, block_scale, scale.double())
+    thresholds.quantize_blocks(x, codes, block_scale, encode)
     return True
 
 

@@ -1,4 +1,4 @@
-"""The Triton kernels of `launch.py`: quantize, decode, and the exact product on tensor cores."""
+"""Triton kernels of `launch.py`: decode, and the exact product on tensor cores."""
 
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, no-any-return, unused-ignore"
 from __future__ import annotations
@@ -18,94 +18,12 @@ def _e2m1(code):
 
 
 @triton.jit
-def _e4m3(byte):
+def e4m3(byte):
     """Return the value of each byte, float32: its bits, moved to where float32 has them, are 2^-120 of it."""
     wide = byte.to(tl.int32)
     magnitude = ((wide & 0x7F) << 20).to(tl.float32, bitcast=True) * 1.329227995784916e36
     magnitude = tl.where((wide & 0x7F) == 0x7F, float("nan"), magnitude)
     return tl.where((wide & 0x80) == 0, magnitude, magnitude * -1.0)  # a minus is 0 - x here: +0 of +0
-
-
-@triton.jit
-def _product(x, y):
-    """Return two float32 that decide every comparison of the real product of float32 x and y, not negative, with a float32.
-
-    The product is at least some float32 that is not tiny where the first is, and above it where the second is at least it:
-    the first is the rounded product, or the float32 below where rounding went up; the second likewise where it did not go
-    down. What rounding lost is exact in one fused multiply-add.
-    """
-    rounded = x * y
-    lost = tl.fma(x, y, rounded * -1.0)
-    below = (rounded.to(tl.int32, bitcast=True) - 1).to(tl.float32, bitcast=True)
-    return tl.where(lost >= 0, rounded, below), tl.where(lost > 0, rounded, below)
-
-
-@triton.jit
-def _next_to(x):
-    """Return the byte of E4M3 next to float32 x that is not negative, or one beside it, at least 1."""
-    clamped = tl.minimum(tl.maximum(x, 0.0), 448.0)
-    normal = ((clamped.to(tl.int32, bitcast=True) + (1 << 19)) >> 20) - (120 << 3)
-    subnormal = (clamped * 512.0 + 0.5).to(tl.int32)
-    return tl.maximum(tl.minimum(tl.where(clamped < 0.015625, subnormal, normal), 126), 1)
-
-
-@triton.jit
-def _is_past(at_least, above, byte):
-    """Return whether a block gets a byte of 1 to 126 or a larger one: six times the middle below it, exact in float32, decides."""
-    middle = 3.0 * (_e4m3(byte - 1) + _e4m3(byte))
-    return tl.where((byte & 1) == 0, at_least, above) >= middle
-
-
-@triton.jit
-def quantize(x, codes, block_scale, scale, group_of, blocks_of_row, tile: tl.constexpr):
-    """Quantize blocks of 16, in float32 alone: every comparison is that of real numbers.
-
-    Args:
-        x: `(blocks, 16)` float16 or float32, or int16, the bits of bfloat16.
-        codes: `(blocks, 16)` uint8.
-        block_scale: `(blocks,)` uint8.
-        scale: `(groups,)` float32, encode scales.
-        group_of: `(rows,)` int32, whose encode scale a row of blocks has.
-        blocks_of_row: of one row.
-        tile: blocks of one program.
-    """
-    tiles = tl.cdiv(blocks_of_row, tile)
-    row, first = tl.program_id(0) // tiles, tl.program_id(0) % tiles * tile
-    start = row.to(tl.int64) * blocks_of_row + first
-    x += start * 16
-    codes += start * 16
-    block = tl.arange(0, tile)
-    inside = first + block < blocks_of_row
-    encode = tl.load(scale + tl.load(group_of + row))
-    at = block[:, None] * 16 + tl.arange(0, 16)[None, :]
-    value = tl.load(x + at, mask=inside[:, None], other=0)
-    if x.dtype.element_ty == tl.int16:
-        value = (value.to(tl.int32) << 16).to(tl.float32, bitcast=True)
-    value = value.to(tl.float32)
-    bits = value.to(tl.int32, bitcast=True)
-    magnitude = (bits & 0x7FFFFFFF).to(tl.float32, bitcast=True)
-    nan = value != value  # noqa: PLR0124 - true for NaN
-    largest = tl.max(tl.where(nan, -1.0, magnitude), axis=1)  # below zero where there is nothing but NaN
-    encoded = largest * encode
-    at_least, above = _product(largest, encode)
-    guess = _next_to(encoded * 0.16666667)  # one off at most
-    byte = guess - 1 + _is_past(at_least, above, guess).to(tl.int32)
-    byte += (_is_past(at_least, above, guess + 1) & (guess < 126)).to(tl.int32)
-    byte = tl.where((largest < 0) | (encoded != encoded), 127, byte)  # noqa: PLR0124 - true for NaN
-    tl.store(block_scale + start + block, byte.to(tl.uint8), mask=inside)
-    divisor = _e4m3(byte)[:, None]
-    at_least, above = _product(magnitude, encode)
-    # Middles above an odd code, 0.75, 1.75 and 3.5, count as past; those above an even one, 0.25, 1.25, 2.5 and 5, do not.
-    of_4 = at_least >= 1.75 * divisor
-    of_2 = at_least >= tl.where(of_4, 3.5 * divisor, 0.75 * divisor)
-    middle = tl.where(
-        of_2, tl.where(of_4, 5.0 * divisor, 1.25 * divisor), tl.where(of_4, 2.5 * divisor, 0.25 * divisor)
-    )
-    code = tl.where(of_4, 4, 0) + tl.where(of_2, 2, 0) + tl.where(above >= middle, 1, 0)
-    least = tl.where(encode > 0, 0.0, float("inf"))  # what is divided by a scale of zero
-    code = tl.where((byte == 0)[:, None], tl.where(magnitude > least, 7, 0), code)
-    code = tl.where(nan, 7, code | ((bits >> 28) & 8))
-    tl.store(codes + at, code.to(tl.uint8), mask=inside[:, None])
 
 
 @triton.jit
@@ -127,7 +45,7 @@ def decode(codes, block_scale, out, largest, blocks, tile: tl.constexpr):
     inside = first + block < blocks
     at = block[:, None] * 16 + tl.arange(0, 16)[None, :]
     code = tl.load(codes + at, mask=inside[:, None], other=0)
-    value = _e2m1(code) * _e4m3(tl.load(block_scale + first + block, mask=inside, other=0))[:, None]
+    value = _e2m1(code) * e4m3(tl.load(block_scale + first + block, mask=inside, other=0))[:, None]
     tl.store(out + at, value.to(out.dtype.element_ty), mask=inside[:, None])
     highest = tl.max(tl.max(code.to(tl.int32), axis=1), axis=0)
     if highest > 15:
@@ -157,7 +75,7 @@ def decode_with_norms(
     byte = tl.load(block_scale + row * (k // 16) + block // 16, mask=block < k, other=0)
     at = block[:, :, None] + tl.arange(0, 16)[None, None, :]
     code = tl.load(codes + row * k + at, mask=at < k, other=0)
-    value = _e2m1(code) * _e4m3(byte)[:, :, None]
+    value = _e2m1(code) * e4m3(byte)[:, :, None]
     tl.store(out + row * k + at, value.to(out.dtype.element_ty), mask=at < k)
     # The step of a block is half the lowest bit of its scale: half is the step of the codes.
     exponent, mantissa = ((byte >> 3) & 15).to(tl.int32), (byte & 7).to(tl.int32)

@@ -66,7 +66,7 @@ def quantize_blocks(
         scale: `(groups,)` float32.
         group: `(rows,)` int32, whose scale a row has; None: each has its own, or all have the only one.
     """
-    from reference.fast.kernels import quantize
+    from reference.fast.quantize_kernel import quantize
 
     blocks = block_scale.numel()
     if not blocks:
@@ -75,8 +75,9 @@ def quantize_blocks(
         group = torch.arange(len(scale), dtype=torch.int32, device=x.device)
     given = x.view(torch.int16) if x.dtype == torch.bfloat16 else x
     of_row = blocks // len(group)
+    pairs = x.dtype == torch.bfloat16 and x.data_ptr() % 4 == 0 and codes.data_ptr() % 2 == 0
     quantize[(len(group) * -(-of_row // _TILE),)](
-        given, codes, block_scale, scale.contiguous(), group, of_row, tile=_TILE
+        given, codes, block_scale, scale.contiguous(), group, of_row, tile=_TILE, pairs=pairs, num_warps=2
     )
 
 

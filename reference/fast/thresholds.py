@@ -11,7 +11,7 @@ Rules: NVFP4-1, NVFP4-2, NVFP4-3, NVFP4-4. The definition: reference.nvfp4.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import torch
@@ -25,13 +25,9 @@ _NEAR = (
 )
 
 
-def has_thresholds(scale: Tensor) -> bool:
-    """Return whether quantizing with these encode scales never decreases: they are finite and above zero.
-
-    Args:
-        scale: any shape, floating point.
-    """
-    return bool(((scale > 0) & (scale < torch.inf)).all())
+def has_thresholds(scale: Sequence[float]) -> bool:
+    """Return whether quantizing with these encode scales never decreases: they are finite and above zero."""
+    return all(0 < each < torch.inf for each in scale)
 
 
 def bits_of(x: Tensor) -> Tensor:
@@ -123,17 +119,17 @@ def _largest(bits: Tensor) -> Tensor:
     return bits.squeeze(-1)
 
 
-def quantize_blocks(x: Tensor, codes: Tensor, block_scale: Tensor, scale: Tensor) -> None:
+def quantize_blocks(x: Tensor, codes: Tensor, block_scale: Tensor, scale: Sequence[float]) -> None:
     """Quantize blocks of one encode scale into codes and scales, in place.
 
     Args:
         x: `(groups, blocks, 16)` bfloat16, float16 or float32.
         codes: `(groups, blocks, 16)` uint8.
         block_scale: `(groups, blocks)` uint8.
-        scale: `(groups,)` float64, encode scales as `has_thresholds` wants them.
+        scale: of each group, encode scales as `has_thresholds` wants them.
     """
     bits, infinity = bits_of(x), infinity_bits(x.dtype)
-    of_byte, of_code = _thresholds(tuple(scale.tolist()), x.dtype, x.device)
+    of_byte, of_code = _thresholds(tuple(scale), x.dtype, x.device)
     largest = _largest(bits)
     nan = bits > infinity if bool((largest > infinity).any()) else None
     if nan is not None:  # NaN does not count, unless there is nothing else

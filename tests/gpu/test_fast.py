@@ -57,6 +57,19 @@ def test_scales_may_lie_apart() -> None:
     both(x, torch.tensor([300.0, torch.nan, 77.0, torch.nan, 1.0]).to(DEVICE)[::2])
 
 
+def test_bfloat16_may_begin_between_two_words() -> None:
+    x = torch.randn(4 * 16 + 1, generator=torch.Generator().manual_seed(3)).bfloat16().to(DEVICE)
+    both(x[1:].view(1, 4, 16), torch.tensor([300.0]))
+
+
+@pytest.mark.parametrize("where", [0, 2, 200 * 16 - 1])
+def test_a_nan_decides_nothing_beside_its_own_element(where: int) -> None:
+    """One of two tiles has it: it goes element by element, the other two at a time."""
+    x = torch.randn(200 * 16, generator=torch.Generator().manual_seed(4)).bfloat16()
+    x[where] = torch.nan
+    both(x.view(1, 200, 16), torch.tensor([300.0]))
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 def test_random_numbers_are_quantized_alike(dtype: torch.dtype) -> None:
     generator = torch.Generator(DEVICE).manual_seed(0)
