@@ -160,20 +160,18 @@ def masked_moe(
     scales = None if input_global_scale is None else input_global_scale.expand(experts)
     a2_scales = a2_global_scale.expand(experts)
     if w1.is_cuda:
-        from reference.fast import launch, moe
+        from reference.fast import moe
 
-        if launch.has_kernels(w1):
-            rows = tuple(each[valid] for each in inputs)
-            out[valid] = moe.masked_moe(
-                rows,
-                scales,
-                (w1, w1_blockscale, w1_alpha),
-                (w2, w2_blockscale, w2_alpha),
-                a2_scales,
-                counts,
-                activation,
-            )
-            return out
+        out[valid] = moe.masked_moe(
+            tuple(each[valid] for each in inputs),
+            scales,
+            (w1, w1_blockscale, w1_alpha),
+            (w2, w2_blockscale, w2_alpha),
+            a2_scales,
+            counts,
+            activation,
+        )
+        return out
     for expert, count in enumerate(counts):
         if not count:
             continue

@@ -25,7 +25,7 @@ from reference import e2m1, e4m3
 BLOCK = 16
 SCALE_RANGE = e4m3.MAX * e2m1.MAX  # 2688: global_scale_enc = SCALE_RANGE / amax
 _CHUNK = 1 << 20  # elements handled at a time, so that the float64 temporaries stay in cache
-_LARGE = 1 << 20  # elements for which finding thresholds costs less than it saves
+_LARGE = 1 << 20  # elements of one encode scale for which finding thresholds costs less than it saves
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def _quantized_fast(x: Tensor, codes: Tensor, block_scale: Tensor, scale: Tensor
     if launch.has_kernels(x):
         launch.quantize_blocks(x, codes, block_scale, scale)
         return True
-    if x.numel() < _LARGE or not thresholds.has_thresholds(encode := scale.tolist()):
+    if x.numel() < _LARGE * scale.numel() or not thresholds.has_thresholds(encode := scale.tolist()):
         return False
     thresholds.quantize_blocks(x, codes, block_scale, encode)
     return True

@@ -1,4 +1,4 @@
-"""The masked MoE of reference.moe by Triton kernels: the same bits, the valid rows of some experts at a time."""
+"""The masked MoE of reference.moe, the valid rows of some experts at a time: by Triton kernels, or in torch alone; the same bits."""
 
 from __future__ import annotations
 
@@ -10,16 +10,19 @@ from torch import Tensor
 
 from reference.activations import Activation
 from reference.e2m1 import check_codes
-from reference.fast.launch import Decoded, Tiles, product, quantize_rows
+from reference.fast import pairs
+from reference.fast.launch import Decoded, Tiles, has_kernels, product, quantize_rows
+from reference.nvfp4 import quantize_nvfp4
 
-_DECODED = 1 << 29  # bytes of decoded weights at a time
+_ELEMENTS = 1 << 28  # of weights that are decoded at a time
+_Weights = tuple[Tensor, Tensor, Tensor]
 
 
 def masked_moe(
     rows: tuple[Tensor, ...],
     input_scale: Tensor | None,
-    w1: tuple[Tensor, Tensor, Tensor],
-    w2: tuple[Tensor, Tensor, Tensor],
+    w1: _Weights,
+    w2: _Weights,
     a2_scale: Tensor,
     counts: Sequence[int],
     activation: str,
@@ -43,40 +46,69 @@ def masked_moe(
     """
     way = Activation.of(activation)
     device = w1[0].device
-    largest = torch.zeros(1, dtype=torch.int32, device=device)
+    with_kernels = has_kernels(w1[0])
+    largest = torch.zeros(1, dtype=torch.int32 if with_kernels else torch.uint8, device=device)
+    gemm, elements = (_gemm_by_kernels, _ELEMENTS) if with_kernels else (_gemm_in_torch, _ELEMENTS // 2)
     done = []
-    for experts, of_rows in _groups(counts, w1[0][0].numel() * 2):
+    for experts, of_rows in _groups(counts, elements // max(w1[0][0].numel(), 1)):
         here = counts[experts]
-        tiles = Tiles.of(here, device)
         of_row = torch.repeat_interleave(
             torch.arange(len(here), dtype=torch.int32, device=device), torch.tensor(here, device=device),
             output_size=sum(here),
         )  # fmt: skip
-        given = [each[of_rows] for each in rows]
-        if input_scale is not None:
-            given = [*quantize_rows(given[0], input_scale[experts], of_row)]
-        a = Decoded.of(given[0], given[1], largest)
-        gemm1 = _gemm(a, w1, experts, tiles, largest)
+        if input_scale is None:
+            codes, block_scale = (each[of_rows] for each in rows)
+        else:
+            codes, block_scale = _quantized(rows[0][of_rows], input_scale[experts], of_row)
+        gemm1 = gemm(codes, block_scale, w1, experts, here, largest)
         middle = way.value(gemm1.double()).bfloat16()
-        a2 = Decoded.of(*quantize_rows(middle, a2_scale[experts], of_row), largest)
-        done.append(_gemm(a2, w2, experts, tiles, largest))
+        done.append(gemm(*_quantized(middle, a2_scale[experts], of_row), w2, experts, here, largest))
     check_codes(int(largest))
     return torch.cat(done) if done else w2[0].new_empty((0, w2[0].shape[1]), dtype=torch.bfloat16)
 
 
-def _gemm(
-    a: Decoded, weights: tuple[Tensor, Tensor, Tensor], experts: slice, tiles: Tiles, largest: Tensor
+def _quantized(x: Tensor, scale: Tensor, of_row: Tensor) -> tuple[Tensor, Tensor]:
+    if has_kernels(x):
+        return quantize_rows(x, scale, of_row)
+    of = quantize_nvfp4(x, scale[of_row])
+    return of.codes, of.block_scale
+
+
+def _gemm_by_kernels(
+    codes: Tensor,
+    block_scale: Tensor,
+    weights: _Weights,
+    experts: slice,
+    counts: Sequence[int],
+    largest: Tensor,
 ) -> Tensor:
-    codes, block_scale, alpha = weights
-    b = Decoded.of(codes[experts], block_scale[experts], largest)
-    return product(a, b, alpha[experts].double(), tiles, torch.float32)[0].bfloat16()
+    a = Decoded.of(codes, block_scale, largest)
+    b = Decoded.of(weights[0][experts], weights[1][experts], largest)
+    tiles = Tiles.of(counts, codes.device)
+    return product(a, b, weights[2][experts].double(), tiles, torch.float32)[0].bfloat16()
 
 
-def _groups(counts: Sequence[int], bytes_of_expert: int) -> Iterator[tuple[slice, slice]]:
-    """Yield runs of experts whose decoded weights fit, and their rows; experts without rows are left out at both ends."""
-    at_once = max(1, _DECODED // max(bytes_of_expert, 1))
+def _gemm_in_torch(
+    codes: Tensor,
+    block_scale: Tensor,
+    weights: _Weights,
+    experts: slice,
+    counts: Sequence[int],
+    largest: Tensor,
+) -> Tensor:
+    a = torch.split(pairs.decode_blocks(codes, block_scale, torch.float64, largest), [*counts])
+    b = pairs.decode_blocks(weights[0][experts], weights[1][experts], torch.float64, largest)
+    alpha = weights[2][experts].double()
+    out = torch.empty(len(codes), b.shape[1], dtype=torch.bfloat16, device=codes.device)
+    for expert, part in enumerate(torch.split(out, [*counts])):
+        part.copy_(torch.mm(a[expert], b[expert].T) * alpha[expert])
+    return out
+
+
+def _groups(counts: Sequence[int], at_once: int) -> Iterator[tuple[slice, slice]]:
+    """Yield runs of so many experts, and their rows; experts without rows are left out at both ends."""
     starts = [0, *itertools.accumulate(counts)]
-    first = 0
+    first, at_once = 0, max(at_once, 1)
     while first < len(counts):
         if not counts[first]:
             first += 1

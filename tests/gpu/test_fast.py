@@ -170,8 +170,8 @@ def test_packed_weights_are_refused() -> None:
 
 
 def test_the_layer_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    for decoded in (1, 1 << 29):  # one expert at a time, and all
-        monkeypatch.setattr(fast, "_DECODED", decoded)
+    for elements in (1, 1 << 28):  # one expert at a time, and all
+        monkeypatch.setattr(fast, "_ELEMENTS", elements)
         got, wanted = layers()
         assert torch.equal(got, wanted)
 
