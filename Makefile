@@ -89,7 +89,7 @@ schema: $(BIN)/.installed
 	$(BIN)/python -m tests.records.make_schema
 
 bench: $(BIN)/.installed
-	$(BIN)/python benchmarks/bench_reference.py
+	$(BIN)/harness bench
 	$(BIN)/python benchmarks/bench_examples.py
 
 clean:

@@ -17,7 +17,7 @@ STANDARD = set(sys.stdlib_module_names)
 
 # From the top: each folder and each file of harness/ imports only from itself and from what stands below it.
 ORDER = [
-    "cli", "compile", "races", "mutants", "running", "ci", "comparing", "canary", "gsm8k", "reproduction", "replay", "diagnosis",
+    "cli", "bench", "compile", "races", "mutants", "running", "ci", "comparing", "canary", "gsm8k", "reproduction", "replay", "diagnosis",
     "rules", "identification", "judging", "faults", "problems", "capture", "candidates", "ranks", "interpreter", "emulation", "records", "processes", "streams",
     "terminal", "ending", "extras", "verdict", "version",
 ]  # fmt: skip
@@ -30,11 +30,22 @@ ALLOWED = {
         "harness", "reference", "torch", "click", "hypothesis", "pytest", "packaging", "triton", "lm_eval",
         "datasets", "aiohttp", "ray", "tenacity", "safetensors", "tokenizers", "reports", *ENGINES,  # reports: see below
         "numpy", "cuda",  # numpy: the interpreter, see below; cuda: the type of a stream, for FlashInfer's calls
+        "torchao", "compressed_tensors",  # what `harness bench` compares with
     },
     "reports": {"reports", "harness", "jinja2", "markupsafe"},
     "suites": {"suites", "harness", "reference", "pytest", "hypothesis"},
 }  # fmt: skip
-HEAVY = {"triton", "lm_eval", "transformers", "datasets", "pandas", "ray", *ENGINES}
+HEAVY = {
+    "triton",
+    "lm_eval",
+    "transformers",
+    "datasets",
+    "pandas",
+    "ray",
+    "torchao",
+    "compressed_tensors",
+    *ENGINES,
+}
 
 # Modules that are themselves imported inside functions, because what they define needs the package to be defined.
 IMPORTED_WHEN_CALLED = {"harness.identification.probe_rcp", "harness.gsm8k.lm"}

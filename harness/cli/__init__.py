@@ -30,6 +30,7 @@ COMMANDS = {
     "replay": "judge what `python -m harness.capture` recorded of a running engine, stage by stage",
     "compile": "cross-compile the CuTe DSL kernels for Blackwell, without one",
     "races": "run the interpreted kernel under many schedules, intact and with planted mistakes",
+    "bench": "say how long references and judged problems take on this machine",
     "list": "list candidates, rules, profiles, traps, shapes, faults and the bugs behind them",
     "doctor": "say what can run on this machine, and why the rest cannot",
     "report": "draw the report of a record again, compare two records, or draw the history of many",

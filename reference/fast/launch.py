@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib.util
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
 
@@ -45,9 +47,22 @@ def compiles(device: torch.device) -> bool:
     return True
 
 
+_in_torch_alone = ContextVar("in torch alone", default=False)
+
+
+@contextmanager
+def torch_alone() -> Iterator[None]:
+    """Let the references run without the kernels, as where there is no Triton: the same bits, to be compared or timed."""
+    token = _in_torch_alone.set(True)
+    try:
+        yield
+    finally:
+        _in_torch_alone.reset(token)
+
+
 def has_kernels(x: Tensor) -> bool:
     """Return whether the kernels run on a tensor: Triton and an NVIDIA GPU, or, for tests, Triton's interpreter on a CPU."""
-    if not _has_triton():
+    if _in_torch_alone.get() or not _has_triton():
         return False
     if x.is_cuda:
         return torch.version.hip is None and compiles(x.device)

@@ -92,6 +92,7 @@ LINES: list[tuple[list[str], list[str], dict[str, list[str]]]] = [
     }),
     (["races"], _OUT, {"--schedules": ["0", "-1", "x"], "--surplus": ["1"]}),
     (["list"], [], {"nonsense": [], "--surplus": ["1"]}),
+    (["bench"], [], {"--device": ["gpu", "", "cuda"], "--part": ["", "reference"], "nonsense": [], "--surplus": ["1"]}),
     (["doctor"], [], {"nonsense": [], "--surplus": ["1"]}),
     (["report"], [], {name: [] for name in FILES} | {"--history": ["nowhere", "list.json"]}),
     ([], [], {name: [] for name in ("chek", "canari", "--surplus", "Check", "\u0662", "")}),

@@ -1,0 +1,1 @@
+"""`harness bench`: how long the references and one judged problem take on this machine, beside other libraries."""
