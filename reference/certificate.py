@@ -17,6 +17,7 @@ from torch import Tensor
 UNIT_EXPONENT = -10  # smallest E2M1 x E4M3 product: 0.5 * 2^-9
 FLOAT32_BITS = 24
 FLOAT64_BITS = 53
+_CHUNK = 1 << 17  # elements looked at at a time, so that they stay in a CPU's cache
 _NO_STEP, _FAR = 1 << 30, 500  # rows of zeros lie on any grid: a step larger than any, and an exponent
 
 
@@ -29,13 +30,32 @@ def step_exponents(values: Tensor) -> Tensor:
     Returns:
         `(*)` int32. Rows of zeros count as multiples of 2^20 or more; rows that hold NaN or infinity mean nothing.
     """
-    scaled = torch.nan_to_num(values, nan=2.0**UNIT_EXPONENT).float() * 2.0**-UNIT_EXPONENT
-    units = scaled.int()
-    if bool((units != scaled).any()):
+    if values.device.type != "cpu" or values.numel() <= _CHUNK or values.ndim < 2:
+        return _step_exponents(values)
+    rows = values.reshape(-1, values.shape[-1])
+    parts = rows.split(max(1, _CHUNK // values.shape[-1]))
+    return torch.cat([_step_exponents(part) for part in parts]).view(values.shape[:-1])
+
+
+def _step_exponents(values: Tensor) -> Tensor:
+    """E2M1 times E4M3, for example, are integers in units of the smallest one: the lowest bit of all of a row is wanted."""
+    units = _in_units(values.float())
+    if units is None:  # NaN decides nothing
+        units = _in_units(torch.nan_to_num(values, nan=2.0**UNIT_EXPONENT).float())
+    if units is None:
         return _lowest_bits(values)
-    # E2M1 times E4M3, for example: integers, which is faster
-    lowest_bit = torch.where(units == 0, _NO_STEP, units & -units).amin(-1)
+    while units.shape[-1] > 1:
+        half = (units.shape[-1] + 1) // 2
+        units = units[..., :half] | units[..., -half:]
+    units = units.squeeze(-1)
+    lowest_bit = torch.where(units == 0, _NO_STEP, units & -units)
     return torch.frexp(lowest_bit.double())[1] - 1 + UNIT_EXPONENT
+
+
+def _in_units(values: Tensor) -> Tensor | None:
+    scaled = values * 2.0**-UNIT_EXPONENT
+    units = scaled.int()
+    return None if bool(units.float().ne_(scaled).sum()) else units  # several times quicker than all()
 
 
 def _lowest_bits(values: Tensor) -> Tensor:
