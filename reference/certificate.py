@@ -33,7 +33,7 @@ def step_exponents(values: Tensor) -> Tensor:
     if values.device.type != "cpu" or values.numel() <= _CHUNK or values.ndim < 2:
         return _step_exponents(values)
     rows = values.reshape(-1, values.shape[-1])
-    parts = rows.split(max(1, _CHUNK // values.shape[-1]))
+    parts = torch.split(rows, max(1, _CHUNK // values.shape[-1]))
     return torch.cat([_step_exponents(part) for part in parts]).view(values.shape[:-1])
 
 

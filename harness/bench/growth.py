@@ -35,13 +35,13 @@ class Judged:
         rule: its id.
         grown: what grows, and to how much: ("hidden", 4096).
         problem: its string.
-        seconds: to make its numbers, run the candidate and judge what it returned.
+        seconds: to make its numbers, run the candidate and judge what it returned; None where memory does not do.
     """
 
     rule: str
     grown: tuple[str, int]
     problem: str
-    seconds: float
+    seconds: float | None
 
 
 def problems(device: str) -> Iterator[tuple[tuple[str, int], Problem]]:
@@ -75,12 +75,20 @@ def measured(device: str, rules: Sequence[str] = RULES) -> Iterator[Judged]:
     judge = Judge(EagerCuda() if device == "cuda" else Eager())
     for what, problem in problems(device):
         for rule in rules:
-            yield Judged(rule, what, str(problem), min(_once(judge, rule, problem) for _ in range(2)))
+            try:
+                seconds = min(_once(judge, rule, problem) for _ in range(2))
+            except torch.OutOfMemoryError:
+                yield Judged(rule, what, str(problem), None)
+            else:
+                yield Judged(rule, what, str(problem), seconds)
 
 
 def _once(judge: Judge, rule: str, problem: Problem) -> float:
     start = _now()
     outcome = judge.judge(rule, str(problem))
+    if "OutOfMemoryError" in outcome.error:
+        torch.cuda.empty_cache()
+        raise torch.OutOfMemoryError
     if outcome.status != Status.JUDGED or outcome.illegal:
         raise RuntimeError(f"{rule} on {problem}: expected a right kernel to be judged right, got {outcome}")
     return _now() - start

@@ -17,6 +17,11 @@ LIMIT = 1 << 23
 """Decoded elements kept in all. One operand of more than an eighth of that is not kept: it would push out the others."""
 
 
+def keeps(packed: Tensor) -> bool:
+    """Return whether a packed operand is small enough to be kept decoded."""
+    return packed.numel() * 2 * 8 <= LIMIT
+
+
 class DecodedOperands:
     """The most recently used decoded operands."""
 
@@ -34,8 +39,7 @@ class DecodedOperands:
         """
         import torch
 
-        size = packed.numel() * 2
-        if size * 8 > LIMIT:
+        if not keeps(packed):
             return decode()
         key = (packed.data_ptr(), scales.data_ptr(), packed.shape, scales.shape, str(packed.device))
         kept = self._kept.get(key)

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from harness.candidates.composition import ComposedMoe
-from harness.candidates.decoded import DecodedOperands
+from harness.candidates.decoded import DecodedOperands, keeps
 from harness.candidates.layer_stages import LayerStages
 from harness.candidates.protocol import Traits
 from harness.candidates.support import Support, supported, unsupported
@@ -111,14 +111,17 @@ class EagerKernels(ComposedMoe):
         coded, of_weights = layouts.loaded(self.form, (a, a_scale)), FORMATS[self.traits.weight_format]
         packed, swizzled = b.permute(2, 0, 1).contiguous(), layouts.swizzled_bytes(b_scale)
 
+        # float32 holds every value of both formats; what is kept saves the conversion, what is large half the memory.
+        dtype = torch.float64 if keeps(packed) else torch.float32
+
         def decode() -> Tensor:
-            return of_weights.values(layouts.loaded(of_weights, (b, b_scale)), torch.float64)
+            return of_weights.values(layouts.loaded(of_weights, (b, b_scale)), dtype)
 
         b_values = self._weights.get(packed, swizzled, decode)
         valid, counts = valid_rows(masked_m, coded.codes.shape[1]), masked_m.tolist()
         values = self.form.values(coded.map(lambda t: t[valid]), torch.float64)
         for expert, (rows, a_values) in enumerate(zip(counts, torch.split(values, counts), strict=True)):
-            product = torch.mm(a_values, b_values[expert].T).float()
+            product = torch.mm(a_values, b_values[expert].double().T).float()
             if coded.row_scale is not None:
                 product *= coded.row_scale[expert, :rows]
             out[:rows, :, expert] = (product if alpha is None else product * alpha.reshape(-1)[expert]).to(

@@ -61,6 +61,7 @@ def _problems(device: str, say: Callable[[str], None]) -> list[dict[str, object]
     say(f"\n{'grown':<16} {'rule':<6} {'seconds':>9}   problem: made, run and judged")
     judged = []
     for one in growth.measured(device):
-        say(f"{'{} {:,}'.format(*one.grown):<16} {one.rule:<6} {one.seconds:>9.3f}   {one.problem}")
+        seconds = f"{one.seconds:.3f}" if one.seconds is not None else "no memory"
+        say(f"{'{} {:,}'.format(*one.grown):<16} {one.rule:<6} {seconds:>9}   {one.problem}")
         judged.append(asdict(one))
     return judged

@@ -100,6 +100,19 @@ def test_a_kernel_that_is_not_judged_right_is_no_figure(monkeypatch: pytest.Monk
         [*growth.measured("cpu", ["GEMM"])]
 
 
+@pytest.mark.usefixtures("small")
+def test_a_problem_that_does_not_fit_is_no_end(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Large(growth.Eager):
+        def masked_grouped_gemm(self, *_: Any, **__: Any) -> None:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(growth, "Eager", Large)
+    assert run(["bench", "--device", "cpu", "--part", "problems"]) == 0
+    assert capsys.readouterr().out.count("no memory") == 6, "GEMM and MOE, but not QUANT"
+
+
 def test_without_a_gpu_it_says_so(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
