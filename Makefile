@@ -7,6 +7,7 @@
 # make test-cluster    runs on a Ray cluster of two nodes of this machine, one of which is killed, three minutes
 # make test-install    the wheel with each extra in an environment of its own (up to 3 GB at a time, ten minutes)
 # make schema    docs/record.schema.json from the types of the record
+# make site    the documents as a site, in out/site
 # make test-all    the long sweeps, test-cluster and test-install, at most an hour
 
 PYTHON ?= python3
@@ -21,7 +22,7 @@ PIP = -m pip install --quiet --disable-pip-version-check -c constraints.txt
 PYTEST = PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 WORKERS ?= 2
 
-.PHONY: demo test test-flashinfer test-versions test-oldest test-browser test-cluster test-install test-all lint schema bench clean
+.PHONY: demo test test-flashinfer test-versions test-oldest test-browser test-cluster test-install test-all lint schema site bench clean
 
 $(BIN)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -87,6 +88,9 @@ test-all: $(BIN)/.installed
 
 schema: $(BIN)/.installed
 	$(BIN)/python -m tests.records.make_schema
+
+site: $(BIN)/.installed
+	$(BIN)/mkdocs build --quiet
 
 bench: $(BIN)/.installed
 	$(BIN)/harness bench
