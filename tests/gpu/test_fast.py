@@ -176,6 +176,19 @@ def test_the_layer_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
         assert torch.equal(got, wanted)
 
 
+def test_torch_alone_gives_the_same() -> None:
+    codes = torch.arange(16, dtype=torch.uint8).repeat(256, 1).to(DEVICE)
+    block_scale = torch.arange(256, dtype=torch.uint8).unsqueeze(-1).to(DEVICE)
+    for dtype in (torch.bfloat16, torch.float16, torch.float32, torch.float64):
+        wanted = nvfp4.decode_blocks(codes, block_scale, dtype)
+        with launch.torch_alone():
+            got = nvfp4.decode_blocks(codes, block_scale, dtype)
+        assert torch.equal(got.nan_to_num(1e9), wanted.nan_to_num(1e9))
+    with launch.torch_alone():
+        got, wanted = layers()
+    assert torch.equal(got, wanted)
+
+
 @pytest.mark.parametrize(
     "groups",
     [
