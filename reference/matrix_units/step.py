@@ -7,6 +7,7 @@ with its siblings, and powers of two are made from their bits, which is exact on
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -25,20 +26,26 @@ class Numbers:
 
     Attributes:
         values: `(*, k)` float64.
-        exponents: `(*, k)` int32, floor(log2), never below that of the format's smallest normal number.
+        given: the exponents; or that of the format's smallest normal number, and they are computed when they are asked for:
+            a unit that adds exactly, or aligns sums by their block scales, never does.
     """
 
     values: Tensor
-    exponents: Tensor
+    given: Tensor | int
+
+    @cached_property
+    def exponents(self) -> Tensor:
+        """`(*, k)` int32, floor(log2), never below that of the format's smallest normal number."""
+        return self.given if isinstance(self.given, Tensor) else exponents_of(self.values, self.given)
 
     @staticmethod
     def of(values: Tensor, number_format: str) -> Numbers:
         """Return values of any floating type, all of them values of the format (a key of FORMATS)."""
-        wide = values.double()
-        return Numbers(wide, exponents_of(wide, FORMATS[number_format]))
+        return Numbers(values.double(), FORMATS[number_format])
 
     def __getitem__(self, index: Any) -> Numbers:
-        return Numbers(self.values[index], self.exponents[index])
+        known = "exponents" in vars(self) or isinstance(self.given, Tensor)
+        return Numbers(self.values[index], self.exponents[index] if known else self.given)
 
     def spread(self, length: int) -> Numbers:
         """Return the numbers of blocks for each of their `length` elements or groups."""
@@ -57,6 +64,14 @@ class Operand:
 
     elements: Numbers
     scales: Numbers | None = None
+
+    def aligned_for(self, unit: MatrixUnit) -> Operand:
+        """Return the same, with what a unit aligns by computed now and not for each part that is taken of it."""
+        if unit.fraction is not None:
+            for numbers in (self.scales,) if unit.group else (self.elements, self.scales):
+                if numbers is not None:
+                    _ = numbers.exponents
+        return self
 
     @staticmethod
     def of(
