@@ -175,7 +175,9 @@ def _operands(rows: int, columns: int, k: int) -> tuple[torch.Tensor, ...]:
         row = slice(first, first + count)
         a_codes[row, at.large, : at.times], a_scale[row, at.large] = at.code, _byte(at.scale)
         a_codes[row, at.negative, : at.times], a_scale[row, at.negative] = at.code | 8, _byte(at.scale)
-        of_gaps = torch.tensor([_power(at.exponent - gap - small) for gap in _GAPS[:count]], dtype=torch.uint8)
+        of_gaps = torch.tensor(
+            [_power(at.exponent - gap - small) for gap in _GAPS[:count]], dtype=torch.uint8
+        )
         for place in (row, slice(first + _PROBES, first + _PROBES + count)):
             a_codes[place, at.small, 0], a_scale[place, at.small] = of_gaps.unbind(1)
         if at.decoy is not None:

@@ -50,8 +50,9 @@ def find_sums(layer: Layer, rounded: torch.dtype | None) -> LayerSums:
     if traits.summation == VARIES or not traits.deterministic or not traits.place_invariant:
         return LayerSums(None, [])
     declared = declared_summation(traits)
-    known = ([] if declared is None else [declared]) + models(_FIRST_WIDTHS[-1])
     outputs = {k: second_sums(layer, k) for k in _padded(layer, _SECOND_WIDTHS)}
+    confirmed = [declared] if declared and all(sums.fits(declared) for sums in outputs.values()) else []
+    known = confirmed or models(_FIRST_WIDTHS[-1])
     second = _fitting(outputs, known)
     if rounded is None:
         alone = _by_width(outputs, second, known)

@@ -28,7 +28,7 @@ from reference.rounding import CODE_ROUNDINGS, SCALE_ROUNDINGS, TO_EVEN
 
 ENCODE_SCALES = 1024
 _FEW_SCALES = 48  # of candidates that are too slow for many
-_CALLS = 8
+_CALLS, _AT_ONCE = 8, 256
 _FIRST = 8  # one encode scale in so many is asked first
 _ANY = 255  # no code and no byte that is asked for
 STORED = "the stored block scale"
@@ -111,7 +111,7 @@ def find_quantizer(
 def _ask(quantize: Quantize, traits: Traits, encode_scales: int) -> Seen:
     """Quantize the questions, in as few calls as the number of experts allows."""
     total = encode_scales if traits.far else _FEW_SCALES
-    experts = traits.at_most_experts(max(256 if traits.far else total, traits.min_experts))
+    experts = traits.at_most_experts(max(min(total, _AT_ONCE), traits.min_experts))
     calls = min(-(-total // experts), _CALLS)
     asked = near_boundaries(experts * calls)
     answers = [
