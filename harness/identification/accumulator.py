@@ -115,7 +115,7 @@ def probe_accumulator(candidate: Any) -> AccumulatorProbe:
     """Measure a candidate's accumulator through its masked_grouped_gemm."""
     traits = traits_of(candidate)
     rows = -(-2 * _PROBES // traits.m_multiple) * traits.m_multiple  # the second half: s alone
-    columns = -(-max(len(_ARRANGEMENTS), 64) // traits.n_multiple) * traits.n_multiple
+    columns = -(-len(_ARRANGEMENTS) // traits.n_multiple) * traits.n_multiple
     k = -(-_K // traits.k_multiple) * traits.k_multiple
     dtype = torch.float32 if "float32" in traits.out_dtypes else torch.bfloat16
     experts = traits.min_experts
