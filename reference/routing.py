@@ -7,7 +7,7 @@ a float32 sum over the top-k slots in order, then one rounding, as DeepEP's low-
 
 Rules: ROUTE-1 (top-k), DISPATCH-1 (every token once at each of its experts), DISPATCH-2 (contiguous by source rank),
 DISPATCH-3 (what a quantizing transport carries), COMBINE-1 (order of the sum, one rounding), COMBINE-2 (slots without an
-expert count for nothing).
+expert count for nothing), COMBINE-3 (what LogFMT makes of the rows that are summed).
 Source: DeepEP deep_ep/buffers/legacy.py, low_latency_dispatch and low_latency_combine; SGLang token_dispatcher/deepep.py
 for the NVFP4 transport.
 """
@@ -22,11 +22,14 @@ from torch import Tensor
 from reference.e2m1 import pack_e2m1
 from reference.e8m0 import encode_e8m0
 from reference.fp8_tokens import quantize_fp8_tokens
+from reference.logfmt import decode_logfmt, encode_logfmt
 from reference.nvfp4 import quantize_nvfp4
 
 NO_EXPERT = -1  # a top-k slot that routes nowhere
 TRANSPORTS = ("bf16", "fp8", "nvfp4", "fp8-rounded", "fp8-ue8m0")
 """fp8-rounded: scales are powers of two; fp8-ue8m0: the same, stored as their exponents."""
+COMBINE_TRANSPORTS = ("bf16", "logfmt")
+"""How the experts' rows come back: as they are, or in LogFMT-10 (reference.logfmt)."""
 
 
 @dataclass(frozen=True)
@@ -210,6 +213,7 @@ def combine(
     topk_idx: list[Tensor],
     topk_weights: list[Tensor],
     *,
+    transport: str = "bf16",
     fused: bool = False,
 ) -> list[Tensor]:
     """Bring the experts' rows back and sum them with the routing weights.
@@ -219,30 +223,25 @@ def combine(
         dispatched: what `dispatch` returned: it knows where each row came from.
         topk_idx: per rank `(tokens, topk)` int64.
         topk_weights: per rank `(tokens, topk)` float32.
+        transport: of COMBINE_TRANSPORTS; "logfmt" needs a hidden size that is a multiple of 128.
         fused: multiply and add with one rounding, as compilers contract it to FMA; else the product is rounded as well.
 
     Returns:
         Per rank `(tokens, hidden)` of y's dtype: the float32 sum over slots 0, 1, ... of weight * row, rounded once. A
         token without any expert gives zeros; one whose row never arrived at an expert gives NaN.
 
-    Rules: COMBINE-1, COMBINE-2.
+    Raises:
+        ValueError: an unknown transport, a hidden size that it does not take.
+
+    Rules: COMBINE-1, COMBINE-2, COMBINE-3.
     """
-    local, hidden = y[0].shape[0], y[0].shape[2]
-    arrived = [d.source[..., 0] >= 0 for d in dispatched]
-    nowhere = torch.full((1, hidden), torch.nan, dtype=y[0].dtype, device=y[0].device)
-    rows = torch.cat([*(part[here] for part, here in zip(y, arrived, strict=True)), nowhere])
-    source = torch.cat([d.source[here] for d, here in zip(dispatched, arrived, strict=True)])
-    expert = torch.cat([here.nonzero()[:, 0] + owner * local for owner, here in enumerate(arrived)])
+    rows, places = rows_back(y, dispatched, topk_idx)
+    rows = returned_rows(rows, transport)
     out = []
-    for rank, (ids, weights) in enumerate(zip(topk_idx, topk_weights, strict=True)):
-        token = torch.arange(len(ids), device=ids.device)
-        place = torch.full((local * len(y), len(ids)), len(rows) - 1, device=ids.device)
-        mine = (source[:, 0] == rank).nonzero().flatten()
-        place[expert[mine], source[mine, 1]] = mine
-        total = torch.zeros((len(ids), hidden), dtype=torch.float32, device=ids.device)
+    for ids, weights, place in zip(topk_idx, topk_weights, places, strict=True):
+        total = torch.zeros((len(ids), rows.shape[1]), dtype=torch.float32, device=ids.device)
         for slot in range(ids.shape[1]):
-            row = rows[place[ids[:, slot].clamp(min=0), token]]
-            weight = weights[:, slot, None]
+            row, weight = rows[place[:, slot]], weights[:, slot, None]
             if fused:
                 # The product is exact in float64, and its sum is rounded there 2^29 times finer than in float32.
                 added = (total.double() + weight.double() * row.double()).float()
@@ -251,3 +250,42 @@ def combine(
             total = torch.where(ids[:, slot, None] == NO_EXPERT, total, added)
         out.append(total.to(y[0].dtype))
     return out
+
+
+def returned_rows(rows: Tensor, transport: str) -> Tensor:
+    """Return rows of the experts as a combine by `transport` adds them. Raises ValueError as `combine`."""
+    if transport not in COMBINE_TRANSPORTS:
+        raise ValueError(
+            f"combine: transport must be one of {', '.join(COMBINE_TRANSPORTS)}, got {transport!r}"
+        )
+    return rows if transport == "bf16" else decode_logfmt(encode_logfmt(rows))
+
+
+def rows_back(
+    y: list[Tensor], dispatched: list[Dispatched], topk_idx: list[Tensor]
+) -> tuple[Tensor, list[Tensor]]:
+    """Return the experts' rows, and which of them each slot of each token gets.
+
+    Args:
+        y: per rank, as `combine` takes it; likewise the others.
+        dispatched: where each row came from.
+        topk_idx: experts of each token.
+
+    Returns:
+        `(rows, hidden)`, the last row NaN, and per rank `(tokens, topk)` int64: that last row where none arrived. Slots without
+        an expert have some row.
+    """
+    local, hidden = y[0].shape[0], y[0].shape[2]
+    arrived = [d.source[..., 0] >= 0 for d in dispatched]
+    nowhere = torch.full((1, hidden), torch.nan, dtype=y[0].dtype, device=y[0].device)
+    rows = torch.cat([*(part[here] for part, here in zip(y, arrived, strict=True)), nowhere])
+    source = torch.cat([d.source[here] for d, here in zip(dispatched, arrived, strict=True)])
+    expert = torch.cat([here.nonzero()[:, 0] + owner * local for owner, here in enumerate(arrived)])
+    places = []
+    for rank, ids in enumerate(topk_idx):
+        place = torch.full((local * len(y), len(ids)), len(rows) - 1, device=ids.device)
+        mine = (source[:, 0] == rank).nonzero().flatten()
+        place[expert[mine], source[mine, 1]] = mine
+        token = torch.arange(len(ids), device=ids.device).unsqueeze(-1)
+        places.append(place[ids.clamp(min=0), token])
+    return rows, places

@@ -45,11 +45,13 @@ class LayerStages:
         dispatched: list[Dispatched],
         topk_idx: list[Tensor],
         topk_weights: list[Tensor],
+        *,
+        transport: str = "bf16",
     ) -> list[Tensor]:
         """Bring the rows back and sum them with their weights."""
         from reference.routing import combine
 
-        return combine(y, dispatched, topk_idx, topk_weights)
+        return combine(y, dispatched, topk_idx, topk_weights, transport=transport)
 
     def load_experts(self, checkpoint: Mapping[str, Tensor], experts: range) -> dict[str, Tensor]:
         """Return masked_moe's weight arguments."""
@@ -118,11 +120,18 @@ class PhysicalLayerStages(LayerStages):
         dispatched: list[Dispatched],
         topk_idx: list[Tensor],
         topk_weights: list[Tensor],
+        *,
+        transport: str = "bf16",
     ) -> list[Tensor]:
         """Bring the rows back and sum them with fused multiply-adds, as compiled kernels do."""
+        from harness.emulation.logfmt import rows_by_kernel
         from reference.routing import combine
 
-        return combine(y, dispatched, topk_idx, topk_weights, fused=True)
+        if transport != "logfmt":
+            return combine(y, dispatched, topk_idx, topk_weights, transport=transport, fused=True)
+        rows = [rows_by_kernel(part) for part in y]
+        summed = combine(rows, dispatched, topk_idx, topk_weights, fused=True)
+        return [out.to(y[0].dtype) for out in summed]
 
     def _encode(
         self, tokens: Tensor, transport: str, global_scale_enc: Tensor | None

@@ -100,12 +100,15 @@ class OverRanks(Eager):
         dispatched: list[Dispatched],
         topk_idx: list[Tensor],
         topk_weights: list[Tensor],
+        *,
+        transport: str = "bf16",
     ) -> list[Tensor]:
         """Bring the rows back, each rank its own, and sum them with their weights."""
+        self._check_back(transport, y[0].shape[2])
         local, capacity, hidden = y[0].shape
         spread = self._spread(len(y), local * len(y), capacity // len(y))
         topk = topk_idx[0].shape[1]
-        sizes = spread.sizes(hidden, topk, style=self._style(sum(map(len, topk_idx)) + topk))
+        sizes = spread.sizes(hidden, topk, transport, self._style(sum(map(len, topk_idx)) + topk))
         sources = spread.sources(dispatched)
         rows = zip(spread.rows(y, float("nan"), hidden), sources, strict=True)
         given = zip(
@@ -175,6 +178,22 @@ class OverRanks(Eager):
                     f"max_tokens, which is {max_tokens}"
                 )
 
+    def _check_back(self, transport: str, hidden: int) -> None:
+        """Refuse what combine does not take. Raises ValueError and RankError."""
+        from reference.logfmt import CHANNELS
+        from reference.routing import COMBINE_TRANSPORTS
+
+        if transport not in COMBINE_TRANSPORTS:
+            raise ValueError(
+                f"combine: transport must be one of {', '.join(COMBINE_TRANSPORTS)}, got {transport!r}"
+            )
+        if transport not in self.traits.combine_transports:
+            raise RankError(f"combine: {self.name} has no transport {transport!r}")
+        if transport == "logfmt" and hidden % CHANNELS:
+            raise ValueError(
+                f"combine: logfmt needs a hidden size that is a multiple of {CHANNELS}, got {hidden}"
+            )
+
 
 class EagerGloo(OverRanks):
     """`eager-gloo`: eager, dispatched and combined over torch.distributed's gloo. The control of the ranks themselves."""
@@ -182,9 +201,12 @@ class EagerGloo(OverRanks):
     name = "eager-gloo"
 
     def __init__(self, processes: int = 2) -> None:
-        from reference.routing import TRANSPORTS
+        from reference.routing import COMBINE_TRANSPORTS, TRANSPORTS
 
-        super().__init__("gloo", processes, styles=("plain", LATE), transports=TRANSPORTS, canary=False)
+        super().__init__(
+            "gloo", processes, styles=("plain", LATE), transports=TRANSPORTS,
+            combine_transports=COMBINE_TRANSPORTS, canary=False,
+        )  # fmt: skip
 
 
 class OnGpus(OverRanks):
@@ -234,6 +256,7 @@ class DeepEp(OnGpus):
 
         reason = warning = ""
         transports: tuple[str, ...] = ("bf16",)
+        combine_transports: tuple[str, ...] = ("bf16",)
         styles: tuple[str, ...] = ("plain",)
         try:
             build = find_build()
@@ -241,11 +264,14 @@ class DeepEp(OnGpus):
             reason = str(error)
         else:
             on_gpu = ("guarded", "graph") if torch.cuda.is_available() else ()
-            transports, styles = build.transports, (*build.styles, LATE, *on_gpu)
+            transports, combine_transports = build.transports, build.combine_transports
+            styles = (*build.styles, LATE, *on_gpu)
             warning = (
-                f"deep_ep {build.version or 'of no version'}: {', '.join(transports)}; {', '.join(styles)}"
+                f"deep_ep {build.version or 'of no version'}: {', '.join(transports)}, combine by "
+                f"{' and '.join(combine_transports)}; {', '.join(styles)}"
             )
         super().__init__(
             "deep_ep", processes, reason, warning, styles=styles, row_multiple=ROW_MULTIPLE,
-            transports=transports, most_tokens=MOST_TOKENS, hidden_sizes=HIDDEN_SIZES,
+            transports=transports, combine_transports=combine_transports, most_tokens=MOST_TOKENS,
+            hidden_sizes=HIDDEN_SIZES,
         )  # fmt: skip

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from harness.candidates.composition import ComposedMoe
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 TILE = 128
 _WEIGHTS = DecodedOperands()
+_SMALL = 1 << 18  # elements of an operand
 
 
 class PhysicalKernels(ComposedMoe):
@@ -199,6 +201,8 @@ class _Memory:
         from harness.emulation.memory import raw
 
         self._form, self._stored = form, stored
+        # All experts of a small operand are decoded at once: a call costs more than they do.
+        self._is_small = stored.shape[0] > 1 and stored.shape[0] * stored.shape[1] * k <= _SMALL
         self._bytes: Tensor | None = None
         self._floats: Tensor | None = None
         if form.scale == "float32":
@@ -209,24 +213,43 @@ class _Memory:
 
     def values(self, expert: int, rows: int) -> Tensor:
         """Return the values of one expert's first rows, float32."""
+        if self._is_small:
+            return self._all_values[expert, :rows]
+        return self._values(slice(expert, expert + 1), rows)[0]
+
+    def kept(self, expert: int) -> Tensor:
+        """Return one expert's weights; in float64, which blocked_gemm multiplies in. Kept."""
+        if self._is_small:
+            return self._all_kept[expert]
+        return self._kept(slice(expert, expert + 1))[0]
+
+    @cached_property
+    def _all_values(self) -> Tensor:
+        return self._values(slice(None), self._stored.shape[1])
+
+    @cached_property
+    def _all_kept(self) -> Tensor:
+        return self._kept(slice(None))
+
+    def _values(self, experts: slice, rows: int) -> Tensor:
+        """Return the values of the first rows of some experts, garbage where there is garbage."""
         import torch
 
         from reference.e2m1 import unpack_e2m1
         from reference.formats import Coded
 
-        stored = self._stored[expert, :rows]
+        stored = self._stored[experts, :rows]
         codes = unpack_e2m1(stored) if self._form.element == "e2m1" else stored
         if self._floats is not None:
-            return self._form.values(Coded(codes, self._floats[expert, :rows]), torch.float64)
+            return self._form.values(Coded(codes, self._floats[experts, :rows]), torch.float64)
         if self._bytes is None:
-            return self._form.values(Coded(codes, codes.new_zeros((rows, 0), dtype=torch.uint8)))
-        return self._form.values(Coded(codes, self._bytes[expert][self._index[:rows]]))
+            return self._form.values(Coded(codes, codes.new_zeros((len(codes), rows, 0), dtype=torch.uint8)))
+        return self._form.values(Coded(codes, self._bytes[experts][:, self._index[:rows]]))
 
-    def kept(self, expert: int) -> Tensor:
-        """Return one expert's weights; in float64, which blocked_gemm multiplies in. Kept."""
-        stored, scales = self._stored[expert], self._bytes
+    def _kept(self, experts: slice) -> Tensor:
+        stored, scales = self._stored[experts], self._bytes
         assert scales is not None  # noqa: S101 - weights have block scales
-        return _WEIGHTS.get(stored, scales[expert], lambda: self.values(expert, len(stored)).double())
+        return _WEIGHTS.get(stored, scales[experts], lambda: self._values(experts, stored.shape[1]).double())
 
 
 def _in_padding(coded: Coded, extents: tuple[int, int], places: tuple[Tensor, Tensor]) -> Tensor | None:

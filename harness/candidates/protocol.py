@@ -47,8 +47,9 @@ over_ranks); definitions in reference.routing and reference.loading
         and float32 scales per 128 channels; "fp8-rounded" powers of two, "fp8-ue8m0" their exponents, uint8, both only where
         traits declare them) or "nvfp4" (packed codes and linear block scales, one encode scale for all).
         Rows of one source rank are contiguous within an expert; order of ranks and order within a rank are free.
-    combine(y, dispatched, topk_idx, topk_weights) -> list of (tokens, hidden) bfloat16
-        y: per rank (local experts, capacity, hidden) bfloat16; float32 sum over slots in order, one rounding.
+    combine(y, dispatched, topk_idx, topk_weights, *, transport="bf16") -> list of (tokens, hidden) bfloat16
+        y: per rank (local experts, capacity, hidden) bfloat16; float32 sum over slots in order, one rounding. Transport "bf16",
+        or "logfmt" (the rows as reference.logfmt makes them) where traits declare it: no other candidate gets the argument.
     load_experts(checkpoint, experts) -> dict of masked_moe's arguments input_global_scale, w1, w1_blockscale, w1_alpha,
                w2, a2_global_scale, w2_blockscale, w2_alpha
         checkpoint: one layer's ModelOpt tensors, all experts; experts: range of those on this rank. w1_alpha is (l,), or
@@ -176,6 +177,8 @@ class Combine(Protocol):
         dispatched: list[Dispatched],
         topk_idx: list[Tensor],
         topk_weights: list[Tensor],
+        *,
+        transport: str = "bf16",
     ) -> list[Tensor]:
         """Return each rank's tokens."""
 

@@ -42,6 +42,7 @@ _KNOWN = {
     "out_dtypes": ("bfloat16", "float16", "float32"),
     "unrounded": ("gemm1", "hidden"),
     "transports": ("bf16", "fp8", "nvfp4", "fp8-rounded", "fp8-ue8m0"),
+    "combine_transports": ("bf16", "logfmt"),
 }  # fmt: skip
 _SETS = {
     "hints": "dicts of keyword arguments",
@@ -107,6 +108,7 @@ class Traits:
         ranks: processes that dispatch and combine run over: a problem has a divisor of them as ranks. 0: as many as it
             draws, simulated in one process.
         transports: what dispatch can send: "bf16", "fp8", "nvfp4"; "fp8-rounded" and "fp8-ue8m0" only where declared.
+        combine_transports: how combine can bring rows back: "bf16"; "logfmt" only where declared.
         most_tokens: that a rank sends; 0 for no limit.
         hidden_sizes: widths of tokens that dispatch and combine take; () for any that the alignments allow.
         far: fast enough for problems that reach far: 256 experts, capacity 8,192, k 7,168 (harness.problems.reach).
@@ -142,6 +144,7 @@ class Traits:
     canary: bool = True
     ranks: int = 0
     transports: tuple[str, ...] = ("bf16", "fp8", "nvfp4")
+    combine_transports: tuple[str, ...] = ("bf16",)
     most_tokens: int = 0
     hidden_sizes: tuple[int, ...] = ()
     far: bool = True

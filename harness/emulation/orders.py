@@ -50,8 +50,8 @@ def accumulate(a: Tensor, b: Tensor, order: Order) -> Tensor:
     Returns:
         `(m, n)` float32.
     """
-    a, b = a.double(), b.double()
-    instructions = torch.split(_permutation(a.shape[1], order, a.device), order.chunk)
+    a, b = (_permuted(x.double(), order) for x in (a, b))
+    instructions = [slice(at, at + order.chunk) for at in range(0, a.shape[1], order.chunk)]
     parts = [
         instructions[i * len(instructions) // order.splits : (i + 1) * len(instructions) // order.splits]
         for i in range(order.splits)
@@ -62,18 +62,19 @@ def accumulate(a: Tensor, b: Tensor, order: Order) -> Tensor:
     return (_tree(sums, order) if order.tree else _chain(sums, order)).float()
 
 
-def _permutation(k: int, order: Order, device: torch.device) -> Tensor:
-    forward = torch.arange(k, device=device)
+def _permuted(x: Tensor, order: Order) -> Tensor:
+    """Return `(*, k)` in the order in which the products are added."""
+    k = x.shape[1]
     if order.products == "reversed":
-        return forward.flip(0)
+        return x.flip(1)
     if order.products == "shuffled":
-        return torch.randperm(k, generator=torch.Generator().manual_seed(order.seed + k)).to(device)
+        return x[:, torch.randperm(k, generator=torch.Generator().manual_seed(order.seed + k)).to(x.device)]
     if order.products == "interleaved":
-        return torch.cat((forward[::2], forward[1::2]))
-    return forward
+        return torch.cat((x[:, ::2], x[:, 1::2]), dim=1)
+    return x
 
 
-def _part(a: Tensor, b: Tensor, part: tuple[Tensor, ...], order: Order) -> Tensor:
+def _part(a: Tensor, b: Tensor, part: list[slice], order: Order) -> Tensor:
     """Return the sum of some instructions, `(m, n)` float64."""
     zero = torch.zeros(a.shape[0], b.shape[0], dtype=torch.float64, device=a.device)
     if order.tree:

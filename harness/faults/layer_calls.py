@@ -89,20 +89,23 @@ class CombineCall(Call):
     """combine.
 
     Attributes:
-        y, dispatched, topk_idx, topk_weights: per rank, as the stage takes them.
+        y, dispatched, topk_idx, topk_weights: per rank; transport: as the stage takes them.
         outputs: per rank `(tokens, hidden)`, after run().
     """
 
-    names = ("y", "dispatched", "topk_idx", "topk_weights")
+    names = ("y", "dispatched", "topk_idx", "topk_weights", "transport")
     y: list[Tensor]
     dispatched: list[Dispatched]
     topk_idx: list[Tensor]
     topk_weights: list[Tensor]
+    transport: str = "bf16"
     outputs: list[Tensor]
 
     def run(self) -> None:
         """Combine."""
-        self.outputs = self.function(self.y, self.dispatched, self.topk_idx, self.topk_weights)
+        # Only what is not usual is passed: a candidate of one transport need not take the argument.
+        named = {} if self.transport == "bf16" else {"transport": self.transport}
+        self.outputs = self.function(self.y, self.dispatched, self.topk_idx, self.topk_weights, **named)
 
     def result(self) -> list[Tensor]:
         """Return the ranks' outputs."""

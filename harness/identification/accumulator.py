@@ -115,7 +115,7 @@ def probe_accumulator(candidate: Any) -> AccumulatorProbe:
     """Measure a candidate's accumulator through its masked_grouped_gemm."""
     traits = traits_of(candidate)
     rows = -(-2 * _PROBES // traits.m_multiple) * traits.m_multiple  # the second half: s alone
-    columns = -(-max(len(_ARRANGEMENTS), 64) // traits.n_multiple) * traits.n_multiple
+    columns = -(-len(_ARRANGEMENTS) // traits.n_multiple) * traits.n_multiple
     k = -(-_K // traits.k_multiple) * traits.k_multiple
     dtype = torch.float32 if "float32" in traits.out_dtypes else torch.bfloat16
     experts = traits.min_experts
@@ -171,14 +171,17 @@ def _operands(rows: int, columns: int, k: int) -> tuple[torch.Tensor, ...]:
         b_codes[column, at.small, 0], b_scale[column, at.small] = _power(small)
         if at.decoy is not None:
             b_scale[column, at.decoy] = _byte(8)
-        for step, gap in enumerate(_GAPS[: _gaps(at)]):
-            row = column * len(_GAPS) + step
-            a_codes[row, at.large, : at.times], a_scale[row, at.large] = at.code, _byte(at.scale)
-            a_codes[row, at.negative, : at.times], a_scale[row, at.negative] = at.code | 8, _byte(at.scale)
-            for place in (row, row + _PROBES):
-                a_codes[place, at.small, 0], a_scale[place, at.small] = _power(at.exponent - gap - small)
-            if at.decoy is not None:
-                a_scale[row, at.decoy] = _byte(8)
+        first, count = column * len(_GAPS), _gaps(at)
+        row = slice(first, first + count)
+        a_codes[row, at.large, : at.times], a_scale[row, at.large] = at.code, _byte(at.scale)
+        a_codes[row, at.negative, : at.times], a_scale[row, at.negative] = at.code | 8, _byte(at.scale)
+        of_gaps = torch.tensor(
+            [_power(at.exponent - gap - small) for gap in _GAPS[:count]], dtype=torch.uint8
+        )
+        for place in (row, slice(first + _PROBES, first + _PROBES + count)):
+            a_codes[place, at.small, 0], a_scale[place, at.small] = of_gaps.unbind(1)
+        if at.decoy is not None:
+            a_scale[row, at.decoy] = _byte(8)
     return a_codes.flatten(1), a_scale, b_codes.flatten(1), b_scale
 
 

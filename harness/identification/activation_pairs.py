@@ -25,7 +25,7 @@ ONE_GATE = 128.0
 """exp(-128) is 0 in float32 however it is computed: silu(128) is 128."""
 PLAIN_GATE = 32.0
 """1 + exp(-32) is 1 in float32."""
-_DRAWN = 1 << 16
+_DRAWN = 1 << 14  # of which enough tell any two members apart
 _PLAIN = 128
 _CERTAIN = (
     2.0**-17

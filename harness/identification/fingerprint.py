@@ -16,7 +16,7 @@ from harness.judging.context import Context, Known
 from harness.problems.problem import Problem
 from harness.records.finding import Finding
 
-_ENCODE_SCALES = 32
+_ENCODE_SCALES, _ROWS_OF_SCALE = 32, 4
 _LENGTH = 12  # hexadecimal digits
 _ROWS, _INTER = 8, 128
 _HIDDEN, _NEAR_HIDDEN = 1024, 128  # the second of candidates that are too slow for the first
@@ -45,7 +45,7 @@ def _outputs(candidate: Any) -> Iterator[Tensor]:
     stages, traits = stages_of(candidate), traits_of(candidate)
     if "quantize_grouped" in stages and traits.activation_format == "nvfp4":
         experts = traits.at_most_experts(max(_ENCODE_SCALES, traits.min_experts))
-        yield from quantized(as_quantizer(candidate), traits, near_boundaries(experts))
+        yield from quantized(as_quantizer(candidate), traits, near_boundaries(experts, _ROWS_OF_SCALE))
     ctx = Context(candidate, _problem(traits), Known.declared(traits))
     rows, t = ctx.rows(), ctx.tensors
     if "silu_mul_quantize_grouped" in stages:

@@ -274,15 +274,17 @@ def _sum_weights() -> Tensor:
 @cache
 def _sum_table() -> Tensor:
     """Return for each number of quarters below 2^10 the codes `(16,)` whose products with `_sum_weights` add up to it."""
-    small = {
-        e2m1.MAGNITUDES[one] + e2m1.MAGNITUDES[half] / 2: (one, half)
-        for one, half in itertools.product(range(5), range(5))
-    }
+    magnitudes = torch.tensor(e2m1.MAGNITUDES)
+    rest = torch.arange(1 << _BITS) / 4
     table = torch.zeros(1 << _BITS, BLOCK, dtype=torch.uint8)
-    for quarters in range(1 << _BITS):
-        rest, digits = quarters / 4, []
-        for _ in range(_SIXES):
-            digits.append(max(c for c, m in enumerate(e2m1.MAGNITUDES) if 6 * m <= rest))
-            rest -= 6 * e2m1.MAGNITUDES[digits[-1]]
-        table[quarters, : _SIXES + 2] = torch.tensor((*digits, *small[rest]), dtype=torch.uint8)
+    for digit in range(_SIXES):  # the largest that fits, again and again
+        codes = torch.searchsorted(6 * magnitudes, rest, right=True) - 1
+        table[:, digit] = codes
+        rest -= 6 * magnitudes[codes]
+    small = torch.zeros(int(4 * rest.max()) + 1, 2, dtype=torch.uint8)
+    for one, half in itertools.product(range(5), range(5)):
+        quarters = int(4 * e2m1.MAGNITUDES[one] + 2 * e2m1.MAGNITUDES[half])
+        if quarters < len(small):
+            small[quarters] = torch.tensor((one, half))
+    table[:, _SIXES : _SIXES + 2] = small[(4 * rest).long()]
     return table

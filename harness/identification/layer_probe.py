@@ -7,7 +7,7 @@ neighbouring values where the quantizer may round either way.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -44,6 +44,13 @@ class Sums:
 
     asked: Asked
     accepts: Callable[[Tensor, Any], Tensor]
+
+    def fitting(self, models: Sequence[Summation]) -> list[Summation]:
+        """Return the models that explain every output."""
+        modes = {model: model.at(self.asked.k) or model for model in models}
+        left = self.asked.not_refuted(list(modes.values()), lambda sums: self.accepts(sums, self.asked.few))
+        possible = set(left)
+        return [model for model, mode in modes.items() if mode in possible and self.fits(mode)]
 
     def fits(self, model: Summation) -> bool:
         """Return whether a model explains every output."""
@@ -113,7 +120,7 @@ def exact_sums(layer: Layer, alpha: float) -> tuple[Tensor, Tensor]:
 
 def _encode_scale(asked: Asked) -> Tensor:
     """Return a power of two `(1,)` that gives what a unit loses a block scale of about 1."""
-    lost = asked.sums(Summation("sm_90 f16")).abs()
+    lost = asked.sums(Summation("exact 64")).abs()  # as much as other units lose, and found soonest
     middle = lost[lost > 0].median() if bool((lost > 0).any()) else torch.tensor(6.0)
     return torch.exp2(-torch.frexp(middle / 6)[1].float()).view(1)
 

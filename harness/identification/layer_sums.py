@@ -50,8 +50,9 @@ def find_sums(layer: Layer, rounded: torch.dtype | None) -> LayerSums:
     if traits.summation == VARIES or not traits.deterministic or not traits.place_invariant:
         return LayerSums(None, [])
     declared = declared_summation(traits)
-    known = ([] if declared is None else [declared]) + models(_FIRST_WIDTHS[-1])
     outputs = {k: second_sums(layer, k) for k in _padded(layer, _SECOND_WIDTHS)}
+    confirmed = [declared] if declared and all(sums.fits(declared) for sums in outputs.values()) else []
+    known = confirmed or [*([declared] if declared else ()), *models(_FIRST_WIDTHS[-1])]
     second = _fitting(outputs, known)
     if rounded is None:
         alone = _by_width(outputs, second, known)
@@ -89,7 +90,7 @@ def _fitting(seen: dict[int, Sums], known: list[Summation]) -> list[Summation]:
         for k, sums in seen.items():
             orders = {model: (model.name, model.partial, model.order(k)) for model in left}
             single = {what: model for model, what in orders.items()}  # many orders are one at a small k
-            fitting = {what for what, model in single.items() if sums.fits(model)}
+            fitting = {orders[model] for model in sums.fitting(list(single.values()))}
             left = [model for model in left if orders[model] in fitting]
         if left:
             return left

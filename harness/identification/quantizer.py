@@ -28,7 +28,7 @@ from reference.rounding import CODE_ROUNDINGS, SCALE_ROUNDINGS, TO_EVEN
 
 ENCODE_SCALES = 1024
 _FEW_SCALES = 48  # of candidates that are too slow for many
-_CALLS = 8
+_CALLS, _AT_ONCE = 8, 256
 _FIRST = 8  # one encode scale in so many is asked first
 _ANY = 255  # no code and no byte that is asked for
 STORED = "the stored block scale"
@@ -111,7 +111,7 @@ def find_quantizer(
 def _ask(quantize: Quantize, traits: Traits, encode_scales: int) -> Seen:
     """Quantize the questions, in as few calls as the number of experts allows."""
     total = encode_scales if traits.far else _FEW_SCALES
-    experts = traits.at_most_experts(max(256 if traits.far else total, traits.min_experts))
+    experts = traits.at_most_experts(max(min(total, _AT_ONCE), traits.min_experts))
     calls = min(-(-total // experts), _CALLS)
     asked = near_boundaries(experts * calls)
     answers = [
@@ -121,12 +121,7 @@ def _ask(quantize: Quantize, traits: Traits, encode_scales: int) -> Seen:
         )
     ]
     codes, block_scale = (torch.cat(parts) for parts in zip(*answers, strict=True))
-    return Seen(
-        asked.x.float().view(*block_scale.shape, BLOCK),
-        asked.global_scale_enc.view(-1, 1, 1),
-        codes.reshape(*block_scale.shape, BLOCK),
-        block_scale,
-    )
+    return Seen(asked, codes.reshape(*block_scale.shape, BLOCK), block_scale)
 
 
 def _fitting(
@@ -160,7 +155,7 @@ def _find_scales(stage: str, seen: Seen, arithmetic: Arithmetic) -> tuple[list[s
     for amax, rounding in _one_by_one(AMAX, SCALE_ROUNDINGS):
 
         def gives(name: str, step: int, amax: str = amax, rounding: str = rounding) -> Tensor:
-            return seen.some(step).scale_formula(amax, name, rounding, rcp)
+            return seen.scale_formula(amax, name, rounding, rcp, step)
 
         fits, near = _fitting(names, gives, seen.block_scale)
         if fits:
@@ -191,10 +186,9 @@ def _find_codes(stage: str, seen: Seen, arithmetic: Arithmetic) -> tuple[list[st
     for rounding in CODE_ROUNDINGS:
 
         def gives(name: str, step: int, rounding: str = rounding) -> Tensor:
-            some = seen.some(step)
-            return (
-                some.unscaled_codes(rounding) if name == _UNSCALED else some.code_formula(name, rounding, rcp)
-            )
+            if name == _UNSCALED:
+                return seen.unscaled_codes(rounding, step)
+            return seen.code_formula(name, rounding, rcp, step)
 
         fits, near = _fitting([*names, _UNSCALED], gives, stored)
         if fits:
@@ -232,7 +226,7 @@ def _but_for_ties(seen: Seen, names: list[str], stored: Tensor, rcp: Reciprocal)
         return [], ""
 
     def gives(name: str, step: int) -> Tensor:
-        return seen.some(step).code_formula(name, TO_EVEN, rcp)
+        return seen.code_formula(name, TO_EVEN, rcp, step)
 
     fits, _ = _fitting(names, gives, stored.masked_fill(tied, _ANY))
     return fits, ways[0]

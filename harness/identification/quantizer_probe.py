@@ -22,16 +22,16 @@ from reference.nvfp4 import BLOCK
 Quantize = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 """x `(experts, rows, k)` bfloat16, masked_m, global_scale_enc to codes `(experts, rows, k)` and bytes `(experts, rows, k/16)`."""
 
-ROWS, BLOCKS = 4, 4
-_SHAPE = (ROWS, BLOCKS)
+BLOCKS = 4
+_MANY = 256  # encode scales
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Questions:
-    """What is quantized.
+    """What is quantized; compared by identity.
 
     Attributes:
-        x: `(experts, ROWS, BLOCKS * 16)` bfloat16.
+        x: `(experts, rows, BLOCKS * 16)` bfloat16.
         global_scale_enc: `(experts,)` float32.
     """
 
@@ -40,38 +40,46 @@ class Questions:
 
 
 @cache
-def near_boundaries(experts: int) -> Questions:
-    """Return blocks next to the boundaries of scales and codes, a third each, and a third of exact ties; no NaN, zero, infinity."""
+def near_boundaries(experts: int, rows: int = 0) -> Questions:
+    """Return rows of blocks next to the boundaries of scales and codes, a third each, and a third of exact ties.
+
+    There is no NaN, zero or infinity.
+
+    Args:
+        experts: encode scales.
+        rows: under each; 0: one where the encode scales are many, since they decide on which side a formula falls, else four.
+    """
+    rows = rows or (1 if experts >= _MANY else 4)
     draw = torch.Generator().manual_seed(1)
     third = experts // 3
-    parts = (_scales(third, draw), _ties(third, draw), _codes(experts - 2 * third, draw))
+    parts = (_scales(third, rows, draw), _ties(third, rows, draw), _codes(experts - 2 * third, rows, draw))
     return Questions(*(torch.cat(both) for both in zip(*parts, strict=True)))
 
 
-def _scales(experts: int, draw: torch.Generator) -> tuple[Tensor, Tensor]:
+def _scales(experts: int, rows: int, draw: torch.Generator) -> tuple[Tensor, Tensor]:
     """Return blocks whose scale is a middle of two E4M3 values."""
     amax = _drawn(draw, 128, 256, experts) / 128
     middle = (2 * _drawn(draw, 8, 16, experts) + 1) / 16
     gs = (6 * middle / amax * _power(draw, experts)).float()
-    of_block = amax.view(-1, 1, 1) * _power(draw, experts, *_SHAPE)
+    of_block = amax.view(-1, 1, 1) * _power(draw, experts, rows, BLOCKS)
     return _blocks(of_block, of_block.unsqueeze(-1), draw, often=0), gs
 
 
-def _codes(experts: int, draw: torch.Generator) -> tuple[Tensor, Tensor]:
+def _codes(experts: int, rows: int, draw: torch.Generator) -> tuple[Tensor, Tensor]:
     """Return elements that are a middle of two codes under the scale that amax gives."""
     x = _drawn(draw, 128, 256, experts) / 128
     middle = torch.tensor(MIDPOINTS, dtype=torch.float64)[_drawn(draw, 0, 7, experts).long()]
     scale, power = _drawn(draw, 8, 16, experts) / 8, _power(draw, experts)
     gs = (middle * scale / x * power).float()
-    step = _power(draw, experts, *_SHAPE)  # of the stored scale
+    step = _power(draw, experts, rows, BLOCKS)  # of the stored scale
     amax = 6 * _along(scale) * step / _along(gs.double())
     at = _along(x / power) * step
     return _blocks(amax, at.unsqueeze(-1) * torch.exp2(_drawn(draw, -1, 2, *at.shape, BLOCK)), draw), gs
 
 
-def _ties(experts: int, draw: torch.Generator) -> tuple[Tensor, Tensor]:
+def _ties(experts: int, rows: int, draw: torch.Generator) -> tuple[Tensor, Tensor]:
     """Return exact middles, under encode scales that are powers of two and block scales that are in half of the experts."""
-    gs, step = _power(draw, experts), _power(draw, experts, *_SHAPE)
+    gs, step = _power(draw, experts), _power(draw, experts, rows, BLOCKS)
     scale = _drawn(draw, 8, 16, experts) / 8
     scale[::2] = 1
     unit = _along(scale / gs) * step
@@ -80,7 +88,7 @@ def _ties(experts: int, draw: torch.Generator) -> tuple[Tensor, Tensor]:
 
 
 def _blocks(amax: Tensor, at: Tensor, draw: torch.Generator, often: int = 3) -> Tensor:
-    """Return `(experts, ROWS, BLOCKS * 16)` bfloat16: elements as in `at`, `often` in four, others anywhere below amax."""
+    """Return `(experts, rows, BLOCKS * 16)` bfloat16: elements as in `at`, `often` in four, others anywhere below amax."""
     amax = amax.bfloat16().double().unsqueeze(-1)
     shape = (*amax.shape[:-1], BLOCK)
     anywhere = amax * torch.rand(shape, generator=draw, dtype=torch.float64)

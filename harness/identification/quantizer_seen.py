@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor
 
+from harness.identification.quantizer_probe import Questions
 from reference import e2m1, e4m3
+from reference.nvfp4 import BLOCK
 from reference.quantizer_formulas import CODES, REAL, SCALES, Reciprocal
 from reference.rounding import CODE_ROUNDINGS, SCALE_ROUNDINGS
 
+_KEPT = 512  # answers of formulas, of 64 KB at most each
 ALL_16 = "of all 16 elements"
 AMAX: dict[str, Callable[[Tensor], Tensor]] = {
     ALL_16: lambda blocks: blocks.abs().amax(-1),
@@ -30,33 +34,86 @@ AMAX: dict[str, Callable[[Tensor], Tensor]] = {
 
 @dataclass(frozen=True)
 class Seen:
-    """Questions in blocks, and what was stored: `(experts, rows, blocks, 16)` float32 and uint8, `(experts, rows, blocks)` uint8."""
+    """What was asked, and what was stored.
 
-    blocks: Tensor
-    gs: Tensor  # (experts, 1, 1)
+    What a formula stores depends on no candidate but for the block scales that it stored, so it is worked out once for all
+    candidates of a process that store the same.
+
+    Attributes:
+        asked: the questions.
+        codes: `(experts, rows, blocks, 16)` uint8.
+        block_scale: `(experts, rows, blocks)` uint8.
+    """
+
+    asked: Questions
     codes: Tensor
     block_scale: Tensor
 
-    def some(self, step: int) -> Seen:
-        """Return the answers under every so manieth encode scale."""
-        return Seen(*(getattr(self, field.name)[::step] for field in fields(self)))
+    @property
+    def blocks(self) -> Tensor:
+        """What was quantized, `(experts, rows, blocks, 16)` float32."""
+        return _blocks(self.asked)
 
-    def scale_formula(self, amax: str, name: str, rounding: str, rcp: Reciprocal) -> Tensor:
-        """Return what a formula stores, `(experts, rows, blocks)` uint8."""
-        return SCALE_ROUNDINGS[rounding](SCALES[name](AMAX[amax](self.blocks), self.gs, rcp))
+    @property
+    def gs(self) -> Tensor:
+        """Encode scales, `(experts, 1, 1)`."""
+        return self.asked.global_scale_enc.view(-1, 1, 1)
 
-    def code_formula(self, name: str, rounding: str, rcp: Reciprocal) -> Tensor:
+    @cached_property
+    def _under(self) -> _Under:
+        return _under(self.asked, bytes(self.block_scale.flatten().tolist()))
+
+    def scale_formula(self, amax: str, name: str, rounding: str, rcp: Reciprocal, step: int = 1) -> Tensor:
+        """Return what a formula stores under every so manieth encode scale, `(experts, rows, blocks)` uint8."""
+        return _scales(self.asked, amax, name, rounding, rcp, step)
+
+    def code_formula(self, name: str, rounding: str, rcp: Reciprocal, step: int = 1) -> Tensor:
         """Return the magnitudes that a formula stores under the stored scales, `(experts, rows, blocks, 16)` uint8."""
-        scale = e4m3.decode_e4m3(self.block_scale).unsqueeze(-1)
-        return CODE_ROUNDINGS[rounding](CODES[name](self.blocks.abs(), scale, self.gs.unsqueeze(-1), rcp))
+        return _codes(self._under, name, rounding, rcp, step)
 
-    def unscaled_codes(self, rounding: str) -> Tensor:
+    def unscaled_codes(self, rounding: str, step: int = 1) -> Tensor:
         """Return the magnitudes of x * (6 / amax), under no stored scale."""
-        amax = self.blocks.abs().amax(-1, keepdim=True)
-        return CODE_ROUNDINGS[rounding](self.blocks.abs() * (6 / amax))
+        return _unscaled(self.asked, rounding, step)
 
     def exact_ties(self) -> Tensor:
         """Return where the real number is a middle of two codes, `(experts, rows, blocks, 16)` bool."""
-        scale = e4m3.decode_e4m3(self.block_scale).unsqueeze(-1)
-        real = CODES[REAL](self.blocks.abs(), scale, self.gs.unsqueeze(-1), torch.reciprocal)
+        real = CODES[REAL](self.blocks.abs(), self._under.scale, self.gs.unsqueeze(-1), torch.reciprocal)
         return (real.unsqueeze(-1) == torch.tensor(e2m1.MIDPOINTS, dtype=real.dtype)).any(-1)
+
+
+@dataclass(frozen=True, eq=False)
+class _Under:
+    """Questions, and the block scales under which codes were stored, `(experts, rows, blocks, 1)` float32."""
+
+    asked: Questions
+    scale: Tensor
+
+
+@lru_cache(maxsize=8)
+def _under(asked: Questions, block_scale: bytes) -> _Under:
+    stored = torch.tensor(list(block_scale), dtype=torch.uint8).view(_blocks(asked).shape[:-1])
+    return _Under(asked, e4m3.decode_e4m3(stored).unsqueeze(-1))
+
+
+@lru_cache(maxsize=8)
+def _blocks(asked: Questions) -> Tensor:
+    return asked.x.float().unfold(-1, BLOCK, BLOCK)
+
+
+@lru_cache(maxsize=_KEPT)
+def _scales(asked: Questions, amax: str, name: str, rounding: str, rcp: Reciprocal, step: int) -> Tensor:
+    gs = asked.global_scale_enc[::step].view(-1, 1, 1)
+    return SCALE_ROUNDINGS[rounding](SCALES[name](AMAX[amax](_blocks(asked)[::step]), gs, rcp))
+
+
+@lru_cache(maxsize=_KEPT)
+def _codes(under: _Under, name: str, rounding: str, rcp: Reciprocal, step: int) -> Tensor:
+    gs = under.asked.global_scale_enc[::step].view(-1, 1, 1, 1)
+    real = CODES[name](_blocks(under.asked)[::step].abs(), under.scale[::step], gs, rcp)
+    return CODE_ROUNDINGS[rounding](real)
+
+
+@lru_cache(maxsize=_KEPT)
+def _unscaled(asked: Questions, rounding: str, step: int) -> Tensor:
+    magnitude = _blocks(asked)[::step].abs()
+    return CODE_ROUNDINGS[rounding](magnitude * (6 / magnitude.amax(-1, keepdim=True)))

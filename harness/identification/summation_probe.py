@@ -7,7 +7,7 @@ also where outputs are bfloat16.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from itertools import islice
@@ -21,7 +21,7 @@ from harness.judging.predicted import orders_of
 from harness.judging.probe_operands import Forms, operands
 from reference.formats import Coded
 from reference.matrix_units import Operand, Summation, matmul
-from reference.matrix_units.order import LANE
+from reference.matrix_units.order import LANE, KOrder
 
 COLUMNS = 64
 _FEW = 16  # elements that are asked first
@@ -45,6 +45,7 @@ class Asked:
         """Rows of all kinds and columns of the elements that are asked first."""
         self._operands: dict[bool, tuple[Operand, Operand]] = {}
         self._tables: dict[tuple[str, int], tuple[Tensor, int]] = {}
+        self._first: dict[tuple[str, KOrder], Tensor | None] = {}
         self._sums: dict[Summation, Tensor] = {}
 
     @property
@@ -77,8 +78,24 @@ class Asked:
 
     def first(self, model: Summation) -> Tensor | None:
         """Return the sums of a few elements, float32; None where the table does not have the order of the model."""
-        table, step = self.table(model)
-        return in_order(table, step, model.order(self.k))
+        order = model.order(self.k)
+        if (model.name, order) not in self._first:
+            self._first[model.name, order] = in_order(*self.table(model), order)
+        return self._first[model.name, order]
+
+    def not_refuted(
+        self, models: Sequence[Summation], accepts: Callable[[Tensor], Tensor]
+    ) -> list[Summation]:
+        """Return the models that a few elements do not refute: most are refuted by them.
+
+        Args:
+            models: without streams.
+            accepts: which sums of the few elements, `(models, elements)` float32, are right.
+        """
+        first = [self.first(model) for model in models]
+        known = [sums for sums in first if sums is not None]
+        right = iter(accepts(torch.stack(known)).all(-1).tolist() if known else ())
+        return [model for model, sums in zip(models, first, strict=True) if sums is None or next(right)]
 
     def sums(self, model: Summation) -> Tensor:
         """Return all sums, `(rows, columns)` float32."""
@@ -146,15 +163,17 @@ class Probe:
 
     def fitting(self, models: Iterable[Summation]) -> list[Summation]:
         """Return the models that give every bit; many orders are one at a small k."""
-        seen: dict[object, bool] = {}
-        found = []
-        for model in models:
-            same = (model.name, model.order(self.k), model.stream)
-            if same not in seen:
-                seen[same] = self.fits(model)
-            if seen[same]:
-                found.append(model)
-        return found
+        models = list(models)
+        kinds = [(model.name, model.order(self.k), model.stream) for model in models]
+        single = dict(zip(kinds, models, strict=True))
+        stored = self.out[self.asked.few]
+        left = self.asked.not_refuted(
+            [model for model in single.values() if not model.stream],
+            lambda sums: same(self.finish(sums), stored),
+        )
+        possible = {*left, *(model for model in single.values() if model.stream)}
+        fits = {kind: model in possible and self.fits(model) for kind, model in single.items()}
+        return [model for model, kind in zip(models, kinds, strict=True) if fits[kind]]
 
 
 @cache

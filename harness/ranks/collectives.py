@@ -24,7 +24,7 @@ class Sizes:
         hidden: elements of a token.
         experts: of all ranks, a multiple of their number.
         topk: slots of a token.
-        transport: of reference.routing.TRANSPORTS.
+        transport: of reference.routing.TRANSPORTS, or of its COMBINE_TRANSPORTS where rows are brought back.
         style: how the call is made: "plain", or one of the library's own ways that must not change a result.
     """
 
@@ -84,7 +84,8 @@ class Collectives(Protocol):
             sizes: the same on every rank.
 
         Returns:
-            `(tokens, hidden)` bfloat16: the float32 sum over slots of weight * row, rounded once.
+            `(tokens, hidden)` bfloat16: the float32 sum over slots of weight * row, rounded once; with transport "logfmt" of
+            what that makes of the rows.
 
         Raises:
             ValueError: what the library does not take, with its limits.

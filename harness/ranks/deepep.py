@@ -60,7 +60,7 @@ class DeepEpCollectives:
         self, x: Tensor, topk_idx: Tensor, sizes: Sizes, global_scale_enc: Tensor | None
     ) -> Dispatched:
         """Send this rank's tokens to their experts."""
-        self._prepare(sizes)
+        self._prepare(sizes, self._build.transports)
         options: dict[str, Any] = {}
         if "use_fp8" in self._build.dispatch:
             options["use_fp8"] = sizes.transport.startswith("fp8")
@@ -90,11 +90,13 @@ class DeepEpCollectives:
         self, y: Tensor, source: Tensor, topk_idx: Tensor, topk_weights: Tensor, sizes: Sizes
     ) -> Tensor:
         """Bring rows back to their tokens."""
-        self._prepare(sizes)
+        self._prepare(sizes, self._build.combine_transports)
         handle = self._handle(source.to(self._device), sizes)
         y = y.to(self._device).contiguous()
         options = self._style(sizes, self._build.combine)
-        if sizes.style == "zero copy":
+        if sizes.transport == "logfmt":
+            options["use_logfmt"] = True
+        elif sizes.style == "zero copy":  # rows in the send buffer are sent as they are
             self._buffer.get_next_low_latency_combine_buffer(handle)[:, :, :] = y
             options["zero_copy"] = True
         topk_idx = topk_idx.to(self._device, self._id_dtype).contiguous()
@@ -108,9 +110,9 @@ class DeepEpCollectives:
         out: Tensor = combined
         return out
 
-    def _prepare(self, sizes: Sizes) -> None:
+    def _prepare(self, sizes: Sizes, transports: tuple[str, ...]) -> None:
         """Refuse what the kernels do not take; clean the buffer where the last call had other sizes. Raises ValueError."""
-        self._check(sizes)
+        self._check(sizes, transports)
         wanted = (sizes.max_tokens, sizes.hidden, sizes.experts)
         if self._cleaned == wanted:
             return
@@ -120,10 +122,10 @@ class DeepEpCollectives:
         self._wait_for_all()
         self._cleaned = wanted
 
-    def _check(self, sizes: Sizes) -> None:
-        if sizes.transport not in self._build.transports:
+    def _check(self, sizes: Sizes, transports: tuple[str, ...]) -> None:
+        if sizes.transport not in transports:
             raise ValueError(
-                f"deep_ep {self._build.version} has no {sizes.transport} dispatch: it has {', '.join(self._build.transports)}"
+                f"deep_ep {self._build.version} has no transport {sizes.transport} here: it has {', '.join(transports)}"
             )
         if sizes.hidden not in HIDDEN_SIZES:
             raise ValueError(f"deep_ep takes a hidden size of {HIDDEN_SIZES}, got {sizes.hidden}")

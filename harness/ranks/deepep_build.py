@@ -55,6 +55,11 @@ class Build:
         return tuple(found)
 
     @property
+    def combine_transports(self) -> tuple[str, ...]:
+        """How combine can bring rows back."""
+        return ("bf16", "logfmt") if "use_logfmt" in self.combine else ("bf16",)
+
+    @property
     def styles(self) -> tuple[str, ...]:
         """Ways to call it that must not change a result; a style that only combine has leaves dispatch plain."""
         found = ["plain"]

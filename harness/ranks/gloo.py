@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from harness.ranks.collectives import Sizes
-from reference.routing import NO_EXPERT, Dispatched, encode_tokens
+from reference.routing import NO_EXPERT, Dispatched, encode_tokens, returned_rows
 
 
 class GlooCollectives:
@@ -57,8 +57,9 @@ class GlooCollectives:
         counts = torch.bincount(back[:, 0], minlength=self._ranks)
         numbers = torch.stack((expert + self._rank * len(y), back[:, 1]), dim=1)
         slots, _ = self._exchange(numbers, counts)
-        rows, _ = self._exchange(y[expert, row].contiguous().view(torch.uint8), counts)
-        rows = torch.cat((rows.view(y.dtype), torch.full((1, sizes.hidden), torch.nan, dtype=y.dtype)))
+        sent = returned_rows(y[expert, row].contiguous(), sizes.transport)
+        rows, _ = self._exchange(sent.view(torch.uint8), counts)
+        rows = torch.cat((rows.view(sent.dtype), torch.full((1, sizes.hidden), torch.nan, dtype=sent.dtype)))
         place = torch.full((sizes.experts, len(topk_idx)), -1)  # the last row: it never arrived
         place[slots[:, 0], slots[:, 1]] = torch.arange(len(slots))
         total = torch.zeros((len(topk_idx), sizes.hidden))

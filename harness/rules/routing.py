@@ -19,6 +19,7 @@ from harness.judging.layer_contract import (
 from harness.problems.layer import LayerProblem
 from harness.problems.route_values import IN_OUTPUTS
 from harness.problems.rows import Rows
+from harness.rules.logfmt import judge_logfmt
 from reference import routing
 from reference.routing import Dispatched
 
@@ -174,7 +175,7 @@ def combine(ctx: Context) -> list[Comparison]:
         return equal[0] | equal[1]
 
     two = int((wanted[0] != wanted[1]).sum())
-    return [
+    found = [
         compare(
             "combine",
             accepts(values),
@@ -187,6 +188,9 @@ def combine(ctx: Context) -> list[Comparison]:
             ),
         )
     ]
+    if "logfmt" in ctx.traits.combine_transports:
+        found.append(judge_logfmt(ctx, layer, y, dispatched))
+    return found
 
 
 def _drawn_outputs(layer: LayerProblem, dispatched: list[Dispatched]) -> list[Tensor]:

@@ -71,6 +71,7 @@ def dot(unit: MatrixUnit, a: Operand, b: Operand, order: KOrder = ONE_PASS) -> T
     Returns:
         `(*)` float32, or float16 where that is the unit's result.
     """
+    a, b = a.aligned_for(unit), b.aligned_for(unit)
     return _summed(unit, a, b, order, add_products, a.elements.values.shape[:-1])
 
 
@@ -139,6 +140,7 @@ def matmul(
     rows, columns = len(a.elements.values), len(b.elements.values)
     if not in_torch and fused.has_kernel(unit, a, b, [start for start, _ in order.parts(a.k)]):
         return _joined(order, a, b, lambda left, right: fused.part(unit, left, right, order.promote))
+    a, b = a.aligned_for(unit), b.aligned_for(unit)
     terms = 1 if unit.fraction is None else unit.k // (unit.group or 1)
     step = max(1, _ELEMENTS // max(1, columns * terms))
     blocks = [

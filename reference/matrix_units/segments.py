@@ -22,6 +22,7 @@ def segments(unit: MatrixUnit, a: Operand, b: Operand, step: int) -> Tensor:
         `(steps, steps + 1, elements)` float32: [i, j] is the sum from i * step to j * step, or to the end of k; NaN where
         j is not larger than i.
     """
+    a, b = a.aligned_for(unit), b.aligned_for(unit)
     values = a.elements.values
     steps = -(-a.k // step)
     table = torch.full((steps, steps + 1, len(values)), torch.nan, device=values.device)

@@ -7,6 +7,7 @@ with its siblings, and powers of two are made from their bits, which is exact on
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from reference.matrix_units.unit import FORMATS, MatrixUnit
 
 _NAN = {torch.float32: (torch.int32, 0x7FFFFFFF), torch.float16: (torch.int16, 0x7FFF)}
 _NEEDS_SCALES = "a unit that adds groups exactly needs block scales of both operands, got none"
+_OVERFLOW = 2.0**128  # from which on float32 has infinity, rounded toward zero as well
 FAR = 900  # exponents of infinities and NaN end here, so that no power of two leaves float64
 
 
@@ -25,20 +27,26 @@ class Numbers:
 
     Attributes:
         values: `(*, k)` float64.
-        exponents: `(*, k)` int32, floor(log2), never below that of the format's smallest normal number.
+        given: the exponents; or that of the format's smallest normal number, and they are computed when they are asked for:
+            a unit that adds exactly, or aligns sums by their block scales, never does.
     """
 
     values: Tensor
-    exponents: Tensor
+    given: Tensor | int
+
+    @cached_property
+    def exponents(self) -> Tensor:
+        """`(*, k)` int32, floor(log2), never below that of the format's smallest normal number."""
+        return self.given if isinstance(self.given, Tensor) else exponents_of(self.values, self.given)
 
     @staticmethod
     def of(values: Tensor, number_format: str) -> Numbers:
         """Return values of any floating type, all of them values of the format (a key of FORMATS)."""
-        wide = values.double()
-        return Numbers(wide, exponents_of(wide, FORMATS[number_format]))
+        return Numbers(values.double(), FORMATS[number_format])
 
     def __getitem__(self, index: Any) -> Numbers:
-        return Numbers(self.values[index], self.exponents[index])
+        known = "exponents" in vars(self) or isinstance(self.given, Tensor)
+        return Numbers(self.values[index], self.exponents[index] if known else self.given)
 
     def spread(self, length: int) -> Numbers:
         """Return the numbers of blocks for each of their `length` elements or groups."""
@@ -57,6 +65,14 @@ class Operand:
 
     elements: Numbers
     scales: Numbers | None = None
+
+    def aligned_for(self, unit: MatrixUnit) -> Operand:
+        """Return the same, with what a unit aligns by computed now and not for each part that is taken of it."""
+        if unit.fraction is not None:
+            for numbers in (self.scales,) if unit.group else (self.elements, self.scales):
+                if numbers is not None:
+                    _ = numbers.exponents
+        return self
 
     @staticmethod
     def of(
@@ -202,7 +218,8 @@ def exponents_of(x: Tensor, least: int) -> Tensor:
 
 
 def _power_of_two(exponent: Tensor) -> Tensor:
-    return ((exponent.long().clamp(-FAR, FAR) + 1023) << 52).view(torch.float64)
+    """Return 2^exponent, float64. Exponents of a product are FAR at most, and those of formats leave no power out."""
+    return ((exponent.long() + 1023) << 52).view(torch.float64)
 
 
 def _exact_sum(terms: Tensor, before: Tensor) -> Tensor:
@@ -223,14 +240,19 @@ def _rounded(x: Tensor, result: str) -> Tensor:
         # torch rounds float64 to float16 through float32, so to 10 fractional bits here
         exponents = exponents_of(x, FORMATS["float16"])
         out = (torch.round(x * _power_of_two(10 - exponents)) * _power_of_two(exponents - 10)).half()
+    elif result == "float32":
+        out, size = x.float(), x.abs()
+        beyond = (out.abs() > size) & (size < _OVERFLOW)  # a unit too far from zero
+        out = (out.view(torch.int32) - beyond.int()).view(torch.float32)
     elif result == "nearest":
         out = x.float()
     else:
-        fraction = {"float32": 23, "13 bits": 13}[result]
         exponents = exponents_of(x, FORMATS["float32"])
-        out = (
-            torch.trunc(x * _power_of_two(fraction - exponents)) * _power_of_two(exponents - fraction)
-        ).float()
-    integer, pattern = _NAN[out.dtype]
-    nan = torch.tensor(pattern, dtype=integer, device=out.device).view(out.dtype)
-    return torch.where(out.isnan(), nan, out + 0.0)
+        out = (torch.trunc(x * _power_of_two(13 - exponents)) * _power_of_two(exponents - 13)).float()
+    return torch.where(out.isnan(), _nan(out.dtype, out.device), out + 0.0)
+
+
+@lru_cache(maxsize=8)
+def _nan(dtype: torch.dtype, device: torch.device) -> Tensor:
+    integer, pattern = _NAN[dtype]
+    return torch.tensor(pattern, dtype=integer, device=device).view(dtype)

@@ -16,6 +16,7 @@ As text, unit first, then what differs from one pass over k:
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from torch import Tensor
 
@@ -103,6 +104,8 @@ class Summation:
 
     def at(self, k: int) -> Summation | None:
         """Return the summation of a k, which is the same for all; None where it is not known."""
+        if not self.later:
+            return self
         modes = [(0, replace(self, later=())), *self.later]
         return [mode for start, mode in modes if start <= k][-1]
 
@@ -130,8 +133,7 @@ class Summation:
         mode = self.at(k)
         if mode is None:
             raise ValueError(f"the order along k is not known at k {k}")
-        cuts = () if mode.stream else mode.cuts(k)
-        return KOrder(cuts, mode.promote, mode.partial, mode.pairwise, mode.reverse, mode.lanes)
+        return _order(mode, k)
 
     def cuts(self, k: int) -> tuple[int, ...]:
         """Return where the parts begin."""
@@ -177,6 +179,12 @@ class Summation:
             float32, those where it is set, in the order of `where.nonzero()`.
         """
         return chosen(self.unit, a, b, where, self.order(a.k))
+
+
+@lru_cache(maxsize=1 << 14)
+def _order(mode: Summation, k: int) -> KOrder:
+    cuts = () if mode.stream else mode.cuts(k)
+    return KOrder(cuts, mode.promote, mode.partial, mode.pairwise, mode.reverse, mode.lanes)
 
 
 def _is_number(value: str) -> bool:

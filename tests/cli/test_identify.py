@@ -20,7 +20,7 @@ def test_a_page_says_what_was_found_and_by_what(capsys: pytest.CaptureFixture[st
     assert page.startswith(f"{PLAIN}, fingerprint ")
     assert "  block scale                  amax / 6 * gs\n" in page
     assert (
-        "  ties                         to even\n    by all 262,144 codes under 1,024 encode scales\n" in page
+        "  ties                         to even\n    by all 65,536 codes under 1,024 encode scales\n" in page
     )
 
 

@@ -23,6 +23,7 @@ from harness.problems.problem import parse_problem
 from harness.ranks.errors import RankLostError
 from harness.running.judge import Judge
 from harness.running.outcome import Outcome
+from reference.logfmt import decode_logfmt, encode_logfmt, legal_logfmt
 from reference.routing import Dispatched
 
 pytestmark = pytest.mark.skipif(
@@ -120,8 +121,11 @@ def called(
         rank, token = got.source[expert, row].T
         rows = torch.zeros(*got.x.shape[:2], x[0].shape[1], dtype=torch.bfloat16, device=x[0].device)
         rows[expert, row] = torch.cat(x)[rank * len(x[0]) + token] * (expert + 1)[:, None]
-        y.append(rows)
-    return by_source(received), candidate.combine(y, received, ids, weights)
+        y.append(rows / 512)  # small enough for LogFMT
+    by = candidate.traits.combine_transports
+    return by_source(received), [
+        out for name in by for out in candidate.combine(y, received, ids, weights, transport=name)
+    ]
 
 
 def test_every_way_to_call_gives_the_same(candidate: DeepEp) -> None:
@@ -155,6 +159,36 @@ def test_a_thousand_calls_of_two_sizes_give_the_same(candidate: DeepEp) -> None:
             assert all(map(torch.equal, got, first)), call
         assert all(map(torch.equal, out, first_out)), call
     assert len(wanted) == 4
+
+
+def test_rows_come_back_in_logfmt_as_its_definition_says(candidate: DeepEp) -> None:
+    """Rows of one expert with a weight of 1: what arrives is seen as it is, rounded to bfloat16."""
+    if "logfmt" not in candidate.traits.combine_transports:
+        pytest.skip("this build has no logfmt")
+    device, count = candidate.traits.device, 512
+    generator = torch.Generator().manual_seed(0)
+    octaves = torch.arange(2 * count).unsqueeze(1) % 24
+    x = (torch.randn(2 * count, 2048, generator=generator) / 16 * torch.exp2(-octaves)).bfloat16().to(device)
+    ids = [torch.full((count, 1), rank, device=device) for rank in range(2)]
+    received = candidate.dispatch([x[:count], x[count:]], ids, 2, count)
+
+    def back(y: list[Tensor]) -> Tensor:
+        ones = [torch.ones(count, 1, device=device)] * 2
+        return torch.cat(candidate.combine(y, received, ids, ones, transport="logfmt"))
+
+    got, rows = back([got.x for got in received]), encode_logfmt(x)
+    assert bool(rows.coded.all())
+    low, high = legal_logfmt(x)
+    one, same = (high - low) < 1e-3 * high.abs(), got == decode_logfmt(rows).bfloat16()
+    print(
+        f"{float(one.double().mean()):.3%} have one code; {float(same.double().mean()):.3%} are the definition's"
+    )
+    assert bool(((got >= low.bfloat16()) & (got <= high.bfloat16())).all())
+    assert float(same.double().mean()) > 0.98
+    with_nan = [got.x.clone() for got in received]
+    for y in with_nan:
+        y[:, :, 5] = torch.nan
+    assert bool((back(with_nan)[:, 5] == 0).all())
 
 
 @pytest.mark.parametrize("name", FAULTS)

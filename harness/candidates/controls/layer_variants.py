@@ -115,9 +115,13 @@ class LayerVariant(Eager):
         dispatched: list[Dispatched],
         topk_idx: list[Tensor],
         topk_weights: list[Tensor],
+        *,
+        transport: str = "bf16",
     ) -> list[Tensor]:
         """Return the weighted sums, with or without FMA."""
-        return routing.combine(y, dispatched, topk_idx, topk_weights, fused=self.habit.fused)
+        return routing.combine(
+            y, dispatched, topk_idx, topk_weights, transport=transport, fused=self.habit.fused
+        )
 
     def load_experts(self, checkpoint: Mapping[str, Tensor], experts: range) -> dict[str, Tensor]:
         """Return masked_moe's weight arguments; alphas rounded in the habit's order."""

@@ -53,8 +53,12 @@ class OverDispatchers(ABC):
         dispatched: list[Dispatched],
         topk_idx: list[Tensor],
         topk_weights: list[Tensor],
+        *,
+        transport: str = "bf16",
     ) -> list[Tensor]:
         """Bring the rows back and sum them with their weights."""
+        if transport != "bf16":
+            raise NotImplementedError(f"combine: engines bring rows back by bf16, got {transport!r}")
         tokens = [rows.new_zeros(len(ids), rows.shape[-1]) for rows, ids in zip(y, topk_idx, strict=True)]
         experts, max_tokens = len(y) * len(y[0]), y[0].shape[1] // len(y)
         with self._world(y[0].shape[-1], len(y), experts, max_tokens, "bf16") as world:

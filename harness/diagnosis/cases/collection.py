@@ -17,7 +17,7 @@ from harness.diagnosis.cases.legality import Bounds, legal, legal_layer
 from harness.diagnosis.cases.models import models
 from harness.diagnosis.cases.observation import INNER, MASKED_GEMM, MASKED_MOE, Observed
 from harness.diagnosis.cases.replay import ReplayError, replayed
-from harness.diagnosis.cases.transported import legal_transported, taken_for
+from harness.diagnosis.cases.transported import legal_combined, legal_transported, taken_for
 from harness.diagnosis.cases.views import input_bytes, memory_of, same, seen, untouchable, valid
 
 
@@ -75,7 +75,11 @@ def cases_around(call: Observed, bounds: Bounds, rank: int = 0) -> list[CallCase
     if is_padded_load(call):
         return []
     got, refusal = seen(call), ""
-    coded = None if call.stage != "dispatch" else legal_transported(call.arguments, got, bounds)
+    coded = None
+    if call.stage == "dispatch":
+        coded = legal_transported(call.arguments, got, bounds)
+    elif call.stage == "combine":
+        coded = legal_combined(call.arguments, got)
     judged: list[tuple[tuple[int, int], Any, Tensor, Tensor]] = []
     for model in models_around(call.stage):
         try:

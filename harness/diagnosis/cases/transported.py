@@ -1,4 +1,4 @@
-"""What a quantizing dispatch may carry: which of its bytes are legal, whichever way the sender's arithmetic rounds."""
+"""What a quantizing dispatch or combine may carry: which of it is legal, whichever way the sender's arithmetic rounds."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from reference import fp8_tokens
 from reference.e2m1 import unpack_e2m1
 from reference.e4m3 import decode_e4m3
 from reference.legal import legal_scales
+from reference.legal_combine import legal_logfmt_combine
 from reference.nvfp4 import BLOCK
 
 _SOURCE = 2  # columns, source rank and token
@@ -22,13 +23,15 @@ def taken_for(arguments: dict[str, Any], coded: Tensor, elements: Tensor, right:
     """Return elements in which legal values are the right model's, in rows that hold the same token as its own.
 
     Args:
-        arguments: of dispatch.
+        arguments: of dispatch, or of combine, whose rows are always the same token.
         coded: which elements are a legal coding (`legal_transported`).
         elements: seen, as there.
         right: the model's.
     """
     if elements.shape != right.shape:
         return elements
+    if "x" not in arguments:
+        return torch.where(coded, right, elements)
     width = _width(arguments)
     source = slice(width, width + _SOURCE)
     same_token = (elements[..., source] == right[..., source]).all(-1, keepdim=True)
@@ -76,6 +79,23 @@ def legal_transported(arguments: dict[str, Any], elements: Tensor, bounds: Bound
     of_rows = torch.zeros((len(sent), elements.shape[-1]), dtype=torch.bool)
     of_rows[:, :width], of_rows[:, width + _SOURCE : -1] = legal
     found[:, :, 0][there] = of_rows
+    return found
+
+
+def legal_combined(arguments: dict[str, Any], elements: Tensor) -> Tensor:
+    """Return which outputs of a combine by "logfmt" are legal.
+
+    Args:
+        arguments: of combine.
+        elements: `(ranks, tokens, 1, hidden)` float64, as harness.diagnosis.cases.around has them.
+    """
+    found = torch.zeros(elements.shape, dtype=torch.bool)
+    if arguments.get("transport", "bf16") == "bf16":
+        return found
+    names = ("y", "dispatched", "topk_idx", "topk_weights")
+    for rank, (low, high) in enumerate(legal_logfmt_combine(*(arguments[name] for name in names))):
+        got = elements[rank, : len(low), 0]
+        found[rank, : len(low), 0] = (got >= low) & (got <= high)
     return found
 
 

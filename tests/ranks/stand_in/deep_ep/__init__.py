@@ -2,7 +2,7 @@
 
 Only the kernels are replaced. As with them, rows of a source rank come in another order in every call, rows past the counts
 hold anything, FP8 scales lie column by column and NVFP4 tensors are views of other layouts. STAND_IN names a build: "right" has
-NVFP4, "upstream" has not, "fork" makes the two mistakes of SGLang's fork at 8c78562.
+NVFP4, "upstream" has not, "fork" makes the two mistakes of SGLang's fork at 8c78562; another name is a mistake in LogFMT.
 """
 
 from __future__ import annotations
@@ -13,9 +13,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from wrong_logfmt import WRONG
 
 from deep_ep.elastic import ElasticBuffer as ElasticBuffer
 from harness.candidates.layer_stages import PhysicalLayerStages
+from harness.emulation.logfmt import decode_by_kernel, encode_by_kernel
 from harness.ranks import gloo
 from harness.ranks.collectives import Sizes
 from harness.ranks.gloo import GlooCollectives
@@ -194,7 +196,9 @@ class Buffer:
                 source[expert, rows, 0] = rank
                 source[expert, rows, 1] = src_info[expert, rows].long()
         y = self.buffer if zero_copy else x
-        sizes = Sizes(tokens, hidden, experts, topk_idx.shape[1])
+        assert not (zero_copy and use_logfmt)
+        transport = "logfmt" if use_logfmt else "bf16"
+        sizes = Sizes(tokens, hidden, experts, topk_idx.shape[1], transport)
         combined = GlooCollectives().combine(y, source, topk_idx, topk_weights, sizes)
         return combined, *self._finish(async_finish, return_recv_hook)
 
@@ -241,4 +245,11 @@ def by_exponents(x: Any, transport: str, scale: Any = None) -> Any:
     return pack_e2m1(codes | ((real < 0).to(torch.uint8) << 3)), scales
 
 
+def back(rows: Any, transport: str) -> Any:
+    """Rows of experts as a kernel sends them, with the mistake of this build."""
+    wrong = WRONG.get(_BUILD, lambda coded: coded)
+    return rows if transport == "bf16" else decode_by_kernel(wrong(encode_by_kernel(rows)))
+
+
+gloo.returned_rows = back
 gloo.encode_tokens = by_exponents if _BUILD == "fork" else by_kernel
