@@ -48,6 +48,7 @@ _SETS = {
     "deviations": 'texts such as "ties: away from zero"',
     "activations": 'one such as "silu" or "silu; limit 10", "relu2", or both',
     "hidden_sizes": "multiples of 128",
+    "shapes": "experts, hidden and inter, three whole numbers each, as the other traits allow them",
 }
 _MAY_BE_EMPTY = {"unrounded"}
 _ONE_OF = ("activation_format", "weight_format", "arithmetic")
@@ -109,6 +110,8 @@ class Traits:
         transports: what dispatch can send: "bf16", "fp8", "nvfp4"; "fp8-rounded" and "fp8-ue8m0" only where declared.
         most_tokens: that a rank sends; 0 for no limit.
         hidden_sizes: widths of tokens that dispatch and combine take; () for any that the alignments allow.
+        shapes: experts, hidden and inter of problems, of a kernel that is compiled for each: a run draws no others. () for any
+            that the alignments allow. What reaches far takes the nearest; --shapes and --problem are taken as they are.
         far: fast enough for problems that reach far: 256 experts, capacity 8,192, k 7,168 (harness.problems.reach).
     """
 
@@ -144,6 +147,7 @@ class Traits:
     transports: tuple[str, ...] = ("bf16", "fp8", "nvfp4")
     most_tokens: int = 0
     hidden_sizes: tuple[int, ...] = ()
+    shapes: tuple[tuple[int, int, int], ...] = ()
     far: bool = True
 
     def __post_init__(self) -> None:
@@ -206,6 +210,14 @@ def _check(traits: Traits) -> None:
             f"Traits: k_multiple must be a multiple of {block}, the block of {' with '.join(traits.formats)}, "
             f"got {traits.k_multiple}"
         )
+    for shape in traits.shapes:
+        experts, *widths = shape
+        fits = traits.min_experts <= experts == traits.at_most_experts(experts)
+        if not fits or any(width % traits.width_multiple for width in widths):
+            raise UsageError(
+                f"Traits: shapes must hold hidden and inter that are multiples of {traits.width_multiple} and experts that "
+                f"it accepts, got {_shown(shape)}"
+            )
     if 0 < traits.max_experts < traits.min_experts:
         raise UsageError(
             f"Traits: max_experts must be 0, for no limit, or at least min_experts, which is {traits.min_experts}, "
@@ -241,6 +253,12 @@ def _wanted_set(name: str, value: Any) -> str:
     def fits(each: Any) -> bool:
         if name == "hidden_sizes":
             return isinstance(each, int) and not isinstance(each, bool) and each > 0 and each % 128 == 0
+        if name == "shapes":
+            return (
+                isinstance(each, tuple | list)
+                and len(each) == 3
+                and all(type(n) is int and n > 0 for n in each)
+            )
         if name == "activations":
             return isinstance(each, str) and not _no_activation(each)
         if name == "deviations":

@@ -24,6 +24,7 @@ CATEGORIES = (
     "dispatch",
     "combine",
     "loading",
+    "preparation",
     "races",
 )
 EFFECTS = ("collapse", "shift", "none")

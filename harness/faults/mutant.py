@@ -10,11 +10,13 @@ from typing import Any
 from torch import Tensor
 
 from harness.candidates.composition import compose_masked_moe
+from harness.candidates.prepared import multiply
 from harness.candidates.protocol import ALL_STAGES, stages_of, traits_of
 from harness.faults.calls import Call, GemmCall, MoeCall, QuantizeCall
 from harness.faults.fault import Fault, Parameters, Planting
 from harness.faults.layer_calls import CombineCall, DispatchCall, LoadCall, LoadedMoeCall, RouteCall
 from harness.faults.merging import merge
+from harness.faults.prepare_call import PrepareCall
 from harness.verdict import UsageError
 
 CALLS: dict[str, type[Call]] = {
@@ -26,8 +28,10 @@ CALLS: dict[str, type[Call]] = {
     "dispatch": DispatchCall,
     "combine": CombineCall,
     "load_experts": LoadCall,
+    "prepare": PrepareCall,
 }
 _INNER = ("quantize_grouped", "silu_mul_quantize_grouped", "masked_grouped_gemm")
+_INSIDE = {"masked_grouped_gemm": ("prepare",), "masked_moe": (*_INNER, "prepare")}
 Function = Callable[..., Any]
 
 
@@ -66,9 +70,11 @@ class Mutant:
 
     def _stage(self, stage: str, function: Function) -> Function:
         """Return the stage with every fault that is planted in it around it."""
-        inner = any(set(p.fault.stages) & set(_INNER) for p in self.plantings)
-        if stage == "masked_moe" and inner and set(_INNER) <= set(stages_of(self.base)):
+        planted = {name for p in self.plantings for name in p.fault.stages} & set(_INSIDE.get(stage, ()))
+        if stage == "masked_moe" and planted and set(_INNER) <= set(stages_of(self.base)):
             function = functools.partial(compose_masked_moe, self, unrounded=self.traits.unrounded)
+        if stage == "masked_grouped_gemm" and planted and "prepare" in stages_of(self.base):
+            function = functools.partial(multiply, self)
         names = [
             name for name in inspect.signature(function).parameters if name not in {"hints", "unrounded"}
         ]

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.internal.conjecture import providers
 
 from harness.candidates.protocol import Traits
+from harness.problems.pool import Shape, pool_of
 from harness.problems.problem import SHAPE_TRAPS, WEIGHT_SEEDS, Drawn, Problem
 from harness.problems.profiles import Profile
 from harness.problems.reach import Far
@@ -67,6 +68,7 @@ def problems(
         _extent(step, profile.k),
         _extent(step, min(profile.n, profile.k)),
         _extras(drawn, traits),
+        st.sampled_from(pool_of(traits, profile)) if traits.shapes else None,
     )
     return _problem(parts, traits, profile, shape)
 
@@ -80,21 +82,24 @@ class _Parts:
     hidden: st.SearchStrategy[int]
     inter: st.SearchStrategy[int]
     extras: st.SearchStrategy[frozenset[str]]
+    pool: st.SearchStrategy[Shape] | None
 
 
 @st.composite
 def _problem(
     draw: st.DrawFn, parts: _Parts, traits: Traits, profile: Profile, shape: ModelShape | None
 ) -> Problem:
-    experts = draw(parts.experts) if shape is None else shape.local_experts
+    fixed = (shape.local_experts, shape.hidden, shape.inter) if shape else parts.pool and draw(parts.pool)
+    experts = fixed[0] if fixed else draw(parts.experts)
     capacity = draw(parts.capacity)
     step = traits.width_multiple
-    hidden = shape.hidden if shape else draw(parts.hidden)
-    inter = shape.inter if shape else draw(parts.inter)
+    hidden, inter = fixed[1:] if fixed else (draw(parts.hidden), draw(parts.inter))
     # Halve what is largest until the work fits: the extremes of all extents never meet in one problem.
     while shape is None and experts * capacity * hidden * inter * 2 > profile.work << 20:
         if capacity >= 2 * traits.m_multiple and capacity > 64:
             capacity = max(capacity // 2 // traits.m_multiple, 1) * traits.m_multiple
+        elif fixed:
+            break
         elif experts > max(4, 2 * traits.min_experts):
             experts //= 2
         else:
@@ -161,9 +166,14 @@ def nearer(far: Far, traits: Traits, seed: int) -> st.SearchStrategy[Problem]:
 @st.composite
 def simpler(draw: st.DrawFn, problem: Problem, traits: Traits) -> Problem:
     """Return problems with the same trap or option and fewer rows: where one of them fails too, the smallest tells most."""
-    widths = st.integers(1, 8).map(lambda count: count * traits.width_multiple)
     masked_m = tuple(draw(st.integers(min(rows, 1), rows)) for rows in problem.masked_m)
-    return replace(problem, masked_m=masked_m, hidden=draw(widths), inter=draw(widths), seed=draw(_SEEDS))
+    problem = replace(problem, masked_m=masked_m)
+    if own := sorted(tuple(shape) for shape in traits.shapes if shape[0] == problem.experts):
+        _, hidden, inter = draw(st.sampled_from(own))
+    else:
+        widths = st.integers(1, 8).map(lambda count: count * traits.width_multiple)
+        hidden, inter = draw(widths), draw(widths)
+    return replace(problem, hidden=hidden, inter=inter, seed=draw(_SEEDS))
 
 
 def _extras(drawn: Drawn, traits: Traits) -> st.SearchStrategy[frozenset[str]]:
