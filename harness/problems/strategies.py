@@ -89,7 +89,9 @@ class _Parts:
 def _problem(
     draw: st.DrawFn, parts: _Parts, traits: Traits, profile: Profile, shape: ModelShape | None
 ) -> Problem:
-    fixed = (shape.local_experts, shape.hidden, shape.inter) if shape else parts.pool and draw(parts.pool)
+    fixed = (shape.local_experts, shape.hidden, shape.inter) if shape else None
+    if fixed is None and parts.pool is not None:
+        fixed = draw(parts.pool)
     experts = fixed[0] if fixed else draw(parts.experts)
     capacity = draw(parts.capacity)
     step = traits.width_multiple

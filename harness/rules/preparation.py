@@ -65,25 +65,22 @@ def _compared(
     rest = {name: value for name, value in once.items() if name not in names}
     if {name: value for name, value in other.items() if name not in names} != rest:
         same[:] = False  # another configuration: nothing of it can be compared
-    differs = changed is not None and not bool(same[changed].all())
-    if changed is not None:
-        same[changed] = True
+    if changed is not None:  # of other weights the same cannot come out
+        same[changed] = not bool(same[changed].all())
     rows = Rows(torch.arange(experts), torch.zeros(experts, dtype=torch.long), experts, 1, "tensor")
 
     def show(expert: int, column: int) -> str:
-        what = (
-            "though its weights are the same"
-            if changed is None
-            else f"though only those of expert {changed} changed"
-        )
-        return f"prepare made other bytes of expert {expert}'s part of {names[column]!r}, {what}"
+        if expert == changed:
+            return f"prepare made the same of expert {expert}, though its weights changed"
+        what = "its weights are the same" if changed is None else f"only those of expert {changed} changed"
+        return f"prepare made other bytes of expert {expert}'s part of {names[column]!r}, though {what}"
 
     return compare(
         stage,
         same,
         rows,
         judged={"parts compared byte for byte": same.numel()},
-        altered={} if changed is None else {"weights that have no say": lambda: not differs},
+        altered={},
         show=show,
     )
 

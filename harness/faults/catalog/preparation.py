@@ -33,7 +33,7 @@ def prepared_experts_one_off(call: PrepareCall, _: Parameters) -> None:
 
 
 @fault(
-    category="preparation", stages=_PREPARE, bugs=("B16",), killed_by="GEMM", effect="collapse", unit="call",
+    category="preparation", stages=_PREPARE, bugs=("B16",), killed_by="PREPARE", effect="collapse", unit="call",
 )  # fmt: skip
 def prepared_weights_stale(call: PrepareCall, p: Parameters) -> None:
     """Weights of these extents are prepared once in a process: later ones get those of the first."""
