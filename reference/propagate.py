@@ -77,7 +77,7 @@ def gemm(
         slack += magnitude * (accumulator.units(added.forms[0].block or b.shape[1]) + 2.0**-21)
     if not bool((a.low == a.high).all()):
         slack += a.radius() @ weights.abs().T
-    slack = slack.masked_fill(center.isinf() & (a.low == a.high).all(-1, keepdim=True), 0.0)
+    slack = slack.masked_fill(center.isinf(), 0.0)  # by an element that is infinite for certain: see below
     low, high = (accumulator.epilogue(end, alpha, dtype).double() for end in (center - slack, center + slack))
     if alpha is not None and bool(alpha < 0):
         low, high = high, low
@@ -99,7 +99,10 @@ def gemm(
             where[rows] = undecided
             only = accumulator.epilogue(summation.chosen(left, right, undecided), alpha, dtype).double()
             low[where], high[where] = only, only
-    return Interval(low, high)
+    # An element that may be a number or infinite, as float16 has them, says nothing of the sums of its row.
+    ends = torch.stack((a.low, a.high))
+    anything = ((a.low != a.high) & ends.isinf().any(0)).any(-1, keepdim=True)
+    return Interval(low.masked_fill(anything, -torch.inf), high.masked_fill(anything, torch.inf))
 
 
 def activated(gemm1: Interval, way: Activation, dtype: torch.dtype = torch.bfloat16) -> Interval:
@@ -126,7 +129,10 @@ def activated(gemm1: Interval, way: Activation, dtype: torch.dtype = torch.bfloa
         lost = largest * torch.maximum(up_low.abs(), up_high.abs()) * 2.0**-20
         low, high = low - lost, high + lost
     low, high = low - low.abs() * freedom, high + high.abs() * freedom
-    return Interval(low.to(dtype).double(), high.to(dtype).double())
+    anything = gemm1.anything()
+    gate_any, up_any = (half.bool() for half in way.split(anything.double()))
+    low = low.to(dtype).double().masked_fill(gate_any | up_any, -torch.inf)
+    return Interval(low, high.to(dtype).double().masked_fill(gate_any | up_any, torch.inf))
 
 
 def relu2(gemm1: Interval, dtype: torch.dtype = torch.bfloat16) -> Interval:

@@ -76,6 +76,7 @@ class HummingMasked(PreparedGemm, ComposedMoe):
             reads_strides=True,
             hints=_HINTS,
             shapes=_SHAPES,
+            canary=(self.weights, self.activations) == ("nvfp4", "bf16"),  # whose checkpoint it is
             **stream,
         )
 

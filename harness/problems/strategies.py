@@ -68,7 +68,7 @@ def problems(
         _extent(step, profile.k),
         _extent(step, min(profile.n, profile.k)),
         _extras(drawn, traits),
-        st.sampled_from(pool_of(traits, profile)) if traits.shapes else None,
+        _fixed(traits, profile, shape),
     )
     return _problem(parts, traits, profile, shape)
 
@@ -82,16 +82,14 @@ class _Parts:
     hidden: st.SearchStrategy[int]
     inter: st.SearchStrategy[int]
     extras: st.SearchStrategy[frozenset[str]]
-    pool: st.SearchStrategy[Shape] | None
+    fixed: st.SearchStrategy[Shape | None]
 
 
 @st.composite
 def _problem(
     draw: st.DrawFn, parts: _Parts, traits: Traits, profile: Profile, shape: ModelShape | None
 ) -> Problem:
-    fixed = (shape.local_experts, shape.hidden, shape.inter) if shape else None
-    if fixed is None and parts.pool is not None:
-        fixed = draw(parts.pool)
+    fixed = draw(parts.fixed)
     experts = fixed[0] if fixed else draw(parts.experts)
     capacity = draw(parts.capacity)
     step = traits.width_multiple
@@ -122,6 +120,13 @@ def _problem(
     if shape:  # a real model's weights take longer to make than to multiply with: the same ones each time
         seed -= seed % WEIGHT_SEEDS
     return Problem(experts, capacity, hidden, inter, masked_m, data, seed, extras)
+
+
+def _fixed(traits: Traits, profile: Profile, shape: ModelShape | None) -> st.SearchStrategy[Shape | None]:
+    """Return the experts, hidden and inter of a real model, of a candidate with few shapes, or None where they are drawn."""
+    if shape:
+        return st.just((shape.local_experts, shape.hidden, shape.inter))
+    return st.sampled_from(pool_of(traits, profile)) if traits.shapes else st.none()
 
 
 def _experts(traits: Traits, profile: Profile) -> st.SearchStrategy[int]:
