@@ -90,9 +90,8 @@ def gemm(
             steps = step_exponents(a.low[rows]), step_exponents(weights)
             undecided &= certified(magnitude[rows] * (1 + b.shape[1] * 2.0**-52), *steps, FLOAT64_BITS)
         if bool(undecided.any()):
-            multiplied = multiplied_in(added.forms[0], summation.name)
             left, right = (
-                summation.operand(*side, multiplied, form.scale)
+                summation.operand(*side, multiplied_in(added.forms[0], summation.name, form), form.scale)
                 for side, form in zip(((a.low[rows], a.scale[rows]), (b, b_scale)), added.forms, strict=True)
             )
             where = torch.zeros_like(low, dtype=torch.bool)

@@ -9,7 +9,10 @@ Modes: weights, activations, and how k is added. `use_batch_invariant` takes one
 
 from __future__ import annotations
 
+import math
+import threading
 import zlib
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from harness.candidates.composition import ComposedMoe
@@ -76,6 +79,7 @@ class HummingMasked(PreparedGemm, ComposedMoe):
             reads_strides=True,
             hints=_HINTS,
             shapes=_SHAPES,
+            least_scale=1e-30 if fp8 else 0.0,
             canary=(self.weights, self.activations) == ("nvfp4", "bf16"),  # whose checkpoint it is
             **stream,
         )
@@ -122,7 +126,7 @@ class HummingMasked(PreparedGemm, ComposedMoe):
         return supported()
 
     def compile_ahead(self) -> None:
-        """Compile the kernels of every shape that is drawn, in parallel."""
+        """Begin to compile the kernels of every shape that is drawn, in parallel; a call that needs one waits for it."""
         from harness.candidates.humming_package import compile_kernels
 
         wanted = {
@@ -131,7 +135,9 @@ class HummingMasked(PreparedGemm, ComposedMoe):
             for extents in ((experts, 2 * inter, hidden), (experts, hidden, inter))
             for rows in {_tile_rows(extents, each) for each in (1, 64, 1 << 20)}
         }
-        compile_kernels(self.weights, self.activations, sorted(wanted), one_pass=self.one_pass)
+        smallest = sorted(wanted, key=lambda each: math.prod(each[0]))
+        ahead = partial(compile_kernels, self.weights, self.activations, smallest, one_pass=self.one_pass)
+        threading.Thread(target=ahead, name="compile ahead", daemon=True).start()
 
     def prepare(self, b: Tensor, b_scale: Tensor, alpha: Tensor | None) -> dict[str, Any]:
         """Return weights in the kernels' order. Shapes: harness.candidates.protocol."""
@@ -147,11 +153,15 @@ class HummingMasked(PreparedGemm, ComposedMoe):
             "weight": packed,
             "weight_scale": scale.view(torch.float8_e4m3fn) if self.weights == "nvfp4" else scale,
         }
-        if alpha is not None:
+        made_of_alpha: dict[str, Any] = {}
+        if alpha is not None and self.activations == "fp8":
+            # What makes a factor of each expert finer, for MXFP4 weights in E4M3, takes none of the caller's.
+            made_of_alpha["alpha"] = alpha.reshape(-1).clone()
+        elif alpha is not None:
             tensors["weight_scale_2"] = alpha.reshape(-1).contiguous()
         elif self.weights == "nvfp4":
             tensors["weight_scale_2"] = torch.ones(experts, device=packed.device)
-        return prepared(self.weights, self.activations, tensors, (experts, n, k))
+        return prepared(self.weights, self.activations, tensors, (experts, n, k)) | made_of_alpha
 
     def multiply_prepared(
         self,
@@ -175,6 +185,9 @@ class HummingMasked(PreparedGemm, ComposedMoe):
         tokens = a.permute(2, 0, 1).reshape(experts * capacity, -1)
         if self.activations == "fp8":
             tokens = tokens.view(torch.float8_e4m3fn)
+        if a_scale is not None:
+            factor = prepared.get("alpha")
+            a_scale = a_scale if factor is None else a_scale * factor.view(-1, 1, 1)
         if self._locks is None:
             self._locks = torch.zeros(LOCKS, dtype=torch.int32, device=out.device)
         config = prepared["config"]
@@ -202,7 +215,7 @@ class HummingMasked(PreparedGemm, ComposedMoe):
     def quantize_grouped(self, x: Tensor, masked_m: Tensor, global_scale_enc: Tensor) -> Pair:  # noqa: ARG002 - unused by these formats
         """Return the tokens as they are, or in FP8 with a scale of each. Shapes: harness.candidates.protocol."""
         if self.activations != "fp8":
-            return x.permute(1, 2, 0), None
+            return x.contiguous().permute(1, 2, 0), None
         import torch
 
         from harness.candidates.humming_package import quantized

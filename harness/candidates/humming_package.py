@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 DISTRIBUTION, MODULE = "humming-kernels", "humming"
 LOCKS = 4096  # int32, zero: stream k's locks of 132 SMs need 1,024 in 0.1.12, up to 2,048 in 0.1.20
-_COMPILATIONS = 8  # at a time; each starts a compiler
+_COMPILATIONS = 12  # at a time; each starts a compiler
 
 _SCHEMAS = {"nvfp4": {"quant_method": "modelopt", "quant_algo": "nvfp4"}, "mxfp4": {"quant_method": "mxfp4"}}
 _ACTIVATIONS = {"bf16": "bfloat16", "fp16": "float16", "fp8": "float8e4m3"}
@@ -149,7 +149,7 @@ def launch(
     """Multiply: a `(experts * capacity, k)`, a_scale None or `(experts * capacity, 1)`, into out `(experts * capacity, n)`."""
     from humming.forward import humming_forward
 
-    tensors = {name: value for name, value in prepared_weights.items() if name != "config"}
+    tensors = {name: value for name, value in prepared_weights.items() if name not in {"config", "alpha"}}
     humming_forward(
         prepared_weights["config"], inputs=a, outputs=out, input_scale=a_scale, expert_layout=masked_m,
         locks=locks, compute_config=compute_config(one_pass=one_pass), tuning_config=dict(tiles), **tensors,

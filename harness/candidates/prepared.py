@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -22,27 +21,37 @@ class PreparedStages(Protocol):
         """Write into out."""
 
 
+_KEPT_BYTES = 1 << 32  # of all prepared weights that are kept
+
+
 @dataclass
 class _Kept:
-    """Prepared weights, for as long as the tensors that they were made of are there and hold what they held."""
+    """Prepared weights with the tensors that they were made of, which are held, so that no other can take their place."""
 
-    found: dict[tuple[int, ...], tuple[dict[str, Any], list[int]]] = field(default_factory=dict)
+    found: list[tuple[list[Tensor], list[tuple[Any, ...]], dict[str, Any]]] = field(default_factory=list)
 
     def get(self, stages: PreparedStages, b: Tensor, b_scale: Tensor, alpha: Tensor | None) -> dict[str, Any]:
-        """Return the weights of these tensors, prepared now where they are others than before."""
-        owners = [_owner(tensor) for tensor in (b, b_scale, alpha) if tensor is not None]
-        key = (*map(id, owners), *b.shape, *b.stride(), b.storage_offset())
-        versions = [owner._version for owner in owners]  # noqa: SLF001 - torch offers no other way to see a write
-        if key not in self.found or self.found[key][1] != versions:
-            for owner in owners if key not in self.found else ():
-                weakref.finalize(owner, self.found.pop, key, None)
-            self.found[key] = stages.prepare(b, b_scale, alpha), versions
-        return self.found[key][0]
+        """Return the weights of these tensors, prepared now where they are others than before, or were written to."""
+        given = [tensor for tensor in (b, b_scale, alpha) if tensor is not None]
+        identity = [_identity(tensor) for tensor in given]
+        for _, known, prepared in self.found:
+            if known == identity:
+                return prepared
+        prepared = stages.prepare(b, b_scale, alpha)
+        self.found.append((given, identity, prepared))
+        while len(self.found) > 1 and sum(map(_bytes, (each[2] for each in self.found))) > _KEPT_BYTES:
+            self.found.pop(0)
+        return prepared
 
 
-def _owner(tensor: Tensor) -> Tensor:
-    """Return the tensor that a view was made of."""
-    return tensor if tensor._base is None else tensor._base  # noqa: SLF001 - likewise
+def _identity(tensor: Tensor) -> tuple[Any, ...]:
+    """Return what tells whether a tensor is the same memory, holding what it held."""
+    written = 0 if tensor.is_inference() else tensor._version  # noqa: SLF001 - torch offers no other way to see a write
+    return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, written
+
+
+def _bytes(prepared: dict[str, Any]) -> int:
+    return sum(getattr(value, "nbytes", 0) for value in prepared.values())
 
 
 class PreparedGemm:

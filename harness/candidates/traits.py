@@ -91,6 +91,7 @@ class Traits:
         keeps_sign_of_zero: stores -0.0 as code 0b1000, as the hardware's conversion does.
         keeps_subnormals: takes block scales, elements and alphas below the smallest normal number as they are (False: may
             flush them to zero, so that none is drawn).
+        least_scale: of a token, that its quantizer stores: tokens that need a smaller one are out of its contract.
         finite_only: NaN and infinity, in inputs and in results, are not part of its contract: none is drawn.
         complete_only: checkpoints that lack a scale are not part of its contract: load_experts gets none, and need not refuse
             them.
@@ -133,6 +134,7 @@ class Traits:
     reads_strides: bool = False
     keeps_sign_of_zero: bool = True
     keeps_subnormals: bool = True
+    least_scale: float = 0.0
     finite_only: bool = False
     complete_only: bool = False
     alpha_required: bool = False
@@ -187,6 +189,8 @@ def out_of_contract(traits: Traits) -> list[str]:
         "a GEMM without alpha": traits.alpha_required,
         "checkpoints that lack a scale": traits.complete_only,
     }
+    if traits.least_scale:
+        said[f"tokens whose scales are below {traits.least_scale:g}"] = True
     lacking = [f"dispatch by {name}" for name in _KNOWN["transports"][:3] if name not in traits.transports]
     return [what for what, is_out in said.items() if is_out] + lacking
 
@@ -231,6 +235,9 @@ def _wanted(name: str, value: Any) -> str:
         return _wanted_number(name, value)
     if name in _SETS:
         return _wanted_set(name, value)
+    if name == "least_scale":
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        return "" if is_number and 0 <= value < 1 else "a number from 0 to below 1"
     if name in _TEXTS:
         return "" if isinstance(value, str) and (value or name == "summation") else f"a {_TEXTS[name]}"
     if name in _ONE_OF:

@@ -87,6 +87,8 @@ class Mutant:
         """Return whether a fault is planted in a stage of this candidate: in one place only, the innermost that it has."""
         if stage not in fault.stages:
             return False
+        if stage == "masked_grouped_gemm" and "prepare" in fault.stages:
+            return "prepare" not in stages_of(self.base)
         if stage != "masked_moe":
             return True
         stages = set(stages_of(self.base))

@@ -7,45 +7,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.faults.fault import Parameters, fault
+from harness.faults.calls import GemmCall
+from harness.faults.fault import PREPARED, Parameters, fault
 from harness.faults.prepare_call import PrepareCall
 
 _PREPARE = "prepare"
 
 
 @fault(
-    category="preparation", stages=_PREPARE, bugs=("B06",), killed_by="GEMM", effect="collapse", unit="expert",
+    category="preparation", stages=PREPARED, bugs=("B16",), killed_by="EXPERTS", effect="collapse", unit="call",
 )  # fmt: skip
-def prepared_scales_of_neighbour(call: PrepareCall, _: Parameters) -> None:
-    """The block scales that are prepared for an expert are the next one's."""
-    call.b_block_scale = call.b_block_scale.roll(-1, 0)
+def weights_of_first_preparation(call: GemmCall | PrepareCall, p: Parameters) -> None:
+    """Weights of these extents are prepared once in a process: later ones get the order of the first, with its scales."""
+    given = call.b.clone(memory_format=torch.preserve_format), call.b_scale
+    call.b, call.b_scale = p.state.setdefault(tuple(call.b.shape), given)
     call.run()
 
 
 @fault(
-    category="preparation", stages=_PREPARE, bugs=("B05",), killed_by="GEMM", effect="collapse", unit="expert",
+    category="preparation", stages=PREPARED, bugs=("B16",), killed_by="GEMM", effect="shift", unit="call",
 )  # fmt: skip
-def prepared_experts_one_off(call: PrepareCall, _: Parameters) -> None:
-    """An expert's place holds the weights, scales and alpha of the next one: the offset of local experts is off by one."""
-    call.b_codes, call.b_block_scale = call.b_codes.roll(-1, 0), call.b_block_scale.roll(-1, 0)
-    call.alpha = None if call.alpha is None else call.alpha.roll(-1, 0)
-    call.run()
-
-
-@fault(
-    category="preparation", stages=_PREPARE, bugs=("B16",), killed_by="PREPARE", effect="collapse", unit="call",
-)  # fmt: skip
-def prepared_weights_stale(call: PrepareCall, p: Parameters) -> None:
-    """Weights of these extents are prepared once in a process: later ones get those of the first."""
-    call.run()
-    key = tuple(sorted((name, tuple(value.shape)) for name, value in _tensors(call.prepared).items()))
-    call.prepared = p.state.setdefault(key, call.prepared)
-
-
-@fault(
-    category="preparation", stages=_PREPARE, bugs=("B16",), killed_by="GEMM", effect="shift", unit="call",
-)  # fmt: skip
-def prepared_alpha_stale(call: PrepareCall, p: Parameters) -> None:
+def alphas_of_first_preparation(call: GemmCall | PrepareCall, p: Parameters) -> None:
     """The alphas of the first weights with as many experts are kept for all that come later."""
     if call.alpha is not None:
         call.alpha = p.state.setdefault(len(call.alpha), call.alpha.clone())
@@ -53,9 +35,10 @@ def prepared_alpha_stale(call: PrepareCall, p: Parameters) -> None:
 
 
 @fault(
-    category="preparation", stages=_PREPARE, bugs=("C13",), killed_by="GEMM", effect="collapse", unit="expert",
+    category="preparation", stages=PREPARED, bugs=("C13",), killed_by="GEMM", effect="collapse",
+    same_as=("gate_up_swapped",),
 )  # fmt: skip
-def prepared_up_before_gate(call: PrepareCall, _: Parameters) -> None:
+def weight_halves_swapped(call: GemmCall | PrepareCall, _: Parameters) -> None:
     """Both halves of the rows change places, scales included: [gate, up] becomes [up, gate]."""
     half = call.b.shape[0] // 2
     call.b_codes, call.b_block_scale = call.b_codes.roll(half, 1), call.b_block_scale.roll(half, 1)
@@ -63,48 +46,23 @@ def prepared_up_before_gate(call: PrepareCall, _: Parameters) -> None:
 
 
 @fault(
-    category="preparation", stages=_PREPARE, bugs=("B04",), killed_by="GEMM", effect="collapse", unit="expert",
+    category="preparation", stages=PREPARED, bugs=("C03", "C15"), killed_by="GEMM", effect="collapse",
 )  # fmt: skip
-def prepared_alpha_of_neighbour(call: PrepareCall, _: Parameters) -> None:
-    """The alpha that is prepared for an expert is the next one's."""
-    call.alpha = None if call.alpha is None else call.alpha.roll(-1, 0)
-    call.run()
-
-
-@fault(
-    category="preparation", stages=_PREPARE, bugs=("I06",), killed_by="GEMM", effect="none", unit="expert",
-)  # fmt: skip
-def prepared_alpha_in_bfloat16(call: PrepareCall, _: Parameters) -> None:
-    """Alphas are kept in the type of the layer's tokens, as factors of channels are."""
-    call.alpha = None if call.alpha is None else call.alpha.bfloat16().float()
-    call.run()
-
-
-@fault(
-    category="preparation", stages=_PREPARE, bugs=("C03", "C15"), killed_by="GEMM", effect="collapse", unit="expert",
-)  # fmt: skip
-def prepared_rows_of_scales_moved(call: PrepareCall, _: Parameters) -> None:
+def weight_scale_rows_moved(call: GemmCall | PrepareCall, _: Parameters) -> None:
     """Block scales are put into the order of a kernel whose tiles begin 8 rows later; the codes are not."""
     call.b_block_scale = call.b_block_scale.roll(8, 1)
     call.run()
 
 
 @fault(
-    category="preparation", stages=_PREPARE, bugs=("C09",), killed_by="GEMM", effect="collapse", unit="expert",
+    category="preparation", stages=PREPARED, bugs=("B20",), killed_by="GEMM", effect="shift", unit="call",
 )  # fmt: skip
-def prepared_nibbles_swapped(call: PrepareCall, _: Parameters) -> None:
-    """Repacking takes the first element of a byte from the high nibble."""
-    call.b = call.b << 4 | call.b >> 4
+def last_expert_not_prepared(call: GemmCall | PrepareCall, _: Parameters) -> None:
+    """The loop over experts ends one too early: the last one's weights are zeros, as they were allocated."""
+    codes, block_scale = call.b_codes.clone(), call.b_block_scale.clone()
+    codes[-1], block_scale[-1] = 0, 0
+    call.b_codes, call.b_block_scale = codes, block_scale
     call.run()
-
-
-@fault(
-    category="preparation", stages=_PREPARE, bugs=("B20",), killed_by="GEMM", effect="collapse", unit="expert",
-)  # fmt: skip
-def prepared_expert_left_out(call: PrepareCall, _: Parameters) -> None:
-    """The loop over experts ends one too early: the last one's part stays as it was allocated."""
-    call.run()
-    _change_last(call, lambda part: part.view(torch.uint8).zero_())
 
 
 @fault(
@@ -138,10 +96,6 @@ def prepared_in_place(call: PrepareCall, _: Parameters) -> None:
     """Weights are changed where they lie before they are repacked: preparing them again makes others."""
     call.run()
     call.b.bitwise_xor_(torch.full_like(call.b[:1, :1], 0x80))
-
-
-def _tensors(prepared: dict[str, Any]) -> dict[str, Tensor]:
-    return {name: value for name, value in prepared.items() if isinstance(value, Tensor)}
 
 
 def _change_last(call: PrepareCall, change: Any) -> None:
