@@ -82,8 +82,8 @@ class Format:
 
     @property
     def fp8(self) -> bool:
-        """Whether an FP8 unit without block scales multiplies it: E4M3 with scales of rows, experts or many channels."""
-        return self.element == "e4m3" and self.scale != "ue8m0"
+        """Whether an FP8 unit adds products of its elements over all of k: weights then have one power of two in common."""
+        return self.element == "e4m3" and not self.block
 
     @property
     def swizzled(self) -> bool:

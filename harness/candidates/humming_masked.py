@@ -37,9 +37,10 @@ _SHAPES = (
     (16, 1024, 512), (32, 2048, 256), (4, 2048, 1024), (4, 1536, 768),
     (16, 128, 128), (256, 128, 128), (2, 7168, 128), (2, 128, 7168),
 )  # fmt: skip
+_MOST_STREAMED = 2048  # k and n where k is split: which parts a tile was added in is searched for
 # Rows of an expert that a tile is chosen for: one of each, by the shape, so that few kernels show most tiles.
-_FEW, _SOME, _MANY = range(8, 41, 8), range(48, 105, 8), range(112, 177, 8)
-_HINTS: tuple[dict[str, Any], ...] = ({"rows": 8}, {"rows": 128})
+_FEW, _MANY = range(8, 65, 8), range(72, 177, 8)
+_HINTS: tuple[dict[str, Any], ...] = ({"rows": 32},)
 
 
 class HummingMasked(PreparedGemm, ComposedMoe):
@@ -64,8 +65,10 @@ class HummingMasked(PreparedGemm, ComposedMoe):
         """What the package's code promises in this mode."""
         fp8 = self.activations == "fp8"
         stream: dict[str, Any] = {}
+        shapes = _SHAPES
         if not self.one_pass:
             stream = {"deterministic": False, "place_invariant": False, "cuda_graph": False}
+            shapes = tuple(shape for shape in _SHAPES if max(shape) <= _MOST_STREAMED)
         return Traits(
             activation_format=_ACTIVATION_FORMAT[self.activations],
             weight_format=self.weights,
@@ -78,7 +81,7 @@ class HummingMasked(PreparedGemm, ComposedMoe):
             activations=("silu",),
             reads_strides=True,
             hints=_HINTS,
-            shapes=_SHAPES,
+            shapes=shapes,
             least_scale=1e-30 if fp8 else 0.0,
             canary=(self.weights, self.activations) == ("nvfp4", "bf16"),  # whose checkpoint it is
             **stream,
@@ -131,9 +134,9 @@ class HummingMasked(PreparedGemm, ComposedMoe):
 
         wanted = {
             (extents, extents[0] * rows)
-            for experts, hidden, inter in _SHAPES
+            for experts, hidden, inter in self.traits.shapes
             for extents in ((experts, 2 * inter, hidden), (experts, hidden, inter))
-            for rows in {_tile_rows(extents, each) for each in (1, 64, 1 << 20)}
+            for rows in {_tile_rows(extents, each) for each in (1, 1 << 20)}
         }
         smallest = sorted(wanted, key=lambda each: math.prod(each[0]))
         ahead = partial(compile_kernels, self.weights, self.activations, smallest, one_pass=self.one_pass)
@@ -253,6 +256,6 @@ class StreamAsOnePass(HummingMasked):
 
 
 def _tile_rows(extents: tuple[int, int, int], capacity: int) -> int:
-    """Return the rows of an expert that a kernel is chosen for: few, some or many, by the capacity; which, by the shape."""
-    choices = _FEW if capacity <= _FEW[-1] else _SOME if capacity <= _SOME[-1] else _MANY
+    """Return the rows of an expert that a kernel is chosen for: few or many, by the capacity; which, by the shape."""
+    choices = _FEW if capacity <= _FEW[-1] else _MANY
     return choices[zlib.crc32(str(extents).encode()) % len(choices)]

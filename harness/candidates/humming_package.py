@@ -3,7 +3,7 @@
 Read in humming-kernels 0.1.12 (which sglang 0.5.23 pins), 0.1.19 and 0.1.20; paths are relative to the package:
     schema/base.py       BaseWeightSchema.from_config(config).convert_humming(tensors, ..., num_experts)
     transform.py         prepare_layer_config, transform_humming_tensors; prepare_fp16_e8m0_scale from 0.1.19 on
-    tune/__init__.py     get_heuristics_config: a list of (rows above, rows up to, tiles), a kernel for each
+    tune/__init__.py     get_heuristics_config: the tiles that it chooses for so many rows, a kernel for each choice
     forward.py           humming_forward
     ops/                 quant_input in 0.1.12, process_input from 0.1.19 on
 Engines call these functions and not `HummingLayer`, whose transform() in 0.1.12 does not hand the number of experts on.
@@ -33,8 +33,8 @@ _SCHEMAS = {"nvfp4": {"quant_method": "modelopt", "quant_algo": "nvfp4"}, "mxfp4
 _ACTIVATIONS = {"bf16": "bfloat16", "fp16": "float16", "fp8": "float8e4m3"}
 
 
-_TILINGS: dict[tuple[str, bool], list[tuple[int, int, dict[str, Any]]]] = {}
-"""The package's choices for a layer: rows above which and up to which, and the tiles."""
+_TILINGS: dict[tuple[str, int, bool], dict[str, Any]] = {}
+"""The package's choices: by the configuration of a layer, rows, and whether k is taken in one pass."""
 
 
 def is_installed() -> bool:
@@ -127,12 +127,10 @@ def tiling(config: Any, rows: int, *, one_pass: bool) -> dict[str, Any]:
     """Return the tiles that the package chooses for so many rows of all experts."""
     from humming.tune import get_heuristics_config
 
-    key = config.to_str(), one_pass
+    key = config.to_str(), rows, one_pass
     if key not in _TILINGS:
-        found = get_heuristics_config(config, **compute_config(one_pass=one_pass))
-        _TILINGS[key] = [(0, 1 << 30, found)] if isinstance(found, dict) else [tuple(each) for each in found]
-    every = _TILINGS[key]
-    return next((tiles for low, high, tiles in every if low < rows <= high), every[-1][2])
+        _TILINGS[key] = get_heuristics_config(config, shape_m=rows, **compute_config(one_pass=one_pass))
+    return _TILINGS[key]
 
 
 def launch(

@@ -231,13 +231,10 @@ def _check(traits: Traits) -> None:
 
 def _wanted(name: str, value: Any) -> str:
     """Return what a trait must be, or "" where it is that."""
-    if name in _LEAST:
+    if name in _LEAST or name == "least_scale":
         return _wanted_number(name, value)
     if name in _SETS:
         return _wanted_set(name, value)
-    if name == "least_scale":
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        return "" if is_number and 0 <= value < 1 else "a number from 0 to below 1"
     if name in _TEXTS:
         return "" if isinstance(value, str) and (value or name == "summation") else f"a {_TEXTS[name]}"
     if name in _ONE_OF:
@@ -278,6 +275,9 @@ def _wanted_set(name: str, value: Any) -> str:
 
 
 def _wanted_number(name: str, value: Any) -> str:
+    if name == "least_scale":
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        return "" if is_number and 0 <= value < 1 else "a number from 0 to below 1"
     if isinstance(value, bool) or not isinstance(value, int):
         return "a whole number"
     if value < _LEAST[name]:
