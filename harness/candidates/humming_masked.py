@@ -15,7 +15,7 @@ import zlib
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from harness.candidates.composition import ComposedMoe
+from harness.candidates.composition import ComposedMoe, compose_tapped
 from harness.candidates.prepared import PreparedGemm
 from harness.candidates.support import Support, supported, unsupported
 from harness.candidates.traits import Traits
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from harness.candidates.layouts import Pair
+    from harness.candidates.taps import StageCall
 
 _FORMATS = ("nvfp4-bf16", "nvfp4-fp16", "mxfp4-bf16", "mxfp4-fp16", "mxfp4-fp8")
 _ACTIVATION_FORMAT = {"bf16": "bf16", "fp16": "fp16", "fp8": "fp8_token"}
@@ -89,7 +90,8 @@ class HummingMasked(PreparedGemm, ComposedMoe):
 
     def _summation(self) -> str:
         unit = "sm_90 f8" if self.activations == "fp8" else "sm_90 f16"
-        return unit if self.one_pass else f"{unit}; lanes 2; from 768; stream"
+        # From which k on it is split depends on the shape; what is not split has two lanes.
+        return unit if self.one_pass else f"{unit}; lanes 2; stream"
 
     @property
     def asked(self) -> dict[str, str]:
@@ -127,6 +129,10 @@ class HummingMasked(PreparedGemm, ComposedMoe):
                 f"its modes are those of compute capability 9.0 (Hopper), this is {major}.{minor}"
             )
         return supported()
+
+    def masked_moe_tapped(self, **arguments: Any) -> tuple[Tensor, list[StageCall]]:
+        """Return masked_moe's output and its stage calls."""
+        return compose_tapped(self, **arguments)
 
     def compile_ahead(self) -> None:
         """Begin to compile the kernels of every shape that is drawn, in parallel; a call that needs one waits for it."""

@@ -197,7 +197,8 @@ def _extras(drawn: Drawn, traits: Traits) -> st.SearchStrategy[frozenset[str]]:
     written = st.integers(0, _MOST_TRAPS).flatmap(lambda count: of_count[count])
     chosen = st.lists(st.sampled_from(options), max_size=1) if options else none
     # Rarely: rules judge these for themselves (harness.problems.values), and the others must not get rarer.
-    added = st.one_of(none, none, none, st.lists(st.sampled_from(seldom), min_size=1, max_size=1))
+    one = st.lists(st.sampled_from(seldom), min_size=1, max_size=1) if seldom else none
+    added = st.one_of(none, none, none, one)
     return st.tuples(written, chosen, added).map(
         lambda parts: frozenset(name for part in parts for name in part)
     )
