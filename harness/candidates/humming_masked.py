@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import threading
 import zlib
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 from harness.candidates.composition import ComposedMoe, compose_tapped
@@ -38,6 +38,7 @@ _SHAPES: tuple[tuple[int, int, int], ...] = (
     (16, 1024, 512), (32, 2048, 256), (4, 2048, 1024), (4, 1536, 768),
     (16, 128, 128), (256, 128, 128), (2, 7168, 128), (2, 128, 7168),
 )  # fmt: skip
+_COLUMNS = 128
 _MOST_STREAMED = 2048  # k and n where k is split: which parts a tile was added in is searched for
 # Rows of an expert that a tile is chosen for: one of each, by the shape, so that few kernels show most tiles.
 _FEW, _MANY = range(8, 65, 8), range(72, 177, 8)
@@ -61,22 +62,25 @@ class HummingMasked(PreparedGemm, ComposedMoe):
         self._locks: Tensor | None = None
         self._ran: list[dict[str, str]] = []
 
-    @property
+    @cached_property
     def traits(self) -> Traits:
         """What the package's code promises in this mode."""
         fp8 = self.activations == "fp8"
         stream: dict[str, Any] = {}
-        shapes = _SHAPES
+        columns = self._columns()
+        shapes = tuple(
+            dict.fromkeys((e, _up(hidden, columns), _up(inter, columns)) for e, hidden, inter in _SHAPES)
+        )
         if not self.one_pass:
             stream = {"deterministic": False, "place_invariant": False, "cuda_graph": False}
-            shapes = tuple(shape for shape in _SHAPES if max(shape) <= _MOST_STREAMED)
+            shapes = tuple(shape for shape in shapes if max(shape) <= _MOST_STREAMED)
         return Traits(
             activation_format=_ACTIVATION_FORMAT[self.activations],
             weight_format=self.weights,
             accumulator_chunk=32 if fp8 else 16,
             summation=self._summation(),
             k_multiple=64,
-            n_multiple=128,
+            n_multiple=columns,
             store_rows=1,
             out_dtypes=("float16" if self.activations == "fp16" else "bfloat16",),
             activations=("silu",),
@@ -87,6 +91,14 @@ class HummingMasked(PreparedGemm, ComposedMoe):
             canary=(self.weights, self.activations) == ("nvfp4", "bf16"),  # whose checkpoint it is
             **stream,
         )
+
+    def _columns(self) -> int:
+        """Return what n is a multiple of, which the package is asked where it can run."""
+        from harness.candidates.humming_package import columns_multiple
+
+        if not self.support():
+            return _COLUMNS
+        return columns_multiple(self.weights, self.activations, one_pass=self.one_pass)
 
     def _summation(self) -> str:
         unit = "sm_90 f8" if self.activations == "fp8" else "sm_90 f16"
@@ -255,10 +267,14 @@ class StreamAsOnePass(HummingMasked):
     def __init__(self) -> None:
         super().__init__("nvfp4-bf16-stream")
 
-    @property
+    @cached_property
     def traits(self) -> Traits:
         """Those of one pass."""
         return HummingMasked().traits
+
+
+def _up(extent: int, multiple: int) -> int:
+    return -(-extent // multiple) * multiple
 
 
 def _tile_rows(extents: tuple[int, int, int], capacity: int) -> int:

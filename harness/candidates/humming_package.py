@@ -13,6 +13,7 @@ What differs between the versions is asked of the functions themselves. Nothing 
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
 import inspect
 import json
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 DISTRIBUTION, MODULE = "humming-kernels", "humming"
 LOCKS = 4096  # int32, zero: stream k's locks of 132 SMs need 1,024 in 0.1.12, up to 2,048 in 0.1.20
+_LEAST_COLUMNS = 128  # that a tile of 16-bit activations has
 _COMPILATIONS = 12  # at a time; each starts a compiler
 
 _SCHEMAS = {"nvfp4": {"quant_method": "modelopt", "quant_algo": "nvfp4"}, "mxfp4": {"quant_method": "mxfp4"}}
@@ -131,6 +133,14 @@ def tiling(config: Any, rows: int, *, one_pass: bool) -> dict[str, Any]:
     if key not in _TILINGS:
         _TILINGS[key] = get_heuristics_config(config, shape_m=rows, **compute_config(one_pass=one_pass))
     return _TILINGS[key]
+
+
+@functools.cache
+def columns_multiple(weights: str, activations: str, *, one_pass: bool) -> int:
+    """Return what n is a multiple of: the tiles that 0.1.12 chooses have 256 columns whatever n is, later ones adapt."""
+    config = layer_config(_schema(weights), activations, (1, _LEAST_COLUMNS, 2 * _LEAST_COLUMNS))
+    columns: int = tiling(config, _LEAST_COLUMNS, one_pass=one_pass)["block_shape"][1]
+    return max(columns, _LEAST_COLUMNS)
 
 
 def launch(
