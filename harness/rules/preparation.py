@@ -21,11 +21,12 @@ def prepared(ctx: Context) -> list[Comparison]:
     """PREPARE: weights of both GEMMs prepared twice, and with those of one expert changed; the inputs keep every byte."""
     t = ctx.tensors
     found = []
-    for name, weights, alpha in (("w1", t.w1, t.w1_alpha), ("w2", t.w2, t.w2_alpha)):
+    # Another expert of each: of several one is not the last, and one is not the first.
+    for number, (name, weights, alpha) in enumerate((("w1", t.w1, t.w1_alpha), ("w2", t.w2, t.w2_alpha))):
         once = _prepared(ctx, weights, alpha)
         again = _prepared(ctx, weights, alpha)
         found.append(_compared(f"{name}, prepared twice", once, again, ctx, changed=None))
-        expert = ctx.problem.seed % ctx.problem.experts
+        expert = (ctx.problem.seed + number) % ctx.problem.experts
         other = _prepared(ctx, *_with_one_changed(weights, alpha, expert))
         found.append(
             _compared(f"{name}, expert {expert} has other weights", once, other, ctx, changed=expert)
