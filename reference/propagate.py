@@ -122,12 +122,17 @@ def activated(gemm1: Interval, way: Activation, dtype: torch.dtype = torch.bfloa
     products = torch.stack((low * up_low, low * up_high, high * up_low, high * up_high))
     # float32 arithmetic before the rounding to bfloat16: see docs/bounds.md, "Activation"
     largest = way.alpha * torch.maximum(gate_low.abs(), gate_high.abs())
-    freedom = (1.173 * largest + 6) * 2.0**-23
+    freedom = ((1.173 * largest + 6) * 2.0**-23).masked_fill(
+        largest.isinf(), 0.0
+    )  # of an infinite gate nothing is free
     low, high = products.amin(0), products.amax(0)
     if way != replace(way, kind="silu", alpha=1.0, beta=0.0):  # more steps, and 1 + erf(x) cancels
         lost = largest * torch.maximum(up_low.abs(), up_high.abs()) * 2.0**-20
         low, high = low - lost, high + lost
-    low, high = low - low.abs() * freedom, high + high.abs() * freedom
+    low, high = (
+        torch.where(end.isinf(), end, end + sign * end.abs() * freedom)
+        for end, sign in ((low, -1), (high, 1))
+    )
     anything = gemm1.anything()
     gate_any, up_any = (half.bool() for half in way.split(anything.double()))
     low = low.to(dtype).double().masked_fill(gate_any | up_any, -torch.inf)

@@ -82,7 +82,10 @@ def prepare_layer_config(
 
 def transform_humming_tensors(config: Config, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Rows from the last one on, scales transposed; never the tensors that were given."""
-    made = {"weight": tensors["weight"].flip(1), "weight_scale": tensors["weight_scale"].view(torch.uint8).mT.clone()}
+    made = {
+        "weight": tensors["weight"].flip(1),
+        "weight_scale": tensors["weight_scale"].view(torch.uint8).mT.clone(),
+    }
     return made | ({"weight_scale_2": tensors["weight_scale_2"].clone()} if config.has_factor else {})  # fmt: skip
 
 

@@ -19,7 +19,11 @@ from harness.running.outcome import Outcome
 from harness.verdict import UsageError
 from tests.candidates.humming_stand_in import install
 
-PROBLEMS = ("v2:4x33x128x128:33,0,9,1:normal:3", "v2:3x9x256x128:9,4,0:grid:5", "v2:4x8x128x128:8,1,0,5:normal:6")
+PROBLEMS = (
+    "v2:4x33x128x128:33,0,9,1:normal:3",
+    "v2:3x9x256x128:9,4,0:grid:5",
+    "v2:4x8x128x128:8,1,0,5:normal:6",
+)
 RULES = ("PREPARE", "GEMM", "MOE", "LAYOUT-IN", "LAYOUT-OUT", "SHAPES")
 FAULTS = (
     ("weight_scales_of_neighbour_expert", "GEMM"),
@@ -80,9 +84,7 @@ def test_names_of_the_oldest_version_do_as_well(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize(("fault", "rule"), FAULTS)
-def test_faults_around_the_kernels_are_caught(
-    fault: str, rule: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_faults_around_the_kernels_are_caught(fault: str, rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch)
     assert any(outcome.fails for outcome in judged(plant(OnCpu(), fault), rule)), fault
 

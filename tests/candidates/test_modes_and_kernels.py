@@ -32,7 +32,9 @@ class InModes(EagerKernels):
 
     def masked_grouped_gemm(self, *arguments: Any) -> None:
         super().masked_grouped_gemm(*arguments)
-        self._ran.append({"mode": "plain" if self.mode == "lost" else self.mode, "tile": str(arguments[0].shape[0])})
+        self._ran.append(
+            {"mode": "plain" if self.mode == "lost" else self.mode, "tile": str(arguments[0].shape[0])}
+        )
 
     def ran(self) -> list[dict[str, str]]:
         found, self._ran = self._ran, []

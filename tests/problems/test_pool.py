@@ -89,5 +89,7 @@ def test_shapes_survive_json_and_are_checked() -> None:
 def test_an_empty_choice_of_seldom_traps_is_no_error() -> None:
     """Of float16 tokens, finite ones, no trap that is seldom is left."""
     traits = Traits(device="cpu", activation_format="fp16", shapes=SHAPES)
-    assert drawn_problems(find_rules(["REPEAT"])[0], traits, find_profile("quick"), random.Random(1).randrange(9))
+    assert drawn_problems(
+        find_rules(["REPEAT"])[0], traits, find_profile("quick"), random.Random(1).randrange(9)
+    )
     assert Drawn(finite=True).traps_for(traits)
