@@ -16,7 +16,7 @@ from harness.cli import run
 from harness.verdict import UsageError
 
 HERE = "tests.candidates.test_modes_and_kernels"
-CHECK = ["check", "--no-canary", "--no-isolate", "--rule", "GEMM", "--max-seconds", "3"]
+CHECK = ["check", "--no-canary", "--no-isolate", "--rule", "GEMM", "--problem", "v2:3x9x64x32:9,4,7:normal:3"]
 
 
 class InModes(EagerKernels):
