@@ -18,6 +18,7 @@ EXTRAS = {
     "capture": {"safetensors": "safetensors"},
     "cluster": {"ray": "ray"},
     "cutedsl": {"flashinfer-python": "flashinfer", "nvidia-cutlass-dsl": "cutlass", "numpy": "numpy"},
+    "hopper": {"humming-kernels": "humming"},
     "sglang": {"sglang": "sglang"},
     "vllm": {"vllm": "vllm"},
 }

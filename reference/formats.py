@@ -81,6 +81,11 @@ class Format:
         return self.largest * (e4m3.MAX if self.scale == "e4m3" else 1)
 
     @property
+    def fp8(self) -> bool:
+        """Whether an FP8 unit adds products of its elements over all of k: weights then have one power of two in common."""
+        return self.element == "e4m3" and not self.block
+
+    @property
     def swizzled(self) -> bool:
         """Whether block scales are bytes, which kernels take in 128x4 order; float32 scales lie row by row."""
         return self.scale in {"e4m3", "ue8m0"}
@@ -164,19 +169,30 @@ class Format:
         return e8m0.encode_e8m0(amax * 2.0 ** -_EMAX[self.element])
 
 
+E4M3_BINADES = 11
+"""That block scales of MXFP4 weights may span where they are decoded to E4M3: it has 15 normal ones, E2M1 takes four."""
 _EMAX = {"e2m1": 2, "e4m3": 8}  # exponent of the largest element
 
 
-def multiplied_in(activations: Format, unit: str) -> str:
-    """Return the type that operands of a unit without block scales have, a key of matrix_units.FORMATS.
+def multiplied_in(activations: Format, unit: str, of: Format) -> str:
+    """Return the type that an operand of a unit without block scales has, a key of matrix_units.FORMATS.
 
     Args:
         activations: their format.
         unit: name of the unit, a key of matrix_units.UNITS for example.
+        of: format of the operand itself: weights with powers of two are scaled into E4M3, which holds `E4M3_BINADES` of
+            them.
     """
     if unit.endswith((" f8", "f8f6f4")):
-        return "e4m3"
+        return "e4m3, scaled" if of.scale == "ue8m0" else "e4m3"
     return activations.element if activations.plain else "bfloat16"
+
+
+def in_e4m3(block_scale: Tensor) -> Tensor:
+    """Return E8M0 bytes `(experts, n, k/32)` of weights that E4M3 can hold: those too small raised to the smallest it can."""
+    largest = block_scale.masked_fill(block_scale == e8m0.NAN_BYTE, 0).amax((-2, -1), keepdim=True)
+    least = (largest.to(torch.int16) - E4M3_BINADES).clamp(min=0).to(torch.uint8)
+    return torch.maximum(block_scale, least)
 
 
 def _as(dtype: torch.dtype) -> Callable[[Tensor, Tensor | None], Coded]:

@@ -40,13 +40,17 @@ class Interval:
         rows = (self.low == self.high).all(-1)
         return rows if self.scale is None else rows & ~self.scale.isnan().any(-1)
 
+    def anything(self) -> Tensor:
+        """Return which elements may be anything, NaN too: what infinite and finite values can make of each other."""
+        return (self.low == -torch.inf) & (self.high == torch.inf)
+
     def center(self) -> Tensor:
         """Return the middle."""
         return (self.low + self.high) / 2
 
     def radius(self) -> Tensor:
         """Return half of the width."""
-        return (self.high - self.low) / 2
+        return torch.where(self.low == self.high, 0.0, (self.high - self.low) / 2)  # infinite ends too
 
 
 def quantized_values(x: Interval, global_scale_enc: Tensor, arithmetic: Arithmetic) -> Interval:

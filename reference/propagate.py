@@ -77,7 +77,7 @@ def gemm(
         slack += magnitude * (accumulator.units(added.forms[0].block or b.shape[1]) + 2.0**-21)
     if not bool((a.low == a.high).all()):
         slack += a.radius() @ weights.abs().T
-    slack = slack.masked_fill(center.isinf() & (a.low == a.high).all(-1, keepdim=True), 0.0)
+    slack = slack.masked_fill(center.isinf(), 0.0)  # by an element that is infinite for certain: see below
     low, high = (accumulator.epilogue(end, alpha, dtype).double() for end in (center - slack, center + slack))
     if alpha is not None and bool(alpha < 0):
         low, high = high, low
@@ -90,16 +90,18 @@ def gemm(
             steps = step_exponents(a.low[rows]), step_exponents(weights)
             undecided &= certified(magnitude[rows] * (1 + b.shape[1] * 2.0**-52), *steps, FLOAT64_BITS)
         if bool(undecided.any()):
-            multiplied = multiplied_in(added.forms[0], summation.name)
             left, right = (
-                summation.operand(*side, multiplied, form.scale)
+                summation.operand(*side, multiplied_in(added.forms[0], summation.name, form), form.scale)
                 for side, form in zip(((a.low[rows], a.scale[rows]), (b, b_scale)), added.forms, strict=True)
             )
             where = torch.zeros_like(low, dtype=torch.bool)
             where[rows] = undecided
             only = accumulator.epilogue(summation.chosen(left, right, undecided), alpha, dtype).double()
             low[where], high[where] = only, only
-    return Interval(low, high)
+    # An element that may be a number or infinite, as float16 has them, says nothing of the sums of its row.
+    ends = torch.stack((a.low, a.high))
+    anything = ((a.low != a.high) & ends.isinf().any(0)).any(-1, keepdim=True)
+    return Interval(low.masked_fill(anything, -torch.inf), high.masked_fill(anything, torch.inf))
 
 
 def activated(gemm1: Interval, way: Activation, dtype: torch.dtype = torch.bfloat16) -> Interval:
@@ -120,13 +122,21 @@ def activated(gemm1: Interval, way: Activation, dtype: torch.dtype = torch.bfloa
     products = torch.stack((low * up_low, low * up_high, high * up_low, high * up_high))
     # float32 arithmetic before the rounding to bfloat16: see docs/bounds.md, "Activation"
     largest = way.alpha * torch.maximum(gate_low.abs(), gate_high.abs())
-    freedom = (1.173 * largest + 6) * 2.0**-23
+    freedom = ((1.173 * largest + 6) * 2.0**-23).masked_fill(
+        largest.isinf(), 0.0
+    )  # of an infinite gate nothing is free
     low, high = products.amin(0), products.amax(0)
     if way != replace(way, kind="silu", alpha=1.0, beta=0.0):  # more steps, and 1 + erf(x) cancels
         lost = largest * torch.maximum(up_low.abs(), up_high.abs()) * 2.0**-20
         low, high = low - lost, high + lost
-    low, high = low - low.abs() * freedom, high + high.abs() * freedom
-    return Interval(low.to(dtype).double(), high.to(dtype).double())
+    low, high = (
+        torch.where(end.isinf(), end, end + sign * end.abs() * freedom)
+        for end, sign in ((low, -1), (high, 1))
+    )
+    anything = gemm1.anything()
+    gate_any, up_any = (half.bool() for half in way.split(anything.double()))
+    low = low.to(dtype).double().masked_fill(gate_any | up_any, -torch.inf)
+    return Interval(low, high.to(dtype).double().masked_fill(gate_any | up_any, torch.inf))
 
 
 def relu2(gemm1: Interval, dtype: torch.dtype = torch.bfloat16) -> Interval:

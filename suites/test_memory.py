@@ -25,3 +25,8 @@ def test_an_output_in_another_layout_is_refused_or_right(check_rule: CheckRule) 
 def test_an_operand_in_another_layout_is_refused_or_right(check_rule: CheckRule) -> None:
     """LAYOUT-IN: an input in another layout is refused or read right."""
     check_rule("LAYOUT-IN")
+
+
+def test_prepared_weights_are_the_same_each_time(check_rule: CheckRule) -> None:
+    """PREPARE: prepared weights are the same each time, and each expert's in its own place."""
+    check_rule("PREPARE")

@@ -23,7 +23,7 @@ ORDER = [
 ]  # fmt: skip
 
 # What each package may import besides the standard library. The engines are imported inside the functions that use them.
-ENGINES = {"flashinfer", "sglang", "vllm", "cutlass", "sgl_kernel", "deep_ep", "nccl"}
+ENGINES = {"flashinfer", "sglang", "vllm", "cutlass", "sgl_kernel", "deep_ep", "nccl", "humming"}
 ALLOWED = {
     "reference": {"reference", "torch", "triton"},  # triton: its kernels, see below
     "harness": {

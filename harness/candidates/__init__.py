@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.candidates.errors import in_words, traits_mistake
+from harness.candidates.modes import in_mode, modes_of
 from harness.candidates.protocol import (
     ALL_STAGES,
     LAYER_STAGES,
@@ -30,6 +31,7 @@ CANDIDATES = {
     "flashinfer-cutedsl": "harness.candidates.flashinfer_cutedsl:FlashInferCuteDsl",
     "flashinfer-cutedsl-cpu": "harness.candidates.flashinfer_cutedsl_cpu:FlashInferCuteDslCpu",
     "sglang-cutedsl": "harness.candidates.sglang_cutedsl:SglangCuteDsl",
+    "humming-masked": "harness.candidates.humming_masked:HummingMasked",
     "vllm-cutedsl": "harness.candidates.vllm_cutedsl:VllmCuteDsl",
     "sglang-loader": "harness.candidates.engines.sglang_loader:SglangLoader",
     "vllm-loader": "harness.candidates.engines.vllm_loader:VllmLoader",
@@ -64,7 +66,7 @@ def load_candidate(name: str) -> Any:
     Args:
         name: a built-in name, or `package.module:attribute` for a class, a function that returns a candidate, or an
             object. Modules are looked up from the current directory too. `control:NAME` is one of the right variants
-            that every rule must pass (harness.candidates.controls.catalog); `eager-gloo:4` is one whose ranks are
+            that every rule must pass (harness.candidates.controls.catalog); `NAME:MODE` is one in one of its modes; `eager-gloo:4` is one whose ranks are
             processes, over four of them. Names with faults are harness.faults.named's.
 
     Raises:
@@ -78,6 +80,7 @@ def load_candidate(name: str) -> Any:
     if over in OVER_RANKS and processes.isascii() and processes.isdigit():
         module_name, _, attribute = CANDIDATES[over].partition(":")
         return getattr(importlib.import_module(module_name), attribute)(int(processes))
+    name, mode = _without_mode(name)
     target = CANDIDATES.get(name, name)
     module_name, colon, attribute = target.partition(":")
     if dotted := _dotted(name):
@@ -93,13 +96,32 @@ def load_candidate(name: str) -> Any:
     if _is_pythons(module_name.partition(".")[0]):
         raise UsageError(f"candidate {name!r} is a part of Python and no candidate; nothing of it is called")
     try:
-        candidate = _loaded(name, module_name, attribute)
+        candidate = _loaded(name, module_name, attribute, mode)
         traits_of(candidate)
     except Exception as error:
         if mistake := traits_mistake(error):
             raise UsageError(f"candidate {name!r}: {mistake}") from error
         raise
     return candidate
+
+
+def _without_mode(name: str) -> tuple[str, str]:
+    """Return a name without the mode behind it, and the mode: `humming-masked:mxfp4-fp8`, `package.module:attribute:mode`."""
+    parts = name.split(":")
+    of_name = 1 if parts[0] in CANDIDATES else 2
+    return ":".join(parts[:of_name]), ":".join(parts[of_name:])
+
+
+def candidate_modes(name: str) -> tuple[str, ...]:
+    """Return the modes of a candidate, () of one that has none, and of a name that has a mode behind it already.
+
+    Raises:
+        UsageError: there is no such candidate.
+    """
+    base = name.partition("+")[0]
+    if base.startswith("control:") or base.partition(":")[0] in OVER_RANKS or _without_mode(base)[1]:
+        return ()
+    return modes_of(load_candidate(base))
 
 
 def _dotted(name: str) -> str:
@@ -120,7 +142,7 @@ def _is_pythons(module: str) -> bool:
     return not spec.has_location or Path(str(spec.origin)).is_relative_to(sysconfig.get_path("stdlib"))
 
 
-def _loaded(name: str, module_name: str, attribute: str) -> Any:
+def _loaded(name: str, module_name: str, attribute: str, mode: str) -> Any:
     """Import what a name stands for and make it. Raises UsageError where there is none, and what its own code raises."""
     try:
         found: Any = importlib.import_module(module_name)
@@ -135,7 +157,7 @@ def _loaded(name: str, module_name: str, attribute: str) -> Any:
             f"candidate {name!r} is {type(found).__name__}, neither a class, a function that returns a candidate, nor an "
             "object with stages; it is not called to find out"
         )
-    candidate = made(found)
+    candidate = in_mode(found, name, mode) if mode else made(found)
     if not stages_of(candidate):
         raise UsageError(
             f"candidate {name!r} has none of the stages {', '.join(ALL_STAGES)}: see harness/candidates/protocol.py"

@@ -5,7 +5,9 @@ Source: SGLang srt/layers/moe/flashinfer_cutedsl_moe.py, flashinfer_cutedsl_moe_
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+from harness.candidates.taps import StageCall
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -115,6 +117,67 @@ def compose_masked_moe(
     out = unwritten((experts, rows, w2.shape[1]), own, device)
     _multiply(stages, a2, w2, w2_blockscale, out, masked_m, w2_alpha)
     return out
+
+
+def compose_tapped(stages: InnerStages, **arguments: Any) -> tuple[Tensor, list[StageCall]]:
+    """Return the layer's output and its stage calls, inputs and outputs copied as they were then.
+
+    Args:
+        stages: as compose_masked_moe takes them.
+        arguments: of masked_moe, by name.
+    """
+    from harness.candidates.protocol import traits_of
+
+    taps = _Tapped(stages)
+    out = compose_masked_moe(taps, **arguments, unrounded=traits_of(stages).unrounded)
+    return out, taps.calls
+
+
+class _Tapped:
+    """A candidate's inner stages, each call of which is kept."""
+
+    def __init__(self, stages: InnerStages) -> None:
+        self._stages, self.calls = stages, list[StageCall]()
+        self.traits = getattr(stages, "traits", None)
+
+    def quantize_grouped(self, x: Tensor, masked_m: Tensor, global_scale_enc: Tensor) -> Pair:
+        """Call the stage of that name and keep the call."""
+        return self._quantized(
+            "quantize_grouped", {"x": x, "masked_m": masked_m, "global_scale_enc": global_scale_enc}
+        )
+
+    def silu_mul_quantize_grouped(self, gate_up: Tensor, masked_m: Tensor, global_scale_enc: Tensor) -> Pair:
+        """Call the stage of that name and keep the call."""
+        given = {"gate_up": gate_up, "masked_m": masked_m, "global_scale_enc": global_scale_enc}
+        return self._quantized("silu_mul_quantize_grouped", given)
+
+    def _quantized(self, stage: str, given: dict[str, Tensor]) -> Pair:
+        inputs = _copies(given)
+        pair: Pair = getattr(self._stages, stage)(*given.values())
+        outputs = _copies({"packed": pair[0], "block_scale": pair[1]})
+        self.calls.append(StageCall(stage, inputs, outputs))
+        return pair
+
+    def masked_grouped_gemm(
+        self,
+        a: Tensor,
+        a_scale: Any,
+        b: Tensor,
+        b_scale: Tensor,
+        out: Tensor,
+        masked_m: Tensor,
+        alpha: Tensor | None,
+    ) -> None:
+        """Call the stage of that name and keep the call."""
+        given = {"a": a, "a_scale": a_scale, "b": b, "b_scale": b_scale, "masked_m": masked_m, "alpha": alpha}
+        inputs = _copies(given)
+        self._stages.masked_grouped_gemm(a, a_scale, b, b_scale, out, masked_m, alpha)
+        self.calls.append(StageCall("masked_grouped_gemm", inputs, _copies({"out": out})))
+
+
+def _copies(tensors: dict[str, Any]) -> dict[str, Any]:
+    """Return copies of tensors, strides kept; what is None stays None."""
+    return {name: value if value is None else value.clone() for name, value in tensors.items()}
 
 
 def _activated(

@@ -18,6 +18,7 @@ from harness.candidates import layouts
 from harness.candidates.protocol import stages_of, traits_of
 from reference import loading, routing
 from reference.e8m0 import decode_e8m0
+from reference.formats import FORMATS
 from reference.fp8_tokens import dequantize_fp8_tokens
 from reference.layout import swizzle_128x4
 from reference.nvfp4 import BLOCK
@@ -77,12 +78,27 @@ class ExpertParallel:
         load = layer_stage(candidate, "load_experts")
         if sharding == "width":
             slices = [slice_of_width(checkpoint, rank, ranks) for rank in range(ranks)]
-            self.shards = [load(part, range(self.experts)) for part in slices]
+            self.shards = [self._as_multiplied(load(part, range(self.experts))) for part in slices]
             return
         if self.experts % ranks:
             raise ValueError(f"ExpertParallel: {ranks} ranks do not divide {self.experts} experts")
         local = self.experts // ranks
-        self.shards = [load(dict(checkpoint), range(r * local, (r + 1) * local)) for r in range(ranks)]
+        self.shards = [
+            self._as_multiplied(load(dict(checkpoint), range(r * local, (r + 1) * local)))
+            for r in range(ranks)
+        ]
+
+    def _as_multiplied(self, loaded: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return loaded arguments for the format that the candidate multiplies tokens in: without encode scales, ones."""
+        if FORMATS[traits_of(self.candidate).activation_format].encoded:
+            return loaded
+        first, second = loaded["input_global_scale"], loaded["a2_global_scale"]
+        return loaded | {
+            "w1_alpha": loaded["w1_alpha"] * first,
+            "w2_alpha": loaded["w2_alpha"] * second,
+            "input_global_scale": torch.ones_like(first),
+            "a2_global_scale": torch.ones_like(second),
+        }
 
     def route(self, logits: Tensor, topk: int, *, normalize: bool = True) -> tuple[Tensor, Tensor]:
         """Return expert ids and weights of `(tokens, experts)` logits, `(tokens, topk)` each."""
@@ -131,8 +147,7 @@ class ExpertParallel:
     def run_experts(self, rank: int, received: Dispatched) -> Tensor:
         """Run masked_moe on what one rank received: `(local experts, capacity, hidden)` bfloat16."""
         arguments = dict(self.shards[rank])
-        scale = arguments.pop("input_global_scale")
-        hidden_states, scale = masked_moe_input(received, self.transport, scale)
+        hidden_states, scale = masked_moe_input(received, self.transport, arguments.pop("input_global_scale"))
         out: Tensor = self.candidate.masked_moe(
             hidden_states=hidden_states,
             input_global_scale=scale,

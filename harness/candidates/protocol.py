@@ -55,9 +55,20 @@ over_ranks); definitions in reference.routing and reference.loading
         checkpoint: one layer's ModelOpt tensors, all experts; experts: range of those on this rank. w1_alpha is (l,), or
         (l, 2) of a kernel that takes one for gate and one for up.
 
+Weights in an order of the kernel's own, which an engine makes once when it loads
+    prepare(b, b_scale, alpha) -> dict of what multiply_prepared takes
+        arguments as those of masked_grouped_gemm. Its tensors have the experts first, or hold what is common to all
+        experts; anything else in it (shapes, a configuration) is the same for all weights of these extents and formats.
+    multiply_prepared(a, a_scale, prepared, out, masked_m, **hints) -> None
+        masked_grouped_gemm on what prepare returned. No stage: `harness.candidates.prepared.PreparedGemm` makes
+        masked_grouped_gemm of the two, which is judged.
+
 Everything else is optional: `name`, `support()`, `start_ranks()` (of ranks that are processes), `load_slice(checkpoint,
 experts, place, slices)` (as load_experts, of a rank that has one slice of inter: an engine's own sharding),
 `load_redundant(checkpoint, slots, places)` (of a rank with some slots of a layer whose slot s holds the expert places[s]),
+`compile_ahead()` (called once before anything is judged or
+timed), `modes` and the constructor's argument `mode` (ways to compute, `NAME:MODE` on a command line), `asked` and `ran()`
+(what was asked of the package by name, and which kernels ran since the last call of it: harness.candidates.witness),
 `place_topk(topk_idx, places, rank, ranks)` (the slots, int64, that a rank's tokens go to, by each way of choosing), `traits`, `reciprocal(x)` (the
 rcp.approx.ftz that its quantizers use, where it is known bit for bit: 1 / x up to one unit) and `warning` (a sentence for the record).
 
@@ -83,8 +94,9 @@ if TYPE_CHECKING:
     from reference.routing import Dispatched
 
 STAGES = ("quantize_grouped", "silu_mul_quantize_grouped", "masked_grouped_gemm", "masked_moe")
+WEIGHT_STAGES = ("prepare",)
 LAYER_STAGES = ("route_topk", "dispatch", "combine", "load_experts")
-ALL_STAGES = STAGES + LAYER_STAGES
+ALL_STAGES = STAGES + WEIGHT_STAGES + LAYER_STAGES
 
 
 @runtime_checkable
@@ -143,6 +155,13 @@ class MaskedMoe(Protocol):
         activation: str = "silu",
     ) -> Tensor:
         """Return the layer's output."""
+
+
+class Prepare(Protocol):
+    """prepare: weights to the order of the kernel's own."""
+
+    def __call__(self, b: Tensor, b_scale: Tensor, alpha: Tensor | None) -> dict[str, Any]:
+        """Return what multiply_prepared takes."""
 
 
 class RouteTopk(Protocol):

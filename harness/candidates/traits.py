@@ -49,6 +49,7 @@ _SETS = {
     "deviations": 'texts such as "ties: away from zero"',
     "activations": 'one such as "silu" or "silu; limit 10", "relu2", or both',
     "hidden_sizes": "multiples of 128",
+    "shapes": "experts, hidden and inter, three whole numbers each, as the other traits allow them",
 }
 _MAY_BE_EMPTY = {"unrounded"}
 _ONE_OF = ("activation_format", "weight_format", "arithmetic")
@@ -91,6 +92,7 @@ class Traits:
         keeps_sign_of_zero: stores -0.0 as code 0b1000, as the hardware's conversion does.
         keeps_subnormals: takes block scales, elements and alphas below the smallest normal number as they are (False: may
             flush them to zero, so that none is drawn).
+        least_scale: of a token, that its quantizer stores: tokens that need a smaller one are out of its contract.
         finite_only: NaN and infinity, in inputs and in results, are not part of its contract: none is drawn.
         complete_only: checkpoints that lack a scale are not part of its contract: load_experts gets none, and need not refuse
             them.
@@ -111,6 +113,8 @@ class Traits:
         combine_transports: how combine can bring rows back: "bf16"; "logfmt" only where declared.
         most_tokens: that a rank sends; 0 for no limit.
         hidden_sizes: widths of tokens that dispatch and combine take; () for any that the alignments allow.
+        shapes: experts, hidden and inter of problems, of a kernel that is compiled for each: a run draws no others. () for any
+            that the alignments allow. What reaches far takes the nearest; --shapes and --problem are taken as they are.
         far: fast enough for problems that reach far: 256 experts, capacity 8,192, k 7,168 (harness.problems.reach).
     """
 
@@ -132,6 +136,7 @@ class Traits:
     reads_strides: bool = False
     keeps_sign_of_zero: bool = True
     keeps_subnormals: bool = True
+    least_scale: float = 0.0
     finite_only: bool = False
     complete_only: bool = False
     alpha_required: bool = False
@@ -147,6 +152,7 @@ class Traits:
     combine_transports: tuple[str, ...] = ("bf16",)
     most_tokens: int = 0
     hidden_sizes: tuple[int, ...] = ()
+    shapes: tuple[tuple[int, int, int], ...] = ()
     far: bool = True
 
     def __post_init__(self) -> None:
@@ -186,6 +192,8 @@ def out_of_contract(traits: Traits) -> list[str]:
         "a GEMM without alpha": traits.alpha_required,
         "checkpoints that lack a scale": traits.complete_only,
     }
+    if traits.least_scale:
+        said[f"tokens whose scales are below {traits.least_scale:g}"] = True
     lacking = [f"dispatch by {name}" for name in _KNOWN["transports"][:3] if name not in traits.transports]
     return [what for what, is_out in said.items() if is_out] + lacking
 
@@ -209,6 +217,14 @@ def _check(traits: Traits) -> None:
             f"Traits: k_multiple must be a multiple of {block}, the block of {' with '.join(traits.formats)}, "
             f"got {traits.k_multiple}"
         )
+    for shape in traits.shapes:
+        experts, *widths = shape
+        fits = traits.min_experts <= experts == traits.at_most_experts(experts)
+        if not fits or any(width % traits.width_multiple for width in widths):
+            raise UsageError(
+                f"Traits: shapes must hold hidden and inter that are multiples of {traits.width_multiple} and experts that "
+                f"it accepts, got {_shown(shape)}"
+            )
     if 0 < traits.max_experts < traits.min_experts:
         raise UsageError(
             f"Traits: max_experts must be 0, for no limit, or at least min_experts, which is {traits.min_experts}, "
@@ -218,7 +234,7 @@ def _check(traits: Traits) -> None:
 
 def _wanted(name: str, value: Any) -> str:
     """Return what a trait must be, or "" where it is that."""
-    if name in _LEAST:
+    if name in _LEAST or name == "least_scale":
         return _wanted_number(name, value)
     if name in _SETS:
         return _wanted_set(name, value)
@@ -244,6 +260,12 @@ def _wanted_set(name: str, value: Any) -> str:
     def fits(each: Any) -> bool:
         if name == "hidden_sizes":
             return isinstance(each, int) and not isinstance(each, bool) and each > 0 and each % 128 == 0
+        if name == "shapes":
+            return (
+                isinstance(each, tuple | list)
+                and len(each) == 3
+                and all(type(n) is int and n > 0 for n in each)
+            )
         if name == "activations":
             return isinstance(each, str) and not _no_activation(each)
         if name == "deviations":
@@ -256,6 +278,9 @@ def _wanted_set(name: str, value: Any) -> str:
 
 
 def _wanted_number(name: str, value: Any) -> str:
+    if name == "least_scale":
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        return "" if is_number and 0 <= value < 1 else "a number from 0 to below 1"
     if isinstance(value, bool) or not isinstance(value, int):
         return "a whole number"
     if value < _LEAST[name]:

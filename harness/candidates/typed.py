@@ -6,10 +6,12 @@ from typing import TypeAlias
 
 from harness.candidates.controls.catalog import StrictPhysical
 from harness.candidates.controls.layer_variants import LayerVariant
+from harness.candidates.controls.prepared_weights import PreparedKernels
 from harness.candidates.controls.variant import Variant
 from harness.candidates.eager import Eager
 from harness.candidates.flashinfer_cutedsl import FlashInferCuteDsl
 from harness.candidates.flashinfer_cutedsl_cpu import FlashInferCuteDslCpu
+from harness.candidates.humming_masked import HummingMasked
 from harness.candidates.over_ranks import OverRanks
 from harness.candidates.physical import Physical
 from harness.candidates.protocol import (
@@ -18,6 +20,7 @@ from harness.candidates.protocol import (
     LoadExperts,
     MaskedGroupedGemm,
     MaskedMoe,
+    Prepare,
     QuantizeGrouped,
     RouteTopk,
     SiluMulQuantizeGrouped,
@@ -42,3 +45,7 @@ def _around(
     of: Eager | OverRanks | Physical | LayerVariant,
 ) -> tuple[RouteTopk, Dispatch, Combine, LoadExperts]:
     return of.route_topk, of.dispatch, of.combine, of.load_experts
+
+
+def _prepared(of: HummingMasked | PreparedKernels) -> Prepare:
+    return of.prepare

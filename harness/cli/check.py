@@ -22,6 +22,8 @@ from harness.problems.profiles import Profile
 from harness.verdict import ExitCode, UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from harness.records.record import RunRecord
     from harness.running.check import CheckRequest
     from harness.running.shared.asked import AskedSharing
@@ -37,6 +39,11 @@ _MOST = {"threads": MOST_THREADS, "max_memory": 1 << 20}  # GiB: an address spac
     metavar="NAME",
     shell_complete=complete.candidates,
     help="Built-in name or package.module:attribute; may be repeated. Default: every built-in one that can run here.",
+)
+@click.option(
+    "--modes",
+    metavar="MODES",
+    help="Each candidate in all of its modes, 'all', or in some, with commas between: NAME:MODE each. Default: its first.",
 )
 @click.option(
     "--rule",
@@ -115,6 +122,7 @@ _MOST = {"threads": MOST_THREADS, "max_memory": 1 << 20}  # GiB: an address spac
 @ci_options
 def check_command(
     candidates: tuple[str, ...],
+    modes: str | None,
     rules: tuple[str, ...],
     profile: str,
     problem: str | None,
@@ -150,7 +158,7 @@ def check_command(
     size = profile_with(profile, problem_seconds)
     a_part = bool(rules or problem is not None or shapes or max_seconds)
     request = CheckRequest(
-        candidates=list(candidates),
+        candidates=in_modes(candidates, modes),
         rules=find_rules(list(rules)),
         profile=size,
         seed=seed,
@@ -172,6 +180,18 @@ def check_command(
     record = new_record(profile, seed)
     run_and_report(request, record, folder, junit)
     return ExitCode.INTERRUPTED if record.interrupted else exit_with(fail_on, record, earlier)
+
+
+def in_modes(candidates: Sequence[str], modes: str | None) -> list[str]:
+    """Return the names of the candidates that are judged. Raises UsageError where one has not the modes asked for."""
+    from harness.candidates import candidate_modes
+    from harness.candidates.modes import names_in_modes
+
+    if modes is None:
+        return list(candidates)
+    if not candidates:
+        raise UsageError("--modes says in which of its modes a candidate is judged; give --candidate as well")
+    return [each for name in candidates for each in names_in_modes(name, candidate_modes(name), modes)]
 
 
 def _refuse_unfit_shapes(shapes: str | None, ep: int, problem: str | None) -> None:

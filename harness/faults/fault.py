@@ -24,8 +24,12 @@ CATEGORIES = (
     "dispatch",
     "combine",
     "loading",
+    "preparation",
     "races",
 )
+PREPARED = ("prepare", "masked_grouped_gemm")
+"""Stages of a fault of weights, scales or alphas: it is planted where they are prepared, and in the GEMM of a candidate that
+takes them as they are."""
 EFFECTS = ("collapse", "shift", "none")
 UNITS = ("block", "row", "expert", "call")
 

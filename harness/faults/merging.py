@@ -21,6 +21,7 @@ from harness.faults.layer_calls import (
     LoadedMoeCall,
     RouteCall,
 )
+from harness.faults.prepare_call import PrepareCall
 from harness.faults.scope import chosen_blocks, chosen_rows
 from reference.routing import Dispatched
 
@@ -188,9 +189,26 @@ def _merge_weight_rows(healthy: LoadCall, faulty: LoadCall, parameters: Paramete
         setattr(healthy, f"{name}_block_scale", _where(here, wrong_scale, scale))
 
 
+def _merge_prepared(healthy: PrepareCall, faulty: PrepareCall, _: str, parameters: Parameters) -> None:
+    """Keep a fault to some experts, with all that is theirs."""
+    names = healthy.of_experts()
+    pairs = [(name, healthy.prepared[name], faulty.prepared[name]) for name in names]
+    changed = torch.zeros(healthy.experts, dtype=torch.bool, device=healthy.b.device)
+    for _, right, wrong in pairs:
+        changed |= _differs(_bytes(right), _bytes(wrong)).any(-1)
+    chosen = chosen_rows(changed.unsqueeze(-1), parameters)[:, 0]
+    for name, right, wrong in pairs:
+        healthy.prepared[name] = _where(chosen, wrong, right)
+
+
+def _bytes(of_experts: Tensor) -> Tensor:
+    return of_experts.contiguous().view(len(of_experts), -1).view(torch.uint8)
+
+
 _MERGE: dict[type[Call], Callable[[Any, Any, str, Parameters], None]] = {
     QuantizeCall: _merge_quantized,
     GemmCall: _merge_gemm,
+    PrepareCall: _merge_prepared,
     MoeCall: _merge_moe,
     RouteCall: _merge_routes,
     DispatchCall: _merge_dispatched,

@@ -9,12 +9,14 @@ from typing import Any
 
 from torch import Tensor
 
-from harness.candidates.composition import compose_masked_moe
+from harness.candidates.composition import compose_masked_moe, compose_tapped
+from harness.candidates.prepared import multiply
 from harness.candidates.protocol import ALL_STAGES, stages_of, traits_of
 from harness.faults.calls import Call, GemmCall, MoeCall, QuantizeCall
 from harness.faults.fault import Fault, Parameters, Planting
 from harness.faults.layer_calls import CombineCall, DispatchCall, LoadCall, LoadedMoeCall, RouteCall
 from harness.faults.merging import merge
+from harness.faults.prepare_call import PrepareCall
 from harness.verdict import UsageError
 
 CALLS: dict[str, type[Call]] = {
@@ -26,8 +28,10 @@ CALLS: dict[str, type[Call]] = {
     "dispatch": DispatchCall,
     "combine": CombineCall,
     "load_experts": LoadCall,
+    "prepare": PrepareCall,
 }
 _INNER = ("quantize_grouped", "silu_mul_quantize_grouped", "masked_grouped_gemm")
+_INSIDE = {"masked_grouped_gemm": ("prepare",), "masked_moe": (*_INNER, "prepare")}
 Function = Callable[..., Any]
 
 
@@ -60,15 +64,19 @@ class Mutant:
 
     def __getattr__(self, name: str) -> Any:
         value = getattr(self.base, name)  # AttributeError where the base has no such stage
+        if name == "masked_moe_tapped" and self._planted_inside("masked_moe"):
+            return functools.partial(compose_tapped, self)
         if name not in ALL_STAGES:
             return value
         return self._stage(name, value)
 
     def _stage(self, stage: str, function: Function) -> Function:
         """Return the stage with every fault that is planted in it around it."""
-        inner = any(set(p.fault.stages) & set(_INNER) for p in self.plantings)
-        if stage == "masked_moe" and inner and set(_INNER) <= set(stages_of(self.base)):
+        planted = self._planted_inside(stage)
+        if stage == "masked_moe" and planted:
             function = functools.partial(compose_masked_moe, self, unrounded=self.traits.unrounded)
+        if stage == "masked_grouped_gemm" and planted:
+            function = functools.partial(multiply, self)
         names = [
             name for name in inspect.signature(function).parameters if name not in {"hints", "unrounded"}
         ]
@@ -77,10 +85,18 @@ class Mutant:
                 function = _around(stage, function, self.base, planting, parameters, names)
         return function
 
+    def _planted_inside(self, stage: str) -> bool:
+        """Return whether a fault is planted in stages that this one is composed of, of a candidate that has those."""
+        inside, stages = _INSIDE.get(stage, ()), set(stages_of(self.base))
+        needed = {"prepare"} if stage == "masked_grouped_gemm" else set(_INNER)
+        return needed <= stages and any(set(p.fault.stages) & set(inside) for p in self.plantings)
+
     def _belongs(self, fault: Fault, stage: str) -> bool:
         """Return whether a fault is planted in a stage of this candidate: in one place only, the innermost that it has."""
         if stage not in fault.stages:
             return False
+        if stage == "masked_grouped_gemm" and "prepare" in fault.stages:
+            return "prepare" not in stages_of(self.base)
         if stage != "masked_moe":
             return True
         stages = set(stages_of(self.base))

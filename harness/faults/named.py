@@ -52,6 +52,8 @@ def start_named(name: str, spared: tuple[type[BaseException], ...] = ()) -> Any:
         support = support_of(candidate)
         if support and (start := getattr(candidate, "start_ranks", None)):
             start()  # now: it may take longer than any problem
+        if support and (compile_ahead := getattr(candidate, "compile_ahead", None)):
+            compile_ahead()  # likewise
     except UsageError:
         raise
     except RankLostError as error:

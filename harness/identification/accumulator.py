@@ -19,7 +19,7 @@ import torch
 from harness.candidates import layouts
 from harness.candidates.errors import in_words
 from harness.candidates.protocol import traits_of
-from harness.identification.calls import forms_of
+from harness.identification.calls import forms_of, widest_type
 from harness.judging.context import device_is_lost
 from harness.judging.probe_operands import Forms, in_format
 from reference.formats import NVFP4, Coded
@@ -117,7 +117,7 @@ def probe_accumulator(candidate: Any) -> AccumulatorProbe:
     rows = -(-2 * _PROBES // traits.m_multiple) * traits.m_multiple  # the second half: s alone
     columns = -(-len(_ARRANGEMENTS) // traits.n_multiple) * traits.n_multiple
     k = -(-_K // traits.k_multiple) * traits.k_multiple
-    dtype = torch.float32 if "float32" in traits.out_dtypes else torch.bfloat16
+    dtype = widest_type(traits)
     experts = traits.min_experts
     out = layouts.empty_out(experts, rows, columns, dtype, traits.device, 0.0)
     # Copies: a candidate may write to what it gets.

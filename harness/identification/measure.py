@@ -10,6 +10,8 @@ from weakref import WeakKeyDictionary
 
 from harness.candidates.errors import in_words
 from harness.candidates.protocol import stages_of, traits_of
+from harness.candidates.witness import asked_of, ran_of
+from harness.candidates.witness import in_words as in_words_of_kernel
 from harness.identification import activation
 from harness.identification.activation import activation_findings
 from harness.identification.fingerprint import fingerprint_of
@@ -103,6 +105,9 @@ class _Probing:
         )
         if fingerprint:
             self._notes["fingerprint"] = fingerprint
+        if asked := asked_of(self._candidate):
+            self._notes["asked of its package"] = in_words_of_kernel(asked)
+        ran_of(self._candidate)  # those of the probes: the rules count their own
         if warning := getattr(self._candidate, "warning", ""):
             self._notes["warning"] = str(warning)
         return Measured(known, self._notes, self._findings, fingerprint)

@@ -166,7 +166,7 @@ class _Search:
         where = "k " + ", ".join(f"{k:,}" for k in self.widths)
         kind = str(self.dtype).removeprefix("torch.")
         if declared:
-            if all(self.fits(declared, k) for k in self.widths):
+            if all(self.fits(declared, k) or self.fits(_not_split(declared), k) for k in self.widths):
                 return Added(declared, _words(declared, where, ()), (), (), tuple(self.widths), kind)
             said = f"declared as {declared}, but the probes at {where} have other bits; "
         spans = self._spans()
@@ -283,6 +283,12 @@ class _Search:
             return str(mode)
         other = tile.fitting(models((mode.name,), frozenset({mode.name}), tile.k))
         return str(other[0]) if other else "not known"
+
+
+def _not_split(summation: Summation) -> Summation:
+    """Return how the tiles are added that a kernel which streams k does not split."""
+    later = tuple((k, mode and replace(mode, stream=False)) for k, mode in summation.later)
+    return replace(summation, stream=False, later=later)
 
 
 def _words(

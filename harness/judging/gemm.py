@@ -21,6 +21,8 @@ from harness.judging.stream import streamed
 from harness.problems.rows import Rows
 from reference.bounds import Accumulator, LegalOutput, legal_gemm
 
+_LANES = (1, 2, 4)
+
 
 def judge_gemm(
     stage: str,
@@ -134,10 +136,27 @@ def accept_other_orders(
             bad, stored = ~mask[rows], got[rows]
             finish = _finish(accumulator, _of(alpha, expert), got.dtype)
             if prediction.summation.stream:
-                found += streamed(bad, stored, prediction, expert, finish)
-            else:
+                found += _streamed(bad, stored, prediction, expert, finish)
+            if not prediction.summation.stream or bool(bad.any()):
                 found += explained(bad, stored, legal, prediction, expert, finish)
             mask[rows] = ~bad
+    return found
+
+
+def _streamed(
+    bad: Tensor,
+    stored: Tensor,
+    prediction: Prediction,
+    expert: int,
+    finish: Callable[[Tensor], Tensor],
+) -> Counter[str]:
+    """Clear the tiles that some cuts explain, with as many accumulators in turn as any of the kernel's tiles may have."""
+    found: Counter[str] = Counter()
+    known = prediction.summation
+    for lanes in dict.fromkeys((known.lanes, *_LANES)):
+        if bool(bad.any()):
+            other = replace(prediction, summation=replace(known, lanes=lanes))
+            found += streamed(bad, stored, other, expert, finish)
     return found
 
 

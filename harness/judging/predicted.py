@@ -88,9 +88,10 @@ def operands(
         a: `(m, k)` decoded and `(m, k / block)` block scales as they are stored.
         b: likewise, `(n, k)`.
     """
-    multiplied = multiplied_in(forms[0], summation.name)
     left, right = (
-        summation.operand(values, form.scales(scale), multiplied, form.scale)
+        summation.operand(
+            values, form.scales(scale), multiplied_in(forms[0], summation.name, form), form.scale
+        )
         for form, (values, scale) in zip(forms, (a, b), strict=True)
     )
     return left, right

@@ -7,12 +7,13 @@ outputs are bfloat16.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 
 import torch
 from torch import Tensor
 
-from reference.formats import NVFP4, Coded, Format
+from reference.formats import NVFP4, Coded, Format, in_e4m3
 from reference.nvfp4 import BLOCK
 
 Forms = tuple[Format, Format]
@@ -45,7 +46,15 @@ def in_format(form: Format, codes: Tensor, block_scale: Tensor) -> Coded:
 def operands(rows: int, columns: int, k: int, forms: Forms = BOTH_NVFP4) -> tuple[Coded, Coded]:
     """Return both operands, `(rows, k)` and `(columns, k)`; kinds of rows of A take turns."""
     a, b = _drawn(rows, columns, k)
-    return in_format(forms[0], *a), in_format(forms[1], *b)
+    return in_format(forms[0], *a), _weights(forms, b)
+
+
+def _weights(forms: Forms, b: _Side) -> Coded:
+    """Return the second operand in its format; with FP8 activations such powers of two as E4M3 can hold."""
+    coded = in_format(forms[1], *b)
+    if not forms[0].fp8 or forms[1].scale != "ue8m0":
+        return coded
+    return replace(coded, block_scale=in_e4m3(coded.block_scale.unsqueeze(0))[0])
 
 
 def _drawn(rows: int, columns: int, k: int) -> tuple[_Side, _Side]:
@@ -86,7 +95,7 @@ def with_certain_rows(rows: int, columns: int, k: int, forms: Forms = BOTH_NVFP4
     codes[certain.unsqueeze(1) & ~some] = 0
     scale[certain] = 56
     a = codes.roll(-_FIRST, 0)[:rows], scale.roll(-_FIRST, 0)[:rows]
-    return in_format(forms[0], *a), in_format(forms[1], *b)
+    return in_format(forms[0], *a), _weights(forms, b)
 
 
 def certain_rows(rows: int) -> Tensor:

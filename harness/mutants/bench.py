@@ -201,7 +201,10 @@ class Bench:
         stages, composed = set(fault.stages), called & {"masked_moe", "masked_moe_tapped"}
         if "load_experts" in stages.intersection(stages_of(self.base)):
             stages.discard("masked_moe")  # it is planted where the weights are loaded
-        return bool(stages & (called | (INNER | {"masked_moe"} if composed else set())))
+        reached = called | (INNER | {"masked_moe"} if composed else set())
+        if "masked_grouped_gemm" in reached:
+            reached = reached | {"prepare"}  # it multiplies by what that returns
+        return bool(stages & reached)
 
 
 def _kill(outcome: Outcome) -> tuple[str, str] | None:

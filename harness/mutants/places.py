@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from harness.candidates import stages_of, traits_of
 from harness.candidates.traits import Traits
@@ -15,7 +16,7 @@ MODEL, CONTROL = "physical", "eager"
 ELSEWHERE = (
     "control:physical_bf16_with_mxfp4", "control:physical_fp8_token", "control:physical_fp8_128", "control:physical_fp8",
     "control:physical_mxfp8", "control:physical_swigluoai", "control:physical_gelu",
-    "control:physical_bf16_swigluoai",
+    "control:physical_bf16_swigluoai", "control:physical_prepared",
 )  # fmt: skip
 """Where faults of other formats and activations are planted: each in the first that has what it needs."""
 OF_THE_LAYER = "MOE"  # the rule that judges a kernel that is one call
@@ -48,8 +49,11 @@ def place_of(fault: Fault, candidate: str, stages: list[str], traits: Traits | N
         return Place(base, fault.killed_by) if base else Place(rule=fault.killed_by, reason=why)
     place = _in(fault, candidate, stages, fault.killed_by)
     if not place.candidate and candidate == MODEL:
-        control = _in(fault, CONTROL, stages_of(load_named(CONTROL)), fault.killed_by)
-        return control if control.candidate else place
+        for other in (CONTROL, *filter(None, [elsewhere(fault)])):
+            control = _in(fault, other, stages_of(load_named(other)), fault.killed_by)
+            if control.candidate:
+                return control
+        return place
     if not place.candidate and "masked_moe" in fault.stages:
         whole = _in(fault, candidate, stages, OF_THE_LAYER)
         return whole if whole.candidate else place
@@ -57,8 +61,12 @@ def place_of(fault: Fault, candidate: str, stages: list[str], traits: Traits | N
 
 
 def elsewhere(fault: Fault) -> str:
-    """Return the control that a fault of another format or activation is planted in, "" where there is none."""
-    return next((name for name in ELSEWHERE if not fault.unfit(traits_of(load_named(name)))), "")
+    """Return the control that a fault of another format, activation or stage is planted in, "" where there is none."""
+
+    def fits(candidate: Any) -> bool:
+        return not fault.unfit(traits_of(candidate)) and bool(set(fault.stages) & set(stages_of(candidate)))
+
+    return next((name for name in ELSEWHERE if fits(load_named(name))), "")
 
 
 def _in(fault: Fault, candidate: str, stages: list[str], rule: str) -> Place:

@@ -105,6 +105,9 @@ def _wrong(probe: Probe, result: Any, given: dict[str, Any]) -> Any:
         _spoil(probe, given["out"].permute(2, 0, 1), given["masked_m"])
     elif probe.stage == "masked_moe":
         _spoil(probe, result, given["masked_m"])
+    elif probe.stage == "prepare":
+        weight = next(value for value in result.values() if isinstance(value, Tensor) and value.ndim == 3)
+        _spoil(probe, weight.view(torch.uint8), torch.full((len(weight),), weight.shape[1]))
     elif probe.stage in _QUANTIZERS:
         return _wrong_quantized(probe, result, given["masked_m"])
     else:

@@ -30,6 +30,7 @@ PROBING = ("3x9x64x32:9,4,7:normal:3", "2x5x48x48:4,4:normal:11")
 MOST_FAULTS = 4
 CANDIDATES = ("eager", "control:physical")
 WITH_HINTS = "control:hints_change_tiles"
+WITH_WEIGHTS_OF_ITS_OWN = "control:physical_prepared"
 
 
 class _RuleSession:
@@ -88,6 +89,8 @@ def examine(name: str, rule: Rule) -> CheckFinding:
 
 def _candidates(rule: Rule) -> tuple[str, ...]:
     """Return the right candidates that a rule says something about."""
+    if "prepare" in rule.stages:
+        return (WITH_WEIGHTS_OF_ITS_OWN,)
     return (WITH_HINTS,) if rule.needs_hints else CANDIDATES
 
 
@@ -159,7 +162,7 @@ def _kill(finding: CheckFinding, rule: Rule) -> None:
     from harness.faults.fault import Planting, all_faults
     from harness.faults.mutant import Mutant
 
-    base, known = _prepared(CANDIDATES[1])
+    base, known = _prepared(_candidates(rule)[-1])
     # a check that fails the right candidate kills nothing with that
     clean = [p for p in map(parse_problem, PROBING) if not _failed(_judged(rule, base, p, known))]
     traits = traits_of(base)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from harness.candidates.protocol import Traits
+from harness.problems.pool import in_pool
 from harness.problems.problem import Problem
 
 TILE = 128
@@ -47,7 +48,8 @@ class Far:
         masked_m += (0,) * (self.ranks * traits.min_experts - experts)
         masked_m = masked_m[: traits.at_most_experts(len(masked_m))]
         capacity, hidden, inter = _up(capacity, rows), _up(hidden, step), _up(inter, step)
-        return Problem(len(masked_m), capacity, hidden, inter, masked_m, self.data, seed, self.extras)
+        problem = Problem(len(masked_m), capacity, hidden, inter, masked_m, self.data, seed, self.extras)
+        return in_pool(problem, traits)
 
 
 def _up(extent: int, multiple: int) -> int:

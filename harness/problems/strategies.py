@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.internal.conjecture import providers
 
 from harness.candidates.protocol import Traits
+from harness.problems.pool import Shape, pool_of
 from harness.problems.problem import SHAPE_TRAPS, WEIGHT_SEEDS, Drawn, Problem
 from harness.problems.profiles import Profile
 from harness.problems.reach import Far
@@ -67,6 +68,7 @@ def problems(
         _extent(step, profile.k),
         _extent(step, min(profile.n, profile.k)),
         _extras(drawn, traits),
+        _fixed(traits, profile, shape),
     )
     return _problem(parts, traits, profile, shape)
 
@@ -80,21 +82,24 @@ class _Parts:
     hidden: st.SearchStrategy[int]
     inter: st.SearchStrategy[int]
     extras: st.SearchStrategy[frozenset[str]]
+    fixed: st.SearchStrategy[Shape | None]
 
 
 @st.composite
 def _problem(
     draw: st.DrawFn, parts: _Parts, traits: Traits, profile: Profile, shape: ModelShape | None
 ) -> Problem:
-    experts = draw(parts.experts) if shape is None else shape.local_experts
+    fixed = draw(parts.fixed)
+    experts = fixed[0] if fixed else draw(parts.experts)
     capacity = draw(parts.capacity)
     step = traits.width_multiple
-    hidden = shape.hidden if shape else draw(parts.hidden)
-    inter = shape.inter if shape else draw(parts.inter)
+    hidden, inter = fixed[1:] if fixed else (draw(parts.hidden), draw(parts.inter))
     # Halve what is largest until the work fits: the extremes of all extents never meet in one problem.
     while shape is None and experts * capacity * hidden * inter * 2 > profile.work << 20:
         if capacity >= 2 * traits.m_multiple and capacity > 64:
             capacity = max(capacity // 2 // traits.m_multiple, 1) * traits.m_multiple
+        elif fixed:
+            break
         elif experts > max(4, 2 * traits.min_experts):
             experts //= 2
         else:
@@ -115,6 +120,13 @@ def _problem(
     if shape:  # a real model's weights take longer to make than to multiply with: the same ones each time
         seed -= seed % WEIGHT_SEEDS
     return Problem(experts, capacity, hidden, inter, masked_m, data, seed, extras)
+
+
+def _fixed(traits: Traits, profile: Profile, shape: ModelShape | None) -> st.SearchStrategy[Shape | None]:
+    """Return the experts, hidden and inter of a real model, of a candidate with few shapes, or None where they are drawn."""
+    if shape:
+        return st.just((shape.local_experts, shape.hidden, shape.inter))
+    return st.sampled_from(pool_of(traits, profile)) if traits.shapes else st.none()
 
 
 def _experts(traits: Traits, profile: Profile) -> st.SearchStrategy[int]:
@@ -161,9 +173,14 @@ def nearer(far: Far, traits: Traits, seed: int) -> st.SearchStrategy[Problem]:
 @st.composite
 def simpler(draw: st.DrawFn, problem: Problem, traits: Traits) -> Problem:
     """Return problems with the same trap or option and fewer rows: where one of them fails too, the smallest tells most."""
-    widths = st.integers(1, 8).map(lambda count: count * traits.width_multiple)
     masked_m = tuple(draw(st.integers(min(rows, 1), rows)) for rows in problem.masked_m)
-    return replace(problem, masked_m=masked_m, hidden=draw(widths), inter=draw(widths), seed=draw(_SEEDS))
+    problem = replace(problem, masked_m=masked_m)
+    if own := sorted(tuple(shape) for shape in traits.shapes if shape[0] == problem.experts):
+        _, hidden, inter = draw(st.sampled_from(own))
+    else:
+        widths = st.integers(1, 8).map(lambda count: count * traits.width_multiple)
+        hidden, inter = draw(widths), draw(widths)
+    return replace(problem, hidden=hidden, inter=inter, seed=draw(_SEEDS))
 
 
 def _extras(drawn: Drawn, traits: Traits) -> st.SearchStrategy[frozenset[str]]:
@@ -180,7 +197,8 @@ def _extras(drawn: Drawn, traits: Traits) -> st.SearchStrategy[frozenset[str]]:
     written = st.integers(0, _MOST_TRAPS).flatmap(lambda count: of_count[count])
     chosen = st.lists(st.sampled_from(options), max_size=1) if options else none
     # Rarely: rules judge these for themselves (harness.problems.values), and the others must not get rarer.
-    added = st.one_of(none, none, none, st.lists(st.sampled_from(seldom), min_size=1, max_size=1))
+    one = st.lists(st.sampled_from(seldom), min_size=1, max_size=1) if seldom else none
+    added = st.one_of(none, none, none, one)
     return st.tuples(written, chosen, added).map(
         lambda parts: frozenset(name for part in parts for name in part)
     )

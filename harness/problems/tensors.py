@@ -170,12 +170,13 @@ class ProblemTensors:
 
     def _weights(self, n: int, k: int, seed: int) -> Weights:
         p = self.problem
-        return make_weights(
+        drawn = make_weights(
             p.experts, n, k, p.data, seed, self.device, version=p.version, form=self.weight_form,
             small_rows="subnormal_scales" in self._traps,
             zero_blocks="zero_scales" in self._traps,
             nan_rows="nan_scales" in self._traps,
         )  # fmt: skip
+        return drawn.in_e4m3() if self.form.fp8 and self.weight_form.scale == "ue8m0" else drawn
 
     @cached_property
     def w1_alpha(self) -> Tensor:

@@ -8,6 +8,7 @@ besides the problems that a profile asks for.
 from __future__ import annotations
 
 from harness.candidates.protocol import Traits
+from harness.problems.pool import in_pool
 from harness.problems.problem import Drawn, Problem
 from harness.problems.traps import IN_ROUTES, TRAPS
 
@@ -45,4 +46,4 @@ def seldom_problem(extras: frozenset[str], traits: Traits, seed: int) -> Problem
     experts = traits.at_most_experts(max(len(_ROWS), traits.min_experts))
     masked_m = (*_ROWS, *(0,) * (experts - len(_ROWS)))[:experts]
     capacity, width = (-(-extent // by) * by for extent, by in ((_CAPACITY, rows), (_WIDTH, step)))
-    return Problem(experts, capacity, width, width, masked_m, "normal", seed, extras)
+    return in_pool(Problem(experts, capacity, width, width, masked_m, "normal", seed, extras), traits)

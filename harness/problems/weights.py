@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 from harness.problems.draws import Source, draws_of
 from harness.problems.problem import NEWEST
 from reference.certificate import step_exponents
-from reference.formats import NVFP4, Coded, Format
+from reference.formats import NVFP4, Coded, Format, in_e4m3
 
 SMALL_ROWS = 8  # with the trap subnormal_scales, one row of the weights in so many has small scales only
 NAN_ROWS = 8  # with the trap nan_scales: so few that no half of a block of the intermediate is NaN
@@ -37,6 +37,10 @@ class Weights:
     block_scale: Tensor
     form: Format = NVFP4
     known: float | None = None
+
+    def in_e4m3(self) -> Weights:
+        """Return them with such powers of two alone as a kernel can decode to E4M3 (reference.formats)."""
+        return replace(self, block_scale=in_e4m3(self.block_scale))
 
     @cached_property
     def values(self) -> Tensor:

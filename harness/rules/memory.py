@@ -101,7 +101,7 @@ def inputs(ctx: Context) -> list[Comparison]:
         if ctx.has(stage):
             arguments = {**x, "masked_m": t.masked_m, "global_scale_enc": ctx.encode(scale)}
             given = {name: tensor.clone() for name, tensor in arguments.items()}
-            found.append(_unchanged(stage, given, partial(getattr(ctx.candidate, stage), *given.values())))
+            found.append(unchanged(stage, given, partial(getattr(ctx.candidate, stage), *given.values())))
     if ctx.has("masked_grouped_gemm"):
         found += [_gemm_inputs(ctx, getattr(torch, dtype)) for dtype in ctx.traits.out_dtypes]
     if ctx.has("masked_moe"):
@@ -118,7 +118,7 @@ def _gemm_inputs(ctx: Context, dtype: torch.dtype) -> Comparison:
     named = {"a": a, "a_scale": a_scale, "b": b, "b_scale": b_scale, "masked_m": masked_m, "alpha": alpha}
     given = {name: tensor for name, tensor in named.items() if tensor is not None}
     call = partial(ctx.candidate.masked_grouped_gemm, a, a_scale, b, b_scale, out, masked_m, alpha)
-    return _unchanged(f"masked_grouped_gemm{naming(dtype)}", given, call)
+    return unchanged(f"masked_grouped_gemm{naming(dtype)}", given, call)
 
 
 def _layer_inputs(ctx: Context) -> Comparison:
@@ -129,14 +129,21 @@ def _layer_inputs(ctx: Context) -> Comparison:
     given = {k: v for k, v in named.items() if isinstance(v, Tensor)}
     given |= dict(zip(("x", "x_scale"), (t for t in named["hidden_states"] if t is not None), strict=False))
     name = "masked_moe, quantized tokens" if prequantized else "masked_moe"
-    return _unchanged(name, given, partial(ctx.candidate.masked_moe, **named))
+    return unchanged(name, given, partial(ctx.candidate.masked_moe, **named))
 
 
-def _unchanged(stage: str, given: dict[str, Tensor], call: Callable[[], object]) -> Comparison:
-    before = {name: _bytes(tensor).clone() for name, tensor in given.items()}
+def unchanged(stage: str, given: dict[str, Tensor], call: Callable[[], object]) -> Comparison:
+    """Compare every byte of the tensors that a call is given with what it was before.
+
+    Args:
+        stage: name of the comparison.
+        given: its tensors by name.
+        call: makes it.
+    """
+    before = {name: bytes_of(tensor).clone() for name, tensor in given.items()}
     call()
     names = list(before)
-    same = torch.stack([(_bytes(given[name]) == before[name]).all() for name in names]).unsqueeze(0).cpu()
+    same = torch.stack([(bytes_of(given[name]) == before[name]).all() for name in names]).unsqueeze(0).cpu()
     zero = torch.zeros(1, dtype=torch.long)
     return compare(
         stage,
@@ -148,7 +155,7 @@ def _unchanged(stage: str, given: dict[str, Tensor], call: Callable[[], object])
     )
 
 
-def _bytes(tensor: Tensor) -> Tensor:
+def bytes_of(tensor: Tensor) -> Tensor:
     """Return the bytes of a tensor, whatever its strides, as a flat view of its memory."""
     order = sorted(range(tensor.ndim), key=lambda d: (-int(tensor.stride()[d]), d))
     flat = tensor.permute(order).contiguous() if tensor.ndim else tensor.reshape(1)

@@ -8,19 +8,15 @@ import torch
 
 from harness.judging.comparison import Comparison, compare_equal
 from harness.judging.context import Context
+from harness.problems.pool import another
 from harness.rules import NotApplicableError
 from harness.rules.agreement import need_determinism
 
 
 def shapes(ctx: Context) -> list[Comparison]:
     """SHAPES: a shape, another one, and the first again: both are right and the first repeats its bits (flashinfer#1856)."""
-    p, k = ctx.problem, ctx.traits.k_multiple
-    other = dataclasses.replace(
-        p,
-        hidden=p.hidden + k,
-        masked_m=tuple(reversed(p.masked_m)),
-        seed=p.seed + 1,
-    )
+    p = ctx.problem
+    other = dataclasses.replace(another(p, ctx.traits), masked_m=tuple(reversed(p.masked_m)), seed=p.seed + 1)
     second = Context(ctx.candidate, other, ctx.known)
     t, rows = ctx.tensors, ctx.rows()
     dtype = ctx.out_dtype

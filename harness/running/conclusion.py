@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from harness.canary.verdict import judge_canary
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
     from harness.problems.traps import Place
 
+_MOST_KERNELS = 12  # that are named
 DECLARED = "DECLARED"  # its reason names what is wrong with the arithmetic
 REACHING = {rule.id for rule in RULES if rule.reaches}  # whose extents a PASS may state
 
@@ -53,6 +55,7 @@ def conclude(record: RunRecord, floor: dict[str, int]) -> None:
         floor: how often each trap must have been drawn; missing ones fail the run.
     """
     record.traps = dict(sorted(record.traps.items()))
+    _note_kernels(record)
     record.missing_traps = [trap for trap, least in floor.items() if record.traps.get(trap, 0) < least]
     judged = [r for r in record.rules if not r.skipped]
     verdict = worst(r.verdict for r in judged)
@@ -69,6 +72,21 @@ def conclude(record: RunRecord, floor: dict[str, int]) -> None:
         verdict = Verdict.UNKNOWN
     record.verdict = verdict
     record.reason = _reason(record, judged, could_not_run)
+
+
+def _note_kernels(record: RunRecord) -> None:
+    """Say of each candidate which kernels ran, and on how many problems, where its package tells."""
+    for candidate in record.candidates:
+        ran: Counter[str] = Counter()
+        for result in record.rules:
+            if result.candidate == candidate.name:
+                ran.update(result.kernels)
+        if ran:
+            said = "; ".join(f"{kernel}: {count:,}" for kernel, count in ran.most_common(_MOST_KERNELS))
+            others = len(ran) - _MOST_KERNELS
+            candidate.measured["kernels that ran"] = (
+                f"{len(ran)}, by problems: {said}{f'; and {others} others' if others > 0 else ''}"
+            )
 
 
 def _missing(record: RunRecord) -> list[str]:

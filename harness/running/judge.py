@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from harness.candidates.errors import ORDINARY, Exceptions, in_words, in_words_with_place, text_of
 from harness.candidates.protocol import ALL_STAGES, stages_of, traits_of
+from harness.candidates.witness import asked_of, contradiction, ran_of
+from harness.candidates.witness import in_words as in_words_of_kernel
 from harness.problems.problem import parse_problem
 from harness.ranks.errors import RankLostError
 from harness.rules import NotApplicableError, Rule, find_rules
@@ -229,6 +231,9 @@ def judge_context(rule: Rule, context: Context) -> Outcome:
         if answer is None:
             raise
         return answer
+    ran = ran_of(context.candidate)
+    if otherwise := contradiction(asked_of(context.candidate), ran):
+        return Outcome(Status.CONTRACT, otherwise)
     hidden = context.candidate.last_error()
     if hidden is not None and not rule.may_refuse:
         what = "the rule went on as if the candidate had not raised it"
@@ -238,6 +243,7 @@ def judge_context(rule: Rule, context: Context) -> Outcome:
         comparisons=[c.plain() for c in comparisons],
         unseen=unseen_rows(rule, comparisons, context.masked_m, context.problem.capacity),
         extents={name: context.layer.extents[name] for name in rule.extents},
+        kernels=[in_words_of_kernel(each) for each in ran],
     )
 
 

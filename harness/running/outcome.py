@@ -76,6 +76,7 @@ class Outcome:
         diagnosis: known faults that explain a failure (harness.diagnosis).
         hidden: a stage raised, and the rule went on as if it had not.
         stage: the one that is not implemented.
+        kernels: that ran, in words, where the candidate tells (harness.candidates.witness).
         seconds: that judging took, where somebody else than the asker measured them; 0 where nobody did.
     """
 
@@ -88,6 +89,7 @@ class Outcome:
     diagnosis: list[dict[str, Any]] = field(default_factory=list)
     hidden: bool = False
     stage: str = ""
+    kernels: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
     @property
@@ -174,4 +176,5 @@ def settings_from(line: str) -> WorkerSettings:
 def traits_from(described: dict[str, Any]) -> Traits:
     """Return the traits that JSON describes, its lists as the tuples that they were."""
     values: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in described.items()}
+    values["shapes"] = tuple(map(tuple, values.get("shapes", ())))
     return Traits(**values)

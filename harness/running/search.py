@@ -31,6 +31,7 @@ def search(take: Callable[[Problem], None], drawn: SearchStrategy[Problem], star
         BaseException: whatever else the function raised, at once: a defect of the harness, a test's time limit.
     """
     from hypothesis import HealthCheck, Phase, Verbosity, given, seed, settings
+    from hypothesis.errors import Flaky
 
     from harness.problems.strategies import only_the_seed
 
@@ -59,3 +60,5 @@ def search(take: Callable[[Problem], None], drawn: SearchStrategy[Problem], star
             seed(start)(drawing(given(drawn)(taken)))()
     except _Ended as ended:
         raise ended.args[0] from None
+    except Flaky as flaky:  # a problem failed that had been right before, or the other way round: it did fail
+        raise IllegalError from flaky

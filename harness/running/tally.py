@@ -50,6 +50,8 @@ class Tally:
         """Count one problem that the rule says something about."""
         self.result.examples += 1
         self.traps.update(problem.traps())
+        for kernel in outcome.kernels:
+            self.result.kernels[kernel] = self.result.kernels.get(kernel, 0) + 1
         if outcome.status is Status.JUDGED:
             self._add_comparisons(outcome.comparisons, str(problem))
             self._note_power(outcome, problem)

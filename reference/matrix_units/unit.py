@@ -13,6 +13,7 @@ FORMATS = {
     "bfloat16": -126,
     "float16": -14,
     "e4m3": -6,
+    "e4m3, scaled": -400,  # each number by a power of two of its own, as a kernel that knows it puts it into the epilogue
     "e5m2": -14,
     "e2m1": 0,
     "e2m3": 0,

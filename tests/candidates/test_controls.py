@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import cache
 
@@ -13,7 +14,9 @@ from torch import Tensor
 from harness.candidates import layouts
 from harness.candidates.controls import catalog
 from harness.candidates.controls.catalog import CONTROLS
+from harness.candidates.controls.in_formats import IN_FORMATS
 from harness.candidates.controls.layer_variants import LAYER_HABITS
+from harness.candidates.controls.prepared_weights import PreparedKernels
 from harness.candidates.controls.variant import Habit, Variant
 from harness.cli import run
 from harness.emulation.accumulate import aligned_gemm, blocked_gemm
@@ -32,6 +35,7 @@ from harness.rules import RULE_IDS
 from harness.verdict import UsageError
 from reference.nvfp4 import quantize_nvfp4
 
+COUNTED = (*CONTROLS, PreparedKernels.name)
 VARIANTS = [name for name in CONTROLS if isinstance(CONTROLS[name](), Variant)]
 
 
@@ -39,7 +43,7 @@ def check(result: FalseAlarmCount, examples: int) -> None:
     """Assert that a count found nothing, and that it looked."""
     assert result.false_alarms == []
     assert result.examples == examples
-    assert set(result.controls) == set(CONTROLS)
+    assert set(result.controls) == set(COUNTED)
     assert all(control.examples for control in result.controls.values())
     assert result.judged["derived bound"] > 10_000
     assert result.judged["bit equality"] > 10_000
@@ -47,7 +51,7 @@ def check(result: FalseAlarmCount, examples: int) -> None:
 
 def test_a_right_kernel_is_never_called_wrong() -> None:
     """GEMM-2, GEMM-3, QUANT-1, QUANT-2, MOE-2: every control, an example each."""
-    check(count_false_alarms(len(CONTROLS), seed=1), len(CONTROLS))
+    check(count_false_alarms(len(COUNTED), seed=1, controls=COUNTED), len(COUNTED))
 
 
 PARTS = 4
@@ -57,10 +61,24 @@ PARTS = 4
 @pytest.mark.parametrize("part", range(PARTS))
 def test_a_right_kernel_is_never_called_wrong_in_10000_examples(part: int) -> None:
     """GEMM-2, GEMM-3, QUANT-1, QUANT-2, MOE-2: the same at length, in parts that workers share."""
-    result = count_false_alarms(10_000 // PARTS, seed=1000 + part)
+    result = count_false_alarms(10_000 // PARTS, seed=1000 + part, controls=COUNTED)
     check(result, 10_000 // PARTS)
     assert set(result.rules) == set(RULE_IDS) - {"GRAPH"}  # CUDA only
     assert set(result.traps) >= set(TRAPS)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("part", range(PARTS))
+def test_a_right_kernel_with_mxfp4_is_never_called_wrong_in_20000_examples(
+    part: int, record_property: Callable[[str, object], None]
+) -> None:
+    """GEMM-2, GEMM-3, MOE-2: every control whose weights or activations are MXFP4."""
+    controls = [name for name in IN_FORMATS if "mxfp4" in name]
+    result = count_false_alarms(20_000 // PARTS, seed=2000 + part, controls=controls)
+    figures = f"{result.examples:,} examples, {len(controls)} controls with MXFP4, {sum(result.judged.values()):,} elements"
+    record_property("measured", f"{len(result.false_alarms)} false alarms in {figures}")
+    assert result.false_alarms == []
+    assert result.examples == 20_000 // PARTS
 
 
 def test_a_control_that_is_wrong_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:

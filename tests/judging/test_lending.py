@@ -112,6 +112,7 @@ def test_what_is_no_stage_passes_through_and_a_missing_stage_is_missing() -> Non
 
 OWNERS = {
     "declared.py": "only asks what was found about the candidate, which was given tensors of the probes",
+    "preparation.py": "PREPARE judges what becomes of the weights that it hands over",
     "memory.py": "INPUTS judges what becomes of the tensors that it hands over",
     "repeat.py": "REPEAT calls with the same tensors again, and writes into them",
     "sessions.py": "GRAPH captures the tensors that it writes into; SHAPES only asks another Context",

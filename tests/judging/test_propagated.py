@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from harness.candidates.controls.catalog import load_control
 from harness.candidates.eager import Eager
 from harness.candidates.physical import Physical
 from harness.identification.measure import measure
@@ -222,3 +223,28 @@ def test_rows_with_scales_of_their_own_have_the_range_that_each_has_alone(kind: 
         )
         assert torch.equal(together.low[part], alone.low)
         assert torch.equal(together.high[part], alone.high)
+
+
+@pytest.mark.parametrize(
+    "problem",
+    [
+        "v2:1x64x240x160:47:grid:65536:scale_saturation+zero_scales",
+        "v2:3x191x464x128:129,190,151:grid:358:infinities",
+    ],
+)
+def test_float16_that_overflows_between_the_gemms_is_no_failure(problem: str) -> None:
+    """An intermediate that is a number or infinite, as the order of additions has it, says nothing of its row."""
+    candidate = load_control("eager_fp16")
+    ctx = Context(candidate, parse_problem(problem), measure(candidate).known)
+    found = judge_opaque(ctx, ctx.moe())
+    assert found.illegal == 0, found.message
+    assert found.compared
+
+
+def test_a_layer_of_nothing_but_nan_is_compared_with_nothing() -> None:
+    candidate = load_control("eager_bf16")
+    ctx = Context(candidate, parse_problem("v2:1x1x112x384:1:normal:99999:inf"), measure(candidate).known)
+    out = ctx.moe()
+    assert bool(out.isnan().all())
+    assert judge_opaque(ctx, out).compared == 0
+    assert judge_opaque(ctx, torch.zeros_like(out)).illegal > 0

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from torch import Tensor
 
+from harness.identification.gemm import gemm_findings
 from harness.judging.comparison import Comparison
 from tests.identification.modes import Streams
 from tests.identification.test_summation import judged
@@ -89,3 +90,24 @@ def test_a_tile_times_a_hundredth_more_is_seen_in_a_hundred_problems(split: Any)
     """None is missed, and none of the right ones is flagged."""
     assert [seed for seed in range(100) if not compared(TileTimes, split, 1024, seed).illegal] == []
     assert [seed for seed in range(100) if compared(Streams, split, 1024, seed).illegal] == []
+
+
+@pytest.mark.parametrize("lanes", [1, 4])
+def test_tiles_may_have_another_number_of_accumulators_in_turn(lanes: int) -> None:
+    """Whether they are split or not: kernels choose it with the shape of a tile."""
+    declared = "sm_90 f16; lanes 2; stream"
+    for split in (lambda k: (), lambda k: tuple(range(256, k, 256))):
+        candidate = Streams(f"sm_90 f16; lanes {lanes}", split, summation=declared, place_invariant=False)
+        found = judged(candidate, "1x12x768x32:12:normal:3", declared)
+        assert found.illegal == 0, found.message
+        wrong = TileTimes(f"sm_90 f16; lanes {lanes}", split, summation=declared, place_invariant=False)
+        assert judged(wrong, "1x12x768x32:12:normal:3", declared).illegal > 0
+
+
+def test_a_declared_stream_is_confirmed_where_only_some_k_are_split() -> None:
+    declared = "sm_90 f16; lanes 2; stream"
+    candidate = Streams(
+        "sm_90 f16; lanes 2", lambda k: tuple(range(256, k, 256)) if k > 384 else (), summation=declared,
+        deterministic=False, place_invariant=False, out_dtypes=("bfloat16",), far=False,
+    )  # fmt: skip
+    assert str(gemm_findings(candidate).summation) == declared

@@ -11,7 +11,7 @@ from harness.problems.strategies import problems
 from harness.rules import find_rules
 from harness.running.outcome import Outcome, Status
 from harness.running.runner import InternalError, RuleRun
-from harness.running.search import search
+from harness.running.search import IllegalError, search
 from harness.running.settings import RunSettings
 
 QUICK = PROFILES["quick"]
@@ -48,3 +48,18 @@ def test_a_defect_of_the_harness_is_met_once(failing: int, after: int, told, ans
     with pytest.raises(InternalError, match="division by zero"):
         RuleRun(find_rules(["GEMM"])[0], session, RunSettings(QUICK, candidate="x")).draw()
     assert len(session.problems) == after + 1
+
+
+def test_a_problem_that_fails_now_and_then_is_a_failure_and_no_defect() -> None:
+    """Hypothesis calls such a function flaky, and raises an error of its own."""
+    seen: set[str] = set()
+
+    def take(problem: Problem) -> None:
+        if str(problem) in seen:
+            return
+        seen.add(str(problem))
+        if len(seen) > 3:
+            raise IllegalError
+
+    with pytest.raises(IllegalError):
+        search(take, problems(find_rules(["GEMM"])[0].drawn, TRAITS, QUICK), 1)

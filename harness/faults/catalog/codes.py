@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from harness.faults.calls import GemmCall, QuantizeCall, split
-from harness.faults.fault import Parameters, fault
+from harness.faults.fault import PREPARED, Parameters, fault
+from harness.faults.prepare_call import PrepareCall
 from reference.e2m1 import MAGNITUDES, MIDPOINTS, encode_e2m1
 from reference.nvfp4 import BLOCK
 
@@ -47,10 +48,10 @@ def nibbles_swapped(call: QuantizeCall, _: Parameters) -> None:
 
 
 @fault(
-    category="codes", stages=_GEMM, bugs=("C09",), same_as=("nibbles_swapped_in_weights",), killed_by="GEMM",
+    category="codes", stages=PREPARED, bugs=("C09",), same_as=("nibbles_swapped_in_weights",), killed_by="GEMM",
     effect="collapse",
 )  # fmt: skip
-def weight_nibbles_swapped(call: GemmCall, _: Parameters) -> None:
+def weight_nibbles_swapped(call: GemmCall | PrepareCall, _: Parameters) -> None:
     """The GEMM takes the high half of each byte of B for its first element."""
     call.b_codes = _swapped(call.b_codes)
     call.run()

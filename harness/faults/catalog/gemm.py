@@ -6,57 +6,58 @@ import torch
 from torch import Tensor
 
 from harness.faults.calls import GemmCall
-from harness.faults.fault import Parameters, fault
+from harness.faults.fault import PREPARED, Parameters, fault
+from harness.faults.prepare_call import PrepareCall
 from reference.nvfp4 import BLOCK
 
 _GEMM = "masked_grouped_gemm"
 
 
 @fault(
-    category="gemm", stages=_GEMM, bugs=("B04",), same_as=("alphas_before_migration",), killed_by="GEMM",
+    category="gemm", stages=PREPARED, bugs=("B04",), same_as=("alphas_before_migration",), killed_by="GEMM",
     effect="shift", unit="expert",
 )  # fmt: skip
-def alpha_of_neighbour(call: GemmCall, _: Parameters) -> None:
+def alpha_of_neighbour(call: GemmCall | PrepareCall, _: Parameters) -> None:
     """Each expert's product is multiplied by the next expert's alpha."""
     if call.alpha is not None:
         call.alpha = call.alpha.roll(-1)
     call.run()
 
 
-@fault(category="gemm", stages=_GEMM, bugs=("B19", "B13"), killed_by="GEMM", effect="shift", unit="expert")
-def alpha_of_expert_0(call: GemmCall, _: Parameters) -> None:
+@fault(category="gemm", stages=PREPARED, bugs=("B19", "B13"), killed_by="GEMM", effect="shift", unit="expert")
+def alpha_of_expert_0(call: GemmCall | PrepareCall, _: Parameters) -> None:
     """Every expert's product is multiplied by expert 0's alpha."""
     if call.alpha is not None:
         call.alpha = call.alpha[:1].expand_as(call.alpha).contiguous()
     call.run()
 
 
-@fault(category="gemm", stages=_GEMM, bugs=("B14", "A20"), killed_by="GEMM", effect="collapse")
-def alpha_dropped(call: GemmCall, _: Parameters) -> None:
+@fault(category="gemm", stages=PREPARED, bugs=("B14", "A20"), killed_by="GEMM", effect="collapse")
+def alpha_dropped(call: GemmCall | PrepareCall, _: Parameters) -> None:
     """The product is stored without alpha."""
     if call.alpha is not None:
         call.alpha = torch.ones_like(call.alpha)
     call.run()
 
 
-@fault(category="gemm", stages=_GEMM, bugs=("A20",), killed_by="GEMM", effect="collapse")
-def alpha_inverted(call: GemmCall, _: Parameters) -> None:
+@fault(category="gemm", stages=PREPARED, bugs=("A20",), killed_by="GEMM", effect="collapse")
+def alpha_inverted(call: GemmCall | PrepareCall, _: Parameters) -> None:
     """The product is divided by alpha instead of multiplied with it."""
     if call.alpha is not None:
         call.alpha = call.alpha.reciprocal()
     call.run()
 
 
-@fault(category="gemm", stages=_GEMM, bugs=("A25",), killed_by="GEMM", effect="collapse")
-def alpha_twice(call: GemmCall, _: Parameters) -> None:
+@fault(category="gemm", stages=PREPARED, bugs=("A25",), killed_by="GEMM", effect="collapse")
+def alpha_twice(call: GemmCall | PrepareCall, _: Parameters) -> None:
     """The product is multiplied by alpha twice."""
     if call.alpha is not None:
         call.alpha = call.alpha.square()
     call.run()
 
 
-@fault(category="gemm", stages=_GEMM, bugs=("A23",), killed_by="GEMM", effect="none")
-def alpha_rounded_to_bf16(call: GemmCall, _: Parameters) -> None:
+@fault(category="gemm", stages=PREPARED, bugs=("A23",), killed_by="GEMM", effect="none")
+def alpha_rounded_to_bf16(call: GemmCall | PrepareCall, _: Parameters) -> None:
     """Alpha passes through bfloat16 on its way to the kernel."""
     if call.alpha is not None:
         call.alpha = call.alpha.bfloat16().float()

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from harness.candidates import layouts
 from harness.faults.calls import GemmCall, QuantizeCall
-from harness.faults.fault import Parameters, fault
+from harness.faults.fault import PREPARED, Parameters, fault
+from harness.faults.prepare_call import PrepareCall
 from reference.layout import pad_scales, padded_extents, swizzle_8x4
 
 _QUANTIZERS = ("quantize_grouped", "silu_mul_quantize_grouped")
@@ -159,15 +160,15 @@ def scale_covers_32(call: GemmCall, _: Parameters) -> None:
     call.run()
 
 
-@fault(category="layout", stages=_GEMM, bugs=("C08", "A16"), killed_by="GEMM", effect="collapse")
-def weight_scale_of_neighbour_block(call: GemmCall, _: Parameters) -> None:
+@fault(category="layout", stages=PREPARED, bugs=("C08", "A16"), killed_by="GEMM", effect="collapse")
+def weight_scale_of_neighbour_block(call: GemmCall | PrepareCall, _: Parameters) -> None:
     """Each block of B is decoded with the scale of the next block of its row."""
     call.b_block_scale = call.b_block_scale.roll(-1, -1)
     call.run()
 
 
-@fault(category="layout", stages=_GEMM, bugs=("C05",), killed_by="GEMM", effect="collapse")
-def weight_scale_of_neighbour_row(call: GemmCall, _: Parameters) -> None:
+@fault(category="layout", stages=PREPARED, bugs=("C05",), killed_by="GEMM", effect="collapse")
+def weight_scale_of_neighbour_row(call: GemmCall | PrepareCall, _: Parameters) -> None:
     """Each row of B is decoded with the scales of the next row."""
     call.b_block_scale = call.b_block_scale.roll(-1, 1)
     call.run()

@@ -112,7 +112,7 @@ def experts_rolled(call: LoadCall, _: Parameters) -> None:
 
 @fault(
     category="loading", stages=_STAGES, bugs=("C13", "C14", "C15", "C01"), killed_by="LOAD", effect="shift",
-    same_as=("gate_and_up_swapped",),
+    same_as=("gate_and_up_swapped", "weight_halves_swapped"),
 )  # fmt: skip
 def gate_up_swapped(call: LoadCall, _: Parameters) -> None:
     """Up rows come first in w1, with their block scales."""

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from harness.faults.calls import GemmCall, split
-from harness.faults.fault import Parameters, fault
+from harness.faults.fault import PREPARED, Parameters, fault
+from harness.faults.prepare_call import PrepareCall
 from reference.e2m1 import decode_e2m1
 from reference.e4m3 import decode_e4m3
 from reference.nvfp4 import BLOCK
@@ -16,22 +17,22 @@ from reference.nvfp4 import BLOCK
 _GEMM = "masked_grouped_gemm"
 
 
-@fault(category="gemm", stages=_GEMM, bugs=("B05",), killed_by="GEMM", effect="collapse", unit="expert")
-def weights_of_neighbour_expert(call: GemmCall, _: Parameters) -> None:
+@fault(category="gemm", stages=PREPARED, bugs=("B05",), killed_by="GEMM", effect="collapse", unit="expert")
+def weights_of_neighbour_expert(call: GemmCall | PrepareCall, _: Parameters) -> None:
     """Each expert's tokens are multiplied with the next expert's weights, scales included."""
     call.b_codes, call.b_block_scale = call.b_codes.roll(-1, 0), call.b_block_scale.roll(-1, 0)
     call.run()
 
 
-@fault(category="gemm", stages=_GEMM, bugs=("B06",), killed_by="GEMM", effect="collapse", unit="expert")
-def weight_scales_of_neighbour_expert(call: GemmCall, _: Parameters) -> None:
+@fault(category="gemm", stages=PREPARED, bugs=("B06",), killed_by="GEMM", effect="collapse", unit="expert")
+def weight_scales_of_neighbour_expert(call: GemmCall | PrepareCall, _: Parameters) -> None:
     """The weights moved with their expert, their block scales stayed: they are the next expert's."""
     call.b_block_scale = call.b_block_scale.roll(-1, 0)
     call.run()
 
 
-@fault(category="gemm", stages=_GEMM, bugs=("A17",), killed_by="GEMM", effect="collapse", unit="expert")
-def weights_of_expert_0(call: GemmCall, _: Parameters) -> None:
+@fault(category="gemm", stages=PREPARED, bugs=("A17",), killed_by="GEMM", effect="collapse", unit="expert")
+def weights_of_expert_0(call: GemmCall | PrepareCall, _: Parameters) -> None:
     """Every expert's tokens are multiplied with expert 0's weights."""
     call.b_codes = call.b_codes[:1].expand_as(call.b_codes)
     call.b_block_scale = call.b_block_scale[:1].expand_as(call.b_block_scale)
@@ -73,8 +74,8 @@ def activation_scales_all_one(call: GemmCall, _: Parameters) -> None:
     call.run()
 
 
-@fault(category="gemm", stages=_GEMM, bugs=("B24",), killed_by="GEMM", effect="collapse")
-def weight_scales_all_one(call: GemmCall, _: Parameters) -> None:
+@fault(category="gemm", stages=PREPARED, bugs=("B24",), killed_by="GEMM", effect="collapse")
+def weight_scales_all_one(call: GemmCall | PrepareCall, _: Parameters) -> None:
     """The block scales of B are not applied: each is 1."""
     call.b_block_scale = torch.full_like(call.b_block_scale, call.weight_form.one_scale)
     call.run()
@@ -120,8 +121,8 @@ def _run_with_small_scales(call: GemmCall, decode: Callable[[Tensor], Tensor]) -
         call.store(torch.where(touched, wrong, call.product))
 
 
-@fault(category="gemm", stages=_GEMM, bugs=("C03", "C15"), killed_by="GEMM", effect="collapse")
-def weights_read_interleaved(call: GemmCall, _: Parameters) -> None:
+@fault(category="gemm", stages=PREPARED, bugs=("C03", "C15"), killed_by="GEMM", effect="collapse")
+def weights_read_interleaved(call: GemmCall | PrepareCall, _: Parameters) -> None:
     """B is read as if its blocks were interleaved in pairs along k, its scales are not."""
     codes = split(call.b_codes, BLOCK)
     blocks = codes.shape[2]
@@ -132,8 +133,8 @@ def weights_read_interleaved(call: GemmCall, _: Parameters) -> None:
     call.run()
 
 
-@fault(category="gemm", stages=_GEMM, bugs=("C13",), killed_by="GEMM", effect="collapse")
-def weight_scale_halves_swapped(call: GemmCall, _: Parameters) -> None:
+@fault(category="gemm", stages=PREPARED, bugs=("C13",), killed_by="GEMM", effect="collapse")
+def weight_scale_halves_swapped(call: GemmCall | PrepareCall, _: Parameters) -> None:
     """The two halves of B's rows (gate and up) are paired with each other's block scales."""
     scale = call.b_block_scale
     call.b_block_scale = scale.roll(scale.shape[1] // 2, 1)

@@ -1,0 +1,197 @@
+"""What `humming-masked` takes of the package humming-kernels, in each of its versions: preparation, launch, tiles.
+
+Read in humming-kernels 0.1.12 (which sglang 0.5.23 pins), 0.1.19 and 0.1.20; paths are relative to the package:
+    schema/base.py       BaseWeightSchema.from_config(config).convert_humming(tensors, ..., num_experts)
+    transform.py         prepare_layer_config, transform_humming_tensors; prepare_fp16_e8m0_scale from 0.1.19 on
+    tune/__init__.py     get_heuristics_config: the tiles that it chooses for so many rows, a kernel for each choice
+    forward.py           humming_forward
+    ops/                 quant_input in 0.1.12, process_input from 0.1.19 on
+Engines call these functions and not `HummingLayer`, whose transform() in 0.1.12 does not hand the number of experts on.
+What differs between the versions is asked of the functions themselves. Nothing is imported before it is used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.util
+import inspect
+import json
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+DISTRIBUTION, MODULE = "humming-kernels", "humming"
+LOCKS = 4096  # int32, zero: stream k's locks of 132 SMs need 1,024 in 0.1.12, up to 2,048 in 0.1.20
+_LEAST_COLUMNS = 128  # that a tile of 16-bit activations has
+_COMPILATIONS = 12  # at a time; each starts a compiler
+
+_SCHEMAS = {"nvfp4": {"quant_method": "modelopt", "quant_algo": "nvfp4"}, "mxfp4": {"quant_method": "mxfp4"}}
+_ACTIVATIONS = {"bf16": "bfloat16", "fp16": "float16", "fp8": "float8e4m3"}
+
+
+_TILINGS: dict[tuple[str, int, bool], dict[str, Any]] = {}
+"""The package's choices: by the configuration of a layer, rows, and whether k is taken in one pass."""
+
+
+def is_installed() -> bool:
+    """Return whether the package is there."""
+    return importlib.util.find_spec(MODULE) is not None
+
+
+def _accepted(function: Callable[..., Any], **options: Any) -> dict[str, Any]:
+    """Return the options that a function of this version takes."""
+    takes = inspect.signature(function).parameters
+    return {name: value for name, value in options.items() if name in takes}
+
+
+def layer_dtype(activations: str) -> torch.dtype:
+    """Return the type of the layer's tokens and outputs."""
+    import torch
+
+    return torch.float16 if activations == "fp16" else torch.bfloat16
+
+
+def prepared(
+    weights: str, activations: str, tensors: dict[str, Tensor], extents: tuple[int, int, int]
+) -> dict[str, Any]:
+    """Return weights as the kernels take them, with the configuration of their layer.
+
+    Args:
+        weights: "nvfp4" or "mxfp4".
+        activations: "bf16", "fp16" or "fp8".
+        tensors: `weight` `(experts, n, k/2)` and `weight_scale` `(experts, n, k/block)` as in a checkpoint, and
+            `weight_scale_2` `(experts,)` float32, perhaps.
+        extents: experts, n, k.
+    """
+    from humming import transform
+    from humming.config.enum import WeightScale2Type
+    from humming.schema import BaseWeightSchema
+
+    experts, n, k = extents
+    own, factor = dict(tensors), tensors.get("weight_scale_2")
+    schema, own = BaseWeightSchema.from_config(dict(_SCHEMAS[weights])).convert_humming(
+        tensors=own,
+        shape_n_stacks=[n],
+        shape_k_stacks=[k],
+        param_dtype=layer_dtype(activations),
+        num_experts=experts,
+    )
+    if weights == "mxfp4" and factor is not None:  # the format has none in a checkpoint, the kernels take one
+        schema = replace(schema, weight_scale_2_type=WeightScale2Type.TENSOR)
+        own["weight_scale_2"] = factor
+    config = layer_config(schema, activations, extents, own)
+    if hasattr(transform, "prepare_fp16_e8m0_scale"):
+        config, own = transform.prepare_fp16_e8m0_scale(config, own)
+    made: dict[str, Any] = dict(transform.transform_humming_tensors(config, own))
+    return made | {"config": config}
+
+
+def layer_config(
+    schema: Any, activations: str, extents: tuple[int, int, int], tensors: Mapping[str, Tensor] | None = None
+) -> Any:
+    """Return the configuration that the kernels of a layer are made for."""
+    from humming import dtypes, transform
+    from humming.schema import HummingInputSchema
+
+    experts, n, k = extents
+    inputs = HummingInputSchema(a_dtype=dtypes.DataType.from_str(_ACTIVATIONS[activations]))
+    return transform.prepare_layer_config(
+        shape_n=n, shape_k=k, weight_schema=schema, input_schema=inputs, num_experts=experts,
+        torch_dtype=layer_dtype(activations), **_accepted(transform.prepare_layer_config, tensors=tensors),
+    )  # fmt: skip
+
+
+def _schema(weights: str) -> Any:
+    """Return the schema that weights with a factor of each expert are converted to."""
+    from humming import dtypes
+    from humming.config.enum import WeightScale2Type, WeightScaleType
+    from humming.schema import HummingWeightSchema
+
+    scale, block = (dtypes.float8e4m3, 16) if weights == "nvfp4" else (dtypes.float8e8m0, 32)
+    return HummingWeightSchema(
+        b_dtype=dtypes.float4e2m1, bs_dtype=scale, weight_scale_group_size=block,
+        weight_scale_type=WeightScaleType.GROUP, weight_scale_2_type=WeightScale2Type.TENSOR,
+    )  # fmt: skip
+
+
+def compute_config(*, one_pass: bool) -> dict[str, Any]:
+    """Return what is asked of every kernel."""
+    return {"gemm_type": "grouped_masked", "use_batch_invariant": one_pass}
+
+
+def tiling(config: Any, rows: int, *, one_pass: bool) -> dict[str, Any]:
+    """Return the tiles that the package chooses for so many rows of all experts."""
+    from humming.tune import get_heuristics_config
+
+    key = config.to_str(), rows, one_pass
+    if key not in _TILINGS:
+        _TILINGS[key] = get_heuristics_config(config, shape_m=rows, **compute_config(one_pass=one_pass))
+    return _TILINGS[key]
+
+
+@functools.cache
+def columns_multiple(weights: str, activations: str, *, one_pass: bool) -> int:
+    """Return what n is a multiple of: the tiles that 0.1.12 chooses have 256 columns whatever n is, later ones adapt."""
+    config = layer_config(_schema(weights), activations, (1, _LEAST_COLUMNS, 2 * _LEAST_COLUMNS))
+    columns: int = tiling(config, _LEAST_COLUMNS, one_pass=one_pass)["block_shape"][1]
+    return max(columns, _LEAST_COLUMNS)
+
+
+def launch(
+    prepared_weights: Mapping[str, Any],
+    a: Tensor,
+    out: Tensor,
+    masked_m: Tensor,
+    *,
+    tiles: Mapping[str, Any],
+    one_pass: bool,
+    a_scale: Tensor | None,
+    locks: Tensor,
+) -> None:
+    """Multiply: a `(experts * capacity, k)`, a_scale None or `(experts * capacity, 1)`, into out `(experts * capacity, n)`."""
+    from humming.forward import humming_forward
+
+    tensors = {name: value for name, value in prepared_weights.items() if name not in {"config", "alpha"}}
+    humming_forward(
+        prepared_weights["config"], inputs=a, outputs=out, input_scale=a_scale, expert_layout=masked_m,
+        locks=locks, compute_config=compute_config(one_pass=one_pass), tuning_config=dict(tiles), **tensors,
+    )  # fmt: skip
+
+
+def quantized(x: Tensor, masked_m: Tensor) -> tuple[Tensor, Tensor]:
+    """Return rows `(experts * capacity, k)` in E4M3 and their scales, float32 `(experts * capacity, 1)`, by the package."""
+    from humming import ops
+
+    if hasattr(ops, "process_input"):
+        codes, _, scale = ops.process_input(
+            x, quant_mode="dynamic_token", quant_dtype="float8e4m3", layout="grouped_mask", expert_tokens=masked_m
+        )  # fmt: skip
+        return codes, scale
+    codes, scale = ops.quant_input(inputs=x, dtype="float8e4m3")
+    return codes, scale.view(-1, 1)
+
+
+def compile_kernels(
+    weights: str, activations: str, wanted: list[tuple[tuple[int, int, int], int]], *, one_pass: bool
+) -> None:
+    """Compile kernels in parallel, for extents (experts, n, k) and rows each. What fails is left to the call that needs it."""
+    import torch
+    from humming.kernel.humming import HummingKernel
+
+    device, asked = torch.cuda.current_device(), json.dumps(compute_config(one_pass=one_pass))
+
+    def one(extents: tuple[int, int, int], rows: int) -> None:
+        torch.cuda.set_device(device)
+        with contextlib.suppress(Exception):  # the call itself says it, as a failure of its problem
+            config = layer_config(_schema(weights), activations, extents)
+            tiles = tiling(config, rows, one_pass=one_pass)
+            HummingKernel.prepare_kernels(config.to_str(), asked, json.dumps(tiles))
+
+    with ThreadPoolExecutor(_COMPILATIONS) as threads:
+        list(threads.map(lambda each: one(*each), wanted))

@@ -1,0 +1,184 @@
+"""A stand-in for the package humming-kernels on a CPU: its Python interface, a repacking of its own, and a right product.
+
+What `humming-masked` takes of the package is here under the same names, so that everything of the candidate runs but the
+kernels.
+"""
+
+from __future__ import annotations
+
+import enum
+import sys
+import types
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from harness.candidates import humming_package
+from reference.e2m1 import unpack_e2m1
+from reference.formats import FORMATS, Coded
+
+WeightScaleType = enum.Enum("WeightScaleType", {"GROUP": "group"})
+WeightScale2Type = enum.Enum("WeightScale2Type", {"NONE": "none", "TENSOR": "tensor"})
+
+
+@dataclass
+class StandIn:
+    """What the package is like, and what was asked of it.
+
+    Attributes:
+        one_pass: what becomes of `use_batch_invariant`; None: it is obeyed.
+        columns: of every tile.
+        compiled: configurations of kernels that were compiled ahead.
+    """
+
+    one_pass: bool | None = None
+    columns: int = 128
+    compiled: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Config:
+    """Of a layer."""
+
+    a_dtype: str
+    b_dtype: str
+    bs_dtype: str
+    extents: tuple[int, int, int]
+    has_factor: bool
+
+    def to_str(self) -> str:
+        return str(asdict(self))
+
+
+@dataclass
+class Schema:
+    b_dtype: str
+    bs_dtype: str
+    weight_scale_group_size: int
+    weight_scale_type: Any = None
+    weight_scale_2_type: Any = WeightScale2Type.NONE
+
+    @classmethod
+    def from_config(cls, config: dict[str, str]) -> Schema:
+        if config["quant_method"] == "modelopt":
+            return cls("float4e2m1", "float8e4m3", 16, None, WeightScale2Type.TENSOR)
+        return cls("float4e2m1", "float8e8m0", 32)
+
+    def convert_humming(self, tensors: dict[str, Tensor], **_: Any) -> tuple[Schema, dict[str, Tensor]]:
+        return self, {**tensors, "weight": tensors["weight"].view(torch.int32)}
+
+
+def prepare_layer_config(
+    shape_n: int, shape_k: int, weight_schema: Schema, input_schema: Any, num_experts: int, torch_dtype: torch.dtype
+) -> Config:  # fmt: skip
+    assert torch_dtype in {torch.bfloat16, torch.float16}
+    factor = weight_schema.weight_scale_2_type == WeightScale2Type.TENSOR
+    extents = (num_experts, shape_n, shape_k)
+    return Config(input_schema.a_dtype, weight_schema.b_dtype, weight_schema.bs_dtype, extents, factor)
+
+
+def transform_humming_tensors(config: Config, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Rows from the last one on, scales transposed; never the tensors that were given."""
+    made = {
+        "weight": tensors["weight"].flip(1),
+        "weight_scale": tensors["weight_scale"].view(torch.uint8).mT.clone(),
+    }
+    return made | ({"weight_scale_2": tensors["weight_scale_2"].clone()} if config.has_factor else {})  # fmt: skip
+
+
+def humming_forward(
+    config: Config,
+    *,
+    inputs: Tensor,
+    outputs: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor,
+    expert_layout: Tensor,
+    input_scale: Tensor | None,
+    weight_scale_2: Tensor | None = None,
+    **_: Any,
+) -> None:
+    form = FORMATS["nvfp4" if config.bs_dtype == "float8e4m3" else "mxfp4"]
+    codes = unpack_e2m1(weight.flip(1).contiguous().view(torch.uint8))
+    values = form.values(Coded(codes, weight_scale.mT.contiguous()), torch.float64)
+    experts, n, k = config.extents
+    tokens, stored = inputs.view(experts, -1, k).double(), outputs.view(experts, -1, n)
+    for expert, rows in enumerate(expert_layout.tolist()):
+        product = (tokens[expert, :rows] @ values[expert].mT).float()
+        factor = torch.tensor(1.0) if weight_scale_2 is None else weight_scale_2[expert]
+        if input_scale is not None:
+            factor = input_scale.view(experts, -1, 1)[expert, :rows] * factor
+        stored[expert, :rows] = (product * factor).to(outputs.dtype)
+
+
+def process_input(x: Tensor, *, expert_tokens: Tensor, **_: Any) -> tuple[Tensor, None, Tensor]:
+    """FP8 with a scale of each row, as the reference has it."""
+    assert len(expert_tokens)
+    coded = FORMATS["fp8_token"].quantize(x)
+    assert coded.row_scale is not None
+    return coded.codes.view(torch.float8_e4m3fn), None, coded.row_scale
+
+
+def quant_input(inputs: Tensor, dtype: str) -> tuple[Tensor, Tensor]:
+    """The same by its older name."""
+    assert dtype == "float8e4m3"
+    codes, _, scale = process_input(inputs, expert_tokens=inputs[:1])
+    return codes, scale.view(-1)
+
+
+def install(monkeypatch: pytest.MonkeyPatch, *, older: bool = False, **like: Any) -> StandIn:
+    """Put it where the package would be imported from.
+
+    Args:
+        monkeypatch: takes it away.
+        older: with the names of 0.1.12 only.
+        like: attributes of the stand-in.
+    """
+    stand_in = StandIn(**like)
+    humming_package.columns_multiple.cache_clear()  # another version of the package, as it were
+    monkeypatch.setattr(humming_package, "_TILINGS", {})
+
+    def tiles(_: Config, *, shape_m: int, use_batch_invariant: bool, gemm_type: str) -> dict[str, Any]:
+        assert gemm_type == "grouped_masked"
+        one_pass = use_batch_invariant if stand_in.one_pass is None else stand_in.one_pass
+        shape = (min(shape_m, 64), stand_in.columns, 64)
+        return {"block_shape": shape, "use_stream_k": not one_pass, "mma_type": "wgmma"}
+
+    def prepare_kernels(config: str, _compute: str, tuning: str) -> None:
+        stand_in.compiled.append(f"{config} {tuning}")
+
+    names = ("float4e2m1", "float8e4m3", "float8e8m0", "bfloat16", "float16")
+    dtypes = {name: name for name in names}
+    quantizer = {"quant_input": quant_input} if older else {"process_input": process_input}
+    modules: dict[str, dict[str, Any]] = {
+        "humming": {},
+        "humming.dtypes": {**dtypes, "DataType": types.SimpleNamespace(from_str=str)},
+        "humming.ops": quantizer,
+        "humming.config": {},
+        "humming.config.enum": {"WeightScaleType": WeightScaleType, "WeightScale2Type": WeightScale2Type},
+        "humming.schema": {
+            "BaseWeightSchema": Schema,
+            "HummingWeightSchema": Schema,
+            "HummingInputSchema": types.SimpleNamespace,
+        },
+        "humming.transform": {
+            "prepare_layer_config": prepare_layer_config,
+            "transform_humming_tensors": transform_humming_tensors,
+            **({} if older else {"prepare_fp16_e8m0_scale": lambda config, tensors: (config, tensors)}),
+        },
+        "humming.tune": {"get_heuristics_config": tiles},
+        "humming.forward": {"humming_forward": humming_forward},
+        "humming.kernel": {},
+        "humming.kernel.humming": {"HummingKernel": types.SimpleNamespace(prepare_kernels=prepare_kernels)},
+    }
+    for name, values in modules.items():
+        module = types.ModuleType(name)
+        vars(module).update(values)
+        monkeypatch.setitem(sys.modules, name, module)
+        parent, _, own = name.rpartition(".")
+        if parent:
+            setattr(sys.modules[parent], own, module)
+    return stand_in
