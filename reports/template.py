@@ -27,9 +27,11 @@ def environment() -> Environment:
     )
     made.filters.update(
         clip=text.clip,
+        clip_plain=text.clip_plain,
         count=text.count,
         duration=text.duration,
         linked=text.linked,
+        name=text.name,
         plain=text.plain,
         ratio=text.ratio,
         thread=threads.thread,
