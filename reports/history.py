@@ -96,7 +96,7 @@ def _run_cell(history: History, number: int | None) -> Cell:
     if number is None:
         return Cell("no good run before")
     run = history.runs[number]
-    return Cell(run_date(run), "link", href=run.link)
+    return Cell(run_date(run), "date", href=run.link)
 
 
 def _standing(history: History) -> Table:
@@ -195,7 +195,7 @@ def _runs(history: History) -> list[Table]:
     rows = [
         [
             Cell(run.verdict, "badge"),
-            Cell(run_date(run), "link", href=run.link),
+            Cell(run_date(run), "date", href=run.link),
             Cell(run.what),
             Cell(clip_plain(run.candidates, 120)),
             Cell(clip_plain(run.gpu, 60)),

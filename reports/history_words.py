@@ -17,10 +17,10 @@ CHANGES_SHOWN = 12
 
 def run_date(run: HistoryRun) -> str:
     """Return when a run was, to the minute; its id where it does not say."""
-    return _moment(run.created) or clip_plain(run.run_id, 25)
+    return moment(run.created) or clip_plain(run.run_id, 25)
 
 
-def _moment(created: str) -> str:
+def moment(created: str) -> str:
     """Return an ISO time to the minute, anything else as it is."""
     return created[:16].replace("T", " ") if _ISO.match(created) else clip_plain(created, 25)
 

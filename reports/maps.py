@@ -18,11 +18,15 @@ MOST_RUNS = 3
 
 @dataclass(frozen=True)
 class Map:
-    """One view of the illegal elements: `chart`, or `words` where they say all of it. `title`: of what."""
+    """One view of the illegal elements: `chart`, or `words` where they say all of it. `title`: of what.
+
+    `is_whole`: no cell is without an illegal element.
+    """
 
     words: str
     chart: HeatChart | None
     title: str = ""
+    is_whole: bool = False
 
 
 @dataclass(frozen=True)
@@ -40,34 +44,44 @@ def maps_of(failure: Failure) -> Maps:
     for heatmap in [*([failure.heatmap] if failure.heatmap else []), *failure.heatmaps][:MOST_MAPS]:
         # What is of another problem names it at the end of its title (harness/running/failure.py).
         title, of, problem = heatmap.title.rpartition(" of ")
-        drawn = _map(heatmap, title if of else heatmap.title)
+        is_other = bool(of) and problem != failure.problem
+        drawn = _map(heatmap, title if of else heatmap.title, whole_rows=not is_other and _whole_rows(failure))
         if drawn is None:
             continue
-        if of and problem != failure.problem:
-            other = problem
-            others.append(drawn)
-        else:
-            own.append(drawn)
+        (others if is_other else own).append(drawn)
+        other = problem if is_other else other
     return Maps(_telling(own), other, _telling(others))
 
 
 def _telling(maps: list[Map]) -> list[Map]:
-    """Leave out what says nothing beside the others: everything of the one expert that is all wrong; a line of cells."""
-    told = [one for number, one in enumerate(maps) if not (number and one.words.startswith("every "))]
+    """Leave out what says nothing beside the others: everything of the one expert that is wrong; a line of cells."""
+    told = [one for number, one in enumerate(maps) if not (number and one.words and one.is_whole)]
     pictures = [one for one in told if one.chart is None or min(one.chart.shape) > 1]
     return pictures or told[:1]
 
 
-def _map(heatmap: Heatmap, title: str) -> Map | None:
+def _whole_rows(failure: Failure) -> bool:
+    """Return whether every row with an illegal element is illegal from end to end."""
+    elements, rows, columns = (failure.extent.get(name) for name in ("elements", "rows", "of_columns"))
+    return isinstance(rows, int) and isinstance(columns, int) and elements == rows * columns
+
+
+def _map(heatmap: Heatmap, title: str, *, whole_rows: bool) -> Map | None:
     chart = heat_chart(heatmap)
     if chart is None or not chart.total:
         return None
-    words = area_words(heatmap)
-    return Map(words, None if words else chart, clip_plain(title, 120))
+    words = area_words(heatmap, whole_rows=whole_rows)
+    is_whole = all(number > 0 for row in heatmap.counts for number in row)
+    return Map(words, None if words else chart, clip_plain(title, 120), is_whole)
 
 
-def area_words(heatmap: Heatmap) -> str:
-    """Return which cells are illegal where they are one block of one colour: "all of expert 3"; "" for a picture."""
+def area_words(heatmap: Heatmap, *, whole_rows: bool) -> str:
+    """Return which cells are illegal where they are one block of one colour: "all of expert 3"; "" for a picture.
+
+    Args:
+        heatmap: counts by cell.
+        whole_rows: rows with an illegal element are known to be illegal from end to end.
+    """
     hits = {(r, c): n for r, row in enumerate(heatmap.counts) for c, n in enumerate(row) if n > 0}
     rows, columns = sorted({r for r, _ in hits}), sorted({c for _, c in hits})
     most = max(hits.values(), default=0)
@@ -81,7 +95,7 @@ def area_words(heatmap: Heatmap) -> str:
     if "" in named:
         return ""
     if all_columns:
-        return f"all of {named[0]}"
+        return f"all of {named[0]}" if whole_rows else f"every {across} of {named[0]}"
     return f"{named[1]} of every {down}" if all_rows else ", ".join(named)
 
 

@@ -122,6 +122,12 @@ def _rules(record: RunRecord, words: Counter[Verdict]) -> str:
     return ", ".join(f"{count(words[v])} {v}" for v in Verdict if words[v])
 
 
+def _skipped(record: RunRecord) -> int:
+    """Return how many things did not run; the record names a rule that was skipped in both of its lists."""
+    rules = {f"{rule.rule} on {rule.candidate}" for rule in record.rules if is_skipped(rule)}
+    return len(rules | {skip.what for skip in record.skips})
+
+
 def _commit(record: RunRecord) -> str:
     """Return the commit, short, with a plus for uncommitted changes."""
     where = record.environment
@@ -140,7 +146,7 @@ def figures(record: RunRecord) -> list[tuple[str, str]]:
     powerless = sum(rule.powerless for rule in judged)
     rows = [
         ("Rules", _rules(record, words)),
-        ("Skipped", count(n) if (n := len(record.rules) - len(judged) + len(record.skips)) else ""),
+        ("Skipped", count(n) if (n := _skipped(record)) else ""),
         ("Elements compared", count(sum(rule.compared for rule in judged)) if judged else ""),
         ("Examples", count(sum(rule.examples for rule in judged)) if judged else ""),
         ("Powerless examples", count(powerless) if powerless else ""),

@@ -44,8 +44,8 @@ def by_kind(judged: Mapping[str, int]) -> dict[str, int]:
 
 
 def has_interval(judged: Mapping[str, int]) -> bool:
-    """Return whether an interval judged any element: whether an error over its bound says anything."""
-    return any(number and kind_of(way) == INTERVAL for way, number in judged.items())
+    """Return whether an error over its bound says anything: where an interval judged, or the record does not say how."""
+    return not judged or INTERVAL in by_kind(judged)
 
 
 def share(part: int, whole: int) -> str:
