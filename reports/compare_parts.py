@@ -58,7 +58,11 @@ def _report(found: RecordComparison, part: str, subject: str, candidate: str) ->
     link = found.after[0].link if len(found.after) == 1 else ""
     if not link or part == "run":
         return link
-    return f"{link}#{rule_anchor(subject, candidate)}" if part == "rules" else f"{link}#{_SECTIONS.get(part, 'main')}"
+    return (
+        f"{link}#{rule_anchor(subject, candidate)}"
+        if part == "rules"
+        else f"{link}#{_SECTIONS.get(part, 'main')}"
+    )
 
 
 def _verdict_table(found: RecordComparison, changes: list[VerdictChange], caption: str) -> Table:

@@ -180,7 +180,11 @@ def _versions(history: History) -> Drawn | None:
             f"Versions that changed for {clip_plain(line.who, 80)}",
             ["Mark#", "Run", "Changed"],
             [
-                [Cell(str(number), "number"), _run_cell(history, mark.run), Cell(changes_in_words(mark.changes))]
+                [
+                    Cell(str(number), "number"),
+                    _run_cell(history, mark.run),
+                    Cell(changes_in_words(mark.changes)),
+                ]
                 for number, mark in enumerate(line.marks, start=1)
             ],
             title=f"{clip_plain(line.who, 80)} on {clip_plain(line.gpu, 80)}",

@@ -40,12 +40,16 @@ class Maps:
 
 def maps_of(failure: Failure) -> Maps:
     """Return what there is to see of a failure, views that hold nothing left out."""
-    own, others, other = [], [], ""
+    own: list[Map] = []
+    others: list[Map] = []
+    other = ""
     for heatmap in [*([failure.heatmap] if failure.heatmap else []), *failure.heatmaps][:MOST_MAPS]:
         # What is of another problem names it at the end of its title (harness/running/failure.py).
         title, of, problem = heatmap.title.rpartition(" of ")
         is_other = bool(of) and problem != failure.problem
-        drawn = _map(heatmap, title if of else heatmap.title, whole_rows=not is_other and _whole_rows(failure))
+        drawn = _map(
+            heatmap, title if of else heatmap.title, whole_rows=not is_other and _whole_rows(failure)
+        )
         if drawn is None:
             continue
         (others if is_other else own).append(drawn)

@@ -28,7 +28,12 @@ def since(past: History, part: str, subject: str, who: str) -> Since | None:
     """Return since when something is not good in the newest run of a history; None where that run has no such verdict."""
     newest = len(past.runs) - 1
     standing = next(
-        (s for s in past.standing if (s.part, s.subject, s.who) == (part, subject, who) and s.newest == newest), None
+        (
+            s
+            for s in past.standing
+            if (s.part, s.subject, s.who) == (part, subject, who) and s.newest == newest
+        ),
+        None,
     )
     if standing is None:
         return None

@@ -65,7 +65,7 @@ def gather_past(folder: Path, record: RunRecord, link: Callable[[Path], str] = l
     """
     unreadable, others, found = _read(folder)
     now = _time(record.created)
-    before = [one for one in found if _time(one[1].created) < now and one[1].run_id != record.run_id]
+    before = [one for one in found if _time(one[1].created) < now]
     return _history([*before, (folder, record, _judged(record))], folder, link, unreadable, others)
 
 

@@ -39,7 +39,13 @@ def test_kinds(way: str, kind: str) -> None:
 
 
 def test_elements_are_counted_by_kind_and_none_is_lost() -> None:
-    judged = {"one legal code: real": 7, "equal": 3, "two legal scales: real": 2, "any code: zero": 1, "bound x": 0}
+    judged = {
+        "one legal code: real": 7,
+        "equal": 3,
+        "two legal scales: real": 2,
+        "any code: zero": 1,
+        "bound x": 0,
+    }
     assert by_kind(judged) == {ONE: 10, FEW: 2, ANY: 1}
     for file in RECORDS.glob("*.json"):
         for rule in read(file.stem).rules:
@@ -55,7 +61,13 @@ def test_an_error_over_its_bound_says_something_where_an_interval_judged() -> No
 
 @pytest.mark.parametrize(
     ("part", "whole", "words"),
-    [(1, 1, "100 %"), (999_999, 10**6, "over 99.9 %"), (1, 10**6, "under 0.1 %"), (1, 8, "12.5 %"), (0, 0, "")],
+    [
+        (1, 1, "100 %"),
+        (999_999, 10**6, "over 99.9 %"),
+        (1, 10**6, "under 0.1 %"),
+        (1, 8, "12.5 %"),
+        (0, 0, ""),
+    ],
 )
 def test_a_share_is_never_rounded_to_all_or_nothing(part: int, whole: int, words: str) -> None:
     assert share(part, whole) == words

@@ -81,15 +81,23 @@ def test_one_line_a_rule_worst_first_and_open_where_it_fails(failed):
     lines = re.findall(r"(?s)<details class=\"rule-line\".*?</details>", drawn)
     assert ["open" in line.partition(">")[0] for line in lines] == [True, False, False, False]
     assert [text(line) for line in lines] == [
-        "FAIL MOE-GEMM-2 200 problems, 21,504 elements: one value 100 % 12.5 s Rows past masked_m never change a valid row "
-        "755 of 21,504 elements are illegal 3 failing problems",
-        "PASS QUANT-SCALE-1 200 problems, 51,200 elements: one value 100 % 3.25 s "
-        "Every block scale is reachable from its amax under the declared arithmetic",
-        "PASS MOE-GEMM-1 200 problems, 4,300,800 elements: one value 99.9 %, an interval 0.1 % 1 min 04 s "
-        "The masked grouped GEMM equals the exact result, or lies within its bound "
-        "Powerless problems 3 Empty problems 4 Worst error / bound 0.412 in problem 4x64x512x256:64,0,3,17:20394",
-        "SKIPPED GRAPH-1 needs a CUDA device, found cpu "
-        "A CUDA graph replayed with other data and another masked_m gives the eager result",
+        (
+            "FAIL MOE-GEMM-2 200 problems, 21,504 elements: one value 100 % 12.5 s Rows past masked_m never change a valid row "
+            "755 of 21,504 elements are illegal 3 failing problems"
+        ),
+        (
+            "PASS QUANT-SCALE-1 200 problems, 51,200 elements: one value 100 % 3.25 s "
+            "Every block scale is reachable from its amax under the declared arithmetic"
+        ),
+        (
+            "PASS MOE-GEMM-1 200 problems, 4,300,800 elements: one value 99.9 %, an interval 0.1 % 1 min 04 s "
+            "The masked grouped GEMM equals the exact result, or lies within its bound "
+            "Powerless problems 3 Empty problems 4 Worst error / bound 0.412 in problem 4x64x512x256:64,0,3,17:20394"
+        ),
+        (
+            "SKIPPED GRAPH-1 needs a CUDA device, found cpu "
+            "A CUDA graph replayed with other data and another masked_m gives the eager result"
+        ),
     ]
 
 
@@ -109,7 +117,10 @@ def test_a_passing_run_says_what_it_covered_and_what_stayed_free(passed):
     passed.reason = "2 results on eager, all of them legal; up to experts 4; beyond that not tested"
     words = text(summary.header(passed))
     assert "PASS 2 results on eager, all of them legal Covered 2 of 2 rules pass" in words
-    assert "Limits up to experts 4; beyond that not tested Stayed free 0.1 % had an interval Not judged GRAPH-1" in words
+    assert (
+        "Limits up to experts 4; beyond that not tested Stayed free 0.1 % had an interval Not judged GRAPH-1"
+        in words
+    )
 
 
 def test_a_row_of_a_failed_rule_leads_to_its_failures(failed):

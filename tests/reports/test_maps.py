@@ -43,7 +43,9 @@ def test_a_comb_is_a_picture():
 
 def failure(**changes) -> Failure:
     fields = {"extent": {"elements": 32, "of": 64, "rows": 2, "of_columns": 16}, **changes}
-    return Failure("GEMM", "eager", "2x2x16x16:2,2:normal:0", "gemm", "illegal", "off", "harness check", **fields)
+    return Failure(
+        "GEMM", "eager", "2x2x16x16:2,2:normal:0", "gemm", "illegal", "off", "harness check", **fields
+    )
 
 
 def test_only_rows_that_are_illegal_from_end_to_end_make_an_expert_wrong_as_a_whole():
@@ -62,14 +64,19 @@ def test_maps_of_another_problem_stand_under_its_name(failed):
     pattern.title = "gemm of v2:8x90x16x16:0,89:grid:5"
     failing.failures = [failure(heatmap=grid(1, 1, {(0, 0): 32}), heatmaps=[pattern])]
     found = maps_of(failing.failures[0])
-    assert ([one.words for one in found.own], found.other) == (["all of expert 0"], "v2:8x90x16x16:0,89:grid:5")
+    assert ([one.words for one in found.own], found.other) == (
+        ["all of expert 0"],
+        "v2:8x90x16x16:0,89:grid:5",
+    )
     drawn = re.sub("<wbr>", "", str(failures.section(failed)))
     assert drawn.count("<figure") == 1
     own, _, other = drawn.partition("<h4>A larger problem that failed too</h4>")
     assert "<figure" not in own
     assert "all of expert 0" in own
     assert "Not the one of the message: <code>v2:8x90x16x16:0,89:grid:5</code>" in other
-    assert "<figure" not in str(summary.header(failed)), "the first screen shows the problem of its message only"
+    assert "<figure" not in str(summary.header(failed)), (
+        "the first screen shows the problem of its message only"
+    )
 
 
 def test_the_second_view_is_left_out_where_it_adds_nothing():

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import copy
-
 import pytest
 
 from harness.faults.bugs import all_bugs
-from harness.records.record import Failure, Heatmap, Histogram, RunRecord
+from harness.records.record import Heatmap, Histogram, RunRecord
 from reports import canary, failures, summary
 from reports.charts import heat_chart, histogram_chart
 from reports.diagnosis import read
