@@ -181,7 +181,6 @@ def _summary(bars: list[Bar], above: int) -> str:
 class HeatChart:
     """Where the illegal elements of a failure sit. `levels` holds one SVG path for each strength, weakest first."""
 
-    title: str
     shape: tuple[int, int]
     width: int
     height: int
@@ -229,7 +228,6 @@ def heat_chart(heatmap: Heatmap) -> HeatChart | None:
     listed = [(f"{row_label} {rows[r]}, {column_label} {columns[c]}", n) for n, r, c in top_hits]
     total = sum(n for n, _, _ in hits)
     return HeatChart(
-        title=clip_plain(heatmap.title, 200),
         shape=(len(rows), len(columns)),
         width=max(left + size * len(columns) + 16, 200),
         height=22 + size * len(rows) + 34,
@@ -241,7 +239,7 @@ def heat_chart(heatmap: Heatmap) -> HeatChart | None:
             "".join(
                 f"M{left + c * size} {22 + r * size}h{size - 1}v{size - 1}h-{size - 1}z"
                 for n, r, c in hits
-                if _level(n, most) == level
+                if colour_level(n, most) == level
             )
             for level in range(LEVELS)
         ],
@@ -263,7 +261,7 @@ def heat_chart(heatmap: Heatmap) -> HeatChart | None:
     )
 
 
-def _level(number: int, most: int) -> int:
+def colour_level(number: int, most: int) -> int:
     """Return the strength of a cell on a log scale: 0 for one element, LEVELS - 1 for the most."""
     if most <= 1:
         return LEVELS - 1

@@ -7,9 +7,18 @@ from typing import TYPE_CHECKING
 from harness.records.changes import AccuracyChange, Direction, VerdictChange
 from reports.tables import Cell, Part, Table
 from reports.text import count, duration, ratio
+from reports.view import rule_anchor
 
 if TYPE_CHECKING:
     from harness.records.changes import Estimate, RecordComparison
+
+_SECTIONS = {
+    "gsm8k": "gsm8k",
+    "candidates": "candidates",
+    **dict.fromkeys(("canary", "canary control", "canary fault"), "canary"),
+    **dict.fromkeys(("mutants", "controls", "self-test"), "mutants"),
+}
+"""Where a report shows the parts of a comparison (reports/sections.py)."""
 
 _VERDICT_COLUMNS = ["What", "Candidate", "Part", "Before to after", "Why", "See it"]
 
@@ -20,8 +29,9 @@ def parts(found: RecordComparison) -> list[Part]:
         _toward(found, Direction.REGRESSION, "regressions", "Regressions"),
         _toward(found, Direction.IMPROVEMENT, "improvements", "Improvements"),
         _toward(found, Direction.CHANGED, "changed", "Changed, neither better nor worse"),
-        Part("still", "Still failing", "", [_verdict_table(found.still_bad, "Failing in both runs")]),
-        _accuracies(found.accuracies),
+        Part("still", "Still failing", "", [_verdict_table(found, found.still_bad, "Failing in both runs")]),
+        # Accuracies that got better or worse stand there, once.
+        _accuracies(found, [a for a in found.accuracies if a.direction is Direction.SAME]),
         _margins(found),
         _coverage(found),
         _timings(found),
@@ -39,14 +49,26 @@ def _toward(found: RecordComparison, direction: Direction, anchor: str, title: s
         anchor,
         title,
         "",
-        [_verdict_table(verdicts, title), _accuracy_table(accuracies, f"{title}: accuracy")],
+        [_verdict_table(found, verdicts, title), _accuracy_table(found, accuracies, f"{title}: accuracy")],
     )
 
 
-def _verdict_table(changes: list[VerdictChange], caption: str) -> Table:
+def _report(found: RecordComparison, part: str, subject: str, candidate: str) -> str:
+    """Return where the report of the second run shows something; "" where there is no report, or are several."""
+    link = found.after[0].link if len(found.after) == 1 else ""
+    if not link or part == "run":
+        return link
+    return (
+        f"{link}#{rule_anchor(subject, candidate)}"
+        if part == "rules"
+        else f"{link}#{_SECTIONS.get(part, 'main')}"
+    )
+
+
+def _verdict_table(found: RecordComparison, changes: list[VerdictChange], caption: str) -> Table:
     rows = [
         [
-            Cell(change.subject, "name"),
+            Cell(change.subject, "name", href=_report(found, change.part, change.subject, change.candidate)),
             Cell(change.candidate),
             Cell(change.part),
             Cell(change.before, "badge")
@@ -60,19 +82,23 @@ def _verdict_table(changes: list[VerdictChange], caption: str) -> Table:
     return Table(caption, _VERDICT_COLUMNS, rows)
 
 
-def _accuracies(changes: list[AccuracyChange]) -> Part:
+def _accuracies(found: RecordComparison, changes: list[AccuracyChange]) -> Part:
     words = (
         "Paired: on the questions that both runs answered. A regression is a loss that chance does not explain "
         "and that may exceed two points; an improvement is a gain that chance does not explain."
     )
-    return Part("accuracy", "Accuracy", words, [_accuracy_table(changes, "Accuracy before and after")])
+    return Part("accuracy", "Accuracy", words, [_accuracy_table(found, changes, "Accuracy before and after")])
 
 
-def _accuracy_table(changes: list[AccuracyChange], caption: str) -> Table:
+def _accuracy_table(found: RecordComparison, changes: list[AccuracyChange], caption: str) -> Table:
     columns = ["What", "Candidate", "Before", "After", "Difference#", "Lost, gained#", "Finding"]
     rows = [
         [
-            Cell(f"{change.subject} ({change.metric})", "name"),
+            Cell(
+                f"{change.subject} ({change.metric})",
+                "name",
+                href=_report(found, change.part, change.subject, change.candidate),
+            ),
             Cell(change.candidate),
             Cell(_estimate(change.before)),
             Cell(_estimate(change.after)),

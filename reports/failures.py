@@ -6,8 +6,8 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from reports.charts import HeatChart, heat_chart
 from reports.diagnosis import Diagnosis, read
+from reports.maps import Maps, maps_of
 from reports.template import fill
 from reports.text import plain
 from reports.view import failure_groups
@@ -28,9 +28,6 @@ KINDS = {
     "known": "known failure",
 }
 
-
-MOST_MAPS = 6
-
 # Lines that the harness adds to a message for the terminal, and that stand elsewhere on the page.
 _SHOWN_ELSEWHERE = re.compile(r"  (?:extent|candidate|problem|reproduce|diagnosis) +\S")
 
@@ -45,7 +42,7 @@ class Shown:
     message: str
     extent: list[str]
     diagnosis: Diagnosis | None
-    charts: list[HeatChart]
+    maps: Maps
     is_open: bool
 
 
@@ -64,21 +61,22 @@ def section(record: RunRecord) -> Markup | None:
 
 
 def _shown(failure: Failure, is_first: bool) -> Shown:
-    # Indices are written without separators: they are typed into a debugger, not read as amounts.
-    place = ", ".join(f"{name} {index}" for name, index in failure.place.items())
-    maps = [*([failure.heatmap] if failure.heatmap else []), *failure.heatmaps][:MOST_MAPS]
-    charts = [chart for one in maps if (chart := heat_chart(one)) is not None]
     return Shown(
         failure,
         KINDS.get(failure.kind, failure.kind),
-        place,
+        place_words(failure),
         own_message(failure.message),
         extent_words(failure.extent),
         read(failure.diagnosis),
-        # A single row of cells is hardly a picture: it is shown where there is nothing better.
-        [chart for chart in charts if min(chart.shape) > 1] or charts[:1],
+        maps_of(failure),
         is_first and failure.kind != "known",
     )
+
+
+def place_words(failure: Failure) -> str:
+    """Return the worst element: "expert 1, row 0, col 3"."""
+    # Indices are written without separators: they are typed into a debugger, not read as amounts.
+    return ", ".join(f"{name} {index}" for name, index in failure.place.items())
 
 
 def own_message(message: str) -> str:

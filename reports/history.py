@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from harness.records.whole_files import write_whole
 from reports.history_charts import TrendChart, shown_value, trend_chart
+from reports.history_words import changed_between, changes_in_words, run_date
 from reports.html import STYLESHEETS, assemble
 from reports.sections import Drawn
 from reports.tables import Cell, Part, Table, draw_part
@@ -19,16 +19,13 @@ if TYPE_CHECKING:
 
     from markupsafe import Markup
 
-    from harness.records.changes import EnvironmentChange
-    from harness.records.history import History, HistoryRun, Line, Standing
+    from harness.records.history import History, Line
 
-_ISO = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d[0-9:.+Z-]*\Z")
 HISTORY_NAME = "history.html"
 NEWEST_RUNS = 50
 RUNS_SHOWN = 2_000
 CHARTS_SHOWN = 60
 TRENDS_SHOWN = 400
-CHANGES_SHOWN = 12
 
 
 @dataclass(frozen=True)
@@ -55,7 +52,7 @@ class Trend:
 
 def render(history: History) -> str:
     """Return the page for a history. The same history gives the same bytes."""
-    names = [_date(run) for run in history.runs]
+    names = [run_date(run) for run in history.runs]
     sections = [
         _part(Part("standing", "Not good now", "", [_standing(history)])),
         _charts(history, names, "accuracy", "Accuracy", {"accuracy", "score"}),
@@ -95,20 +92,11 @@ def _part(part: Part) -> Drawn | None:
     return Drawn(part.anchor, part.title, draw_part(part))
 
 
-def _date(run: HistoryRun) -> str:
-    return _moment(run.created) or clip_plain(run.run_id, 25)
-
-
-def _moment(created: str) -> str:
-    """Return an ISO time to the minute, anything else as it is."""
-    return created[:16].replace("T", " ") if _ISO.match(created) else clip_plain(created, 25)
-
-
 def _run_cell(history: History, number: int | None) -> Cell:
     if number is None:
         return Cell("no good run before")
     run = history.runs[number]
-    return Cell(_date(run), "link", href=run.link)
+    return Cell(run_date(run), "date", href=run.link)
 
 
 def _standing(history: History) -> Table:
@@ -132,36 +120,12 @@ def _standing(history: History) -> Table:
             _run_cell(history, s.since),
             Cell(count(s.runs), "number"),
             _run_cell(history, s.good),
-            Cell(_between(history, s)),
+            Cell(changed_between(history, s)),
             Cell(s.reason),
         ]
         for s in history.standing
     ]
     return Table("Verdicts that are not good in their newest run", columns, rows)
-
-
-def _between(history: History, standing: Standing) -> str:
-    """Return what changed from the last good run to the first that was not: versions, and the commit."""
-    if standing.good is None:
-        return ""
-    commits = [clip_plain(history.runs[n].commit[:10], 10) for n in (standing.good, standing.since)]
-    commit = f"commit {commits[0] or 'none'} → {commits[1] or 'none'}" if commits[0] != commits[1] else ""
-    words = [word for word in (_changes(standing.changes), commit) if word]
-    return ", ".join(words) or "nothing that is recorded"
-
-
-def _changes(changes: list[EnvironmentChange]) -> str:
-    """Return changed versions as "torch 2.12 → 2.13, driver added 580.1"."""
-    words = []
-    for change in changes[:CHANGES_SHOWN]:
-        name, before, after = (clip_plain(v, 60) for v in (change.name, change.before, change.after))
-        if not before:
-            words.append(f"{name} {after} (new)")
-        else:
-            words.append(f"{name} {before} → {after}" if after else f"{name} {before} (gone)")
-    if len(changes) > CHANGES_SHOWN:
-        words.append(f"{count(len(changes) - CHANGES_SHOWN)} more")
-    return ", ".join(words)
 
 
 def _charts(history: History, names: list[str], anchor: str, title: str, kinds: set[str]) -> Drawn | None:
@@ -216,7 +180,11 @@ def _versions(history: History) -> Drawn | None:
             f"Versions that changed for {clip_plain(line.who, 80)}",
             ["Mark#", "Run", "Changed"],
             [
-                [Cell(str(number), "number"), _run_cell(history, mark.run), Cell(_changes(mark.changes))]
+                [
+                    Cell(str(number), "number"),
+                    _run_cell(history, mark.run),
+                    Cell(changes_in_words(mark.changes)),
+                ]
                 for number, mark in enumerate(line.marks, start=1)
             ],
             title=f"{clip_plain(line.who, 80)} on {clip_plain(line.gpu, 80)}",
@@ -231,7 +199,7 @@ def _runs(history: History) -> list[Table]:
     rows = [
         [
             Cell(run.verdict, "badge"),
-            Cell(_date(run), "link", href=run.link),
+            Cell(run_date(run), "date", href=run.link),
             Cell(run.what),
             Cell(clip_plain(run.candidates, 120)),
             Cell(clip_plain(run.gpu, 60)),

@@ -17,23 +17,30 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from harness.records.history import History
     from harness.records.record import RunRecord
     from reports.sections import Drawn
 
 REPORT_NAME = "report.html"
 
-STYLESHEETS = ("page.css", "charts.css", "gsm8k.css")
-SCRIPTS = ("copy.js", "gsm8k.js")
+STYLESHEETS = ("page.css", "triage.css", "charts.css", "gsm8k.css")
+SCRIPTS = ("copy.js", "gsm8k.js", "rules.js")
 
 
-def render(record: RunRecord) -> str:
-    """Return the page for a record. The same record gives the same bytes."""
+def render(record: RunRecord, past: History | None = None) -> str:
+    """Return the page for a record. The same record, and the same history, give the same bytes.
+
+    Args:
+        record: of the run.
+        past: the history that ends with this run (`harness.comparing.history.gather_past`), for since when it fails.
+    """
     return assemble(
         title=summary.page_title(record),
-        header=summary.header(record),
+        header=summary.header(record, past),
         footer=summary.footer(record),
         verdict=record.verdict,
         sections=draw_all(record),
+        has_rules=bool(record.rules),
     )
 
 
@@ -46,6 +53,7 @@ def assemble(
     sections: Sequence[Drawn],
     styles: Sequence[str] = STYLESHEETS,
     scripts: Sequence[str] = SCRIPTS,
+    has_rules: bool = False,
 ) -> str:
     """Return a page of these parts: report, comparison and history are all made here, under the same policy.
 
@@ -57,6 +65,7 @@ def assemble(
         sections: in order, each with its anchor and heading.
         styles: stylesheets of this folder.
         scripts: scripts of this folder.
+        has_rules: whether there are rules to filter.
     """
     style_texts = [asset(name) for name in styles]
     script_texts = [asset(name) for name in scripts]
@@ -71,6 +80,7 @@ def assemble(
         footer=footer,
         verdict=verdict,
         sections=sections,
+        has_rules=has_rules,
     )
     # A second net under the templates: no path into the page can bring a control character or a lone surrogate along.
     return text.visible(str(page))
@@ -94,9 +104,9 @@ def _hashes(sources: list[str]) -> str:
     return " ".join(f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests) or "'none'"
 
 
-def write_report(record: RunRecord, folder: Path) -> Path:
+def write_report(record: RunRecord, folder: Path, past: History | None = None) -> Path:
     """Write `report.html` into the folder, which is created if it is missing, and return its path."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / REPORT_NAME
-    write_whole(path, render(record))
+    write_whole(path, render(record, past))
     return path

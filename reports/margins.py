@@ -1,4 +1,7 @@
-"""How close each stage came to its bound: one histogram a candidate and stage, on a log2 axis of error over bound."""
+"""How close each stage came to its bound: one histogram a candidate and stage, on a log2 axis of error over bound.
+
+Only of rules in which an interval judged; folded where nothing is above its bound.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from harness.records.record import Histogram, RunRecord
+from harness.records.ways import has_interval
 from reports.charts import HistogramChart, histogram_chart
 from reports.template import fill
 from reports.view import candidate_names
@@ -28,14 +32,16 @@ def section(record: RunRecord) -> Markup | None:
     groups = [(name, margins) for name in candidate_names(record) if (margins := _margins(record, name))]
     if not groups:
         return None
-    return fill("margins.html.j2", groups=groups)
+    above = any(m.chart and m.chart.above for _, margins in groups for m in margins)
+    return fill("margins.html.j2", groups=groups, is_open=above)
 
 
 def _margins(record: RunRecord, candidate: str) -> list[Margin]:
     # Histograms of one stage add up across rules only where they have the same bins.
     sums: dict[tuple[str, tuple[float, ...], int], tuple[Histogram, list[str]]] = {}
     for rule in record.rules:
-        if rule.candidate != candidate:
+        # Where one value is legal, an error over a bound says no more than the verdict.
+        if rule.candidate != candidate or not has_interval(rule.judged):
             continue
         for stage, histogram in rule.histograms.items():
             key = (stage, tuple(histogram.edges), len(histogram.counts))

@@ -1,13 +1,15 @@
-"""One row a rule: what it found, on how much, judged in which way, how close to the bound, in what time."""
+"""One line a rule: its verdict, on how much, judged in which way. Lines of rules that passed are folded."""
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from harness.records.ways import KINDS, by_kind, has_interval, kind_of, share
 from reports.template import fill
 from reports.text import count
-from reports.view import SKIPPED, candidate_names, failure_groups, is_skipped, worst_first
+from reports.view import SKIPPED, candidate_names, failure_groups, is_skipped, rule_anchor, worst_first
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -17,16 +19,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Row:
-    """A rule on one candidate, with the anchor of its failures ("" where it has none)."""
+    """A rule on one candidate: its own anchor, and that of its failures ("" where it has none)."""
 
     result: RuleResult
     word: str
     anchor: str
+    failures: str
 
     @property
     def is_skipped(self) -> bool:
         """Whether the row has a reason instead of numbers."""
         return self.word == SKIPPED
+
+    @property
+    def is_open(self) -> bool:
+        """Whether its numbers are shown at once: where it says something else than PASS."""
+        return self.word not in {SKIPPED, "PASS"}
 
     @property
     def failing(self) -> str:
@@ -37,40 +45,97 @@ class Row:
         return ", ".join(f"{count(number)} {what}{'s' * (number != 1)}" for number, what in parts if number)
 
     @property
+    def judged(self) -> str:
+        """Of how many elements what was legal: "one value 99.2 %, an interval 0.8 %"."""
+        return kinds_in_words(self.result.judged)
+
+    @property
+    def has_worst(self) -> bool:
+        """Whether the worst error over its bound says anything: where an interval judged."""
+        return self.result.worst_ratio is not None and has_interval(self.result.judged)
+
+    @property
     def above_bound(self) -> bool:
         """Whether the worst ratio is illegal; NaN is."""
         worst = self.result.worst_ratio
         return worst is not None and not worst <= 1
 
-    @property
-    def judged(self) -> list[tuple[str, int, str]]:
-        """How the elements were judged: (way, count, share), most frequent first."""
-        total = sum(self.result.judged.values())
-        ordered = sorted(self.result.judged.items(), key=lambda item: (-item[1], item[0]))
-        return [(way, number, share(number, total)) for way, number in ordered]
+
+@dataclass(frozen=True)
+class Kind:
+    """One line of the legend: a kind of judging, its share of all elements, its meaning."""
+
+    name: str
+    share: str
+    meaning: str
 
 
-def share(part: int, whole: int) -> str:
-    """Return a percentage that never rounds a part up to everything or down to nothing."""
-    if whole <= 0:
-        return ""
-    percent = 100 * part / whole
-    if part < whole and percent > 99.9:
-        return "over 99.9 %"
-    if part > 0 and percent < 0.1:
-        return "under 0.1 %"
-    return f"{percent:.1f} %".replace(".0 %", " %")
+@dataclass(frozen=True)
+class Way:
+    """One way of judging in the words of the rules that judged so."""
+
+    words: str
+    kind: str
+    elements: int
+    rules: list[str]
+
+
+def kinds_in_words(judged: dict[str, int]) -> str:
+    """Return the shares of the kinds of judging, in the order of the legend."""
+    found = by_kind(judged)
+    total = sum(found.values())
+    return ", ".join(f"{kind} {share(number, total)}" for kind, number in found.items())
+
+
+def all_judged(record: RunRecord) -> dict[str, int]:
+    """Return how many elements of the whole run were judged in each way."""
+    total: Counter[str] = Counter()
+    for rule in record.rules:
+        total.update(rule.judged)
+    return dict(total)
 
 
 def section(record: RunRecord) -> Markup | None:
-    """Draw the table of rules, grouped by candidate, the worst verdict first."""
+    """Draw the lines of the rules, grouped by candidate, the worst verdict first, and the legend of their words."""
     if not record.rules:
         return None
     anchors = {id(group.result): group.anchor for group in failure_groups(record)}
+    taken: set[str] = set()
     groups = []
     for name in candidate_names(record):
-        results = worst_first([rule for rule in record.rules if rule.candidate == name])
-        rows = [Row(r, SKIPPED if is_skipped(r) else r.verdict, anchors.get(id(r), "")) for r in results]
+        rows = []
+        for result in worst_first([rule for rule in record.rules if rule.candidate == name]):
+            word = SKIPPED if is_skipped(result) else result.verdict
+            rows.append(Row(result, word, _free(result, taken), anchors.get(id(result), "")))
         if rows:
             groups.append((name, rows))
-    return fill("rules.html.j2", groups=groups)
+    return fill("rules.html.j2", groups=groups, kinds=_kinds(record), ways=_ways(record))
+
+
+def _free(result: RuleResult, taken: set[str]) -> str:
+    """Return the anchor of a rule's line; names of which only other letters differ get a number."""
+    anchor = first = rule_anchor(result.rule, result.candidate)
+    number = 1
+    while anchor in taken:
+        number += 1
+        anchor = f"{first}-{number}"
+    taken.add(anchor)
+    return anchor
+
+
+def _kinds(record: RunRecord) -> list[Kind]:
+    found = by_kind(all_judged(record))
+    total = sum(found.values())
+    return [Kind(kind, share(number, total), KINDS[kind]) for kind, number in found.items()]
+
+
+def _ways(record: RunRecord) -> list[Way]:
+    rules: dict[str, list[str]] = defaultdict(list)
+    for rule in record.rules:
+        for way in rule.judged:
+            if rule.rule not in rules[way]:
+                rules[way].append(rule.rule)
+    total = all_judged(record)
+    order = list(KINDS)
+    ways = [Way(way, kind_of(way), number, rules[way]) for way, number in total.items()]
+    return sorted(ways, key=lambda way: (order.index(way.kind), -way.elements, way.words))

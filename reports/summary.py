@@ -1,4 +1,4 @@
-"""The top of the page (verdict, reason, key figures, what ran, the command) and its last line."""
+"""The top of the page: verdict, what to look at first, since when, what was covered, key figures; and its last line."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from harness.verdict import Verdict
-from reports.diagnosis import read
+from reports.coverage import coverage
+from reports.diagnosis import Finding, read
+from reports.failures import place_words
+from reports.maps import Map, element_words, maps_of
+from reports.since import Since, since
 from reports.template import fill
 from reports.text import clip_plain, count, duration
 from reports.view import candidate_word, failure_groups, is_skipped
@@ -16,7 +20,8 @@ from reports.view import candidate_word, failure_groups, is_skipped
 if TYPE_CHECKING:
     from markupsafe import Markup
 
-    from harness.records.record import RunRecord
+    from harness.records.history import History
+    from harness.records.record import Failure, RuleResult, RunRecord
 
 
 def page_title(record: RunRecord) -> str:
@@ -24,32 +29,38 @@ def page_title(record: RunRecord) -> str:
     return f"{record.verdict}: {clip_plain(record.run_id, 60)}"
 
 
-def header(record: RunRecord) -> Markup:
-    """Draw the top of the page."""
+def header(record: RunRecord, past: History | None = None) -> Markup:
+    """Draw the top of the page: verdict, what to look at first, since when, what the run covered."""
+    sentence, *limits = reason(record).split("; ") if record.verdict == Verdict.PASS else [reason(record)]
     return fill(
         "summary.html.j2",
         record=record,
-        reason=reason(record),
+        reason=sentence,
+        coverage=coverage(record, limits),
         figures=figures(record),
         candidates=[(c, candidate_word(record, c)) for c in record.candidates],
         command=shlex.join(record.command),
-        first=first_failure(record),
+        first=first_failure(record, past),
     )
 
 
 @dataclass(frozen=True)
 class First:
-    """The failure to look at first: where it stands on the page, its likely cause, and how to see it."""
+    """The failure to look at first: where it stands on the page, what is wrong where, its likely cause, since when."""
 
     anchor: str
-    what: str
-    reproduce: str
-    cause: str = ""
-    place: str = ""
-    threads: tuple[str, ...] = ()
+    result: RuleResult
+    failure: Failure
+    message: str
+    place: str
+    elements: str
+    area: Map | None
+    cause: Finding | None
+    diagnose: str
+    since: Since | None
 
 
-def first_failure(record: RunRecord) -> First | None:
+def first_failure(record: RunRecord, past: History | None = None) -> First | None:
     """Return the first new failure, one with a diagnosis before one without; None where everything new passes."""
     new = [(g, f) for g in failure_groups(record) for f in g.shown if f.kind != "known"]
     if not new:
@@ -58,11 +69,20 @@ def first_failure(record: RunRecord) -> First | None:
     group, failure, diagnosis = next(
         (f for f in found if f[2] and any(one.fault for one in f[2].findings)), found[0]
     )
-    what = f"{group.result.rule} on {group.result.candidate}"
-    cause = next((one for one in diagnosis.findings if one.fault), None) if diagnosis else None
-    if cause is None:
-        return First(group.anchor, what, failure.reproduce)
-    return First(group.anchor, what, failure.reproduce, cause.title, cause.place, tuple(cause.threads[:3]))
+    findings = diagnosis.findings if diagnosis else []
+    return First(
+        anchor=group.anchor,
+        result=group.result,
+        failure=failure,
+        message=failure.message.partition("\n")[0],
+        place=", ".join(filter(None, [failure.stage, place_words(failure)])),
+        elements=element_words(failure),
+        area=next(iter(maps_of(failure).own), None),
+        # A known fault before a pattern without a name.
+        cause=next((one for one in findings if one.fault), findings[0] if findings else None),
+        diagnose=diagnosis.command if diagnosis else "",
+        since=since(past, "rules", group.result.rule, group.result.candidate) if past else None,
+    )
 
 
 def footer(record: RunRecord) -> Markup:
@@ -102,6 +122,12 @@ def _rules(record: RunRecord, words: Counter[Verdict]) -> str:
     return ", ".join(f"{count(words[v])} {v}" for v in Verdict if words[v])
 
 
+def _skipped(record: RunRecord) -> int:
+    """Return how many things did not run; the record names a rule that was skipped in both of its lists."""
+    rules = {f"{rule.rule} on {rule.candidate}" for rule in record.rules if is_skipped(rule)}
+    return len(rules | {skip.what for skip in record.skips})
+
+
 def _commit(record: RunRecord) -> str:
     """Return the commit, short, with a plus for uncommitted changes."""
     where = record.environment
@@ -120,7 +146,7 @@ def figures(record: RunRecord) -> list[tuple[str, str]]:
     powerless = sum(rule.powerless for rule in judged)
     rows = [
         ("Rules", _rules(record, words)),
-        ("Skipped", count(n) if (n := len(record.rules) - len(judged) + len(record.skips)) else ""),
+        ("Skipped", count(n) if (n := _skipped(record)) else ""),
         ("Elements compared", count(sum(rule.compared for rule in judged)) if judged else ""),
         ("Examples", count(sum(rule.examples for rule in judged)) if judged else ""),
         ("Powerless examples", count(powerless) if powerless else ""),

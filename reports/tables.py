@@ -15,7 +15,10 @@ ROWS_SHOWN = 200
 
 @dataclass(frozen=True)
 class Cell:
-    """One value. `kind`: text, name (heads its row), number, badge, change (`text` to `after`), command, link."""
+    """One value. `kind`: text, name (heads its row), number, badge, change (`text` to `after`), command, date.
+
+    `href`: what text and names lead to, "" for nothing.
+    """
 
     text: str
     kind: str = "text"
@@ -38,9 +41,20 @@ class Table:
     folded: str = ""
 
     @property
+    def filled(self) -> list[int]:
+        """The columns that hold anything: an empty one would only take the others' room."""
+        return [i for i in range(len(self.columns)) if any(row[i].text for row in self.rows)]
+
+    @property
+    def heads(self) -> list[str]:
+        """The columns that are drawn."""
+        return [self.columns[i] for i in self.filled]
+
+    @property
     def shown(self) -> list[list[Cell]]:
         """The rows that are drawn."""
-        return self.rows[: self.limit]
+        filled = self.filled
+        return [[row[i] for i in filled] for row in self.rows[: self.limit]]
 
     @property
     def left_off(self) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from reports import text, threads
+from reports import history_words, text, threads
 
 FOLDER = Path(__file__).parent
 
@@ -27,9 +27,12 @@ def environment() -> Environment:
     )
     made.filters.update(
         clip=text.clip,
+        clip_plain=text.clip_plain,
         count=text.count,
         duration=text.duration,
         linked=text.linked,
+        moment=history_words.moment,
+        name=text.name,
         plain=text.plain,
         ratio=text.ratio,
         thread=threads.thread,

@@ -23,6 +23,9 @@ _HIDDEN = re.compile(
 # Printable ASCII without quotes, brackets and backslash: such an address cannot leave an attribute or deceive by look-alikes.
 _ADDRESS = re.compile(r"https://[A-Za-z0-9.-]+(?:[/?#][A-Za-z0-9._~:/?#\[\]@!$&()*+,;=%-]*)?")
 
+# Between a separator and what follows it inside of a long word: there a name may be broken, and not between its letters.
+_SEPARATED = re.compile(r"(?<=[_+@:/=,])(?=[A-Za-z0-9])")
+
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _SHORT_INTEGER = 1_000_000_000_000_000
 """Integers up to here are written in full; Python itself refuses to print those with thousands of digits."""
@@ -45,12 +48,20 @@ def _escape(match: re.Match[str]) -> str:
 def clip(text: object, limit: int = DEFAULT_LIMIT) -> Markup:
     """Return the text escaped for HTML, cut after `limit` characters with a note of how many were cut."""
     words = str(text)
-    shown = escape(visible(words[:limit]))
-    if len(words) <= limit:
-        return shown
-    return shown + Markup(' <span class="cut">[{} more characters cut]</span>').format(
-        count(len(words) - limit)
-    )
+    return escape(visible(words[:limit])) + _cut(len(words) - limit)
+
+
+def name(text: object, limit: int = DEFAULT_LIMIT) -> Markup:
+    """Return a candidate's name or a problem string like `clip`, with places to break a line after its separators."""
+    words = str(text)
+    parts = (escape(visible(part)) for part in _SEPARATED.split(words[:limit]))
+    return Markup("<wbr>").join(parts) + _cut(len(words) - limit)
+
+
+def _cut(left: int) -> Markup:
+    if left <= 0:
+        return Markup()
+    return Markup(' <span class="cut">[{} more characters cut]</span>').format(count(left))
 
 
 def clip_plain(text: object, limit: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,14 @@ NOT_RUN = "NOT RUN"
 SKIPPED = "SKIPPED"
 
 _ORDER = {Verdict.FAIL: 0, Verdict.UNKNOWN: 1, Verdict.PASS: 2}
+
+
+_NOT_IN_ANCHORS = re.compile(r"[^A-Za-z0-9_.@+-]+")
+
+
+def rule_anchor(rule: str, candidate: str) -> str:
+    """Return the id of a rule's line, the same in every report, so that other pages can link to it."""
+    return _NOT_IN_ANCHORS.sub("-", f"rule-{rule[:60]}-{candidate[:120]}")
 
 
 def is_skipped(rule: RuleResult) -> bool:

@@ -16,6 +16,7 @@ from harness.ci.options import ci_options, earlier_record, exit_with
 from harness.cli import complete
 from harness.cli.output import TerminalProgress, finish
 from harness.cli.parsing import MOST_THREADS
+from harness.cli.report import draw_with_past
 from harness.cli.sharing import sharing_options
 from harness.problems.problem import Problem, parse_problem
 from harness.problems.profiles import Profile
@@ -118,6 +119,12 @@ _MOST = {"threads": MOST_THREADS, "max_memory": 1 << 20}  # GiB: an address spac
     type=click.Path(path_type=Path),
     help="List of known failures. Default: the one of the suites.",
 )
+@click.option(
+    "--history",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    metavar="DIR",
+    help="Folder of earlier runs: the report says since when its first failure is there.",
+)
 @output_options("harness-out")
 @ci_options
 def check_command(
@@ -139,6 +146,7 @@ def check_command(
     canary_control: str,
     known_failures: Path | None,
     sharing: AskedSharing,
+    history: Path | None,
     out: Path,
     junit: Path | None,
     fail_on: str,
@@ -179,6 +187,8 @@ def check_command(
     folder = own_folder(out)
     record = new_record(profile, seed)
     run_and_report(request, record, folder, junit)
+    if history is not None:
+        draw_with_past(record, folder, history)
     return ExitCode.INTERRUPTED if record.interrupted else exit_with(fail_on, record, earlier)
 
 

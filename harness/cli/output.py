@@ -10,6 +10,7 @@ import click
 from harness.cli.remaining import CheckRemaining
 from harness.records.parts.canary import CanaryRun
 from harness.records.record import CandidateRun, RuleResult, RunRecord, Skip
+from harness.records.ways import ONE, by_kind, has_interval, share
 from harness.rules import Rule
 from harness.running.check import CheckRequest, Progress
 from harness.running.runner import wanted_problems
@@ -81,8 +82,7 @@ class TerminalProgress(Progress):
             click.echo(f"  {result.rule:<11} -        not applicable: {result.skipped}", err=True)
             return
         word = click.style(f"{result.verdict.value:<8}", fg=_COLOURS[result.verdict])
-        ratio = "" if result.worst_ratio is None else f", worst error {result.worst_ratio:.3g} of its bound"
-        counts = f"{result.examples} problems, {result.compared:,} elements{ratio}, {result.seconds:.1f} s"
+        counts = f"{result.examples} problems, {result.compared:,} elements{_judged(result)}, {result.seconds:.1f} s"
         click.echo(f"  {result.rule:<11} {word} {counts}", err=True)
         if result.verdict is not Verdict.PASS or result.failures:
             for failure in result.failures[:3] if result.verdict is Verdict.FAIL else []:
@@ -98,6 +98,16 @@ class TerminalProgress(Progress):
     def skipped(self, skip: Skip) -> None:
         """Print what does not run, and why."""
         click.echo(f"{skip.what}: not run: {skip.reason}", err=True)
+
+
+def _judged(result: RuleResult) -> str:
+    """Return the share that had one legal value, and the worst error where an interval judged the rest."""
+    kinds = by_kind(result.judged)
+    one = share(kinds.get(ONE, 0), sum(kinds.values()))
+    words = f", {one} with one legal value" if one else ""
+    if result.worst_ratio is not None and has_interval(result.judged):
+        words += f", worst error {result.worst_ratio:.3g} of its bound"
+    return words
 
 
 def print_summary(record: RunRecord, paths: dict[str, Path]) -> None:

@@ -24,7 +24,10 @@ LINES = 10
 @click.command("report")
 @click.argument("records", type=_PATH, nargs=-1, metavar="RECORD...")
 @click.option(
-    "--history", type=_PATH, metavar="DIR", help="Draw the history of every record below this folder."
+    "--history",
+    type=_PATH,
+    metavar="DIR",
+    help="Draw the history of every record below this folder; with a RECORD, since when it fails, on its report.",
 )
 @click.option(
     "--merge",
@@ -39,7 +42,8 @@ def report_command(records: tuple[Path, ...], history: Path | None, merge: bool,
     below it; alone it is compared with itself: the newest record with the newest before it that has something in common.
 
     A comparison writes compare.html and compare.md and exits 0 without a regression, 1 with one, and 2 where the records
-    have nothing in common. A history writes history.html. Merged shards are judged as one run and exit as it does.
+    have nothing in common. A history writes history.html; with one RECORD of a single run it writes that run's report,
+    which then says since when its first failure is there. Merged shards are judged as one run and exit as it does.
     """
     from harness.records.from_json import RecordError
 
@@ -47,17 +51,16 @@ def report_command(records: tuple[Path, ...], history: Path | None, merge: bool,
         from harness.cli.merge import merge_into
 
         return merge_into(records, history, out)
-    if bool(records) == (history is not None):
+    if not records and history is None:
+        raise UsageError("Missing argument 'RECORD': give one to draw, two to compare, or --history DIR")
+    most = 2 if history is None else 1
+    if len(records) > most:
         raise UsageError(
-            "give one RECORD to draw, two to compare, or --history DIR"
-            if history is not None
-            else "Missing argument 'RECORD': give one to draw, two to compare, or --history DIR"
+            f"give at most {'two records' if most > 1 else 'one record with --history'}, got {len(records)}"
         )
-    if len(records) > 2:
-        raise UsageError(f"give at most two records, got {len(records)}")
     try:
         if history is not None:
-            return _history(history, out or history)
+            return _draw_with_past(records[0], history, out) if records else _history(history, out or history)
         if len(records) == 2:
             return _compare_sides(records[0], records[1], out)
         return _draw(records[0], out)
@@ -78,6 +81,30 @@ def _draw(path: Path, out: Path | None) -> int:
         click.echo(f"report: {write_report(record, folder)}")
         return ExitCode.PASS
     return _compare_newest(found, prepare_folder(out or path), path)
+
+
+def _draw_with_past(path: Path, history: Path, out: Path | None) -> int:
+    from harness.ci.folder import prepare_folder
+    from harness.records.find import load_records
+
+    found = load_records(path)
+    if len(found) > 1:
+        raise UsageError(f"give one RECORD with --history; {path} holds {len(found)}")
+    file, record = found[0]
+    click.echo(f"report: {draw_with_past(record, prepare_folder(out or file.parent), history)}")
+    return ExitCode.PASS
+
+
+def draw_with_past(record: RunRecord, folder: Path, history: Path) -> Path:
+    """Write a record's report into a folder, with what the records below another one say of the time before it.
+
+    Raises:
+        RecordError: the history's folder is none.
+    """
+    from harness.comparing.history import gather_past
+    from reports.html import write_report
+
+    return write_report(record, folder, gather_past(history, record, lambda file: report_link(file, folder)))
 
 
 def _compare_newest(found: list[tuple[Path, RunRecord]], folder: Path, root: Path) -> int:

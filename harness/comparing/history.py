@@ -27,6 +27,7 @@ from harness.records.history import (
 )
 from harness.records.parts.gsm8k import Gsm8kRun
 from harness.records.record import NotARecordError, RunRecord, parse_record
+from harness.records.ways import has_interval
 
 # Left behind when a record is read for its figures: 99 % of its size.
 _HEAVY = {"samples", "failures", "histograms", "plantings", "matrix", "upstream"}
@@ -47,8 +48,34 @@ def gather_history(folder: Path, link: Callable[[Path], str] = lambda _file: "")
     Raises:
         RecordError: the folder is none.
     """
+    unreadable, others, found = _read(folder)
+    return _history(found, folder, link, unreadable, others)
+
+
+def gather_past(folder: Path, record: RunRecord, link: Callable[[Path], str] = lambda _file: "") -> History:
+    """Return the history that ends with a record: of the records below a folder those that are older than it, and it.
+
+    Args:
+        folder: as in `gather_history`.
+        record: the newest run, whether or not it lies below the folder.
+        link: as in `gather_history`.
+
+    Raises:
+        RecordError: the folder is none, or a part of the record is damaged.
+    """
+    unreadable, others, found = _read(folder)
+    now = _time(record.created)
+    before = [one for one in found if _time(one[1].created) < now]
+    return _history([*before, (folder, record, _judged(record))], folder, link, unreadable, others)
+
+
+Found = tuple[Path, RunRecord, list[Item]]
+
+
+def _read(folder: Path) -> tuple[list[Unreadable], int, list[Found]]:
+    """Return what cannot be read, how many files are no records, and the records with what they judged."""
     unreadable, others = [], 0
-    found: list[tuple[Path, RunRecord, list[Item]]] = []
+    found: list[Found] = []
     for file in record_files(folder):
         name = str(file.relative_to(folder))
         try:
@@ -60,7 +87,13 @@ def gather_history(folder: Path, link: Callable[[Path], str] = lambda _file: "")
             unreadable.append(Unreadable(name, str(error)))
         else:
             found.append((file, record, judged))
-    found.sort(key=lambda read: (_time(read[1].created), str(read[0])))
+    return unreadable, others, found
+
+
+def _history(
+    found: list[Found], folder: Path, link: Callable[[Path], str], unreadable: list[Unreadable], others: int
+) -> History:
+    found = sorted(found, key=lambda read: (_time(read[1].created), str(read[0])))
     gathered = _Gathered()
     for number, (_, record, judged) in enumerate(found):
         gathered.add(number, record, judged)
@@ -205,7 +238,7 @@ def _values(number: int, record: RunRecord) -> Iterator[tuple[str, str, str, His
     for rule in record.rules:
         if rule.examples:
             seconds[rule.candidate] += rule.seconds
-            if rule.worst_ratio is not None:
+            if rule.worst_ratio is not None and has_interval(rule.judged):
                 point = HistoryPoint(number, rule.worst_ratio, bad=rule.verdict == "FAIL")
                 yield rule.candidate, "margin", rule.rule, point
     for who, total in seconds.items():

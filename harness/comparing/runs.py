@@ -26,6 +26,7 @@ from harness.records.changes import (
     RunIdentity,
     VerdictChange,
 )
+from harness.records.ways import has_interval
 from harness.verdict import Verdict
 
 if TYPE_CHECKING:
@@ -146,7 +147,10 @@ def _whole_run(
     if any(change.direction is Direction.REGRESSION for change in found):
         return []
     words = before.verdict.value, after.verdict.value
-    return [VerdictChange("run", "verdict", "", Direction.REGRESSION, *words, after.reason)]
+    # The candidate that the run fails for, so that a reader knows where to look.
+    bad = [item for item in items(after) if item.rank is Rank.BAD]
+    who, command = (bad[0].candidate, bad[0].reproduce) if bad else ("", "")
+    return [VerdictChange("run", "verdict", who, Direction.REGRESSION, *words, after.reason, command)]
 
 
 def _one_sided(
@@ -220,7 +224,7 @@ def _margins(before: Sequence[RunRecord], after: Sequence[RunRecord]) -> tuple[l
         if key not in now:
             continue
         new, new_record = now[key]
-        if old.worst_ratio is None or new.worst_ratio is None:
+        if old.worst_ratio is None or new.worst_ratio is None or not has_interval(new.judged):
             continue
         if old.worst_ratio == new.worst_ratio:
             same += 1

@@ -241,8 +241,10 @@ def races() -> RunRecord:
     return record
 
 
+KEPT = ("pass", "quick", "fail", "neighbour", "unknown", "mixed", "gsm8k_dead")
+
 STATES: dict[str, Callable[[], RunRecord]] = {
-    **{name: lambda name=name: golden(name) for name in ("pass", "fail", "unknown", "mixed", "gsm8k_dead")},
+    **{name: lambda name=name: golden(name) for name in KEPT},
     "gsm8k": lambda: gsm8k(60),
     "canary": canary,
     "mutants": mutants,

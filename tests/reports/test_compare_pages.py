@@ -114,7 +114,7 @@ def test_exit_codes_and_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert run(["report", str(good), str(tmp_path / "nowhere")]) == 64
     assert run(["report", str(good), str(bad), str(other)]) == 64
     assert run(["report"]) == 64
-    assert run(["report", str(good), "--history", str(tmp_path)]) == 64
+    assert run(["report", str(good), str(bad), "--history", str(tmp_path)]) == 64
 
 
 def test_a_folder_alone_compares_its_newest_record(

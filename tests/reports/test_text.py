@@ -156,7 +156,8 @@ class Tags(HTMLParser):
         self.feed(page)
 
     def handle_starttag(self, tag, attrs):
-        self.seen.append((tag, tuple(sorted(name for name, _ in attrs))))
+        if tag != "wbr":  # how many depends on the text, which may be broken after its separators
+            self.seen.append((tag, tuple(sorted(name for name, _ in attrs))))
 
 
 @pytest.mark.parametrize("name", ["passed", "failed", "unknown", "mixed"])
