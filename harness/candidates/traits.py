@@ -184,8 +184,9 @@ class Traits:
 
     @property
     def without_scales(self) -> bool:
-        """Whether masked_grouped_gemm takes activations without scales: the layer cannot be handed quantized ones."""
-        return self.activation_format in {"bf16", "fp16", "fp8"}
+        """Whether the layer cannot be handed quantized tokens: they have no scales, or are multiplied by weights before."""
+        weighted = FinalSum.of(self.final_sum).weight == "tokens"
+        return weighted or self.activation_format in {"bf16", "fp16", "fp8"}
 
     def at_most_experts(self, wanted: int) -> int:
         """Return a number of experts, or the most that the candidate accepts."""

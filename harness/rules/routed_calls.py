@@ -7,11 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from harness.candidates.protocol import STAGES
 from harness.judging.comparison import Comparison, compare_equal
 from harness.judging.context import Context
 from harness.judging.lending import copied
 from harness.judging.poisons import named_unwritten, poisoned_allocations
 from harness.judging.routed import arguments, call, judge
+from harness.rules import NotApplicableError
 from harness.rules.refusals import REFUSALS, refused
 from reference.e4m3 import take
 
@@ -26,6 +28,20 @@ def _agree(ctx: Context, changed: Tensor, plain: Tensor, what: str, name: str = 
     if ctx.traits.sums_in_order:
         return compare_equal(name, changed, plain, ctx.routed.token_rows(), what)
     return judge(ctx, changed, arguments(ctx), name)
+
+
+def _varies(ctx: Context, orders: tuple[str, ...] = ("any",)) -> bool:
+    """Return whether a call adds otherwise than another one, by the declared order, so that bits are not compared.
+
+    Raises:
+        NotApplicableError: it does, and the candidate has no other stage.
+    """
+    varies = ctx.routed.way.order in orders
+    if varies and not any(map(ctx.has, STAGES)):
+        raise NotApplicableError(
+            f"the candidate declares the final sum {ctx.traits.final_sum!r}: bits may differ"
+        )
+    return varies
 
 
 def empty_slots(ctx: Context, poison: float) -> list[Comparison]:
@@ -62,7 +78,7 @@ def outputs(ctx: Context) -> list[Comparison]:
 def experts_moved(ctx: Context, order: Tensor, what: str) -> list[Comparison]:
     """EXPERTS: with the experts in another order, and ids that follow them, every token is what it was."""
     r = ctx.routed
-    if r.way.order == "experts" or not ctx.traits.sums_in_order:
+    if _varies(ctx, ("experts", "any")):
         return []
     given = arguments(ctx)
     now_at = torch.argsort(order)[(r.topk_idx.long() - r.offset).clamp(0, r.local - 1)] + r.offset
@@ -73,7 +89,7 @@ def experts_moved(ctx: Context, order: Tensor, what: str) -> list[Comparison]:
 
 def tokens_moved(ctx: Context) -> list[Comparison]:
     """TOKENS: with the tokens in reverse order, each one's output moves with it."""
-    if not ctx.traits.sums_in_order:
+    if _varies(ctx):
         return []
     given = arguments(ctx, prequantized=False)
     moved = {name: given[name].flip(0) for name in ("topk_idx", "topk_weights", "out")}
@@ -84,7 +100,7 @@ def tokens_moved(ctx: Context) -> list[Comparison]:
 
 def repeated(ctx: Context) -> list[Comparison]:
     """REPEAT: twice on the same buffers, then on other data in them, which must give what new buffers give."""
-    if not ctx.traits.sums_in_order:
+    if _varies(ctx):
         return []
     first = arguments(ctx, prequantized=False)
     second = first | {name: first[name].flip(0) for name in ("topk_idx", "topk_weights")}

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from harness.candidates.protocol import ROUTED
+from harness.candidates.protocol import ROUTED, STAGES
 from harness.judging.comparison import Comparison, compare_equal
 from harness.judging.context import Context
 from harness.judging.poisons import poisoned
@@ -168,6 +168,8 @@ def power_of_two(ctx: Context) -> list[Comparison]:
 def capacity(ctx: Context) -> list[Comparison]:
     """CAPACITY: 96 more rows of padding per expert leave every valid row as it is."""
     need_invariance(ctx)
+    if not any(map(ctx.has, STAGES)):
+        raise NotApplicableError("the candidate has no stage of the masked layer: there is no capacity")
     more = -(-96 // ctx.traits.m_multiple) * ctx.traits.m_multiple
 
     def grown(tensor: Tensor) -> Tensor:

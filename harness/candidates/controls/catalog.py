@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from harness.candidates.controls import routed_variants
 from harness.candidates.controls.in_formats import IN_FORMATS, StrictKernels
 from harness.candidates.controls.layer_variants import LAYER_HABITS, LayerVariant
 from harness.candidates.controls.variant import Habit, Variant
@@ -136,6 +137,7 @@ CONTROLS: dict[str, Callable[[], Any]] = {
     "physical": StrictPhysical,
     **{name: _variant(name) for name in _HABITS},
     **{name: _layer_variant(name) for name in LAYER_HABITS},
+    **{name: routed_variants.made(name) for name in routed_variants.ROUTED_HABITS},
     "opaque_eager": lambda: OpaqueLayer("opaque_eager", Eager()),
     "opaque_shuffled": lambda: OpaqueLayer(
         "opaque_shuffled", Variant("shuffled_accumulation", _HABITS["shuffled_accumulation"])
