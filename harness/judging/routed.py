@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,14 +14,20 @@ from harness.candidates.layouts import Pair
 from harness.judging.comparison import Comparison, accepted, altered_copies, compare
 from harness.judging.context import Context
 from harness.judging.contract import checked
-from harness.problems.routed import RoutedProblem
-from harness.problems.weights import Weights
 from reference import propagate
-from reference.e2m1 import pack_e2m1
-from reference.formats import Coded
+from reference.bounds import Accumulator
+from reference.e2m1 import pack_e2m1, unpack_e2m1
+from reference.final_sum import FinalSum
+from reference.formats import Coded, Format
 from reference.intervals import Interval
+from reference.legal import Arithmetic
+from reference.matrix_units import Summation
 from reference.propagate import Added
+from reference.routed import Routes, routes_of
 from reference.routed_sum import RoutedSum
+
+Matrix = tuple[Tensor, Tensor]
+"""Weights `(l, n, k)`, codes times block scales, and their decoded block scales `(l, n, k / block)`."""
 
 
 def arguments(ctx: Context, *, prequantized: bool | None = None, fill: float | None = None) -> dict[str, Any]:
@@ -77,6 +84,27 @@ def call(ctx: Context, given: dict[str, Any], candidate: Any = None) -> Tensor:
 
 
 @dataclass(frozen=True)
+class Computed:
+    """How a routed layer computes, as it is judged.
+
+    Attributes:
+        forms: formats of activations and weights.
+        way: order and roundings of its final sum.
+        arithmetic: of its quantizers.
+        accumulator: what is measured or assumed of it.
+        summation: of its GEMMs, bit for bit, or None.
+        unrounded: values that stay float32, as Traits.unrounded names them.
+    """
+
+    forms: tuple[Format, Format]
+    way: FinalSum
+    arithmetic: Arithmetic
+    accumulator: Accumulator
+    summation: Summation | None = None
+    unrounded: Collection[str] = ()
+
+
+@dataclass(frozen=True)
 class LegalRouted:
     """What routed_moe may return for a call.
 
@@ -94,46 +122,79 @@ class LegalRouted:
         return torch.where(low.isnan() | high.isnan(), values.isnan(), (values >= low) & (values <= high))
 
 
-def legal(ctx: Context, given: dict[str, Any]) -> LegalRouted:
-    """Return the legal outputs of a call on a problem's own weights."""
-    r = ctx.routed
-    added = Added(ctx.known.accumulator, ctx.known.summation, (ctx.form, r.w1.form))
-    rows = _legal_rows(ctx, r, given, added)
-    low, high = (r.routes.spread(end.to(r.layer_dtype)) for end in (rows.low, rows.high))
-    total = RoutedSum(r.way, r.topk_weights, r.topk_idx, r.routes.there, given["out"]).legal(low, high)
+def legal(given: dict[str, Any], how: Computed, matrices: tuple[Matrix, Matrix] | None = None) -> LegalRouted:
+    """Return the legal outputs of a call.
+
+    Args:
+        given: arguments of routed_moe by name.
+        how: the candidate computes.
+        matrices: of w1 and w2 what is multiplied and their decoded scales, where the caller has them.
+    """
+    ids, weights = given["topk_idx"], given["topk_weights"]
+    routes = routes_of(ids, len(given["w1"]), given.get("local_expert_offset", 0))
+    own = how.forms[0].layer_dtype
+    rows = _legal_rows(given, how, routes, matrices or _decoded(given, how.forms[1]))
+    low, high = (routes.spread(end.to(own)) for end in (rows.low, rows.high))
+    held = given.get("out")
+    if held is None:
+        held = torch.zeros(len(ids), low.shape[2], dtype=own, device=ids.device)
+    total = RoutedSum(how.way, weights, ids, routes.there, held).legal(low, high)
     return LegalRouted(total.low, total.high)
 
 
-def _legal_rows(ctx: Context, r: RoutedProblem, given: dict[str, Any], added: Added) -> Interval:
+def _decoded(given: dict[str, Any], form: Format) -> tuple[Matrix, Matrix]:
+    first, second = (
+        layouts.loaded(
+            form,
+            (given[name].permute(1, 2, 0), layouts.as_mma(given[f"{name}_blockscale"].view(torch.uint8))),
+        )
+        for name in ("w1", "w2")
+    )
+    return (form.values(first), form.scales(first.block_scale)), (
+        form.values(second),
+        form.scales(second.block_scale),
+    )
+
+
+def _legal_rows(
+    given: dict[str, Any], how: Computed, routes: Routes, matrices: tuple[Matrix, Matrix]
+) -> Interval:
     """Return what the experts may make of their rows, `(rows, hidden)`, expert after expert."""
-    routes = r.routes
-    weight = r.topk_weights[routes.token, routes.slot].unsqueeze(-1)
-    quantized = given["hidden_states"][1] is not None or ctx.form.plain
-    scale = None
+    (w1, w1_scales), (w2, w2_scales) = matrices
     if not len(routes.token):
-        nothing = torch.zeros(0, ctx.problem.hidden, dtype=torch.float64, device=r.device)
+        nothing = torch.zeros(0, w2.shape[1], dtype=torch.float64, device=w2.device)
         return Interval(nothing, nothing)
-    if quantized and r.way.weight != "tokens":
-        coded = r.quantized.map(lambda part: part[routes.token])
-        source = ctx.form.values(coded, torch.float64)
+    form, (x, scale) = how.forms[0], given["hidden_states"]
+    weight = given["topk_weights"][routes.token, routes.slot].unsqueeze(-1)
+    taken, x_scales = scale is not None or form.plain, None
+    if scale is not None:
+        coded = _coded(form, x, scale).map(lambda part: part[routes.token])
+        source = form.values(coded, torch.float64)
         if coded.row_scale is not None:
             source *= coded.row_scale
-        elif ctx.form.scale != "float32":
-            scale = ctx.form.scales(coded.block_scale)
+        elif form.scale != "float32":
+            x_scales = form.scales(coded.block_scale)
     else:
-        source = r.x[routes.token].double()
-        if r.way.weight == "tokens":
-            source = (source.float() * weight).to(r.layer_dtype).double()
-    input_scale = None if quantized else r.input_scale.expand(r.local)
+        tokens = x[routes.token]
+        if how.way.weight == "tokens":
+            tokens = (tokens.float() * weight).to(tokens.dtype)
+        source = tokens.double()
+        x_scales = source.new_zeros((len(source), 0)) if form.plain else None
+    local = len(given["w1"])
+    scales = given["w1_alpha"], None if taken else given["input_global_scale"].expand(local)
     return propagate.masked_moe(
-        Interval(source, source, scale), routes.counts, r.w1.values, r.w2.values,
-        (r.w1_alpha, input_scale, r.a2_scale, r.w2_alpha), ctx.activation, ctx.known.arithmetic, added,
-        ctx.known.unrounded, (_decoded_scales(r.w1), _decoded_scales(r.w2)), None, (r.way.weight, weight),
+        Interval(source, source, x_scales), routes.counts, w1, w2, (*scales, given["a2_global_scale"], given["w2_alpha"]),
+        given.get("activation", "silu"), how.arithmetic, Added(how.accumulator, how.summation, how.forms), how.unrounded,
+        (w1_scales, w2_scales), None, (how.way.weight, weight),
     )  # fmt: skip
 
 
-def _decoded_scales(weights: Weights) -> Tensor:
-    return weights.form.scales(weights.block_scale)
+def _coded(form: Format, x: Tensor, scale: Tensor) -> Coded:
+    """Return quantized tokens `(tokens, k)` as routed_moe takes them, decoded as far as codes and scales."""
+    codes = unpack_e2m1(x) if form.element == "e2m1" else x
+    if form.rows:
+        return Coded(codes, codes.new_zeros((len(codes), 0), dtype=torch.uint8), scale)
+    return Coded(codes, scale if form.scale == "float32" else scale.view(torch.uint8))
 
 
 def judge(ctx: Context, out: Tensor, given: dict[str, Any], name: str = "routed layer") -> Comparison:
@@ -142,7 +203,16 @@ def judge(ctx: Context, out: Tensor, given: dict[str, Any], name: str = "routed 
     rows = r.token_rows()
     if not len(rows):
         return Comparison(name)
-    allowed = legal(ctx, given)
+    how = Computed(
+        (ctx.form, r.w1.form),
+        r.way,
+        ctx.known.arithmetic,
+        ctx.known.accumulator,
+        ctx.known.summation,
+        ctx.known.unrounded,
+    )
+    matrices = [(w.values, w.form.scales(w.block_scale)) for w in (r.w1, r.w2)]
+    allowed = legal(given, how, (matrices[0], matrices[1]))
     accepts = allowed.accepts
     low, high = allowed.low, allowed.high
     altered = altered_copies(out, accepts) | {
