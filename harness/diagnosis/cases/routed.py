@@ -15,7 +15,7 @@ from harness.diagnosis.cases.observation import Observed
 from harness.diagnosis.cases.replay import ReplayError
 from harness.diagnosis.cases.views import input_bytes, seen
 from harness.emulation.quantize import Reciprocal
-from harness.judging.routed import Computed, legal
+from harness.judging.routed import Computed, LegalRouted, legal
 from reference.final_sum import FinalSum
 
 
@@ -45,8 +45,8 @@ class _Physical(PhysicalKernels, _Whole):
         return super().reciprocal(x) if self.known is None else self.known(x)
 
 
-def routed_cases(call: Observed, bounds: Bounds) -> list[CallCase]:
-    """Return a call's output as a case, and its inputs where it changed them."""
+def legal_routed(call: Observed, bounds: Bounds) -> LegalRouted:
+    """Return the legal outputs of a call."""
     how = Computed(
         call.forms,
         FinalSum.of(call.final_sum),
@@ -55,7 +55,12 @@ def routed_cases(call: Observed, bounds: Bounds) -> list[CallCase]:
         bounds.summation,
         bounds.unrounded,
     )
-    views = {"output": legal(call.arguments, how).accepts(call.output).view(seen(call).shape)}
+    return legal(call.arguments, how)
+
+
+def routed_cases(call: Observed, bounds: Bounds) -> list[CallCase]:
+    """Return a call's output as a case, and its inputs where it changed them."""
+    views = {"output": legal_routed(call, bounds).accepts(call.output).view(seen(call).shape)}
     if call.changed:
         views["inputs"] = seen(call, "inputs") == input_bytes(call.arguments)
     cases = []
