@@ -70,15 +70,28 @@ class RoutedControl:
         hidden_states: tuple[Tensor, Tensor | None],
         topk_idx: Tensor,
         topk_weights: Tensor,
-        *arguments: Any,
-        **named: Any,
+        input_global_scale: Tensor | None,
+        w1: Tensor,
+        w1_blockscale: Tensor,
+        w1_alpha: Tensor,
+        w2: Tensor,
+        a2_global_scale: Tensor,
+        w2_blockscale: Tensor,
+        w2_alpha: Tensor,
+        num_experts: int,
+        local_expert_offset: int = 0,
+        out: Tensor | None = None,
+        activation: str = "silu",
     ) -> Tensor:
         """Return the layer's output. Shapes: harness.candidates.protocol."""
         if self._any:
             order = torch.rand(topk_idx.shape, generator=self._noise).argsort(-1)
             topk_idx, topk_weights = topk_idx.gather(1, order), topk_weights.gather(1, order)
-        out: Tensor = self._inside.routed_moe(hidden_states, topk_idx, topk_weights, *arguments, **named)
-        return out
+        total: Tensor = self._inside.routed_moe(
+            hidden_states, topk_idx, topk_weights, input_global_scale, w1, w1_blockscale, w1_alpha, w2, a2_global_scale,
+            w2_blockscale, w2_alpha, num_experts, local_expert_offset, out, activation,
+        )  # fmt: skip
+        return total
 
 
 def _sum(text: str, inside: str = "physical", **more: Any) -> RoutedHabit:
