@@ -15,8 +15,8 @@ from harness.candidates.flashinfer_routed import (
     FlashInferFusedCuteDsl,
     FlashInferFusedCutlass,
     FlashInferFusedTrtllm,
-    FusedLayer,
 )
+from harness.candidates.fused_layer import FusedLayer
 from harness.judging.context import Context, Known
 from harness.judging.routed import arguments
 from harness.problems.problem import parse_problem

@@ -100,6 +100,15 @@ def test_a_control_adds_or_computes_otherwise(name: str) -> None:
     assert not torch.equal(outputs(name), outputs("routed_slots"))
 
 
+def test_no_right_layer_is_called_wrong() -> None:
+    """ROUTED-2, ROUTED-3: some problems of some controls; the long count has thousands of all."""
+    some = [name for name in ROUTED_HABITS if load_control(name).traits.gated != "silu"]
+    some += ["routed_bf16", "routed_mxfp8", "routed_any_each_step"]
+    found = count_false_alarms(10 * len(some), seed=19, controls=some)
+    assert found.false_alarms == []
+    assert found.examples == 10 * len(some)
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("part", range(4))
 def test_no_right_layer_is_called_wrong_in_20000_examples(part: int) -> None:

@@ -11,9 +11,9 @@ from typing import Any
 
 from torch import Tensor
 
-from harness.candidates.controls import routed_variants
 from harness.candidates.controls.in_formats import IN_FORMATS, StrictKernels
 from harness.candidates.controls.layer_variants import LAYER_HABITS, LayerVariant
+from harness.candidates.controls.routed_variants import ROUTED
 from harness.candidates.controls.variant import Habit, Variant
 from harness.candidates.eager import Eager
 from harness.candidates.physical import Physical
@@ -137,7 +137,6 @@ CONTROLS: dict[str, Callable[[], Any]] = {
     "physical": StrictPhysical,
     **{name: _variant(name) for name in _HABITS},
     **{name: _layer_variant(name) for name in LAYER_HABITS},
-    **{name: routed_variants.made(name) for name in routed_variants.ROUTED_HABITS},
     "opaque_eager": lambda: OpaqueLayer("opaque_eager", Eager()),
     "opaque_shuffled": lambda: OpaqueLayer(
         "opaque_shuffled", Variant("shuffled_accumulation", _HABITS["shuffled_accumulation"])
@@ -155,7 +154,7 @@ def load_control(name: str) -> Any:
     Raises:
         UsageError: there is none; the message gives the nearest name.
     """
-    known = CONTROLS | IN_FORMATS
+    known = CONTROLS | IN_FORMATS | ROUTED
     if name not in known:
         raise unknown_name("control", name, known)
     return known[name]()

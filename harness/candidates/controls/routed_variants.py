@@ -136,6 +136,8 @@ ROUTED_HABITS = {
 }  # fmt: skip
 
 
-def made(name: str) -> Callable[[], RoutedControl]:
-    """Return what makes the control of that name."""
+def _made(name: str) -> Callable[[], RoutedControl]:
     return lambda: RoutedControl(name, ROUTED_HABITS[name])
+
+
+ROUTED: dict[str, Callable[[], Any]] = {name: _made(name) for name in ROUTED_HABITS}
