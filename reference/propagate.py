@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from reference.activations import Activation
-from reference.bounds import Accumulator
+from reference.bounds import Accumulator, Stores
 from reference.certificate import FLOAT64_BITS, certified, step_exponents
 from reference.formats import NVFP4, Format, multiplied_in
 from reference.intervals import Interval as Interval  # noqa: PLC0414 - what everything here takes and returns
@@ -51,6 +51,7 @@ def gemm(
     dtype: torch.dtype,
     added: Added,
     b_scale: Tensor | None = None,
+    weight: Tensor | None = None,
 ) -> Interval:
     """Return the range of a GEMM's stored output.
 
@@ -61,6 +62,7 @@ def gemm(
         dtype: output type.
         added: how the candidate adds.
         b_scale: `(n, k / 16)` floating point, decoded block scales of b; with a summation.
+        weight: `(m, 1)` float32, a factor of each row that the epilogue multiplies with, not negative; None for 1.
 
     Returns:
         Interval of `(m, n)`, ends being values of the output type.
@@ -78,9 +80,8 @@ def gemm(
     if not bool((a.low == a.high).all()):
         slack += a.radius() @ weights.abs().T
     slack = slack.masked_fill(center.isinf(), 0.0)  # by an element that is infinite for certain: see below
-    low, high = (accumulator.epilogue(end, alpha, dtype).double() for end in (center - slack, center + slack))
-    if alpha is not None and bool(alpha < 0):
-        low, high = high, low
+    stores = Stores(accumulator.epilogue, alpha, dtype, weight)
+    low, high = (end.double() for end in stores.between(center - slack, center + slack))
     if summation is not None and a.scale is not None and b_scale is not None:
         rows = a.certain()
         undecided = (low != high)[rows] & center[rows].isfinite()
@@ -96,16 +97,18 @@ def gemm(
             )
             where = torch.zeros_like(low, dtype=torch.bool)
             where[rows] = undecided
-            only = accumulator.epilogue(summation.chosen(left, right, undecided), alpha, dtype).double()
-            low[where], high[where] = only, only
+            sums = summation.chosen(left, right, undecided)
+            low[where], high[where] = (end.double() for end in stores.range(sums, where))
     # An element that may be a number or infinite, as float16 has them, says nothing of the sums of its row.
     ends = torch.stack((a.low, a.high))
     anything = ((a.low != a.high) & ends.isinf().any(0)).any(-1, keepdim=True)
     return Interval(low.masked_fill(anything, -torch.inf), high.masked_fill(anything, torch.inf))
 
 
-def activated(gemm1: Interval, way: Activation, dtype: torch.dtype = torch.bfloat16) -> Interval:
-    """Return the range of an activation with a gate for `(m, 2n)`, rounded to `dtype`.
+def activated(
+    gemm1: Interval, way: Activation, dtype: torch.dtype = torch.bfloat16, weight: Tensor | None = None
+) -> Interval:
+    """Return the range of an activation with a gate for `(m, 2n)`, times `weight` `(m, 1)` where given, rounded to `dtype`.
 
     Its function falls to its minimum, silu's at about -1.278, and rises from there: an interval across it includes that
     minimum.
@@ -129,20 +132,34 @@ def activated(gemm1: Interval, way: Activation, dtype: torch.dtype = torch.bfloa
     if way != replace(way, kind="silu", alpha=1.0, beta=0.0):  # more steps, and 1 + erf(x) cancels
         lost = largest * torch.maximum(up_low.abs(), up_high.abs()) * 2.0**-20
         low, high = low - lost, high + lost
-    low, high = (
-        torch.where(end.isinf(), end, end + sign * end.abs() * freedom)
-        for end, sign in ((low, -1), (high, 1))
-    )
+    hidden = _weighted(_widened(low, high, freedom), weight, dtype)
     anything = gemm1.anything()
     gate_any, up_any = (half.bool() for half in way.split(anything.double()))
-    low = low.to(dtype).double().masked_fill(gate_any | up_any, -torch.inf)
-    return Interval(low, high.to(dtype).double().masked_fill(gate_any | up_any, torch.inf))
+    return Interval(
+        hidden.low.masked_fill(gate_any | up_any, -torch.inf),
+        hidden.high.masked_fill(gate_any | up_any, torch.inf),
+    )
 
 
-def relu2(gemm1: Interval, dtype: torch.dtype = torch.bfloat16) -> Interval:
-    """Return the range of max(x, 0)^2, computed in float32 and rounded to `dtype`."""
+def relu2(gemm1: Interval, dtype: torch.dtype = torch.bfloat16, weight: Tensor | None = None) -> Interval:
+    """Return the range of max(x, 0)^2, computed in float32, times `weight` where given, and rounded to `dtype`."""
     squares = (end.clamp(min=0).square().float() for end in (gemm1.low, gemm1.high))
-    return Interval(*(square.to(dtype).double() for square in squares))
+    return _weighted(Interval(*squares), weight, dtype)
+
+
+def _weighted(hidden: Interval, weight: Tensor | None, dtype: torch.dtype) -> Interval:
+    """Return an activation rounded to `dtype`; times a weight, not negative, one rounding of float32 before that."""
+    if weight is not None:
+        hidden = _widened(
+            hidden.low.double() * weight.double(), hidden.high.double() * weight.double(), 2.0**-23
+        )
+    return Interval(*(end.to(dtype).double() for end in (hidden.low, hidden.high)))
+
+
+def _widened(low: Tensor, high: Tensor, relative: Tensor | float) -> Interval:
+    """Return a range that is wider by so much of each end; of an infinite end nothing is free."""
+    ends = ((low, low - low.abs() * relative), (high, high + high.abs() * relative))
+    return Interval(*(torch.where(end.isinf(), end, wider) for end, wider in ends))
 
 
 def masked_moe(
@@ -157,6 +174,7 @@ def masked_moe(
     unrounded: Collection[str] = (),
     weight_scales: tuple[Tensor | None, Tensor | None] = (None, None),
     second_added: Added | None = None,
+    weighted: tuple[str, Tensor] | None = None,
 ) -> Interval:
     """Return the legal range of the output rows.
 
@@ -175,6 +193,8 @@ def masked_moe(
             the activation.
         weight_scales: decoded block scales of w1 and w2, `(l, n, k / 16)`, for a summation.
         second_added: how the second GEMM adds; None: as the first one.
+        weighted: what the routing weights multiply, "hidden" or "rows" (reference.final_sum) or something else, and those of
+            the rows, `(rows, 1)` float32.
 
     Returns:
         Interval of `(rows, k)`, ends being bfloat16 values.
@@ -200,7 +220,9 @@ def masked_moe(
         dtype: torch.dtype,
         weight_scale: Tensor | None,
         added: Added,
+        factors: Tensor | None = None,
     ) -> Interval:
+        of_expert = [None] * len(counts) if factors is None else torch.split(factors, counts)
         products = [
             gemm(
                 part,
@@ -209,6 +231,7 @@ def masked_moe(
                 dtype,
                 added,
                 None if weight_scale is None else weight_scale[expert],
+                of_expert[expert],
             )
             for expert, part in enumerate(a.split(counts))
             if counts[expert]
@@ -220,6 +243,8 @@ def masked_moe(
     a = x if input_scale is None else quantized(x, input_scale)
     gemm1 = multiplied(a, w1, w1_alpha, between, weight_scales[0], added)
     way = Activation.of(activation)
-    hidden = activated(gemm1, way, second) if way.gated else relu2(gemm1, second)
+    at, weight = weighted or ("", None)
+    of_hidden, of_rows = (weight if at == place else None for place in ("hidden", "rows"))
+    hidden = activated(gemm1, way, second, of_hidden) if way.gated else relu2(gemm1, second, of_hidden)
     a2, added = quantized(hidden, a2_scale), second_added or added
-    return multiplied(a2, w2, w2_alpha, dtype, weight_scales[1], added)
+    return multiplied(a2, w2, w2_alpha, dtype, weight_scales[1], added, of_rows)

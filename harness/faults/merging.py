@@ -22,6 +22,7 @@ from harness.faults.layer_calls import (
     RouteCall,
 )
 from harness.faults.prepare_call import PrepareCall
+from harness.faults.routed_call import RoutedCall
 from harness.faults.scope import chosen_blocks, chosen_rows
 from reference.routing import Dispatched
 
@@ -145,6 +146,13 @@ def _changed_rows(right: Dispatched, wrong: Dispatched) -> Tensor:
     return changed | (holds & valid)
 
 
+def _merge_routed(healthy: RoutedCall, faulty: RoutedCall, _: str, parameters: Parameters) -> None:
+    """Keep a fault to some tokens."""
+    right, wrong = healthy.output, faulty.output
+    chosen = chosen_rows(_differs(right, wrong).any(-1).unsqueeze(0), parameters)[0]
+    healthy.output = _where(chosen, wrong, right)
+
+
 def _merge_combined(healthy: CombineCall, faulty: CombineCall, _: str, parameters: Parameters) -> None:
     """Keep a fault to some tokens of some ranks."""
     most = max((len(out) for out in healthy.outputs), default=0)
@@ -210,6 +218,7 @@ _MERGE: dict[type[Call], Callable[[Any, Any, str, Parameters], None]] = {
     GemmCall: _merge_gemm,
     PrepareCall: _merge_prepared,
     MoeCall: _merge_moe,
+    RoutedCall: _merge_routed,
     RouteCall: _merge_routes,
     DispatchCall: _merge_dispatched,
     CombineCall: _merge_combined,

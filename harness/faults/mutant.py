@@ -17,6 +17,7 @@ from harness.faults.fault import Fault, Parameters, Planting
 from harness.faults.layer_calls import CombineCall, DispatchCall, LoadCall, LoadedMoeCall, RouteCall
 from harness.faults.merging import merge
 from harness.faults.prepare_call import PrepareCall
+from harness.faults.routed_call import RoutedCall
 from harness.verdict import UsageError
 
 CALLS: dict[str, type[Call]] = {
@@ -24,6 +25,7 @@ CALLS: dict[str, type[Call]] = {
     "silu_mul_quantize_grouped": QuantizeCall,
     "masked_grouped_gemm": GemmCall,
     "masked_moe": MoeCall,
+    "routed_moe": RoutedCall,
     "route_topk": RouteCall,
     "dispatch": DispatchCall,
     "combine": CombineCall,

@@ -108,6 +108,8 @@ def _wrong(probe: Probe, result: Any, given: dict[str, Any]) -> Any:
     elif probe.stage == "prepare":
         weight = next(value for value in result.values() if isinstance(value, Tensor) and value.ndim == 3)
         _spoil(probe, weight.view(torch.uint8), torch.full((len(weight),), weight.shape[1]))
+    elif probe.stage == "routed_moe":
+        _spoil(probe, result.unsqueeze(0), torch.tensor([len(result)]))
     elif probe.stage in _QUANTIZERS:
         return _wrong_quantized(probe, result, given["masked_m"])
     else:

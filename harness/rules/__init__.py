@@ -2,7 +2,7 @@
 
 A rule is a numbered sentence about a candidate (docs/rules.md) and a function that judges it on one problem. This module
 is the list; it imports no torch. The functions are in numbers.py, layer.py, poison.py, memory.py, layout.py,
-repeat.py, symmetry.py, sessions.py and preparation.py; about what stands around the kernels in routing.py, dispatch.py, loading.py and parallel.py; about the
+repeat.py, symmetry.py, sessions.py and preparation.py; about a routed layer in routed.py; about what stands around the kernels in routing.py, dispatch.py, loading.py and parallel.py; about the
 arithmetic that was found in declared.py.
 """
 
@@ -105,6 +105,8 @@ RULES = (
     Rule("PIPELINE", "each stage is legal on the candidate's own previous stage", "layer:pipeline", (_QUANT, _GEMM), drawn=Drawn(options=("relu2",), into=("alpha", "weights")), knows_values=True),
     Rule("MOE", "the whole layer is legal, stage by stage or by propagated bound", "layer:moe", (_MOE,), power=0.9, drawn=Drawn(options=("relu2", "prequantized"), into=("alpha", "weights")), knows_values=True),
     Rule("PREPARE", "prepared weights are the same each time, and each expert's in its own place", "preparation:prepared", ("prepare",), 0.3, every_row=False),
+    Rule("ROUTED", "the routed layer is legal: tokens, experts and weights in, tokens out", "routed:routed", ("routed_moe",), power=0.9, drawn=Drawn(options=("relu2", "prequantized", "sharded", "redundant"), into=("alpha", "weights", "topk weights")), every_row=False, knows_values=True),
+    Rule("SLOTS", "a routed layer takes no token, one, and one with the same expert twice, which it may refuse", "routed:slots", ("routed_moe",), 0.3, Drawn(options=("sharded", "redundant")), every_row=False, may_refuse=True, knows_values=True),
     Rule("PAD-ROWS", "rows at or past masked_m never change a valid row", "poison:padding_rows", (), 0.4),
     Rule("PAD-SCALES", "padding of the block scales never changes a valid row", "poison:padding_scales", (_GEMM,), 0.4),
     Rule("PAD-OUT", "every valid element is written, whatever the buffers held before", "poison:outputs", (), 0.4),
@@ -125,6 +127,7 @@ RULES = (
     Rule("DISPATCH", "every token arrives once at each of its experts, bytes or legal codes", "dispatch:dispatch", ("dispatch",), 0.3, every_row=False, knows_values=True, extents=_SENT),
     Rule("COMBINE", "outputs are the float32 sum of weighted rows in slot order, rounded once", "routing:combine", ("combine",), 0.4, Drawn(into=("topk weights", "expert outputs")), every_row=False, knows_values=True, unjudged=("dispatch",), extents=_SENT),
     Rule("LOAD", "loaded weights and scales mean what the checkpoint means, on every rank", "loading:load", ("load_experts",), 0.3, every_row=False, may_refuse=True, knows_values=True, extents=("experts", "hidden", "inter")),
+    Rule("SHARDS", "a routed layer over several ranks, sharded either way or with experts there twice, is legal on each", "shards:shards", ("routed_moe",), 0.2, every_row=False, knows_values=True, unjudged=("load_experts",)),
     Rule("EP", "the layer over several ranks gives the bits of one rank", "parallel:expert_parallel", ("masked_moe", "dispatch", "combine", "load_experts"), 0.3, every_row=False, extents=(*_SENT, "inter")),
 )  # fmt: skip
 RULE_IDS = tuple(rule.id for rule in RULES)

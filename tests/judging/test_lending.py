@@ -115,6 +115,7 @@ OWNERS = {
     "preparation.py": "PREPARE judges what becomes of the weights that it hands over",
     "memory.py": "INPUTS judges what becomes of the tensors that it hands over",
     "repeat.py": "REPEAT calls with the same tensors again, and writes into them",
+    "routed_calls.py": "REPEAT calls a routed layer with the same tensors again, and writes into them",
     "sessions.py": "GRAPH captures the tensors that it writes into; SHAPES only asks another Context",
     "layout.py": "asks another Context",
 }
