@@ -7,8 +7,10 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from harness.records.from_json import RecordError
 from harness.verdict import Verdict
 from reports.diagnosis import read
+from reports.replay import FIRST_ILLEGAL
 from reports.template import fill
 from reports.text import clip_plain, count, duration
 from reports.view import candidate_word, failure_groups, is_skipped
@@ -53,7 +55,7 @@ def first_failure(record: RunRecord) -> First | None:
     """Return the first new failure, one with a diagnosis before one without; None where everything new passes."""
     new = [(g, f) for g in failure_groups(record) for f in g.shown if f.kind != "known"]
     if not new:
-        return None
+        return _first_illegal(record)
     found = [(group, failure, read(failure.diagnosis)) for group, failure in new]
     group, failure, diagnosis = next(
         (f for f in found if f[2] and any(one.fault for one in f[2].findings)), found[0]
@@ -63,6 +65,22 @@ def first_failure(record: RunRecord) -> First | None:
     if cause is None:
         return First(group.anchor, what, failure.reproduce)
     return First(group.anchor, what, failure.reproduce, cause.title, cause.place, tuple(cause.threads[:3]))
+
+
+def _first_illegal(record: RunRecord) -> First | None:
+    """Return the first illegal call of a replayed capture, None where there is none or the part is damaged."""
+    try:
+        illegal = record.replay_run.illegal if record.replay_run else []
+    except RecordError:
+        return None
+    if not illegal:
+        return None
+    diagnosis = read(illegal[0].diagnosis)
+    cause = next((one for one in diagnosis.findings if one.fault), None) if diagnosis else None
+    what = illegal[0].place
+    if cause is None:
+        return First(FIRST_ILLEGAL, what, "")
+    return First(FIRST_ILLEGAL, what, cause.command, cause.title, cause.place, tuple(cause.threads[:3]))
 
 
 def footer(record: RunRecord) -> Markup:
@@ -97,7 +115,7 @@ def reason(record: RunRecord) -> str:
 def _rules(record: RunRecord, words: Counter[Verdict]) -> str:
     """Return how many rule results had each verdict; nothing for a run that was about something else."""
     if not words:
-        parts = (record.gsm8k, record.canary, record.mutants, record.compile, record.races)
+        parts = (record.gsm8k, record.canary, record.mutants, record.compile, record.races, record.replay)
         return "" if any(part is not None for part in parts) else "none judged"
     return ", ".join(f"{count(words[v])} {v}" for v in Verdict if words[v])
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from harness.verdict import UsageError
 
 @dataclass(frozen=True)
 class Captured:
-    """One captured call; its tensors are read when they are asked for.
+    """One captured call; its tensors are read from its files whenever they are asked for, and are the asker's own.
 
     Attributes:
         folder: of its process.
@@ -56,17 +55,17 @@ class Captured:
         """Module and name."""
         return str(self.line.get("function", ""))
 
-    @cached_property
+    @property
     def inputs(self) -> dict[str, Any]:
         """What it was given, by name, tensors with the strides that they had."""
         return {name: self._value(entry) for name, entry in self.line["inputs"].items()}
 
-    @cached_property
+    @property
     def outputs(self) -> dict[str, Any]:
         """What it returned or wrote."""
         return {name: self._value(entry) for name, entry in self.line["outputs"].items()}
 
-    @cached_property
+    @property
     def changed(self) -> dict[str, Any]:
         """Inputs that it changed, as they were afterwards."""
         return {name: self._value(entry) for name, entry in self.line.get("changed", {}).items()}

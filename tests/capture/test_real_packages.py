@@ -10,14 +10,15 @@ from pathlib import Path
 import pytest
 
 from harness.faults.fault import all_faults
+from harness.records.parts.replay import ReplayedCall
 from harness.replay.reading import read_capture
-from harness.replay.replay import Line, replay
+from harness.replay.replay import replay
 
 pytestmark = pytest.mark.flashinfer
 ROOT = Path(__file__).parents[2]
 
 
-def captured(folder: Path, candidate: str, problem: str) -> list[Line]:
+def captured(folder: Path, candidate: str, problem: str) -> list[ReplayedCall]:
     """Return what is found of the calls that a run of the harness itself makes of a package."""
     check = ["check", "--candidate", candidate, "--rule", "MOE", "--problem", problem, "--no-canary"]
     command = ["-m", "harness.cli", *check, "--out", str(folder / "run")]
