@@ -126,8 +126,7 @@ def _around(
         except BaseException:
             session.abandon(call)
             raise
-        session.end(call, read, args, kwargs, result)
-        return result
+        return session.end(call, read, args, kwargs, result)
 
     setattr(tapped, _TAPPED, target.name)
     return tapped

@@ -78,18 +78,41 @@ class Session:
         call.inputs = copied(inputs) if call.taken else {}
         return call
 
-    def end(self, call: Begun | None, read: Read, args: Any, kwargs: Any, result: Any) -> None:
-        """Copy what a call returned, and store it. Never raises."""
+    def end(self, call: Begun | None, read: Read, args: Any, kwargs: Any, result: Any) -> Any:
+        """Copy what a call returned, and store it; return that. Never raises.
+
+        A result whose last element is a hook is stored once the hook, which is replaced, has run.
+        """
         if call is None:
-            return
+            return result
         self._leave(call)
         if not call.taken or self.idle:
-            return
+            return result
+        if read.late and callable(result[-1]):
+            return (*result[:-1], self._then(result[-1], call, read, args, kwargs, result))
+        self._store(call, read, args, kwargs, result)
+        return result
+
+    def _then(self, hook: Any, call: Begun, read: Read, args: Any, kwargs: Any, result: Any) -> Any:
+        def arrived(*given: Any, **named: Any) -> Any:
+            found = hook(*given, **named)
+            if not self.idle:
+                self._store(call, read, args, kwargs, result)
+            return found
+
+        return arrived
+
+    def _store(self, call: Begun, read: Read, args: Any, kwargs: Any, result: Any) -> None:
         try:
             from harness.capture.tensors import changes, copied
 
+            if read.late:
+                _wait_for(result)
             outputs = copied(read.outputs(args, kwargs, result))
-            changed = changes(call.inputs, read.inputs(args, kwargs), (*WEIGHTS.get(call.stage, ()), "out"))
+            changed = {}
+            if not read.late:  # by the time that a result is complete, its inputs may be used again
+                left_out = (*WEIGHTS.get(call.stage, ()), "out")
+                changed = changes(call.inputs, read.inputs(args, kwargs), left_out)
             with self._lock:
                 if not self._writing().store(call, outputs, changed):
                     self.idle = True
@@ -164,6 +187,13 @@ def rank() -> int:
         return found
     said = os.environ.get("RANK", "0")
     return int(said) if said.isdigit() else 0
+
+
+def _wait_for(result: Any) -> None:
+    """Let the current stream wait for the event of a result, where it has one."""
+    for part in result:
+        if getattr(part, "event", None) is not None and hasattr(part, "current_stream_wait"):
+            part.current_stream_wait()
 
 
 def _is_recording_a_graph() -> bool:

@@ -11,9 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from harness.candidates.taps import binder
+from harness.candidates.taps import TapError, binder
 
-MASKED_MOE, GEMM = "masked_moe", "masked_grouped_gemm"
+MASKED_MOE, GEMM, DISPATCH, COMBINE = "masked_moe", "masked_grouped_gemm", "dispatch", "combine"
 MASKED_MOE_NAMES = (
     "hidden_states", "input_global_scale", "w1", "w1_blockscale", "w1_alpha", "w2", "a2_global_scale",
     "w2_blockscale", "w2_alpha", "masked_m",
@@ -49,8 +49,8 @@ TARGETS = (
     Target("flashinfer", "trtllm_fp4_block_scale_moe"),
     Target("flashinfer", "trtllm_fp4_block_scale_routed_moe"),
     Target("flashinfer", "cutlass_fused_moe"),
-    Target("deep_ep", "Buffer.low_latency_dispatch"),
-    Target("deep_ep", "Buffer.low_latency_combine"),
+    Target("deep_ep", "Buffer.low_latency_dispatch", DISPATCH),
+    Target("deep_ep", "Buffer.low_latency_combine", COMBINE),
 )
 PACKAGES = frozenset(target.package for target in TARGETS)
 
@@ -64,11 +64,13 @@ class Read:
         outputs: from the arguments and the result to what the stage returned or wrote, by name.
         weights: from the arguments to the tensor by which its layer is known, None where it has none; as fast as can be,
             since it is asked in calls that are not captured too.
+        late: whether a result may be complete only once its event is over, or its last element, a hook, was called.
     """
 
     inputs: Callable[[Any, Any], dict[str, Any]]
     outputs: Callable[[Any, Any, Any], dict[str, Any]]
     weights: Callable[[Any, Any], Any] = lambda _args, _kwargs: None
+    late: bool = False
 
 
 def reading_of(target: Target, function: Callable[..., Any], where: str) -> Read:
@@ -84,11 +86,31 @@ def reading_of(target: Target, function: Callable[..., Any], where: str) -> Read
     """
     if target.stage == MASKED_MOE:
         return _masked_moe(function)
+    if target.stage in (DISPATCH, COMBINE):
+        return _collective(target.stage, function)
     if not target.stage:
         signature = inspect.signature(function)
         return Read(lambda args, kwargs: dict(signature.bind(*args, **kwargs).arguments), _as_returned)
     bind = binder(where, target.stage, function)
     return _gemm(bind) if target.stage == GEMM else _quantizer(bind)
+
+
+def _collective(stage: str, function: Callable[..., Any]) -> Read:
+    """Read DeepEP's method: its arguments by its own names, and what it returns, without event and hook."""
+    signature = inspect.signature(function)
+    names = ("recv", "count", "handle") if stage == DISPATCH else ("combined",)
+    if "self" not in signature.parameters:
+        raise TapError(f"expected a method of Buffer, got {signature}")
+
+    def inputs(args: Any, kwargs: Any) -> dict[str, Any]:
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        return {name: value for name, value in bound.arguments.items() if name not in ("self", "out")}
+
+    def outputs(_: Any, __: Any, result: Any) -> dict[str, Any]:
+        return dict(zip(names, result, strict=False))
+
+    return Read(inputs, outputs, late=True)
 
 
 def _as_returned(_: Any, __: Any, result: Any) -> dict[str, Any]:

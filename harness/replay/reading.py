@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ class Captured:
     """
 
     folder: Path
-    line: Mapping[str, Any]
+    line: dict[str, Any]
 
     @property
     def number(self) -> int:
@@ -145,4 +144,17 @@ def _process(index: Path) -> Process:
             )
         elif (process.folder / line["file"]).exists():
             process.calls.append(Captured(process.folder, line))
+    _name_layers(process.calls)
     return process
+
+
+def _name_layers(calls: list[Captured]) -> None:
+    """Give a dispatch the layer of what comes next, and a combine that of what came before."""
+    outer = sorted((call for call in calls if call.parent is None), key=lambda call: call.number)
+    for stage, order in (("combine", outer), ("dispatch", outer[::-1])):
+        layer = None
+        for call in order:
+            if call.stage == stage:
+                call.line["layer"] = layer
+            elif call.layer is not None:
+                layer = call.layer

@@ -7,19 +7,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from harness.candidates.protocol import stages_of
+from harness.candidates.protocol import STAGES, stages_of
 from harness.diagnosis.cases.observation import MASKED_GEMM, MASKED_MOE, name_calls
 from harness.diagnosis.diagnose import diagnose_calls
 from harness.judging.comparison import Comparison
 from harness.records.parts.replay import ReplayedCall, ReplayRun
 from harness.replay.baseline import Baseline
 from harness.replay.errors import relative_error
+from harness.replay.exchange import COLLECTIVES, Exchanges
 from harness.replay.export import export
 from harness.replay.judging import Judged, judge_call, judge_passed_on
 from harness.replay.observing import NotJudgedError, observed
 from harness.replay.reading import Captured, Process
 from harness.replay.rerun import run_again
-from harness.verdict import UsageError, Verdict, worst
+from harness.replay.slices import CUT
+from harness.verdict import UsageError, Verdict
 
 _DIAGNOSIS_SECONDS = 20.0
 
@@ -46,25 +48,32 @@ def replay(
     Yields:
         What was found, in the order in which the calls ended; the whole layer after its stages.
     """
+    exchanges = Exchanges(processes)
+    again = [stage for stage in stages_of(candidate) if stage in STAGES]
     for process in processes:
         known, diagnosed = Judged.on(process.header.get("capability"), arithmetic), False
         for call in process.calls:
-            line, comparisons = _line(process, call, known)
+            line, comparisons = _line(process, call, known, exchanges)
             if line.verdict is Verdict.FAIL and not diagnosed:
                 diagnosed = True
-                line.diagnosis = _diagnosis(process, call, known, command)
+                line.diagnosis = _diagnosis(process, call, known, exchanges, command)
             if baseline is not None:
                 baseline.compare(call, line)
             yield line
-            if candidate is not None and call.stage in stages_of(candidate) and comparisons:
+            if candidate is not None and call.stage in again and comparisons:
                 yield _again(process, call, known, candidate, name)
     if baseline is not None:
         baseline.finished()
 
 
-def _line(process: Process, call: Captured, known: Judged) -> tuple[ReplayedCall, list[Comparison]]:
+def _line(
+    process: Process, call: Captured, known: Judged, exchanges: Exchanges
+) -> tuple[ReplayedCall, list[Comparison]]:
     line = ReplayedCall(process.rank, call.layer, call.number, call.stage or call.function, call.parent)
     try:
+        if call.stage in COLLECTIVES:
+            found = exchanges.judge(process.rank, call, known.bounds.arithmetic)
+            return _filled(line, found), found
         seen = observed(call)
         parts = [observed(part) for part in process.parts_of(call) if part.stage]
         gemms = [part for part in parts if part.stage == MASKED_GEMM]
@@ -103,8 +112,13 @@ def _filled(line: ReplayedCall, found: list[Comparison]) -> ReplayedCall:
     return line
 
 
-def _diagnosis(process: Process, call: Captured, known: Judged, command: str) -> list[dict[str, Any]]:
+def _diagnosis(
+    process: Process, call: Captured, known: Judged, exchanges: Exchanges, command: str
+) -> list[dict[str, Any]]:
     """Return what explains a call that failed; the calls of its layer before it are looked at too."""
+    if call.stage in COLLECTIVES:
+        whole = exchanges.observed(process.rank, call)
+        return diagnose_calls([whole], known.bounds, _DIAGNOSIS_SECONDS, command) if whole else []
     before = [one for one in process.calls if one.parent == call.parent and one.layer == call.layer]
     together = [one for one in before if one.number <= call.number] if call.parent is not None else [call]
     calls = name_calls([observed(one) for one in together if one.stage])
@@ -142,8 +156,15 @@ def conclude(run: ReplayRun, *, faulty_changes: bool) -> tuple[Verdict, str]:
     counts = Counter(call.stage for call in judged)
     what = ", ".join(f"{count} {stage}" for stage, count in counts.items())
     ranks = len({call.rank for call in judged})
-    verdict = worst(call.verdict for call in judged)
-    return verdict, f"{sum(call.compared for call in judged):,} elements of {what} on {ranks} rank(s)"
+    powerless = [call for call in judged if call.verdict is Verdict.UNKNOWN]
+    blind = {call.stage for call in powerless} - {
+        call.stage for call in judged if call.verdict is Verdict.PASS
+    }
+    found = f"{sum(call.compared for call in judged):,} elements of {what} on {ranks} rank(s)"
+    found += f"; {len(powerless)} calls without power" if powerless else ""
+    if blind:
+        return Verdict.UNKNOWN, f"{found}, among them all of {', '.join(sorted(blind))}"
+    return Verdict.PASS, found
 
 
 def export_first(processes: list[Process], lines: list[ReplayedCall], path: Path, arithmetic: str) -> str:
@@ -153,7 +174,7 @@ def export_first(processes: list[Process], lines: list[ReplayedCall], path: Path
         UsageError: nothing captured is illegal, or not by itself.
     """
     for line in lines:
-        if line.verdict is not Verdict.FAIL or line.by:
+        if line.verdict is not Verdict.FAIL or line.by or line.stage not in CUT:
             continue
         for process in processes:
             for call in process.calls:
@@ -165,4 +186,4 @@ def export_first(processes: list[Process], lines: list[ReplayedCall], path: Path
                         place=f"rank {line.rank}, layer {line.layer}, call {line.call}",
                         title=(named or [f"An illegal element of {call.stage}"])[0], capability=capability,
                     )  # fmt: skip
-    raise UsageError("--export: no captured call is illegal")
+    raise UsageError(f"--export: no captured call of {', '.join(CUT)} is illegal")

@@ -16,12 +16,14 @@ from harness.replay.judging import Judged
 from reference.e2m1 import pack_e2m1
 from reference.nvfp4 import BLOCK
 
+CUT = (*QUANTIZERS, MASKED_GEMM)
+"""Stages that are cut."""
 _SIZES = (16, 64, 256, 1024, 4096)  # columns that are kept, the first that is enough
 
 
 def slices(call: Observed, known: Judged) -> Iterator[tuple[Observed, str]]:
     """Yield slices with what each is, in words: one row of one expert, more and more columns."""
-    if call.stage not in (*QUANTIZERS, MASKED_GEMM):
+    if call.stage not in CUT:
         return
     wrong = (~legal(call, known.bounds)) & valid(call)[..., None, None]
     places = wrong.nonzero()
