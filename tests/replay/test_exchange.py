@@ -64,7 +64,7 @@ def exchanged_fixture(engine: Engine, buffers: Any, tmp_path: Path, monkeypatch:
         world = buffers.World(kernels, x, ids, weights, layer.experts, layer.max_tokens)
         scale = layer.token_scale(x) if transport == "nvfp4" else None
         world.y = [
-            torch.randn(d.x.shape[:2] + (512,), generator=torch.Generator().manual_seed(r)).bfloat16()
+            torch.randn((*d.x.shape[:2], 512), generator=torch.Generator().manual_seed(r)).bfloat16()
             for r, d in enumerate(world.dispatched("bf16", None))
         ]
         for rank in range(layer.ranks):
