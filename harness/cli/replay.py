@@ -17,7 +17,7 @@ from harness.records.parts.replay import ReplayedCall, ReplayRun
 from harness.verdict import ExitCode, Verdict, exit_code
 
 if TYPE_CHECKING:
-    from harness.replay.reading import Process
+    from harness.replay.captured import Process
 
 KINDS = ("fast", "exact", "real")
 _FOLDER = click.Path(path_type=Path)

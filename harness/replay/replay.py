@@ -13,12 +13,12 @@ from harness.diagnosis.diagnose import diagnose_calls
 from harness.judging.comparison import Comparison
 from harness.records.parts.replay import ReplayedCall, ReplayRun
 from harness.replay.baseline import Baseline
+from harness.replay.captured import Captured, Process
 from harness.replay.errors import relative_error
 from harness.replay.exchange import COLLECTIVES, Exchanges
 from harness.replay.export import export
 from harness.replay.judging import Judged, judge_call, judge_passed_on
 from harness.replay.observing import NotJudgedError, observed
-from harness.replay.reading import Captured, Process
 from harness.replay.rerun import run_again
 from harness.replay.slices import CUT
 from harness.verdict import UsageError, Verdict
@@ -53,38 +53,33 @@ def replay(
     for process in processes:
         known, diagnosed = Judged.on(process.header.get("capability"), arithmetic), False
         for call in process.calls:
-            line, comparisons = _line(process, call, known, exchanges)
+            line = _line(process, call, known, exchanges)
             if line.verdict is Verdict.FAIL and not diagnosed:
                 diagnosed = True
                 line.diagnosis = _diagnosis(process, call, known, exchanges, command)
             if baseline is not None:
                 baseline.compare(call, line)
             yield line
-            if candidate is not None and call.stage in again and comparisons:
+            if candidate is not None and call.stage in again:
                 yield _again(process, call, known, candidate, name)
     if baseline is not None:
         baseline.finished()
 
 
-def _line(
-    process: Process, call: Captured, known: Judged, exchanges: Exchanges
-) -> tuple[ReplayedCall, list[Comparison]]:
+def _line(process: Process, call: Captured, known: Judged, exchanges: Exchanges) -> ReplayedCall:
     line = ReplayedCall(process.rank, call.layer, call.number, call.stage or call.function, call.parent)
     try:
         if call.stage in COLLECTIVES:
-            found = exchanges.judge(process.rank, call, known.bounds.arithmetic)
-            return _filled(line, found), found
+            return _filled(line, exchanges.judge(process.rank, call, known.bounds.arithmetic))
         seen = observed(call)
-        parts = [observed(part) for part in process.parts_of(call) if part.stage]
-        gemms = [part for part in parts if part.stage == MASKED_GEMM]
-        if call.stage == MASKED_MOE and gemms:
-            found = [judge_passed_on(seen, gemms[-1])]
-        else:
-            found = judge_call(seen, known)
-        line.error = relative_error(seen)
+        gemms = [part for part in process.parts_of(call) if part.stage == MASKED_GEMM]
+        last = observed(gemms[-1]) if call.stage == MASKED_MOE and gemms else None
     except NotJudgedError as error:
-        line.verdict, line.words = Verdict.UNKNOWN, str(error)
-        return line, []
+        return _unknown(line, str(error))
+    if seen.output is None:
+        return _unknown(line, "inputs only: give --candidate, which is run on them and judged")
+    found = judge_call(seen, known) if last is None else [judge_passed_on(seen, last)]
+    line.error = relative_error(seen)
     line = _filled(line, found)
     if seen.changed and line.verdict is not Verdict.FAIL:
         line.verdict, line.words = (
@@ -92,7 +87,12 @@ def _line(
             f"{call.stage} changed its input {', '.join(sorted(seen.changed))}",
         )
         line.illegal = line.illegal or 1
-    return line, found
+    return line
+
+
+def _unknown(line: ReplayedCall, words: str) -> ReplayedCall:
+    line.verdict, line.words = Verdict.UNKNOWN, words
+    return line
 
 
 def _filled(line: ReplayedCall, found: list[Comparison]) -> ReplayedCall:
@@ -129,7 +129,11 @@ def _again(process: Process, call: Captured, known: Judged, candidate: Any, name
     """Run a captured call through a candidate, and judge that."""
     line = ReplayedCall(process.rank, call.layer, call.number, call.stage, call.parent, by=name)
     try:
-        again = run_again(observed(call), candidate)
+        given = observed(call)
+    except NotJudgedError as error:
+        return _unknown(line, str(error))
+    try:
+        again = run_again(given, candidate)
     except Exception as error:  # noqa: BLE001 - the candidate's answer
         line.verdict, line.words = Verdict.FAIL, f"raised {type(error).__name__}: {error}"
         return line

@@ -17,7 +17,8 @@ import torch
 
 from harness.capture.settings import CaptureSettings
 from harness.capture.tensors import stored
-from harness.replay.reading import Captured, Process, read_capture
+from harness.replay.captured import Captured, Process
+from harness.replay.reading import read_capture
 from tests.capture.conftest import ENGINE, Engine
 
 ROOT = Path(__file__).parents[2]
