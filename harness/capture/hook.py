@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from harness.capture.targets import PACKAGES, TARGETS, Target, reading_of
+from harness.capture.targets import PACKAGES, PREPARE, TARGETS, Read, Target, reading_of
 
 if TYPE_CHECKING:
     from harness.capture.session import Session
@@ -116,6 +116,9 @@ def _around(
         session.warn(f"{where} is not captured: {error}")
         return None
 
+    if target.stage == PREPARE:
+        return _around_preparation(session, read, function)
+
     @functools.wraps(function)
     def tapped(*args: Any, **kwargs: Any) -> Any:
         if session.idle:
@@ -129,4 +132,18 @@ def _around(
         return session.end(call, read, args, kwargs, result)
 
     setattr(tapped, _TAPPED, target.name)
+    return tapped
+
+
+def _around_preparation(session: Session, read: Read, function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def tapped(*args: Any, **kwargs: Any) -> Any:
+        if session.idle:
+            return function(*args, **kwargs)
+        given = session.preparing(read, args, kwargs)  # before: it may be done in place
+        result = function(*args, **kwargs)
+        session.prepared(given, result)
+        return result
+
+    setattr(tapped, _TAPPED, function.__name__)
     return tapped

@@ -8,6 +8,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from harness.capture.begun import Begun
+from harness.capture.humming import PREPARED, address
 from harness.capture.settings import CaptureSettings
 from harness.capture.targets import WEIGHTS, Read, Target
 
@@ -40,6 +41,7 @@ class Session:
         self._writer: Writer | None = None
         self._seen = self._taken = self._number = 0
         self._layers: dict[int, int] = {}
+        self._prepared: dict[int, dict[str, Any]] = {}
 
     def begin(self, target: Target, where: str, read: Read, args: Any, kwargs: Any) -> Begun | None:
         """Copy what a call is given, where it is captured. Never raises."""
@@ -54,7 +56,7 @@ class Session:
 
     def _begun(
         self, stack: list[Begun], target: Target, where: str, read: Read, args: Any, kwargs: Any
-    ) -> Begun:
+    ) -> Begun | None:
         layer = None
         if not stack:
             layer = self._layer_of(read.weights(args, kwargs))
@@ -66,7 +68,9 @@ class Session:
         with self._lock:
             if self._pid != os.getpid():
                 self._begin_anew()
-            inputs = read.inputs(args, kwargs)
+            inputs = self._with_weights(read.inputs(args, kwargs))
+            if inputs is None:
+                return self._left_out(stack)
             if stack:
                 call = Begun(target.stage, where, layer=stack[-1].layer, parent=stack[-1].number, taken=True)
             else:
@@ -77,6 +81,46 @@ class Session:
                 call.number = self._number
         call.inputs = copied(inputs) if call.taken else {}
         return call
+
+    def _left_out(self, stack: list[Begun]) -> Begun | None:
+        """Return what stands for a call that is none of its stage, or of weights that are not known."""
+        if stack:
+            return None
+        stack.append(_NOT_TAKEN)
+        return _NOT_TAKEN
+
+    def _with_weights(self, inputs: dict[str, Any] | None) -> dict[str, Any] | None:
+        """Return inputs with what prepared weights were made of, None where that is not known."""
+        if inputs is None or PREPARED not in inputs:
+            return inputs
+        weights = self._prepared.get(inputs.pop(PREPARED))
+        if weights is None:
+            self.warn(
+                "weights were prepared before the capture began or beyond --megabytes: their calls are left out"
+            )
+        return None if weights is None else {**inputs, **weights}
+
+    def preparing(self, read: Read, args: Any, kwargs: Any) -> dict[str, Any] | None:
+        """Copy weights before a kernel's own code brings them into its order. Never raises."""
+        try:
+            from harness.capture.tensors import copied
+
+            return copied(read.inputs(args, kwargs) or {})
+        except Exception as error:  # noqa: BLE001 - as in begin
+            self._stop(error)
+            return None
+
+    def prepared(self, given: dict[str, Any] | None, result: Any) -> None:
+        """Store those weights, and know them again by what was made of them. Never raises."""
+        try:
+            place = address(result)
+            if given is None or place is None:
+                return
+            with self._lock:
+                if (kept := self._writing().kept(given)) is not None:
+                    self._prepared[place] = kept
+        except Exception as error:  # noqa: BLE001 - as in begin
+            self._stop(error)
 
     def end(self, call: Begun | None, read: Read, args: Any, kwargs: Any, result: Any) -> Any:
         """Copy what a call returned, and store it; return that. Never raises.
@@ -112,7 +156,7 @@ class Session:
             changed = {}
             if not read.late:  # by the time that a result is complete, its inputs may be used again
                 left_out = (*WEIGHTS.get(call.stage, ()), "out")
-                changed = changes(call.inputs, read.inputs(args, kwargs), left_out)
+                changed = changes(call.inputs, read.inputs(args, kwargs) or {}, left_out)
             with self._lock:
                 if not self._writing().store(call, outputs, changed):
                     self.idle = True

@@ -142,7 +142,11 @@ def _tokens(call: Observed, name: str) -> tuple[Any, Any]:
     else:
         x, scale = (a["x"], None) if "x" in a else (a["a"], a["a_scale"])
     if scale is None:
-        return x[valid_rows(a["masked_m"], x.shape[1])], None
+        rows = x.permute(2, 0, 1) if "a" in a else x
+        return rows[valid_rows(a["masked_m"], rows.shape[1])], None
+    if scale.ndim == 3:  # a factor of each row
+        valid = valid_rows(a["masked_m"], x.shape[0])
+        return x.permute(2, 0, 1)[valid], scale[valid]
     valid = valid_rows(a["masked_m"], x.shape[0])
     scales = layouts.block_scales_of(scale, x.shape[0], 2 * x.shape[1] // BLOCK)
     return x.permute(2, 0, 1)[valid], scales[valid]
@@ -166,7 +170,7 @@ def _distance(call: Observed, before: Observed) -> float | None:
 
 def _values(call: Observed) -> Tensor:
     if call.stage in QUANTIZERS:
-        values = decoded(*call.output)
+        values = decoded(call.output[0], call.output[1], call.forms[0])
     else:
         values = call.output.permute(2, 0, 1) if call.stage == MASKED_GEMM else call.output
     return values[valid_rows(call.arguments["masked_m"], values.shape[1])]

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from torch import Tensor
 
+from harness.candidates import layouts
 from harness.diagnosis.cases.observation import MASKED_GEMM, MASKED_MOE, QUANTIZERS, Observed
-from harness.diagnosis.cases.views import decoded, decoded_weights
+from harness.diagnosis.cases.views import decoded_weights
 from reference.activations import Activation
+from reference.formats import Format
 
 _ROWS = 16  # of each expert: enough for a figure
 
@@ -47,20 +50,29 @@ def _of(values: Tensor, expert: int) -> Tensor:
     return flat[expert if len(flat) > 1 else 0]
 
 
+def _values(form: Format, packed: Tensor, scale: Any) -> Tensor:
+    return form.dequantized(layouts.loaded(form, (packed, scale))).float()
+
+
 def _quantizer(call: Observed, expert: int, rows: slice) -> tuple[Tensor, Tensor]:
     a = call.arguments
     exact = a["x"][expert, rows].float()
     if call.stage == "silu_mul_quantize_grouped":
         exact = Activation.of(call.gated).value(exact)
     packed, scales = (one[..., expert : expert + 1] for one in call.output)
-    return decoded(packed, scales)[0, rows] / _of(a["global_scale_enc"], expert), exact
+    return _values(call.forms[0], packed, scales)[0, rows] / _of(a["global_scale_enc"], expert), exact
 
 
 def _gemm(call: Observed, expert: int, rows: slice) -> tuple[Tensor, Tensor]:
     a = call.arguments
     one = slice(expert, expert + 1)
-    left, right = (decoded(a[side][..., one], a[f"{side}_scale"][..., one])[0] for side in "ab")
-    exact = left[rows] @ right.T
+    scale = a["a_scale"]
+    if call.forms[0].rows:
+        scale = scale[one]
+    elif scale is not None:
+        scale = scale[..., one]
+    left = _values(call.forms[0], a["a"][..., one], scale)[0, rows]
+    exact = left @ _values(call.forms[1], a["b"][..., one], a["b_scale"][..., one])[0].T
     if a.get("alpha") is not None:
         exact = exact * _of(a["alpha"], expert)
     return call.output[rows, :, expert], exact
@@ -70,11 +82,17 @@ def _layer(call: Observed, expert: int, rows: slice) -> tuple[Tensor, Tensor]:
     a = call.arguments
     one = slice(expert, expert + 1)
     x, scale = a["hidden_states"]
-    if scale is None:
-        tokens = x[expert, rows].float() * _of(a["input_global_scale"], expert)
+    if scale is not None:
+        tokens = _values(call.forms[0], x[..., one], scale[..., one])[0, rows]
     else:
-        tokens = decoded(x[..., one], scale[..., one])[0, rows]
-    first, second = (decoded_weights(a[name][one], a[f"{name}_blockscale"][one])[0] for name in ("w1", "w2"))
-    inner = Activation.of(a.get("activation", "silu")).value(tokens @ first.T * _of(a["w1_alpha"], expert))
-    exact = inner * _of(a["a2_global_scale"], expert) @ second.T * _of(a["w2_alpha"], expert)
-    return call.output[expert, rows], exact
+        tokens = x[expert, rows].float() * (
+            _of(a["input_global_scale"], expert) if call.forms[0].encoded else 1
+        )
+    weights = [
+        decoded_weights(a[name][one], a[f"{name}_blockscale"][one], call.forms[1])[0] for name in ("w1", "w2")
+    ]
+    inner = Activation.of(a.get("activation", "silu")).value(
+        tokens @ weights[0].T * _of(a["w1_alpha"], expert)
+    )
+    inner = inner * _of(a["a2_global_scale"], expert) if call.forms[0].encoded else inner
+    return call.output[expert, rows], inner @ weights[1].T * _of(a["w2_alpha"], expert)

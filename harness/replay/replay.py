@@ -78,7 +78,7 @@ def _line(process: Process, call: Captured, known: Judged, exchanges: Exchanges)
         return _unknown(line, str(error))
     if seen.output is None:
         return _unknown(line, "inputs only: give --candidate, which is run on them and judged")
-    found = judge_call(seen, known) if last is None else [judge_passed_on(seen, last)]
+    found = judge_call(seen, known.of(call)) if last is None else [judge_passed_on(seen, last)]
     line.error = relative_error(seen)
     line = _filled(line, found)
     if seen.changed and line.verdict is not Verdict.FAIL:

@@ -14,6 +14,7 @@ from harness.diagnosis.cases.observation import MASKED_GEMM, QUANTIZERS, Observe
 from harness.diagnosis.cases.views import valid
 from harness.replay.judging import Judged
 from reference.e2m1 import pack_e2m1
+from reference.formats import NVFP4
 from reference.nvfp4 import BLOCK
 
 CUT = (*QUANTIZERS, MASKED_GEMM)
@@ -23,7 +24,7 @@ _SIZES = (16, 64, 256, 1024, 4096)  # columns that are kept, the first that is e
 
 def slices(call: Observed, known: Judged) -> Iterator[tuple[Observed, str]]:
     """Yield slices with what each is, in words: one row of one expert, more and more columns."""
-    if call.stage not in CUT:
+    if call.stage not in CUT or call.forms != (NVFP4, NVFP4):
         return
     wrong = (~legal(call, known.bounds)) & valid(call)[..., None, None]
     places = wrong.nonzero()

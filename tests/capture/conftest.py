@@ -19,7 +19,7 @@ from harness.capture.settings import CaptureSettings
 from harness.faults.named import load_named
 
 ENGINE = Path(__file__).parent / "engine"
-PACKAGES = ("flashinfer", "sglang", "deep_ep")
+PACKAGES = ("flashinfer", "sglang", "deep_ep", "humming")
 
 
 class Engine:

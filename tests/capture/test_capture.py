@@ -241,6 +241,12 @@ def test_an_exception_of_the_engine_passes_and_the_next_call_is_captured(
     assert [call.stage for call in calls_of(tmp_path)][-5:] == STAGES
 
 
+def test_an_engine_in_inference_mode_is_captured(engine: Engine, tmp_path: Path) -> None:
+    with torch.inference_mode():
+        engine.capture(tmp_path)
+    assert [call.stage for call in calls_of(tmp_path)] == STAGES
+
+
 def test_settings_travel_through_the_environment() -> None:
     settings = CaptureSettings("/folder", calls=3, every=2, layers=(1, 4))
     assert CaptureSettings.from_environment(settings.environment()) == settings

@@ -110,11 +110,9 @@ def _arguments(folder: Path, about: Mapping[str, Any]) -> tuple[tuple[Any, ...],
 
 def _inputs(folder: Path, about: Mapping[str, Any], read_call: Read | None) -> dict[str, Any]:
     args, kwargs = _arguments(folder, about)
-    return (
-        read_call.inputs(args, kwargs)
-        if read_call
-        else {**{f"arg_{i}": a for i, a in enumerate(args)}, **kwargs}
-    )
+    if read_call is None:
+        return {**{f"arg_{place}": value for place, value in enumerate(args)}, **kwargs}
+    return read_call.inputs(args, kwargs) or {}
 
 
 def _outputs(folder: Path, read_call: Read | None) -> dict[str, Any]:

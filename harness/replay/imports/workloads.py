@@ -76,8 +76,6 @@ def _inputs(folder: Path, inputs: Mapping[str, Mapping[str, Any]], target: Targe
                 given[name] = opened.get_tensor(entry["tensor_key"])
         else:
             raise UsageError(f"input {name} of a workload is {kind}: only what was recorded can be replayed")
-    return (
-        reading_of(target, as_flashinfer_calls_it, target.name).inputs((), given)
-        if target and target.stage
-        else given
-    )
+    if target is None or not target.stage:
+        return given
+    return reading_of(target, as_flashinfer_calls_it, target.name).inputs((), given) or {}
