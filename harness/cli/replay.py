@@ -14,7 +14,7 @@ import click
 from harness.ci.folder import output_options, own_folder
 from harness.cli import complete
 from harness.records.parts.replay import ReplayedCall, ReplayRun
-from harness.verdict import ExitCode, Verdict, exit_code
+from harness.verdict import ExitCode, UsageError, Verdict, exit_code
 
 if TYPE_CHECKING:
     from harness.replay.captured import Process
@@ -40,6 +40,13 @@ _FOLDER = click.Path(path_type=Path)
     show_default=True,
     help="Of the captured quantizers.",
 )
+@click.option(
+    "--device",
+    default="cpu",
+    show_default=True,
+    metavar="DEVICE",
+    help="Judge on this one: cuda is faster for large calls.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print what was found of every call as JSON.")
 @click.option(
     "--export", "exported", type=_FOLDER, metavar="FILE",
@@ -51,6 +58,7 @@ def replay_command(
     candidate: str | None,
     baseline: Path | None,
     arithmetic: str,
+    device: str,
     as_json: bool,
     exported: Path | None,
     out: Path,
@@ -78,11 +86,13 @@ def replay_command(
     made, record, begun = own_folder(out), new_record("", 0), time.monotonic()
     torn = [process.torn for process in processes if process.torn]
     run = ReplayRun(str(folder), str(baseline or ""), arithmetic, _device(processes), torn)
+    _require(device)
     options: dict[str, Any] = {
         "arithmetic": arithmetic,
         "candidate": started,
         "name": candidate or "",
         "baseline": before,
+        "device": device,
     }
     for call in replay(processes, command=f"harness replay {shlex.quote(str(folder))}", **options):
         run.calls.append(call)
@@ -106,6 +116,16 @@ def replay_command(
             click.echo(words)
         finish(record, made)
     return exit_code(record.verdict)
+
+
+def _require(device: str) -> None:
+    """Raise UsageError where torch has no such device."""
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch asserts that it was built for CUDA
+        raise UsageError(f"--device {device}: {str(error).splitlines()[0]}") from None
 
 
 def _device(processes: list[Process]) -> str:

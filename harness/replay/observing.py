@@ -25,19 +25,18 @@ class NotJudgedError(Exception):
     """A call that cannot be judged: why, in one sentence."""
 
 
-def observed(call: Captured) -> Observed:
-    """Return a captured call as an observed one.
+def observed(call: Captured, device: str = "cpu") -> Observed:
+    """Return a captured call as an observed one, its tensors on a device.
 
     Raises:
         NotJudgedError: its stage has no rule, or its arguments are none of the protocol.
     """
     if call.stage not in JUDGED:
         raise NotJudgedError(f"{call.function}: recorded, and no rule judges it yet")
-    a, out = dict(call.inputs), call.outputs
+    a, out, changed = (_moved(values, device) for values in (call.inputs, call.outputs, call.changed))
     needed = {**dict.fromkeys(QUANTIZERS, _QUANTIZER), MASKED_GEMM: _GEMM, MASKED_MOE: MASKED_MOE_NAMES}
     if missing := [name for name in needed[call.stage] if name not in a]:
         raise NotJudgedError(f"{call.function}: {', '.join(missing)} was not dumped")
-    changed = dict(call.changed)
     if call.stage in QUANTIZERS:
         returned = (out["packed"], out["block_scale"]) if out else None
         return Observed(call.stage, a, returned, changed=changed)
@@ -51,6 +50,15 @@ def observed(call: Captured) -> Observed:
         a.setdefault("out", torch.full_like(out["out"], torch.nan) if out else None)
         return Observed(call.stage, a, out.get("out"), changed=changed)
     return _layer(call, a, out.get("out"))
+
+
+def _moved(values: dict[str, Any], device: str) -> dict[str, Any]:
+    def moved(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(moved(one) for one in value)
+        return value.to(device) if isinstance(value, torch.Tensor) else value
+
+    return {name: moved(value) for name, value in values.items()}
 
 
 def _humming(

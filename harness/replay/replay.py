@@ -34,6 +34,7 @@ def replay(
     name: str = "",
     command: str = "",
     baseline: Baseline | None = None,
+    device: str = "cpu",
 ) -> Iterator[ReplayedCall]:
     """Judge every captured call.
 
@@ -44,6 +45,7 @@ def replay(
         name: of the candidate.
         command: repeats this.
         baseline: an earlier capture of the same requests, which every call is compared with.
+        device: that stages are judged on.
 
     Yields:
         What was found, in the order in which the calls ended; the whole layer after its stages.
@@ -53,7 +55,7 @@ def replay(
     for process in processes:
         known, diagnosed = Judged.on(process.header.get("capability"), arithmetic), False
         for call in process.calls:
-            line = _line(process, call, known, exchanges)
+            line = _line(process, call, known, exchanges, device)
             if line.verdict is Verdict.FAIL and not diagnosed:
                 diagnosed = True
                 line.diagnosis = _diagnosis(process, call, known, exchanges, command)
@@ -66,14 +68,14 @@ def replay(
         baseline.finished()
 
 
-def _line(process: Process, call: Captured, known: Judged, exchanges: Exchanges) -> ReplayedCall:
+def _line(process: Process, call: Captured, known: Judged, exchanges: Exchanges, device: str) -> ReplayedCall:
     line = ReplayedCall(process.rank, call.layer, call.number, call.stage or call.function, call.parent)
     try:
         if call.stage in COLLECTIVES:
             return _filled(line, exchanges.judge(process.rank, call, known.bounds.arithmetic))
-        seen = observed(call)
+        seen = observed(call, device)
         gemms = [part for part in process.parts_of(call) if part.stage == MASKED_GEMM]
-        last = observed(gemms[-1]) if call.stage == MASKED_MOE and gemms else None
+        last = observed(gemms[-1], device) if call.stage == MASKED_MOE and gemms else None
     except NotJudgedError as error:
         return _unknown(line, str(error))
     if seen.output is None:
