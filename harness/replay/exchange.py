@@ -103,9 +103,10 @@ def _name(call: Captured) -> tuple[str, str, int]:
 
 
 def _same_of_all(processes: list[Process], stage: str) -> bool:
-    """Return whether every process made as many calls of a stage, and is the only one of its rank."""
-    counts = {sum(call.stage == stage for call in process.calls) for process in processes}
-    return len(counts) == 1 and len({process.rank for process in processes}) == len(processes)
+    """Return whether every process that made calls of a stage made as many, and is the only one of its rank."""
+    counts = [(process.rank, sum(call.stage == stage for call in process.calls)) for process in processes]
+    made = [(rank, count) for rank, count in counts if count]
+    return len({count for _, count in made}) == 1 and len({rank for rank, _ in made}) == len(made)
 
 
 def _sizes(call: Captured) -> tuple[Any, ...]:

@@ -155,7 +155,7 @@ def test_ranks_that_are_processes_are_captured_side_by_side(tmp_path: Path) -> N
         capture_output=True, text=True, check=False, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    lines = lines_of(tmp_path / "cap")
+    lines = [line for line in lines_of(tmp_path / "cap") if line.stage in ("dispatch", "combine")]
     assert {line.rank for line in lines} == {0, 1}
     assert {line.stage for line in lines} == {"dispatch", "combine"}
     assert {str(line.verdict) for line in lines} == {"PASS"}
