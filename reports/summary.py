@@ -7,11 +7,13 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from harness.records.from_json import RecordError
 from harness.verdict import Verdict
 from reports.coverage import coverage
 from reports.diagnosis import Finding, read
 from reports.failures import place_words
 from reports.maps import Map, element_words, maps_of
+from reports.replay import FIRST_ILLEGAL
 from reports.since import Since, since
 from reports.template import fill
 from reports.text import clip_plain, count, duration
@@ -49,22 +51,23 @@ class First:
     """The failure to look at first: where it stands on the page, what is wrong where, its likely cause, since when."""
 
     anchor: str
-    result: RuleResult
-    failure: Failure
     message: str
     place: str
-    elements: str
-    area: Map | None
     cause: Finding | None
     diagnose: str
-    since: Since | None
+    what: str = ""  # of a replayed call; the others are a rule's
+    result: RuleResult | None = None
+    failure: Failure | None = None
+    elements: str = ""
+    area: Map | None = None
+    since: Since | None = None
 
 
 def first_failure(record: RunRecord, past: History | None = None) -> First | None:
     """Return the first new failure, one with a diagnosis before one without; None where everything new passes."""
     new = [(g, f) for g in failure_groups(record) for f in g.shown if f.kind != "known"]
     if not new:
-        return None
+        return _first_illegal(record)
     found = [(group, failure, read(failure.diagnosis)) for group, failure in new]
     group, failure, diagnosis = next(
         (f for f in found if f[2] and any(one.fault for one in f[2].findings)), found[0]
@@ -82,6 +85,26 @@ def first_failure(record: RunRecord, past: History | None = None) -> First | Non
         cause=next((one for one in findings if one.fault), findings[0] if findings else None),
         diagnose=diagnosis.command if diagnosis else "",
         since=since(past, "rules", group.result.rule, group.result.candidate) if past else None,
+    )
+
+
+def _first_illegal(record: RunRecord) -> First | None:
+    """Return the first illegal call of a replayed capture, None where there is none or the part is damaged."""
+    try:
+        illegal = record.replay_run.illegal if record.replay_run else []
+    except RecordError:
+        return None
+    if not illegal:
+        return None
+    diagnosis = read(illegal[0].diagnosis)
+    cause = next((one for one in diagnosis.findings if one.fault), None) if diagnosis else None
+    return First(
+        anchor=FIRST_ILLEGAL,
+        what=illegal[0].place,
+        message=illegal[0].words.partition("\n")[0],
+        place=cause.place if cause else "",
+        cause=cause,
+        diagnose=cause.command if cause else "",
     )
 
 
@@ -117,7 +140,7 @@ def reason(record: RunRecord) -> str:
 def _rules(record: RunRecord, words: Counter[Verdict]) -> str:
     """Return how many rule results had each verdict; nothing for a run that was about something else."""
     if not words:
-        parts = (record.gsm8k, record.canary, record.mutants, record.compile, record.races)
+        parts = (record.gsm8k, record.canary, record.mutants, record.compile, record.races, record.replay)
         return "" if any(part is not None for part in parts) else "none judged"
     return ", ".join(f"{count(words[v])} {v}" for v in Verdict if words[v])
 

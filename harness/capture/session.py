@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import sys
 import threading
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from harness.capture.begun import Begun
+from harness.capture.humming import PREPARED, address
 from harness.capture.settings import CaptureSettings
 from harness.capture.targets import WEIGHTS, Read, Target
 
@@ -26,10 +28,12 @@ class Session:
 
     Attributes:
         idle: nothing is captured (any more).
+        resting: called when that begins: takes the taps away.
     """
 
     def __init__(self, settings: CaptureSettings) -> None:
         self.settings, self.idle = settings, False
+        self.resting: Callable[[], None] = lambda: None
         self._lock = threading.Lock()
         self._threads = threading.local()
         self._warned: set[str] = set()
@@ -40,6 +44,7 @@ class Session:
         self._writer: Writer | None = None
         self._seen = self._taken = self._number = 0
         self._layers: dict[int, int] = {}
+        self._prepared: dict[int, dict[str, Any]] = {}
 
     def begin(self, target: Target, where: str, read: Read, args: Any, kwargs: Any) -> Begun | None:
         """Copy what a call is given, where it is captured. Never raises."""
@@ -54,7 +59,7 @@ class Session:
 
     def _begun(
         self, stack: list[Begun], target: Target, where: str, read: Read, args: Any, kwargs: Any
-    ) -> Begun:
+    ) -> Begun | None:
         layer = None
         if not stack:
             layer = self._layer_of(read.weights(args, kwargs))
@@ -66,7 +71,9 @@ class Session:
         with self._lock:
             if self._pid != os.getpid():
                 self._begin_anew()
-            inputs = read.inputs(args, kwargs)
+            inputs = self._with_weights(read.inputs(args, kwargs))
+            if inputs is None:
+                return self._left_out(stack)
             if stack:
                 call = Begun(target.stage, where, layer=stack[-1].layer, parent=stack[-1].number, taken=True)
             else:
@@ -78,21 +85,84 @@ class Session:
         call.inputs = copied(inputs) if call.taken else {}
         return call
 
-    def end(self, call: Begun | None, read: Read, args: Any, kwargs: Any, result: Any) -> None:
-        """Copy what a call returned, and store it. Never raises."""
+    def _left_out(self, stack: list[Begun]) -> Begun | None:
+        """Return what stands for a call that is none of its stage, or of weights that are not known."""
+        if stack:
+            return None
+        stack.append(_NOT_TAKEN)
+        return _NOT_TAKEN
+
+    def _with_weights(self, inputs: dict[str, Any] | None) -> dict[str, Any] | None:
+        """Return inputs with what prepared weights were made of, None where that is not known."""
+        if inputs is None or PREPARED not in inputs:
+            return inputs
+        weights = self._prepared.get(inputs.pop(PREPARED))
+        if weights is None:
+            self.warn(
+                "weights were prepared before the capture began or beyond --megabytes: their calls are left out"
+            )
+        return None if weights is None else {**inputs, **weights}
+
+    def preparing(self, read: Read, args: Any, kwargs: Any) -> dict[str, Any] | None:
+        """Copy weights before a kernel's own code brings them into its order. Never raises."""
+        try:
+            from harness.capture.tensors import copied
+
+            return copied(read.inputs(args, kwargs) or {})
+        except Exception as error:  # noqa: BLE001 - as in begin
+            self._stop(error)
+            return None
+
+    def prepared(self, given: dict[str, Any] | None, result: Any) -> None:
+        """Store those weights, and know them again by what was made of them. Never raises."""
+        try:
+            place = address(result)
+            if given is None or place is None:
+                return
+            with self._lock:
+                if (kept := self._writing().kept(given)) is not None:
+                    self._prepared[place] = kept
+        except Exception as error:  # noqa: BLE001 - as in begin
+            self._stop(error)
+
+    def end(self, call: Begun | None, read: Read, args: Any, kwargs: Any, result: Any) -> Any:
+        """Copy what a call returned, and store it; return that. Never raises.
+
+        A result whose last element is a hook is stored once the hook, which is replaced, has run.
+        """
         if call is None:
-            return
+            return result
         self._leave(call)
         if not call.taken or self.idle:
-            return
+            return result
+        if read.late and callable(result[-1]):
+            return (*result[:-1], self._then(result[-1], call, read, args, kwargs, result))
+        self._store(call, read, args, kwargs, result)
+        return result
+
+    def _then(self, hook: Any, call: Begun, read: Read, args: Any, kwargs: Any, result: Any) -> Any:
+        def arrived(*given: Any, **named: Any) -> Any:
+            found = hook(*given, **named)
+            if not self.idle:
+                self._store(call, read, args, kwargs, result)
+            return found
+
+        return arrived
+
+    def _store(self, call: Begun, read: Read, args: Any, kwargs: Any, result: Any) -> None:
         try:
             from harness.capture.tensors import changes, copied
 
+            if read.late:
+                _wait_for(result)
             outputs = copied(read.outputs(args, kwargs, result))
-            changed = changes(call.inputs, read.inputs(args, kwargs), (*WEIGHTS.get(call.stage, ()), "out"))
+            changed = {}
+            if not read.late:  # by the time that a result is complete, its inputs may be used again
+                left_out = (*WEIGHTS.get(call.stage, ()), "out")
+                changed = changes(call.inputs, read.inputs(args, kwargs) or {}, left_out)
             with self._lock:
                 if not self._writing().store(call, outputs, changed):
-                    self.idle = True
+                    self._rest()
         except Exception as error:  # noqa: BLE001 - as above
             self._stop(error)
 
@@ -107,8 +177,12 @@ class Session:
             self._warned.add(words)
             print(f"harness capture: {words}", file=sys.stderr, flush=True)  # noqa: T201 - into the engine's own log
 
-    def _stop(self, error: Exception) -> None:
+    def _rest(self) -> None:
         self.idle = True
+        self.resting()
+
+    def _stop(self, error: Exception) -> None:
+        self._rest()
         self.warn(f"stopped in process {os.getpid()}, the engine goes on: {type(error).__name__}: {error}")
 
     def _stack(self) -> list[Begun]:
@@ -143,7 +217,7 @@ class Session:
         if (s.ranks and rank() not in s.ranks) or (s.layers and layer is not None and layer not in s.layers):
             return False
         if self._taken >= s.calls:
-            self.idle = True
+            self._rest()
             return False
         self._taken += 1
         return True
@@ -164,6 +238,13 @@ def rank() -> int:
         return found
     said = os.environ.get("RANK", "0")
     return int(said) if said.isdigit() else 0
+
+
+def _wait_for(result: Any) -> None:
+    """Let the current stream wait for the event of a result, where it has one."""
+    for part in result:
+        if getattr(part, "event", None) is not None and hasattr(part, "current_stream_wait"):
+            part.current_stream_wait()
 
 
 def _is_recording_a_graph() -> bool:

@@ -11,14 +11,26 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from harness.candidates.taps import binder
+from harness.candidates.protocol import traits_of
+from harness.candidates.taps import TapError, binder
+from harness.capture import humming
 
-MASKED_MOE, GEMM = "masked_moe", "masked_grouped_gemm"
+MASKED_MOE, GEMM, DISPATCH, COMBINE = "masked_moe", "masked_grouped_gemm", "dispatch", "combine"
+PREPARE = "prepare"
+"""No call of its own: weights before they are brought into a kernel's order, which a later call is given."""
 MASKED_MOE_NAMES = (
     "hidden_states", "input_global_scale", "w1", "w1_blockscale", "w1_alpha", "w2", "a2_global_scale",
     "w2_blockscale", "w2_alpha", "masked_m",
 )  # fmt: skip
-WEIGHTS = {MASKED_MOE: ("w1", "w1_blockscale", "w2", "w2_blockscale"), GEMM: ("b", "b_scale")}
+FUSED_WEIGHTS = (
+    "w1_weight", "w1_weight_sf", "w2_weight", "w2_weight_sf", "gemm1_weights", "gemm1_weights_scale", "gemm2_weights",
+    "gemm2_weights_scale", "fc1_expert_weights", "fc2_expert_weights",
+)  # fmt: skip
+WEIGHTS = {
+    MASKED_MOE: ("w1", "w1_blockscale", "w2", "w2_blockscale"),
+    GEMM: ("b", "b_scale"),
+    "": FUSED_WEIGHTS,
+}
 """Tensors of a stage that are the same in every call: stored once."""
 
 
@@ -49,8 +61,11 @@ TARGETS = (
     Target("flashinfer", "trtllm_fp4_block_scale_moe"),
     Target("flashinfer", "trtllm_fp4_block_scale_routed_moe"),
     Target("flashinfer", "cutlass_fused_moe"),
-    Target("deep_ep", "Buffer.low_latency_dispatch"),
-    Target("deep_ep", "Buffer.low_latency_combine"),
+    Target("humming", "transform_humming_tensors", PREPARE),
+    Target("humming", "humming_forward", GEMM),
+    Target("harness", "ComposedMoe.masked_moe", MASKED_MOE),
+    Target("deep_ep", "Buffer.low_latency_dispatch", DISPATCH),
+    Target("deep_ep", "Buffer.low_latency_combine", COMBINE),
 )
 PACKAGES = frozenset(target.package for target in TARGETS)
 
@@ -60,15 +75,18 @@ class Read:
     """How a call of a function is read.
 
     Attributes:
-        inputs: from the arguments to the stage's inputs, by their names in the protocol (gate_up is `x`).
+        inputs: from the arguments to the stage's inputs, by their names in the protocol (gate_up is `x`); None for a call
+            that is none of the stage.
         outputs: from the arguments and the result to what the stage returned or wrote, by name.
         weights: from the arguments to the tensor by which its layer is known, None where it has none; as fast as can be,
             since it is asked in calls that are not captured too.
+        late: whether a result may be complete only once its event is over, or its last element, a hook, was called.
     """
 
-    inputs: Callable[[Any, Any], dict[str, Any]]
+    inputs: Callable[[Any, Any], dict[str, Any] | None]
     outputs: Callable[[Any, Any, Any], dict[str, Any]]
     weights: Callable[[Any, Any], Any] = lambda _args, _kwargs: None
+    late: bool = False
 
 
 def reading_of(target: Target, function: Callable[..., Any], where: str) -> Read:
@@ -82,20 +100,73 @@ def reading_of(target: Target, function: Callable[..., Any], where: str) -> Read
     Raises:
         TapError: its parameters are not those of the stage.
     """
+    if target.package == "humming":
+        return _humming(target.stage, function)
     if target.stage == MASKED_MOE:
-        return _masked_moe(function)
+        return _masked_moe(function, own=target.package == "harness")
+    if target.stage in (DISPATCH, COMBINE):
+        return _collective(target.stage, function)
     if not target.stage:
-        signature = inspect.signature(function)
-        return Read(lambda args, kwargs: dict(signature.bind(*args, **kwargs).arguments), _as_returned)
+        return _fused(function)
     bind = binder(where, target.stage, function)
     return _gemm(bind) if target.stage == GEMM else _quantizer(bind)
+
+
+def _collective(stage: str, function: Callable[..., Any]) -> Read:
+    """Read DeepEP's method: its arguments by its own names, and what it returns, without event and hook."""
+    signature = inspect.signature(function)
+    names = ("recv", "count", "handle") if stage == DISPATCH else ("combined",)
+    if "self" not in signature.parameters:
+        raise TapError(f"expected a method of Buffer, got {signature}")
+
+    def inputs(args: Any, kwargs: Any) -> dict[str, Any]:
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        return {name: value for name, value in bound.arguments.items() if name not in ("self", "out")}
+
+    def outputs(_: Any, __: Any, result: Any) -> dict[str, Any]:
+        return dict(zip(names, result, strict=False))
+
+    return Read(inputs, outputs, late=True)
+
+
+def _fused(function: Callable[..., Any]) -> Read:
+    """Read a fused layer: its arguments by its own names."""
+    signature = inspect.signature(function)
+    places = {name: place for place, name in enumerate(signature.parameters) if name in FUSED_WEIGHTS}
+
+    def inputs(args: Any, kwargs: Any) -> dict[str, Any]:
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        return dict(bound.arguments)
+
+    def weights(args: Any, kwargs: Any) -> Any:
+        name, place = next(iter(places.items()), ("", 0))
+        return args[place] if name and len(args) > place else kwargs.get(name)
+
+    return Read(inputs, _as_returned, weights)
 
 
 def _as_returned(_: Any, __: Any, result: Any) -> dict[str, Any]:
     return {"result": result}
 
 
-def _masked_moe(function: Callable[..., Any]) -> Read:
+def _humming(stage: str, function: Callable[..., Any]) -> Read:
+    if stage == PREPARE:
+        return Read(humming.preparation(function), _as_returned)
+    bind = humming.forward(function)
+
+    def weights(args: Any, kwargs: Any) -> Any:
+        return args[2] if len(args) > 2 else kwargs["weight"]
+
+    return Read(
+        lambda args, kwargs: humming.gemm_inputs(bind(args, kwargs)),
+        lambda args, kwargs, _: {"out": humming.gemm_output(bind(args, kwargs))},
+        weights,
+    )
+
+
+def _masked_moe(function: Callable[..., Any], *, own: bool = False) -> Read:
     signature = inspect.signature(function)
 
     def inputs(args: Any, kwargs: Any) -> dict[str, Any]:
@@ -104,7 +175,11 @@ def _masked_moe(function: Callable[..., Any]) -> Read:
         given = {name: bound.arguments.get(name) for name in MASKED_MOE_NAMES}
         hidden = given["hidden_states"]
         given["hidden_states"] = tuple(hidden) if isinstance(hidden, (tuple, list)) else (hidden, None)
-        return {**given, "activation": bound.arguments.get("activation", "silu")}
+        given["activation"] = bound.arguments.get("activation", "silu")
+        if own:  # a candidate of the harness says what it multiplies
+            traits = traits_of(bound.arguments["self"])
+            given["formats"] = traits.activation_format, traits.weight_format
+        return given
 
     def outputs(args: Any, kwargs: Any, result: Any) -> dict[str, Any]:
         written = signature.bind(*args, **kwargs).arguments.get("out")  # vLLM's writes into it

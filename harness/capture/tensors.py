@@ -11,6 +11,17 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
+class Kept:
+    """A tensor that is in a file already.
+
+    Attributes:
+        entry: of the index.
+    """
+
+    entry: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class Stored:
     """A tensor's memory on the CPU.
 
@@ -33,7 +44,8 @@ class Stored:
 def stored(tensor: Tensor) -> Stored:
     """Copy a tensor to the CPU."""
     tensor = tensor.detach()
-    key = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), str(tensor.dtype), tensor._version)  # noqa: SLF001
+    version = 0 if tensor.is_inference() else tensor._version  # noqa: SLF001 - inference tensors have none
+    key = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), str(tensor.dtype), version)
     if tensor.numel() == 0:
         return Stored(torch.empty(0, dtype=tensor.dtype), tuple(tensor.shape), tensor.stride(), key)
     size = 1 + sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
@@ -49,6 +61,8 @@ def copied(values: dict[str, Any]) -> dict[str, Any]:
 def _copied(value: Any) -> Any:
     if isinstance(value, Tensor):
         return stored(value)
+    if isinstance(value, Kept):
+        return value
     if isinstance(value, (tuple, list)):
         return tuple(_copied(one) for one in value)
     plain = value is None or isinstance(value, (bool, int, float, str))

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.capture.targets import WEIGHTS
-from harness.capture.tensors import Stored
+from harness.capture.tensors import Kept, Stored
 
 if TYPE_CHECKING:
     from harness.capture.begun import Begun
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 VERSION = 1
 INDEX = "index.jsonl"
 _MEBI = 1 << 20
+_SAMPLED = 4096
 
 
 class Writer:
@@ -42,7 +43,7 @@ class Writer:
         stamp = time.strftime("%Y%m%d-%H%M%S")
         self.folder = Path(settings.folder) / f"rank{rank}-{stamp}-{os.getpid()}"
         self.folder.mkdir(parents=True)
-        self._known: dict[tuple[Any, ...], str] = {}
+        self._known: dict[tuple[Any, ...], tuple[str, bytes]] = {}
         self._append(
             {"format": "fp4-moe-harness capture", "version": VERSION, "rank": rank, **_surroundings()}
         )
@@ -83,10 +84,25 @@ class Writer:
         self._append(line)
         return True
 
+    def kept(self, weights: dict[str, Any]) -> dict[str, Any] | None:
+        """Store weights that later calls are given in another form; return them for those calls' inputs, None without room.
+
+        Raises:
+            OSError: as for store.
+        """
+        if sum(one.memory.nbytes for one in weights.values() if isinstance(one, Stored)) > self._left:
+            return None
+        return {
+            name: Kept(self._described(name, value, {}, once=True)) if isinstance(value, Stored) else value
+            for name, value in weights.items()
+        }
+
     def _described(self, name: str, value: Any, tensors: dict[str, Stored], *, once: bool) -> Any:
         """Return a value for the index; its tensors are added to those of the call, or stored with the weights."""
         if isinstance(value, tuple):
             return [self._described(f"{name}.{i}", one, tensors, once=once) for i, one in enumerate(value)]
+        if isinstance(value, Kept):
+            return value.entry
         if not isinstance(value, Stored):
             return value
         entry: dict[str, Any] = {"shape": value.shape, "stride": value.stride}
@@ -99,11 +115,14 @@ class Writer:
         """Store a tensor that is the same in every call, once; return its file's name."""
         from safetensors.torch import save_file
 
-        if value.key not in self._known:
+        known, sample = self._known.get(value.key, ("", None))
+        now = _sample(value)  # another tensor may lie where one lay that is gone
+        if sample != now:
             raw = (ctypes.c_char * value.memory.nbytes).from_address(value.memory.data_ptr())
             digest = hashlib.sha256(raw).hexdigest()[:32]
             name = f"weights-{digest}.safetensors"
             path = self.folder / name
+            known = name
             if not path.exists():
                 if value.memory.nbytes > self._left:
                     raise OSError(
@@ -113,12 +132,20 @@ class Writer:
                 partial = path.with_suffix(".partial")
                 save_file({"tensor": value.memory}, partial)
                 partial.replace(path)
-            self._known[value.key] = name
-        return self._known[value.key]
+            self._known[value.key] = name, now
+        return known
 
     def _append(self, line: dict[str, Any]) -> None:
         with (self.folder / INDEX).open("a", encoding="utf-8") as index:
             index.write(json.dumps(line) + "\n")
+
+
+def _sample(value: Stored) -> bytes:
+    """Return some bytes of a tensor, from all over it."""
+    import torch
+
+    raw = value.memory.view(-1).view(torch.uint8)
+    return bytes(raw[:: max(1, len(raw) // _SAMPLED)].tolist())
 
 
 def _surroundings() -> dict[str, Any]:

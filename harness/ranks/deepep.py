@@ -17,7 +17,7 @@ from torch import Tensor
 from harness.ranks.calling import call_as
 from harness.ranks.collectives import Sizes
 from harness.ranks.deepep_build import HIDDEN_SIZES, MOST_TOKENS, MOST_TOPK, ROW_MULTIPLE, find_build
-from reference.layout import unswizzle_128x4
+from harness.ranks.deepep_results import received, sources
 from reference.routing import Dispatched
 
 LARGEST = ((MOST_TOKENS, 2048, 16), (256, 2048, 256), (256, 8192, 16))
@@ -83,8 +83,8 @@ class DeepEpCollectives:
         recv, count, handle, event, hook = call_as(sizes.style, call)
         self._finish(sizes, event, hook)
         self._more = tuple(handle[5:])
-        values, scales = self._decoded(recv, sizes)
-        return Dispatched(values, count.to(torch.int32), self._source(handle), scales)
+        values, scales = received(recv, sizes.transport, sizes.hidden)
+        return Dispatched(values, count.to(torch.int32), sources(*handle[:2]), scales)
 
     def combine(
         self, y: Tensor, source: Tensor, topk_idx: Tensor, topk_weights: Tensor, sizes: Sizes
@@ -157,34 +157,6 @@ class DeepEpCollectives:
         elif sizes.style == "asynchronous":
             event.current_stream_wait()
         self._synchronize()
-
-    def _decoded(self, recv: Any, sizes: Sizes) -> tuple[Tensor, Tensor | None]:
-        """Return values and scales as harness.ranks.collectives has them, from what the build returned."""
-        if sizes.transport == "bf16":
-            return recv.contiguous(), None
-        values, scales = recv
-        if sizes.transport == "fp8-ue8m0":  # four exponents in each int32
-            return values.contiguous(), scales.contiguous().view(torch.uint8)
-        if sizes.transport.startswith("fp8"):
-            return values.contiguous(), scales.contiguous()  # scales come column by column
-        rows, columns = self._ranks * sizes.max_tokens, sizes.hidden // 16
-        # (32, 4, rm, 4, rk, l) is a view of (l, rm, rk, 32, 4, 4): tiles of 128 x 4
-        tiles = scales.view(torch.uint8).permute(5, 2, 4, 0, 1, 3).contiguous()
-        local, high, wide = tiles.shape[:3]
-        linear = unswizzle_128x4(tiles.view(local, high * 128, wide * 4), rows, columns)
-        return values.permute(2, 0, 1).contiguous(), linear.contiguous()
-
-    def _source(self, handle: Any) -> Tensor:
-        """Return the rank and the token of every row, -1 where layout_range has none."""
-        src_info, layout_range = (part.cpu().long() for part in handle[:2])
-        source = torch.full((*src_info.shape, 2), -1)
-        row = torch.arange(src_info.shape[1])
-        for rank in range(self._ranks):
-            begin, count = layout_range[:, rank] >> 32, layout_range[:, rank] & 0xFFFFFFFF
-            mine = (row >= begin[:, None]) & (row < (begin + count)[:, None])
-            source[..., 0][mine] = rank
-            source[..., 1][mine] = src_info[mine]
-        return source
 
     def _handle(self, source: Tensor, sizes: Sizes) -> tuple[Any, ...]:
         """Return the handle of the dispatch that gave these rows: the contents are the same in any such handle."""

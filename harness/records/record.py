@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from harness.records.finding import Finding
-from harness.records.from_json import RecordError, build_from_json, read_part
+from harness.records.from_json import RecordError, build_from_json
 from harness.records.parts.canary import CanaryPart
 from harness.records.parts.compile import CompileRun
 from harness.records.parts.gsm8k import Gsm8kRun
 from harness.records.parts.mutants import MutantsRun
+from harness.records.parts.part import Part
 from harness.records.parts.races import RacesRun
+from harness.records.parts.replay import ReplayRun
 from harness.records.parts.sharing import ShardPart, Sharing
 from harness.records.whole_files import write_whole
 from harness.verdict import Verdict
@@ -170,9 +172,9 @@ class RunRecord:
     """One run. Each part beside the rules holds JSON of a documented structure; absent parts are None.
 
     Commands give a part as its type and readers get it back as that: `gsm8k_run`, `canary_part`, `mutants_run`,
-    `compile_run`, `races_run`, `sharing_part`, `shard_part` (harness/records/parts). What the fields mean: `gsm8k`: harness/gsm8k/README.md; `canary`:
+    `compile_run`, `races_run`, `replay_run`, `sharing_part`, `shard_part` (harness/records/parts). What the fields mean: `gsm8k`: harness/gsm8k/README.md; `canary`:
     harness/canary/README.md; `mutants`: harness/mutants/README.md; `compile`: harness/compile/README.md; `races`:
-    docs/cutedsl-cpu.md.
+    docs/cutedsl-cpu.md; `replay`: docs/capture.md.
     """
 
     run_id: str
@@ -199,8 +201,19 @@ class RunRecord:
     mutants: dict[str, Any] | None = None
     compile: dict[str, Any] | None = None
     races: dict[str, Any] | None = None
+    replay: dict[str, Any] | None = None
     sharing: dict[str, Any] | None = None
     shard: dict[str, Any] | None = None
+
+    gsm8k_run = Part(Gsm8kRun, "gsm8k")
+    canary_part = Part(CanaryPart, "canary")
+    canary_stage = canary_part  # the older name
+    mutants_run = Part(MutantsRun, "mutants")
+    compile_run = Part(CompileRun, "compile")
+    races_run = Part(RacesRun, "races")
+    replay_run = Part(ReplayRun, "replay")
+    sharing_part = Part(Sharing, "sharing")
+    shard_part = Part(ShardPart, "shard")
 
     @property
     def failures(self) -> list[Failure]:
@@ -210,74 +223,6 @@ class RunRecord:
     def rule(self, rule: str, candidate: str) -> RuleResult | None:
         """Return what one rule found on one candidate, None where the run has no such result."""
         return next((r for r in self.rules if (r.rule, r.candidate) == (rule, candidate)), None)
-
-    @property
-    def gsm8k_run(self) -> Gsm8kRun | None:
-        """The GSM8K run, None where there is none. Raises RecordError with the name of a damaged field."""
-        return read_part(Gsm8kRun, self.gsm8k, "record.gsm8k")
-
-    @gsm8k_run.setter
-    def gsm8k_run(self, run: Gsm8kRun | None) -> None:
-        self.gsm8k = run.to_json() if run is not None else None
-
-    @property
-    def canary_part(self) -> CanaryPart | None:
-        """The canary, None where the run has none. Raises RecordError with the name of a damaged field."""
-        return read_part(CanaryPart, self.canary, "record.canary")
-
-    @canary_part.setter
-    def canary_part(self, part: CanaryPart | None) -> None:
-        self.canary = part.to_json() if part is not None else None
-
-    @property
-    def canary_stage(self) -> CanaryPart | None:
-        """The older name of `canary_part`."""
-        return self.canary_part
-
-    @property
-    def mutants_run(self) -> MutantsRun | None:
-        """The planted faults, None where the run has none. Raises RecordError with the name of a damaged field."""
-        return read_part(MutantsRun, self.mutants, "record.mutants")
-
-    @mutants_run.setter
-    def mutants_run(self, run: MutantsRun | None) -> None:
-        self.mutants = run.to_json() if run is not None else None
-
-    @property
-    def compile_run(self) -> CompileRun | None:
-        """The cross-compilation, None where the run has none. Raises RecordError with the name of a damaged field."""
-        return read_part(CompileRun, self.compile, "record.compile")
-
-    @compile_run.setter
-    def compile_run(self, run: CompileRun | None) -> None:
-        self.compile = run.to_json() if run is not None else None
-
-    @property
-    def races_run(self) -> RacesRun | None:
-        """The race hunt, None where the run has none. Raises RecordError with the name of a damaged field."""
-        return read_part(RacesRun, self.races, "record.races")
-
-    @races_run.setter
-    def races_run(self, run: RacesRun | None) -> None:
-        self.races = run.to_json() if run is not None else None
-
-    @property
-    def sharing_part(self) -> Sharing | None:
-        """Who judged, None where one worker did. Raises RecordError with the name of a damaged field."""
-        return read_part(Sharing, self.sharing, "record.sharing")
-
-    @sharing_part.setter
-    def sharing_part(self, part: Sharing | None) -> None:
-        self.sharing = part.to_json() if part is not None else None
-
-    @property
-    def shard_part(self) -> ShardPart | None:
-        """The answers of one shard, None where this is none. Raises RecordError with the name of a damaged field."""
-        return read_part(ShardPart, self.shard, "record.shard")
-
-    @shard_part.setter
-    def shard_part(self, part: ShardPart | None) -> None:
-        self.shard = part.to_json() if part is not None else None
 
     def to_json(self) -> str:
         """Return the record as JSON text, one field a line in field order; NaN and infinity are refused.

@@ -1,4 +1,7 @@
-"""The smallest slice of a captured call that is still illegal, as a pytest file that needs torch and this package only."""
+"""The smallest slice of a captured call that is still illegal, as a pytest file and as a plain script.
+
+Both hold the tensors, and need torch and this package only.
+"""
 
 from __future__ import annotations
 
@@ -6,24 +9,17 @@ import base64
 import io
 import textwrap
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from harness.candidates import layouts
-from harness.diagnosis.cases.legality import legal
-from harness.diagnosis.cases.observation import MASKED_GEMM, QUANTIZERS, Observed
-from harness.diagnosis.cases.views import valid
+from harness.diagnosis.cases.observation import Observed
 from harness.replay.judging import Judged, judge_call
+from harness.replay.slices import slices
 from harness.verdict import UsageError
-from reference.e2m1 import pack_e2m1
-from reference.nvfp4 import BLOCK
 
 MOST_BYTES = 100_000
-_SIZES = (16, 64, 256, 1024, 4096)  # columns that are kept, the first that is enough
 _TEST = '''"""{title}
 
 Captured from {function}, {place}; cut to {cut}.
@@ -46,6 +42,33 @@ CALL = embedded(
 
 def test_the_captured_call_is_legal():
     assert illegal(CALL, arithmetic="{arithmetic}", capability={capability}, candidate=os.environ.get("CANDIDATE")) == []
+'''
+_SCRIPT = '''"""{title}
+
+Captured from {function}, {place}; cut to {cut}. Makes that one call, judges it, and exits with 1 where it is illegal.
+
+    python {name} package.module:Kernel
+    PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool memcheck python {name} package.module:Kernel
+    compute-sanitizer --tool racecheck python {name} package.module:Kernel
+"""
+
+import sys
+
+from harness.replay.export import embedded, illegal
+
+CALL = embedded(
+    "{stage}",
+    """
+{data}
+    """,
+)
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("give the kernel: package.module:Kernel, or a name from `harness list`")
+    found = illegal(CALL, arithmetic="{arithmetic}", capability={capability}, candidate=sys.argv[1])
+    print("\\n".join(found) or "legal")
+    sys.exit(1 if found else 0)
 '''
 
 
@@ -76,7 +99,7 @@ def illegal(
 def export(
     path: Path, call: Observed, known: Judged, *, function: str, place: str, title: str, capability: Any
 ) -> str:
-    """Write the file; return to what the call was cut.
+    """Write the pytest file, and beside it the script, `NAME_script.py` of `test_NAME.py`; return where, and what is in them.
 
     Args:
         path: of the file.
@@ -90,16 +113,22 @@ def export(
     Raises:
         UsageError: the call has no slice that is illegal and fits, or is of a stage that is not cut.
     """
-    for part, cut in _slices(call, known):
+    script = path.with_name(f"{path.stem.removeprefix('test_')}_script.py")
+    for part, cut in slices(call, known):
         if not any(one.illegal for one in judge_call(part, known)):
             continue
-        text = _TEST.format(
-            title=title, function=function, place=place, cut=cut, name=path.name, stage=part.stage,
-            data=textwrap.fill(_encoded(part), 116), arithmetic=known.bounds.arithmetic.kind, capability=capability,
-        )  # fmt: skip
-        if len(text) <= MOST_BYTES:
-            path.write_text(text, encoding="utf-8")
-            return cut
+        values = {
+            "title": title, "function": function, "place": place, "cut": cut, "stage": part.stage,
+            "data": textwrap.fill(_encoded(part), 116), "arithmetic": known.bounds.arithmetic.kind, "capability": capability,
+        }  # fmt: skip
+        texts = {
+            path: _TEST.format(name=path.name, **values),
+            script: _SCRIPT.format(name=script.name, **values),
+        }
+        if max(map(len, texts.values())) <= MOST_BYTES:
+            for file, text in texts.items():
+                file.write_text(text, encoding="utf-8")
+            return f"{path} and {script}, {cut}"
     raise UsageError(f"--export: no slice of {place} under {MOST_BYTES:,} bytes is illegal by itself")
 
 
@@ -107,77 +136,3 @@ def _encoded(call: Observed) -> str:
     buffer = io.BytesIO()
     torch.save({"arguments": call.arguments, "output": call.output}, buffer)
     return base64.b64encode(zlib.compress(buffer.getvalue(), 9)).decode()
-
-
-def _slices(call: Observed, known: Judged) -> Iterator[tuple[Observed, str]]:
-    """Yield ever larger slices around the first illegal element: one row of one expert, more and more columns."""
-    if call.stage not in (*QUANTIZERS, MASKED_GEMM):
-        return
-    wrong = (~legal(call, known.bounds)) & valid(call)[..., None, None]
-    places = wrong.nonzero()
-    if not len(places):
-        return
-    expert, row, cell, element = places[0].tolist()
-    for size in _SIZES:
-        if call.stage == MASKED_GEMM:
-            n = call.output.shape[1]
-            first = max(0, min(element - size // 2, n - size)) // 8 * 8
-            columns = slice(first, min(n, first + size))
-            yield _cut_gemm(call, expert, row, columns), _words(expert, row, columns, n)
-            if columns == slice(0, n):
-                return
-        else:
-            k = _width(call)
-            blocks = max(1, size // BLOCK)
-            first = max(0, min(cell - blocks // 2, k // BLOCK - blocks)) * BLOCK
-            columns = slice(first, min(k, first + blocks * BLOCK))
-            yield _cut_quantizer(call, expert, row, columns), _words(expert, row, columns, k)
-            if columns == slice(0, k):
-                return
-
-
-def _words(expert: int, row: int, columns: slice, width: int) -> str:
-    return f"expert {expert}, row {row}, columns {columns.start} to {columns.stop - 1} of {width:,}"
-
-
-def _width(call: Observed) -> int:
-    k = int(call.arguments["x"].shape[2])
-    return k // 2 if call.stage == "silu_mul_quantize_grouped" else k
-
-
-def _one(tensor: Tensor, expert: int) -> Tensor:
-    flat = tensor.reshape(-1)
-    return flat[expert : expert + 1].clone() if flat.numel() > 1 else flat.clone()
-
-
-def _cut_quantizer(call: Observed, expert: int, row: int, columns: slice) -> Observed:
-    a = call.arguments
-    k = _width(call)
-    x = a["x"][expert : expert + 1, row : row + 1]
-    halves = [x[..., start : start + k][..., columns] for start in range(0, x.shape[2], k)]
-    codes = layouts.codes_of(call.output[0])[expert : expert + 1, row : row + 1, columns]
-    scale = layouts.block_scales_of(call.output[1], a["x"].shape[1], k // BLOCK)
-    scale = scale[expert : expert + 1, row : row + 1, columns.start // BLOCK : columns.stop // BLOCK]
-    arguments = {
-        "x": torch.cat(halves, dim=-1), "masked_m": torch.tensor([1], dtype=torch.int32),
-        "global_scale_enc": _one(a["global_scale_enc"], expert),
-    }  # fmt: skip
-    return Observed(
-        call.stage, arguments, (layouts.operand(codes.contiguous()), layouts.scales(scale.contiguous()))
-    )
-
-
-def _cut_gemm(call: Observed, expert: int, row: int, columns: slice) -> Observed:
-    a = call.arguments
-    arguments: dict[str, Any] = {"masked_m": torch.tensor([1], dtype=torch.int32), "alpha": None}
-    for side, rows in (("a", slice(row, row + 1)), ("b", columns)):
-        codes = layouts.codes_of(a[side])
-        scale = layouts.block_scales_of(a[f"{side}_scale"], codes.shape[1], codes.shape[2] // BLOCK)
-        arguments[side] = pack_e2m1(codes[expert : expert + 1, rows].contiguous()).permute(1, 2, 0)
-        arguments[f"{side}_scale"] = layouts.scales(scale[expert : expert + 1, rows].contiguous())
-    if a.get("alpha") is not None:
-        arguments["alpha"] = _one(a["alpha"], expert)
-    out = call.output[row : row + 1, columns, expert : expert + 1].clone()
-    out = out.permute(2, 0, 1).contiguous().permute(1, 2, 0)
-    arguments["out"] = torch.full_like(out, torch.nan)
-    return Observed(call.stage, arguments, out)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -14,13 +14,16 @@ from harness.judging.gemm import judge_gemm
 from harness.judging.predicted import Prediction
 from harness.judging.quantize import QuantizerInput, judge_quantized
 from harness.problems.rows import Rows
+from harness.replay.captured import Captured
 from reference.bounds import Accumulator
 from reference.legal import Arithmetic
 from reference.matrix_units import Summation
-from reference.nvfp4 import BLOCK, decode_blocks
+from reference.nvfp4 import BLOCK
 
 _UNITS = {10: "sm_100 mxf4nvf4"}
 """Major compute capability -> how FlashInfer's masked GEMM adds there: demanded of a call where it fits that call."""
+_HUMMING = {"one pass": "sm_90 {}", "stream": "sm_90 {}; lanes 2; from 768; stream"}
+"""How Humming's adds on compute capability 9."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,16 @@ class Judged:
 
     bounds: Bounds
     summation: Summation | None = None
+
+    def of(self, call: Captured) -> Judged:
+        """Return what is known of one call's kernel."""
+        one_pass = call.line["inputs"].get("one_pass")
+        if one_pass is None:
+            return self
+        unit = "f8" if call.line["inputs"]["a_dtype"] == "float8e4m3" else "f16"
+        return replace(
+            self, summation=Summation.of(_HUMMING["one pass" if one_pass else "stream"].format(unit))
+        )
 
     @classmethod
     def on(cls, capability: list[int] | None, arithmetic: str) -> Judged:
@@ -58,7 +71,7 @@ def judge_call(call: Observed, known: Judged) -> list[Comparison]:
 
 def judge_passed_on(layer: Observed, last: Observed) -> Comparison:
     """Judge that a layer returned what its last GEMM stored."""
-    rows = Rows.valid(layer.arguments["masked_m"].tolist(), layer.output.shape[1], "cpu")
+    rows = Rows.valid(layer.arguments["masked_m"].tolist(), layer.output.shape[1], layer.output.device)
     stored = rows.take(last.output.permute(2, 0, 1))
     return compare_equal(
         "layer output", rows.take(layer.output), stored, rows, "the last GEMM stored something else"
@@ -66,7 +79,7 @@ def judge_passed_on(layer: Observed, last: Observed) -> Comparison:
 
 
 def _rows(call: Observed, capacity: int) -> Rows:
-    return Rows.valid(call.arguments["masked_m"].tolist(), capacity, "cpu")
+    return Rows.valid(call.arguments["masked_m"].tolist(), capacity, call.arguments["masked_m"].device)
 
 
 def _quantizer(call: Observed, bounds: Bounds) -> list[Comparison]:
@@ -101,23 +114,22 @@ def _gemm(call: Observed, known: Judged) -> Comparison:
     out = call.output.permute(2, 0, 1)
     masked_m = a["masked_m"].tolist()
     rows = _rows(call, out.shape[1])
-    sides = []
-    for side in "ab":
-        codes = layouts.codes_of(a[side])
-        stored = layouts.block_scales_of(a[f"{side}_scale"], codes.shape[1], codes.shape[2] // BLOCK)
-        if side == "a":  # padding holds anything
-            values = torch.zeros(codes.shape, dtype=torch.float32)
-            values[rows.expert, rows.row] = decode_blocks(rows.take(codes), rows.take(stored), torch.float32)
-        else:
-            values = decode_blocks(codes, stored, torch.float32)
-        sides += [values, stored]
+    left, right = (
+        layouts.loaded(form, (a[side], a[f"{side}_scale"]))
+        for form, side in zip(call.forms, "ab", strict=True)
+    )
+    values = torch.zeros(left.codes.shape, dtype=torch.float32, device=out.device)  # padding holds anything
+    values[rows.expert, rows.row] = call.forms[0].values(left.map(rows.take))
+    weights = call.forms[1].values(right)
     alpha = None if a.get("alpha") is None else a["alpha"].float()
-    given = call.stage, out, sides[0], sides[2], alpha, masked_m, known.bounds.accumulator
-    if known.summation is not None and (summation := known.summation.at(sides[0].shape[2])) is not None:
-        found = judge_gemm(*given, prediction=Prediction(summation, sides[0], sides[1], sides[2], sides[3]))
+    given = call.stage, out, values, weights, alpha, masked_m, known.bounds.accumulator
+    if known.summation is not None and (summation := known.summation.at(values.shape[2])) is not None:
+        sides = values, left.block_scale, weights, right.block_scale
+        prediction = Prediction(summation, *sides, forms=call.forms)
+        found = judge_gemm(*given, prediction=prediction, row_scale=left.row_scale)
         if not found.illegal:
             return found
-    return judge_gemm(*given)
+    return judge_gemm(*given, row_scale=left.row_scale)
 
 
 def _layer(call: Observed, bounds: Bounds) -> Comparison:

@@ -3,113 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
 
 from harness.capture.writer import INDEX, VERSION
 from harness.extras import require
+from harness.replay.captured import Captured, Process
+from harness.replay.imports import flashinfer_log, sglang_dumper, workloads
 from harness.verdict import UsageError
-
-
-@dataclass(frozen=True)
-class Captured:
-    """One captured call; its tensors are read when they are asked for.
-
-    Attributes:
-        folder: of its process.
-        line: of the index.
-    """
-
-    folder: Path
-    line: Mapping[str, Any]
-
-    @property
-    def number(self) -> int:
-        """Its number in its process."""
-        return int(self.line["call"])
-
-    @property
-    def parent(self) -> int | None:
-        """Number of the call that it was made in."""
-        found = self.line.get("parent")
-        return None if found is None else int(found)
-
-    @property
-    def stage(self) -> str:
-        """Of the candidate protocol, "" for one that is not judged."""
-        return str(self.line.get("stage", ""))
-
-    @property
-    def layer(self) -> int | None:
-        """Which one, in the order in which the layers ran first."""
-        found = self.line.get("layer")
-        return None if found is None else int(found)
-
-    @property
-    def function(self) -> str:
-        """Module and name."""
-        return str(self.line.get("function", ""))
-
-    @cached_property
-    def inputs(self) -> dict[str, Any]:
-        """What it was given, by name, tensors with the strides that they had."""
-        return {name: self._value(entry) for name, entry in self.line["inputs"].items()}
-
-    @cached_property
-    def outputs(self) -> dict[str, Any]:
-        """What it returned or wrote."""
-        return {name: self._value(entry) for name, entry in self.line["outputs"].items()}
-
-    @cached_property
-    def changed(self) -> dict[str, Any]:
-        """Inputs that it changed, as they were afterwards."""
-        return {name: self._value(entry) for name, entry in self.line.get("changed", {}).items()}
-
-    def _value(self, entry: Any) -> Any:
-        if isinstance(entry, list):
-            return tuple(self._value(one) for one in entry)
-        if not isinstance(entry, dict):
-            return entry
-        from safetensors import safe_open
-
-        file, key = (
-            (entry["weights"], "tensor") if "weights" in entry else (self.line["file"], entry["tensor"])
-        )
-        with safe_open(self.folder / file, "pt") as opened:
-            memory: Tensor = opened.get_tensor(key)
-        return torch.as_strided(memory, entry["shape"], entry["stride"])
-
-
-@dataclass
-class Process:
-    """What one process captured.
-
-    Attributes:
-        folder: of it.
-        header: versions, device, rank.
-        calls: complete ones, in the order in which they ended.
-        torn: what is missing at the end, in words, "" where nothing is.
-    """
-
-    folder: Path
-    header: dict[str, Any]
-    calls: list[Captured] = field(default_factory=list)
-    torn: str = ""
-
-    @property
-    def rank(self) -> int:
-        """Of the process."""
-        return int(self.header.get("rank", 0))
-
-    def parts_of(self, call: Captured) -> list[Captured]:
-        """Return the calls that a call made."""
-        return [one for one in self.calls if one.parent == call.number]
 
 
 def read_capture(folder: Path) -> list[Process]:
@@ -121,10 +21,20 @@ def read_capture(folder: Path) -> list[Process]:
     require("harness replay", "capture")
     indexes = sorted(folder.glob(f"*/{INDEX}")) or sorted(folder.glob(INDEX))
     if not indexes:
-        raise UsageError(
-            f"{folder}: no capture: expected */{INDEX}, as `python -m harness.capture` writes it"
-        )
+        return _imported(folder)
     return sorted((_process(index) for index in indexes), key=lambda one: (one.rank, one.folder.name))
+
+
+def _imported(folder: Path) -> list[Process]:
+    """Return what others dumped."""
+    for kind in (flashinfer_log, workloads, sglang_dumper):
+        if folder.is_dir() and kind.is_one(folder):
+            found: list[Process] = kind.read(folder)
+            return found
+    raise UsageError(
+        f"{folder}: no capture: expected */{INDEX}, as `python -m harness.capture` writes it, or a dump of FlashInfer's API "
+        "log, flashinfer-bench workloads, or SGLang's dumper"
+    )
 
 
 def _process(index: Path) -> Process:
@@ -146,4 +56,17 @@ def _process(index: Path) -> Process:
             )
         elif (process.folder / line["file"]).exists():
             process.calls.append(Captured(process.folder, line))
+    _name_layers(process.calls)
     return process
+
+
+def _name_layers(calls: list[Captured]) -> None:
+    """Give a dispatch the layer of what comes next, and a combine that of what came before."""
+    outer = sorted((call for call in calls if call.parent is None), key=lambda call: call.number)
+    for stage, order in (("combine", outer), ("dispatch", outer[::-1])):
+        layer = None
+        for call in order:
+            if call.stage == stage:
+                call.line["layer"] = layer
+            elif call.layer is not None:
+                layer = call.layer

@@ -2,53 +2,28 @@
 
 from __future__ import annotations
 
-import math
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from harness.candidates.protocol import stages_of
-from harness.diagnosis.cases.observation import MASKED_GEMM, MASKED_MOE, Observed, name_calls
+from harness.candidates.protocol import STAGES, stages_of
+from harness.diagnosis.cases.observation import MASKED_GEMM, MASKED_MOE, name_calls
 from harness.diagnosis.diagnose import diagnose_calls
 from harness.judging.comparison import Comparison
+from harness.records.parts.replay import ReplayedCall, ReplayRun
+from harness.replay.baseline import Baseline
+from harness.replay.captured import Captured, Process
+from harness.replay.errors import relative_error
+from harness.replay.exchange import COLLECTIVES, Exchanges
 from harness.replay.export import export
 from harness.replay.judging import Judged, judge_call, judge_passed_on
 from harness.replay.observing import NotJudgedError, observed
-from harness.replay.reading import Captured, Process
 from harness.replay.rerun import run_again
+from harness.replay.slices import CUT
 from harness.verdict import UsageError, Verdict
 
 _DIAGNOSIS_SECONDS = 20.0
-_ROWS_OF_AN_ERROR = 16
-
-
-@dataclass
-class Line:
-    """What was found of one captured call.
-
-    Attributes:
-        rank, layer, call: where: the process's rank, which layer (None: none is known), its number in the process.
-        stage: of the protocol, or the function's name.
-        by: "" for what was captured, else the candidate that it was run again through.
-        verdict: PASS; FAIL where an element is illegal; UNKNOWN where nothing could be judged, or with no power.
-        words: the message of a FAIL, the reason of an UNKNOWN.
-        compared, illegal: elements.
-        error: of a GEMM, root mean square relative to what it should be; None for other stages.
-        diagnosis: what explains a failure; of the first one of a rank.
-    """
-
-    rank: int
-    layer: int | None
-    call: int
-    stage: str
-    by: str = ""
-    verdict: Verdict = Verdict.PASS
-    words: str = ""
-    compared: int = 0
-    illegal: int = 0
-    error: float | None = None
-    diagnosis: list[dict[str, Any]] = field(default_factory=list)
 
 
 def replay(
@@ -58,7 +33,9 @@ def replay(
     candidate: Any = None,
     name: str = "",
     command: str = "",
-) -> Iterator[Line]:
+    baseline: Baseline | None = None,
+    device: str = "cpu",
+) -> Iterator[ReplayedCall]:
     """Judge every captured call.
 
     Args:
@@ -67,36 +44,44 @@ def replay(
         candidate: runs each stage again on the captured input, and is judged as well; None for none.
         name: of the candidate.
         command: repeats this.
+        baseline: an earlier capture of the same requests, which every call is compared with.
+        device: that stages are judged on.
 
     Yields:
         What was found, in the order in which the calls ended; the whole layer after its stages.
     """
+    exchanges = Exchanges(processes)
+    again = [stage for stage in stages_of(candidate) if stage in STAGES]
     for process in processes:
         known, diagnosed = Judged.on(process.header.get("capability"), arithmetic), False
         for call in process.calls:
-            line, comparisons = _line(process, call, known)
+            line = _line(process, call, known, exchanges, device)
             if line.verdict is Verdict.FAIL and not diagnosed:
                 diagnosed = True
-                line.diagnosis = _diagnosis(process, call, known, command)
+                line.diagnosis = _diagnosis(process, call, known, exchanges, command)
+            if baseline is not None:
+                baseline.compare(call, line)
             yield line
-            if candidate is not None and call.stage in stages_of(candidate) and comparisons:
+            if candidate is not None and call.stage in again:
                 yield _again(process, call, known, candidate, name)
+    if baseline is not None:
+        baseline.finished()
 
 
-def _line(process: Process, call: Captured, known: Judged) -> tuple[Line, list[Comparison]]:
-    line = Line(process.rank, call.layer, call.number, call.stage or call.function)
+def _line(process: Process, call: Captured, known: Judged, exchanges: Exchanges, device: str) -> ReplayedCall:
+    line = ReplayedCall(process.rank, call.layer, call.number, call.stage or call.function, call.parent)
     try:
-        seen = observed(call)
-        parts = [observed(part) for part in process.parts_of(call) if part.stage]
-        gemms = [part for part in parts if part.stage == MASKED_GEMM]
-        if call.stage == MASKED_MOE and gemms:
-            found = [judge_passed_on(seen, gemms[-1])]
-        else:
-            found = judge_call(seen, known)
-        line.error = _error(seen)
+        if call.stage in COLLECTIVES:
+            return _filled(line, exchanges.judge(process.rank, call, known.bounds.arithmetic))
+        seen = observed(call, device)
+        gemms = [part for part in process.parts_of(call) if part.stage == MASKED_GEMM]
+        last = observed(gemms[-1], device) if call.stage == MASKED_MOE and gemms else None
     except NotJudgedError as error:
-        line.verdict, line.words = Verdict.UNKNOWN, str(error)
-        return line, []
+        return _unknown(line, str(error))
+    if seen.output is None:
+        return _unknown(line, "inputs only: give --candidate, which is run on them and judged")
+    found = judge_call(seen, known.of(call)) if last is None else [judge_passed_on(seen, last)]
+    line.error = relative_error(seen)
     line = _filled(line, found)
     if seen.changed and line.verdict is not Verdict.FAIL:
         line.verdict, line.words = (
@@ -104,10 +89,15 @@ def _line(process: Process, call: Captured, known: Judged) -> tuple[Line, list[C
             f"{call.stage} changed its input {', '.join(sorted(seen.changed))}",
         )
         line.illegal = line.illegal or 1
-    return line, found
+    return line
 
 
-def _filled(line: Line, found: list[Comparison]) -> Line:
+def _unknown(line: ReplayedCall, words: str) -> ReplayedCall:
+    line.verdict, line.words = Verdict.UNKNOWN, words
+    return line
+
+
+def _filled(line: ReplayedCall, found: list[Comparison]) -> ReplayedCall:
     line.compared = sum(one.compared for one in found)
     line.illegal = sum(one.illegal for one in found)
     wrong = [one for one in found if one.illegal]
@@ -124,33 +114,73 @@ def _filled(line: Line, found: list[Comparison]) -> Line:
     return line
 
 
-def _diagnosis(process: Process, call: Captured, known: Judged, command: str) -> list[dict[str, Any]]:
+def _diagnosis(
+    process: Process, call: Captured, known: Judged, exchanges: Exchanges, command: str
+) -> list[dict[str, Any]]:
     """Return what explains a call that failed; the calls of its layer before it are looked at too."""
+    if call.stage in COLLECTIVES:
+        whole = exchanges.observed(process.rank, call)
+        return diagnose_calls([whole], known.bounds, _DIAGNOSIS_SECONDS, command) if whole else []
     before = [one for one in process.calls if one.parent == call.parent and one.layer == call.layer]
     together = [one for one in before if one.number <= call.number] if call.parent is not None else [call]
     calls = name_calls([observed(one) for one in together if one.stage])
     return diagnose_calls(calls, known.bounds, _DIAGNOSIS_SECONDS, command)
 
 
-def _again(process: Process, call: Captured, known: Judged, candidate: Any, name: str) -> Line:
+def _again(process: Process, call: Captured, known: Judged, candidate: Any, name: str) -> ReplayedCall:
     """Run a captured call through a candidate, and judge that."""
-    line = Line(process.rank, call.layer, call.number, call.stage, by=name)
+    line = ReplayedCall(process.rank, call.layer, call.number, call.stage, call.parent, by=name)
     try:
-        again = run_again(observed(Captured(call.folder, call.line)), candidate)
+        given = observed(call)
+    except NotJudgedError as error:
+        return _unknown(line, str(error))
+    try:
+        again = run_again(given, candidate)
     except Exception as error:  # noqa: BLE001 - the candidate's answer
         line.verdict, line.words = Verdict.FAIL, f"raised {type(error).__name__}: {error}"
         return line
     return _filled(line, judge_call(again, known))
 
 
-def export_first(processes: list[Process], lines: list[Line], path: Path, arithmetic: str) -> str:
+def conclude(run: ReplayRun, *, faulty_changes: bool) -> tuple[Verdict, str]:
+    """Return the worst verdict, and one sentence: the first illegal stage, or how much was legal.
+
+    Args:
+        run: what was found.
+        faulty_changes: whether one of its changes against the baseline is a fault.
+    """
+    judged = [call for call in run.calls if call.compared]
+    if run.illegal:
+        first = run.illegal[0]
+        named = [one["title"] for one in first.diagnosis if one.get("fault")]
+        again = " (as in the baseline)" if run.baseline and not first.regressed else ""
+        return Verdict.FAIL, f"first illegal{again}: {first.place}" + (f": {named[0]}" if named else "")
+    if faulty_changes:
+        return Verdict.FAIL, f"not as in the baseline: {run.changes[0]}"
+    if not judged:
+        return Verdict.UNKNOWN, "nothing of the capture could be judged"
+    counts = Counter(call.stage for call in judged)
+    what = ", ".join(f"{count} {stage}" for stage, count in counts.items())
+    ranks = len({call.rank for call in judged})
+    powerless = [call for call in judged if call.verdict is Verdict.UNKNOWN]
+    blind = {call.stage for call in powerless} - {
+        call.stage for call in judged if call.verdict is Verdict.PASS
+    }
+    found = f"{sum(call.compared for call in judged):,} elements of {what} on {ranks} rank(s)"
+    found += f"; {len(powerless)} calls without power" if powerless else ""
+    if blind:
+        return Verdict.UNKNOWN, f"{found}, among them all of {', '.join(sorted(blind))}"
+    return Verdict.PASS, found
+
+
+def export_first(processes: list[Process], lines: list[ReplayedCall], path: Path, arithmetic: str) -> str:
     """Write the first illegal captured call as a pytest file; return to what it was cut.
 
     Raises:
         UsageError: nothing captured is illegal, or not by itself.
     """
     for line in lines:
-        if line.verdict is not Verdict.FAIL or line.by:
+        if line.verdict is not Verdict.FAIL or line.by or line.stage not in CUT:
             continue
         for process in processes:
             for call in process.calls:
@@ -162,23 +192,4 @@ def export_first(processes: list[Process], lines: list[Line], path: Path, arithm
                         place=f"rank {line.rank}, layer {line.layer}, call {line.call}",
                         title=(named or [f"An illegal element of {call.stage}"])[0], capability=capability,
                     )  # fmt: skip
-    raise UsageError("--export: no captured call is illegal")
-
-
-def _error(call: Observed) -> float | None:
-    """Return the relative root mean square error of a GEMM, over a few valid rows of each expert."""
-    if call.stage != MASKED_GEMM:
-        return None
-    from harness.diagnosis.cases.views import decoded
-
-    a = call.arguments
-    values, weights = decoded(a["a"], a["a_scale"]), decoded(a["b"], a["b_scale"])
-    wrong = size = 0.0
-    for expert, count in enumerate(a["masked_m"].tolist()):
-        rows = slice(0, min(count, _ROWS_OF_AN_ERROR))
-        right = values[expert, rows] @ weights[expert].T
-        if a.get("alpha") is not None:
-            right = right * a["alpha"][expert].float()
-        wrong += float((call.output[rows, :, expert].double() - right.double()).square().sum())
-        size += float(right.double().square().sum())
-    return math.sqrt(wrong / size) if size else None
+    raise UsageError(f"--export: no captured call of {', '.join(CUT)} is illegal")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +13,6 @@ from harness.judging.comparison import Comparison, altered_copies, compare, half
 from harness.judging.context import Context
 from harness.judging.layer_contract import checked_buffers
 from harness.judging.quantize import QuantizerInput
-from harness.problems.layer import LayerProblem
 from harness.problems.rows import Rows
 from reference import fp8_tokens
 from reference.e2m1 import unpack_e2m1
@@ -27,6 +28,7 @@ def dispatch(ctx: Context) -> list[Comparison]:
     """DISPATCH: drawn tokens over simulated ranks, by every transport."""
     layer = ctx.layer
     x = layer.tokens(layer.dispatch_hidden)
+    exchange = Exchange(layer.ranks, layer.experts, layer.max_tokens, layer.counts, layer.device)
     found = []
     for number, transport in enumerate(TRANSPORTS):
         if transport not in ctx.traits.transports:
@@ -40,29 +42,67 @@ def dispatch(ctx: Context) -> list[Comparison]:
             received, layer, transport, ranks=layer.ranks, capacity=layer.ranks * layer.max_tokens,
             hidden=layer.dispatch_hidden,
         )  # fmt: skip
-        counts, places, arrived = _judge_places(f"dispatch.{transport}", layer, topk_idx, received)
-        found += [counts, places]
-        if not len(arrived):
-            found.append(Comparison(f"dispatch.{transport}.x"))
-            continue
-        sent = _sent_rows(x, received, arrived)
-        got = take(torch.cat([r.x for r in received]), (arrived.expert, arrived.row))
-        if transport == "bf16":
-            found.append(_judge_bytes(sent, got, arrived))
-            continue
-        scales = torch.cat([r.scales for r in received if r.scales is not None])[arrived.expert, arrived.row]
-        if transport.startswith("fp8"):
-            found += _judge_fp8(transport, sent, got, scales, arrived)
-        elif scale is not None:
-            found += ctx.judge_quantized(
-                "dispatch.nvfp4",
-                QuantizerInput.known(sent),
-                Coded(unpack_e2m1(got), scales.view(torch.uint8)),
-                scale.expand(layer.experts),
-                arrived,
-                form=NVFP4,
+
+        def quantized(
+            given: QuantizerInput, stored: Coded, rows: Rows, scale: Any = scale
+        ) -> list[Comparison]:
+            return ctx.judge_quantized(
+                "dispatch.nvfp4", given, stored, scale.expand(layer.experts), rows, form=NVFP4
             )
+
+        found += judge_received(transport, exchange, x, topk_idx, received, quantized)
     return found
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """Who sends how much to whom.
+
+    Attributes:
+        ranks: that send.
+        experts: that receive, of all receiving ranks.
+        max_tokens: that a rank may send.
+        counts: tokens of each rank.
+        device: of the tensors.
+    """
+
+    ranks: int
+    experts: int
+    max_tokens: int
+    counts: list[int]
+    device: str = "cpu"
+
+
+def judge_received(
+    transport: str,
+    exchange: Exchange,
+    x: list[Tensor],
+    topk_idx: list[Tensor],
+    received: list[Dispatched],
+    quantized: Callable[[QuantizerInput, Coded, Rows], list[Comparison]],
+) -> list[Comparison]:
+    """Judge what experts received: counts, which token each row holds, and what of it arrived.
+
+    Args:
+        transport: of reference.routing.TRANSPORTS.
+        exchange: its extents.
+        x: per sending rank `(tokens, hidden)`.
+        topk_idx: per sending rank `(tokens, topk)`, experts numbered as they are received.
+        received: per receiving rank, its experts in order.
+        quantized: judges codes and block scales of rows, for "nvfp4".
+    """
+    counts, places, arrived = _judge_places(f"dispatch.{transport}", exchange, topk_idx, received)
+    if not len(arrived):
+        return [counts, places, Comparison(f"dispatch.{transport}.x")]
+    sent = _sent_rows(x, received, arrived)
+    got = take(torch.cat([r.x for r in received]), (arrived.expert, arrived.row))
+    if transport == "bf16":
+        return [counts, places, _judge_bytes(sent, got, arrived)]
+    scales = torch.cat([r.scales for r in received if r.scales is not None])[arrived.expert, arrived.row]
+    if transport.startswith("fp8"):
+        return [counts, places, *_judge_fp8(transport, sent, got, scales, arrived)]
+    coded = Coded(unpack_e2m1(got), scales.view(torch.uint8))
+    return [counts, places, *quantized(QuantizerInput.known(sent), coded, arrived)]
 
 
 def _without_some(ids: Tensor, number: int) -> Tensor:
@@ -74,7 +114,7 @@ def _without_some(ids: Tensor, number: int) -> Tensor:
 
 
 def _judge_places(
-    stage: str, layer: LayerProblem, topk_idx: list[Tensor], received: list[Dispatched]
+    stage: str, layer: Exchange, topk_idx: list[Tensor], received: list[Dispatched]
 ) -> tuple[Comparison, Comparison, Rows]:
     """Judge the counts and which token each row holds; return the rows whose token exists."""
     device, capacity = layer.device, layer.ranks * layer.max_tokens

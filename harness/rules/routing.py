@@ -168,29 +168,52 @@ def combine(ctx: Context) -> list[Comparison]:
     got = ctx.calls.combine(y, dispatched, ids, weights)
     shapes = [(len(i), layer.dispatch_hidden) for i in ids]
     values = torch.cat(checked_combined(got, shapes, layer.device))
-    wanted = [torch.cat(routing.combine(y, dispatched, ids, weights, fused=fused)) for fused in (False, True)]
+    found = [judge_combined(values, rows, y, dispatched, ids, weights)]
+    if "logfmt" in ctx.traits.combine_transports:
+        found.append(judge_logfmt(ctx, layer, y, dispatched))
+    return found
+
+
+def judge_combined(
+    values: Tensor,
+    rows: Rows,
+    y: list[Tensor],
+    dispatched: list[Dispatched],
+    ids: list[Tensor],
+    weights: list[Tensor],
+    kept: Tensor | None = None,
+) -> Comparison:
+    """Judge the weighted sums of what experts returned.
+
+    Args:
+        values: `(rows, hidden)`, the tokens of all ranks, one rank after the other.
+        rows: where each comes from.
+        y: per rank `(local experts, capacity, hidden)`.
+        dispatched: per rank, of which `source` is read.
+        ids: per rank `(tokens, topk)`.
+        weights: of them.
+        kept: which of all tokens are judged, `(tokens,)` bool, where `values` are those only; None for all.
+    """
+    every = slice(None) if kept is None else kept
+    wanted = [
+        torch.cat(routing.combine(y, dispatched, ids, weights, fused=fused))[every] for fused in (False, True)
+    ]
 
     def accepts(values: Tensor, part: slice = _ALL) -> Tensor:
         equal = [(values == w[part]) | (values.isnan() & w[part].isnan()) for w in wanted]
         return equal[0] | equal[1]
 
     two = int((wanted[0] != wanted[1]).sum())
-    found = [
-        compare(
-            "combine",
-            accepts(values),
-            rows,
-            judged={"equal bit for bit": values.numel() - two, "with or without fused multiply-add": two},
-            altered=altered_copies(values, accepts),
-            show=lambda r, c: (
-                f"= {float(values[r, c]):.9g}, legal is {float(wanted[0][r, c]):.9g}: the float32 sum over slots, "
-                "rounded once"
-            ),
-        )
-    ]
-    if "logfmt" in ctx.traits.combine_transports:
-        found.append(judge_logfmt(ctx, layer, y, dispatched))
-    return found
+    return compare(
+        "combine",
+        accepts(values),
+        rows,
+        judged={"equal bit for bit": values.numel() - two, "with or without fused multiply-add": two},
+        altered=altered_copies(values, accepts),
+        show=lambda r, c: (
+            f"= {float(values[r, c]):.9g}, legal is {float(wanted[0][r, c]):.9g}: the float32 sum over slots, rounded once"
+        ),
+    )
 
 
 def _drawn_outputs(layer: LayerProblem, dispatched: list[Dispatched]) -> list[Tensor]:

@@ -243,12 +243,42 @@ def races() -> RunRecord:
 
 KEPT = ("pass", "quick", "fail", "neighbour", "unknown", "mixed", "gsm8k_dead")
 
+
+def replayed() -> RunRecord:
+    """Return a replayed capture of many layers, compared with a baseline, with illegal calls in one of them."""
+    from harness.records.parts.replay import ReplayedCall, ReplayRun
+
+    stages = ("quantize_grouped", "masked_grouped_gemm", "silu_mul_quantize_grouped", "masked_moe")
+    calls = [
+        ReplayedCall(0, layer, 4 * layer + n, stage, compared=1792, error=0.1 * 1.1**n, distance=0.0)
+        for layer in range(60)
+        for n, stage in enumerate(stages)
+    ]
+    for call in calls[121:124]:
+        call.verdict, call.illegal, call.error, call.regressed = Verdict.FAIL, 900, None, True
+        call.words = "masked_grouped_gemm[expert 0, row 4, col 5] = -0.789, the only legal value is -0.2324\n  extent     all"
+    calls[121].diagnosis = [
+        {"fault": "alpha_twice", "title": "The product is multiplied by alpha twice", "bugs": ["vllm#1"]}
+    ]
+    record = golden("pass")
+    record.command, record.rules = ["harness", "replay", "cap"], []
+    record.verdict, record.reason = (
+        Verdict.FAIL,
+        "first illegal: rank 0, layer 30, call 121, masked_grouped_gemm",
+    )
+    record.replay_run = ReplayRun(
+        "cap", "before", "fast", "NVIDIA B200", ["line 6 is torn"], ["rank 0: other w1"], calls
+    )
+    return record
+
+
 STATES: dict[str, Callable[[], RunRecord]] = {
     **{name: lambda name=name: golden(name) for name in KEPT},
     "gsm8k": lambda: gsm8k(60),
     "canary": canary,
     "mutants": mutants,
     "races": races,
+    "replay": replayed,
 }
 """Every kind of page."""
 

@@ -19,7 +19,7 @@ from harness.capture.settings import CaptureSettings
 from harness.faults.named import load_named
 
 ENGINE = Path(__file__).parent / "engine"
-PACKAGES = ("flashinfer", "sglang")
+PACKAGES = ("flashinfer", "sglang", "deep_ep", "humming")
 
 
 class Engine:
@@ -31,6 +31,7 @@ class Engine:
 
     def __init__(self, session: Session) -> None:
         self.session = session
+        self.flashinfer = importlib.import_module("flashinfer")
         self.kernels = importlib.import_module("flashinfer.kernels")
         self.moe = importlib.import_module("sglang.moe")
         self._loaded = runpy.run_path(str(ENGINE / "serve.py"))["loaded"]
@@ -53,6 +54,7 @@ def the_engine() -> Engine:
     session = Session(CaptureSettings("nowhere"))
     with packages():
         hook.install_taps(session)
+        session.resting = lambda: None  # the taps stay for the next test
         found = Engine(session)
         sys.meta_path[:] = [one for one in sys.meta_path if not isinstance(one, hook._Finder)]
     return found

@@ -17,7 +17,8 @@ import torch
 
 from harness.capture.settings import CaptureSettings
 from harness.capture.tensors import stored
-from harness.replay.reading import Captured, Process, read_capture
+from harness.replay.captured import Captured, Process
+from harness.replay.reading import read_capture
 from tests.capture.conftest import ENGINE, Engine
 
 ROOT = Path(__file__).parents[2]
@@ -238,6 +239,57 @@ def test_an_exception_of_the_engine_passes_and_the_next_call_is_captured(
         engine.moe.flashinfer_cutedsl_moe_masked(**{**arguments, "w1_alpha": None})
     engine.moe.flashinfer_cutedsl_moe_masked(**arguments)
     assert [call.stage for call in calls_of(tmp_path)][-5:] == STAGES
+
+
+def test_an_engine_in_inference_mode_is_captured(engine: Engine, tmp_path: Path) -> None:
+    with torch.inference_mode():
+        engine.capture(tmp_path)
+    assert [call.stage for call in calls_of(tmp_path)] == STAGES
+
+
+def test_a_fused_layer_is_recorded_with_its_weights_once_and_by_layer(engine: Engine, tmp_path: Path) -> None:
+    engine.capture(tmp_path, count=0)
+    weights, out = [torch.full((2, 3), n, dtype=torch.uint8) for n in range(3)], torch.zeros(4)
+    for first in (0, 1, 0):
+        engine.flashinfer.cute_dsl_fused_moe(
+            torch.ones(4), weights[first], w1_weight_sf=weights[2], moe_output=out
+        )
+    calls = calls_of(tmp_path)
+    assert [call.layer for call in calls] == [0, 1, 0]
+    assert len(list(tmp_path.glob("*/weights-*"))) == 3
+    assert calls[1].inputs["quant_mode"] == "w4a4", "defaults are recorded"
+    assert torch.equal(calls[1].inputs["w1_weight"], weights[1])
+    assert torch.equal(calls[1].outputs["result"], torch.ones(4))
+
+
+def test_a_capture_that_is_over_takes_its_taps_away(tmp_path: Path) -> None:
+    code = (
+        "import sys; import serve; import flashinfer.gemm, sglang.moe\n"
+        "def tapped(): return [hasattr(f, '__harness_tapped__') for f in (flashinfer.gemm.grouped_gemm_nt_masked, "
+        "sglang.moe.grouped_gemm_nt_masked, sglang.moe.flashinfer_cutedsl_moe_masked)]\n"
+        "print(tapped()); serve.run(0); print(tapped(), any('harness.capture' in str(type(f)) for f in sys.meta_path))"
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "harness.capture",
+        "--out",
+        str(tmp_path),
+        "--calls",
+        "1",
+        "--",
+        "python",
+        "-c",
+        code,
+    ]
+    path = os.pathsep.join((str(ROOT), str(ENGINE)))
+    done = subprocess.run(
+        command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False
+    )  # fmt: skip
+    assert done.stdout.splitlines() == ["[True, True, True]", "step 0", "[False, False, False] False"], (
+        done.stderr
+    )
+    assert len(calls_of(tmp_path)) == 5
 
 
 def test_settings_travel_through_the_environment() -> None:

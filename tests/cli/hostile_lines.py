@@ -84,7 +84,7 @@ LINES: list[tuple[list[str], list[str], dict[str, list[str]]]] = [
     (["identify"], [], {"--candidate": CANDIDATES}),
     (["diagnose"], [], {name: ["--failure"] for name in FILES}),
     (["replay"], [], {name: ["--json"] for name in FILES}),
-    (["replay"], ["nowhere"], {"--arithmetic": ["slow", ""], "--candidate": CANDIDATES}),
+    (["replay"], ["nowhere"], {"--arithmetic": ["slow", ""], "--candidate": CANDIDATES, "--baseline": FILES, "--device": ["nonsense", ""]}),
     (["diagnose"], ["--candidate", "eager", "--rule", "QUANT"], {"--problem": PROBLEMS, "--rule": ["GEM"]}),
     (["compile"], _OUT, {
         "--arch": ["sm_90a", ""], "--kernel": ["nonsense"], "--origin": ["nonsense"], "--case": ["x", ""], "--jobs": ["-1", "x"],

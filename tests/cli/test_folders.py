@@ -79,7 +79,7 @@ def test_no_two_commands_have_the_same_folder(capsys: pytest.CaptureFixture[str]
         words = " ".join(capsys.readouterr().out.split())
         if "--overwrite" in words:
             found.append(words.partition("--out PATH")[2].partition("[default: ")[2].partition("]")[0])
-    assert len(found) == len(set(found)) == 9
+    assert len(found) == len(set(found)) == 10
 
 
 def test_the_second_of_two_runs_is_refused(in_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

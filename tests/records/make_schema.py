@@ -13,13 +13,14 @@ from harness.records.parts.compile import CompileRun
 from harness.records.parts.gsm8k import Gsm8kRun
 from harness.records.parts.mutants import MutantsRun
 from harness.records.parts.races import RacesRun
+from harness.records.parts.replay import ReplayRun
 from harness.records.parts.sharing import ShardPart, Sharing
 from harness.records.record import SCHEMA_VERSION, RunRecord
 
 FILE = Path(__file__).parents[2] / "docs" / "record.schema.json"
 PARTS = {
     "gsm8k": Gsm8kRun, "canary": CanaryPart, "mutants": MutantsRun, "compile": CompileRun, "races": RacesRun,
-    "sharing": Sharing, "shard": ShardPart,
+    "replay": ReplayRun, "sharing": Sharing, "shard": ShardPart,
 }  # fmt: skip
 
 

@@ -34,8 +34,10 @@ from harness.records.parts.mutants import (
     SelfTest,
 )
 from harness.records.parts.races import KernelHunt, MutationResult, RacesRun
+from harness.records.parts.replay import ReplayedCall, ReplayRun
 from harness.records.parts.sharing import Answer, ExplainedFailure, ShardCandidate, ShardPart, Sharing
 from harness.records.record import RunRecord, load_record
+from harness.verdict import Verdict
 from tests.records.kept_records import RECORDS
 
 SERVED = Gsm8kRun(
@@ -91,6 +93,14 @@ PARTS = {
         RacesRun(16, mutate=True, kernels=[
             KernelHunt("128x128", 16, {"3": "deadlock: x"}, 9, 1, [256, 0], 2.0, [MutationResult("fence", "no fence")])
         ]),
+    ],
+    "replay_run": [
+        ReplayRun("cap", "earlier", "fast", "a GPU", ["line 6 is torn"], ["rank 0: other w1"], [
+            ReplayedCall(0, 3, 18, "masked_grouped_gemm", 17, "", Verdict.FAIL, "= 1, legal is 2", 1792, 8, 0.3,
+                         [{"fault": "alpha_twice"}], 0.1, True, ["a"]),
+            ReplayedCall(1, None, 1, "deep_ep.Buffer.low_latency_combine"),
+        ]),
+        ReplayRun("cap"),
     ],
     "sharing_part": [Sharing(4, ["0", "1"], tasks=9, rerun=1), Sharing(shards=3, shard=2, missing=["shard 2 of 3"])],
     "shard_part": [

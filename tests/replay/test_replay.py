@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,8 +15,10 @@ import pytest
 from harness.cli import run
 from harness.faults.fault import all_faults
 from harness.faults.named import load_named
+from harness.records.parts.replay import ReplayedCall
+from harness.records.record import load_record
 from harness.replay.reading import read_capture
-from harness.replay.replay import Line, replay
+from harness.replay.replay import replay
 from harness.verdict import UsageError
 
 FAULTS = (
@@ -26,11 +29,16 @@ FAULTS = (
 FAULTS = tuple(name for name in FAULTS if name in all_faults())
 
 
-def lines_of(folder: Path, **named: object) -> list[Line]:
+@pytest.fixture(autouse=True)
+def in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # the command writes into its current folder
+
+
+def lines_of(folder: Path, **named: object) -> list[ReplayedCall]:
     return list(replay(read_capture(folder), **named))  # type: ignore[arg-type]
 
 
-def failed(lines: list[Line]) -> list[Line]:
+def failed(lines: list[ReplayedCall]) -> list[ReplayedCall]:
     return [line for line in lines if line.verdict == "FAIL"]
 
 
@@ -87,8 +95,11 @@ def test_the_command_names_the_first_illegal_stage(
     folder = captured("gate_and_up_swapped", count=2)
     code, said = command(capsys, str(folder))
     assert code == 1
-    last = said.splitlines()[-1]
-    assert last.startswith("FAIL: first illegal: rank 0, layer 0, call 4, silu_mul_quantize_grouped: "), last
+    assert "\nFAIL: first illegal: rank 0, layer 0, call 4, silu_mul_quantize_grouped: " in said
+    run_of = load_record(Path("replay-run")).replay_run
+    assert run_of is not None
+    assert run_of.illegal[0].stage == "silu_mul_quantize_grouped"
+    assert 'href="#illegal-1"' in Path("replay-run/report.html").read_text()
     code, said = command(capsys, str(folder), "--json")
     found = json.loads(said)
     assert (code, found["verdict"], len(found["calls"])) == (1, "FAIL", 10)
@@ -98,7 +109,8 @@ def test_a_healthy_capture_is_zero_and_no_capture_is_64(
     captured: Callable[..., Path], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     code, said = command(capsys, str(captured()))
-    assert (code, said.splitlines()[-1][:6]) == (0, "PASS: ")
+    assert code == 0
+    assert "\nPASS: " in said
     code, said = command(capsys, str(tmp_path / "nothing"))
     assert code == 64
     assert "no capture: expected */index.jsonl" in said
@@ -121,13 +133,14 @@ def test_another_version_of_the_format_is_refused(captured: Callable[..., Path])
     ],
 )
 def test_an_exported_call_fails_alone_and_passes_with_a_right_kernel(
-    captured: Callable[..., Path], capsys: pytest.CaptureFixture[str], tmp_path: Path, name: str
-) -> None:
-    file = tmp_path / "test_exported.py"
+    captured: Callable[..., Path], capsys: pytest.CaptureFixture[str], tmp_path: Path, name: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    file, script = tmp_path / "test_exported.py", tmp_path / "exported_script.py"
     code, said = command(capsys, str(captured(name)), "--export", str(file))
     assert code == 1
-    assert f"exported: {file}, expert " in said
-    assert file.stat().st_size < 100_000
+    assert f"exported: {file} and {script}, expert " in said
+    assert max(file.stat().st_size, script.stat().st_size) < 100_000
     alone = [
         sys.executable,
         "-m",
@@ -144,6 +157,12 @@ def test_an_exported_call_fails_alone_and_passes_with_a_right_kernel(
         alone, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
     )
     assert failing.returncode == 1, failing.stdout
+    shown = {"alpha_of_neighbour": "alpha_dropped"}.get(name, name)  # one expert has no neighbour
+    for candidate, ends in ((f"physical+{shown}", 1), ("physical", 0)):
+        monkeypatch.setattr(sys, "argv", [str(script), candidate])
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(str(script), run_name="__main__")
+        assert ended.value.code == ends
     right = {**environment, "CANDIDATE": "physical"}
     passing = subprocess.run(alone, cwd=tmp_path, env=right, capture_output=True, text=True, check=False)
     assert passing.returncode == 0, passing.stdout
@@ -154,4 +173,7 @@ def test_a_healthy_capture_has_nothing_to_export(
 ) -> None:
     code, said = command(capsys, str(captured()), "--export", str(tmp_path / "test_exported.py"))
     assert code == 64
-    assert "--export: no captured call is illegal" in said
+    assert (
+        "--export: no captured call of quantize_grouped, silu_mul_quantize_grouped, masked_grouped_gemm is illegal"
+        in said
+    )

@@ -182,6 +182,7 @@ def test_a_record_nested_too_deeply_is_damaged_and_no_crash(tmp_path: Path) -> N
         ("pass", ["canary"], {"runs": {}}, "canary_part", "record.canary.runs must be a list, got dict"),
         ("pass", ["canary"], {"runs": {}}, "canary_stage", "record.canary.runs must be a list, got dict"),
         ("pass", ["compile"], {"cases": [{"registers": "few"}]}, "compile_run", "record.compile.cases[0].registers must be int, got 'few'"),
+        ("pass", ["replay"], {"folder": "cap", "calls": [{"rank": "0"}]}, "replay_run", "record.replay.calls[0].rank must be int, got '0'"),
         ("pass", ["races"], {"kernels": [{"kernel": 7}]}, "races_run", "record.races.kernels[0].kernel must be str, got 7"),
     ],
 )  # fmt: skip
