@@ -100,8 +100,7 @@ class Traits:
             flush them to zero, so that none is drawn).
         least_scale: of a token, that its quantizer stores: tokens that need a smaller one are out of its contract.
         finite_only: NaN and infinity, in inputs and in results, are not part of its contract: none is drawn.
-        complete_only: checkpoints that lack a scale are not part of its contract: load_experts gets none, and need not refuse
-            them.
+        complete_only: checkpoints that lack a scale are not part of its contract: load_experts need not refuse them.
         alpha_required: masked_grouped_gemm refuses None for `alpha`.
         deviations: what it does otherwise than the contract and means to, each as `harness identify` words it, point and
             finding: "ties: away from zero", "accumulator: 14 bits". It is judged by that, and the verdict says so.

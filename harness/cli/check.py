@@ -160,9 +160,8 @@ def check_command(
     from harness.running.known_failures import default_path, load_known_failures
 
     _refuse_unfit_shapes(shapes, ep, problem)
-    refuse_outside(
-        max_seconds=max_seconds, max_memory=max_memory, threads=threads, seed=seed, problem_seconds=problem_seconds
-    )  # fmt: skip
+    given = {"max_seconds": max_seconds, "max_memory": max_memory, "threads": threads, "seed": seed}
+    refuse_outside(**given, problem_seconds=problem_seconds)
     size = profile_with(profile, problem_seconds)
     a_part = bool(rules or problem is not None or shapes or max_seconds)
     request = CheckRequest(
@@ -183,11 +182,9 @@ def check_command(
         canary_control=canary_control,
         sharing=sharing,
     )
-    earlier = earlier_record(fail_on, against)
-    folder = own_folder(out)
-    record = new_record(profile, seed)
+    earlier, folder, record = earlier_record(fail_on, against), own_folder(out), new_record(profile, seed)
     run_and_report(request, record, folder, junit)
-    if history is not None:
+    if history:
         draw_with_past(record, folder, history)
     return ExitCode.INTERRUPTED if record.interrupted else exit_with(fail_on, record, earlier)
 

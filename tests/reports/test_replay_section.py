@@ -55,9 +55,9 @@ def test_a_stages_error_is_drawn_over_the_layers_and_leads_to_what_was_found() -
 
 def test_the_top_of_the_page_leads_to_the_first_illegal_stage() -> None:
     page = render(record())
-    assert (
-        '<a href="#illegal-1">rank 0, layer 4, call 22, masked_grouped_gemm</a>. Alpha &lt;twice&gt;' in page
-    )
+    first = page[page.index("Look at first:") : page.index("This run:")]
+    assert '<a href="#illegal-1">rank 0, layer 4, call 22, masked_grouped_gemm</a>' in first
+    assert '<p class="cause"><strong>Alpha &lt;twice&gt;</strong></p>' in first
     assert "Look at first" not in render(record(wrong=None))
     assert "none judged" not in page
 
