@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from harness.candidates.controls.prepared_weights import PreparedKernels
 from harness.candidates.physical import Physical
-from harness.rules import RULES
+from harness.rules import RULES, Rule
 from harness.running.judge import Judge
 
 PROBLEM = "4x8x64x64:5,2,0,8:normal:3"
@@ -28,13 +30,13 @@ class OldestTorch(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-@pytest.fixture(scope="module")
-def judge() -> Judge:
-    return Judge(Physical(), threads=1)
+@cache
+def judge(*, prepared: bool) -> Judge:
+    return Judge(PreparedKernels() if prepared else Physical(), threads=1)
 
 
-@pytest.mark.parametrize("rule", [rule.id for rule in RULES])
-def test_a_rule_indexes_no_float8_tensor(rule: str, judge: Judge) -> None:
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.id)
+def test_a_rule_indexes_no_float8_tensor(rule: Rule) -> None:
     with OldestTorch():
-        outcome = judge.judge(rule, PROBLEM)
+        outcome = judge(prepared="prepare" in rule.stages).judge(rule.id, PROBLEM)
     assert outcome.status in {"judged", "not applicable"}, outcome
