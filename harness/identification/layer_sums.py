@@ -51,8 +51,10 @@ def find_sums(layer: Layer, rounded: torch.dtype | None) -> LayerSums:
         return LayerSums(None, [])
     declared = declared_summation(traits)
     outputs = {k: second_sums(layer, k) for k in _padded(layer, _SECOND_WIDTHS)}
-    confirmed = [declared] if declared and all(sums.fits(declared) for sums in outputs.values()) else []
-    known = confirmed or [*([declared] if declared else ()), *models(_FIRST_WIDTHS[-1])]
+    known = models(_FIRST_WIDTHS[-1])
+    if declared:
+        confirmed = all(sums.fits(declared) for sums in outputs.values())
+        known = [declared, *(model for model in known if not confirmed or model.name == declared.name)]
     second = _fitting(outputs, known)
     if rounded is None:
         alone = _by_width(outputs, second, known)

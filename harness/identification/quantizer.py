@@ -28,8 +28,7 @@ from reference.rounding import CODE_ROUNDINGS, SCALE_ROUNDINGS, TO_EVEN
 
 ENCODE_SCALES = 1024
 _FEW_SCALES = 48  # of candidates that are too slow for many
-_CALLS, _AT_ONCE = 8, 256
-_FIRST = 8  # one encode scale in so many is asked first
+_CALLS, _AT_ONCE, _FIRST = 8, 256, 8  # the last: one encode scale in so many is compared first
 _ANY = 255  # no code and no byte that is asked for
 STORED = "the stored block scale"
 _UNSCALED = "x * (6 / amax)"
