@@ -159,7 +159,7 @@ def legal_gemm(
     partial = certificate.largest_partial_sums(sums, exact, k)
     scaled = exact if alpha is None else exact * alpha.double()
     scaled = scaled if row_scale is None else scaled * row_scale.double()
-    stores = _Stores(accumulator.epilogue, alpha, dtype, row_scale)
+    stores = Stores(accumulator.epilogue, alpha, dtype, row_scale)
     bit_equal = torch.zeros_like(sums, dtype=torch.bool)
     if accumulator.measured:
         bits = min(accumulator.bits, accumulator.window, certificate.FLOAT32_BITS)
@@ -193,7 +193,7 @@ def legal_gemm(
 
 
 @dataclass(frozen=True)
-class _Stores:
+class Stores:
     """What an epilogue stores of accumulators `(m, n)`, whose rows may have factors."""
 
     epilogue: Epilogue

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from reference.activations import Activation
-from reference.bounds import Accumulator
+from reference.bounds import Accumulator, Stores
 from reference.certificate import FLOAT64_BITS, certified, step_exponents
 from reference.formats import NVFP4, Format, multiplied_in
 from reference.intervals import Interval as Interval  # noqa: PLC0414 - what everything here takes and returns
@@ -51,6 +51,7 @@ def gemm(
     dtype: torch.dtype,
     added: Added,
     b_scale: Tensor | None = None,
+    weight: Tensor | None = None,
 ) -> Interval:
     """Return the range of a GEMM's stored output.
 
@@ -61,6 +62,7 @@ def gemm(
         dtype: output type.
         added: how the candidate adds.
         b_scale: `(n, k / 16)` floating point, decoded block scales of b; with a summation.
+        weight: `(m, 1)` float32, a factor of each row that the epilogue multiplies with, not negative; None for 1.
 
     Returns:
         Interval of `(m, n)`, ends being values of the output type.
@@ -78,9 +80,8 @@ def gemm(
     if not bool((a.low == a.high).all()):
         slack += a.radius() @ weights.abs().T
     slack = slack.masked_fill(center.isinf() & (a.low == a.high).all(-1, keepdim=True), 0.0)
-    low, high = (accumulator.epilogue(end, alpha, dtype).double() for end in (center - slack, center + slack))
-    if alpha is not None and bool(alpha < 0):
-        low, high = high, low
+    stores = Stores(accumulator.epilogue, alpha, dtype, weight)
+    low, high = (end.double() for end in stores.between(center - slack, center + slack))
     if summation is not None and a.scale is not None and b_scale is not None:
         rows = a.certain()
         undecided = (low != high)[rows] & center[rows].isfinite()
@@ -97,13 +98,15 @@ def gemm(
             )
             where = torch.zeros_like(low, dtype=torch.bool)
             where[rows] = undecided
-            only = accumulator.epilogue(summation.chosen(left, right, undecided), alpha, dtype).double()
-            low[where], high[where] = only, only
+            sums = summation.chosen(left, right, undecided)
+            low[where], high[where] = (end.double() for end in stores.range(sums, where))
     return Interval(low, high)
 
 
-def activated(gemm1: Interval, way: Activation, dtype: torch.dtype = torch.bfloat16) -> Interval:
-    """Return the range of an activation with a gate for `(m, 2n)`, rounded to `dtype`.
+def activated(
+    gemm1: Interval, way: Activation, dtype: torch.dtype = torch.bfloat16, weight: Tensor | None = None
+) -> Interval:
+    """Return the range of an activation with a gate for `(m, 2n)`, times `weight` `(m, 1)` where given, rounded to `dtype`.
 
     Its function falls to its minimum, silu's at about -1.278, and rises from there: an interval across it includes that
     minimum.
@@ -126,13 +129,22 @@ def activated(gemm1: Interval, way: Activation, dtype: torch.dtype = torch.bfloa
         lost = largest * torch.maximum(up_low.abs(), up_high.abs()) * 2.0**-20
         low, high = low - lost, high + lost
     low, high = low - low.abs() * freedom, high + high.abs() * freedom
-    return Interval(low.to(dtype).double(), high.to(dtype).double())
+    return _weighted(Interval(low, high), weight, dtype)
 
 
-def relu2(gemm1: Interval, dtype: torch.dtype = torch.bfloat16) -> Interval:
-    """Return the range of max(x, 0)^2, computed in float32 and rounded to `dtype`."""
+def relu2(gemm1: Interval, dtype: torch.dtype = torch.bfloat16, weight: Tensor | None = None) -> Interval:
+    """Return the range of max(x, 0)^2, computed in float32, times `weight` where given, and rounded to `dtype`."""
     squares = (end.clamp(min=0).square().float() for end in (gemm1.low, gemm1.high))
-    return Interval(*(square.to(dtype).double() for square in squares))
+    return _weighted(Interval(*squares), weight, dtype)
+
+
+def _weighted(hidden: Interval, weight: Tensor | None, dtype: torch.dtype) -> Interval:
+    """Return an activation rounded to `dtype`; times a weight, not negative, one rounding of float32 before that."""
+    ends = hidden.low.double(), hidden.high.double()
+    if weight is not None:
+        low, high = (end * weight.double() for end in ends)
+        ends = low - low.abs() * 2.0**-23, high + high.abs() * 2.0**-23
+    return Interval(*(end.to(dtype).double() for end in ends))
 
 
 def masked_moe(
@@ -147,6 +159,7 @@ def masked_moe(
     unrounded: Collection[str] = (),
     weight_scales: tuple[Tensor | None, Tensor | None] = (None, None),
     second_added: Added | None = None,
+    weighted: tuple[str, Tensor] | None = None,
 ) -> Interval:
     """Return the legal range of the output rows.
 
@@ -165,6 +178,8 @@ def masked_moe(
             the activation.
         weight_scales: decoded block scales of w1 and w2, `(l, n, k / 16)`, for a summation.
         second_added: how the second GEMM adds; None: as the first one.
+        weighted: what the routing weights multiply, "hidden" or "rows" (reference.final_sum) or something else, and those of
+            the rows, `(rows, 1)` float32.
 
     Returns:
         Interval of `(rows, k)`, ends being bfloat16 values.
@@ -190,7 +205,9 @@ def masked_moe(
         dtype: torch.dtype,
         weight_scale: Tensor | None,
         added: Added,
+        factors: Tensor | None = None,
     ) -> Interval:
+        of_expert = [None] * len(counts) if factors is None else torch.split(factors, counts)
         products = [
             gemm(
                 part,
@@ -199,6 +216,7 @@ def masked_moe(
                 dtype,
                 added,
                 None if weight_scale is None else weight_scale[expert],
+                of_expert[expert],
             )
             for expert, part in enumerate(a.split(counts))
             if counts[expert]
@@ -210,6 +228,8 @@ def masked_moe(
     a = x if input_scale is None else quantized(x, input_scale)
     gemm1 = multiplied(a, w1, w1_alpha, between, weight_scales[0], added)
     way = Activation.of(activation)
-    hidden = activated(gemm1, way, second) if way.gated else relu2(gemm1, second)
+    at, weight = weighted or ("", None)
+    of_hidden, of_rows = (weight if at == place else None for place in ("hidden", "rows"))
+    hidden = activated(gemm1, way, second, of_hidden) if way.gated else relu2(gemm1, second, of_hidden)
     a2, added = quantized(hidden, a2_scale), second_added or added
-    return multiplied(a2, w2, w2_alpha, dtype, weight_scales[1], added)
+    return multiplied(a2, w2, w2_alpha, dtype, weight_scales[1], added, of_rows)

@@ -106,18 +106,18 @@ def compose_masked_moe(
     if activation not in {traits.gated, "relu2"}:
         raise ValueError(f"masked_moe: activation must be {traits.gated!r} or 'relu2', got {activation!r}")
     own = FORMATS[traits.activation_format].layer_dtype
-    a = _quantized(stages, hidden_states, masked_m, input_global_scale)
+    a = quantized(stages, hidden_states, masked_m, input_global_scale)
     (rows, _, experts), device = a[0].shape, a[0].device
     gemm1 = unwritten((experts, rows, w1.shape[1]), torch.float32 if "gemm1" in unrounded else own, device)
-    _multiply(stages, a, w1, w1_blockscale, gemm1, masked_m, w1_alpha)
+    multiplied(stages, a, w1, w1_blockscale, gemm1, masked_m, w1_alpha)
     hidden = torch.float32 if "hidden" in unrounded else own
-    a2 = _activated(stages, gemm1, activation, masked_m, a2_global_scale, hidden)
+    a2 = activated(stages, gemm1, activation, masked_m, a2_global_scale, hidden)
     out = unwritten((experts, rows, w2.shape[1]), own, device)
-    _multiply(stages, a2, w2, w2_blockscale, out, masked_m, w2_alpha)
+    multiplied(stages, a2, w2, w2_blockscale, out, masked_m, w2_alpha)
     return out
 
 
-def _activated(
+def activated(
     stages: InnerStages,
     gemm1: Tensor,
     activation: str,
@@ -131,7 +131,7 @@ def _activated(
     return stages.quantize_grouped(gemm1.float().relu().square().to(dtype), masked_m, a2_global_scale)
 
 
-def _quantized(
+def quantized(
     stages: InnerStages,
     hidden_states: tuple[Tensor, Tensor | None],
     masked_m: Tensor,
@@ -148,7 +148,7 @@ def _quantized(
     )
 
 
-def _multiply(
+def multiplied(
     stages: InnerStages,
     a: Pair,
     w: Tensor,

@@ -58,7 +58,7 @@ def path_support(name: str) -> Support:
             return unsupported(
                 f"{name} needs {distribution} ({purpose}), which is not installed; run: {install_hint('cutedsl')}"
             )
-    device = _device_support(name)
+    device = capability_support(name)
     if not device:
         return device
     if os.environ.get("FLASHINFER_NVFP4_4OVER6") == "1":
@@ -186,7 +186,8 @@ def import_quietly(module: str) -> Any:
         return importlib.import_module(module)
 
 
-def _device_support(name: str) -> Support:
+def capability_support(name: str) -> Support:
+    """Return whether the current CUDA device is one that FlashInfer's NVFP4 kernels of this path are written for."""
     import torch
 
     if not torch.cuda.is_available():

@@ -9,6 +9,7 @@ from harness.candidates.composition import ComposedMoe
 from harness.candidates.decoded import DecodedOperands
 from harness.candidates.layer_stages import LayerStages
 from harness.candidates.protocol import Traits
+from harness.candidates.routed import ComposedRoutedMoe
 from harness.candidates.support import Support, supported, unsupported
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from reference.formats import Format
 
 
-class EagerKernels(ComposedMoe):
+class EagerKernels(ComposedMoe, ComposedRoutedMoe):
     """The stages of the masked MoE alone, in any format: quantizes as the reference defines it, multiplies in float64, honours strides, writes valid rows only.
 
     The product is rounded once to float32: one legal value for every element, in whatever order torch adds.

@@ -15,6 +15,7 @@ from harness.candidates.composition import ComposedMoe
 from harness.candidates.decoded import DecodedOperands
 from harness.candidates.layer_stages import PhysicalLayerStages
 from harness.candidates.protocol import Traits
+from harness.candidates.routed import ComposedRoutedMoe
 from harness.candidates.support import Support, supported
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ TILE = 128
 _WEIGHTS = DecodedOperands()
 
 
-class PhysicalKernels(ComposedMoe):
+class PhysicalKernels(ComposedMoe, ComposedRoutedMoe):
     """The modelled kernels, in any format. See the module's docstring; shapes in harness.candidates.protocol.
 
     Args:
@@ -35,6 +36,7 @@ class PhysicalKernels(ComposedMoe):
     """
 
     name = "physical"
+    sums_with_fma = takes_twice = True
     traits = Traits(device="cpu", summation="exact 64", k_multiple=16, n_multiple=8, cuda_graph=False)
 
     def __init__(self, **traits: Any) -> None:

@@ -22,6 +22,16 @@ Stages
         w1 uint8 (l, 2n, k/2), [gate, up]; w2 uint8 (l, k, n/2); block scales float8_e4m3fn swizzled 128x4,
         (l, round_up(rows, 128), round_up(columns / 16, 4)).
 
+    routed_moe(hidden_states, topk_idx, topk_weights, input_global_scale, w1, w1_blockscale, w1_alpha, w2, a2_global_scale,
+               w2_blockscale, w2_alpha, num_experts, local_expert_offset=0, out=None, activation="silu") -> (tokens, k)
+        hidden_states: (x (tokens, k) bfloat16, None), or a quantized pair, packed codes (tokens, k/2) and linear block scales
+        (tokens, k/16), with input_global_scale None; else that is (1,), one for all tokens. topk_idx (tokens, topk) int32,
+        ids of all num_experts experts, distinct in a token, -1 for none; the l experts here are those from
+        local_expert_offset on, and slots of others count for nothing. topk_weights (tokens, topk) float32. Weights as those
+        of masked_moe. A token's rows are added as Traits.final_sum says, into `out` where it is given, which is then what is
+        returned. A token without an expert here is zero; of a sum onto it, `out` keeps what it held. The same expert twice
+        in a token is refused, or counts twice.
+
 Other formats (Traits.activation_format, Traits.weight_format; reference.formats), in what quantizers return and in what
 masked_grouped_gemm takes
     bf16, fp16: the operand is logical (m, k, l) of that type and its scales are None; quantize_grouped returns the tokens as
@@ -82,8 +92,9 @@ if TYPE_CHECKING:
     from reference.routing import Dispatched
 
 STAGES = ("quantize_grouped", "silu_mul_quantize_grouped", "masked_grouped_gemm", "masked_moe")
+ROUTED = "routed_moe"
 LAYER_STAGES = ("route_topk", "dispatch", "combine", "load_experts")
-ALL_STAGES = STAGES + LAYER_STAGES
+ALL_STAGES = (*STAGES, ROUTED, *LAYER_STAGES)
 
 
 @runtime_checkable
@@ -139,6 +150,30 @@ class MaskedMoe(Protocol):
         w2_blockscale: Tensor,
         w2_alpha: Tensor,
         masked_m: Tensor,
+        activation: str = "silu",
+    ) -> Tensor:
+        """Return the layer's output."""
+
+
+class RoutedMoe(Protocol):
+    """routed_moe: tokens, their experts and weights in, tokens out."""
+
+    def __call__(
+        self,
+        hidden_states: tuple[Tensor, Tensor | None],
+        topk_idx: Tensor,
+        topk_weights: Tensor,
+        input_global_scale: Tensor | None,
+        w1: Tensor,
+        w1_blockscale: Tensor,
+        w1_alpha: Tensor,
+        w2: Tensor,
+        a2_global_scale: Tensor,
+        w2_blockscale: Tensor,
+        w2_alpha: Tensor,
+        num_experts: int,
+        local_expert_offset: int = 0,
+        out: Tensor | None = None,
         activation: str = "silu",
     ) -> Tensor:
         """Return the layer's output."""

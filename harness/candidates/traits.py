@@ -8,6 +8,7 @@ from typing import Any
 
 from harness.verdict import UsageError
 from reference.activations import Activation
+from reference.final_sum import FinalSum
 
 MOST = 8192
 """Largest multiple, chunk or number of rows that means anything: problems reach no further in any extent."""
@@ -32,6 +33,7 @@ _LEAST = {
     "max_experts": 0,
     "ranks": 0,
     "most_tokens": 0,
+    "most_topk": 0,
 }
 _KNOWN = {
     "activation_format": (
@@ -51,7 +53,11 @@ _SETS = {
 }
 _MAY_BE_EMPTY = {"unrounded"}
 _ONE_OF = ("activation_format", "weight_format", "arithmetic")
-_TEXTS = {"device": 'torch device type such as "cuda"', "summation": 'text such as "sm_90 f16; parts 2"'}
+_TEXTS = {
+    "device": 'torch device type such as "cuda"',
+    "summation": 'text such as "sm_90 f16; parts 2"',
+    "final_sum": 'text such as "slots" or "any; weight on rows; rounded each step"',
+}
 
 
 @dataclass(frozen=True)
@@ -109,6 +115,10 @@ class Traits:
         transports: what dispatch can send: "bf16", "fp8", "nvfp4"; "fp8-rounded" and "fp8-ue8m0" only where declared.
         most_tokens: that a rank sends; 0 for no limit.
         hidden_sizes: widths of tokens that dispatch and combine take; () for any that the alignments allow.
+        final_sum: how routed_moe adds a token's rows (reference.final_sum): "slots", in their order, in float32, rounded once;
+            "any; weight on rows; rounded each step" of atomic additions in the output's type.
+        one_a2_scale: routed_moe takes one encode scale of the intermediate for all experts, not one for each.
+        most_topk: experts of a token that routed_moe takes at most; 0 for no limit.
         far: fast enough for problems that reach far: 256 experts, capacity 8,192, k 7,168 (harness.problems.reach).
     """
 
@@ -144,6 +154,9 @@ class Traits:
     transports: tuple[str, ...] = ("bf16", "fp8", "nvfp4")
     most_tokens: int = 0
     hidden_sizes: tuple[int, ...] = ()
+    final_sum: str = "slots"
+    one_a2_scale: bool = False
+    most_topk: int = 0
     far: bool = True
 
     def __post_init__(self) -> None:
@@ -165,9 +178,15 @@ class Traits:
         return self.activation_format, self.weight_format
 
     @property
+    def sums_in_order(self) -> bool:
+        """Whether two equal calls of routed_moe give the same bits."""
+        return self.deterministic and FinalSum.of(self.final_sum).fixed
+
+    @property
     def without_scales(self) -> bool:
-        """Whether masked_grouped_gemm takes activations without scales: the layer cannot be handed quantized ones."""
-        return self.activation_format in {"bf16", "fp16", "fp8"}
+        """Whether the layer cannot be handed quantized tokens: they have no scales, or are multiplied by weights before."""
+        weighted = FinalSum.of(self.final_sum).weight == "tokens"
+        return weighted or self.activation_format in {"bf16", "fp16", "fp8"}
 
     def at_most_experts(self, wanted: int) -> int:
         """Return a number of experts, or the most that the candidate accepts."""
@@ -220,7 +239,7 @@ def _wanted(name: str, value: Any) -> str:
     if name in _SETS:
         return _wanted_set(name, value)
     if name in _TEXTS:
-        return "" if isinstance(value, str) and (value or name == "summation") else f"a {_TEXTS[name]}"
+        return _wanted_text(name, value)
     if name in _ONE_OF:
         return "" if value in _KNOWN[name] else f"one of {', '.join(_KNOWN[name])}"
     if name in _KNOWN:
@@ -235,6 +254,17 @@ def _no_activation(text: str) -> str:
     except ValueError as error:
         return str(error)
     return ""
+
+
+def _wanted_text(name: str, value: Any) -> str:
+    why = ""
+    if isinstance(value, str) and name == "final_sum":
+        try:
+            FinalSum.of(value)
+        except ValueError as error:
+            why = f": {error}"
+    fitting = isinstance(value, str) and (value or name == "summation") and not why
+    return "" if fitting else f"a {_TEXTS[name]}{why}"
 
 
 def _wanted_set(name: str, value: Any) -> str:

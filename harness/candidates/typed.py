@@ -6,10 +6,16 @@ from typing import TypeAlias
 
 from harness.candidates.controls.catalog import StrictPhysical
 from harness.candidates.controls.layer_variants import LayerVariant
+from harness.candidates.controls.routed_variants import RoutedControl
 from harness.candidates.controls.variant import Variant
 from harness.candidates.eager import Eager
 from harness.candidates.flashinfer_cutedsl import FlashInferCuteDsl
 from harness.candidates.flashinfer_cutedsl_cpu import FlashInferCuteDslCpu
+from harness.candidates.flashinfer_routed import (
+    FlashInferFusedCuteDsl,
+    FlashInferFusedCutlass,
+    FlashInferFusedTrtllm,
+)
 from harness.candidates.over_ranks import OverRanks
 from harness.candidates.physical import Physical
 from harness.candidates.protocol import (
@@ -19,6 +25,7 @@ from harness.candidates.protocol import (
     MaskedGroupedGemm,
     MaskedMoe,
     QuantizeGrouped,
+    RoutedMoe,
     RouteTopk,
     SiluMulQuantizeGrouped,
 )
@@ -36,6 +43,17 @@ def _inner(of: _Kernels) -> tuple[QuantizeGrouped, SiluMulQuantizeGrouped, Maske
 
 def _layer(of: _Kernels | SglangCuteDsl | VllmCuteDsl) -> MaskedMoe:
     return of.masked_moe
+
+
+def _routed(
+    of: Eager
+    | Physical
+    | RoutedControl
+    | FlashInferFusedCuteDsl
+    | FlashInferFusedTrtllm
+    | FlashInferFusedCutlass,
+) -> RoutedMoe:
+    return of.routed_moe
 
 
 def _around(

@@ -23,6 +23,7 @@ CATEGORIES = (
     "routing",
     "dispatch",
     "combine",
+    "routed",
     "loading",
     "races",
 )

@@ -21,6 +21,7 @@ from harness.faults.layer_calls import (
     LoadedMoeCall,
     RouteCall,
 )
+from harness.faults.routed_call import RoutedCall
 from harness.faults.scope import chosen_blocks, chosen_rows
 from reference.routing import Dispatched
 
@@ -144,6 +145,13 @@ def _changed_rows(right: Dispatched, wrong: Dispatched) -> Tensor:
     return changed | (holds & valid)
 
 
+def _merge_routed(healthy: RoutedCall, faulty: RoutedCall, _: str, parameters: Parameters) -> None:
+    """Keep a fault to some tokens."""
+    right, wrong = healthy.output, faulty.output
+    chosen = chosen_rows(_differs(right, wrong).any(-1).unsqueeze(0), parameters)[0]
+    healthy.output = _where(chosen, wrong, right)
+
+
 def _merge_combined(healthy: CombineCall, faulty: CombineCall, _: str, parameters: Parameters) -> None:
     """Keep a fault to some tokens of some ranks."""
     most = max((len(out) for out in healthy.outputs), default=0)
@@ -192,6 +200,7 @@ _MERGE: dict[type[Call], Callable[[Any, Any, str, Parameters], None]] = {
     QuantizeCall: _merge_quantized,
     GemmCall: _merge_gemm,
     MoeCall: _merge_moe,
+    RoutedCall: _merge_routed,
     RouteCall: _merge_routes,
     DispatchCall: _merge_dispatched,
     CombineCall: _merge_combined,

@@ -15,6 +15,7 @@ from harness.faults.calls import Call, GemmCall, MoeCall, QuantizeCall
 from harness.faults.fault import Fault, Parameters, Planting
 from harness.faults.layer_calls import CombineCall, DispatchCall, LoadCall, LoadedMoeCall, RouteCall
 from harness.faults.merging import merge
+from harness.faults.routed_call import RoutedCall
 from harness.verdict import UsageError
 
 CALLS: dict[str, type[Call]] = {
@@ -22,6 +23,7 @@ CALLS: dict[str, type[Call]] = {
     "silu_mul_quantize_grouped": QuantizeCall,
     "masked_grouped_gemm": GemmCall,
     "masked_moe": MoeCall,
+    "routed_moe": RoutedCall,
     "route_topk": RouteCall,
     "dispatch": DispatchCall,
     "combine": CombineCall,

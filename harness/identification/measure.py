@@ -10,6 +10,7 @@ from weakref import WeakKeyDictionary
 
 from harness.candidates.errors import in_words
 from harness.candidates.protocol import stages_of, traits_of
+from harness.candidates.through_routed import as_masked
 from harness.identification import activation
 from harness.identification.activation import activation_findings
 from harness.identification.fingerprint import fingerprint_of
@@ -80,8 +81,8 @@ class _Probing:
     """One candidate, asked one thing after the other."""
 
     def __init__(self, candidate: Any, probe: bool) -> None:
-        self._candidate, self._probe = candidate, probe
-        self._traits, self._stages = traits_of(candidate), stages_of(candidate)
+        self._candidate, self._probe = as_masked(candidate), probe
+        self._traits, self._stages = traits_of(candidate), stages_of(self._candidate)
         self._notes: dict[str, str] = {}
         self._findings: list[Finding] = []
 

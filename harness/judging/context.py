@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from harness.candidates import layouts
-from harness.candidates.errors import text_of
 from harness.candidates.protocol import Traits, stages_of, traits_of
 from harness.judging.comparison import Comparison
 from harness.judging.contract import Quantized, checked_moe_output, checked_quantized
@@ -18,6 +17,8 @@ from harness.judging.gemm import judge_gemm
 from harness.judging.known import Known as Known  # noqa: PLC0414 - a part of the context
 from harness.judging.known import declared_summation as declared_summation  # noqa: PLC0414 - likewise
 from harness.judging.lending import Lent
+from harness.judging.lost import device_is_lost as device_is_lost  # noqa: PLC0414 - a part of the context
+from harness.judging.lost import out_of_memory as out_of_memory  # noqa: PLC0414 - likewise
 from harness.judging.order_here import asked_again
 from harness.judging.predicted import Prediction
 from harness.judging.quantize import QuantizerInput, judge_quantized
@@ -25,6 +26,7 @@ from harness.judging.scaled import judge_scaled
 from harness.judging.unquantized import judge_unquantized
 from harness.problems.layer import LayerProblem
 from harness.problems.problem import Problem
+from harness.problems.routed import RoutedProblem
 from harness.problems.rows import Rows
 from harness.problems.sparse import tensors_of
 from harness.problems.tensors import ProblemTensors
@@ -87,6 +89,17 @@ class Context:
     def layer(self) -> LayerProblem:
         """The problem's ranks, routes and checkpoint, for the stages around the kernels."""
         return LayerProblem(self.problem, self.traits)
+
+    @cached_property
+    def routed(self) -> RoutedProblem:
+        """The problem's tokens, routes and experts, for a routed layer."""
+        return RoutedProblem(self.problem, self.traits)
+
+    def on(self, routed: RoutedProblem) -> Context:
+        """Return the same context with other tokens or routes of a routed layer."""
+        other = Context(self.candidate, self.problem, self.known)
+        other.__dict__["routed"] = routed
+        return other
 
     @property
     def masked_m(self) -> list[int]:
@@ -310,20 +323,3 @@ class Context:
             self.known.arithmetic,
             keeps_sign_of_zero=self.traits.keeps_sign_of_zero,
         )
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Return whether an error says that there is not memory enough, on the host or on a GPU."""
-    text = text_of(error)
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
-        isinstance(error, RuntimeError)
-        and any(w in text for w in ("can't allocate memory", "not enough memory"))
-    )
-
-
-def device_is_lost(error: BaseException) -> bool:
-    """Return whether a CUDA error makes every later call in this process fail, ours included."""
-    text = text_of(error)
-    return any(
-        word in text for word in ("CUDA error", "device-side assert", "illegal memory access", "cudaError")
-    )

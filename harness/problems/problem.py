@@ -36,6 +36,8 @@ OPTIONS = {
     "float32_out": "the GEMM stores float32",
     "float16_out": "the GEMM stores float16",
     "no_alpha": "the GEMM gets no alpha",
+    "sharded": "the rank holds some experts of more, behind an offset",
+    "redundant": "experts lie in slots of an order of their own, some twice, and tokens name slots",
     "whole_layer": "the stages around the layer take all extents as they are, capacity being the tokens of a rank",
 }
 _DECLARED = frozenset(

@@ -180,13 +180,22 @@ class ProblemTensors:
     @cached_property
     def w1_alpha(self) -> Tensor:
         """`(experts,)` float32: 1 / (input encode scale * w1 encode scale), such that gate and up deviate by `gain`."""
+        return self.w1_alpha_for(self.encoded_deviation)
+
+    @property
+    def encoded_deviation(self) -> Tensor:
+        """How far each expert's tokens times their encode scale deviate from zero, `(experts,)` float64 on the host."""
         if self._deviation is not None:  # known, and the same wherever it is computed
             encode = self._scales[0].double() if self.form.encoded else 1.0
-            return self._alpha(self._deviation * encode, self.w1, self._gain)
+            return self._deviation * encode
         encoded = self.x.double().nan_to_num(0, 0, 0)
         if self.form.encoded:
             encoded *= self.input_scale.double().view(-1, 1, 1)
-        return self._alpha(encoded.square().mean((1, 2)).sqrt().cpu(), self.w1, self._gain)
+        return encoded.square().mean((1, 2)).sqrt().cpu()
+
+    def w1_alpha_for(self, deviation: Tensor) -> Tensor:
+        """Return the first GEMM's alphas for tokens that deviate so, `(experts,)` or `(1,)` float64."""
+        return self._alpha(deviation, self.w1, self._gain)
 
     @cached_property
     def w2_alpha(self) -> Tensor:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from harness.candidates.protocol import LAYER_STAGES, STAGES, traits_of
+from harness.candidates.protocol import LAYER_STAGES, ROUTED, STAGES, traits_of
 from harness.diagnosis.cases.legality import Bounds
 from harness.diagnosis.cases.observation import Observed, Recorder
 from harness.diagnosis.cases.repetition import FEW_RUNS, MOST_RUNS, bounds_of, run_rule_once
@@ -90,7 +90,7 @@ def keep_calls(
         keeper = Keeper(candidate, write=write_last if before_each else None)
         fails = bool(run_rule_once(keeper, known, rule_id, problem))
         failed += fails
-        calls = [call for call in keeper.calls if call.stage in STAGES]
+        calls = [call for call in keeper.calls if call.stage in (*STAGES, ROUTED)]
         if fails and keeper.raised is not None:
             calls.append(keeper.raised)
         if fails and (found := _failing(calls, keeper.raised, rule, bounds)):
@@ -151,7 +151,8 @@ def _comparable(one: dict[str, Any], other: dict[str, Any], *, equal_inputs: boo
 def _split(arguments: dict[str, Any]) -> tuple[dict[str, Any], Any]:
     """Return the inputs, and the memory of a GEMM's output or None."""
     inputs = {name: value for name, value in arguments.items() if name != "out"}
-    return inputs, arguments["out"]["memory"] if "out" in arguments else None
+    out = arguments.get("out")
+    return inputs, out["memory"] if isinstance(out, dict) else None
 
 
 def _write(path: Path, device: str, calls: list[dict[str, Any]]) -> str:

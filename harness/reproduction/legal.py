@@ -7,8 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from harness.candidates.protocol import ROUTED
 from harness.diagnosis.cases.legality import Bounds, code_judge, legal_product, quantizer_input, reachable
 from harness.diagnosis.cases.observation import MASKED_GEMM, MASKED_MOE, Observed
+from harness.diagnosis.cases.routed import legal_routed
 from harness.diagnosis.cases.views import untouchable
 from harness.faults.mutant import CALLS
 from harness.reproduction import plain
@@ -24,7 +26,8 @@ def plain_call(call: Observed, bounds: Bounds) -> dict[str, Any]:
     names = CALLS[call.stage].names
     arguments = {name: value for name, value in call.arguments.items() if name in names}
     shape = _shape(call)
-    expert, row = valid_rows(arguments["masked_m"], shape[1]).nonzero().unbind(1)
+    counts = torch.tensor([shape[1]]) if call.stage == ROUTED else arguments["masked_m"]
+    expert, row = valid_rows(counts, shape[1]).nonzero().unbind(1)
     found: dict[str, Any] = {
         "stage": call.stage,
         "hints": {name: value for name, value in call.arguments.items() if name not in names},
@@ -67,6 +70,8 @@ def _shape(call: Observed) -> tuple[int, int, int]:
     if call.stage == MASKED_GEMM:
         rows, columns, experts = a["out"].shape
         return experts, rows, columns
+    if call.stage == ROUTED:
+        return 1, len(a["topk_idx"]), a["w2"].shape[1]
     if call.stage == MASKED_MOE:
         experts, k = a["w2"].shape[:2]
         x, x_scale = a["hidden_states"]
@@ -99,6 +104,9 @@ def _legal(call: Observed, entry: dict[str, Any], bounds: Bounds) -> dict[str, T
         ends = (end.double().masked_fill(nan, torch.nan) for end in (allowed.low, allowed.high))
         found = {**dict(zip(("low", "high"), ends, strict=True)), "exact": allowed.exact}
         return found if allowed.undecided is None else found | {"undecided": allowed.undecided}
+    if call.stage == ROUTED:
+        allowed_tokens = legal_routed(call, bounds)
+        return {"low": allowed_tokens.low, "high": allowed_tokens.high}
     if call.stage == MASKED_MOE:
         low, high = reachable(call, bounds)
         return {"low": low, "high": high}

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-STAGES = ("quantize_grouped", "silu_mul_quantize_grouped", "masked_grouped_gemm", "masked_moe")
+STAGES = ("quantize_grouped", "silu_mul_quantize_grouped", "masked_grouped_gemm", "masked_moe", "routed_moe")
 MAGNITUDES = (0, 0.5, 1, 1.5, 2, 3, 4, 6)  # of E2M1 codes; codes 8 to 15 are negative
 NAN_BYTE = 0x7F  # of a block scale
 SHOWN = 20
@@ -34,7 +34,7 @@ def call_stage(candidate: Any, stage: str, a: dict[str, Any], hints: dict[str, A
             a["a"], a["a_scale"], a["b"], a["b_scale"], a["out"], a["masked_m"], a["alpha"], **hints
         )
         return a["out"]
-    return candidate.masked_moe(**a)
+    return getattr(candidate, stage)(**a)
 
 
 def on_device(value: Any, device: str) -> Any:
@@ -59,9 +59,9 @@ def on_cpu(value: Any) -> Any:
 def broken_contract(call: dict[str, Any], result: Any) -> str:
     """Return how the result differs from what the stage must return in type, shape, dtype or memory order, or ""."""
     stage = call["stage"]
-    if stage == "masked_moe":
-        experts, rows, k = call["shape"]
-        return _differs("output", result, (experts, rows, k), torch.bfloat16)
+    if stage in {"masked_moe", "routed_moe"}:
+        extents = call["shape"] if stage == "masked_moe" else call["shape"][1:]  # tokens belong to no expert
+        return _differs("output", result, tuple(extents), torch.bfloat16)
     if stage == "masked_grouped_gemm":
         return ""
     experts, rows, k = call["shape"]
@@ -92,8 +92,8 @@ def _differs(name: str, tensor: Any, shape: tuple[int, ...], dtype: torch.dtype)
 def valid_elements(call: dict[str, Any], result: Any) -> dict[str, Tensor]:
     """Return the valid rows of a result by the name of the output, `(rows, columns)`: codes and scale bytes, or values."""
     expert, row = call["rows"]
-    if call["stage"] == "masked_moe":
-        return {"output": result[expert, row].double()}
+    if call["stage"] in {"masked_moe", "routed_moe"}:
+        return {"output": (result[row] if result.ndim == 2 else result[expert, row]).double()}
     if call["stage"] == "masked_grouped_gemm":
         return {"output": result.permute(2, 0, 1)[expert, row].double()}
     packed = result[0].permute(2, 0, 1)  # (experts, rows, k / 2), the even element in the low nibble
@@ -167,6 +167,8 @@ def differing_elements(call: dict[str, Any], result: Any, other: Any) -> list[st
 
 def _place(call: dict[str, Any], row: int, column: int, name: str) -> str:
     expert, of_expert = (int(part[row]) for part in call["rows"])
+    if call["stage"] == "routed_moe":
+        return f"[token {of_expert}, {name} {column}]"
     return f"[expert {expert}, row {of_expert}, {name} {column}]"
 
 

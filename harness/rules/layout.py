@@ -11,16 +11,17 @@ import torch
 from torch import Tensor
 
 from harness.candidates.layouts import Pair
+from harness.candidates.protocol import ROUTED
 from harness.judging.comparison import Comparison
-from harness.judging.context import Context, device_is_lost
+from harness.judging.context import Context
 from harness.judging.contract import Quantized
 from harness.problems.rows import Rows
-from harness.rules import NotApplicableError
+from harness.rules import NotApplicableError, routed_calls
 from harness.rules.agreement import agree
 from harness.rules.memory import SENTINEL, naming, stored_rows, untouched
+from harness.rules.refusals import REFUSALS, refused
 
-_REFUSALS = (ValueError, TypeError, AssertionError, RuntimeError)
-_STAGES = ("quantize_grouped", "silu_mul_quantize_grouped", "masked_grouped_gemm")
+_STAGES = ("quantize_grouped", "silu_mul_quantize_grouped", "masked_grouped_gemm", ROUTED)
 _EQUAL_ROWS = 3  # valid rows of each expert where all have as many
 _GAP = 16  # bytes between the rows of a slice: as much as the kernels' loads are aligned to
 
@@ -38,8 +39,8 @@ def output_layout(ctx: Context) -> list[Comparison]:
         name = f"{name}{naming(dtype)}"  # noqa: PLW2901 - the type belongs to it
         try:
             ctx.gemm_into(out, a, t.w1, t.w1_alpha)
-        except _REFUSALS as error:
-            found.append(_refused(name, error))
+        except REFUSALS as error:
+            found.append(refused(name, error))
             continue
         got = rows.take(out.permute(2, 0, 1))
         found += agree(
@@ -101,6 +102,8 @@ def input_layout(ctx: Context) -> list[Comparison]:
         found += _judged(even, stage, f"encode scales of {name}, expanded", call, wanted)
     if ctx.has("masked_grouped_gemm"):
         found += _operands(ctx) + _shared_operands(ctx) + _vectors(even)
+    if ctx.has(ROUTED):
+        found += routed_calls.layouts(ctx)
     return found
 
 
@@ -219,8 +222,8 @@ def _judged(
     """Compare what a call of a stage gives with what it should, or note that the call was refused."""
     try:
         got = call()
-    except _REFUSALS as error:
-        return [_refused(name, error)]
+    except REFUSALS as error:
+        return [refused(name, error)]
     return agree(ctx, stage, got, wanted, "the strides were ignored and memory was misread", name=name)
 
 
@@ -243,9 +246,3 @@ def _of_wider(tensor: Tensor) -> Tensor:
     memory = torch.full(shape, 0xFF, dtype=torch.uint8, device=tensor.device).view(tensor.dtype)
     memory[..., :columns] = tensor
     return memory[..., :columns]
-
-
-def _refused(stage: str, error: Exception) -> Comparison:
-    if device_is_lost(error):
-        raise error  # the launch went ahead and broke the context: the opposite of a refusal
-    return Comparison(stage, compared=1, judged={"refused with an error": 1})

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from harness.candidates import layouts
+from harness.candidates.protocol import ROUTED
 from harness.judging.comparison import Comparison, compare
 from harness.judging.context import Context
 from harness.judging.lending import copied
+from harness.judging.routed import arguments as routed_arguments
 from harness.problems.rows import Rows
 
 SENTINEL = 13.0
@@ -106,6 +108,8 @@ def inputs(ctx: Context) -> list[Comparison]:
         found += [_gemm_inputs(ctx, getattr(torch, dtype)) for dtype in ctx.traits.out_dtypes]
     if ctx.has("masked_moe"):
         found.append(_layer_inputs(ctx))
+    if ctx.has(ROUTED):
+        found.append(_routed_inputs(ctx))
     return found
 
 
@@ -130,6 +134,16 @@ def _layer_inputs(ctx: Context) -> Comparison:
     given |= dict(zip(("x", "x_scale"), (t for t in named["hidden_states"] if t is not None), strict=False))
     name = "masked_moe, quantized tokens" if prequantized else "masked_moe"
     return _unchanged(name, given, partial(ctx.candidate.masked_moe, **named))
+
+
+def _routed_inputs(ctx: Context) -> Comparison:
+    """Judge a routed layer on bfloat16 tokens or on quantized ones, as the problem's seed has it."""
+    prequantized = ctx.problem.seed % 2 == 1 and not ctx.traits.without_scales
+    named = copied(routed_arguments(ctx, prequantized=prequantized))
+    given = {k: v for k, v in named.items() if isinstance(v, Tensor) and k != "out"}
+    given |= dict(zip(("x", "x_scale"), (t for t in named["hidden_states"] if t is not None), strict=False))
+    name = "routed_moe, quantized tokens" if prequantized else "routed_moe"
+    return _unchanged(name, given, partial(ctx.candidate.routed_moe, **named))
 
 
 def _unchanged(stage: str, given: dict[str, Tensor], call: Callable[[], object]) -> Comparison:

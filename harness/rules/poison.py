@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from harness.candidates.layouts import Pair
+from harness.candidates.protocol import ROUTED
 from harness.judging.comparison import Comparison
 from harness.judging.context import Context
-from harness.judging.poisons import poisoned
+from harness.judging.poisons import named_unwritten, poisoned, poisoned_allocations
+from harness.rules import routed_calls
 from harness.rules.agreement import agree
 from harness.rules.memory import naming
-from reference.e4m3 import NAN_BYTE
 from reference.formats import Format
 from reference.moe import valid_rows
 
@@ -55,6 +55,8 @@ def padding_rows(ctx: Context) -> list[Comparison]:
     if ctx.has("masked_moe"):
         clean, dirty = (rows.take(ctx.moe((_padded(ctx, t.x, f), None))) for f in (0.0, poison))
         found += agree(ctx, "layer", dirty, clean, what)
+    if ctx.has(ROUTED):
+        found += routed_calls.empty_slots(ctx, poison)
     return found
 
 
@@ -108,6 +110,8 @@ def outputs(ctx: Context) -> list[Comparison]:
             found += _gemm_output(ctx, getattr(torch, dtype))
     if ctx.has("masked_moe"):
         found += _twice(ctx, "layer", lambda: rows.take(ctx.moe()))
+    if ctx.has(ROUTED):
+        found += routed_calls.outputs(ctx)
     return found
 
 
@@ -117,7 +121,7 @@ def _gemm_output(ctx: Context, dtype: torch.dtype) -> list[Comparison]:
         rows.take(ctx.gemm(a, t.w1, t.w1_alpha, dtype=dtype, fill=fill)) for fill in (float("nan"), 13.0)
     )
     what = "the output held NaN instead of 13"
-    return _named_unwritten(agree(ctx, "gemm", nan, other, what, name=f"gemm{naming(dtype)}"), nan)
+    return named_unwritten(agree(ctx, "gemm", nan, other, what, name=f"gemm{naming(dtype)}"), nan)
 
 
 def _twice(ctx: Context, stage: str, run: Callable[[], Tensor]) -> list[Comparison]:
@@ -125,29 +129,10 @@ def _twice(ctx: Context, stage: str, run: Callable[[], Tensor]) -> list[Comparis
     # Blocks of the same size that were just freed hold this, and allocators hand them out again.
     _leave_behind(ctx)
     clean = run()
-    with _poisoned_allocations(ctx.traits.device):
+    with poisoned_allocations(ctx.traits.device):
         poisoned = run()
     what = "fresh allocations hold NaN patterns instead of leftovers"
-    return _named_unwritten(agree(ctx, stage, poisoned, clean, what), poisoned)
-
-
-@contextmanager
-def _poisoned_allocations(device: str) -> Iterator[None]:
-    """Make every `torch.empty` of the block hold NaN (0xFF in bytes), so that what no kernel writes shows.
-
-    Uses torch.utils.deterministic.fill_uninitialized_memory, which C++ allocations honour as well.
-    """
-    was = torch.get_deterministic_debug_mode()
-    filled = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
-    torch.set_deterministic_debug_mode("warn")  # use_deterministic_algorithms loads a compiler, for a second
-    torch.utils.deterministic.fill_uninitialized_memory = True  # type: ignore[attr-defined]
-    try:
-        yield
-        if device == "cuda":
-            torch.cuda.synchronize()
-    finally:
-        torch.utils.deterministic.fill_uninitialized_memory = filled  # type: ignore[attr-defined]
-        torch.set_deterministic_debug_mode(was)
+    return named_unwritten(agree(ctx, stage, poisoned, clean, what), poisoned)
 
 
 def _leave_behind(ctx: Context) -> None:
@@ -155,16 +140,3 @@ def _leave_behind(ctx: Context) -> None:
     shape = ctx.tensors.x.shape
     for size in (shape[0] * shape[1] * shape[2] // 2, shape[0] * shape[1] * shape[2]):
         torch.full((size,), 0x55, dtype=torch.uint8, device=ctx.traits.device)
-
-
-def _named_unwritten(found: list[Comparison], got: Tensor) -> list[Comparison]:
-    """Say so where what differs is just the poison: the output was never written."""
-    floating = got.dtype.is_floating_point
-    poison = got.isnan() if floating else (got == 0xFF) | (got == 0xF) | (got == NAN_BYTE)
-    if len(got) and bool(poison.all()):
-        for result in found:
-            if result.illegal:
-                result.message = (
-                    f"{result.stage}: output never written: it still holds the poison\n{result.message}"
-                )
-    return found

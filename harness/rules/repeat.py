@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 
 from harness.candidates import layouts
+from harness.candidates.protocol import ROUTED
 from harness.judging.comparison import Comparison, compare_equal
 from harness.judging.context import Context
 from harness.judging.lending import copied
 from harness.problems.rows import Rows
+from harness.rules import routed_calls
 from harness.rules.agreement import need_determinism
 from reference.formats import Coded
 
@@ -57,6 +59,8 @@ def repeat(ctx: Context) -> list[Comparison]:
         reused, fresh = stage.call(buffers, after), stage.call(copied(stage.second), after)
         what = "the same data in new buffers; these held other data in an earlier call"
         found.append(compare_equal(f"{stage.name}, buffers reused", reused, fresh, after, what))
+    if ctx.has(ROUTED):
+        found += routed_calls.repeated(ctx)
     if ctx.has("masked_grouped_gemm") and not ctx.traits.alpha_required and ctx.problem.seed % 2:
         found.append(_without_alpha(ctx, before))
     return found

@@ -9,13 +9,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from harness.candidates.protocol import ROUTED, STAGES
 from harness.judging.comparison import Comparison, compare_equal
 from harness.judging.context import Context
 from harness.judging.poisons import poisoned
 from harness.problems.draws import draws_of
 from harness.problems.rows import Rows
 from harness.problems.weights import Weights
-from harness.rules import NotApplicableError
+from harness.rules import NotApplicableError, routed_calls
 from harness.rules.agreement import need_determinism, need_invariance
 from reference.e4m3 import take
 
@@ -116,8 +117,10 @@ def expert_permutation(ctx: Context) -> list[Comparison]:
         return take(tensor, order).contiguous()
 
     there = dataclasses.replace(rows, expert=torch.argsort(order)[rows.expert])
-    moved = _Moved(there, permuted, permuted)
-    return _agree(ctx, moved, f"experts are in the order {order.tolist()[:16]}")
+    moved, what = _Moved(there, permuted, permuted), f"experts are in the order {order.tolist()[:16]}"
+    return _agree(ctx, moved, what) + (
+        routed_calls.experts_moved(ctx, order, what) if ctx.has(ROUTED) else []
+    )
 
 
 def token_permutation(ctx: Context) -> list[Comparison]:
@@ -131,7 +134,8 @@ def token_permutation(ctx: Context) -> list[Comparison]:
         result[there.expert, there.row] = rows.take(tensor)
         return result
 
-    return _agree(ctx, _Moved(there, mirrored), "the valid rows of every expert are in reverse order")
+    found = _agree(ctx, _Moved(there, mirrored), "the valid rows of every expert are in reverse order")
+    return found + (routed_calls.tokens_moved(ctx) if ctx.has(ROUTED) else [])
 
 
 def power_of_two(ctx: Context) -> list[Comparison]:
@@ -164,6 +168,8 @@ def power_of_two(ctx: Context) -> list[Comparison]:
 def capacity(ctx: Context) -> list[Comparison]:
     """CAPACITY: 96 more rows of padding per expert leave every valid row as it is."""
     need_invariance(ctx)
+    if not any(map(ctx.has, STAGES)):
+        raise NotApplicableError("the candidate has no stage of the masked layer: there is no capacity")
     more = -(-96 // ctx.traits.m_multiple) * ctx.traits.m_multiple
 
     def grown(tensor: Tensor) -> Tensor:

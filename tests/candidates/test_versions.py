@@ -13,9 +13,20 @@ import pytest
 
 pytestmark = [pytest.mark.flashinfer, pytest.mark.long]
 
+ROOT = Path(__file__).parents[2]
 CANDIDATE = "flashinfer-cutedsl-cpu"
 FLASHINFER = ("0.7.2", "0.7.2.post1", "0.7.4")
 CUTLASS = ("4.8.0", "4.8.1")
+ROUTED = (
+    "-m",
+    "pytest",
+    "-q",
+    "-p",
+    "no:cacheprovider",
+    "-m",
+    "flashinfer",
+    "tests/candidates/test_flashinfer_routed.py",
+)
 WHEELS = ("", "-libs-base", "-libs-core", "-libs-cu12")
 # How busy the machine is must not decide: a problem may take ten minutes.
 LIMIT = ("--problem-seconds", "600")
@@ -57,3 +68,15 @@ def test_quick_passes_and_the_kernels_are_known(flashinfer, cutlass, installed, 
     assert record["environment"]["packages"]["nvidia-cutlass-dsl"] == cutlass
     (candidate,) = record["candidates"]
     assert "not yet known" not in candidate["measured"]["warning"]
+
+
+@pytest.mark.parametrize("flashinfer", FLASHINFER)
+def test_fused_layers_are_called_as_each_version_takes_it(flashinfer, installed):
+    """A renamed argument of FlashInfer breaks here and not on a B200."""
+    path = os.pathsep.join([str(installed(f"flashinfer-python=={flashinfer}")), *sys.path[1:]])
+    done = subprocess.run(
+        [sys.executable, *ROUTED],
+        env=os.environ | {"PYTHONPATH": path}, cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert " passed" in done.stdout

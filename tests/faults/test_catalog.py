@@ -22,7 +22,7 @@ from harness.problems.problem import parse_problem
 from harness.rules import RULE_IDS, find_rules
 from harness.running.judge import Judge, Watched, judge_context
 
-FEWEST_FAULTS = 207
+FEWEST_FAULTS = 232
 FAULTS = all_faults()
 
 # Without traps: what normal random data shows.
@@ -33,6 +33,7 @@ PLAIN = (
     "3x200x160x32:200,130,64:normal:8",
     "4x16x64x48:16,3,0,5:normal:11",
     "3x9x256x128:9,4,7:normal:3",
+    "3x24x64x64:5,0,9:normal:6",
 )
 _BLOCKS = "e2m1_ties+e4m3_ties+scale_underflow+scale_saturation+zero_block+subnormal+negative_zero"
 PROBLEMS = (
@@ -42,6 +43,7 @@ PROBLEMS = (
     "3x200x160x32:200,130,64:normal:8:subnormal_scales",
     "4x48x320x64:0,48,5,30:grid:7:e2m1_ties",
     "5x12x96x32:12,0,3,1,7:normal:9:outlier_block+negative_zero",
+    "3x40x64x64:40,0,17:normal:1:sharded",
 )
 
 

@@ -114,6 +114,7 @@ OWNERS = {
     "declared.py": "only asks what was found about the candidate, which was given tensors of the probes",
     "memory.py": "INPUTS judges what becomes of the tensors that it hands over",
     "repeat.py": "REPEAT calls with the same tensors again, and writes into them",
+    "routed_calls.py": "REPEAT calls a routed layer with the same tensors again, and writes into them",
     "sessions.py": "GRAPH captures the tensors that it writes into; SHAPES only asks another Context",
     "layout.py": "asks another Context",
 }

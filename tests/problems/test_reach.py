@@ -48,7 +48,7 @@ def test_every_extent_is_some_smaller_rules_too_and_slow_candidates_have_none() 
     shared = {far_for(rule.id, Traits(), all_of_them=False)[0].name for rule in RULES if not rule.reaches}
     assert shared == set(MOST) - {"counts"}
     assert {rule.id for rule in RULES if rule.reaches} == {
-        "QUANT", "ACT", "GEMM", "PIPELINE", "MOE", "ROUTE", "DISPATCH", "COMBINE", "LOAD", "EP",
+        "QUANT", "ACT", "GEMM", "PIPELINE", "MOE", "ROUTED", "ROUTE", "DISPATCH", "COMBINE", "LOAD", "EP",
     }  # fmt: skip
     assert far_for("GEMM", Traits(far=False), all_of_them=True) == []
 

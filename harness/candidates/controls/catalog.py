@@ -13,6 +13,7 @@ from torch import Tensor
 
 from harness.candidates.controls.in_formats import IN_FORMATS, StrictKernels
 from harness.candidates.controls.layer_variants import LAYER_HABITS, LayerVariant
+from harness.candidates.controls.routed_variants import ROUTED
 from harness.candidates.controls.variant import Habit, Variant
 from harness.candidates.eager import Eager
 from harness.candidates.physical import Physical
@@ -153,7 +154,7 @@ def load_control(name: str) -> Any:
     Raises:
         UsageError: there is none; the message gives the nearest name.
     """
-    known = CONTROLS | IN_FORMATS
+    known = CONTROLS | IN_FORMATS | ROUTED
     if name not in known:
         raise unknown_name("control", name, known)
     return known[name]()

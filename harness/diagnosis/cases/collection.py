@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.candidates.protocol import LAYER_STAGES
+from harness.candidates.protocol import LAYER_STAGES, ROUTED
 from harness.diagnosis.cases.around import is_padded_load, legal_around, models_around
 from harness.diagnosis.cases.case import CallCase
 from harness.diagnosis.cases.habits import Habits, learned_habits
@@ -17,6 +17,7 @@ from harness.diagnosis.cases.legality import Bounds, legal, legal_layer
 from harness.diagnosis.cases.models import models
 from harness.diagnosis.cases.observation import INNER, MASKED_GEMM, MASKED_MOE, Observed
 from harness.diagnosis.cases.replay import ReplayError, replayed
+from harness.diagnosis.cases.routed import routed_cases
 from harness.diagnosis.cases.transported import legal_transported, taken_for
 from harness.diagnosis.cases.views import input_bytes, memory_of, same, seen, untouchable, valid
 
@@ -42,6 +43,8 @@ def cases_of(
             cases += cases_around(call, bounds)
         elif call.stage in INNER:
             cases += _inner_cases(call, allowed[id(call)], bounds, habits.get(call.stage))
+        elif call.stage == ROUTED:
+            cases += routed_cases(call, bounds)
     return cases
 
 

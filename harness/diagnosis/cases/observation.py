@@ -33,6 +33,7 @@ class Observed:
         pristine: a second copy of the arguments, from `keep`.
         forms: formats of activations and weights.
         gated: the candidate's activation with a gate.
+        final_sum: how its routed layer adds.
     """
 
     stage: str
@@ -43,6 +44,7 @@ class Observed:
     pristine: dict[str, Any] = field(default_factory=dict)
     forms: tuple[Format, Format] = (NVFP4, NVFP4)
     gated: str = "silu"
+    final_sum: str = "slots"
 
     @property
     def traits(self) -> Traits:
@@ -53,6 +55,7 @@ class Observed:
             weight_format=weights.name,
             k_multiple=128,
             activations=(self.gated, "relu2"),
+            final_sum=self.final_sum,
         )
 
     @property
@@ -98,7 +101,9 @@ class Recorder:
             given = dict(zip(names, positional, strict=False)) | named
             if stage == "silu_mul_quantize_grouped" and "gate_up" in given:
                 given["x"] = given.pop("gate_up")
-            observed = Observed(stage, copied(given), None, forms=forms, gated=traits.gated)
+            observed = Observed(
+                stage, copied(given), None, forms=forms, gated=traits.gated, final_sum=traits.final_sum
+            )
             if stage == MASKED_GEMM:
                 observed.arguments["out"] = with_memory(given["out"])
             self.begun(observed)

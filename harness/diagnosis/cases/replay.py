@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from harness.candidates.protocol import ROUTED
 from harness.diagnosis.cases.observation import MASKED_GEMM, Observed, with_memory
 from harness.diagnosis.cases.views import elements
 from harness.faults.calls import Call
@@ -42,6 +43,8 @@ def replayed(
     arguments = dict(call.arguments)
     if call.stage == MASKED_GEMM:
         arguments["out"] = with_memory(arguments["out"])
+    elif call.stage == ROUTED and arguments.get("out") is not None:
+        arguments["out"] = arguments["out"].clone()
     planted = (kind or CALLS[call.stage])(call.stage, getattr(model, call.stage), model, arguments)
     with unharmed(call):
         if run is None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from harness.candidates import layouts
+from harness.candidates.protocol import ROUTED
 from harness.diagnosis.cases.around import elements_around
 from harness.diagnosis.cases.observation import (
     MASKED_GEMM,
@@ -54,8 +55,8 @@ def elements(
     if stage == MASKED_GEMM:
         product: Tensor = output.permute(2, 0, 1).unsqueeze(2)
         return product
-    if stage == MASKED_MOE:
-        layer: Tensor = output.unsqueeze(2)
+    if stage in {MASKED_MOE, ROUTED}:
+        layer: Tensor = (output if stage == MASKED_MOE else output.unsqueeze(0)).unsqueeze(2)
         return layer
     return elements_around(stage, output)[0]
 
@@ -98,6 +99,8 @@ def input_bytes(arguments: dict[str, Any]) -> Tensor:
 
 def valid(call: Observed) -> Tensor:
     """Return `(groups, rows)` bool: rows that count."""
+    if call.stage == ROUTED:
+        return torch.ones(1, len(call.output), dtype=torch.bool)
     if call.stage in QUANTIZERS:
         rows = call.arguments["x"].shape[1]
     elif call.stage == MASKED_GEMM:

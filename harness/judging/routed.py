@@ -1,0 +1,248 @@
+"""One call of routed_moe: its arguments, and its output against what legal rows, added in a legal order, can come to."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harness.candidates import layouts
+from harness.candidates.layouts import Pair
+from harness.judging.comparison import Comparison, accepted, altered_copies, compare
+from harness.judging.context import Context
+from harness.judging.contract import checked
+from reference import propagate
+from reference.bounds import Accumulator
+from reference.e2m1 import pack_e2m1, unpack_e2m1
+from reference.final_sum import FinalSum
+from reference.formats import Coded, Format
+from reference.intervals import Interval
+from reference.legal import Arithmetic
+from reference.matrix_units import Summation
+from reference.propagate import Added
+from reference.routed import Routes, routes_of
+from reference.routed_sum import RoutedSum
+
+Matrix = tuple[Tensor, Tensor]
+"""Weights `(l, n, k)`, codes times block scales, and their decoded block scales `(l, n, k / block)`."""
+
+
+def arguments(ctx: Context, *, prequantized: bool | None = None, fill: float | None = None) -> dict[str, Any]:
+    """Return the keyword arguments of routed_moe for a problem.
+
+    Args:
+        ctx: the problem.
+        prequantized: hand over quantized tokens; None: as the problem says.
+        fill: what the output holds before the call, unless the sum begins with that; None for NaN.
+    """
+    r = ctx.routed
+    prequantized = "prequantized" in ctx.problem.extras if prequantized is None else prequantized
+    return {
+        "hidden_states": _pair(ctx, r.quantized) if prequantized else (r.x, None),
+        "topk_idx": r.topk_idx,
+        "topk_weights": r.topk_weights,
+        "input_global_scale": None if prequantized else r.input_scale,
+        "w1": pack_e2m1(r.w1.codes),
+        "w1_blockscale": layouts.weight_scales(r.w1.form, r.w1.block_scale),
+        "w1_alpha": r.w1_alpha,
+        "w2": pack_e2m1(r.w2.codes),
+        "a2_global_scale": r.a2_scale,
+        "w2_blockscale": layouts.weight_scales(r.w2.form, r.w2.block_scale),
+        "w2_alpha": r.w2_alpha,
+        "num_experts": r.total_experts,
+        "local_expert_offset": r.offset,
+        "out": r.held_before(fill),
+        "activation": ctx.activation,
+    }
+
+
+def _pair(ctx: Context, coded: Coded) -> Pair:
+    """Return quantized tokens as routed_moe takes them: packed codes, and linear scales."""
+    form = ctx.form
+    codes = pack_e2m1(coded.codes) if form.element == "e2m1" else coded.codes
+    if form.rows:
+        return codes, coded.row_scale
+    return codes, coded.block_scale.view(torch.float8_e4m3fn) if form.scale == "e4m3" else coded.block_scale
+
+
+def call(ctx: Context, given: dict[str, Any], candidate: Any = None) -> Tensor:
+    """Call routed_moe and check what comes back: `(tokens, hidden)`.
+
+    Args:
+        ctx: the problem.
+        given: keyword arguments.
+        candidate: whose stage it is; None for the context's, which gets copies.
+    """
+    out = (ctx.calls if candidate is None else candidate).routed_moe(**given)
+    shape = len(given["topk_idx"]), ctx.problem.hidden
+    return checked(
+        out, "routed_moe", "", shape, ctx.routed.layer_dtype, ctx.traits.device, "(tokens, hidden)"
+    )
+
+
+@dataclass(frozen=True)
+class Computed:
+    """How a routed layer computes, as it is judged.
+
+    Attributes:
+        forms: formats of activations and weights.
+        way: order and roundings of its final sum.
+        arithmetic: of its quantizers.
+        accumulator: what is measured or assumed of it.
+        summation: of its GEMMs, bit for bit, or None.
+        unrounded: values that stay float32, as Traits.unrounded names them.
+    """
+
+    forms: tuple[Format, Format]
+    way: FinalSum
+    arithmetic: Arithmetic
+    accumulator: Accumulator
+    summation: Summation | None = None
+    unrounded: Collection[str] = ()
+
+
+@dataclass(frozen=True)
+class LegalRouted:
+    """What routed_moe may return for a call.
+
+    Attributes:
+        low: `(tokens, hidden)` float64, the smallest.
+        high: the largest; NaN in either where NaN is legal and nothing else.
+    """
+
+    low: Tensor
+    high: Tensor
+
+    def accepts(self, out: Tensor, rows: slice = slice(None)) -> Tensor:
+        """Return which elements are legal."""
+        low, high, values = self.low[rows], self.high[rows], out.double()
+        return torch.where(low.isnan() | high.isnan(), values.isnan(), (values >= low) & (values <= high))
+
+
+def legal(given: dict[str, Any], how: Computed, matrices: tuple[Matrix, Matrix] | None = None) -> LegalRouted:
+    """Return the legal outputs of a call.
+
+    Args:
+        given: arguments of routed_moe by name.
+        how: the candidate computes.
+        matrices: of w1 and w2 what is multiplied and their decoded scales, where the caller has them.
+    """
+    ids, weights = given["topk_idx"], given["topk_weights"]
+    routes = routes_of(ids, len(given["w1"]), given.get("local_expert_offset", 0))
+    own = how.forms[0].layer_dtype
+    rows = _legal_rows(given, how, routes, matrices or _decoded(given, how.forms[1]))
+    low, high = (routes.spread(end.to(own)) for end in (rows.low, rows.high))
+    held = given.get("out")
+    if held is None:
+        held = torch.zeros(len(ids), low.shape[2], dtype=own, device=ids.device)
+    total = RoutedSum(how.way, weights, ids, routes.there, held).legal(low, high)
+    return LegalRouted(total.low, total.high)
+
+
+def _decoded(given: dict[str, Any], form: Format) -> tuple[Matrix, Matrix]:
+    first, second = (
+        layouts.loaded(
+            form,
+            (given[name].permute(1, 2, 0), layouts.as_mma(given[f"{name}_blockscale"].view(torch.uint8))),
+        )
+        for name in ("w1", "w2")
+    )
+    return (form.values(first), form.scales(first.block_scale)), (
+        form.values(second),
+        form.scales(second.block_scale),
+    )
+
+
+def _legal_rows(
+    given: dict[str, Any], how: Computed, routes: Routes, matrices: tuple[Matrix, Matrix]
+) -> Interval:
+    """Return what the experts may make of their rows, `(rows, hidden)`, expert after expert."""
+    (w1, w1_scales), (w2, w2_scales) = matrices
+    if not len(routes.token):
+        nothing = torch.zeros(0, w2.shape[1], dtype=torch.float64, device=w2.device)
+        return Interval(nothing, nothing)
+    form, (x, scale) = how.forms[0], given["hidden_states"]
+    weight = given["topk_weights"][routes.token, routes.slot].unsqueeze(-1)
+    taken, x_scales = scale is not None or form.plain, None
+    if scale is not None:
+        coded = _coded(form, x, scale).map(lambda part: part[routes.token])
+        source = form.values(coded, torch.float64)
+        if coded.row_scale is not None:
+            source *= coded.row_scale
+        elif form.scale != "float32":
+            x_scales = form.scales(coded.block_scale)
+    else:
+        tokens = x[routes.token]
+        if how.way.weight == "tokens":
+            tokens = (tokens.float() * weight).to(tokens.dtype)
+        source = tokens.double()
+        x_scales = source.new_zeros((len(source), 0)) if form.plain else None
+    local = len(given["w1"])
+    scales = given["w1_alpha"], None if taken else given["input_global_scale"].expand(local)
+    return propagate.masked_moe(
+        Interval(source, source, x_scales), routes.counts, w1, w2, (*scales, given["a2_global_scale"], given["w2_alpha"]),
+        given.get("activation", "silu"), how.arithmetic, Added(how.accumulator, how.summation, how.forms), how.unrounded,
+        (w1_scales, w2_scales), None, (how.way.weight, weight),
+    )  # fmt: skip
+
+
+def _coded(form: Format, x: Tensor, scale: Tensor) -> Coded:
+    """Return quantized tokens `(tokens, k)` as routed_moe takes them, decoded as far as codes and scales."""
+    codes = unpack_e2m1(x) if form.element == "e2m1" else x
+    if form.rows:
+        return Coded(codes, codes.new_zeros((len(codes), 0), dtype=torch.uint8), scale)
+    return Coded(codes, scale if form.scale == "float32" else scale.view(torch.uint8))
+
+
+def judge(ctx: Context, out: Tensor, given: dict[str, Any], name: str = "routed layer") -> Comparison:
+    """Judge an output: every element must be what legal rows, added in a legal order, can come to."""
+    r = ctx.routed
+    rows = r.token_rows()
+    if not len(rows):
+        return Comparison(name)
+    how = Computed(
+        (ctx.form, r.w1.form),
+        r.way,
+        ctx.known.arithmetic,
+        ctx.known.accumulator,
+        ctx.known.summation,
+        ctx.known.unrounded,
+    )
+    matrices = [(w.values, w.form.scales(w.block_scale)) for w in (r.w1, r.w2)]
+    allowed = legal(given, how, (matrices[0], matrices[1]))
+    accepts = allowed.accepts
+    low, high = allowed.low, allowed.high
+    altered = altered_copies(out, accepts) | {
+        "x1.1": lambda: accepted(accepts, (out.double() * 1.1).to(out.dtype))
+    }
+    served = r.routes.there.any(-1).nonzero().flatten()  # the others' rows are all alike
+    altered = altered if len(served) else {}
+    if len(served) > 1:
+        swapped = out.clone()
+        swapped[served[[0, -1]]] = out[served[[-1, 0]]]
+        altered["two swapped rows"] = lambda: accepted(accepts, swapped)
+    result = accepts(out)
+    single = low == high
+    center, radius = (low + high) / 2, ((high - low) / 2).clamp(min=1e-300)
+    ratio = (out.double() - center).abs() / radius
+    return compare(
+        name,
+        result,
+        rows,
+        judged=_how_judged(ctx, single),
+        altered=altered,
+        show=lambda row, c: (
+            f"= {float(out[row, c]):.8g}, legal are {float(low[row, c]):.8g} to {float(high[row, c]):.8g} "
+            f"(experts {r.topk_idx[row].tolist()})"
+        ),
+        ratio=torch.where(result, ratio.nan_to_num(0.0).clamp(max=1.0), ratio.nan_to_num(torch.inf)),
+    )
+
+
+def _how_judged(ctx: Context, single: Tensor) -> dict[str, int]:
+    known = f", sums by {ctx.known.summation}" if ctx.known.summation else ""
+    how = f"{ctx.known.arithmetic.describe_codes()}{known}; final sum {ctx.traits.final_sum}"
+    return {f"one value, {how}": int(single.sum()), f"bound {how}": int((~single).sum())}
