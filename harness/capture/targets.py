@@ -22,7 +22,15 @@ MASKED_MOE_NAMES = (
     "hidden_states", "input_global_scale", "w1", "w1_blockscale", "w1_alpha", "w2", "a2_global_scale",
     "w2_blockscale", "w2_alpha", "masked_m",
 )  # fmt: skip
-WEIGHTS = {MASKED_MOE: ("w1", "w1_blockscale", "w2", "w2_blockscale"), GEMM: ("b", "b_scale")}
+FUSED_WEIGHTS = (
+    "w1_weight", "w1_weight_sf", "w2_weight", "w2_weight_sf", "gemm1_weights", "gemm1_weights_scale", "gemm2_weights",
+    "gemm2_weights_scale", "fc1_expert_weights", "fc2_expert_weights",
+)  # fmt: skip
+WEIGHTS = {
+    MASKED_MOE: ("w1", "w1_blockscale", "w2", "w2_blockscale"),
+    GEMM: ("b", "b_scale"),
+    "": FUSED_WEIGHTS,
+}
 """Tensors of a stage that are the same in every call: stored once."""
 
 
@@ -99,8 +107,7 @@ def reading_of(target: Target, function: Callable[..., Any], where: str) -> Read
     if target.stage in (DISPATCH, COMBINE):
         return _collective(target.stage, function)
     if not target.stage:
-        signature = inspect.signature(function)
-        return Read(lambda args, kwargs: dict(signature.bind(*args, **kwargs).arguments), _as_returned)
+        return _fused(function)
     bind = binder(where, target.stage, function)
     return _gemm(bind) if target.stage == GEMM else _quantizer(bind)
 
@@ -121,6 +128,23 @@ def _collective(stage: str, function: Callable[..., Any]) -> Read:
         return dict(zip(names, result, strict=False))
 
     return Read(inputs, outputs, late=True)
+
+
+def _fused(function: Callable[..., Any]) -> Read:
+    """Read a fused layer: its arguments by its own names."""
+    signature = inspect.signature(function)
+    places = {name: place for place, name in enumerate(signature.parameters) if name in FUSED_WEIGHTS}
+
+    def inputs(args: Any, kwargs: Any) -> dict[str, Any]:
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        return dict(bound.arguments)
+
+    def weights(args: Any, kwargs: Any) -> Any:
+        name, place = next(iter(places.items()), ("", 0))
+        return args[place] if name and len(args) > place else kwargs.get(name)
+
+    return Read(inputs, _as_returned, weights)
 
 
 def _as_returned(_: Any, __: Any, result: Any) -> dict[str, Any]:

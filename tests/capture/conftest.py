@@ -31,6 +31,7 @@ class Engine:
 
     def __init__(self, session: Session) -> None:
         self.session = session
+        self.flashinfer = importlib.import_module("flashinfer")
         self.kernels = importlib.import_module("flashinfer.kernels")
         self.moe = importlib.import_module("sglang.moe")
         self._loaded = runpy.run_path(str(ENGINE / "serve.py"))["loaded"]

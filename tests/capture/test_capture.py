@@ -247,6 +247,21 @@ def test_an_engine_in_inference_mode_is_captured(engine: Engine, tmp_path: Path)
     assert [call.stage for call in calls_of(tmp_path)] == STAGES
 
 
+def test_a_fused_layer_is_recorded_with_its_weights_once_and_by_layer(engine: Engine, tmp_path: Path) -> None:
+    engine.capture(tmp_path, count=0)
+    weights, out = [torch.full((2, 3), n, dtype=torch.uint8) for n in range(3)], torch.zeros(4)
+    for first in (0, 1, 0):
+        engine.flashinfer.cute_dsl_fused_moe(
+            torch.ones(4), weights[first], w1_weight_sf=weights[2], moe_output=out
+        )
+    calls = calls_of(tmp_path)
+    assert [call.layer for call in calls] == [0, 1, 0]
+    assert len(list(tmp_path.glob("*/weights-*"))) == 3
+    assert calls[1].inputs["quant_mode"] == "w4a4", "defaults are recorded"
+    assert torch.equal(calls[1].inputs["w1_weight"], weights[1])
+    assert torch.equal(calls[1].outputs["result"], torch.ones(4))
+
+
 def test_settings_travel_through_the_environment() -> None:
     settings = CaptureSettings("/folder", calls=3, every=2, layers=(1, 4))
     assert CaptureSettings.from_environment(settings.environment()) == settings
