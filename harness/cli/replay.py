@@ -17,6 +17,7 @@ from harness.records.parts.replay import ReplayedCall, ReplayRun
 from harness.verdict import ExitCode, UsageError, Verdict, exit_code
 
 if TYPE_CHECKING:
+    from harness.records.record import RunRecord
     from harness.replay.captured import Process
 
 KINDS = ("fast", "exact", "real")
@@ -103,19 +104,24 @@ def replay_command(
     record.seconds, record.replay_run = time.monotonic() - begun, run
     if exported is not None:
         click.echo(f"exported: {export_first(processes, run.calls, exported, arithmetic)}", err=as_json)
+    _finish(record, run, made, as_json=as_json)
+    return exit_code(record.verdict)
+
+
+def _finish(record: RunRecord, run: ReplayRun, folder: Path, *, as_json: bool) -> None:
+    """Write the record and what is drawn from it, and print what was found."""
     if as_json:
         from harness.ci.outputs import write_record
 
-        write_record(record, made)
+        write_record(record, folder)
         found = {"verdict": record.verdict, "reason": record.reason, "changes": run.changes}
         click.echo(json.dumps({**found, "calls": [asdict(call) for call in run.calls]}))
-    else:
-        from harness.cli.output import finish
+        return
+    from harness.cli.output import finish
 
-        for words in (*run.torn, *run.changes):
-            click.echo(words)
-        finish(record, made)
-    return exit_code(record.verdict)
+    for words in (*run.torn, *run.changes):
+        click.echo(words)
+    finish(record, folder)
 
 
 def _require(device: str) -> None:
