@@ -103,7 +103,8 @@ def _chart(
     layers = sorted(worst)[:MOST_LAYERS]
     heights = {layer: _exponent(value_of(worst[layer])) for layer in layers}
     low, high = math.floor(min(heights.values())), math.ceil(max(heights.values()))
-    low, high = (low - 1, high + 1) if low == high else (low, high)
+    if low == high:
+        low, high = (low if low == LOWEST else low - 1), high + 1
 
     def across(layer: int) -> float:
         return LEFT + (WIDTH - LEFT - RIGHT) * (layers.index(layer) + 0.5) / len(layers)
@@ -147,7 +148,7 @@ def _exponent(value: float | None) -> float:
 def _power(exponent: int) -> str:
     if exponent == LOWEST:
         return "0"
-    return f"{100 * 10**exponent:g} %" if exponent >= -3 else f"1e{exponent}"
+    return f"{100 * 10**exponent:g} %" if -3 <= exponent <= 1 else f"1e{exponent}"
 
 
 def _label(call: ReplayedCall, value_of: Callable[[ReplayedCall], float | None]) -> str:

@@ -12,6 +12,7 @@ import importlib.machinery
 import importlib.util
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -27,17 +28,48 @@ def install_taps(session: Session) -> None:
     """Tap what is there, and what will be imported."""
     if any(isinstance(finder, _Finder) for finder in sys.meta_path):
         return
+    taps: list[_Tap] = []
     for name, module in list(sys.modules.items()):
         if name.partition(".")[0] in PACKAGES and module is not None:
-            _tap_everywhere(session, module)
-    sys.meta_path.insert(0, _Finder(session))
+            taps += _tap_everywhere(session, module)
+    finder = _Finder(session, taps)
+    session.resting = functools.partial(_remove, finder, taps)
+    sys.meta_path.insert(0, finder)
+
+
+@dataclass(frozen=True)
+class _Tap:
+    """A function and what stands in its place, and where that is."""
+
+    holder: Any
+    name: str
+    function: Any
+    tapped: Any
+
+
+def _remove(finder: _Finder, taps: list[_Tap]) -> None:
+    """Put functions back where nothing is captured any more: what is called then costs nothing, but for hidden copies."""
+    if finder in sys.meta_path:
+        sys.meta_path.remove(finder)
+    for tap in taps:
+        if vars(tap.holder).get(tap.name) is tap.tapped:
+            setattr(tap.holder, tap.name, tap.function)
+        _replace_copies(tap.tapped, tap.function)
+
+
+def _replace_copies(old: Any, new: Any) -> None:
+    """Replace what modules copied from each other."""
+    for other in list(sys.modules.values()):
+        for name, value in list(vars(other).items()) if isinstance(other, ModuleType) else ():
+            if value is old:
+                setattr(other, name, new)
 
 
 class _Finder(importlib.abc.MetaPathFinder):
     """Lets the other finders find a module of a tapped package, and taps it once it has run."""
 
-    def __init__(self, session: Session) -> None:
-        self._session = session
+    def __init__(self, session: Session, taps: list[_Tap]) -> None:
+        self._session, self._taps = session, taps
         self._asking: set[str] = set()
 
     def find_spec(
@@ -51,7 +83,7 @@ class _Finder(importlib.abc.MetaPathFinder):
         finally:
             self._asking.discard(name)
         if spec is not None and spec.loader is not None and hasattr(spec.loader, "exec_module"):
-            _run_then_tap(spec.loader, self._session)
+            _run_then_tap(spec.loader, self._session, self._taps)
         return spec
 
 
@@ -64,13 +96,14 @@ def _found(
     return None
 
 
-def _run_then_tap(loader: Any, session: Session) -> None:
+def _run_then_tap(loader: Any, session: Session, taps: list[_Tap]) -> None:
     run = loader.exec_module
 
     @functools.wraps(run)
     def exec_module(module: ModuleType) -> None:
         run(module)
-        _tap(session, module)
+        if not session.idle:
+            taps.extend(_tap(session, module))
 
     try:
         loader.exec_module = exec_module
@@ -78,8 +111,8 @@ def _run_then_tap(loader: Any, session: Session) -> None:
         return
 
 
-def _tap(session: Session, module: ModuleType) -> list[tuple[Any, Any]]:
-    """Tap the functions that a module defines; return them with what stands in their place."""
+def _tap(session: Session, module: ModuleType) -> list[_Tap]:
+    """Tap the functions that a module defines."""
     done = []
     package = module.__name__.partition(".")[0]
     for target in TARGETS:
@@ -94,17 +127,16 @@ def _tap(session: Session, module: ModuleType) -> list[tuple[Any, Any]]:
         tapped = _around(session, target, function, f"{module.__name__}.{target.name}")
         if tapped is not None:
             setattr(holder, name, tapped)
-            done.append((function, tapped))
+            done.append(_Tap(holder, name, function, tapped))
     return done
 
 
-def _tap_everywhere(session: Session, module: ModuleType) -> None:
+def _tap_everywhere(session: Session, module: ModuleType) -> list[_Tap]:
     """Tap a module that is there, and replace the copies that others have of its functions."""
-    for function, tapped in _tap(session, module):
-        for other in list(sys.modules.values()):
-            for name, value in list(vars(other).items()) if isinstance(other, ModuleType) else ():
-                if value is function:
-                    setattr(other, name, tapped)
+    taps = _tap(session, module)
+    for tap in taps:
+        _replace_copies(tap.function, tap.tapped)
+    return taps
 
 
 def _around(

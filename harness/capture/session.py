@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from harness.capture.begun import Begun
@@ -27,10 +28,12 @@ class Session:
 
     Attributes:
         idle: nothing is captured (any more).
+        resting: called when that begins: takes the taps away.
     """
 
     def __init__(self, settings: CaptureSettings) -> None:
         self.settings, self.idle = settings, False
+        self.resting: Callable[[], None] = lambda: None
         self._lock = threading.Lock()
         self._threads = threading.local()
         self._warned: set[str] = set()
@@ -159,7 +162,7 @@ class Session:
                 changed = changes(call.inputs, read.inputs(args, kwargs) or {}, left_out)
             with self._lock:
                 if not self._writing().store(call, outputs, changed):
-                    self.idle = True
+                    self._rest()
         except Exception as error:  # noqa: BLE001 - as above
             self._stop(error)
 
@@ -174,8 +177,12 @@ class Session:
             self._warned.add(words)
             print(f"harness capture: {words}", file=sys.stderr, flush=True)  # noqa: T201 - into the engine's own log
 
-    def _stop(self, error: Exception) -> None:
+    def _rest(self) -> None:
         self.idle = True
+        self.resting()
+
+    def _stop(self, error: Exception) -> None:
+        self._rest()
         self.warn(f"stopped in process {os.getpid()}, the engine goes on: {type(error).__name__}: {error}")
 
     def _stack(self) -> list[Begun]:
@@ -210,7 +217,7 @@ class Session:
         if (s.ranks and rank() not in s.ranks) or (s.layers and layer is not None and layer not in s.layers):
             return False
         if self._taken >= s.calls:
-            self.idle = True
+            self._rest()
             return False
         self._taken += 1
         return True

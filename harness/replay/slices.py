@@ -19,7 +19,7 @@ from reference.nvfp4 import BLOCK
 
 CUT = (*QUANTIZERS, MASKED_GEMM)
 """Stages that are cut."""
-_SIZES = (16, 64, 256, 1024, 4096)  # columns that are kept, the first that is enough
+_SIZES = (8, 16, 64, 256, 1024, 4096)  # columns that are kept, the first that is enough
 
 
 def slices(call: Observed, known: Judged) -> Iterator[tuple[Observed, str]]:

@@ -54,6 +54,7 @@ def the_engine() -> Engine:
     session = Session(CaptureSettings("nowhere"))
     with packages():
         hook.install_taps(session)
+        session.resting = lambda: None  # the taps stay for the next test
         found = Engine(session)
         sys.meta_path[:] = [one for one in sys.meta_path if not isinstance(one, hook._Finder)]
     return found

@@ -262,6 +262,36 @@ def test_a_fused_layer_is_recorded_with_its_weights_once_and_by_layer(engine: En
     assert torch.equal(calls[1].outputs["result"], torch.ones(4))
 
 
+def test_a_capture_that_is_over_takes_its_taps_away(tmp_path: Path) -> None:
+    code = (
+        "import sys; import serve; import flashinfer.gemm, sglang.moe\n"
+        "def tapped(): return [hasattr(f, '__harness_tapped__') for f in (flashinfer.gemm.grouped_gemm_nt_masked, "
+        "sglang.moe.grouped_gemm_nt_masked, sglang.moe.flashinfer_cutedsl_moe_masked)]\n"
+        "print(tapped()); serve.run(0); print(tapped(), any('harness.capture' in str(type(f)) for f in sys.meta_path))"
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "harness.capture",
+        "--out",
+        str(tmp_path),
+        "--calls",
+        "1",
+        "--",
+        "python",
+        "-c",
+        code,
+    ]
+    path = os.pathsep.join((str(ROOT), str(ENGINE)))
+    done = subprocess.run(
+        command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False
+    )  # fmt: skip
+    assert done.stdout.splitlines() == ["[True, True, True]", "step 0", "[False, False, False] False"], (
+        done.stderr
+    )
+    assert len(calls_of(tmp_path)) == 5
+
+
 def test_settings_travel_through_the_environment() -> None:
     settings = CaptureSettings("/folder", calls=3, every=2, layers=(1, 4))
     assert CaptureSettings.from_environment(settings.environment()) == settings

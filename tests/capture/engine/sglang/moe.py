@@ -14,7 +14,7 @@ def flashinfer_cutedsl_moe_masked(
     x, _ = hidden_states
     experts, rows, hidden = x.shape
     packed, scales = scaled_fp4_grouped_quantize(x, masked_m, input_global_scale)
-    gate_up = torch.empty(experts, rows, w1.shape[1], dtype=torch.bfloat16).permute(1, 2, 0)
+    gate_up = torch.empty(experts, rows, w1.shape[1], dtype=torch.bfloat16, device=x.device).permute(1, 2, 0)
     weights = w1.permute(1, 2, 0), w1_blockscale
     grouped_gemm_nt_masked(
         (packed, scales), weights, gate_up, masked_m, alpha=w1_alpha.view(1, 1, -1), **KINDS
@@ -22,7 +22,7 @@ def flashinfer_cutedsl_moe_masked(
     packed, scales = silu_and_mul_scaled_nvfp4_experts_quantize(
         gate_up.permute(2, 0, 1), masked_m, a2_global_scale
     )
-    out = torch.empty(experts, rows, hidden, dtype=torch.bfloat16)
+    out = torch.empty(experts, rows, hidden, dtype=torch.bfloat16, device=x.device)
     weights = w2.permute(1, 2, 0), w2_blockscale
     grouped_gemm_nt_masked(
         (packed, scales), weights, out.permute(1, 2, 0), masked_m, alpha=w2_alpha.view(1, 1, -1), **KINDS
