@@ -30,3 +30,8 @@ def test_loaded_weights_mean_what_the_checkpoint_means(check_rule: CheckRule) ->
 def test_several_ranks_give_the_bits_of_one(check_rule: CheckRule) -> None:
     """EP: the layer over several ranks gives the bits of one rank."""
     check_rule("EP")
+
+
+def test_a_routed_layer_over_several_ranks_is_legal_on_each(check_rule: CheckRule) -> None:
+    """SHARDS: a routed layer over several ranks, sharded either way or with experts there twice, is legal on each."""
+    check_rule("SHARDS")

@@ -36,6 +36,7 @@ CANDIDATES = {
     "flashinfer-fused-cutedsl-w4a16": "harness.candidates.flashinfer_routed:cutedsl_w4a16",
     "flashinfer-fused-trtllm": "harness.candidates.flashinfer_routed:FlashInferFusedTrtllm",
     "flashinfer-fused-cutlass": "harness.candidates.flashinfer_routed:FlashInferFusedCutlass",
+    "flashinfer-mxfp8": "harness.candidates.flashinfer_mxfp8:FlashInferMxfp8",
     "sglang-loader": "harness.candidates.engines.sglang_loader:SglangLoader",
     "vllm-loader": "harness.candidates.engines.vllm_loader:VllmLoader",
     "eager-gloo": "harness.candidates.over_ranks:EagerGloo",

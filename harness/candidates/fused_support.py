@@ -1,4 +1,4 @@
-"""Whether FlashInfer's fused layers can run here, and the functions of the package that they are called through."""
+"""Whether FlashInfer's fused layers and MXFP8 quantizers can run here, and the functions of the package that they are called through."""
 
 from __future__ import annotations
 
@@ -58,6 +58,8 @@ FUNCTIONS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
         (),
     ),
     "mxfp8_quantize": ("flashinfer", ("input", "is_sf_swizzled_layout"), ()),
+    "mxfp8_grouped_quantize": ("flashinfer", ("a", "mask"), ("backend",)),
+    "silu_and_mul_mxfp8_experts_quantize": ("flashinfer", ("a", "mask"), ()),
 }  # fmt: skip
 """By function: module, parameters passed by position, parameters passed by keyword."""
 _VALUES = {"ActivationType": "flashinfer.tllm_enums", "RoutingMethodType": "flashinfer.tllm_enums"}

@@ -14,11 +14,12 @@ from harness.candidates.layouts import Pair
 from harness.judging.comparison import Comparison, accepted, altered_copies, compare
 from harness.judging.context import Context
 from harness.judging.contract import checked
+from harness.problems.rows import Rows
 from reference import propagate
 from reference.bounds import Accumulator
 from reference.e2m1 import pack_e2m1, unpack_e2m1
 from reference.final_sum import FinalSum
-from reference.formats import Coded, Format
+from reference.formats import FORMATS, Coded, Format
 from reference.intervals import Interval
 from reference.legal import Arithmetic
 from reference.matrix_units import Summation
@@ -198,45 +199,61 @@ def _coded(form: Format, x: Tensor, scale: Tensor) -> Coded:
 
 
 def judge(ctx: Context, out: Tensor, given: dict[str, Any], name: str = "routed layer") -> Comparison:
-    """Judge an output: every element must be what legal rows, added in a legal order, can come to."""
+    """Judge an output of a call on the problem's own weights: see `judge_call`."""
     r = ctx.routed
-    rows = r.token_rows()
+    matrices = [(w.values, w.form.scales(w.block_scale)) for w in (r.w1, r.w2)]
+    return judge_call(ctx, out, given, r.token_rows(), name, (matrices[0], matrices[1]))
+
+
+def judge_call(
+    ctx: Context,
+    out: Tensor,
+    given: dict[str, Any],
+    rows: Rows,
+    name: str,
+    matrices: tuple[Matrix, Matrix] | None = None,
+) -> Comparison:
+    """Judge an output: every element must be what legal rows, added in a legal order, can come to.
+
+    Args:
+        ctx: how the candidate computes.
+        out: `(tokens, hidden)`.
+        given: keyword arguments of the call.
+        rows: where the tokens come from.
+        name: of the comparison.
+        matrices: as `legal` takes them.
+    """
     if not len(rows):
         return Comparison(name)
+    known = ctx.known
     how = Computed(
-        (ctx.form, r.w1.form),
-        r.way,
-        ctx.known.arithmetic,
-        ctx.known.accumulator,
-        ctx.known.summation,
-        ctx.known.unrounded,
-    )
-    matrices = [(w.values, w.form.scales(w.block_scale)) for w in (r.w1, r.w2)]
-    allowed = legal(given, how, (matrices[0], matrices[1]))
-    accepts = allowed.accepts
-    low, high = allowed.low, allowed.high
+        (ctx.form, FORMATS[ctx.traits.weight_format]), FinalSum.of(ctx.traits.final_sum), known.arithmetic,
+        known.accumulator, known.summation, known.unrounded,
+    )  # fmt: skip
+    allowed = legal(given, how, matrices)
+    accepts, low, high = allowed.accepts, allowed.low, allowed.high
     altered = altered_copies(out, accepts) | {
         "x1.1": lambda: accepted(accepts, (out.double() * 1.1).to(out.dtype))
     }
-    served = r.routes.there.any(-1).nonzero().flatten()  # the others' rows are all alike
+    there = routes_of(given["topk_idx"], len(given["w1"]), given["local_expert_offset"]).there
+    served = there.any(-1).nonzero().flatten()  # the others' rows are all alike
     altered = altered if len(served) else {}
     if len(served) > 1:
         swapped = out.clone()
         swapped[served[[0, -1]]] = out[served[[-1, 0]]]
         altered["two swapped rows"] = lambda: accepted(accepts, swapped)
     result = accepts(out)
-    single = low == high
     center, radius = (low + high) / 2, ((high - low) / 2).clamp(min=1e-300)
     ratio = (out.double() - center).abs() / radius
     return compare(
         name,
         result,
         rows,
-        judged=_how_judged(ctx, single),
+        judged=_how_judged(ctx, low == high),
         altered=altered,
         show=lambda row, c: (
             f"= {float(out[row, c]):.8g}, legal are {float(low[row, c]):.8g} to {float(high[row, c]):.8g} "
-            f"(experts {r.topk_idx[row].tolist()})"
+            f"(experts {given['topk_idx'][row].tolist()})"
         ),
         ratio=torch.where(result, ratio.nan_to_num(0.0).clamp(max=1.0), ratio.nan_to_num(torch.inf)),
     )

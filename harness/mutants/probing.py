@@ -105,6 +105,8 @@ def _wrong(probe: Probe, result: Any, given: dict[str, Any]) -> Any:
         _spoil(probe, given["out"].permute(2, 0, 1), given["masked_m"])
     elif probe.stage == "masked_moe":
         _spoil(probe, result, given["masked_m"])
+    elif probe.stage == "routed_moe":
+        _spoil(probe, result.unsqueeze(0), torch.tensor([len(result)]))
     elif probe.stage in _QUANTIZERS:
         return _wrong_quantized(probe, result, given["masked_m"])
     else:

@@ -126,6 +126,7 @@ RULES = (
     Rule("DISPATCH", "every token arrives once at each of its experts, bytes or legal codes", "dispatch:dispatch", ("dispatch",), 0.3, every_row=False, knows_values=True, extents=_SENT),
     Rule("COMBINE", "outputs are the float32 sum of weighted rows in slot order, rounded once", "routing:combine", ("combine",), 0.4, Drawn(into=("topk weights", "expert outputs")), every_row=False, knows_values=True, unjudged=("dispatch",), extents=_SENT),
     Rule("LOAD", "loaded weights and scales mean what the checkpoint means, on every rank", "loading:load", ("load_experts",), 0.3, every_row=False, may_refuse=True, knows_values=True, extents=("experts", "hidden", "inter")),
+    Rule("SHARDS", "a routed layer over several ranks, sharded either way or with experts there twice, is legal on each", "shards:shards", ("routed_moe",), 0.2, every_row=False, knows_values=True, unjudged=("load_experts",)),
     Rule("EP", "the layer over several ranks gives the bits of one rank", "parallel:expert_parallel", ("masked_moe", "dispatch", "combine", "load_experts"), 0.3, every_row=False, extents=(*_SENT, "inter")),
 )  # fmt: skip
 RULE_IDS = tuple(rule.id for rule in RULES)

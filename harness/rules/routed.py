@@ -21,8 +21,6 @@ def slots(ctx: Context) -> list[Comparison]:
     r = ctx.routed
     there = r.routes.there
     served = there.any(-1).nonzero().flatten()
-    none = ctx.on(r.only(served[:0]))
-    call(none, arguments(none))
     found: list[Comparison] = []
     if len(served):
         at = ctx.problem.seed % len(served)
@@ -31,6 +29,8 @@ def slots(ctx: Context) -> list[Comparison]:
         found.append(judge(one, call(one, given), given, "routed layer, one token"))
     if len(served) and there.shape[1] > 1:
         found.append(_twice(ctx, served))
+    none = ctx.on(r.only(served[:0]))
+    call(none, arguments(none))
     return found
 
 

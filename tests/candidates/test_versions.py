@@ -26,6 +26,7 @@ ROUTED = (
     "-m",
     "flashinfer",
     "tests/candidates/test_flashinfer_routed.py",
+    "tests/candidates/test_flashinfer_mxfp8.py",
 )
 WHEELS = ("", "-libs-base", "-libs-core", "-libs-cu12")
 # How busy the machine is must not decide: a problem may take ten minutes.

@@ -86,7 +86,7 @@ def test_the_script_of_a_shell_is_printed_and_names_the_variable(
 def test_bash_itself_completes_a_rule(environment: dict[str, str], command: list[str]) -> None:
     script = f"""
 eval "$(_HARNESS_COMPLETE=bash_source {command[0]})"
-COMP_WORDS=({command[0]} check --rule SHA) COMP_CWORD=3
+COMP_WORDS=({command[0]} check --rule SHAP) COMP_CWORD=3
 _harness_completion {command[0]}
 echo "${{COMPREPLY[@]}}"
 """

@@ -232,7 +232,7 @@ def test_a_missing_stage_is_a_skip_with_its_reason(told, answer, monkeypatch: py
         ("GEMM on mine", "the candidate has no masked_grouped_gemm")
     ]
     assert record.candidates[0].missing_stages == [
-        "silu_mul_quantize_grouped", "masked_grouped_gemm", "masked_moe", "route_topk", "dispatch", "combine",
+        "silu_mul_quantize_grouped", "masked_grouped_gemm", "masked_moe", "routed_moe", "route_topk", "dispatch", "combine",
         "load_experts",
     ]  # fmt: skip
 

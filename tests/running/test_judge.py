@@ -140,7 +140,15 @@ def test_a_candidate_that_returns_nothing_never_looks_like_a_defect_of_the_harne
         ("Doubled", "GEMM", ["gemm"]),
         ("Doubled", "PIPELINE", ["gemm1", "gemm2"]),
         ("Doubled", "MOE", ["layer, propagated"]),
-        ("Mutates", "INPUTS", [*with_every_type("masked_grouped_gemm"), "masked_moe, quantized tokens"]),
+        (
+            "Mutates",
+            "INPUTS",
+            [
+                *with_every_type("masked_grouped_gemm"),
+                "masked_moe, quantized tokens",
+                "routed_moe, quantized tokens",
+            ],
+        ),
         ("WritesEverywhere", "WRITES", with_every_type("rows past the last tile")),
         ("IgnoresMask", "GEMM", ["gemm"]),
         ("Nondeterministic", "REPEAT", ["layer", "layer, buffers reused"]),

@@ -33,7 +33,7 @@ def checked(candidate: str, *rules: str, isolate: bool = False, **request: Any) 
 
 @pytest.mark.parametrize("isolate", [True, False])
 def test_each_rule_of_a_stub_is_unknown_in_one_line_and_the_other_stages_are_judged(isolate: bool) -> None:
-    rules = ("QUANT", "GEMM", "PIPELINE", "MOE", "PAD-ROWS", "WRITES", "REPEAT")
+    rules = ("QUANT", "GEMM", "PIPELINE", "MOE", "ROUTED", "PAD-ROWS", "WRITES", "REPEAT")
     record = checked("faulty:Stub", *rules, isolate=isolate)
     found = {r.rule: (r.verdict.value, r.reason) for r in record.rules}
     assert found == {
@@ -47,6 +47,13 @@ def test_each_rule_of_a_stub_is_unknown_in_one_line_and_the_other_stages_are_jud
                 "A stage that is missing should not be defined"
             ),
         ),
+        "ROUTED": (
+            "UNKNOWN",
+            (
+                "routed_moe is not implemented: it raises NotImplementedError('next week') for every problem. "
+                "A stage that is missing should not be defined"
+            ),
+        ),
         "PAD-ROWS": ("PASS", ""),
         "WRITES": ("UNKNOWN", "masked_grouped_gemm is not implemented: see GEMM"),
         "REPEAT": ("PASS", ""),
@@ -54,7 +61,7 @@ def test_each_rule_of_a_stub_is_unknown_in_one_line_and_the_other_stages_are_jud
     assert record.failures == []
     assert all("gemm" not in "".join(r.histograms) for r in record.rules)
     assert (record.verdict, record.reason) == (Verdict.UNKNOWN, f"GEMM on faulty:Stub: {GEMM_IS_MISSING}")
-    assert record.candidates[0].missing_stages == ["masked_grouped_gemm", "masked_moe"]
+    assert record.candidates[0].missing_stages == ["masked_grouped_gemm", "masked_moe", "routed_moe"]
 
 
 def test_a_rule_that_takes_what_stages_there_are_says_so_too() -> None:
