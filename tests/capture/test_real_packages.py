@@ -60,7 +60,7 @@ def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     folder = tmp_path_factory.mktemp(request.param)
     command = [sys.executable, str(Path(__file__).parent / "real" / "serve.py"), request.param, str(folder)]
     done = subprocess.run(
-        [*command, "healthy", *FAULTS],
+        [*command, "healthy", "prequantized", *FAULTS],
         env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
@@ -73,6 +73,20 @@ def test_an_engines_own_functions_pass(served: Path) -> None:
         "quantize_grouped", "silu_mul_quantize_grouped", "masked_grouped_gemm", "masked_moe"
     }  # fmt: skip
     assert [str(line.verdict) for line in lines] == ["PASS"] * 5
+
+
+def test_tokens_that_come_quantized_pass_in_either_engines_layout(served: Path) -> None:
+    (process,) = read_capture(served / "prequantized")
+    lines = list(replay([process]))
+    assert [line.stage for line in lines] == [
+        "masked_grouped_gemm", "silu_mul_quantize_grouped", "masked_grouped_gemm", "masked_moe"
+    ]  # fmt: skip
+    assert {str(line.verdict) for line in lines} == {"PASS"}
+    process.calls[:] = process.calls[-1:]  # the layer alone
+    (line,) = replay([process])
+    assert (str(line.verdict), line.compared) == ("PASS", 14 * 128), line.words
+    assert line.error is not None
+    assert line.error < 0.3
 
 
 @pytest.mark.parametrize("name", FAULTS)

@@ -1,7 +1,8 @@
 """FlashInfer's, SGLang's and vLLM's own functions on a CPU, captured with faults planted where FlashInfer launches its kernels.
 
-`serve.py ENGINE FOLDER FAULT...` runs one layer for each fault ("healthy": none) and captures it into FOLDER/FAULT. Above the
-launch everything is the packages' own: argument checks, allocations, layouts, views, and what an engine does in between.
+`serve.py ENGINE FOLDER FAULT...` runs one layer for each fault ("healthy": none; "prequantized": none, and tokens that
+come quantized) and captures it into FOLDER/FAULT. Above the launch everything is the packages' own: argument checks,
+allocations, layouts, views, and what an engine does in between.
 """
 
 import importlib
@@ -72,6 +73,15 @@ def replaced(launches):
     blackwell.get_cute_dsl_compiled_masked_gemm_kernel = launches.compiled
 
 
+def quantized(arguments):
+    """Return a layer's arguments with tokens that a dispatch has quantized."""
+    (x, _), masked_m, scale = (
+        arguments[name] for name in ("hidden_states", "masked_m", "input_global_scale")
+    )
+    pair = load_named("physical").quantize_grouped(x, masked_m, scale)
+    return {**arguments, "hidden_states": pair, "input_global_scale": None}
+
+
 def main(name, folder, *faults):
     torch.set_num_threads(1)
     session = Session(CaptureSettings(folder))
@@ -83,10 +93,11 @@ def main(name, folder, *faults):
     arguments = runpy.run_path(str(Path(__file__).parents[1] / "engine" / "serve.py"))["loaded"](0)
     with engine.running():
         for fault in faults:
-            launches.kernels = load_named("physical" if fault == "healthy" else f"physical+{fault}")
+            healthy = fault in ("healthy", "prequantized")
+            launches.kernels = load_named("physical" if healthy else f"physical+{fault}")
             session.settings, session.idle = CaptureSettings(f"{folder}/{fault}"), False
             session._begin_anew()
-            candidate.masked_moe(**arguments)
+            candidate.masked_moe(**(quantized(arguments) if fault == "prequantized" else arguments))
 
 
 if __name__ == "__main__":
