@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from harness.candidates.protocol import traits_of
+from harness.candidates.protocol import ROUTED, traits_of
 from harness.candidates.taps import TapError, binder
 from harness.capture import humming
 
@@ -29,6 +29,7 @@ FUSED_WEIGHTS = (
 WEIGHTS = {
     MASKED_MOE: ("w1", "w1_blockscale", "w2", "w2_blockscale"),
     GEMM: ("b", "b_scale"),
+    ROUTED: FUSED_WEIGHTS,
     "": FUSED_WEIGHTS,
 }
 """Tensors of a stage that are the same in every call: stored once."""
@@ -57,10 +58,10 @@ TARGETS = (
     Target("sgl_kernel", "silu_and_mul_scaled_fp4_grouped_quant", "silu_mul_quantize_grouped"),
     Target("sglang", "flashinfer_cutedsl_moe_masked", MASKED_MOE),
     Target("vllm", "flashinfer_cutedsl_moe_masked", MASKED_MOE),
-    Target("flashinfer", "cute_dsl_fused_moe"),
+    Target("flashinfer", "cute_dsl_fused_moe", ROUTED),
     Target("flashinfer", "trtllm_fp4_block_scale_moe"),
-    Target("flashinfer", "trtllm_fp4_block_scale_routed_moe"),
-    Target("flashinfer", "cutlass_fused_moe"),
+    Target("flashinfer", "trtllm_fp4_block_scale_routed_moe", ROUTED),
+    Target("flashinfer", "cutlass_fused_moe", ROUTED),
     Target("humming", "transform_humming_tensors", PREPARE),
     Target("humming", "humming_forward", GEMM),
     Target("harness", "ComposedMoe.masked_moe", MASKED_MOE),
@@ -106,7 +107,7 @@ def reading_of(target: Target, function: Callable[..., Any], where: str) -> Read
         return _masked_moe(function, own=target.package == "harness")
     if target.stage in (DISPATCH, COMBINE):
         return _collective(target.stage, function)
-    if not target.stage:
+    if target.stage in ("", ROUTED):
         return _fused(function)
     bind = binder(where, target.stage, function)
     return _gemm(bind) if target.stage == GEMM else _quantizer(bind)

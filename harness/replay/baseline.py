@@ -16,10 +16,10 @@ from harness.candidates.protocol import STAGES
 from harness.diagnosis.cases.observation import MASKED_GEMM, MASKED_MOE, QUANTIZERS, Observed, bytes_of
 from harness.diagnosis.cases.views import decoded
 from harness.records.parts.replay import ReplayedCall
-from harness.replay.captured import Captured, Process
+from harness.replay.captured import Captured, NotJudgedError, Process
 from harness.replay.errors import relative_distance
 from harness.replay.judging import Judged, judge_call
-from harness.replay.observing import NotJudgedError, observed
+from harness.replay.observing import observed
 from harness.verdict import Verdict
 from reference.moe import valid_rows
 from reference.nvfp4 import BLOCK

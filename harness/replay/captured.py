@@ -10,6 +10,10 @@ import torch
 from torch import Tensor
 
 
+class NotJudgedError(Exception):
+    """A call that cannot be judged: why, in one sentence."""
+
+
 @dataclass(frozen=True)
 class Captured:
     """One captured call; its tensors are read from its files whenever they are asked for, and are the asker's own.

@@ -20,8 +20,7 @@ from harness.judging.quantize import QuantizerInput, judge_quantized
 from harness.problems.rows import Rows
 from harness.ranks.deepep_results import received, sources
 from harness.ranks.spreading import in_order
-from harness.replay.captured import Captured, Process
-from harness.replay.observing import NotJudgedError
+from harness.replay.captured import Captured, NotJudgedError, Process
 from harness.rules.dispatch import Exchange, judge_received
 from harness.rules.routing import judge_combined
 from reference.formats import Coded

@@ -7,14 +7,17 @@ from dataclasses import dataclass, replace
 import torch
 
 from harness.candidates import layouts
+from harness.candidates.protocol import ROUTED
 from harness.diagnosis.cases.legality import Bounds, reachable
 from harness.diagnosis.cases.observation import MASKED_GEMM, MASKED_MOE, Observed
+from harness.diagnosis.cases.routed import legal_routed
 from harness.judging.comparison import Comparison, altered_copies, compare, compare_equal
 from harness.judging.gemm import judge_gemm
 from harness.judging.predicted import Prediction
 from harness.judging.quantize import QuantizerInput, judge_quantized
 from harness.problems.rows import Rows
 from harness.replay.captured import Captured
+from harness.replay.fused import unrounded_of
 from reference.bounds import Accumulator
 from reference.legal import Arithmetic
 from reference.matrix_units import Summation
@@ -40,6 +43,8 @@ class Judged:
 
     def of(self, call: Captured) -> Judged:
         """Return what is known of one call's kernel."""
+        if call.stage == ROUTED:
+            return replace(self, bounds=replace(self.bounds, unrounded=unrounded_of(call)))
         one_pass = call.line["inputs"].get("one_pass")
         if one_pass is None:
             return self
@@ -66,6 +71,8 @@ def judge_call(call: Observed, known: Judged) -> list[Comparison]:
         return [_gemm(call, known)]
     if call.stage == MASKED_MOE:
         return [_layer(call, known.bounds)]
+    if call.stage == ROUTED:
+        return [_routed(call, known.bounds)]
     return _quantizer(call, known.bounds)
 
 
@@ -153,3 +160,25 @@ def _layer(call: Observed, bounds: Bounds) -> Comparison:
             f"= {float(got[r, c]):.6g}, legal stages reach {float(low[r, c]):.6g} to {float(high[r, c]):.6g}"
         ),
     )  # fmt: skip
+
+
+def _routed(call: Observed, bounds: Bounds) -> Comparison:
+    """Judge a routed layer within what legal rows, added in a legal order, can come to."""
+    out = call.output
+    token = torch.arange(len(out), device=out.device)
+    rows = Rows(torch.zeros_like(token), token, 1, len(out), expert_name="layer", row_name="token")
+    if not len(rows):
+        return Comparison(call.stage)
+    allowed = legal_routed(call, bounds)
+    low, high = allowed.low, allowed.high
+    return compare(
+        call.stage,
+        allowed.accepts(out),
+        rows,
+        judged={f"legal rows; final sum {call.final_sum}": out.numel()},
+        altered=altered_copies(out, allowed.accepts),
+        show=lambda r, c: (
+            f"= {float(out[r, c]):.8g}, legal are {float(low[r, c]):.8g} to {float(high[r, c]):.8g} "
+            f"(experts {call.arguments['topk_idx'][r].tolist()})"
+        ),
+    )

@@ -8,10 +8,12 @@ from typing import Any
 import torch
 
 from harness.candidates import layouts
+from harness.candidates.protocol import ROUTED
 from harness.candidates.taps import copied_scale
 from harness.capture.targets import MASKED_MOE_NAMES
 from harness.diagnosis.cases.observation import INNER, MASKED_GEMM, MASKED_MOE, QUANTIZERS, Observed
-from harness.replay.captured import Captured
+from harness.replay.captured import Captured, NotJudgedError
+from harness.replay.fused import observed_fused
 from reference.formats import FORMATS
 
 _HUMMING_A = {"bfloat16": "bf16", "float16": "fp16", "float8e4m3": "fp8_token"}
@@ -21,16 +23,15 @@ _QUANTIZER = ("x", "masked_m", "global_scale_enc")
 _GEMM = ("a", "a_scale", "b", "b_scale", "masked_m")
 
 
-class NotJudgedError(Exception):
-    """A call that cannot be judged: why, in one sentence."""
-
-
 def observed(call: Captured, device: str = "cpu") -> Observed:
     """Return a captured call as an observed one, its tensors on a device.
 
     Raises:
         NotJudgedError: its stage has no rule, or its arguments are none of the protocol.
     """
+    if call.stage == ROUTED:
+        found = observed_fused(call)
+        return replace(found, arguments=_moved(found.arguments, device), output=found.output.to(device))
     if call.stage not in JUDGED:
         raise NotJudgedError(f"{call.function}: recorded, and no rule judges it yet")
     a, out, changed = (_moved(values, device) for values in (call.inputs, call.outputs, call.changed))

@@ -7,18 +7,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from harness.candidates.protocol import STAGES, stages_of
+from harness.candidates.protocol import ROUTED, STAGES, stages_of
 from harness.diagnosis.cases.observation import MASKED_GEMM, MASKED_MOE, name_calls
 from harness.diagnosis.diagnose import diagnose_calls
 from harness.judging.comparison import Comparison
 from harness.records.parts.replay import ReplayedCall, ReplayRun
 from harness.replay.baseline import Baseline
-from harness.replay.captured import Captured, Process
+from harness.replay.captured import Captured, NotJudgedError, Process
 from harness.replay.errors import relative_error
 from harness.replay.exchange import COLLECTIVES, Exchanges
 from harness.replay.export import export
 from harness.replay.judging import Judged, judge_call, judge_passed_on
-from harness.replay.observing import NotJudgedError, observed
+from harness.replay.observing import observed
 from harness.replay.rerun import run_again
 from harness.replay.slices import CUT
 from harness.verdict import UsageError, Verdict
@@ -51,7 +51,7 @@ def replay(
         What was found, in the order in which the calls ended; the whole layer after its stages.
     """
     exchanges = Exchanges(processes)
-    again = [stage for stage in stages_of(candidate) if stage in STAGES]
+    again = [stage for stage in stages_of(candidate) if stage in (*STAGES, ROUTED)]
     for process in processes:
         known, diagnosed = Judged.on(process.header.get("capability"), arithmetic), False
         for call in process.calls:
@@ -124,7 +124,7 @@ def _diagnosis(
     before = [one for one in process.calls if one.parent == call.parent and one.layer == call.layer]
     together = [one for one in before if one.number <= call.number] if call.parent is not None else [call]
     calls = name_calls([observed(one) for one in together if one.stage])
-    return diagnose_calls(calls, known.bounds, _DIAGNOSIS_SECONDS, command)
+    return diagnose_calls(calls, known.of(call).bounds, _DIAGNOSIS_SECONDS, command)
 
 
 def _again(process: Process, call: Captured, known: Judged, candidate: Any, name: str) -> ReplayedCall:
@@ -139,7 +139,7 @@ def _again(process: Process, call: Captured, known: Judged, candidate: Any, name
     except Exception as error:  # noqa: BLE001 - the candidate's answer
         line.verdict, line.words = Verdict.FAIL, f"raised {type(error).__name__}: {error}"
         return line
-    return _filled(line, judge_call(again, known))
+    return _filled(line, judge_call(again, known.of(call)))
 
 
 def conclude(run: ReplayRun, *, faulty_changes: bool) -> tuple[Verdict, str]:

@@ -1,0 +1,214 @@
+"""Calls of FlashInfer's fused layers as routed_moe: arguments brought back from the kernel's order, and what it may return.
+
+Source: flashinfer-python 0.7.2, fused_moe/core.py (trtllm_fp4_block_scale_routed_moe, cutlass_fused_moe) and
+fused_moe/cute_dsl/fused_moe.py (cute_dsl_fused_moe). Orders of rows: reference.weight_rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harness.candidates import layouts
+from harness.candidates.flashinfer_routed import (
+    FlashInferFusedCuteDsl,
+    FlashInferFusedCutlass,
+    FlashInferFusedTrtllm,
+)
+from harness.candidates.fused_weights import Matrix
+from harness.candidates.protocol import ROUTED
+from harness.candidates.traits import Traits
+from harness.diagnosis.cases.observation import Observed
+from harness.replay.captured import Captured, NotJudgedError
+from reference.formats import FORMATS
+from reference.layout import unswizzle_128x4
+from reference.weight_rows import of_turns, unshuffled
+
+_RELU2, _SWIGLU = 6, 3
+"""flashinfer.ActivationType."""
+_NOT_READ = (
+    "per_token_scale", "routing_bias", "gemm1_bias", "gemm2_bias", "gemm1_lora_delta", "fc1_expert_biases",
+    "fc2_expert_biases", "situ_beta", "situ_linear_beta", "localized_weights", "num_fused_shared_experts",
+    "clamped_relu2_limit", "enable_alltoall", "use_deepseek_fp8_block_scale", "use_w4_group_scaling",
+    "use_mxfp8_act_scaling", "min_latency_mode", "use_packed_weights", "use_wfp4afp8_humming", "valid_hidden_size",
+    "valid_intermediate_size",
+)  # fmt: skip
+"""Arguments that change what a layer computes, and that are not read back: a call that has one is not judged."""
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """What a call comes to: routed_moe's arguments but weights and activation, and how the kernel computes."""
+
+    traits: Traits
+    first: Matrix
+    second: Matrix
+    activation: str
+    given: dict[str, Any]
+
+
+def observed_fused(call: Captured) -> Observed:
+    """Return a call of a fused layer as one of routed_moe.
+
+    Raises:
+        NotJudgedError: it asks for something that is not read back.
+    """
+    a = call.inputs
+    if asked := [name for name in _NOT_READ if a.get(name) not in (None, False, 0)]:
+        raise NotJudgedError(f"{call.function} with {', '.join(asked)}: not judged yet")
+    name = call.function.rpartition(".")[2]
+    read = {"cute_dsl_fused_moe": _cutedsl, "cutlass_fused_moe": _cutlass}.get(name, _trtllm)
+    layer = read(a)
+    weights = FORMATS[layer.traits.weight_format]
+    arguments = {
+        "w1": layer.first.codes, "w1_blockscale": layouts.weight_scales(weights, layer.first.scale),
+        "w2": layer.second.codes, "w2_blockscale": layouts.weight_scales(weights, layer.second.scale),
+        "activation": layer.activation, "input_global_scale": None, **layer.given,
+    }  # fmt: skip
+    result = call.outputs["result"]
+    if isinstance(result, tuple) and len(result) == 1:
+        (result,) = result
+    if not isinstance(result, Tensor):
+        raise NotJudgedError(f"{call.function} without its last sum (do_finalize=False)")
+    gated = "silu" if layer.activation == "relu2" else layer.activation
+    forms = FORMATS[layer.traits.activation_format], weights
+    return Observed(ROUTED, arguments, result, forms=forms, gated=gated, final_sum=layer.traits.final_sum)
+
+
+def unrounded_of(call: Captured) -> tuple[str, ...]:
+    """Return which values a call's kernel keeps in float32, as Traits.unrounded names them."""
+    if call.line["inputs"].get("quant_mode") == "w4a16":
+        return ("gemm1",)  # what is multiplied is bfloat16
+    kernel = FlashInferFusedCutlass if call.function.endswith("cutlass_fused_moe") else FlashInferFusedTrtllm
+    return kernel.unrounded
+
+
+def _gate_first(first: Matrix, turn: int) -> Matrix:
+    """Return gate rows first, of rows in which up comes first, in turns of so many or, for 0, as halves."""
+    parts = []
+    for rows in (first.codes, first.scale):
+        up, gate = of_turns(rows, turn or rows.shape[1] // 2)
+        parts.append(torch.cat((gate, up), 1).contiguous())
+    return Matrix(*parts)
+
+
+def _activation(kind: Any, limit: Any, alpha: Any, beta: Any) -> str:
+    """Return the text of an activation, whose numbers are None, equal for all experts, or plain.
+
+    Raises:
+        NotJudgedError: it is another one, or experts have different numbers.
+    """
+    number = kind if isinstance(kind, int) else _SWIGLU
+    if number == _RELU2:
+        return "relu2"
+    if number != _SWIGLU:
+        raise NotJudgedError(f"activation {number} of flashinfer.ActivationType: not judged yet")
+    values = []
+    for value in (alpha, beta, limit):
+        flat = (
+            value.reshape(-1)
+            if isinstance(value, Tensor)
+            else torch.tensor([0.0 if value is None else value])
+        )
+        if not bool((flat == flat[0]).all()):
+            raise NotJudgedError("experts with different numbers of their activation: not judged yet")
+        values.append(float(flat[0]))
+    parts = ["silu"]
+    parts += [f"alpha {values[0]:g}"] if alpha is not None and values[0] != 1 else []
+    parts += [f"beta {values[1]:g}"] if values[1] else []
+    parts += [f"limit {values[2]:g}"] if limit is not None and values[2] < 1e30 else []
+    return "; ".join(parts)
+
+
+def _cutedsl(a: Mapping[str, Any]) -> _Layer:
+    traits = FlashInferFusedCuteDsl(mode=a["quant_mode"], fused_finalize=bool(a["use_fused_finalize"])).traits
+    form = FORMATS[traits.weight_format]
+
+    def matrix(name: str) -> Matrix:
+        codes = a[name].view(torch.uint8)
+        return Matrix(
+            codes, layouts.block_scales_of(a[f"{name}_sf"], codes.shape[1], codes.shape[2] * 2 // form.block)
+        )
+
+    activation = _activation(a["activation_type"], a["swiglu_limit"], a["swiglu_alpha"], a["swiglu_beta"])
+    first, local = matrix("w1_weight"), len(a["w1_weight"])
+    scale, a2 = a["x_sf"], a["fc2_input_scale"]
+    given = {
+        "hidden_states": (a["x"].view(torch.uint8) if scale is not None else a["x"], scale),
+        "topk_idx": a["token_selected_experts"], "topk_weights": a["token_final_scales"].float(),
+        "w1_alpha": a["w1_alpha"], "w2_alpha": a["w2_alpha"],
+        "a2_global_scale": torch.ones(local) if a2 is None else a2.reshape(-1).expand(local).contiguous(),
+        "num_experts": a["num_experts"], "local_expert_offset": a["local_expert_offset"],
+    }  # fmt: skip
+    return _Layer(
+        traits,
+        first if activation == "relu2" else _gate_first(first, 64),
+        matrix("w2_weight"),
+        activation,
+        given,
+    )
+
+
+def _trtllm(a: Mapping[str, Any]) -> _Layer:
+    alpha, joint, ids = a["output1_scale_gate_scalar"], a["output1_scale_scalar"], a["topk_ids"]
+    if isinstance(ids, tuple):
+        ids, weights = ids
+    else:  # the id above the bits of a bfloat16 weight
+        ids, weights = ids >> 16, (ids & 0xFFFF).to(torch.uint16).view(torch.bfloat16)
+
+    def matrix(number: int) -> Matrix:
+        codes = a[f"gemm{number}_weights"].view(torch.uint8)
+        scale = a[f"gemm{number}_weights_scale"].view(torch.uint8).reshape(len(codes), codes.shape[1], -1)
+        return Matrix(unshuffled(codes), unshuffled(unswizzle_128x4(scale, *scale.shape[1:])))
+
+    folded = [None if a[name] is None else a[name] * alpha for name in ("gemm1_clamp_limit", "gemm1_beta")]
+    activation = _activation(a["activation_type"], folded[0], a["gemm1_alpha"], folded[1])
+    relu2, first = activation == "relu2", matrix(1)
+    given = {
+        "hidden_states": (a["hidden_states"].view(torch.uint8), a["hidden_states_scale"].view(torch.uint8)),
+        "topk_idx": ids, "topk_weights": weights.float(), "w1_alpha": alpha,
+        "a2_global_scale": joint if relu2 else joint / alpha, "w2_alpha": a["output2_scale_scalar"],
+        "num_experts": a["num_experts"], "local_expert_offset": a["local_expert_offset"],
+    }  # fmt: skip
+    return _Layer(
+        FlashInferFusedTrtllm().traits,
+        first if relu2 else _gate_first(first, 1),
+        matrix(2),
+        activation,
+        given,
+    )
+
+
+def _cutlass(a: Mapping[str, Any]) -> _Layer:
+    if a["swizzled_input_sf"] and a["input_sf"] is not None:
+        raise NotJudgedError("cutlass_fused_moe with swizzled scales of the tokens: not judged yet")
+    if a["fc1_expert_weights"].dtype != torch.int64 or len(a["quant_scales"]) != 6:
+        raise NotJudgedError("cutlass_fused_moe of another format than NVFP4: not judged yet")
+    of_tokens, w1_scale, w1_alpha, a2, w2_scale, w2_alpha = a["quant_scales"]
+
+    def matrix(name: str, scale: Tensor) -> Matrix:
+        codes = a[name].view(torch.uint8)
+        return Matrix(codes, unswizzle_128x4(scale.view(torch.uint8), codes.shape[1], codes.shape[2] // 8))
+
+    activation = _activation(a["activation_type"], a["swiglu_limit"], a["swiglu_alpha"], a["swiglu_beta"])
+    first, local = matrix("fc1_expert_weights", w1_scale), len(a["fc1_expert_weights"])
+    quantized = a["input_sf"] is not None
+    given = {
+        "hidden_states": (a["input"].view(torch.uint8), a["input_sf"]) if quantized else (a["input"], None),
+        "topk_idx": a["token_selected_experts"], "topk_weights": a["token_final_scales"].float(), "w1_alpha": w1_alpha,
+        "a2_global_scale": a2.reshape(-1).expand(local).contiguous(), "w2_alpha": w2_alpha,
+        "num_experts": a["ep_size"] * local, "local_expert_offset": a["ep_rank"] * local,
+    }  # fmt: skip
+    given |= {} if quantized else {"input_global_scale": of_tokens}
+    traits = FlashInferFusedCutlass(fused_finalize=bool(a["use_fused_finalize"])).traits
+    return _Layer(
+        traits,
+        first if activation == "relu2" else _gate_first(first, 0),
+        matrix("fc2_expert_weights", w2_scale),
+        activation,
+        given,
+    )

@@ -1,0 +1,62 @@
+"""FlashInfer's own fused layers on a CPU, captured with faults planted where it launches its kernels.
+
+`fused.py KIND FOLDER FAULT...` runs one layer for each fault ("healthy": none) and captures it into FOLDER/FAULT.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from harness.candidates.eager import EagerKernels
+from harness.candidates.fused_layer import FusedLayer
+from harness.capture.hook import _tap_everywhere
+from harness.capture.session import Session
+from harness.capture.settings import CaptureSettings
+from harness.faults.named import plant
+from harness.judging.context import Context, Known
+from harness.judging.routed import arguments
+from harness.problems.problem import parse_problem
+from reference.moe import activate
+from tests.candidates import fused_launches
+from tests.candidates.test_flashinfer_routed import KINDS
+
+PROBLEM = "v2:3x20x256x128:20,0,7:normal:1"
+
+
+class Kernel(EagerKernels):
+    """`eager`, with an intermediate that stays float32 where a kernel's does."""
+
+    def silu_mul_quantize_grouped(
+        self, gate_up: torch.Tensor, masked_m: torch.Tensor, scale: torch.Tensor
+    ) -> Any:
+        if "hidden" not in self.traits.unrounded:
+            return super().silu_mul_quantize_grouped(gate_up, masked_m, scale)
+        return self.quantize_grouped(activate(gate_up, self.traits.gated, torch.float32), masked_m, scale)
+
+
+def main(kind: str, folder: str, *faults: str) -> None:
+    torch.set_num_threads(1)
+    session = Session(CaptureSettings(folder))
+    fused_launches.replace_launches(pytest.MonkeyPatch())
+    for name, module in list(sys.modules.items()):
+        if name.startswith("flashinfer.fused_moe"):
+            _tap_everywhere(session, module)
+    candidate: FusedLayer = KINDS[kind]("silu", device="cpu")
+    context = Context(candidate, parse_problem(PROBLEM), Known.declared(candidate.traits))
+    for fault in faults:
+
+        def planted(fault: str = fault, **named: Any) -> Any:
+            right = Kernel(unrounded=candidate.unrounded, **named)
+            return right if fault == "healthy" else plant(right, fault)
+
+        fused_launches.EagerKernels = planted  # type: ignore[misc, assignment]
+        session.settings, session.idle = CaptureSettings(str(Path(folder) / fault)), False
+        session._begin_anew()
+        candidate.routed_moe(**arguments(context))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
