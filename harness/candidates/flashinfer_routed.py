@@ -45,6 +45,8 @@ class FlashInferFusedCuteDsl(FusedLayer):
         self.formats = (formats[0], formats[1])
         self.quantizer = {"w4a4": "fp4_quantize", "w4a8": "mxfp8_quantize", "w4a16": ""}[mode]
         self.name = type(self).name + ("" if mode == "w4a4" else f"-{mode}")
+        if mode == "w4a16":
+            self.unrounded = ("gemm1",)  # what the second GEMM multiplies is bfloat16
 
     def _quantized(
         self, hidden_states: tuple[Tensor, Tensor | None], input_global_scale: Tensor | None

@@ -82,7 +82,7 @@ def observed_fused(call: Captured) -> Observed:
 def unrounded_of(call: Captured) -> tuple[str, ...]:
     """Return which values a call's kernel keeps in float32, as Traits.unrounded names them."""
     if call.line["inputs"].get("quant_mode") == "w4a16":
-        return ("gemm1",)  # what is multiplied is bfloat16
+        return FlashInferFusedCuteDsl(mode="w4a16").unrounded
     kernel = FlashInferFusedCutlass if call.function.endswith("cutlass_fused_moe") else FlashInferFusedTrtllm
     return kernel.unrounded
 
