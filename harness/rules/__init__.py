@@ -105,7 +105,7 @@ RULES = (
     Rule("PIPELINE", "each stage is legal on the candidate's own previous stage", "layer:pipeline", (_QUANT, _GEMM), drawn=Drawn(options=("relu2",), into=("alpha", "weights")), knows_values=True),
     Rule("MOE", "the whole layer is legal, stage by stage or by propagated bound", "layer:moe", (_MOE,), power=0.9, drawn=Drawn(options=("relu2", "prequantized"), into=("alpha", "weights")), knows_values=True),
     Rule("PREPARE", "prepared weights are the same each time, and each expert's in its own place", "preparation:prepared", ("prepare",), 0.3, every_row=False),
-    Rule("ROUTED", "the routed layer is legal: tokens, experts and weights in, tokens out", "routed:routed", ("routed_moe",), power=0.9, drawn=Drawn(options=("relu2", "prequantized", "sharded", "redundant"), into=("alpha", "weights", "topk weights")), every_row=False, knows_values=True),
+    Rule("ROUTED", "the routed layer is legal: tokens, experts and weights in, tokens out", "routed:routed", ("routed_moe",), power=0.75, drawn=Drawn(options=("relu2", "prequantized", "sharded", "redundant"), into=("alpha", "weights", "topk weights")), every_row=False, knows_values=True),
     Rule("SLOTS", "a routed layer takes no token, one, and one with the same expert twice, which it may refuse", "routed:slots", ("routed_moe",), 0.3, Drawn(options=("sharded", "redundant")), every_row=False, may_refuse=True, knows_values=True),
     Rule("PAD-ROWS", "rows at or past masked_m never change a valid row", "poison:padding_rows", (), 0.4),
     Rule("PAD-SCALES", "padding of the block scales never changes a valid row", "poison:padding_scales", (_GEMM,), 0.4),

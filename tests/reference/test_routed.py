@@ -36,7 +36,7 @@ def weights() -> dict[str, Tensor]:
 
 def test_the_layer_is_the_masked_one_token_by_token() -> None:
     """ROUTED-1, ROUTED-2: each slot's expert by itself, its weight, and a float32 sum over the slots."""
-    x, of_slots = random(TOKENS, K, seed=3).bfloat16(), torch.rand(TOKENS, 3)
+    x, of_slots = random(TOKENS, K, seed=3).bfloat16(), random(TOKENS, 3, seed=6).abs()
     scale = torch.tensor([500.0])
     out = routed_moe(x, IDS, of_slots, scale, **weights(), offset=3)
     for token in range(TOKENS):
@@ -48,7 +48,7 @@ def test_the_layer_is_the_masked_one_token_by_token() -> None:
                 total = total + of_slots[token, slot] * row[0, 0].float()
         assert torch.equal(out[token], total.bfloat16())
     assert not out[2].any()
-    held = random(TOKENS, K, seed=4).bfloat16()
+    held = (random(TOKENS, K, seed=4) * out.float().abs().max()).bfloat16()
     onto = routed_moe(
         x, IDS, of_slots, scale, **weights(), offset=3, way=FinalSum.of("slots; onto out"), out=held
     )
