@@ -207,6 +207,9 @@ class ReturnsNone(Eager):
     def masked_moe(self, *arguments: Any, **named: Any):
         return None
 
+    def prepare(self, b, b_scale, alpha):
+        return None
+
 
 class CutsOff(Eager):
     """Returns no more than eight rows of each expert."""

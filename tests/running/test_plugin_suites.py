@@ -68,7 +68,7 @@ def test_pass_is_0_with_record_report_and_one_line_of_summary(alone) -> None:
     assert "CUDA graphs need a CUDA device" in alone.out
     assert alone.record.seconds > 0
     (candidate,) = alone.record.candidates
-    assert (candidate.requested, candidate.ran, candidate.missing_stages) == (True, True, [])
+    assert (candidate.requested, candidate.ran, candidate.missing_stages) == (True, True, ["prepare"])
 
 
 def counts(record: RunRecord) -> dict[str, object]:
