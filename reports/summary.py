@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from harness.verdict import Verdict
 from reports.coverage import coverage
-from reports.diagnosis import Finding, read
+from reports.diagnosis import Finding, read, telling
 from reports.failures import place_words
 from reports.maps import Map, element_words, maps_of
 from reports.since import Since, since
@@ -56,19 +56,20 @@ class First:
     elements: str
     area: Map | None
     cause: Finding | None
+    not_told_apart: list[str]
     diagnose: str
     since: Since | None
 
 
 def first_failure(record: RunRecord, past: History | None = None) -> First | None:
-    """Return the first new failure, one with a diagnosis before one without; None where everything new passes."""
+    """Return the new failure that tells most about the candidate that fails first; None where everything new passes."""
     new = [(g, f) for g in failure_groups(record) for f in g.shown if f.kind != "known"]
-    if not new:
+    of_first = [(g, f) for g, f in new if g.result.candidate == new[0][0].result.candidate]
+    if not of_first:
         return None
-    found = [(group, failure, read(failure.diagnosis)) for group, failure in new]
-    group, failure, diagnosis = next(
-        (f for f in found if f[2] and any(one.fault for one in f[2].findings)), found[0]
-    )
+    diagnoses = [read(failure.diagnosis) for _, failure in of_first]
+    place, not_told_apart = telling(diagnoses)
+    (group, failure), diagnosis = of_first[place], diagnoses[place]
     findings = diagnosis.findings if diagnosis else []
     return First(
         anchor=group.anchor,
@@ -80,6 +81,7 @@ def first_failure(record: RunRecord, past: History | None = None) -> First | Non
         area=next(iter(maps_of(failure).own), None),
         # A known fault before a pattern without a name.
         cause=next((one for one in findings if one.fault), findings[0] if findings else None),
+        not_told_apart=not_told_apart,
         diagnose=diagnosis.command if diagnosis else "",
         since=since(past, "rules", group.result.rule, group.result.candidate) if past else None,
     )
