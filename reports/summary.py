@@ -31,7 +31,9 @@ def page_title(record: RunRecord) -> str:
 
 def header(record: RunRecord, past: History | None = None) -> Markup:
     """Draw the top of the page: verdict, what to look at first, since when, what the run covered."""
-    sentence, *limits = reason(record).split("; ") if record.verdict == Verdict.PASS else [reason(record)]
+    # What limits a PASS of rules stands by itself, below its sentence.
+    is_pass = bool(record.rules) and record.verdict == Verdict.PASS
+    sentence, *limits = reason(record).split("; ") if is_pass else [reason(record)]
     return fill(
         "summary.html.j2",
         record=record,

@@ -12,7 +12,7 @@ from typing import Any
 
 from harness.cli import run
 from reports.html import write_report
-from tests.browser.conftest import ARGUMENTS, NAMES, RECORDS, STATES
+from tests.browser.conftest import ARGUMENTS, NAMES, RECORDS, STATES, golden
 
 DOCS = Path(__file__).parents[2] / "docs"
 MOST_BYTES = 150_000
@@ -57,7 +57,7 @@ def pictures(folder: Path) -> dict[str, tuple[Path, str, tuple[int, int], str]]:
         "pass": (pages["quick"], ""),
         "gsm8k": (pages["gsm8k"], ""),
         "canary": (pages["canary"], "#canary"),
-        "mutants": (pages["mutants"], ""),
+        "mutants": (write_report(golden("mutants"), folder / "as run"), ""),
         "numerics": (pages["quick"], "#candidates"),
         "compare": (folder / "compare" / "compare.html", ""),
         "history": (runs / "history.html", ""),
