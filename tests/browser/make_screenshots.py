@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -51,8 +52,11 @@ def pictures(folder: Path) -> dict[str, tuple[Path, str, tuple[int, int], str]]:
         (folder / "runs" / name).mkdir(parents=True)
         shutil.copy(RECORDS / f"{name}.json", folder / "runs" / name / "record.json")
     runs = folder / "runs"
-    run(["report", str(runs / "pass"), str(runs / "mixed"), "--out", str(folder / "compare")])
-    run(["report", "--history", str(runs)])
+    with contextlib.chdir(runs):  # the pages name the records as they were given
+        for name in ("pass", "mixed"):
+            run(["report", name])
+        run(["report", "pass", "mixed", "--out", str(folder / "compare")])
+        run(["report", "--history", "."])
     seen = {
         "pass": (pages["quick"], ""),
         "gsm8k": (pages["gsm8k"], ""),
