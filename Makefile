@@ -6,6 +6,7 @@
 # make test-browser    the reports in a headless Chromium (apt-get install chromium, or CHROMIUM=/path/to/it)
 # make test-cluster    runs on a Ray cluster of two nodes of this machine, one of which is killed, three minutes
 # make test-install    the wheel with each extra in an environment of its own (up to 3 GB at a time, ten minutes)
+# make screenshots    the pictures of the pages in docs, in the same Chromium
 # make schema    docs/record.schema.json from the types of the record
 # make site    the documents as a site, in out/site
 # make test-all    the long sweeps, test-cluster and test-install, at most an hour
@@ -22,7 +23,7 @@ PIP = -m pip install --quiet --disable-pip-version-check -c constraints.txt
 PYTEST = PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 WORKERS ?= 2
 
-.PHONY: demo test test-flashinfer test-versions test-oldest test-browser test-cluster test-install test-all lint schema site bench clean
+.PHONY: demo test test-flashinfer test-versions test-oldest test-browser test-cluster test-install test-all lint schema screenshots site bench clean
 
 $(BIN)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -91,6 +92,10 @@ schema: $(BIN)/.installed
 
 site: $(BIN)/.installed
 	$(BIN)/mkdocs build --quiet
+
+screenshots: $(BIN)/.installed
+	$(BIN)/python $(PIP) -e '.[dev,browser]'
+	$(BIN)/python -m tests.browser.make_screenshots
 
 bench: $(BIN)/.installed
 	$(BIN)/harness bench

@@ -45,7 +45,8 @@ def _not_judged(record: RunRecord) -> list[str]:
     """Return what was not judged at all, or not as often as asked for."""
     reasons: dict[str, list[str]] = {}
     for rule in record.rules:
-        is_limited = rule.verdict == Verdict.PASS and not rule.failures  # known failures stand elsewhere
+        # A PASS has a reason where it is limited, or of its known failures, which stand elsewhere.
+        is_limited = rule.verdict == Verdict.UNKNOWN or (rule.verdict == Verdict.PASS and not rule.failures)
         why = rule.skipped if is_skipped(rule) else rule.reason if is_limited else ""
         if why:
             names = reasons.setdefault(why, [])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,6 +39,7 @@ class Finding:
     simulated: str
     trace: str
     command: str
+    is_weak: bool = False
     others: list[tuple[str, Any]] = field(default_factory=list)
 
 
@@ -78,6 +80,7 @@ def _finding(entry: Json) -> Finding:
         simulated=_word(entry.get("simulated")),
         trace=_word(entry.get("trace")),
         command=_word(entry.get("command")),
+        is_weak=bool(entry.get("weak")),
         others=others,
     )
 
@@ -90,3 +93,31 @@ def _words(value: Any) -> list[str]:
     if isinstance(value, str):
         return [value] if value else []
     return [str(item) for item in value] if isinstance(value, list) else []
+
+
+def telling(found: list[Diagnosis | None]) -> tuple[int, list[str]]:
+    """Return which of several failures of one candidate to look at, and what is not told apart from its explanation.
+
+    One mistake fails several rules, and one rule may tell apart what another does not: the fault that would explain
+    most of the failures, of the first failure that is explained by it.
+
+    Args:
+        found: the diagnosis of each failure, in order; None where it has none.
+
+    Returns:
+        The place in `found`, 0 where nothing is explained; faults that would explain as many of the failures.
+    """
+    named = [_faults(diagnosis) for diagnosis in found]
+    votes = Counter(fault for faults in named for fault in faults)
+    if not votes:
+        explained = (i for i, d in enumerate(found) if d and any(one.fault for one in d.findings))
+        return next(explained, 0), []
+    most = max(votes.values())
+    place = next(i for i, faults in enumerate(named) if faults and votes[faults[0]] == most)
+    return place, [fault for fault in named[place][1:] if votes[fault] == most]
+
+
+def _faults(diagnosis: Diagnosis | None) -> list[str]:
+    """Return the fault that explains a failure and those that were not told apart from it, weak explanations left out."""
+    first = next((one for one in diagnosis.findings if one.fault), None) if diagnosis else None
+    return [first.fault, *first.same_as] if first and not first.is_weak else []

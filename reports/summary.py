@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from harness.records.from_json import RecordError
 from harness.verdict import Verdict
 from reports.coverage import coverage
-from reports.diagnosis import Finding, read
+from reports.diagnosis import Finding, read, telling
 from reports.failures import place_words
 from reports.maps import Map, element_words, maps_of
 from reports.replay import FIRST_ILLEGAL
@@ -33,7 +33,9 @@ def page_title(record: RunRecord) -> str:
 
 def header(record: RunRecord, past: History | None = None) -> Markup:
     """Draw the top of the page: verdict, what to look at first, since when, what the run covered."""
-    sentence, *limits = reason(record).split("; ") if record.verdict == Verdict.PASS else [reason(record)]
+    # What limits a PASS of rules stands by itself, below its sentence.
+    is_pass = bool(record.rules) and record.verdict == Verdict.PASS
+    sentence, *limits = reason(record).split("; ") if is_pass else [reason(record)]
     return fill(
         "summary.html.j2",
         record=record,
@@ -54,6 +56,7 @@ class First:
     message: str
     place: str
     cause: Finding | None
+    not_told_apart: list[str]
     diagnose: str
     what: str = ""  # of a replayed call; the others are a rule's
     result: RuleResult | None = None
@@ -64,14 +67,14 @@ class First:
 
 
 def first_failure(record: RunRecord, past: History | None = None) -> First | None:
-    """Return the first new failure, one with a diagnosis before one without; None where everything new passes."""
+    """Return the new failure that tells most about the candidate that fails first; None where everything new passes."""
     new = [(g, f) for g in failure_groups(record) for f in g.shown if f.kind != "known"]
-    if not new:
+    of_first = [(g, f) for g, f in new if g.result.candidate == new[0][0].result.candidate]
+    if not of_first:
         return _first_illegal(record)
-    found = [(group, failure, read(failure.diagnosis)) for group, failure in new]
-    group, failure, diagnosis = next(
-        (f for f in found if f[2] and any(one.fault for one in f[2].findings)), found[0]
-    )
+    diagnoses = [read(failure.diagnosis) for _, failure in of_first]
+    place, not_told_apart = telling(diagnoses)
+    (group, failure), diagnosis = of_first[place], diagnoses[place]
     findings = diagnosis.findings if diagnosis else []
     return First(
         anchor=group.anchor,
@@ -83,6 +86,7 @@ def first_failure(record: RunRecord, past: History | None = None) -> First | Non
         area=next(iter(maps_of(failure).own), None),
         # A known fault before a pattern without a name.
         cause=next((one for one in findings if one.fault), findings[0] if findings else None),
+        not_told_apart=not_told_apart,
         diagnose=diagnosis.command if diagnosis else "",
         since=since(past, "rules", group.result.rule, group.result.candidate) if past else None,
     )
@@ -104,6 +108,7 @@ def _first_illegal(record: RunRecord) -> First | None:
         message=illegal[0].words.partition("\n")[0],
         place=cause.place if cause else "",
         cause=cause,
+        not_told_apart=cause.same_as if cause else [],
         diagnose=cause.command if cause else "",
     )
 

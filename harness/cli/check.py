@@ -16,7 +16,6 @@ from harness.ci.options import ci_options, earlier_record, exit_with
 from harness.cli import complete
 from harness.cli.output import TerminalProgress, finish
 from harness.cli.parsing import MOST_THREADS
-from harness.cli.report import draw_with_past
 from harness.cli.sharing import sharing_options
 from harness.problems.problem import Problem, parse_problem
 from harness.problems.profiles import Profile
@@ -183,9 +182,7 @@ def check_command(
         sharing=sharing,
     )
     earlier, folder, record = earlier_record(fail_on, against), own_folder(out), new_record(profile, seed)
-    run_and_report(request, record, folder, junit)
-    if history:
-        draw_with_past(record, folder, history)
+    run_and_report(request, record, folder, junit, history)
     return ExitCode.INTERRUPTED if record.interrupted else exit_with(fail_on, record, earlier)
 
 
@@ -216,9 +213,12 @@ def profile_with(name: str, problem_seconds: float) -> Profile:
     return replace(profile, problem_seconds=problem_seconds or profile.problem_seconds)
 
 
-def run_and_report(request: CheckRequest, record: RunRecord, folder: Path, junit: Path | None) -> None:
+def run_and_report(
+    request: CheckRequest, record: RunRecord, folder: Path, junit: Path | None, history: Path | None = None
+) -> None:
     """Run and leave record and report, also where the run is interrupted or ended by an error, which is raised."""
     from harness.ci.outputs import write_record
+    from harness.cli.report import draw_with_past
     from harness.running.check import run_check
     from harness.running.conclusion import conclude
 
@@ -235,6 +235,8 @@ def run_and_report(request: CheckRequest, record: RunRecord, folder: Path, junit
             write_record(record, folder, junit=junit)
         raise
     finish(record, folder, junit=junit)
+    if history is not None:
+        draw_with_past(record, folder, history)
 
 
 def _questions(asked: bool | None, questions: int | None, usual: int, *, a_part: bool) -> int:

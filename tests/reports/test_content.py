@@ -66,7 +66,7 @@ def test_summary_of_a_mixed_run(mixed):
         "expert 2, k block 80: 3 To see it: "
         "harness check MOE-GEMM-2 --candidate physical --problem 4x64x512x256:64,0,3,17:20394 Copy "
         "Covered 5 of 7 rules pass 99.9 % of 8,747,008 elements had one legal value Stayed free 0.1 % had an interval "
-        "Not judged GRAPH-1: needs a CUDA device, found cpu not run here: flashinfer-cutedsl, vllm-cutedsl "
+        "Not judged GRAPH-1: needs a CUDA device, found cpu MOE-ALPHA-1: the comparison had no power on any example not run here: flashinfer-cutedsl, vllm-cutedsl "
         "traps drawn too seldom: subnormal scale, all-zero expert "
         "Rules 5 PASS, 1 FAIL, 1 UNKNOWN Skipped 4 Elements compared 8,747,008 Examples 1,220 Powerless examples 26 "
         "Failing problems 14 Known failures 2 Missing traps 2 Duration 1 min 23 s Device cpu "

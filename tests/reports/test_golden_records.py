@@ -3,7 +3,10 @@
 Made with these commands, then read and written again; only `environment.platform` was shortened:
 
     harness check --candidate eager --rule QUANT --rule GEMM --rule GRAPH                              pass.json
+    harness check --no-canary --profile quick --candidate eager --max-seconds 60                       quick.json
     harness check --candidate eager+global_scale_inverted --rule QUANT --rule GEMM                     fail.json
+    harness check --no-canary --candidate physical+alpha_of_neighbour@7 \
+        --rule GEMM --rule QUANT --rule MOE                                                            neighbour.json
     harness check --candidate flashinfer-cutedsl --rule QUANT                                          unknown.json
     harness check --candidate eager --candidate eager+weight_scale_tiles_transposed \
         --candidate flashinfer-cutedsl --rule QUANT --rule GEMM --rule GRAPH                           mixed.json
@@ -35,7 +38,9 @@ from tests.records.kept_records import RECORDS, read
 
 VERDICTS = {
     "pass": Verdict.PASS,
+    "quick": Verdict.PASS,
     "fail": Verdict.FAIL,
+    "neighbour": Verdict.FAIL,
     "unknown": Verdict.UNKNOWN,
     "mixed": Verdict.FAIL,
     "gsm8k_pass": Verdict.PASS,

@@ -25,6 +25,8 @@ class Checker(HTMLParser):
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
         self.attributes |= {name for name, _ in attrs}
+        if tag == "wbr":  # is never closed
+            return
         self.open.append((tag, dict(attrs).get("class") == "label"))
 
     def handle_endtag(self, tag):

@@ -75,8 +75,8 @@ def test_check_takes_the_folder_too(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[tuple[RunRecord, Path, Path]] = []
-    monkeypatch.setattr("harness.cli.check.run_and_report", lambda *_: None)
-    monkeypatch.setattr("harness.cli.check.draw_with_past", lambda *given: drawn.append(given))
+    monkeypatch.setattr("harness.running.check.run_check", lambda *_: None)
+    monkeypatch.setattr("harness.cli.report.draw_with_past", lambda *given: drawn.append(given))
     runs, out = tmp_path / "runs", tmp_path / "runs" / "today"
     arguments = ["check", "--candidate", "eager", "--out", str(out), "--history", str(runs)]
     assert run(arguments) == 64, "there is no such folder"

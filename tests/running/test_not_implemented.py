@@ -61,7 +61,12 @@ def test_each_rule_of_a_stub_is_unknown_in_one_line_and_the_other_stages_are_jud
     assert record.failures == []
     assert all("gemm" not in "".join(r.histograms) for r in record.rules)
     assert (record.verdict, record.reason) == (Verdict.UNKNOWN, f"GEMM on faulty:Stub: {GEMM_IS_MISSING}")
-    assert record.candidates[0].missing_stages == ["masked_grouped_gemm", "masked_moe", "routed_moe", "prepare"]
+    assert record.candidates[0].missing_stages == [
+        "masked_grouped_gemm",
+        "masked_moe",
+        "routed_moe",
+        "prepare",
+    ]
 
 
 def test_a_rule_that_takes_what_stages_there_are_says_so_too() -> None:
