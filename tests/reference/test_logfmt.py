@@ -144,3 +144,10 @@ def test_the_interval_is_one_value_but_for_elements_near_a_threshold() -> None:
     low, high = legal_logfmt(x)
     assert float((high - low > 1e-3 * high.abs()).double().mean()) < 0.02
     assert bool((low <= high).all())
+
+
+def test_no_rows_are_no_rows() -> None:
+    """LOGFMT-1, LOGFMT-3: a rank that sends nothing."""
+    none = torch.empty(0, 256, dtype=torch.bfloat16)
+    assert decode_logfmt(encode_logfmt(none)).shape == (0, 256)
+    assert [end.shape for end in legal_logfmt(none)] == [(0, 256)] * 2
