@@ -115,7 +115,8 @@ def _extremes(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     amin = torch.maximum(size.masked_fill(size.isnan(), torch.inf).amin(-1), amax * 2.0**-CLIP)
     usable = (amax < 1) & (amin < amax)
     blocks = chunk_of(x.shape[-1]) // CHANNELS
-    coded = usable.unflatten(-1, (usable.shape[-1] // blocks, blocks)).all(-1).repeat_interleave(blocks, -1)
+    in_chunks = usable.reshape(*usable.shape[:-1], usable.shape[-1] // blocks, blocks)
+    coded = in_chunks.all(-1).repeat_interleave(blocks, -1)
     log_low = torch.where(usable, amin, 0.5).log2()
     return log_low, torch.where(usable, amax, 1.0).log2(), coded
 
