@@ -63,6 +63,7 @@ def pictures(folder: Path) -> dict[str, tuple[Path, str, tuple[int, int], str]]:
         "canary": (pages["canary"], "#canary"),
         "mutants": (write_report(golden("mutants"), folder / "as run"), ""),
         "numerics": (pages["quick"], "#candidates"),
+        "replay": (pages["replay"], ""),
         "compare": (folder / "compare" / "compare.html", ""),
         "history": (runs / "history.html", ""),
     }
