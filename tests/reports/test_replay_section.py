@@ -46,7 +46,7 @@ def test_a_stages_error_is_drawn_over_the_layers_and_leads_to_what_was_found() -
     heights = [float(y) for y in re.findall(r'cy="(.*?)"', gemm)]
     assert len(heights) == 6, "one mark a layer"
     assert heights.index(min(heights)) == 4, "the wrong layer is highest"
-    assert re.findall(r'<a href="#(.*?)"><circle', gemm) == ["illegal-1"]
+    assert re.findall(r'<a href="#(.*?)" aria-label=".*?"><circle', gemm) == ["illegal-1"]
     assert "illegal in 1, first in layer 4" in gemm
     assert drawn.count('href="#illegal-1"') == 3, "two marks, and the row of the table"
     assert 'id="illegal-1"' in drawn
