@@ -164,7 +164,9 @@ def test_base_judges_kernels_and_says_how_to_get_the_rest(installed, server: str
 
 def gsm8k(url: str) -> str:
     files = f"--dataset '{DATA / 'questions.jsonl'}' --fewshot '{DATA / 'fewshot.jsonl'}'"
-    return f"harness gsm8k --base-url {url} {files} --retry-seconds 1 --min-accuracy 0.5 --out out"
+    return (
+        f"harness gsm8k --base-url {url} {files} --retry-seconds 1 --min-accuracy 0.5 --out out --overwrite"
+    )
 
 
 def test_gsm8k_gates_a_served_model(installed, server: str) -> None:
@@ -183,7 +185,7 @@ def test_canary_runs_in_a_process_and_over_http(installed) -> None:
         assert (
             run.must("harness canary run --candidate eager --questions 64 --out out").record.verdict == "PASS"
         )
-        check = "harness check --candidate eager --rule QUANT --problem 2x8x64x32:3,5:normal:1 --out out"
+        check = "harness check --candidate eager --rule QUANT --problem 2x8x64x32:3,5:normal:1 --out out --overwrite"
         record = run.must(f"{check} --canary-questions 16").record
         assert [part.verdict for part in record.canary_part.runs] == ["PASS"]
         assert [part.verdict for part in record.canary_part.controls] == ["FAIL"]
@@ -202,6 +204,9 @@ def test_all_has_each_of_them(installed, server: str) -> None:
     with installed("all") as run:
         assert run.must(gsm8k(server)).record.verdict == "PASS"
         assert (
-            run.must("harness canary run --candidate eager --questions 64 --out out").record.verdict == "PASS"
+            run.must(
+                "harness canary run --candidate eager --questions 64 --out out --overwrite"
+            ).record.verdict
+            == "PASS"
         )
-        assert run.must(f"{ON_CPU} --out out").record.verdict == "PASS"
+        assert run.must(f"{ON_CPU} --out out --overwrite").record.verdict == "PASS"
