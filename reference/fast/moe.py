@@ -4,18 +4,40 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from reference.activations import Activation
 from reference.e2m1 import check_codes
-from reference.fast import pairs
+from reference.fast import chunks, pairs, thresholds
 from reference.fast.launch import Decoded, Tiles, has_kernels, product, quantize_rows
-from reference.nvfp4 import quantize_nvfp4
+from reference.nvfp4 import BLOCK, quantize_nvfp4
 
 _ELEMENTS = 1 << 28  # of weights that are decoded at a time
 _Weights = tuple[Tensor, Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Experts that are worked on at a time.
+
+    Attributes:
+        experts: which.
+        counts: rows of each.
+        of_row: `(rows,)` int32, the expert of each row, from the first of these on.
+    """
+
+    experts: slice
+    counts: Sequence[int]
+    of_row: Tensor
+
+    @classmethod
+    def of(cls, experts: slice, counts: Sequence[int], device: torch.device) -> _Group:
+        number = torch.arange(len(counts), dtype=torch.int32, device=device)
+        how_many = torch.tensor(counts, device=device)
+        return cls(experts, counts, torch.repeat_interleave(number, how_many, output_size=sum(counts)))
 
 
 def masked_moe(
@@ -48,21 +70,17 @@ def masked_moe(
     device = w1[0].device
     with_kernels = has_kernels(w1[0])
     largest = torch.zeros(1, dtype=torch.int32 if with_kernels else torch.uint8, device=device)
-    gemm, elements = (_gemm_by_kernels, _ELEMENTS) if with_kernels else (_gemm_in_torch, _ELEMENTS // 2)
+    gemm = _gemm_by_kernels if with_kernels else _gemm_in_torch
     done = []
-    for experts, of_rows in _groups(counts, elements // max(w1[0][0].numel(), 1)):
-        here = counts[experts]
-        of_row = torch.repeat_interleave(
-            torch.arange(len(here), dtype=torch.int32, device=device), torch.tensor(here, device=device),
-            output_size=sum(here),
-        )  # fmt: skip
+    for experts, of_rows in _groups(counts, _ELEMENTS // max(w1[0][0].numel(), 1)):
+        group = _Group.of(experts, counts[experts], device)
         if input_scale is None:
             codes, block_scale = (each[of_rows] for each in rows)
         else:
-            codes, block_scale = _quantized(rows[0][of_rows], input_scale[experts], of_row)
-        gemm1 = gemm(codes, block_scale, w1, experts, here, largest)
+            codes, block_scale = _quantized(rows[0][of_rows], input_scale[experts], group.of_row)
+        gemm1 = gemm(codes, block_scale, w1, group, largest)
         middle = way.value(gemm1.double()).bfloat16()
-        done.append(gemm(*_quantized(middle, a2_scale[experts], of_row), w2, experts, here, largest))
+        done.append(gemm(*_quantized(middle, a2_scale[experts], group.of_row), w2, group, largest))
     check_codes(int(largest))
     return torch.cat(done) if done else w2[0].new_empty((0, w2[0].shape[1]), dtype=torch.bfloat16)
 
@@ -70,38 +88,38 @@ def masked_moe(
 def _quantized(x: Tensor, scale: Tensor, of_row: Tensor) -> tuple[Tensor, Tensor]:
     if has_kernels(x):
         return quantize_rows(x, scale, of_row)
-    of = quantize_nvfp4(x, scale[of_row])
-    return of.codes, of.block_scale
+    if not thresholds.has_thresholds(encode := scale.tolist()):
+        of = quantize_nvfp4(x, scale[of_row])
+        return of.codes, of.block_scale
+    codes = torch.empty(x.shape, dtype=torch.uint8, device=x.device)
+    block_scale = torch.empty(len(x), x.shape[1] // BLOCK, dtype=torch.uint8, device=x.device)
+    of_block = of_row.long().repeat_interleave(block_scale.shape[1], output_size=block_scale.numel())
+    thresholds.quantize_blocks(x.view(-1, BLOCK), codes.view(-1, BLOCK), block_scale.view(-1), encode, of_block)
+    return codes, block_scale
 
 
 def _gemm_by_kernels(
-    codes: Tensor,
-    block_scale: Tensor,
-    weights: _Weights,
-    experts: slice,
-    counts: Sequence[int],
-    largest: Tensor,
+    codes: Tensor, block_scale: Tensor, weights: _Weights, group: _Group, largest: Tensor
 ) -> Tensor:
-    a = Decoded.of(codes, block_scale, largest)
-    b = Decoded.of(weights[0][experts], weights[1][experts], largest)
-    tiles = Tiles.of(counts, codes.device)
-    return product(a, b, weights[2][experts].double(), tiles, torch.float32)[0].bfloat16()
+    b_codes, b_scale, alpha = (each[group.experts] for each in weights)
+    a, b = Decoded.of(codes, block_scale, largest), Decoded.of(b_codes, b_scale, largest)
+    return product(a, b, alpha.double(), Tiles.of(group.counts, codes.device), torch.float32)[0].bfloat16()
 
 
 def _gemm_in_torch(
-    codes: Tensor,
-    block_scale: Tensor,
-    weights: _Weights,
-    experts: slice,
-    counts: Sequence[int],
-    largest: Tensor,
+    codes: Tensor, block_scale: Tensor, weights: _Weights, group: _Group, largest: Tensor
 ) -> Tensor:
-    a = torch.split(pairs.decode_blocks(codes, block_scale, torch.float64, largest), [*counts])
-    b = pairs.decode_blocks(weights[0][experts], weights[1][experts], torch.float64, largest)
-    alpha = weights[2][experts].double()
-    out = torch.empty(len(codes), b.shape[1], dtype=torch.bfloat16, device=codes.device)
-    for expert, part in enumerate(torch.split(out, [*counts])):
-        part.copy_(torch.mm(a[expert], b[expert].T) * alpha[expert])
+    b_codes, b_scale, alpha = (each[group.experts] for each in weights)
+    a = pairs.decode_blocks(codes, block_scale, torch.bfloat16, largest)
+    b = pairs.decode_blocks(b_codes, b_scale, torch.bfloat16, largest)
+    is_open = chunks.open_rows(chunks.sizes(a, block_scale), chunks.sizes(b, b_scale), group.of_row)
+    open_ones = torch.zeros(len(b), dtype=torch.int32, device=a.device)
+    open_ones = open_ones.index_add_(0, group.of_row, is_open.int()).tolist()
+    out = torch.empty(len(a), b.shape[1], dtype=torch.bfloat16, device=a.device)
+    of_experts = zip(*(torch.split(each, [*group.counts]) for each in (a, is_open, out)), strict=True)
+    for expert, (rows, open_here, part) in enumerate(of_experts):
+        exact = chunks.dot_products(rows, b[expert], open_here, open_ones[expert])
+        part.copy_(exact.mul_(alpha[expert].double()))
     return out
 
 

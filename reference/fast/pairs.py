@@ -2,24 +2,44 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache, lru_cache
 
 import torch
 from torch import Tensor
 
 from reference import e2m1, e4m3
 
+_BELOW = 1 << 15  # a pair of bytes is read as int16: one that begins above 127 is below zero
 
-@lru_cache(maxsize=16)
-def _table(device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Return the values of each pair of bytes, the first in the low one, as one integer of both; read-only.
+
+@cache
+def _table() -> Tensor:
+    """Return the values of each pair of bytes, the first in the low one, two float32 an int64; read-only.
 
     Bytes that are no codes have one too, of which nothing is said.
     """
     pair = torch.arange(1 << 16, dtype=torch.int32)
     codes = torch.stack((pair & 0xF, pair >> 8), dim=-1).clamp(max=15).to(torch.uint8)
-    both = torch.int32 if dtype == torch.bfloat16 else torch.int64
-    return e2m1.decode_e2m1(codes).to(dtype).view(both).flatten().to(device)
+    return e2m1.decode_e2m1(codes).view(torch.int64).flatten()
+
+
+@lru_cache(maxsize=16)
+def _scaled_table(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return where each block scale's values begin, `(256,)` int32, and the values, two bfloat16 an int32; read-only.
+
+    A pair of codes leaves four bits of each byte free, which the scale's bits take. Each pair of bytes leads into the table, if
+    it is one of codes or not: torch ends a process that looks behind the end of one.
+    """
+    byte = torch.arange(256, dtype=torch.int32)
+    begins = ((byte & 0xF) << 4 | (byte & 0xF0) << 8) + _BELOW
+    code = torch.arange(16, dtype=torch.int32)
+    pair = (code.view(16, 1) << 8 | code).flatten()  # the high byte's code is the slow one
+    elements = e2m1.decode_e2m1(torch.stack((pair & 0xF, pair >> 8), dim=-1).to(torch.uint8))
+    scales = e4m3.decode_e4m3(byte.to(torch.uint8)).view(256, 1, 1)
+    values = (elements * scales).bfloat16().view(torch.int32)
+    table = torch.zeros(2 * _BELOW + int(begins.max()), dtype=torch.int32)
+    table[(begins.unsqueeze(-1) + pair).flatten()] = values.flatten()
+    return begins.to(device), table.to(device)
 
 
 def decode_blocks(
@@ -39,11 +59,20 @@ def decode_blocks(
         e2m1.check_codes(int(codes.max()))
     else:
         torch.maximum(largest, codes.max(), out=largest)
-    exact = torch.bfloat16 if codes.is_cuda else torch.float32
-    pairs = codes.contiguous().view(torch.uint16).flatten().int()
-    values = _table(codes.device, exact).index_select(0, pairs).view(exact).view(*block_scale.shape, 16)
-    scales = e4m3.decode_e4m3(block_scale).to(exact).unsqueeze(-1)
-    if codes.is_cuda and dtype != exact:  # written as it is multiplied
-        out = torch.empty(values.shape, dtype=dtype, device=codes.device)
-        return torch.mul(values, scales, out=out).flatten(-2)
-    return values.mul_(scales).flatten(-2).to(dtype)
+    decode = _looked_up if codes.is_cuda else _multiplied
+    return decode(codes.contiguous(), block_scale).view(codes.shape).to(dtype)
+
+
+def _looked_up(codes: Tensor, block_scale: Tensor) -> Tensor:
+    """Return bfloat16: pair and scale are one index, so that a GPU passes over its memory twice."""
+    begins, table = _scaled_table(codes.device)
+    first = begins.index_select(0, block_scale.view(torch.uint8).flatten().int())
+    pairs = torch.add(codes.view(torch.int16).view(len(first), 8), first.unsqueeze(-1))
+    return table.index_select(0, pairs.flatten()).view(torch.bfloat16)
+
+
+def _multiplied(codes: Tensor, block_scale: Tensor) -> Tensor:
+    """Return float32."""
+    pairs = codes.view(torch.uint16).flatten().int()
+    values = _table().index_select(0, pairs).view(torch.float32).view(*block_scale.shape, 16)
+    return values.mul_(e4m3.decode_e4m3(block_scale).unsqueeze(-1))

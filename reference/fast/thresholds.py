@@ -106,9 +106,16 @@ def _first(reaches: Callable[[Tensor], Tensor], near: Tensor, dtype: torch.dtype
 
 @lru_cache(maxsize=64)
 def _thresholds(scale: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return the thresholds of both kinds; treat them as read-only."""
+    """Return those of bytes of all groups in one order, `(groups * 127,)` int64, and those of codes; treat them as read-only."""
     of_groups = torch.tensor(scale, dtype=torch.float64, device=device)
-    return byte_thresholds(of_groups, dtype), code_thresholds(of_groups, dtype)
+    group = torch.arange(len(scale), device=device).unsqueeze(-1)
+    of_byte = _in_order(byte_thresholds(of_groups, dtype), group).flatten()
+    return of_byte, code_thresholds(of_groups, dtype)
+
+
+def _in_order(bits: Tensor, group: Tensor) -> Tensor:
+    """Return bits of magnitudes with their groups above them, int64: group after group, the magnitudes of each in order."""
+    return bits.long() + (group << 32)
 
 
 def _largest(bits: Tensor) -> Tensor:
@@ -119,14 +126,17 @@ def _largest(bits: Tensor) -> Tensor:
     return bits.squeeze(-1)
 
 
-def quantize_blocks(x: Tensor, codes: Tensor, block_scale: Tensor, scale: Sequence[float]) -> None:
-    """Quantize blocks of one encode scale into codes and scales, in place.
+def quantize_blocks(
+    x: Tensor, codes: Tensor, block_scale: Tensor, scale: Sequence[float], group: Tensor
+) -> None:
+    """Quantize blocks into codes and scales, in place.
 
     Args:
-        x: `(groups, blocks, 16)` bfloat16, float16 or float32.
-        codes: `(groups, blocks, 16)` uint8.
-        block_scale: `(groups, blocks)` uint8.
+        x: `(blocks, 16)` bfloat16, float16 or float32.
+        codes: `(blocks, 16)` uint8.
+        block_scale: `(blocks,)` uint8.
         scale: of each group, encode scales as `has_thresholds` wants them.
+        group: `(blocks,)` int64, whose scale a block has.
     """
     bits, infinity = bits_of(x), infinity_bits(x.dtype)
     of_byte, of_code = _thresholds(tuple(scale), x.dtype, x.device)
@@ -134,10 +144,9 @@ def quantize_blocks(x: Tensor, codes: Tensor, block_scale: Tensor, scale: Sequen
     nan = bits > infinity if bool((largest > infinity).any()) else None
     if nan is not None:  # NaN does not count, unless there is nothing else
         largest = torch.where(nan.all(-1), largest, _largest(bits.masked_fill(nan, 0)))
-    byte = torch.searchsorted(of_byte, largest, right=True, out_int32=True)
-    block_scale.copy_(byte)
-    byte += torch.arange(0, BYTES * len(scale), BYTES, dtype=torch.int32, device=x.device).unsqueeze(-1)
-    first = of_code.view(-1, 7).index_select(0, byte.view(-1)).view(*byte.shape, 7)
+    place = torch.searchsorted(of_byte, _in_order(largest, group), right=True)  # (BYTES - 1) * group + byte
+    block_scale.copy_(place - (BYTES - 1) * group)
+    first = of_code.view(-1, 7).index_select(0, place + group)
     codes.copy_(torch.searchsorted(first, bits, right=True, out_int32=True))
     codes.add_(x.signbit().view(torch.uint8), alpha=e2m1.SIGN_BIT)
     if nan is not None:

@@ -16,7 +16,9 @@ def both(x: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return codes and block scales of `(groups, blocks, 16)` by thresholds, and by definition."""
     codes, block_scale = torch.empty(x.shape, dtype=torch.uint8), torch.empty(x.shape[:2], dtype=torch.uint8)
     wanted, wanted_scale = codes.clone(), block_scale.clone()
-    thresholds.quantize_blocks(x, codes, block_scale, scale.tolist())
+    group = torch.arange(len(scale)).repeat_interleave(x.shape[1])
+    flat = x.view(-1, 16), codes.view(-1, 16), block_scale.view(-1)
+    thresholds.quantize_blocks(*flat, scale.tolist(), group)
     nvfp4._quantize_by_definition(x, wanted, wanted_scale, scale)
     return codes, block_scale, wanted, wanted_scale
 
