@@ -26,9 +26,15 @@ def valid_rows(masked_m: Tensor, capacity: int) -> Tensor:
     Raises:
         ValueError: an entry is negative or above the capacity.
     """
-    if masked_m.numel() and (int(masked_m.min()) < 0 or int(masked_m.max()) > capacity):
-        raise ValueError(f"valid_rows: masked_m must lie in [0, {capacity}], got {masked_m.tolist()}")
+    _counts(masked_m, capacity)
     return torch.arange(capacity, device=masked_m.device) < masked_m.unsqueeze(-1)
+
+
+def _counts(masked_m: Tensor, capacity: int) -> list[int]:
+    counts: list[int] = masked_m.tolist()
+    if any(not 0 <= count <= capacity for count in counts):
+        raise ValueError(f"valid_rows: masked_m must lie in [0, {capacity}], got {counts}")
+    return counts
 
 
 def masked_grouped_gemm(a: Tensor, b: Tensor, masked_m: Tensor, alpha: Tensor | None = None) -> Tensor:
@@ -154,16 +160,15 @@ def masked_moe(
             f"masked_moe: w1 must be ({experts}, 2n or n, {k}) and w2 ({experts}, {k}, n), "
             f"got {tuple(w1.shape)} and {tuple(w2.shape)}"
         )
-    valid = valid_rows(masked_m, capacity)
-    counts = masked_m.tolist()
+    counts = _counts(masked_m, capacity)
     out = torch.full((experts, capacity, w2.shape[1]), torch.nan, dtype=torch.bfloat16, device=w2.device)
     scales = None if input_global_scale is None else input_global_scale.expand(experts)
     a2_scales = a2_global_scale.expand(experts)
     if w1.is_cuda:
         from reference.fast import moe
 
-        out[valid] = moe.masked_moe(
-            tuple(each[valid] for each in inputs),
+        done = moe.masked_moe(
+            tuple(torch.cat([each[expert, :count] for expert, count in enumerate(counts)]) for each in inputs),
             scales,
             (w1, w1_blockscale, w1_alpha),
             (w2, w2_blockscale, w2_alpha),
@@ -171,6 +176,8 @@ def masked_moe(
             counts,
             activation,
         )
+        for here, rows in zip(out, torch.split(done, counts), strict=True):
+            here[: len(rows)] = rows
         return out
     for expert, count in enumerate(counts):
         if not count:

@@ -107,7 +107,8 @@ def product(
         b_norm: `(experts, n, chunks)`.
         alpha: `(experts,)` float64.
         out: `(all rows, n)` float32 or float64.
-        doubtful: `(tiles along n, tiles of rows)` int32, 1 where a chunk's product is not certain to be exact.
+        doubtful: `(tiles along n, tiles of rows)` int32, 1 where a chunk's product is not certain to be exact: norms of all
+            its rows and columns are asked together, since asking each pair costs as much as multiplying it.
         tile_expert: `(tiles of rows,)` int32, whose rows.
         tile_row: likewise, the first of them.
         tile_rows: likewise, how many.
@@ -131,7 +132,7 @@ def product(
     row_in, column_in = row < count, column < n
     row_at, column_at = first + tl.where(row_in, row, 0), expert * n + tl.where(column_in, column, 0)
     total = tl.zeros((rows, columns), tl.float64)
-    certain = tl.full((rows, columns), 1, tl.int1)
+    largest = 0.0
     chunks = tl.cdiv(k, chunk)
     for number in range(chunks):
         partial = tl.zeros((rows, columns), tl.float32)
@@ -144,9 +145,9 @@ def product(
         if not again:
             of_row = tl.load(a_norm + row_at * chunks + number)
             of_column = tl.load(b_norm + column_at * chunks + number)
-            certain = certain & (of_row[:, None] * of_column[None, :] < limit)
+            largest = tl.maximum(largest, tl.max(of_row, axis=0) * tl.max(of_column, axis=0))
     total *= tl.load(alpha + expert)
     inside = row_in[:, None] & column_in[None, :]
     tl.store(out + row_at[:, None] * n + column[None, :], total.to(out.dtype.element_ty), mask=inside)
     if not again:
-        tl.store(doubtful, tl.max(tl.max(tl.where(inside & (certain == 0), 1, 0), axis=1), axis=0))
+        tl.store(doubtful, (largest >= limit).to(tl.int32))

@@ -22,7 +22,7 @@ _BLOCK = 16
 CHUNK = 128
 LIMIT = 2.0**24  # units of both grids that float32 holds
 _CHUNKS = 16  # that one program decodes
-_ROWS, _COLUMNS, _STEP = 64, 64, 64  # of a tile of a product
+_ROWS, _COLUMNS, _STEP = 64, 128, 64  # of a tile of a product
 
 
 @cache
@@ -230,7 +230,7 @@ def product(a: Decoded, b: Decoded, alpha: Tensor, tiles: Tiles, dtype: torch.dt
     sizes: dict[str, int] = {"rows": _ROWS, "columns": _COLUMNS, "num_warps": 4}
     grid = len(tiles.rows), across
     kernels.product[grid](
-        *given, limit=LIMIT, chunk=CHUNK, step=min(_STEP, CHUNK), again=False, **sizes, num_stages=2
+        *given, limit=LIMIT, chunk=CHUNK, step=min(_STEP, CHUNK), again=False, **sizes, num_stages=3
     )
     kernels.product[grid](*given, limit=LIMIT, chunk=_BLOCK, step=_BLOCK, again=True, **sizes, num_stages=3)
     return out, doubtful

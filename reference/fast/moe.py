@@ -11,7 +11,7 @@ from torch import Tensor
 
 from reference.activations import Activation
 from reference.e2m1 import check_codes
-from reference.fast import chunks, pairs, thresholds
+from reference.fast import pairs, parts, thresholds
 from reference.fast.launch import Decoded, Tiles, has_kernels, product, quantize_rows
 from reference.nvfp4 import BLOCK, quantize_nvfp4
 
@@ -35,9 +35,9 @@ class _Group:
 
     @classmethod
     def of(cls, experts: slice, counts: Sequence[int], device: torch.device) -> _Group:
-        number = torch.arange(len(counts), dtype=torch.int32, device=device)
-        how_many = torch.tensor(counts, device=device)
-        return cls(experts, counts, torch.repeat_interleave(number, how_many, output_size=sum(counts)))
+        number = torch.arange(len(counts), dtype=torch.int32)
+        of_row = torch.repeat_interleave(number, torch.tensor(counts))
+        return cls(experts, counts, of_row.to(device, non_blocking=True))
 
 
 def masked_moe(
@@ -112,14 +112,16 @@ def _gemm_in_torch(
     b_codes, b_scale, alpha = (each[group.experts] for each in weights)
     a = pairs.decode_blocks(codes, block_scale, torch.bfloat16, largest)
     b = pairs.decode_blocks(b_codes, b_scale, torch.bfloat16, largest)
-    is_open = chunks.open_rows(chunks.sizes(a, block_scale), chunks.sizes(b, b_scale), group.of_row)
-    open_ones = torch.zeros(len(b), dtype=torch.int32, device=a.device)
-    open_ones = open_ones.index_add_(0, group.of_row, is_open.int()).tolist()
+    in_parts, a_sizes = parts.split(a, block_scale)
+    is_open = parts.open_rows(a_sizes, parts.sizes(b, b_scale), group.of_row)
+    of_experts = torch.zeros(len(b), dtype=torch.int32, device=a.device)
+    how_many = of_experts.index_add_(0, group.of_row, is_open.int()).tolist()
     out = torch.empty(len(a), b.shape[1], dtype=torch.bfloat16, device=a.device)
-    of_experts = zip(*(torch.split(each, [*group.counts]) for each in (a, is_open, out)), strict=True)
-    for expert, (rows, open_here, part) in enumerate(of_experts):
-        exact = chunks.dot_products(rows, b[expert], open_here, open_ones[expert])
-        part.copy_(exact.mul_(alpha[expert].double()))
+    rows = zip(*(torch.split(each, [*group.counts]) for each in (a, in_parts, is_open, out)), strict=True)
+    for expert, (of_a, of_parts, of_open, done) in enumerate(rows):
+        if len(done):
+            exact = parts.dot_products(of_a, of_parts, b[expert], of_open, how_many[expert])
+            torch.mul(exact, alpha[expert].double(), out=done)
     return out
 
 
