@@ -13,10 +13,11 @@ from harness.bench.peers import quantizers
 from harness.bench.timing import Timing, in_a_graph, timed
 from harness.problems.problem import parse_problem
 from harness.problems.tensors import ProblemTensors
-from reference.e2m1 import pack_e2m1
+from reference.e2m1 import decode_e2m1, pack_e2m1
+from reference.e4m3 import decode_e4m3
 from reference.fast.launch import has_kernels, torch_alone
 from reference.moe import masked_moe
-from reference.nvfp4 import decode_blocks, global_scale_enc, quantize_nvfp4
+from reference.nvfp4 import BLOCK, decode_blocks, global_scale_enc, quantize_nvfp4
 
 TENSOR = {"cpu": (2048, 7168), "cuda": (8192, 7168)}
 LAYER = {
@@ -93,18 +94,19 @@ def _layer(device: str) -> Iterator[Row]:
     )  # fmt: skip
     counts = t.masked_m.tolist()
     ours = timed(lambda: masked_moe(*given))
+    layers = [ours]
     experts, _, hidden, inter = (*t.x.shape[:2], t.x.shape[2], t.w2.codes.shape[2])
     what = f"masked MoE, {experts} experts, {hidden} x {inter}, {sum(counts):,} rows"
     yield Row(what, ours, _memory(lambda: masked_moe(*given)) if t.x.is_cuda else "")
     if has_kernels(t.x):
         with torch_alone():
-            yield Row("  in torch alone", timed(lambda: masked_moe(*given)))
-    loop = _by_expert(t, counts)
-    with torch_alone():
-        each = timed(loop)
-    yield Row(
-        "  dequantized to float32, expert by expert", each, f"{each.seconds / ours.seconds:.2f} times ours"
-    )
+            layers.append(timed(lambda: masked_moe(*given)))
+            yield Row("  in torch alone", layers[1], _memory(lambda: masked_moe(*given)))
+    for name, decode in (("", decode_blocks), (", decoded by definition", _decoded_by_definition)):
+        with torch_alone():
+            each = timed(_by_expert(t, counts, decode))
+        times = " and ".join(f"{each.seconds / one.seconds:.2f}" for one in layers)
+        yield Row(f"  float32, expert by expert{name}", each, f"{times} times ours")
     least = timed(_matmuls(t, counts))
     yield Row(
         "  bfloat16 matmuls alone", least, f"ours takes {ours.seconds / least.seconds:.1f} times as long"
@@ -118,16 +120,24 @@ def _memory(run: Callable[[], object]) -> str:
     return f"{(torch.cuda.max_memory_allocated() - before) / 2**30:.2f} GiB over the inputs"
 
 
-def _by_expert(t: ProblemTensors, counts: list[int]) -> Callable[[], None]:
+def _decoded_by_definition(codes: Tensor, block_scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """Decode code by code and then multiply, as `decode_blocks` did before it had other forms."""
+    blocks = decode_e2m1(codes).to(dtype).view(*block_scale.shape, BLOCK)
+    return (blocks * decode_e4m3(block_scale).to(dtype).unsqueeze(-1)).flatten(-2)
+
+
+def _by_expert(
+    t: ProblemTensors, counts: list[int], decode: Callable[[Tensor, Tensor, torch.dtype], Tensor]
+) -> Callable[[], None]:
     """Return what many tests have as their reference: each expert's weights to float32, two matmuls, no rounding."""
 
     def run() -> None:
         for e, rows in enumerate(counts):
             if rows:
-                w1 = decode_blocks(t.w1.codes[e], t.w1.block_scale[e], torch.float32)
+                w1 = decode(t.w1.codes[e], t.w1.block_scale[e], torch.float32)
                 gate, up = (t.x[e, :rows].float() @ w1.T).chunk(2, -1)
                 middle = torch.nn.functional.silu(gate) * up
-                middle @ decode_blocks(t.w2.codes[e], t.w2.block_scale[e], torch.float32).T
+                middle @ decode(t.w2.codes[e], t.w2.block_scale[e], torch.float32).T
 
     return run
 
