@@ -168,7 +168,9 @@ def masked_moe(
         from reference.fast import moe
 
         done = moe.masked_moe(
-            tuple(torch.cat([each[expert, :count] for expert, count in enumerate(counts)]) for each in inputs),
+            tuple(
+                torch.cat([each[expert, :count] for expert, count in enumerate(counts)]) for each in inputs
+            ),
             scales,
             (w1, w1_blockscale, w1_alpha),
             (w2, w2_blockscale, w2_alpha),
@@ -176,8 +178,8 @@ def masked_moe(
             counts,
             activation,
         )
-        for here, rows in zip(out, torch.split(done, counts), strict=True):
-            here[: len(rows)] = rows
+        for here, part in zip(out, torch.split(done, counts), strict=True):
+            here[: len(part)] = part
         return out
     for expert, count in enumerate(counts):
         if not count:

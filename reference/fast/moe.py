@@ -16,6 +16,7 @@ from reference.fast.launch import Decoded, Tiles, has_kernels, product, quantize
 from reference.nvfp4 import BLOCK, quantize_nvfp4
 
 _ELEMENTS = 1 << 28  # of weights that are decoded at a time
+_ROWS = 1 << 13  # that are multiplied at a time, if they are not all of one expert
 _Weights = tuple[Tensor, Tensor, Tensor]
 
 
@@ -26,7 +27,7 @@ class _Group:
     Attributes:
         experts: which.
         counts: rows of each.
-        of_row: `(rows,)` int32, the expert of each row, from the first of these on.
+        of_row: `(rows,)` int32, the expert of each row.
     """
 
     experts: slice
@@ -35,7 +36,7 @@ class _Group:
 
     @classmethod
     def of(cls, experts: slice, counts: Sequence[int], device: torch.device) -> _Group:
-        number = torch.arange(len(counts), dtype=torch.int32)
+        number = torch.arange(experts.start, experts.stop, dtype=torch.int32)
         of_row = torch.repeat_interleave(number, torch.tensor(counts))
         return cls(experts, counts, of_row.to(device, non_blocking=True))
 
@@ -70,31 +71,34 @@ def masked_moe(
     device = w1[0].device
     with_kernels = has_kernels(w1[0])
     largest = torch.zeros(1, dtype=torch.int32 if with_kernels else torch.uint8, device=device)
+    quantized = quantize_rows if with_kernels else _quantized_in_torch
     gemm = _gemm_by_kernels if with_kernels else _gemm_in_torch
+    if not with_kernels:
+        input_scale, a2_scale = input_scale if input_scale is None else input_scale.cpu(), a2_scale.cpu()
     done = []
     for experts, of_rows in _groups(counts, _ELEMENTS // max(w1[0][0].numel(), 1)):
         group = _Group.of(experts, counts[experts], device)
         if input_scale is None:
             codes, block_scale = (each[of_rows] for each in rows)
         else:
-            codes, block_scale = _quantized(rows[0][of_rows], input_scale[experts], group.of_row)
+            codes, block_scale = quantized(rows[0][of_rows], input_scale, group.of_row)
         gemm1 = gemm(codes, block_scale, w1, group, largest)
         middle = way.value(gemm1.double()).bfloat16()
-        done.append(gemm(*_quantized(middle, a2_scale[experts], group.of_row), w2, group, largest))
+        done.append(gemm(*quantized(middle, a2_scale, group.of_row), w2, group, largest))
     check_codes(int(largest))
     return torch.cat(done) if done else w2[0].new_empty((0, w2[0].shape[1]), dtype=torch.bfloat16)
 
 
-def _quantized(x: Tensor, scale: Tensor, of_row: Tensor) -> tuple[Tensor, Tensor]:
-    if has_kernels(x):
-        return quantize_rows(x, scale, of_row)
+def _quantized_in_torch(x: Tensor, scale: Tensor, of_row: Tensor) -> tuple[Tensor, Tensor]:
+    """Return codes and block scales of rows; scales lie on the host, where their thresholds are kept by their values."""
     if not thresholds.has_thresholds(encode := scale.tolist()):
-        of = quantize_nvfp4(x, scale[of_row])
+        of = quantize_nvfp4(x, scale.to(x.device)[of_row])
         return of.codes, of.block_scale
     codes = torch.empty(x.shape, dtype=torch.uint8, device=x.device)
     block_scale = torch.empty(len(x), x.shape[1] // BLOCK, dtype=torch.uint8, device=x.device)
     of_block = of_row.long().repeat_interleave(block_scale.shape[1], output_size=block_scale.numel())
-    thresholds.quantize_blocks(x.view(-1, BLOCK), codes.view(-1, BLOCK), block_scale.view(-1), encode, of_block)
+    flat = x.view(-1, BLOCK), codes.view(-1, BLOCK), block_scale.view(-1)
+    thresholds.quantize_blocks(*flat, encode, of_block)
     return codes, block_scale
 
 
@@ -112,28 +116,23 @@ def _gemm_in_torch(
     b_codes, b_scale, alpha = (each[group.experts] for each in weights)
     a = pairs.decode_blocks(codes, block_scale, torch.bfloat16, largest)
     b = pairs.decode_blocks(b_codes, b_scale, torch.bfloat16, largest)
-    in_parts, a_sizes = parts.split(a, block_scale)
-    is_open = parts.open_rows(a_sizes, parts.sizes(b, b_scale), group.of_row)
-    of_experts = torch.zeros(len(b), dtype=torch.int32, device=a.device)
-    how_many = of_experts.index_add_(0, group.of_row, is_open.int()).tolist()
-    out = torch.empty(len(a), b.shape[1], dtype=torch.bfloat16, device=a.device)
-    rows = zip(*(torch.split(each, [*group.counts]) for each in (a, in_parts, is_open, out)), strict=True)
-    for expert, (of_a, of_parts, of_open, done) in enumerate(rows):
-        if len(done):
-            exact = parts.dot_products(of_a, of_parts, b[expert], of_open, how_many[expert])
-            torch.mul(exact, alpha[expert].double(), out=done)
-    return out
+    of_row = group.of_row - group.experts.start
+    exact = parts.products((a, block_scale), (b, b_scale), group.counts, of_row)
+    out = torch.empty(exact.shape, dtype=torch.bfloat16, device=exact.device)
+    return torch.mul(exact, alpha.double()[of_row].unsqueeze(-1), out=out)
 
 
 def _groups(counts: Sequence[int], at_once: int) -> Iterator[tuple[slice, slice]]:
-    """Yield runs of so many experts, and their rows; experts without rows are left out at both ends."""
+    """Yield runs of so many experts, or of `_ROWS` rows, and their rows; none of the first and the last is without rows."""
     starts = [0, *itertools.accumulate(counts)]
-    first, at_once = 0, max(at_once, 1)
+    first = 0
     while first < len(counts):
         if not counts[first]:
             first += 1
             continue
-        last = min(first + at_once, len(counts))
+        last = first + 1
+        while last < min(first + at_once, len(counts)) and starts[last + 1] - starts[first] <= _ROWS:
+            last += 1
         while not counts[last - 1]:
             last -= 1
         yield slice(first, last), slice(starts[first], starts[last])

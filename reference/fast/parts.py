@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from functools import lru_cache
+from collections.abc import Sequence
+from functools import cache, lru_cache
 
 import torch
 from torch import Tensor
@@ -46,7 +47,8 @@ def _pieces(k: int) -> list[slice]:
 
 def _power(exponent: Tensor) -> Tensor:
     """Return 2^exponent, float32, of integers that no power of two leaves float32 for: exact, which exp2 need not be."""
-    return ((exponent.int() + 127) << 23).view(torch.float32)
+    bits: Tensor = (exponent.int() + 127) << 23
+    return bits.view(torch.float32)
 
 
 def _finest(block_scale: Tensor) -> Tensor:
@@ -60,7 +62,7 @@ def _norm(values: Tensor) -> Tensor:
 
     Whatever NaN is added to is NaN, in any order.
     """
-    norm = torch.linalg.vector_norm(values, dim=-1, dtype=torch.float32)
+    norm: Tensor = torch.linalg.vector_norm(values, dim=-1, dtype=torch.float32)
     return (norm * 1.001).nan_to_num_(0.0)  # more than float32 can have lost
 
 
@@ -72,7 +74,9 @@ def sizes(values: Tensor, block_scale: Tensor) -> Tensor:
         block_scale: `(*, k / 16)` uint8 or float8_e4m3fn.
     """
     byte = block_scale.view(torch.uint8)
-    return torch.stack([_norm(values[..., each]) * _finest(_of(byte, each)) for each in _pieces(values.shape[-1])], -1)
+    return torch.stack(
+        [_norm(values[..., each]) * _finest(_of(byte, each)) for each in _pieces(values.shape[-1])], -1
+    )
 
 
 def _of(byte: Tensor, piece: slice) -> Tensor:
@@ -117,30 +121,56 @@ def open_rows(a_sizes: Tensor, b_sizes: Tensor, of_row: Tensor) -> Tensor:
     return (a_sizes * b_sizes.amax(1)[of_row] >= LIMIT).any(-1)
 
 
-def dot_products(a: Tensor, parts: Tensor, b: Tensor, is_open: Tensor, count: int) -> Tensor:
-    """Return a @ b.T, each as exact as float64 has it, `(m, n)` float64.
+def products(
+    a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor], counts: Sequence[int], of_row: Tensor
+) -> Tensor:
+    """Return a @ b[e].T of the rows of each expert, each product as exact as float64 has it, `(rows, n)` float64.
 
     Args:
-        a: `(m, k)` bfloat16.
-        parts: `(m, 2, k)` bfloat16, from `split`.
-        b: `(n, k)` bfloat16.
-        is_open: `(m,)` bool, from `open_rows`.
-        count: of these that are.
+        a: values `(rows, k)` bfloat16, expert after expert, and their block scales, bytes.
+        b: likewise, `(experts, n, k)`.
+        counts: rows of each expert.
+        of_row: `(rows,)` integer, the expert of each.
     """
-    if 2 * count > len(a):
-        return torch.mm(a.double(), b.double().T)
-    both = parts.view(-1, a.shape[1])
-    products = [_product(both[:, each], b[:, each]).view(len(a), 2, -1) for each in _pieces(a.shape[1])]
-    out = products[0][:, 0].double()
-    for each in [products[0][:, 1], *(part for piece in products[1:] for part in piece.unbind(1))]:
-        out += each
-    if count:
-        out[is_open] = torch.mm(a[is_open].double(), b.double().T)
+    parts, a_sizes = split(*a)
+    is_open = open_rows(a_sizes, sizes(*b), of_row)
+    exact = _of_parts(parts, b[0], counts)
+    if bool(is_open.any()):  # asked when the device has all the rest to do
+        for expert in sorted(set(of_row[is_open].tolist())):
+            rows = is_open & (of_row == expert)
+            exact[rows] = torch.mm(a[0][rows].double(), b[0][expert].double().T)
+    return exact
+
+
+def _of_parts(parts: Tensor, b: Tensor, counts: Sequence[int]) -> Tensor:
+    """Return the products of rows in parts `(rows, 2, k)` with b `(experts, n, k)`, exact where they are not open."""
+    rows, _, k = parts.shape
+    out = torch.empty(rows, b.shape[1], dtype=torch.float64, device=b.device)
+    both = torch.empty(rows, 2, b.shape[1], dtype=torch.float32, device=b.device)
+    coarse, fine = both.unbind(1)
+    for number, piece in enumerate(_pieces(k)):
+        of_experts = zip(torch.split(parts[..., piece], [*counts]), b[..., piece].unbind(), strict=True)
+        for (of_a, of_b), done in zip(of_experts, torch.split(both, [*counts]), strict=True):
+            if len(of_a):
+                _multiply(of_a.flatten(0, 1), of_b.T, done.flatten(0, 1))
+        if number:
+            out += coarse
+        else:
+            out.copy_(coarse)
+        out += fine
     return out
 
 
-def _product(a: Tensor, b: Tensor) -> Tensor:
-    """Return a @ b.T of bfloat16, `(m, n)` float32, and added in it."""
-    if a.is_cuda:
-        return torch.mm(a, b.T, out_dtype=torch.float32)
-    return torch.mm(a.float(), b.float().T)
+def _multiply(a: Tensor, b: Tensor, out: Tensor) -> None:
+    """Write a @ b of bfloat16, added in float32: TF32, where a process lets float32 be that, holds bfloat16 as well."""
+    if _takes_bfloat16(a.device):
+        torch.mm(a, b, out_dtype=torch.float32, out=out)
+    else:
+        torch.mm(a.float(), b.float(), out=out)
+
+
+@cache
+def _takes_bfloat16(device: torch.device) -> bool:
+    """Return whether a device multiplies bfloat16 to float32."""
+    is_nvidia = device.type == "cuda" and torch.version.hip is None
+    return is_nvidia and torch.cuda.get_device_capability(device) >= (8, 0)

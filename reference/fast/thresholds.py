@@ -140,14 +140,14 @@ def quantize_blocks(
     """
     bits, infinity = bits_of(x), infinity_bits(x.dtype)
     of_byte, of_code = _thresholds(tuple(scale), x.dtype, x.device)
-    largest = _largest(bits)
-    nan = bits > infinity if bool((largest > infinity).any()) else None
-    if nan is not None:  # NaN does not count, unless there is nothing else
-        largest = torch.where(nan.all(-1), largest, _largest(bits.masked_fill(nan, 0)))
+    # NaN does not count, unless there is nothing else: moved up until infinity is the largest integer, its bits are negative.
+    up = torch.iinfo(bits.dtype).max - infinity
+    largest = _largest(bits + up) - up
     place = torch.searchsorted(of_byte, _in_order(largest, group), right=True)  # (BYTES - 1) * group + byte
     block_scale.copy_(place - (BYTES - 1) * group)
     first = of_code.view(-1, 7).index_select(0, place + group)
-    codes.copy_(torch.searchsorted(first, bits, right=True, out_int32=True))
-    codes.add_(x.signbit().view(torch.uint8), alpha=e2m1.SIGN_BIT)
-    if nan is not None:
-        codes.masked_fill_(nan, e2m1.NAN_CODE)
+    codes.copy_(
+        torch.searchsorted(first, bits, right=True, out_int32=True)
+    )  # NaN reaches all seven: NAN_CODE
+    has_sign = x.view(bits.dtype) <= torch.iinfo(bits.dtype).min + infinity  # and is no NaN
+    codes.add_(has_sign.view(torch.uint8), alpha=e2m1.SIGN_BIT)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from reference import moe, nvfp4
-from reference.fast import launch
+from reference.fast import launch, parts
 from reference.fast import moe as fast
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -186,6 +186,21 @@ def test_torch_alone_gives_the_same() -> None:
         assert torch.equal(got.nan_to_num(1e9), wanted.nan_to_num(1e9))
     with launch.torch_alone():
         got, wanted = layers()
+    assert torch.equal(got, wanted)
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.5, 2.0])
+def test_products_in_torch_alone_are_exact(spread: float) -> None:
+    """Rows in two parts by tensor cores, and in float64 where those leave them open: none, some, all."""
+    counts, k, n = [33, 0, 70, 1], 4128, 90
+    a_codes, a_scale = weights(1, sum(counts), k, spread, 1)
+    b_codes, b_scale = weights(len(counts), n, k, spread, 2)
+    a = nvfp4.decode_blocks(a_codes[0], a_scale[0], torch.bfloat16), a_scale[0]
+    b = nvfp4.decode_blocks(b_codes, b_scale, torch.bfloat16), b_scale
+    of_row = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts)).to(DEVICE)
+    got = parts.products(a, b, counts, of_row)
+    rows = a[0].double().split(counts)
+    wanted = torch.cat([rows[e] @ b[0][e].double().T for e in range(len(counts))])
     assert torch.equal(got, wanted)
 
 

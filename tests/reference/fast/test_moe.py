@@ -40,6 +40,24 @@ def test_the_layer_is_the_same(activation: str, elements: int, monkeypatch: pyte
     assert torch.equal(fast.masked_moe(**given), wanted)
 
 
+def test_scales_without_thresholds_are_taken_as_well() -> None:
+    given, _ = layer("silu")
+    scale = given["input_scale"].clone()
+    scale[1] = 0.0  # of an expert that has no rows
+    wanted = fast.masked_moe(**given)
+    assert torch.equal(fast.masked_moe(**given | {"input_scale": scale}), wanted)
+
+
+@pytest.mark.parametrize("rows", [1, 20, 27, 1 << 13])
+def test_groups_have_so_many_rows(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fast, "_ROWS", rows)
+    found = [*fast._groups(COUNTS, 9)]
+    assert sum(of.stop - of.start for _, of in found) == sum(COUNTS)
+    assert all(of.stop - of.start <= rows or experts.stop - experts.start == 1 for experts, of in found)
+    given, wanted = layer("silu")
+    assert torch.equal(fast.masked_moe(**given), wanted)
+
+
 def test_the_layer_of_quantized_rows_is_the_same() -> None:
     given, wanted = layer("silu")
     of = nvfp4.quantize_nvfp4(given["rows"][0], given["input_scale"].repeat_interleave(torch.tensor(COUNTS)))

@@ -80,3 +80,18 @@ def test_thresholds_of_other_scales_are_not_taken() -> None:
     assert not torch.equal(codes, before)
     assert torch.equal(codes, wanted)
     assert torch.equal(block_scale, wanted_scale)
+
+
+def test_groups_of_different_sizes() -> None:
+    """Blocks of one group lie apart, and one group has none; NaN of either sign beside others and alone."""
+    generator = torch.Generator().manual_seed(4)
+    x = (torch.randn(40, 16, generator=generator) * 50).bfloat16()
+    x[3, 5], x[7, 0], x[9] = torch.nan, -torch.nan, -torch.nan
+    scale = torch.tensor([3.0, 500.0, 0.7, 21.0]).double()
+    group = torch.tensor([0] * 5 + [3] * 20 + [2] * 1 + [0] * 14)
+    codes, block_scale = torch.empty(x.shape, dtype=torch.uint8), torch.empty(len(x), dtype=torch.uint8)
+    wanted, wanted_scale = codes.clone(), block_scale.clone()
+    thresholds.quantize_blocks(x, codes, block_scale, scale.tolist(), group)
+    nvfp4._quantize_blocks(x, wanted, wanted_scale, scale[group])
+    assert torch.equal(block_scale, wanted_scale)
+    assert torch.equal(codes, wanted)
