@@ -98,7 +98,9 @@ def _quantized_fast(x: Tensor, codes: Tensor, block_scale: Tensor, scale: Tensor
         return True
     if x.numel() < _LARGE * scale.numel() or not thresholds.has_thresholds(encode := scale.tolist()):
         return False
-    group = torch.arange(len(encode), device=x.device).repeat_interleave(x.shape[1])
+    group = None
+    if len(encode) > 1:
+        group = torch.arange(len(encode), device=x.device).repeat_interleave(x.shape[1])
     flat = x.view(-1, BLOCK), codes.view(-1, BLOCK), block_scale.view(-1)
     thresholds.quantize_blocks(*flat, encode, group)
     return True

@@ -106,11 +106,12 @@ def _first(reaches: Callable[[Tensor], Tensor], near: Tensor, dtype: torch.dtype
 
 @lru_cache(maxsize=64)
 def _thresholds(scale: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return those of bytes of all groups in one order, `(groups * 127,)` int64, and those of codes; treat them as read-only."""
+    """Return the thresholds of both kinds, those of bytes of several groups in one order; treat them as read-only."""
     of_groups = torch.tensor(scale, dtype=torch.float64, device=device)
-    group = torch.arange(len(scale), device=device).unsqueeze(-1)
-    of_byte = _in_order(byte_thresholds(of_groups, dtype), group).flatten()
-    return of_byte, code_thresholds(of_groups, dtype)
+    of_byte = byte_thresholds(of_groups, dtype)
+    if len(scale) > 1:
+        of_byte = _in_order(of_byte, torch.arange(len(scale), device=device).unsqueeze(-1))
+    return of_byte.flatten(), code_thresholds(of_groups, dtype)
 
 
 def _in_order(bits: Tensor, group: Tensor) -> Tensor:
@@ -127,7 +128,7 @@ def _largest(bits: Tensor) -> Tensor:
 
 
 def quantize_blocks(
-    x: Tensor, codes: Tensor, block_scale: Tensor, scale: Sequence[float], group: Tensor
+    x: Tensor, codes: Tensor, block_scale: Tensor, scale: Sequence[float], group: Tensor | None = None
 ) -> None:
     """Quantize blocks into codes and scales, in place.
 
@@ -136,18 +137,23 @@ def quantize_blocks(
         codes: `(blocks, 16)` uint8.
         block_scale: `(blocks,)` uint8.
         scale: of each group, encode scales as `has_thresholds` wants them.
-        group: `(blocks,)` int64, whose scale a block has.
+        group: `(blocks,)` int64, whose scale a block has; None where there is one.
     """
     bits, infinity = bits_of(x), infinity_bits(x.dtype)
     of_byte, of_code = _thresholds(tuple(scale), x.dtype, x.device)
     # NaN does not count, unless there is nothing else: moved up until infinity is the largest integer, its bits are negative.
     up = torch.iinfo(bits.dtype).max - infinity
     largest = _largest(bits + up) - up
-    place = torch.searchsorted(of_byte, _in_order(largest, group), right=True)  # (BYTES - 1) * group + byte
-    block_scale.copy_(place - (BYTES - 1) * group)
-    first = of_code.view(-1, 7).index_select(0, place + group)
-    codes.copy_(
-        torch.searchsorted(first, bits, right=True, out_int32=True)
-    )  # NaN reaches all seven: NAN_CODE
-    has_sign = x.view(bits.dtype) <= torch.iinfo(bits.dtype).min + infinity  # and is no NaN
+    if len(scale) == 1 or group is None:
+        row = byte = torch.searchsorted(of_byte, largest, right=True, out_int32=True)
+    else:
+        place = torch.searchsorted(
+            of_byte, _in_order(largest, group), right=True
+        )  # (BYTES - 1) * group + byte
+        row, byte = place + group, place - (BYTES - 1) * group
+    block_scale.copy_(byte)
+    first = of_code.view(-1, 7).index_select(0, row)
+    # NaN reaches all seven, and so gets NAN_CODE, without its sign.
+    codes.copy_(torch.searchsorted(first, bits, right=True, out_int32=True))
+    has_sign = x.view(bits.dtype) <= torch.iinfo(bits.dtype).min + infinity
     codes.add_(has_sign.view(torch.uint8), alpha=e2m1.SIGN_BIT)

@@ -16,7 +16,7 @@ def both(x: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return codes and block scales of `(groups, blocks, 16)` by thresholds, and by definition."""
     codes, block_scale = torch.empty(x.shape, dtype=torch.uint8), torch.empty(x.shape[:2], dtype=torch.uint8)
     wanted, wanted_scale = codes.clone(), block_scale.clone()
-    group = torch.arange(len(scale)).repeat_interleave(x.shape[1])
+    group = torch.arange(len(scale)).repeat_interleave(x.shape[1]) if len(scale) > 1 else None
     flat = x.view(-1, 16), codes.view(-1, 16), block_scale.view(-1)
     thresholds.quantize_blocks(*flat, scale.tolist(), group)
     nvfp4._quantize_by_definition(x, wanted, wanted_scale, scale)
@@ -95,3 +95,13 @@ def test_groups_of_different_sizes() -> None:
     nvfp4._quantize_blocks(x, wanted, wanted_scale, scale[group])
     assert torch.equal(block_scale, wanted_scale)
     assert torch.equal(codes, wanted)
+
+
+def test_one_group_needs_no_list_of_groups() -> None:
+    x = torch.randn(8, 16, generator=torch.Generator().manual_seed(5)).bfloat16()
+    found = []
+    for group in (None, torch.zeros(8, dtype=torch.int64)):
+        codes, block_scale = torch.empty(x.shape, dtype=torch.uint8), torch.empty(8, dtype=torch.uint8)
+        thresholds.quantize_blocks(x, codes, block_scale, [700.0], group)
+        found.append((codes, block_scale))
+    assert all(map(torch.equal, *found))
