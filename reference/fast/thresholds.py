@@ -105,13 +105,19 @@ def _first(reaches: Callable[[Tensor], Tensor], near: Tensor, dtype: torch.dtype
 
 
 @lru_cache(maxsize=64)
-def _thresholds(scale: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return the thresholds of both kinds, those of bytes of several groups in one order; treat them as read-only."""
+def thresholds_of(
+    scale: tuple[float, ...], dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Return the thresholds of both kinds; treat them as read-only."""
     of_groups = torch.tensor(scale, dtype=torch.float64, device=device)
-    of_byte = byte_thresholds(of_groups, dtype)
-    if len(scale) > 1:
-        of_byte = _in_order(of_byte, torch.arange(len(scale), device=device).unsqueeze(-1))
-    return of_byte.flatten(), code_thresholds(of_groups, dtype)
+    return byte_thresholds(of_groups, dtype), code_thresholds(of_groups, dtype)
+
+
+@lru_cache(maxsize=64)
+def _bytes_in_order(scale: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return the thresholds of the bytes of all groups, `(groups * 127,)` int64, in one order; treat them as read-only."""
+    of_byte, _ = thresholds_of(scale, dtype, device)
+    return _in_order(of_byte, torch.arange(len(scale), device=device).unsqueeze(-1)).flatten()
 
 
 def _in_order(bits: Tensor, group: Tensor) -> Tensor:
@@ -140,16 +146,16 @@ def quantize_blocks(
         group: `(blocks,)` int64, whose scale a block has; None where there is one.
     """
     bits, infinity = bits_of(x), infinity_bits(x.dtype)
-    of_byte, of_code = _thresholds(tuple(scale), x.dtype, x.device)
+    of = tuple(scale), x.dtype, x.device
+    of_byte, of_code = thresholds_of(*of)
     # NaN does not count, unless there is nothing else: moved up until infinity is the largest integer, its bits are negative.
     up = torch.iinfo(bits.dtype).max - infinity
     largest = _largest(bits + up) - up
     if len(scale) == 1 or group is None:
-        row = byte = torch.searchsorted(of_byte, largest, right=True, out_int32=True)
+        row = byte = torch.searchsorted(of_byte[0], largest, right=True, out_int32=True)
     else:
-        place = torch.searchsorted(
-            of_byte, _in_order(largest, group), right=True
-        )  # (BYTES - 1) * group + byte
+        # What comes back is 127 * group + byte.
+        place = torch.searchsorted(_bytes_in_order(*of), _in_order(largest, group), right=True)
         row, byte = place + group, place - (BYTES - 1) * group
     block_scale.copy_(byte)
     first = of_code.view(-1, 7).index_select(0, row)
