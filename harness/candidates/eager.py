@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from harness.candidates.composition import ComposedMoe
@@ -13,10 +14,12 @@ from harness.candidates.routed import ComposedRoutedMoe
 from harness.candidates.support import Support, supported, unsupported
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from torch import Tensor
 
     from harness.candidates.layouts import Pair
-    from reference.formats import Format
+    from reference.formats import Coded, Format
 
 
 class EagerKernels(ComposedMoe, ComposedRoutedMoe):
@@ -66,7 +69,6 @@ class EagerKernels(ComposedMoe, ComposedRoutedMoe):
     def quantize_grouped(self, x: Tensor, masked_m: Tensor, global_scale_enc: Tensor) -> Pair:
         """Quantize the valid rows; padding rows become zero. Shapes: harness.candidates.protocol."""
         from harness.candidates import layouts
-        from reference.formats import Coded
         from reference.moe import valid_rows
 
         valid = valid_rows(masked_m, x.shape[1])
@@ -112,17 +114,21 @@ class EagerKernels(ComposedMoe, ComposedRoutedMoe):
         coded, of_weights = layouts.loaded(self.form, (a, a_scale)), FORMATS[self.traits.weight_format]
         packed, swizzled = b.permute(2, 0, 1).contiguous(), layouts.swizzled_bytes(b_scale)
 
-        # float32 holds every value of both formats; what is kept saves the conversion, what is large half the memory.
-        dtype = torch.float64 if keeps(packed) else torch.float32
+        def loaded() -> Coded:
+            return layouts.loaded(of_weights, (b, b_scale))
 
-        def decode() -> Tensor:
-            return of_weights.values(layouts.loaded(of_weights, (b, b_scale)), dtype)
-
-        b_values = self._weights.get(packed, swizzled, decode)
+        b_values: Iterable[Tensor]
+        if keeps(packed):
+            b_values = self._weights.get(packed, swizzled, lambda: of_weights.values(loaded(), torch.float64))
+        else:  # one after the other: all experts of a real model would take a hundred gigabytes
+            all_of_them = loaded()
+            of_each = (all_of_them.map(itemgetter(expert)) for expert in range(len(packed)))
+            b_values = (of_weights.values(weights, torch.float64) for weights in of_each)
         valid, counts = valid_rows(masked_m, coded.codes.shape[1]), masked_m.tolist()
         values = self.form.values(coded.map(lambda t: t[valid]), torch.float64)
-        for expert, (rows, a_values) in enumerate(zip(counts, torch.split(values, counts), strict=True)):
-            product = torch.mm(a_values, b_values[expert].double().T).float()
+        of_experts = zip(counts, torch.split(values, counts), b_values, strict=True)
+        for expert, (rows, of_a, of_b) in enumerate(of_experts):
+            product = torch.mm(of_a, of_b.T).float()
             if coded.row_scale is not None:
                 product *= coded.row_scale[expert, :rows]
             out[:rows, :, expert] = (product if alpha is None else product * alpha.reshape(-1)[expert]).to(

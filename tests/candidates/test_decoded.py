@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from harness.candidates import layouts
+from harness.candidates import eager, layouts
 from harness.candidates.decoded import LIMIT, DecodedOperands
 from harness.candidates.eager import Eager
 from harness.candidates.physical import Physical
 from harness.emulation.accumulate import truncate
+from reference.formats import Coded, Format
 
 
 def _operands(seed: int):
@@ -47,6 +48,20 @@ def test_a_changed_operand_is_decoded_anew(candidate) -> None:
     # What a fresh process would give: the same operands elsewhere in memory.
     copies = [t.permute(2, 0, 1).clone().permute(1, 2, 0) for t in (a, b)]
     assert torch.equal(doubled, _product(candidate(), copies[0], a_scale, copies[1], b_scale))
+
+
+def test_what_is_too_large_to_be_kept_is_decoded_expert_by_expert(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = _operands(2)
+    wanted, decode, shapes = _product(Eager(), *given), Format.values, []
+
+    def noted(form: Format, coded: Coded, dtype: torch.dtype) -> torch.Tensor:
+        shapes.append(tuple(coded.codes.shape))
+        return decode(form, coded, dtype)
+
+    monkeypatch.setattr(eager, "keeps", lambda _: False)
+    monkeypatch.setattr(Format, "values", noted)
+    assert torch.equal(_product(Eager(), *given), wanted)
+    assert shapes == [(8, 64), (16, 64), (16, 64)], "the valid rows of a, then the weights of each expert"
 
 
 def test_a_kept_operand_is_not_decoded_again_and_the_oldest_makes_room() -> None:
