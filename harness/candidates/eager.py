@@ -117,18 +117,18 @@ class EagerKernels(ComposedMoe, ComposedRoutedMoe):
         def loaded() -> Coded:
             return layouts.loaded(of_weights, (b, b_scale))
 
-        b_values: Iterable[Tensor]
+        b_values: Iterable[Tensor]  # float32 holds every value of every format
         if keeps(packed):
-            b_values = self._weights.get(packed, swizzled, lambda: of_weights.values(loaded(), torch.float64))
+            b_values = self._weights.get(packed, swizzled, lambda: of_weights.values(loaded(), torch.float32))
         else:  # one after the other: all experts of a real model would take a hundred gigabytes
             all_of_them = loaded()
             of_each = (all_of_them.map(itemgetter(expert)) for expert in range(len(packed)))
-            b_values = (of_weights.values(weights, torch.float64) for weights in of_each)
+            b_values = (of_weights.values(weights, torch.float32) for weights in of_each)
         valid, counts = valid_rows(masked_m, coded.codes.shape[1]), masked_m.tolist()
         values = self.form.values(coded.map(lambda t: t[valid]), torch.float64)
         of_experts = zip(counts, torch.split(values, counts), b_values, strict=True)
         for expert, (rows, of_a, of_b) in enumerate(of_experts):
-            product = torch.mm(of_a, of_b.T).float()
+            product = torch.mm(of_a, of_b.double().T).float()
             if coded.row_scale is not None:
                 product *= coded.row_scale[expert, :rows]
             out[:rows, :, expert] = (product if alpha is None else product * alpha.reshape(-1)[expert]).to(
