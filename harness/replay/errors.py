@@ -52,7 +52,9 @@ def _of(values: Tensor, expert: int) -> Tensor:
 
 
 def _values(form: Format, packed: Tensor, scale: Any) -> Tensor:
-    return form.dequantized(layouts.loaded(form, (packed, scale))).float()
+    coded = layouts.loaded(form, (packed, scale))
+    values = form.values(coded)
+    return values if coded.row_scale is None else values * coded.row_scale
 
 
 def _quantizer(call: Observed, expert: int, rows: slice) -> tuple[Tensor, Tensor]:
