@@ -114,7 +114,7 @@ class RoutedSum:
             if self.way.stepwise:
                 added = added.to(self.start.dtype).float()
             total = torch.where(there[:, slot, None], added, total)
-        return total.to(self.start.dtype)
+        return (total * self.way.times).to(self.start.dtype)
 
     def _bounded(self, ends: _Terms, high: Tensor) -> Interval:
         """Return a range that the sums in every order lie in: each step errs by half a unit of the largest partial sum."""
@@ -130,8 +130,12 @@ class RoutedSum:
         error = magnitude * (2 * steps * unit * (1 + unit) ** steps) + 2 * steps * _LEAST[kind]
         error = error.masked_fill(~error.isfinite(), 0)  # infinity and NaN are the same in every order
         low_sum, high_sum = (first + each.sum(1) for each in products)
-        kept = self.start.dtype
-        return Interval((low_sum - error).to(kept).double(), (high_sum + error).to(kept).double())
+        kept, times = self.start.dtype, self.way.times
+        if times != 1:  # one more rounding of float32
+            error = error + magnitude.masked_fill(~magnitude.isfinite(), 0) * (2 * _UNIT[torch.float32])
+        return Interval(
+            ((low_sum - error) * times).to(kept).double(), ((high_sum + error) * times).to(kept).double()
+        )
 
 
 _Terms = tuple[Tensor, Tensor, Tensor]

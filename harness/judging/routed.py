@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -95,6 +95,8 @@ class Computed:
         accumulator: what is measured or assumed of it.
         summation: of its GEMMs, bit for bit, or None.
         unrounded: values that stay float32, as Traits.unrounded names them.
+        second: of the second GEMM, where it is not that of the first.
+        rounded: values that may be rounded where the path does not: reference.propagate.masked_moe.
     """
 
     forms: tuple[Format, Format]
@@ -103,6 +105,8 @@ class Computed:
     accumulator: Accumulator
     summation: Summation | None = None
     unrounded: Collection[str] = ()
+    second: Accumulator | None = None
+    rounded: Collection[str] = ()
 
 
 @dataclass(frozen=True)
@@ -183,10 +187,11 @@ def _legal_rows(
         x_scales = source.new_zeros((len(source), 0)) if form.plain else None
     local = len(given["w1"])
     scales = given["w1_alpha"], None if taken else given["input_global_scale"].expand(local)
+    added = Added(how.accumulator, how.summation, how.forms)
     return propagate.masked_moe(
         Interval(source, source, x_scales), routes.counts, w1, w2, (*scales, given["a2_global_scale"], given["w2_alpha"]),
-        given.get("activation", "silu"), how.arithmetic, Added(how.accumulator, how.summation, how.forms), how.unrounded,
-        (w1_scales, w2_scales), None, (how.way.weight, weight),
+        given.get("activation", "silu"), how.arithmetic, added, how.unrounded, (w1_scales, w2_scales),
+        replace(added, accumulator=how.second or how.accumulator), (how.way.weight, weight), how.rounded,
     )  # fmt: skip
 
 

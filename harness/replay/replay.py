@@ -17,7 +17,7 @@ from harness.replay.captured import Captured, NotJudgedError, Process
 from harness.replay.errors import relative_error
 from harness.replay.exchange import COLLECTIVES, Exchanges
 from harness.replay.export import export
-from harness.replay.judging import Judged, judge_call, judge_passed_on
+from harness.replay.judging import Judged, judge_in_its_way, judge_passed_on
 from harness.replay.observing import observed
 from harness.replay.rerun import run_again
 from harness.replay.slices import CUT
@@ -80,7 +80,7 @@ def _line(process: Process, call: Captured, known: Judged, exchanges: Exchanges,
         return _unknown(line, str(error))
     if seen.output is None:
         return _unknown(line, "inputs only: give --candidate, which is run on them and judged")
-    found = judge_call(seen, known.of(call)) if last is None else [judge_passed_on(seen, last)]
+    found = judge_in_its_way(seen, known.of(call)) if last is None else [judge_passed_on(seen, last)]
     line.error = relative_error(seen)
     line = _filled(line, found)
     if seen.changed and line.verdict is not Verdict.FAIL:
@@ -123,7 +123,7 @@ def _diagnosis(
         return diagnose_calls([whole], known.bounds, _DIAGNOSIS_SECONDS, command) if whole else []
     before = [one for one in process.calls if one.parent == call.parent and one.layer == call.layer]
     together = [one for one in before if one.number <= call.number] if call.parent is not None else [call]
-    calls = name_calls([observed(one) for one in together if one.stage])
+    calls = name_calls([known.of(one).likeliest(observed(one)) for one in together if one.stage])
     return diagnose_calls(calls, known.of(call).bounds, _DIAGNOSIS_SECONDS, command)
 
 
@@ -139,7 +139,7 @@ def _again(process: Process, call: Captured, known: Judged, candidate: Any, name
     except Exception as error:  # noqa: BLE001 - the candidate's answer
         line.verdict, line.words = Verdict.FAIL, f"raised {type(error).__name__}: {error}"
         return line
-    return _filled(line, judge_call(again, known.of(call)))
+    return _filled(line, judge_in_its_way(again, known.of(call)))
 
 
 def conclude(run: ReplayRun, *, faulty_changes: bool) -> tuple[Verdict, str]:

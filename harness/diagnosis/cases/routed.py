@@ -54,6 +54,8 @@ def legal_routed(call: Observed, bounds: Bounds) -> LegalRouted:
         bounds.accumulator,
         bounds.summation,
         bounds.unrounded,
+        bounds.second,
+        bounds.rounded,
     )
     return legal(call.arguments, how)
 
