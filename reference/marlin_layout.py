@@ -115,7 +115,8 @@ def _require_tiles(k: int, rows: int) -> None:
 
 def _middle_swapped(scales: Tensor) -> Tensor:
     fours = scales.unflatten(-1, (-1, 4))  # type: ignore[no-untyped-call]
-    return fours[..., [0, 2, 1, 3]].flatten(-2).contiguous()
+    swapped: Tensor = fours[..., [0, 2, 1, 3]].flatten(-2).contiguous()
+    return swapped
 
 
 def _s0e5m3(scales: Tensor) -> Tensor:

@@ -40,8 +40,7 @@ def reading(
             if dataclasses.is_dataclass(value):  # vLLM's numbers of an activation
                 given |= {f"{name}.{one.name}": getattr(value, one.name) for one in dataclasses.fields(value)}
             elif name not in _SCRATCH:
-                value = value.value if isinstance(value, enum.Enum) else value
-                given[name] = getattr(value, "__qualname__", "") if callable(value) else value
+                given[name] = _plain(value)
         return given
 
     def outputs(args: Any, kwargs: Any, result: Any) -> dict[str, Any]:
@@ -49,3 +48,10 @@ def reading(
         return {"result": result if written is None else written}
 
     return inputs, outputs
+
+
+def _plain(value: Any) -> Any:
+    """Return an enumeration's value, or the name of a function."""
+    if isinstance(value, enum.Enum):
+        return value.value
+    return getattr(value, "__qualname__", "") if callable(value) else value

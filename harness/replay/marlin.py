@@ -84,7 +84,8 @@ def valid_rows(a: Mapping[str, Any], rows: Tensor) -> Tensor:
 
 
 def _valid(a: Mapping[str, Any]) -> Tensor:
-    return torch.arange(a["hidden_states"].shape[1]) < a["expert_num_tokens"].reshape(-1, 1)
+    counts: Tensor = a["expert_num_tokens"]
+    return torch.arange(a["hidden_states"].shape[1]) < counts.reshape(-1, 1)
 
 
 def _layer(a: Mapping[str, Any], x: Tensor, routed: dict[str, Any]) -> Layer:
@@ -101,18 +102,19 @@ def _layer(a: Mapping[str, Any], x: Tensor, routed: dict[str, Any]) -> Layer:
         torch.ones(len(a["w1"])) if factor is None else factor.reshape(-1).float() / BIAS
         for factor in factors
     ]
-    matrices = []
-    for number in (1, 2):
-        scale = scales_from_marlin(
-            a[f"w{number}_scale"].view(torch.uint8), "e4m3" if form == "nvfp4" else "e8m0"
+    first, second = (
+        Matrix(
+            from_marlin(a[f"w{number}"]),
+            scales_from_marlin(a[f"w{number}_scale"], "e4m3" if form == "nvfp4" else "e8m0"),
         )
-        matrices.append(Matrix(from_marlin(a[f"w{number}"]), scale))
+        for number in (1, 2)
+    )
     given = {
         "hidden_states": (x, None), "w1_alpha": alphas[0], "w2_alpha": alphas[1],
         "a2_global_scale": torch.ones(len(a["w1"])), **routed,
     }  # fmt: skip
     traits = Traits(activation_format="bf16", weight_format=form, accumulator_chunk=_CHUNK, final_sum=_ROWS)
-    return Layer(traits, *matrices, _activation(a), given)
+    return Layer(traits, first, second, _activation(a), given)
 
 
 _FACTORS = (("w1_global_scale", "global_scale1"), ("w2_global_scale", "global_scale2"))
@@ -139,7 +141,7 @@ def _activation(a: Mapping[str, Any]) -> str:
     if kind == "silu":
         return gated_text(limit=limit)
     if kind == "swigluoai_uninterleave":
-        return gated_text(*(a.get(f"activation_config.{name}") for name in ("alpha", "beta")), limit)
+        return gated_text(a.get("activation_config.alpha"), a.get("activation_config.beta"), limit)
     return _known(_VLLM.get(kind), kind)
 
 
