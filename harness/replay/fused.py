@@ -50,11 +50,11 @@ def observed_fused(call: Captured) -> Observed:
     if asked := [name for name in _NOT_READ if a.get(name) not in (None, False, 0)]:
         raise NotJudgedError(f"{call.function} with {', '.join(asked)}: not judged yet")
     layer = _READ.get(_name(call), _trtllm)(a)
-    weights = FORMATS[layer.traits.weight_format]
+    tokens, weights = FORMATS[layer.traits.activation_format], FORMATS[layer.traits.weight_format]
     arguments = {
         "w1": layer.first.codes, "w1_blockscale": layouts.weight_scales(weights, layer.first.scale),
         "w2": layer.second.codes, "w2_blockscale": layouts.weight_scales(weights, layer.second.scale),
-        "activation": layer.activation, "input_global_scale": None, **layer.given,
+        "activation": layer.activation, "input_global_scale": torch.ones(1) if tokens.plain else None, **layer.given,
     }  # fmt: skip
     result = call.outputs["result"]
     if isinstance(result, tuple) and len(result) == 1:
@@ -64,8 +64,9 @@ def observed_fused(call: Captured) -> Observed:
     if _name(call) == marlin.BATCHED:
         result = marlin.valid_rows(a, result)
     gated = "silu" if layer.activation == "relu2" else layer.activation
-    forms = FORMATS[layer.traits.activation_format], weights
-    return Observed(ROUTED, arguments, result, forms=forms, gated=gated, final_sum=layer.traits.final_sum)
+    return Observed(
+        ROUTED, arguments, result, forms=(tokens, weights), gated=gated, final_sum=layer.traits.final_sum
+    )
 
 
 def _name(call: Captured) -> str:

@@ -3,7 +3,7 @@
 Its kernel multiplies bfloat16 tokens with FP4 weights and sums in float32. The routing weight enters in the second GEMM's
 epilogue, once the sum is rounded to bfloat16: times the expert's factor times the weight, which is rounded to bfloat16 as well.
 SGLang's does the same in the first GEMM, its factors being bfloat16; vLLM's multiplies by a float32 factor before it rounds.
-Both may round silu(gate) before they multiply with up.
+vLLM rounds silu(gate) before it multiplies with up, SGLang where there is a limit.
 
 Source: sglang 0.5.23, kernels/jit/csrc/gemm/marlin_moe/marlin_template.h, write_result; vllm,
 csrc/libtorch_stable/moe/marlin_moe_wna16/marlin_template.h and moe_align_sum_kernels.cu (moe_sum_kernel).
@@ -162,13 +162,14 @@ def ways_of(call: Captured, bounds: Bounds, capability: int) -> list[Way]:
     given = call.line["inputs"]
     plain = Accumulator(chunk=_CHUNK)
     rounded_first = replace(plain, epilogue=_ROUNDED_FIRST)
-    bounds = replace(bounds, second=rounded_first, rounded=("gate",))
+    gate = replace(bounds, accumulator=plain, second=rounded_first, rounded=("gate",))
     if "is_gated" not in given:  # vLLM: its own kernel, torch's sum, or its own in bfloat16
         sums = (_ROWS, "any; weight on rows", f"{_ROWS}; rounded each step")
-        return [Way(text, replace(bounds, accumulator=plain)) for text in sums]
-    bounds = replace(bounds, accumulator=rounded_first)
+        return [Way(text, gate) for text in sums]
+    gate = replace(gate, accumulator=rounded_first)
     nvfp4, times = given["w1_global_scale"] is not None, given["routed_scaling_factor"]
-    ways = [Way(f"{_ROWS}; times {times:g}" if nvfp4 and times not in (None, 1) else _ROWS, bounds)]
+    text = f"{_ROWS}; times {times:g}" if nvfp4 and times not in (None, 1) else _ROWS
+    ways = [Way(text, replace(gate, rounded=())), Way(text, gate)]
     if nvfp4 and capability >= 9:  # blocks along k add their parts with atomics in bfloat16
-        ways.append(Way(ways[0].final_sum, replace(bounds, summation=Summation.of("sm_90 f16; stream"))))
+        ways.append(Way(text, replace(gate, summation=Summation.of("sm_90 f16; stream"))))
     return ways
