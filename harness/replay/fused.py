@@ -25,7 +25,7 @@ from harness.diagnosis.cases.legality import Bounds
 from harness.diagnosis.cases.observation import Observed
 from harness.replay import marlin
 from harness.replay.captured import Captured, NotJudgedError
-from harness.replay.fused_layer import Layer, Way, activation_text
+from harness.replay.fused_layer import Layer, Way, activation_text, require_unasked
 from reference.formats import FORMATS
 from reference.layout import unswizzle_128x4
 from reference.weight_rows import of_turns, unshuffled
@@ -47,8 +47,7 @@ def observed_fused(call: Captured) -> Observed:
         NotJudgedError: it asks for something that is not read back.
     """
     a = call.inputs
-    if asked := [name for name in _NOT_READ if a.get(name) not in (None, False, 0)]:
-        raise NotJudgedError(f"{call.function} with {', '.join(asked)}: not judged yet")
+    require_unasked(call.function, a, _NOT_READ)
     layer = _READ.get(_name(call), _trtllm)(a)
     tokens, weights = FORMATS[layer.traits.activation_format], FORMATS[layer.traits.weight_format]
     arguments = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -50,6 +51,17 @@ class Way:
     def of(self, call: Observed) -> Observed:
         """Return a call that adds in this way."""
         return replace(call, final_sum=self.final_sum or call.final_sum)
+
+
+def require_unasked(function: str, given: Mapping[str, Any], names: Iterable[str]) -> None:
+    """Raise NotJudgedError where a call is given one of some arguments that change what it computes: no rule reads them."""
+    asked = [name for name in names if _is_given(given.get(name))]
+    if asked:
+        raise NotJudgedError(f"{function} with {', '.join(asked)}: not judged yet")
+
+
+def _is_given(value: Any) -> bool:
+    return value.numel() > 0 if isinstance(value, Tensor) else value not in (None, False, 0)
 
 
 def gated_text(alpha: float | None = None, beta: float | None = None, limit: float | None = None) -> str:

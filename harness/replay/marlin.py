@@ -23,7 +23,7 @@ from harness.candidates.traits import Traits
 from harness.capture.marlin import BATCHED, NAME
 from harness.diagnosis.cases.legality import Bounds
 from harness.replay.captured import Captured, NotJudgedError
-from harness.replay.fused_layer import Layer, Way, gated_text
+from harness.replay.fused_layer import Layer, Way, gated_text, require_unasked
 from reference.bounds import Accumulator
 from reference.epilogue import Epilogue
 from reference.marlin_layout import BIAS, from_marlin, scales_from_marlin
@@ -89,9 +89,7 @@ def _valid(a: Mapping[str, Any]) -> Tensor:
 
 
 def _layer(a: Mapping[str, Any], x: Tensor, routed: dict[str, Any]) -> Layer:
-    asked = [name for name in _NOT_READ if a.get(name) not in (None, False)]
-    if asked:
-        raise NotJudgedError(f"fused_marlin_moe with {', '.join(asked)}: not judged yet")
+    require_unasked(NAME, a, _NOT_READ)
     if "lora" in str(a.get("activation_func")):
         raise NotJudgedError("fused_marlin_moe with LoRA: not judged yet")
     if x.dtype != torch.bfloat16:
