@@ -29,7 +29,7 @@ class RoutedSum:
 
     Attributes:
         way: order and roundings.
-        weights: `(tokens, topk)` float32, routing weights, not negative.
+        weights: `(tokens, topk)` float32, routing weights; negative ones in the sum itself only.
         topk_idx: `(tokens, topk)` integer, experts.
         there: `(tokens, topk)` bool, slots that count.
         start: `(tokens, hidden)`, what the output held; its type is that of the output.
@@ -78,7 +78,8 @@ class RoutedSum:
 
         Rules: ROUTED-2, ROUTED-3.
         """
-        ends = [self._terms(rows) for rows in (low, high)]
+        negative = (self.factors < 0).unsqueeze(-1)
+        ends = [self._terms(torch.where(negative, other, rows)) for rows, other in ((low, high), (high, low))]
         slots = int(self.there.sum(-1).max()) if self.there.numel() else 0
         ways: Iterable[tuple[int, ...]] = [tuple(range(slots))]
         if not self.way.fixed:

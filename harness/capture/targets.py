@@ -30,7 +30,6 @@ WEIGHTS = {
     MASKED_MOE: ("w1", "w1_blockscale", "w2", "w2_blockscale"),
     GEMM: ("b", "b_scale"),
     ROUTED: FUSED_WEIGHTS,
-    "": FUSED_WEIGHTS,
 }
 """Tensors of a stage that are the same in every call: stored once."""
 
@@ -42,12 +41,12 @@ class Target:
     Attributes:
         package: that defines it, in any of its modules.
         name: of the function, or "Class.method".
-        stage: of the candidate protocol, "" for one that is recorded as it was called, and not judged yet.
+        stage: of the candidate protocol, or PREPARE.
     """
 
     package: str
     name: str
-    stage: str = ""
+    stage: str
 
 
 TARGETS = (
@@ -59,7 +58,7 @@ TARGETS = (
     Target("sglang", "flashinfer_cutedsl_moe_masked", MASKED_MOE),
     Target("vllm", "flashinfer_cutedsl_moe_masked", MASKED_MOE),
     Target("flashinfer", "cute_dsl_fused_moe", ROUTED),
-    Target("flashinfer", "trtllm_fp4_block_scale_moe"),
+    Target("flashinfer", "trtllm_fp4_block_scale_moe", ROUTED),
     Target("flashinfer", "trtllm_fp4_block_scale_routed_moe", ROUTED),
     Target("flashinfer", "cutlass_fused_moe", ROUTED),
     Target("sglang", marlin.NAME, ROUTED),
@@ -112,7 +111,7 @@ def reading_of(target: Target, function: Callable[..., Any], where: str) -> Read
         return _collective(target.stage, function)
     if target.name in (marlin.NAME, marlin.BATCHED):
         return _by_layer(function, *marlin.reading(function))
-    if target.stage in ("", ROUTED):
+    if target.stage == ROUTED:
         return _fused(function)
     bind = binder(where, target.stage, function)
     return _gemm(bind) if target.stage == GEMM else _quantizer(bind)

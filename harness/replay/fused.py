@@ -1,7 +1,7 @@
 """Calls of FlashInfer's fused layers as routed_moe: arguments brought back from the kernel's order, and what it may return.
 
-Source: flashinfer-python 0.7.2, fused_moe/core.py (trtllm_fp4_block_scale_routed_moe, cutlass_fused_moe) and
-fused_moe/cute_dsl/fused_moe.py (cute_dsl_fused_moe). Orders of rows: reference.weight_rows.
+Source: flashinfer-python 0.7.2, fused_moe/core.py (trtllm_fp4_block_scale_moe, trtllm_fp4_block_scale_routed_moe,
+cutlass_fused_moe) and fused_moe/cute_dsl/fused_moe.py (cute_dsl_fused_moe). Orders of rows: reference.weight_rows.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from harness.candidates.fused_weights import Matrix
 from harness.candidates.protocol import ROUTED
 from harness.diagnosis.cases.legality import Bounds
 from harness.diagnosis.cases.observation import Observed
-from harness.replay import marlin
+from harness.replay import marlin, routers
 from harness.replay.captured import Captured, NotJudgedError
 from harness.replay.fused_layer import Layer, Way, activation_text, require_unasked
 from reference.formats import FORMATS
@@ -40,15 +40,23 @@ _NOT_READ = (
 """Arguments that change what a layer computes, and that are not read back: a call that has one is not judged."""
 
 
-def observed_fused(call: Captured) -> Observed:
-    """Return a call of a fused layer as one of routed_moe.
+def observed_fused(call: Captured, **changed: Any) -> Observed:
+    """Return a call of a fused layer as one of routed_moe, of the tokens whose routing is known.
+
+    Args:
+        call: itself.
+        changed: arguments in place of those that it was given.
 
     Raises:
-        NotJudgedError: it asks for something that is not read back.
+        NotJudgedError: it asks for something that is not read back, or an argument was not dumped.
     """
-    a = call.inputs
-    require_unasked(call.function, a, _NOT_READ)
-    layer = _READ.get(_name(call), _trtllm)(a)
+    a = {**call.inputs, **changed}
+    itself = routers.routes_itself(a)
+    require_unasked(call.function, a, [name for name in _NOT_READ if not (itself and name == "routing_bias")])
+    try:
+        layer = _READ.get(_name(call), _trtllm)(a)
+    except KeyError as error:
+        raise NotJudgedError(f"{call.function}: {error.args[0]} was not dumped") from None
     tokens, weights = FORMATS[layer.traits.activation_format], FORMATS[layer.traits.weight_format]
     arguments = {
         "w1": layer.first.codes, "w1_blockscale": layouts.weight_scales(weights, layer.first.scale),
@@ -62,6 +70,8 @@ def observed_fused(call: Captured) -> Observed:
         raise NotJudgedError(f"{call.function} without its last sum (do_finalize=False)")
     if _name(call) == marlin.BATCHED:
         result = marlin.valid_rows(a, result)
+    if itself:
+        result = result[routers.chosen(a).known]
     gated = "silu" if layer.activation == "relu2" else layer.activation
     return Observed(
         ROUTED, arguments, result, forms=(tokens, weights), gated=gated, final_sum=layer.traits.final_sum
@@ -132,11 +142,23 @@ def _cutedsl(a: Mapping[str, Any]) -> Layer:
 
 
 def _trtllm(a: Mapping[str, Any]) -> Layer:
-    alpha, joint, ids = a["output1_scale_gate_scalar"], a["output1_scale_scalar"], a["topk_ids"]
-    if isinstance(ids, tuple):
-        ids, weights = ids
+    alpha, joint = a["output1_scale_gate_scalar"], a["output1_scale_scalar"]
+    tokens, final_sum = (
+        (a["hidden_states"], a["hidden_states_scale"]),
+        FlashInferFusedTrtllm().traits.final_sum,
+    )
+    if routers.routes_itself(a):
+        routed = routers.chosen(a)
+        ids, weights = routed.topk_idx[routed.known], routed.topk_weights[routed.known]
+        tokens, final_sum = (
+            (tokens[0][routed.known], tokens[1][routed.known]),
+            "any",
+        )  # equal scores in any order
+    elif isinstance(a["topk_ids"], tuple):
+        ids, weights = a["topk_ids"]
     else:  # the id above the bits of a bfloat16 weight
-        ids, weights = ids >> 16, (ids & 0xFFFF).to(torch.uint16).view(torch.bfloat16)
+        packed = a["topk_ids"]
+        ids, weights = packed >> 16, (packed & 0xFFFF).to(torch.uint16).view(torch.bfloat16)
 
     def matrix(number: int) -> Matrix:
         codes = a[f"gemm{number}_weights"].view(torch.uint8)
@@ -147,13 +169,13 @@ def _trtllm(a: Mapping[str, Any]) -> Layer:
     activation = activation_text(a["activation_type"], folded[0], a["gemm1_alpha"], folded[1])
     relu2, first = activation == "relu2", matrix(1)
     given = {
-        "hidden_states": (a["hidden_states"].view(torch.uint8), a["hidden_states_scale"].view(torch.uint8)),
+        "hidden_states": (tokens[0].view(torch.uint8), tokens[1].view(torch.uint8)),
         "topk_idx": ids, "topk_weights": weights.float(), "w1_alpha": alpha,
         "a2_global_scale": joint if relu2 else joint / alpha, "w2_alpha": a["output2_scale_scalar"],
         "num_experts": a["num_experts"], "local_expert_offset": a["local_expert_offset"],
     }  # fmt: skip
     return Layer(
-        FlashInferFusedTrtllm().traits,
+        replace(FlashInferFusedTrtllm().traits, final_sum=final_sum),
         first if relu2 else _gate_first(first, 1),
         matrix(2),
         activation,
