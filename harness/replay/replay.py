@@ -216,8 +216,10 @@ def export_first(processes: list[Process], lines: list[ReplayedCall], path: Path
                 if (process.rank, call.number) == (line.rank, line.call):
                     capability = process.header.get("capability")
                     named = [one["title"] for one in line.diagnosis if one.get("fault")]
+                    known = Judged.on(capability, arithmetic)
+                    known = known.of(call) if call.stage == ROUTED else known
                     return export(
-                        path, observed(call), Judged.on(capability, arithmetic), function=call.function,
+                        path, known.likeliest(observed(call)), known, function=call.function,
                         place=f"rank {line.rank}, layer {line.layer}, call {line.call}",
                         title=(named or [f"An illegal element of {call.stage}"])[0], capability=capability,
                     )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import runpy
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,10 @@ import torch
 
 from harness.capture.settings import CaptureSettings
 from harness.records.parts.replay import ReplayedCall
+from harness.replay.export import illegal
 from harness.replay.judging import Judged
 from harness.replay.reading import read_capture
-from harness.replay.replay import replay
+from harness.replay.replay import export_first, replay
 from reference.marlin_layout import BIAS, scales_to_marlin, to_marlin
 from tests.capture import conftest
 from tests.capture.conftest import Engine
@@ -66,6 +68,15 @@ def test_a_layer_passes_and_its_weights_are_stored_once(run: Run, named: dict[st
     (process,) = read_capture(folder)
     assert len(list(process.folder.glob("weights-*"))) == 4
     assert "workspace" not in process.calls[0].line["inputs"]
+
+
+def test_an_illegal_call_is_exported_as_its_kernel_rounds(run: Run, tmp_path: Path) -> None:
+    processes = read_capture(run("routed_weights_dropped"))
+    path = tmp_path / "test_marlin_call.py"
+    export_first(processes, list(replay(processes)), path, "fast")
+    kept = runpy.run_path(str(path))["CALL"]
+    assert kept.rounding["accumulators"][1] == [8, "before alpha, alpha rounded to bfloat16"]
+    assert illegal(kept, arithmetic="fast")
 
 
 @pytest.mark.parametrize("fault", ["routed_ids_off_by_one", "routed_weights_of_next_slot"])
