@@ -173,7 +173,7 @@ def _legal_rows(
     weight = given["topk_weights"][routes.token, routes.slot].unsqueeze(-1)
     taken, x_scales = scale is not None or form.plain, None
     if scale is not None:
-        coded = _coded(form, x, scale).map(lambda part: part[routes.token])
+        coded = coded_tokens(form, x, scale).map(lambda part: part[routes.token])
         source = form.values(coded, torch.float64)
         if coded.row_scale is not None:
             source *= coded.row_scale
@@ -195,7 +195,7 @@ def _legal_rows(
     )  # fmt: skip
 
 
-def _coded(form: Format, x: Tensor, scale: Tensor) -> Coded:
+def coded_tokens(form: Format, x: Tensor, scale: Tensor) -> Coded:
     """Return quantized tokens `(tokens, k)` as routed_moe takes them, decoded as far as codes and scales."""
     codes = unpack_e2m1(x) if form.element == "e2m1" else x
     if form.rows:

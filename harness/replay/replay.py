@@ -83,7 +83,7 @@ def _line(process: Process, call: Captured, known: Judged, exchanges: Exchanges,
     if seen.output is None:
         return _unknown(line, "inputs only: give --candidate, which is run on them and judged")
     found = judge_in_its_way(seen, known.of(call)) if last is None else [judge_passed_on(seen, last)]
-    line.error = relative_error(seen)
+    line.error = relative_error(known.of(call).likeliest(seen))
     line = _filled(line, found)
     if line.verdict is Verdict.PASS and call.stage == ROUTED and routers.routes_itself(given := call.inputs):
         line.words = routers.left_out(given)

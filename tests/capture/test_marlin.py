@@ -65,6 +65,8 @@ def test_a_layer_passes_and_its_weights_are_stored_once(run: Run, named: dict[st
     folder = run(**named)
     line = line_of(folder)
     assert (line.stage, str(line.verdict), line.compared) == ("routed_moe", "PASS", 20 * 256), line.words
+    assert line.error is not None
+    assert 1e-4 < line.error < 0.02, "bfloat16's roundings"
     (process,) = read_capture(folder)
     assert len(list(process.folder.glob("weights-*"))) == 4
     assert "workspace" not in process.calls[0].line["inputs"]

@@ -70,6 +70,8 @@ def run_fixture(engine: Engine, tmp_path: Path) -> Iterator[Run]:
 def test_a_layer_that_routes_itself_passes_and_open_tokens_are_left_out(run: Run) -> None:
     line = run(tied=4)
     assert (line.stage, str(line.verdict), line.compared) == ("routed_moe", "PASS", 16 * 128), line.words
+    assert line.error is not None
+    assert 0.01 < line.error < 0.3, "of an intermediate in NVFP4"
     assert line.words == (
         "4 of 20 tokens not judged: their routing hangs on the rounding of scores or weights"
     )
