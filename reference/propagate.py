@@ -106,12 +106,16 @@ def gemm(
 
 
 def activated(
-    gemm1: Interval, way: Activation, dtype: torch.dtype = torch.bfloat16, weight: Tensor | None = None
+    gemm1: Interval,
+    way: Activation,
+    dtype: torch.dtype = torch.bfloat16,
+    weight: Tensor | None = None,
+    rounded: Collection[str] = (),
 ) -> Interval:
     """Return the range of an activation with a gate for `(m, 2n)`, times `weight` `(m, 1)` where given, rounded to `dtype`.
 
     Its function falls to its minimum, silu's at about -1.278, and rises from there: an interval across it includes that
-    minimum.
+    minimum. With "gate" in `rounded` the function's value may be rounded to `dtype` before it is multiplied with up.
     """
     (gate_low, up_low), (gate_high, up_high) = (
         way.clamped(*way.split(end)) for end in (gemm1.low, gemm1.high)
@@ -122,12 +126,16 @@ def activated(
     ends = torch.stack((way.of_gate(gate_low), way.of_gate(gate_high)))
     low, high = ends.amin(0), ends.amax(0)
     low = torch.where((gate_low < turning) & (gate_high > turning), minimum, low)
-    products = torch.stack((low * up_low, low * up_high, high * up_low, high * up_high))
     # float32 arithmetic before the rounding to bfloat16: see docs/bounds.md, "Activation"
     largest = way.alpha * torch.maximum(gate_low.abs(), gate_high.abs())
     freedom = ((1.173 * largest + 6) * 2.0**-23).masked_fill(
         largest.isinf(), 0.0
     )  # of an infinite gate nothing is free
+    if "gate" in rounded:
+        stored = _widened(low, high, freedom)
+        low = torch.minimum(low, stored.low.to(dtype).double())
+        high = torch.maximum(high, stored.high.to(dtype).double())
+    products = torch.stack((low * up_low, low * up_high, high * up_low, high * up_high))
     low, high = products.amin(0), products.amax(0)
     if way != replace(way, kind="silu", alpha=1.0, beta=0.0):  # more steps, and 1 + erf(x) cancels
         lost = largest * torch.maximum(up_low.abs(), up_high.abs()) * 2.0**-20
@@ -175,6 +183,7 @@ def masked_moe(
     weight_scales: tuple[Tensor | None, Tensor | None] = (None, None),
     second_added: Added | None = None,
     weighted: tuple[str, Tensor] | None = None,
+    rounded: Collection[str] = (),
 ) -> Interval:
     """Return the legal range of the output rows.
 
@@ -195,6 +204,7 @@ def masked_moe(
         second_added: how the second GEMM adds; None: as the first one.
         weighted: what the routing weights multiply, "hidden" or "rows" (reference.final_sum) or something else, and those of
             the rows, `(rows, 1)` float32.
+        rounded: what may be rounded to bfloat16 where the path does not: "gate", the function of the gate.
 
     Returns:
         Interval of `(rows, k)`, ends being bfloat16 values.
@@ -245,6 +255,7 @@ def masked_moe(
     way = Activation.of(activation)
     at, weight = weighted or ("", None)
     of_hidden, of_rows = (weight if at == place else None for place in ("hidden", "rows"))
-    hidden = activated(gemm1, way, second, of_hidden) if way.gated else relu2(gemm1, second, of_hidden)
+    gated = activated(gemm1, way, second, of_hidden, rounded) if way.gated else None
+    hidden = gated or relu2(gemm1, second, of_hidden)
     a2, added = quantized(hidden, a2_scale), second_added or added
     return multiplied(a2, w2, w2_alpha, dtype, weight_scales[1], added, of_rows)

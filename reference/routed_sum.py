@@ -29,7 +29,7 @@ class RoutedSum:
 
     Attributes:
         way: order and roundings.
-        weights: `(tokens, topk)` float32, routing weights, not negative.
+        weights: `(tokens, topk)` float32, routing weights; negative ones in the sum itself only.
         topk_idx: `(tokens, topk)` integer, experts.
         there: `(tokens, topk)` bool, slots that count.
         start: `(tokens, hidden)`, what the output held; its type is that of the output.
@@ -78,7 +78,8 @@ class RoutedSum:
 
         Rules: ROUTED-2, ROUTED-3.
         """
-        ends = [self._terms(rows) for rows in (low, high)]
+        negative = (self.factors < 0).unsqueeze(-1)
+        ends = [self._terms(torch.where(negative, other, rows)) for rows, other in ((low, high), (high, low))]
         slots = int(self.there.sum(-1).max()) if self.there.numel() else 0
         ways: Iterable[tuple[int, ...]] = [tuple(range(slots))]
         if not self.way.fixed:
@@ -114,7 +115,7 @@ class RoutedSum:
             if self.way.stepwise:
                 added = added.to(self.start.dtype).float()
             total = torch.where(there[:, slot, None], added, total)
-        return total.to(self.start.dtype)
+        return (total * self.way.times).to(self.start.dtype)
 
     def _bounded(self, ends: _Terms, high: Tensor) -> Interval:
         """Return a range that the sums in every order lie in: each step errs by half a unit of the largest partial sum."""
@@ -130,8 +131,12 @@ class RoutedSum:
         error = magnitude * (2 * steps * unit * (1 + unit) ** steps) + 2 * steps * _LEAST[kind]
         error = error.masked_fill(~error.isfinite(), 0)  # infinity and NaN are the same in every order
         low_sum, high_sum = (first + each.sum(1) for each in products)
-        kept = self.start.dtype
-        return Interval((low_sum - error).to(kept).double(), (high_sum + error).to(kept).double())
+        kept, times = self.start.dtype, self.way.times
+        if times != 1:  # one more rounding of float32
+            error = error + magnitude.masked_fill(~magnitude.isfinite(), 0) * (2 * _UNIT[torch.float32])
+        return Interval(
+            ((low_sum - error) * times).to(kept).double(), ((high_sum + error) * times).to(kept).double()
+        )
 
 
 _Terms = tuple[Tensor, Tensor, Tensor]

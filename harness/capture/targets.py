@@ -13,7 +13,7 @@ from typing import Any
 
 from harness.candidates.protocol import ROUTED, traits_of
 from harness.candidates.taps import TapError, binder
-from harness.capture import humming
+from harness.capture import humming, marlin
 
 MASKED_MOE, GEMM, DISPATCH, COMBINE = "masked_moe", "masked_grouped_gemm", "dispatch", "combine"
 PREPARE = "prepare"
@@ -24,13 +24,12 @@ MASKED_MOE_NAMES = (
 )  # fmt: skip
 FUSED_WEIGHTS = (
     "w1_weight", "w1_weight_sf", "w2_weight", "w2_weight_sf", "gemm1_weights", "gemm1_weights_scale", "gemm2_weights",
-    "gemm2_weights_scale", "fc1_expert_weights", "fc2_expert_weights",
+    "gemm2_weights_scale", "fc1_expert_weights", "fc2_expert_weights", "w1", "w1_scale", "w2", "w2_scale",
 )  # fmt: skip
 WEIGHTS = {
     MASKED_MOE: ("w1", "w1_blockscale", "w2", "w2_blockscale"),
     GEMM: ("b", "b_scale"),
     ROUTED: FUSED_WEIGHTS,
-    "": FUSED_WEIGHTS,
 }
 """Tensors of a stage that are the same in every call: stored once."""
 
@@ -42,12 +41,12 @@ class Target:
     Attributes:
         package: that defines it, in any of its modules.
         name: of the function, or "Class.method".
-        stage: of the candidate protocol, "" for one that is recorded as it was called, and not judged yet.
+        stage: of the candidate protocol, or PREPARE.
     """
 
     package: str
     name: str
-    stage: str = ""
+    stage: str
 
 
 TARGETS = (
@@ -59,9 +58,12 @@ TARGETS = (
     Target("sglang", "flashinfer_cutedsl_moe_masked", MASKED_MOE),
     Target("vllm", "flashinfer_cutedsl_moe_masked", MASKED_MOE),
     Target("flashinfer", "cute_dsl_fused_moe", ROUTED),
-    Target("flashinfer", "trtllm_fp4_block_scale_moe"),
+    Target("flashinfer", "trtllm_fp4_block_scale_moe", ROUTED),
     Target("flashinfer", "trtllm_fp4_block_scale_routed_moe", ROUTED),
     Target("flashinfer", "cutlass_fused_moe", ROUTED),
+    Target("sglang", marlin.NAME, ROUTED),
+    Target("vllm", marlin.NAME, ROUTED),
+    Target("vllm", marlin.BATCHED, ROUTED),
     Target("humming", "transform_humming_tensors", PREPARE),
     Target("humming", "humming_forward", GEMM),
     Target("harness", "ComposedMoe.masked_moe", MASKED_MOE),
@@ -107,7 +109,9 @@ def reading_of(target: Target, function: Callable[..., Any], where: str) -> Read
         return _masked_moe(function, own=target.package == "harness")
     if target.stage in (DISPATCH, COMBINE):
         return _collective(target.stage, function)
-    if target.stage in ("", ROUTED):
+    if target.name in (marlin.NAME, marlin.BATCHED):
+        return _by_layer(function, *marlin.reading(function))
+    if target.stage == ROUTED:
         return _fused(function)
     bind = binder(where, target.stage, function)
     return _gemm(bind) if target.stage == GEMM else _quantizer(bind)
@@ -134,18 +138,28 @@ def _collective(stage: str, function: Callable[..., Any]) -> Read:
 def _fused(function: Callable[..., Any]) -> Read:
     """Read a fused layer: its arguments by its own names."""
     signature = inspect.signature(function)
-    places = {name: place for place, name in enumerate(signature.parameters) if name in FUSED_WEIGHTS}
 
     def inputs(args: Any, kwargs: Any) -> dict[str, Any]:
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
         return dict(bound.arguments)
 
-    def weights(args: Any, kwargs: Any) -> Any:
-        name, place = next(iter(places.items()), ("", 0))
-        return args[place] if name and len(args) > place else kwargs.get(name)
+    return _by_layer(function, inputs, _as_returned)
 
-    return Read(inputs, _as_returned, weights)
+
+def _by_layer(
+    function: Callable[..., Any],
+    inputs: Callable[[Any, Any], dict[str, Any] | None],
+    outputs: Callable[[Any, Any, Any], dict[str, Any]],
+) -> Read:
+    """Return how a fused layer is read, which is known by the first of its weights."""
+    parameters = enumerate(inspect.signature(function).parameters)
+    first, at = next(((name, place) for place, name in parameters if name in FUSED_WEIGHTS), ("", 0))
+
+    def weights(args: Any, kwargs: Any) -> Any:
+        return args[at] if first and len(args) > at else kwargs.get(first)
+
+    return Read(inputs, outputs, weights)
 
 
 def _as_returned(_: Any, __: Any, result: Any) -> dict[str, Any]:

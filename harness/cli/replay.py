@@ -14,7 +14,7 @@ import click
 from harness.ci.folder import output_options, own_folder
 from harness.cli import complete
 from harness.records.parts.replay import ReplayedCall, ReplayRun
-from harness.verdict import ExitCode, UsageError, Verdict, exit_code
+from harness.verdict import ExitCode, UsageError, exit_code
 
 if TYPE_CHECKING:
     from harness.records.record import RunRecord
@@ -144,7 +144,7 @@ def _show(call: ReplayedCall) -> None:
     figures = "" if call.error is None else f", rms error {call.error:.2e}"
     figures += "" if call.distance is None else f", from the baseline {call.distance:.2e}"
     figures += ", regressed" if call.regressed else ""
-    said = f": {call.words}" if call.words and call.verdict is not Verdict.PASS else ""
+    said = f": {call.words}" if call.words else ""
     click.echo(f"  {call.verdict:<8}{call.place}: {call.compared:,} elements{figures}{said}")
     for words in message_lines(call.diagnosis, 10):
         click.echo(words)

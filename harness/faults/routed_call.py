@@ -150,13 +150,19 @@ class _Otherwise:
         self.quantize_grouped = stages.quantize_grouped
         self.masked_grouped_gemm = stages.masked_grouped_gemm
         self._stages, self._way = stages, way
+        if hasattr(stages, "weighted_rows"):
+            self.weighted_rows = stages.weighted_rows
 
     def silu_mul_quantize_grouped(self, gate_up: Tensor, masked_m: Tensor, global_scale_enc: Tensor) -> Pair:
         """Quantize the activation."""
         if self._way is None:
             pair: Pair = self._stages.silu_mul_quantize_grouped(gate_up, masked_m, global_scale_enc)
             return pair
-        hidden = self._way.value(gate_up.double()).to(gate_up.dtype).contiguous()
+        own = getattr(self._stages, "activated", None)  # of stages that round in between
+        hidden = (
+            self._way.value(gate_up.double()).to(gate_up.dtype) if own is None else own(gate_up, self._way)
+        )
+        hidden = hidden.contiguous()
         quantized: Pair = self.quantize_grouped(hidden, masked_m, global_scale_enc)
         return quantized
 
@@ -164,4 +170,5 @@ class _Otherwise:
 def _text(way: FinalSum) -> str:
     """Return the text that stands for a final sum."""
     weight = "" if way.weight == "sum" else f"; weight on {way.weight}"
-    return f"{way.order}{weight}{'; rounded each step' * way.stepwise}{'; onto out' * way.onto}"
+    times = "" if way.times == 1 else f"; times {way.times:g}"
+    return f"{way.order}{weight}{'; rounded each step' * way.stepwise}{'; onto out' * way.onto}{times}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -95,6 +95,8 @@ class Computed:
         accumulator: what is measured or assumed of it.
         summation: of its GEMMs, bit for bit, or None.
         unrounded: values that stay float32, as Traits.unrounded names them.
+        second: of the second GEMM, where it is not that of the first.
+        rounded: values that may be rounded where the path does not: reference.propagate.masked_moe.
     """
 
     forms: tuple[Format, Format]
@@ -103,6 +105,8 @@ class Computed:
     accumulator: Accumulator
     summation: Summation | None = None
     unrounded: Collection[str] = ()
+    second: Accumulator | None = None
+    rounded: Collection[str] = ()
 
 
 @dataclass(frozen=True)
@@ -169,7 +173,7 @@ def _legal_rows(
     weight = given["topk_weights"][routes.token, routes.slot].unsqueeze(-1)
     taken, x_scales = scale is not None or form.plain, None
     if scale is not None:
-        coded = _coded(form, x, scale).map(lambda part: part[routes.token])
+        coded = coded_tokens(form, x, scale).map(lambda part: part[routes.token])
         source = form.values(coded, torch.float64)
         if coded.row_scale is not None:
             source *= coded.row_scale
@@ -183,14 +187,15 @@ def _legal_rows(
         x_scales = source.new_zeros((len(source), 0)) if form.plain else None
     local = len(given["w1"])
     scales = given["w1_alpha"], None if taken else given["input_global_scale"].expand(local)
+    added = Added(how.accumulator, how.summation, how.forms)
     return propagate.masked_moe(
         Interval(source, source, x_scales), routes.counts, w1, w2, (*scales, given["a2_global_scale"], given["w2_alpha"]),
-        given.get("activation", "silu"), how.arithmetic, Added(how.accumulator, how.summation, how.forms), how.unrounded,
-        (w1_scales, w2_scales), None, (how.way.weight, weight),
+        given.get("activation", "silu"), how.arithmetic, added, how.unrounded, (w1_scales, w2_scales),
+        replace(added, accumulator=how.second or how.accumulator), (how.way.weight, weight), how.rounded,
     )  # fmt: skip
 
 
-def _coded(form: Format, x: Tensor, scale: Tensor) -> Coded:
+def coded_tokens(form: Format, x: Tensor, scale: Tensor) -> Coded:
     """Return quantized tokens `(tokens, k)` as routed_moe takes them, decoded as far as codes and scales."""
     codes = unpack_e2m1(x) if form.element == "e2m1" else x
     if form.rows:

@@ -5,15 +5,20 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from harness.candidates import layouts
+from harness.candidates.protocol import ROUTED
 from harness.diagnosis.cases.observation import MASKED_GEMM, MASKED_MOE, QUANTIZERS, Observed
 from harness.diagnosis.cases.views import decoded_weights
+from harness.judging.routed import coded_tokens
 from reference.activations import Activation
+from reference.final_sum import FinalSum
 from reference.formats import Format
+from reference.routed import routes_of
 
-_EXPERTS, _ROWS = 4, 16  # enough for a figure
+_EXPERTS, _ROWS, _TOKENS = 4, 16, 2  # enough for a figure
 
 
 def relative_error(call: Observed) -> float | None:
@@ -21,6 +26,8 @@ def relative_error(call: Observed) -> float | None:
 
     None where nothing is to be measured, or where it is not finite.
     """
+    if call.stage == ROUTED:
+        return relative_distance(*_routed(call))
     measure = {MASKED_GEMM: _gemm, MASKED_MOE: _layer}.get(call.stage)
     if call.stage in QUANTIZERS:
         measure = _quantizer
@@ -52,7 +59,9 @@ def _of(values: Tensor, expert: int) -> Tensor:
 
 
 def _values(form: Format, packed: Tensor, scale: Any) -> Tensor:
-    return form.dequantized(layouts.loaded(form, (packed, scale))).float()
+    coded = layouts.loaded(form, (packed, scale))
+    values = form.values(coded)
+    return values if coded.row_scale is None else values * coded.row_scale
 
 
 def _quantizer(call: Observed, expert: int, rows: slice) -> tuple[Tensor, Tensor]:
@@ -97,3 +106,31 @@ def _layer(call: Observed, expert: int, rows: slice) -> tuple[Tensor, Tensor]:
     )
     inner = inner * _of(a["a2_global_scale"], expert) if call.forms[0].encoded else inner
     return call.output[expert, rows], inner @ weights[1].T * _of(a["w2_alpha"], expert)
+
+
+def _routed(call: Observed) -> tuple[Tensor, Tensor]:
+    """Return a few tokens' outputs and the exact ones, in float32."""
+    a, form = call.arguments, call.forms[0]
+    few = slice(0, _TOKENS)
+    x, scale = a["hidden_states"]
+    x = x[few]
+    if scale is None:
+        tokens = x.float() * (_of(a["input_global_scale"], 0) if form.encoded else 1)
+    else:
+        coded = coded_tokens(form, x, scale[few])
+        tokens = form.values(coded) * (1 if coded.row_scale is None else coded.row_scale)
+    routes = routes_of(a["topk_idx"][few], len(a["w1"]), a["local_expert_offset"])
+    exact = torch.zeros(len(tokens), call.output.shape[1], device=tokens.device)
+    way = Activation.of(a.get("activation", "silu"))
+    for expert, token, slot in zip(
+        routes.expert.tolist(), routes.token.tolist(), routes.slot.tolist(), strict=True
+    ):
+        one = slice(expert, expert + 1)
+        w1, w2 = (
+            decoded_weights(a[name][one], a[f"{name}_blockscale"][one], call.forms[1])[0]
+            for name in ("w1", "w2")
+        )
+        inner = way.value(w1 @ tokens[token] * _of(a["w1_alpha"], expert))
+        inner = inner * _of(a["a2_global_scale"], expert) if form.encoded else inner
+        exact[token] += a["topk_weights"][token, slot] * (w2 @ inner * _of(a["w2_alpha"], expert))
+    return call.output[few], exact * FinalSum.of(call.final_sum).times

@@ -22,6 +22,7 @@ from harness.ranks.deepep_results import received, sources
 from harness.ranks.spreading import in_order
 from harness.replay.captured import Captured, NotJudgedError, Process
 from harness.rules.dispatch import Exchange, judge_received
+from harness.rules.logfmt import judge_logfmt_combined
 from harness.rules.routing import judge_combined
 from reference.formats import Coded
 from reference.legal import Arithmetic
@@ -74,6 +75,7 @@ class Exchanges:
                 "y": [given["x"] for given in inputs], "dispatched": dispatched,
                 "topk_idx": [given["topk_idx"].long() for given in inputs],
                 "topk_weights": [given["topk_weights"] for given in inputs],
+                "transport": "logfmt" if inputs[0].get("use_logfmt") else "bf16",
             }  # fmt: skip
             return Observed(COMBINE, arguments, [one.outputs["combined"] for one in together.values()])
         got = [_dispatched(given, one.outputs) for given, one in zip(inputs, together.values(), strict=True)]
@@ -194,8 +196,6 @@ def _rows_of(got: Dispatched, rank: int, max_tokens: int) -> Dispatched:
 def _judge_combine(rank: int, together: dict[int, Captured]) -> list[Comparison]:
     given = {one: call.inputs for one, call in together.items()}
     mine = given[rank]
-    if mine.get("use_logfmt"):
-        raise NotJudgedError("combine with use_logfmt: what LogFMT carries is not judged in a replay yet")
     ranks, local = mine["handle"][1].shape[1], len(mine["x"])
     ids, weights = mine["topk_idx"].long(), mine["topk_weights"].float()
     here = (ids == NO_EXPERT) | (_owned(ids, rank * local, local) != NO_EXPERT)
@@ -213,8 +213,9 @@ def _judge_combine(rank: int, together: dict[int, Captured]) -> list[Comparison]
     before = [ids[:0]] * rank, [weights[:0]] * rank  # other ranks' tokens are judged where they are combined
     token = torch.arange(len(ids))
     rows = Rows(torch.full_like(token, rank), token, ranks, len(ids), expert_name="rank", row_name="token")
+    judge = judge_logfmt_combined if mine.get("use_logfmt") else judge_combined
     return [
-        judge_combined(
+        judge(
             together[rank].outputs["combined"][kept], rows.only(kept), y, dispatched, [*before[0], ids],
             [*before[1], weights], kept,
         )

@@ -9,15 +9,20 @@ import base64
 import io
 import textwrap
 import zlib
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from harness.candidates.protocol import ROUTED
 from harness.diagnosis.cases.observation import Observed
 from harness.replay.judging import Judged, judge_call
 from harness.replay.slices import slices
 from harness.verdict import UsageError
+from reference.bounds import Accumulator
+from reference.epilogue import Epilogue
+from reference.formats import FORMATS
 
 MOST_BYTES = 100_000
 _TEST = '''"""{title}
@@ -72,7 +77,7 @@ if __name__ == "__main__":
 '''
 
 
-def embedded(stage: str, data: str) -> Observed:
+def embedded(stage: str, data: str) -> Embedded:
     """Return the call that an exported file holds.
 
     Args:
@@ -81,19 +86,63 @@ def embedded(stage: str, data: str) -> Observed:
     """
     raw = zlib.decompress(base64.b64decode("".join(data.split())))
     found = torch.load(io.BytesIO(raw), weights_only=True)
-    return Observed(stage, found["arguments"], found["output"])
+    activations, weights = (FORMATS[name] for name in found["forms"])
+    return Embedded(
+        stage, found["arguments"], found["output"], forms=(activations, weights), gated=found["gated"],
+        final_sum=found["final_sum"], rounding=found["rounding"],
+    )  # fmt: skip
+
+
+@dataclass
+class Embedded(Observed):
+    """A call that an exported file holds.
+
+    Attributes:
+        rounding: of a routed layer's kernel: values that it keeps in float32, values that it may round, chunk and cast of
+            the first GEMM's accumulator, and those of the second's where it differs.
+    """
+
+    rounding: dict[str, Any] = field(default_factory=dict)
+
+    def judged(self, known: Judged) -> Judged:
+        """Return how it is judged."""
+        how = self.rounding
+        if not how:
+            return known
+        first, *second = (
+            Accumulator(chunk=chunk, epilogue=Epilogue(cast)) for chunk, cast in how["accumulators"]
+        )
+        kept, may = (tuple(how[name]) for name in ("unrounded", "rounded"))
+        bounds = replace(
+            known.bounds, unrounded=kept, rounded=may, accumulator=first, second=second[0] if second else None
+        )
+        return replace(known, bounds=bounds)
+
+
+def _rounding(known: Judged) -> dict[str, Any]:
+    """Return how a routed layer's kernel rounds, as an exported file holds it."""
+    ends = known.bounds.accumulator, known.bounds.second
+    return {
+        "unrounded": list(known.bounds.unrounded), "rounded": list(known.bounds.rounded),
+        "accumulators": [[one.chunk, one.epilogue.cast] for one in ends if one is not None],
+    }  # fmt: skip
 
 
 def illegal(
-    call: Observed, *, arithmetic: str, capability: list[int] | None = None, candidate: str | None = None
+    call: Embedded, *, arithmetic: str, capability: list[int] | None = None, candidate: str | None = None
 ) -> list[str]:
     """Return the messages of what is illegal in a call, run through a candidate first where one is named."""
+    known = Judged.on(capability, arithmetic)
     if candidate:
         from harness.faults.named import load_named
         from harness.replay.rerun import run_again
 
-        call = run_again(call, load_named(candidate))
-    return [one.message for one in judge_call(call, Judged.on(capability, arithmetic)) if one.illegal]
+        return _illegal(run_again(call, load_named(candidate)), call.judged(known))
+    return _illegal(call, call.judged(known))
+
+
+def _illegal(call: Observed, known: Judged) -> list[str]:
+    return [one.message for one in judge_call(call, known) if one.illegal]
 
 
 def export(
@@ -119,7 +168,7 @@ def export(
             continue
         values = {
             "title": title, "function": function, "place": place, "cut": cut, "stage": part.stage,
-            "data": textwrap.fill(_encoded(part), 116), "arithmetic": known.bounds.arithmetic.kind, "capability": capability,
+            "data": textwrap.fill(_encoded(part, known), 116), "arithmetic": known.bounds.arithmetic.kind, "capability": capability,
         }  # fmt: skip
         texts = {
             path: _TEST.format(name=path.name, **values),
@@ -132,7 +181,11 @@ def export(
     raise UsageError(f"--export: no slice of {place} under {MOST_BYTES:,} bytes is illegal by itself")
 
 
-def _encoded(call: Observed) -> str:
+def _encoded(call: Observed, known: Judged) -> str:
     buffer = io.BytesIO()
-    torch.save({"arguments": call.arguments, "output": call.output}, buffer)
+    held = {
+        "arguments": call.arguments, "output": call.output, "forms": [form.name for form in call.forms], "gated": call.gated,
+        "final_sum": call.final_sum, "rounding": _rounding(known) if call.stage == ROUTED else {},
+    }  # fmt: skip
+    torch.save(held, buffer)
     return base64.b64encode(zlib.compress(buffer.getvalue(), 9)).decode()

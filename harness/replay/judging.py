@@ -17,7 +17,8 @@ from harness.judging.predicted import Prediction
 from harness.judging.quantize import QuantizerInput, judge_quantized
 from harness.problems.rows import Rows
 from harness.replay.captured import Captured
-from harness.replay.fused import unrounded_of
+from harness.replay.fused import ways_of
+from harness.replay.fused_layer import Way
 from reference.bounds import Accumulator
 from reference.legal import Arithmetic
 from reference.matrix_units import Summation
@@ -36,15 +37,20 @@ class Judged:
     Attributes:
         bounds: arithmetic of the quantizers, accumulator of the GEMM.
         summation: of the GEMM on the captured device, where it is known.
+        capability: major compute capability of that device, 0 for none.
+        ways: in which a routed layer's kernel may compute; the first is that of `bounds`.
     """
 
     bounds: Bounds
     summation: Summation | None = None
+    capability: int = 0
+    ways: tuple[Way, ...] = ()
 
     def of(self, call: Captured) -> Judged:
         """Return what is known of one call's kernel."""
         if call.stage == ROUTED:
-            return replace(self, bounds=replace(self.bounds, unrounded=unrounded_of(call)))
+            ways = ways_of(call, self.bounds, self.capability)
+            return replace(self, bounds=ways[0].bounds, ways=tuple(ways))
         one_pass = call.line["inputs"].get("one_pass")
         if one_pass is None:
             return self
@@ -53,11 +59,34 @@ class Judged:
             self, summation=Summation.of(_HUMMING["one pass" if one_pass else "stream"].format(unit))
         )
 
+    def likeliest(self, call: Observed) -> Observed:
+        """Return a call as its kernel most likely computes it."""
+        return self.ways[0].of(call) if self.ways else call
+
     @classmethod
     def on(cls, capability: list[int] | None, arithmetic: str) -> Judged:
         """Return what is known of a capture's device."""
-        unit = _UNITS.get(capability[0]) if capability else None
-        return cls(Bounds(Arithmetic(arithmetic), Accumulator()), Summation.of(unit) if unit else None)
+        major = capability[0] if capability else 0
+        unit = _UNITS.get(major)
+        bounds = Bounds(Arithmetic(arithmetic), Accumulator())
+        return cls(bounds, Summation.of(unit) if unit else None, major)
+
+
+def judge_in_its_way(call: Observed, known: Judged) -> list[Comparison]:
+    """Judge a call in the first way of its kernel that leaves nothing illegal; else in the likeliest.
+
+    Args:
+        call: of a quantizer, the GEMM or a whole layer.
+        known: how, from Judged.of.
+    """
+    found = judge_call(known.likeliest(call), known)
+    for way in known.ways[1:]:
+        if not any(one.illegal for one in found):
+            break
+        other = judge_call(way.of(call), replace(known, bounds=way.bounds))
+        if not any(one.illegal for one in other):
+            return other
+    return found
 
 
 def judge_call(call: Observed, known: Judged) -> list[Comparison]:

@@ -12,12 +12,14 @@ from harness.diagnosis.cases.observation import MASKED_GEMM, MASKED_MOE, name_ca
 from harness.diagnosis.diagnose import diagnose_calls
 from harness.judging.comparison import Comparison
 from harness.records.parts.replay import ReplayedCall, ReplayRun
+from harness.replay import routers
 from harness.replay.baseline import Baseline
 from harness.replay.captured import Captured, NotJudgedError, Process
 from harness.replay.errors import relative_error
 from harness.replay.exchange import COLLECTIVES, Exchanges
 from harness.replay.export import export
-from harness.replay.judging import Judged, judge_call, judge_passed_on
+from harness.replay.fused import observed_fused
+from harness.replay.judging import Judged, judge_in_its_way, judge_passed_on
 from harness.replay.observing import observed
 from harness.replay.rerun import run_again
 from harness.replay.slices import CUT
@@ -80,9 +82,11 @@ def _line(process: Process, call: Captured, known: Judged, exchanges: Exchanges,
         return _unknown(line, str(error))
     if seen.output is None:
         return _unknown(line, "inputs only: give --candidate, which is run on them and judged")
-    found = judge_call(seen, known.of(call)) if last is None else [judge_passed_on(seen, last)]
-    line.error = relative_error(seen)
+    found = judge_in_its_way(seen, known.of(call)) if last is None else [judge_passed_on(seen, last)]
+    line.error = relative_error(known.of(call).likeliest(seen))
     line = _filled(line, found)
+    if line.verdict is Verdict.PASS and call.stage == ROUTED and routers.routes_itself(given := call.inputs):
+        line.words = routers.left_out(given)
     if seen.changed and line.verdict is not Verdict.FAIL:
         line.verdict, line.words = (
             Verdict.FAIL,
@@ -121,10 +125,35 @@ def _diagnosis(
     if call.stage in COLLECTIVES:
         whole = exchanges.observed(process.rank, call)
         return diagnose_calls([whole], known.bounds, _DIAGNOSIS_SECONDS, command) if whole else []
+    if call.stage == ROUTED and (found := _misrouted(call, known.of(call), command)):
+        return found
     before = [one for one in process.calls if one.parent == call.parent and one.layer == call.layer]
     together = [one for one in before if one.number <= call.number] if call.parent is not None else [call]
-    calls = name_calls([observed(one) for one in together if one.stage])
+    calls = name_calls([known.of(one).likeliest(observed(one)) for one in together if one.stage])
     return diagnose_calls(calls, known.of(call).bounds, _DIAGNOSIS_SECONDS, command)
+
+
+def _misrouted(call: Captured, known: Judged, command: str) -> list[dict[str, Any]]:
+    """Return by which other routing a layer that routes itself would be right, nothing where by none."""
+    given = call.inputs
+    if not routers.routes_itself(given):
+        return []
+    for words, changed in routers.otherwise(given):
+        try:
+            other = observed_fused(call, **changed)
+        except NotJudgedError:
+            continue
+        found = judge_in_its_way(other, known)
+        compared = sum(one.compared for one in found)
+        if compared and not any(one.illegal or one.accepted_altered for one in found):
+            evidence = f"with that, all {compared:,} elements of {len(other.output)} tokens are legal"
+            return [
+                {
+                    "fault": routers.FAULT, "title": words, "explained": 1.0, "elements": compared, "evidence": evidence,
+                    "command": command,
+                }
+            ]  # fmt: skip
+    return []
 
 
 def _again(process: Process, call: Captured, known: Judged, candidate: Any, name: str) -> ReplayedCall:
@@ -139,7 +168,7 @@ def _again(process: Process, call: Captured, known: Judged, candidate: Any, name
     except Exception as error:  # noqa: BLE001 - the candidate's answer
         line.verdict, line.words = Verdict.FAIL, f"raised {type(error).__name__}: {error}"
         return line
-    return _filled(line, judge_call(again, known.of(call)))
+    return _filled(line, judge_in_its_way(again, known.of(call)))
 
 
 def conclude(run: ReplayRun, *, faulty_changes: bool) -> tuple[Verdict, str]:
@@ -187,8 +216,10 @@ def export_first(processes: list[Process], lines: list[ReplayedCall], path: Path
                 if (process.rank, call.number) == (line.rank, line.call):
                     capability = process.header.get("capability")
                     named = [one["title"] for one in line.diagnosis if one.get("fault")]
+                    known = Judged.on(capability, arithmetic)
+                    known = known.of(call) if call.stage == ROUTED else known
                     return export(
-                        path, observed(call), Judged.on(capability, arithmetic), function=call.function,
+                        path, known.likeliest(observed(call)), known, function=call.function,
                         place=f"rank {line.rank}, layer {line.layer}, call {line.call}",
                         title=(named or [f"An illegal element of {call.stage}"])[0], capability=capability,
                     )  # fmt: skip

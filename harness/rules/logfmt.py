@@ -9,6 +9,7 @@ from harness.judging.comparison import Comparison, altered_copies, compare
 from harness.judging.context import Context
 from harness.judging.layer_contract import checked_combined
 from harness.problems.layer import LayerProblem
+from harness.problems.rows import Rows
 from reference.legal_combine import legal_logfmt_combine
 from reference.logfmt import CHANNELS, chunk_of
 from reference.routing import Dispatched
@@ -32,8 +33,23 @@ def judge_logfmt(
     ids, weights = layer.topk_idx, layer.topk_weights
     got = ctx.calls.combine(y, dispatched, ids, weights, transport="logfmt")
     values = torch.cat(checked_combined(got, [(len(i), layer.dispatch_hidden) for i in ids], layer.device))
+    return judge_logfmt_combined(values, layer.token_rows(), y, dispatched, ids, weights)
+
+
+def judge_logfmt_combined(
+    values: Tensor,
+    rows: Rows,
+    y: list[Tensor],
+    dispatched: list[Dispatched],
+    ids: list[Tensor],
+    weights: list[Tensor],
+    kept: Tensor | None = None,
+) -> Comparison:
+    """Judge the weighted sums of rows that came back in LogFMT; arguments as judge_combined of harness.rules.routing takes them."""
+    every = _ALL if kept is None else kept
     low, high = (
-        torch.cat(ends) for ends in zip(*legal_logfmt_combine(y, dispatched, ids, weights), strict=True)
+        torch.cat(ends)[every]
+        for ends in zip(*legal_logfmt_combine(y, dispatched, ids, weights), strict=True)
     )
 
     def accepts(values: Tensor, part: slice = _ALL) -> Tensor:
@@ -44,7 +60,7 @@ def judge_logfmt(
     return compare(
         "combine.logfmt",
         accepts(values),
-        layer.token_rows(),
+        rows,
         judged={"one legal value": values.numel() - more, "within what LogFMT leaves open": more},
         altered=altered_copies(values, accepts),
         show=lambda r, c: (

@@ -241,6 +241,38 @@ def test_an_exception_of_the_engine_passes_and_the_next_call_is_captured(
     assert [call.stage for call in calls_of(tmp_path)][-5:] == STAGES
 
 
+def test_a_call_inside_a_graphs_capture_is_left_out_with_one_reason(
+    engine: Engine, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A CUDA graph's capture may not be waited for, and nothing in it has run yet."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    recording = [True]
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: recording[0])
+    engine.session._warned.clear()
+    monkeypatch.setattr("harness.capture.writer._surroundings", dict)
+    engine.capture(tmp_path, count=2)
+    assert list(tmp_path.iterdir()) == []
+    assert capsys.readouterr().err.count("calls inside a CUDA graph's capture are not captured") == 1
+    recording[0] = False
+    engine.moe.flashinfer_cutedsl_moe_masked(**engine._loaded(0))
+    assert len(list(tmp_path.glob("*/call-*"))) == 5, "the stages are what the graph was not"
+
+
+def test_a_capture_is_read_by_what_its_documentation_says(captured: Callable[..., Path]) -> None:
+    """docs/capture.md, "The format": json, safetensors and torch, and nothing of the harness."""
+    from safetensors.torch import load_file
+
+    folder = next(captured().glob("rank0-*"))
+    header, *calls = map(json.loads, (folder / "index.jsonl").read_text().splitlines())
+    assert (header["format"], header["version"], header["rank"]) == ("fp4-moe-harness capture", 1, 0)
+    gemm = next(call for call in calls if call["stage"] == "masked_grouped_gemm")
+    memory = load_file(folder / gemm["file"])[gemm["outputs"]["out"]["tensor"]]
+    out = torch.as_strided(memory, gemm["outputs"]["out"]["shape"], gemm["outputs"]["out"]["stride"])
+    weights = load_file(folder / gemm["inputs"]["b"]["weights"])["tensor"]
+    assert (out.shape, out.dtype, weights.numel()) == ((10, 128, 3), torch.bfloat16, 3 * 128 * 64)
+    assert bool(out[:10, :, 0].isfinite().all())
+
+
 def test_an_engine_in_inference_mode_is_captured(engine: Engine, tmp_path: Path) -> None:
     with torch.inference_mode():
         engine.capture(tmp_path)

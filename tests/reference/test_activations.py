@@ -112,3 +112,18 @@ def test_a_propagated_range_holds_every_value_between(text: str) -> None:
     for share in (0.0, 0.3, 0.6, 1.0):
         value = way.value(low + (high - low) * share).float().double()
         assert ((value >= found.low) & (value <= found.high)).all()
+
+
+@texts
+def test_a_gate_that_is_rounded_lies_in_the_wider_range(text: str) -> None:
+    """MOE-2: kernels that round f(gate) to bfloat16 before they multiply with up; without it some lie outside."""
+    way, (gate, up) = Activation.of(text), (half.bfloat16().double() for half in gates())
+    x = way.joined(gate, up)
+    gate, up = way.clamped(*way.split(x))
+    up = up + way.beta
+    value = (way.of_gate(gate).float().bfloat16().float() * up.float()).bfloat16().double()
+    narrow, wide = (
+        activated(Interval(x, x), way, torch.bfloat16, rounded=kinds) for kinds in ((), ("gate",))
+    )
+    assert bool(((value >= wide.low) & (value <= wide.high)).all())
+    assert bool(((value < narrow.low) | (value > narrow.high)).any())

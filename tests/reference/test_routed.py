@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -101,7 +102,8 @@ def sums(text: str, *, topk: int = 4, seed: int = 5) -> tuple[RoutedSum, Tensor]
 
 
 @pytest.mark.parametrize(
-    "text", ["slots", "experts", "slots; rounded each step", "experts; weight on rows; onto out"]
+    "text",
+    ["slots", "experts", "slots; rounded each step", "experts; weight on rows; onto out", "slots; times 2.5"],
 )
 def test_a_fixed_order_has_one_value_apart_from_fma(text: str) -> None:
     """ROUTED-2: the sum is what a loop over the slots gives, in float32 or in the output's type."""
@@ -116,7 +118,7 @@ def test_a_fixed_order_has_one_value_apart_from_fma(text: str) -> None:
             factor = summed.weights[token, slot] if summed.way.weight == "sum" else 1.0
             total = total + factor * rows[token, slot].float()
             total = total.bfloat16().float() if summed.way.stepwise else total
-        assert torch.equal(got[token], total.bfloat16())
+        assert torch.equal(got[token], (total * summed.way.times).bfloat16())
     fused = summed.total(rows, fused=True).double()
     assert torch.equal(
         legal.low, torch.minimum(got.double(), fused if summed.way.weight == "sum" else got.double())
@@ -126,13 +128,15 @@ def test_a_fixed_order_has_one_value_apart_from_fma(text: str) -> None:
     )
 
 
-ANY = ["any", "any; rounded each step", "any; weight on rows; rounded each step; onto out"]
+ANY = [
+    "any", "any; rounded each step", "any; weight on rows; rounded each step; onto out", "any; weight on rows; times 2.5"
+]  # fmt: skip
 
 
 def every_order(summed: RoutedSum, rows: Tensor) -> list[Tensor]:
     found = []
     for order in itertools.permutations(range(rows.shape[1])):
-        way = FinalSum("slots", summed.way.weight, summed.way.stepwise, summed.way.onto)
+        way = replace(summed.way, order="slots")
         moved = list(order)
         again = RoutedSum(
             way, summed.weights[:, moved], summed.topk_idx[:, moved], summed.there[:, moved], summed.start
@@ -163,7 +167,8 @@ def test_the_bound_of_many_slots_holds_every_order(text: str, monkeypatch: pytes
     assert bool(((bound.low <= exact.low) & (bound.high >= exact.high)).all())
     magnitude = (summed.factors.unsqueeze(-1) * rows.float().abs()).sum(1) + summed.start.float().abs()
     unit = 2.0**-8 if summed.way.stepwise else 2.0**-24
-    assert bool((bound.high - bound.low <= magnitude.double() * (2.0**-7 + 24 * unit)).all())
+    widest = magnitude.double() * summed.way.times * (2.0**-7 + 24 * unit)
+    assert bool((bound.high - bound.low <= widest).all())
 
 
 def test_ends_of_rows_give_ends_of_sums() -> None:
@@ -176,10 +181,21 @@ def test_ends_of_rows_give_ends_of_sums() -> None:
     assert bool(summed.legal(rows, rows).low[1].isnan().all())
 
 
+def test_negative_weights_turn_the_ends_round() -> None:
+    """ROUTED-2: logits may be weights; the smallest row then gives the largest sum."""
+    summed, rows = sums("slots")
+    summed = replace(summed, weights=summed.weights - 0.5)
+    low, high = (rows.float() - 0.01).bfloat16(), (rows.float() + 0.01).bfloat16()
+    legal, inner = summed.legal(low, high), summed.total(rows).double()
+    assert bool((legal.low <= legal.high).all())
+    assert bool(((inner >= legal.low) & (inner <= legal.high)).all())
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
         ("slots", FinalSum()),
+        ("slots; weight on rows; times 2.5", FinalSum(weight="rows", times=2.5)),
         ("any; weight on rows; rounded each step", FinalSum("any", "rows", stepwise=True)),
         ("experts; weight on hidden; onto out", FinalSum("experts", "hidden", onto=True)),
     ],
@@ -190,7 +206,7 @@ def test_a_text_stands_for_a_sum(text: str, expected: FinalSum) -> None:
     assert expected.fixed == (expected.order != "any")
 
 
-@pytest.mark.parametrize("text", ["", "sum", "slots; weight on everything", "any; rounded"])
+@pytest.mark.parametrize("text", ["", "sum", "slots; weight on everything", "any; rounded", "slots; times 0"])
 def test_another_text_is_refused(text: str) -> None:
     """ROUTED-2: with what was expected."""
     with pytest.raises(ValueError, match=r"a final sum begins with|options of a final sum are"):

@@ -56,15 +56,17 @@ def buffers_fixture(engine: Engine) -> Iterator[Any]:
 def exchanged_fixture(engine: Engine, buffers: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Capture a dispatch and a combine of every rank, with a fault in them."""
 
-    def exchanged(fault: str = "", transport: str = "bf16", **more: Any) -> Path:
+    def exchanged(
+        fault: str = "", transport: str = "bf16", *, logfmt: bool = False, kernels: str = "eager", **more: Any
+    ) -> Path:
         layer = LayerProblem(PROBLEM, load_named("eager").traits)
         x, ids, weights = layer.tokens(512), [i.clone() for i in layer.topk_idx], layer.topk_weights
         ids[0][::3, 0] = -1
-        kernels = load_named(f"eager+{fault}" if fault else "eager")
-        world = buffers.World(kernels, x, ids, weights, layer.experts, layer.max_tokens)
+        candidate = load_named(f"{kernels}+{fault}" if fault else kernels)
+        world = buffers.World(candidate, x, ids, weights, layer.experts, layer.max_tokens)
         scale = layer.token_scale(x) if transport == "nvfp4" else None
-        world.y = [
-            torch.randn((*d.x.shape[:2], 512), generator=torch.Generator().manual_seed(r)).bfloat16()
+        world.y = [  # LogFMT codes numbers below 1
+            (torch.randn((*d.x.shape[:2], 512), generator=torch.Generator().manual_seed(r)) / 32).bfloat16()
             for r, d in enumerate(world.dispatched("bf16", None))
         ]
         for rank in range(layer.ranks):
@@ -76,7 +78,7 @@ def exchanged_fixture(engine: Engine, buffers: Any, tmp_path: Path, monkeypatch:
             got = buffer.low_latency_dispatch(x[rank], ids[rank], layer.max_tokens, layer.experts, **named)
             if got[-1] is not None:
                 got[-1]()
-            buffer.low_latency_combine(world.y[rank], ids[rank], weights[rank], got[2])
+            buffer.low_latency_combine(world.y[rank], ids[rank], weights[rank], got[2], use_logfmt=logfmt)
         return tmp_path / "cap"
 
     return exchanged
@@ -132,14 +134,41 @@ def test_one_rank_alone_is_judged_by_its_own_tokens(exchanged: Callable[..., Pat
     assert (lines[0].stage, str(lines[0].verdict)) == ("dispatch", "FAIL")
 
 
-def test_what_has_no_rule_says_so(exchanged: Callable[..., Path]) -> None:
-    folder = exchanged()
-    for process in read_capture(folder):
-        index = process.folder / "index.jsonl"
-        index.write_text(index.read_text().replace('"use_logfmt": false', '"use_logfmt": true'))
-    combines = [line for line in lines_of(folder) if line.stage == "combine"]
-    assert {str(line.verdict) for line in combines} == {"UNKNOWN"}
-    assert "use_logfmt" in combines[0].words
+@pytest.mark.parametrize("kernels", ["eager", "physical"])
+def test_rows_in_logfmt_are_judged_by_what_they_may_arrive_as(
+    exchanged: Callable[..., Path], kernels: str
+) -> None:
+    combines = [line for line in lines_of(exchanged(logfmt=True, kernels=kernels)) if line.stage == "combine"]
+    assert {str(line.verdict) for line in combines} == {"PASS"}, [line.words for line in combines]
+    assert sum(line.compared for line in combines) == 20 * 512
+
+
+def test_one_rank_alone_is_judged_in_logfmt_too(exchanged: Callable[..., Path]) -> None:
+    folder = exchanged(logfmt=True)
+    for path in folder.glob("rank0-*"):
+        shutil.rmtree(path)
+    (combined,) = (line for line in lines_of(folder) if line.stage == "combine")
+    assert (combined.rank, str(combined.verdict)) == (1, "PASS"), combined.words
+
+
+def test_sums_of_rows_that_were_not_in_logfmt_are_illegal_there(exchanged: Callable[..., Path]) -> None:
+    """A combine that sends the rows as they are where LogFMT was asked for, or the other way round."""
+    for asked in (True, False):
+        folder = exchanged(logfmt=not asked)
+        for process in read_capture(folder):
+            index = process.folder / "index.jsonl"
+            said, other = (f'"use_logfmt": {str(value).lower()}' for value in (not asked, asked))
+            index.write_text(index.read_text().replace(said, other))
+        combines = [line for line in lines_of(folder) if line.stage == "combine"]
+        assert {str(line.verdict) for line in combines} == {"FAIL"}
+        shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("name", ["weights_of_next_slot", "wrong_source_row"])
+def test_a_fault_of_a_combine_in_logfmt_is_named(exchanged: Callable[..., Path], name: str) -> None:
+    wrong = [line for line in lines_of(exchanged(name, logfmt=True)) if line.verdict == "FAIL"]
+    assert {line.stage for line in wrong} == {"combine"}
+    assert name in {one["fault"] for line in wrong for one in line.diagnosis}
 
 
 @pytest.mark.long

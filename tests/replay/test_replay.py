@@ -174,6 +174,6 @@ def test_a_healthy_capture_has_nothing_to_export(
     code, said = command(capsys, str(captured()), "--export", str(tmp_path / "test_exported.py"))
     assert code == 64
     assert (
-        "--export: no captured call of quantize_grouped, silu_mul_quantize_grouped, masked_grouped_gemm is illegal"
+        "--export: no captured call of quantize_grouped, silu_mul_quantize_grouped, masked_grouped_gemm, routed_moe is illegal"
         in said
     )

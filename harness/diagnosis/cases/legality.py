@@ -27,7 +27,10 @@ from reference.nvfp4 import BLOCK
 
 @dataclass(frozen=True)
 class Bounds:
-    """How a call is judged: the candidate's declared and measured arithmetic."""
+    """How a call is judged: the candidate's declared and measured arithmetic.
+
+    `second` and `rounded` are those of harness.judging.routed.Computed.
+    """
 
     arithmetic: Arithmetic
     accumulator: Accumulator
@@ -35,6 +38,8 @@ class Bounds:
     store_rows: int = 128
     unrounded: tuple[str, ...] = ()
     summation: Summation | None = None
+    second: Accumulator | None = None
+    rounded: tuple[str, ...] = ()
 
 
 def legal(call: Observed, bounds: Bounds) -> Tensor:

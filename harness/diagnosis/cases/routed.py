@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from typing import Any, Self
 
+import torch
 from torch import Tensor
 
 from harness.candidates.eager import EagerKernels
@@ -16,6 +17,8 @@ from harness.diagnosis.cases.replay import ReplayError
 from harness.diagnosis.cases.views import input_bytes, seen
 from harness.emulation.quantize import Reciprocal
 from harness.judging.routed import Computed, LegalRouted, legal
+from reference.activations import Activation
+from reference.epilogue import Epilogue
 from reference.final_sum import FinalSum
 
 
@@ -45,6 +48,51 @@ class _Physical(PhysicalKernels, _Whole):
         return super().reciprocal(x) if self.known is None else self.known(x)
 
 
+class _RoundedFirst(_Eager):
+    """`eager`, whose second GEMM rounds its sums before it multiplies them, once, with factor and weight together.
+
+    Args:
+        first: the first GEMM's epilogue.
+        second: the second's.
+        gate: whether the function of the gate is rounded before it is multiplied with up.
+        declared: traits.
+    """
+
+    def __init__(self, first: Epilogue, second: Epilogue, *, gate: bool, **declared: Any) -> None:
+        super().__init__(**declared)
+        self._first, self._second, self._gate = first, second, gate
+
+    def masked_grouped_gemm(
+        self, a: Tensor, a_scale: Any, b: Tensor, b_scale: Tensor, out: Tensor, masked_m: Tensor, alpha: Tensor | None,
+    ) -> None:  # fmt: skip
+        """Write the first GEMM's products by its epilogue, the second's, a float32 output, as sums."""
+        if out.dtype == torch.float32 or alpha is None:
+            return super().masked_grouped_gemm(a, a_scale, b, b_scale, out, masked_m, alpha)
+        sums = torch.full(out.shape, torch.nan)
+        super().masked_grouped_gemm(a, a_scale, b, b_scale, sums, masked_m, None)
+        for expert, rows in enumerate(masked_m.tolist()):
+            out[:rows, :, expert] = self._first(sums[:rows, :, expert], alpha[expert], out.dtype)
+        return None
+
+    def weighted_rows(self, sums: Tensor, factor: Tensor, alpha: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return what the second GEMM stores."""
+        return self._second(sums, factor * alpha, dtype)
+
+    def silu_mul_quantize_grouped(self, gate_up: Tensor, masked_m: Tensor, global_scale_enc: Tensor) -> Any:
+        """Apply the activation, its function of the gate rounded where the kernel's is."""
+        hidden = self.activated(gate_up, Activation.of(self.traits.gated))
+        return self.quantize_grouped(hidden.contiguous(), masked_m, global_scale_enc)
+
+    def activated(self, gate_up: Tensor, way: Activation) -> Tensor:
+        """Return an activation with a gate in gate_up's type."""
+        own = gate_up.dtype
+        if not self._gate:
+            return way.value(gate_up.double()).float().to(own)
+        gate, up = (half.double() for half in way.clamped(*way.split(gate_up)))
+        rounded = way.of_gate(gate).float().to(own)
+        return (rounded.double() * (up + way.beta if way.beta else up)).float().to(own)
+
+
 def legal_routed(call: Observed, bounds: Bounds) -> LegalRouted:
     """Return the legal outputs of a call."""
     how = Computed(
@@ -54,6 +102,8 @@ def legal_routed(call: Observed, bounds: Bounds) -> LegalRouted:
         bounds.accumulator,
         bounds.summation,
         bounds.unrounded,
+        bounds.second,
+        bounds.rounded,
     )
     return legal(call.arguments, how)
 
@@ -78,6 +128,10 @@ def _models(call: Observed, bounds: Bounds) -> list[Any]:
         "activation_format": traits.activation_format, "weight_format": traits.weight_format, "k_multiple": 128,
         "activations": traits.activations, "final_sum": call.final_sum, "unrounded": tuple(bounds.unrounded),
     }  # fmt: skip
+    if bounds.second is not None:
+        first, second = bounds.accumulator.epilogue, bounds.second.epilogue
+        likely = "gate" in bounds.rounded
+        return [_RoundedFirst(first, second, gate=gate, **declared) for gate in (likely, not likely)]
     eager, fused = _Eager(**declared), _Eager(**declared)
     physical, plain = _Physical(**declared), _Physical(**declared)
     fused.sums_with_fma, plain.sums_with_fma = True, False

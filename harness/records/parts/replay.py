@@ -18,7 +18,7 @@ class ReplayedCall:
         stage: of the protocol, or the function's name.
         by: "" for what was captured, else the candidate that it was run again through.
         verdict: PASS; FAIL where an element is illegal; UNKNOWN where nothing could be judged, or with no power.
-        words: the message of a FAIL, the reason of an UNKNOWN.
+        words: the message of a FAIL, the reason of an UNKNOWN, of a PASS what was not judged.
         compared, illegal: elements.
         error: root mean square of what it returned less the exact result of what it was given, relative to that result,
             over a few rows; None where it is not known.

@@ -16,7 +16,8 @@ from typing import Any
 
 from torch import Tensor
 
-from harness.capture.targets import TARGETS, Read, Target, reading_of
+from harness.candidates.protocol import ROUTED
+from harness.capture.targets import TARGETS, Read, reading_of
 from harness.replay.captured import Process
 from harness.replay.imports.call import Imported, as_flashinfer_calls_it, line_of, loaded
 from harness.verdict import UsageError
@@ -88,13 +89,11 @@ def _header(rank: int, about: Mapping[str, Any]) -> dict[str, Any]:
 
 def _call(folder: Path, about: Mapping[str, Any], number: int) -> Imported:
     name = str(about["function_name"])
-    target = next(
-        (one for one in TARGETS if one.package == "flashinfer" and one.name == name),
-        Target("flashinfer", name),
-    )
-    function = f"{about['module']}.{name}"
-    read_call = reading_of(target, as_flashinfer_calls_it, function) if target.stage else None
-    line = line_of(number, target.stage, function)
+    target = next((one for one in TARGETS if one.package == "flashinfer" and one.name == name), None)
+    function, stage = f"{about['module']}.{name}", target.stage if target else ""
+    by_place = target is not None and stage != ROUTED  # of a fused layer arguments are known by name only
+    read_call = reading_of(target, as_flashinfer_calls_it, function) if target and by_place else None
+    line = line_of(number, stage, function)
     return Imported(
         folder, line, partial(_inputs, folder, about, read_call), partial(_outputs, folder, read_call)
     )
@@ -118,7 +117,7 @@ def _inputs(folder: Path, about: Mapping[str, Any], read_call: Read | None) -> d
 def _outputs(folder: Path, read_call: Read | None) -> dict[str, Any]:
     tensors = _tensors(folder, "outputs")
     if read_call is None or not tensors:
-        return tensors
+        return tensors if "result_0" not in tensors else {"result": tensors["result_0"], **tensors}
     if "result" in tensors:  # the GEMM returns what it wrote into
         return {"out": tensors["result"]}
     return read_call.outputs((), {}, (tensors["result_0"], tensors["result_1"]))

@@ -60,7 +60,10 @@ class Buffer:
         return_recv_hook=False, out=None,
     ):  # fmt: skip
         world = self.world
-        combined = world.kernels.combine(world.y, world.received["bf16"], world.topk_idx, world.topk_weights)
+        transport = {"transport": "logfmt"} if use_logfmt else {}
+        combined = world.kernels.combine(
+            world.y, world.received["bf16"], world.topk_idx, world.topk_weights, **transport
+        )
         return combined[self.rank], None, None
 
     def _rows(self, got):
