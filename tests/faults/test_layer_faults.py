@@ -66,7 +66,7 @@ def test_names_that_others_refer_to_exist() -> None:
 def test_every_seed_of_a_fault_is_killed_by_its_rule(fault: Fault) -> None:
     """tests/faults/test_catalog.py has everywhere and weakest; here drawn places and strengths, on small layers."""
     for seed in (11, 12):
-        mutant = plant("physical", f"{fault.name}@{seed}")
+        mutant = plant("control:rows_in_logfmt" if fault.needs else "physical", f"{fault.name}@{seed}")
         assert any(illegal(mutant, fault.killed_by, problem) for problem in SHAPES), f"{fault.name}@{seed}"
 
 

@@ -39,6 +39,7 @@ class CallCase:
         known_habits: what the candidate leaves in padding, where another call shows it better.
         refused: why a right implementation refuses the call; then all that came back is illegal.
         seen_as: elements in place of those that were seen: where arithmetic is free, a legal value is taken for the model's.
+        between: the ends of what each element may be, where a combine leaves it open; None where there is one value.
         exact: whether the model agrees with the candidate bit for bit where nothing is wrong.
         valid: `(groups, rows)` bool, rows that count.
         seen: the observed elements; `healthy`, the model's.
@@ -61,6 +62,7 @@ class CallCase:
     known_habits: tuple[Habits, bool] | None = None
     refused: str = ""
     seen_as: Tensor | None = None
+    between: tuple[Tensor, Tensor] | None = None
 
     def __post_init__(self) -> None:
         self.exact = self.wild = self.of_few_rows = False
@@ -228,6 +230,9 @@ class CallCase:
             equal |= predicted.isnan()
         if self.call.stage == "load_experts":  # a product of scales may be rounded in another order
             equal |= legal_around(self.call.stage, self.call.arguments, self.seen, predicted)
+        if self.between is not None:  # one legal output is as good as another
+            low, high = map(self.taken, self.between)
+            equal |= self.legal & (predicted >= low) & (predicted <= high)
         if self.care is not None:
             equal |= ~self.care
         if self.wild:  # what is never written holds anything: the candidate's padding does

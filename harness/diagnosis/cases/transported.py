@@ -82,21 +82,24 @@ def legal_transported(arguments: dict[str, Any], elements: Tensor, bounds: Bound
     return found
 
 
-def legal_combined(arguments: dict[str, Any], elements: Tensor) -> Tensor:
-    """Return which outputs of a combine by "logfmt" are legal.
+def combined_between(arguments: dict[str, Any], elements: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Return the ends of what outputs of a combine by "logfmt" may be, None of another transport, whose outputs have one value.
 
     Args:
         arguments: of combine.
         elements: `(ranks, tokens, 1, hidden)` float64, as harness.diagnosis.cases.around has them.
+
+    Returns:
+        Two tensors of that shape, NaN in rows that no rank has.
     """
-    found = torch.zeros(elements.shape, dtype=torch.bool)
     if arguments.get("transport", "bf16") == "bf16":
-        return found
+        return None
     names = ("y", "dispatched", "topk_idx", "topk_weights")
-    for rank, (low, high) in enumerate(legal_logfmt_combine(*(arguments[name] for name in names))):
-        got = elements[rank, : len(low), 0]
-        found[rank, : len(low), 0] = (got >= low) & (got <= high)
-    return found
+    low, high = (torch.full_like(elements, torch.nan) for _ in range(2))
+    for rank, ends in enumerate(legal_logfmt_combine(*(arguments[name] for name in names))):
+        for whole, end in zip((low, high), ends, strict=True):
+            whole[rank, : len(end), 0] = end.double()
+    return low, high
 
 
 def _legal_fp8(sent: Tensor, values: Tensor, scales: Tensor, transport: str) -> tuple[Tensor, Tensor]:

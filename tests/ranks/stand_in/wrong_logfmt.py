@@ -60,13 +60,13 @@ def _each_block_for_itself(rows: LogFmt) -> LogFmt:
 
 
 WRONG: Mapping[str, Callable[[LogFmt], LogFmt]] = {
-    "step of the next block": _of_next_block,
+    "step of next block": _of_next_block,
     "rounded towards zero": _towards_zero,
     "nearest logarithm": _nearest_logarithm,
     "sign lost": lambda rows: replace(rows, negative=torch.zeros_like(rows.negative)),
     "code off by one": lambda rows: replace(rows, codes=(rows.codes + 1).clamp(max=511)),
     "no code for zero": lambda rows: replace(rows, codes=rows.codes.clamp(min=1)),
-    "signs of the next block": lambda rows: replace(rows, negative=rows.negative.roll(CHANNELS, -1)),
+    "signs of next block": lambda rows: replace(rows, negative=rows.negative.roll(CHANNELS, -1)),
     "extremes of 64 channels": _of_64_channels,
     "range not clipped": _without_clip,
     "large rows coded": _coded_whatever_its_size,
