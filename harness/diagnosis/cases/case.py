@@ -20,6 +20,7 @@ from harness.diagnosis.cases.observation import MASKED_GEMM, Observed
 from harness.diagnosis.cases.replay import ReplayError, replayed
 from harness.diagnosis.cases.views import decoded, same, seen, untouchable, valid
 
+_BFLOAT16_BITS = 8
 _ENOUGH_AGREEMENT = 256  # elements that agree bit for bit before bit equality is demanded of a prediction
 _SCREENED_EXPERTS = 4
 _QUANTIZED = 32  # multiplications that an element costs to quantize
@@ -230,9 +231,8 @@ class CallCase:
             equal |= predicted.isnan()
         if self.call.stage == "load_experts":  # a product of scales may be rounded in another order
             equal |= legal_around(self.call.stage, self.call.arguments, self.seen, predicted)
-        if self.between is not None:  # one legal output is as good as another
-            low, high = map(self.taken, self.between)
-            equal |= self.legal & (predicted >= low) & (predicted <= high)
+        if self.between is not None:
+            equal |= self._as_legal(predicted)
         if self.care is not None:
             equal |= ~self.care
         if self.wild:  # what is never written holds anything: the candidate's padding does
@@ -247,6 +247,18 @@ class CallCase:
         if not bool((doubtful & self.whole_any(self.illegal, unit)).any()):
             return equal
         return equal | self._flipped(predicted, of_model)
+
+    def _as_legal(self, predicted: Tensor) -> Tensor:
+        """Return which elements are legal and predicted to be, or nearer to the prediction than to right, within a rounding.
+
+        A kernel's float32 may be rounded to the other neighbour in bfloat16 than the fault's float64.
+        """
+        assert self.between is not None  # noqa: S101 - asked by the caller
+        low, high = map(self.taken, self.between)
+        unit = torch.ldexp(torch.ones_like(predicted), torch.frexp(predicted)[1] - _BFLOAT16_BITS)
+        off = (self.seen - predicted).abs()
+        near = (off <= unit + (high - low)) & (off < (self.seen - self.healthy).abs())
+        return near | (self.legal & (predicted >= low) & (predicted <= high))
 
     def _near(self, predicted: Tensor) -> Tensor:
         assert self.slack is not None  # noqa: S101 - asked by the caller

@@ -20,7 +20,7 @@ from reference.logfmt import CHANNELS, MOST_CODE, LogFmt, decode_logfmt, encode_
 _STAGE = "combine"
 _HALF = CHANNELS // 2
 _LEAST = 2.0**-126  # a float32, normal
-_UP = 1e-6  # of a code: a logarithm that is a whole number of steps may come out below it
+_UP = 1e-3  # of a code: in float32 a logarithm that is a whole number of steps may come out below it
 
 
 def _changed(call: CombineCall, change: Callable[[LogFmt], LogFmt]) -> None:
@@ -125,7 +125,15 @@ def logfmt_range_not_clipped(call: CombineCall, _: Parameters) -> None:
 @fault(category="combine", stages=_STAGE, needs=BY_LOGFMT, bugs=("F12",), killed_by="COMBINE", effect="shift")
 def logfmt_large_rows_coded(call: CombineCall, _: Parameters) -> None:
     """LogFMT codes chunks that hold a magnitude of 1 or more, or a block without a range, instead of sending them plain."""
-    _changed(call, lambda rows: replace(rows, coded=torch.ones_like(rows.coded)))
+
+    def change(rows: LogFmt) -> LogFmt:
+        amax = in_blocks(rows.plain.double().abs().nan_to_num(0)).amax(-1)
+        octaves = torch.where(amax >= 1, torch.frexp(amax)[1], 0).double()
+        lower = encode_logfmt((rows.plain.double() * torch.exp2(-_each(octaves))).to(rows.plain.dtype))
+        ends = {"log_low": lower.log_low + octaves, "log_high": lower.log_high + octaves}
+        return replace(rows, codes=lower.codes, coded=torch.ones_like(rows.coded), **ends)
+
+    _changed(call, change)
 
 
 @fault(category="combine", stages=_STAGE, needs=BY_LOGFMT, bugs=("F12",), killed_by="COMBINE", effect="none")

@@ -19,7 +19,7 @@ def _towards_zero(rows: LogFmt) -> LogFmt:
     """Round the logarithm down instead of taking the nearest value."""
     step = ((rows.log_high - rows.log_low) / 510).repeat_interleave(CHANNELS, -1)
     position = (rows.plain.double().abs().log2() - rows.log_low.repeat_interleave(CHANNELS, -1)) / step
-    codes = position.nan_to_num(0, posinf=0, neginf=-1).add(1 + 1e-6).floor().clamp(0, 511).long()
+    codes = position.nan_to_num(0, posinf=0, neginf=-1).add(1 + 1e-3).floor().clamp(0, 511).long()
     return replace(rows, codes=codes)
 
 
