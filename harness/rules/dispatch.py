@@ -18,7 +18,7 @@ from reference import fp8_tokens
 from reference.e2m1 import unpack_e2m1
 from reference.e4m3 import decode_e4m3, take
 from reference.e8m0 import decode_e8m0
-from reference.formats import NVFP4, Coded
+from reference.formats import Coded
 from reference.routing import NO_EXPERT, TRANSPORTS, Dispatched
 
 _ALL = slice(None)
@@ -46,9 +46,7 @@ def dispatch(ctx: Context) -> list[Comparison]:
         def quantized(
             given: QuantizerInput, stored: Coded, rows: Rows, scale: Any = scale
         ) -> list[Comparison]:
-            return ctx.judge_quantized(
-                "dispatch.nvfp4", given, stored, scale.expand(layer.experts), rows, form=NVFP4
-            )
+            return ctx.judge_sent(given, stored, scale, rows)
 
         found += judge_received(transport, exchange, x, topk_idx, received, quantized)
     return found

@@ -154,7 +154,7 @@ def test_a_mistake_is_caught_over_real_ranks(over: OverRanks, style: str) -> Non
     assert [one.stage for one in judged(over, OVER_RANKS).illegal] == ["combine.logfmt"]
     if style == "plain":
         found = Judge(over, threads=1, probe=False).diagnose("COMBINE", OVER_RANKS, "harness diagnose")
-        assert [one["fault"] for one in found] == [fault_of(NAMES[0])]
+        assert found[0]["fault"] == fault_of(NAMES[0])
 
 
 def test_a_transport_that_combine_lacks_is_refused() -> None:
