@@ -38,6 +38,21 @@ def taken_for(arguments: dict[str, Any], coded: Tensor, elements: Tensor, right:
     return torch.where(coded & same_token, right, elements)
 
 
+def same_scales(arguments: dict[str, Any], elements: Tensor, others: Tensor) -> Tensor:
+    """Return which float32 scales of two codings in "fp8" differ by no more than senders may, all False of what is no such scale.
+
+    Args:
+        arguments: of dispatch.
+        elements, others: as `legal_transported` has them, of some experts and rows.
+    """
+    found = torch.zeros(elements.shape, dtype=torch.bool)
+    if arguments.get("transport") == "fp8":
+        scales = slice(_width(arguments) + _SOURCE, -1)
+        one, other = elements[..., scales], others[..., scales]
+        found[..., scales] = (one - other).abs() <= 2 * fp8_tokens.SCALE_FREEDOM * other.abs()
+    return found
+
+
 def _width(arguments: dict[str, Any]) -> int:
     hidden: int = arguments["x"][0].shape[1]
     return hidden // 2 if arguments.get("transport") == "nvfp4" else hidden
