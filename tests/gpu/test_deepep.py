@@ -15,7 +15,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from harness.candidates import load_candidate, support_of
 from harness.candidates.over_ranks import DeepEp
+from harness.candidates.with_experts import WithExperts
+from harness.faults.named import plant
 from harness.problems.layer import LayerProblem
 from harness.problems.problem import parse_problem
 from harness.ranks.errors import RankLostError
@@ -205,6 +208,26 @@ def test_a_planted_fault_is_caught_and_named(candidate: DeepEp, name: str) -> No
         candidate.traits = kept
     assert where, "it is not caught"
     assert {name, *fault.same_as} & set(named), (where, named)
+
+
+@pytest.mark.parametrize("experts", ["eager-cuda", "humming-masked"])
+def test_the_experts_of_another_candidate_are_judged_on_what_arrived(candidate: DeepEp, experts: str) -> None:
+    """Few shapes: Humming compiles a kernel for each."""
+    both = WithExperts(candidate, load_candidate(experts))
+    if reason := support_of(both).reason:
+        pytest.skip(reason)
+    problems = [f"8x24x2048x128:{rows}*8:normal:{seed}" for seed, rows in enumerate((24, 3, 24, 9, 24, 1))]
+    outcomes = judged(both, "EP", problems)
+    assert [one.illegal for one in outcomes if one.illegal] == []
+    stages = {stage.stage for one in outcomes for stage in one.comparisons}
+    assert {"dispatch.bf16.x", "dispatch.fp8.x", "combine", "layer"} <= stages, stages
+    assert any(stage.startswith("experts of rank 1: ") for stage in stages)
+    compared = sum(stage.compared for one in outcomes for stage in one.comparisons)
+    print(f"{experts}: {compared:,} elements, {sorted(stages)}")
+    faulty = judged(plant(both, "output_scaled"), "EP", problems[:2])
+    wrong = {stage.stage for one in faulty for stage in one.illegal}
+    assert any(stage.startswith("experts of rank ") for stage in wrong)
+    assert not any(stage.startswith(("dispatch", "combine")) for stage in wrong)
 
 
 def lost(over: DeepEp, which: signal.Signals) -> float:
