@@ -268,10 +268,9 @@ def _wanted(name: str, value: Any) -> str:
         return _wanted_set(name, value)
     if name in _TEXTS:
         return _wanted_text(name, value)
-    if name == "sender_arithmetic" and not value:
-        return ""
     if name in _ONE_OF:
-        return "" if value in _KNOWN[name] else f"one of {', '.join(_KNOWN[name])}"
+        fitting = value in _KNOWN[name] or (name == "sender_arithmetic" and value == "")
+        return "" if fitting else f"one of {', '.join(_KNOWN[name])}"
     if name in _KNOWN:
         return _wanted_names(name, value)
     return "" if isinstance(value, bool) else "True or False"

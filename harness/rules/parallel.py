@@ -47,7 +47,9 @@ def expert_parallel(ctx: Context) -> list[Comparison]:
     transports = [
         t for t in TRANSPORTS if t in declared and (not t.startswith("fp8") or layer.hidden % 128 == 0)
     ]
-    if ctx.traits.ranks and ctx.traits.without_scales:  # the experts take no tokens that are quantized already
+    if (
+        ctx.traits.ranks and ctx.traits.without_scales
+    ):  # the experts take no tokens that are quantized already
         transports = [t for t in transports if t != "nvfp4"]
     if not transports:
         raise NotApplicableError("the experts take no NVFP4 tokens, and no other transport is judged")

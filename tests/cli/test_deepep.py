@@ -79,7 +79,17 @@ def test_transports_and_experts_are_a_part_of_it_too() -> None:
 
 def test_what_was_not_judged_is_said(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """In the record, the verdict's line and the report."""
-    line = ["deepep", "--candidate", "eager-gloo", "--transports", "nvfp4", "--rule", "DISPATCH", "--rule", "COMBINE"]
+    line = [
+        "deepep",
+        "--candidate",
+        "eager-gloo",
+        "--transports",
+        "nvfp4",
+        "--rule",
+        "DISPATCH",
+        "--rule",
+        "COMBINE",
+    ]
     assert run([*line, "--problem", "4x6x64x64:6*4:normal:3", "--out", str(tmp_path)]) == 0
     said = (
         "left out of this run, not tested: dispatch by bf16, dispatch by fp8, dispatch by fp8-rounded, "
@@ -205,8 +215,11 @@ def agents(out: Path, *options: str) -> list[subprocess.Popen[str]]:
     """Start torchrun twice, as on two hosts: one rank each, which find each other through torchrun's own rendezvous."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-    hosts = "--nnodes 2 --nproc-per-node 1 --rdzv-backend c10d --rdzv-id harness --local-addr 127.0.0.1".split()
-    line = [*TORCHRUN[:3], *hosts, "--rdzv-endpoint", f"127.0.0.1:{port}", *TORCHRUN[5:]]
+    found_by = {
+        "nnodes": "2", "nproc-per-node": "1", "rdzv-backend": "c10d", "rdzv-id": "harness", "local-addr": "127.0.0.1",
+        "rdzv-endpoint": f"127.0.0.1:{port}",
+    }  # fmt: skip
+    line = [*TORCHRUN[:3], *(f"--{name}={value}" for name, value in found_by.items()), *TORCHRUN[5:]]
     # the interface by which gloo finds the others: on hosts of a cluster, theirs
     environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo"}
     return [

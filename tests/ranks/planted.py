@@ -9,9 +9,7 @@ from harness.faults.fault import Fault, all_faults
 from harness.faults.named import plant
 from harness.running.judge import Judge
 
-FAULTS = {
-    name: fault for name, fault in all_faults().items() if fault.category in {"dispatch", "combine"}
-}
+FAULTS = {name: fault for name, fault in all_faults().items() if fault.category in {"dispatch", "combine"}}
 
 
 def needed(fault: Fault) -> str:

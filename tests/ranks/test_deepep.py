@@ -104,7 +104,9 @@ def test_planted_faults_are_caught(candidate: OverRanks, fault: str, rule: str) 
 
 def test_scales_a_unit_off_are_those_of_the_named_fault(candidate: OverRanks) -> None:
     """Senders divide in their own way: most float32 scales are not the model's to the bit."""
-    assert caught_and_named(candidate, "fp8_scale_of_neighbour", PROBLEMS[:1])[1][0] == "fp8_scale_of_neighbour"
+    assert (
+        caught_and_named(candidate, "fp8_scale_of_neighbour", PROBLEMS[:1])[1][0] == "fp8_scale_of_neighbour"
+    )
 
 
 @pytest.mark.long

@@ -62,7 +62,13 @@ class Tapped(Physical):
 def test_experts_with_taps_are_judged_call_by_call(over: EagerGloo, transport: str) -> None:
     outcome = judged(WithExperts(over, Tapped()), "EP", PROBLEMS[transport])
     assert not outcome.illegal, outcome
-    calls = ["tapped gemm1", "tapped activation.scale", "tapped activation.codes", "tapped gemm2", "layer output"]
+    calls = [
+        "tapped gemm1",
+        "tapped activation.scale",
+        "tapped activation.codes",
+        "tapped gemm2",
+        "layer output",
+    ]
     if transport != "nvfp4":  # which comes quantized
         calls = ["tapped quantize.scale", "tapped quantize.codes", *calls]
     here = [one.stage for one in outcome.comparisons if one.stage.startswith("experts of rank 1")]
@@ -105,15 +111,23 @@ class OnlyLayer(LayerStages):
 
 def test_what_does_not_fit_is_a_reason() -> None:
     for name, reason in (
-        ("eager-gloo:experts=control:eager_bf16_with_mxfp4", "the checkpoints are NVFP4, and the experts take mxfp4"),
+        (
+            "eager-gloo:experts=control:eager_bf16_with_mxfp4",
+            "the checkpoints are NVFP4, and the experts take mxfp4",
+        ),
         ("eager-gloo:fp8:experts=eager-cuda", "needs a CUDA device"),
     ):
         assert reason in support_of(load_named(name)).reason, name
     ranks = EagerGloo(2)
-    assert support_of(WithExperts(ranks, OnlyLayer())).reason == "the candidate of the experts has no masked_moe"
+    assert (
+        support_of(WithExperts(ranks, OnlyLayer())).reason == "the candidate of the experts has no masked_moe"
+    )
     ranks.traits = replace(ranks.traits, hidden_sizes=(2560,))
     wide = Physical(k_multiple=1024)
-    assert "carry tokens of 2560 channels, and the experts take multiples of 1024" in WithExperts(ranks, wide).support().reason
+    assert (
+        "carry tokens of 2560 channels, and the experts take multiples of 1024"
+        in WithExperts(ranks, wide).support().reason
+    )
     ranks.keep_to(("fp8",))
     ranks._carried = ("bf16",), ("bf16",)
     assert support_of(ranks).reason == "it has no transport fp8: it has bf16"
@@ -126,7 +140,10 @@ def test_transports_that_are_not_asked_for_are_carried_and_not_judged(over: Eage
         assert (over.traits.transports, over.traits.combine_transports) == (("fp8",), ("bf16", "logfmt"))
         names = {one.stage.split(".")[1] for one in judged(over, "DISPATCH", BF16).comparisons}
         assert names == {"fp8"}
-        assert [one.stage for one in judged(over, "COMBINE", BF16).comparisons] == ["combine", "combine.logfmt"]
+        assert [one.stage for one in judged(over, "COMBINE", BF16).comparisons] == [
+            "combine",
+            "combine.logfmt",
+        ]
         over.keep_to(("nvfp4",))
         assert [one.stage for one in judged(over, "COMBINE", BF16).comparisons] == ["combine"]
         assert "combine by logfmt" in over.traits.left_out

@@ -39,11 +39,12 @@ def taken_for(arguments: dict[str, Any], coded: Tensor, elements: Tensor, right:
 
 
 def same_scales(arguments: dict[str, Any], elements: Tensor, others: Tensor) -> Tensor:
-    """Return which float32 scales of two codings in "fp8" differ by no more than senders may, all False of what is no such scale.
+    """Return which elements are float32 scales, of dispatch by "fp8", that differ by no more than those of two senders may.
 
     Args:
         arguments: of dispatch.
-        elements, others: as `legal_transported` has them, of some experts and rows.
+        elements: as `legal_transported` has them, of some experts and rows.
+        others: of the same ones, of another sender.
     """
     found = torch.zeros(elements.shape, dtype=torch.bool)
     if arguments.get("transport") == "fp8":

@@ -39,9 +39,7 @@ class Hypothesis:
         return Parameters(self.strength, Random(self.fault.name), f"{self.fault.name} diagnosis")
 
 
-def hypotheses_in(
-    stages: Iterable[str], units: tuple[str, ...], *traits: Traits
-) -> list[Hypothesis]:
+def hypotheses_in(stages: Iterable[str], units: tuple[str, ...], *traits: Traits) -> list[Hypothesis]:
     """Return every fault of some units that is planted in one of the stages, in each of its strengths.
 
     Args:

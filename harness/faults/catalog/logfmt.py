@@ -62,7 +62,14 @@ def logfmt_step_of_next_block(call: CombineCall, _: Parameters) -> None:
     _changed(call, change)
 
 
-@fault(category="combine", stages=_STAGE, needs=BY_LOGFMT, bugs=("E07", "E15"), killed_by="COMBINE", effect="none")
+@fault(
+    category="combine",
+    stages=_STAGE,
+    needs=BY_LOGFMT,
+    bugs=("E07", "E15"),
+    killed_by="COMBINE",
+    effect="none",
+)
 def logfmt_rounded_towards_zero(call: CombineCall, _: Parameters) -> None:
     """LogFMT codes are the logarithm rounded down, where the nearest value belongs."""
     _changed(call, lambda rows: replace(rows, codes=_codes(rows, rows.log_low, _UP)))
@@ -74,7 +81,9 @@ def logfmt_nearest_logarithm(call: CombineCall, _: Parameters) -> None:
     _changed(call, lambda rows: replace(rows, codes=_codes(rows, rows.log_low, 0.5)))
 
 
-@fault(category="combine", stages=_STAGE, needs=BY_LOGFMT, bugs=("C03",), killed_by="COMBINE", effect="collapse")
+@fault(
+    category="combine", stages=_STAGE, needs=BY_LOGFMT, bugs=("C03",), killed_by="COMBINE", effect="collapse"
+)
 def logfmt_sign_lost(call: CombineCall, _: Parameters) -> None:
     """LogFMT rows come back without signs: every coded element is positive."""
     _changed(call, lambda rows: replace(rows, negative=torch.zeros_like(rows.negative)))
@@ -92,13 +101,22 @@ def logfmt_no_code_for_zero(call: CombineCall, _: Parameters) -> None:
     _changed(call, lambda rows: replace(rows, codes=rows.codes.clamp(min=1)))
 
 
-@fault(category="combine", stages=_STAGE, needs=BY_LOGFMT, bugs=("C07",), killed_by="COMBINE", effect="collapse")
+@fault(
+    category="combine", stages=_STAGE, needs=BY_LOGFMT, bugs=("C07",), killed_by="COMBINE", effect="collapse"
+)
 def logfmt_signs_of_next_block(call: CombineCall, _: Parameters) -> None:
     """LogFMT signs are those of the 128 channels before: codes and signs are packed by different offsets."""
     _changed(call, lambda rows: replace(rows, negative=rows.negative.roll(CHANNELS, -1)))
 
 
-@fault(category="combine", stages=_STAGE, needs=BY_LOGFMT, bugs=("A33", "E10"), killed_by="COMBINE", effect="shift")
+@fault(
+    category="combine",
+    stages=_STAGE,
+    needs=BY_LOGFMT,
+    bugs=("A33", "E10"),
+    killed_by="COMBINE",
+    effect="shift",
+)
 def logfmt_extremes_of_64_channels(call: CombineCall, _: Parameters) -> None:
     """LogFMT rows are decoded with the largest and the smallest magnitude of the first 64 of their 128 channels."""
 
@@ -110,7 +128,14 @@ def logfmt_extremes_of_64_channels(call: CombineCall, _: Parameters) -> None:
     _changed(call, change)
 
 
-@fault(category="combine", stages=_STAGE, needs=BY_LOGFMT, bugs=("E01", "E09"), killed_by="COMBINE", effect="shift")
+@fault(
+    category="combine",
+    stages=_STAGE,
+    needs=BY_LOGFMT,
+    bugs=("E01", "E09"),
+    killed_by="COMBINE",
+    effect="shift",
+)
 def logfmt_range_not_clipped(call: CombineCall, _: Parameters) -> None:
     """LogFMT codes span all octaves down to the smallest magnitude, 126 where there is a zero, instead of 32 at most."""
 
