@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from harness.candidates.protocol import stages_of, traits_of
-from harness.candidates.support import Support, unsupported
+from harness.candidates.support import Support, supported, unsupported
 
 if TYPE_CHECKING:
     from harness.candidates.over_ranks import OverRanks
@@ -44,11 +44,10 @@ class WithExperts:
 
     def support(self) -> Support:
         """Return whether ranks and experts can run here, and fit each other."""
-        from harness.candidates import support_of
-
-        for each in (self.over, self.experts):
-            if not (found := support_of(each)):
-                return found
+        here = self.over.support()
+        own_support: Support = getattr(self.experts, "support", supported)()
+        if not (here and own_support):
+            return own_support if here else here
         own = traits_of(self.experts)
         if "masked_moe" not in stages_of(self.experts):
             return unsupported("the candidate of the experts has no masked_moe")
@@ -63,7 +62,7 @@ class WithExperts:
             return unsupported(
                 f"the ranks carry tokens of {sizes} channels, and the experts take multiples of {own.width_multiple}"
             )
-        return support_of(self.over)
+        return here
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or name in ("over", "experts"):  # while it is being made, or copied

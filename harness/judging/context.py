@@ -32,7 +32,6 @@ from harness.problems.sparse import tensors_of
 from harness.problems.tensors import ProblemTensors
 from harness.problems.weights import Weights
 from reference.formats import FORMATS, NVFP4, Coded, Format
-from reference.legal import Arithmetic
 
 
 @dataclass
@@ -285,24 +284,6 @@ class Context:
     @property
     def _activated_type(self) -> torch.dtype:
         return self.tensors.layer_dtype if self.form.plain else self.known.activated
-
-    def judge_sent(
-        self, given: QuantizerInput, stored: Coded, global_scale_enc: Tensor, rows: Rows
-    ) -> list[Comparison]:
-        """Judge tokens that dispatch sent as NVFP4, as `judge_quantized` does, by the sender's arithmetic.
-
-        Args:
-            given: what was sent.
-            stored: what arrived.
-            global_scale_enc: `(1,)` float32.
-            rows: where they are.
-        """
-        known, sender = self.known, self.traits.sender_arithmetic
-        if sender:
-            known = replace(known, arithmetic=Arithmetic(sender))
-        by_sender = Context(self.candidate, self.problem, known)
-        scales = global_scale_enc.expand(rows.experts)
-        return by_sender.judge_quantized("dispatch.nvfp4", given, stored, scales, rows, form=NVFP4)
 
     def judge_quantized(
         self,

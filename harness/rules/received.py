@@ -14,7 +14,7 @@ from harness.judging.context import Context
 from harness.problems.layer import LayerProblem
 from harness.problems.problem import Problem
 from harness.problems.weights import Weights
-from harness.rules.dispatch import Exchange, judge_received
+from harness.rules.dispatch import Exchange, judge_received, judge_sent
 from harness.rules.layer import judge_opaque, judge_taps
 from harness.rules.routing import judge_combined
 from reference.e2m1 import unpack_e2m1
@@ -50,7 +50,7 @@ def judge_stages(ctx: Context, calls: RankCalls) -> list[Comparison]:
     exchange = Exchange(layer.ranks, layer.experts, sent["max_tokens"], layer.counts, layer.device)
     found = judge_received(
         sent["transport"], exchange, sent["x"], sent["topk_idx"], calls.received,
-        lambda given, stored, rows: ctx.judge_sent(given, stored, sent["global_scale_enc"], rows),
+        lambda given, stored, rows: judge_sent(ctx, given, stored, sent["global_scale_enc"], rows),
     )  # fmt: skip
     for rank, (arguments, out, taps) in enumerate(calls.layers):
         here = OnReceived(ctx, layer, arguments, sent["transport"])

@@ -11,9 +11,10 @@ import pytest
 from harness.candidates import load_candidate, support_of
 from harness.candidates.composition import compose_tapped
 from harness.candidates.layer_stages import LayerStages
+from harness.candidates.out_of_contract import out_of_contract
 from harness.candidates.over_ranks import EagerGloo
 from harness.candidates.physical import Physical
-from harness.candidates.traits import Traits, out_of_contract
+from harness.candidates.traits import Traits
 from harness.candidates.with_experts import WithExperts
 from harness.faults.named import load_named, plant
 from harness.running.judge import Judge
