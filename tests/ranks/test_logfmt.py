@@ -159,7 +159,7 @@ def test_a_mistake_is_caught_over_real_ranks(over: OverRanks, style: str) -> Non
 
 def test_a_transport_that_combine_lacks_is_refused() -> None:
     candidate = load_candidate("eager-gloo")
-    candidate.traits = dataclasses.replace(candidate.traits, combine_transports=("bf16",))
+    candidate._carried = candidate.traits.transports, ("bf16",)
     with pytest.raises(RankError, match="combine: eager-gloo has no transport 'logfmt'"):
         candidate._check_back("logfmt", 128)
     with pytest.raises(ValueError, match="combine: transport must be one of bf16, logfmt, got 'fp8'"):
