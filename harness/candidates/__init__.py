@@ -11,6 +11,7 @@ from typing import Any
 
 from harness.candidates.errors import in_words, traits_mistake
 from harness.candidates.modes import in_mode, modes_of
+from harness.candidates.over_names import OverName
 from harness.candidates.protocol import (
     ALL_STAGES,
     LAYER_STAGES,
@@ -47,7 +48,7 @@ CANDIDATES = {
     "nccl-ep": "harness.candidates.over_gpus:NcclEp",
 }
 OVER_RANKS = ("eager-gloo", "deepep", "deepep-elastic", "nccl-ep")
-"""Those whose ranks are processes: `NAME:4` is one over four. Nobody who names no candidate means them."""
+"""Those whose ranks are processes: `NAME:4` is one over four, see over_names. Nobody who names no candidate means them."""
 
 __all__ = [
     "ALL_STAGES",
@@ -72,8 +73,9 @@ def load_candidate(name: str) -> Any:
     Args:
         name: a built-in name, or `package.module:attribute` for a class, a function that returns a candidate, or an
             object. Modules are looked up from the current directory too. `control:NAME` is one of the right variants
-            that every rule must pass (harness.candidates.controls.catalog); `NAME:MODE` is one in one of its modes; `eager-gloo:4` is one whose ranks are
-            processes, over four of them. Names with faults are harness.faults.named's.
+            that every rule must pass (harness.candidates.controls.catalog); `NAME:MODE` is one in one of its modes;
+            `eager-gloo:4` is one whose ranks are processes, over four of them (harness.candidates.over_names). Names with
+            faults are harness.faults.named's.
 
     Raises:
         UsageError: no such candidate; the message says what is there.
@@ -82,10 +84,8 @@ def load_candidate(name: str) -> Any:
         from harness.candidates.controls.catalog import load_control
 
         return load_control(name.removeprefix("control:"))
-    over, _, processes = name.partition(":")
-    if over in OVER_RANKS and processes.isascii() and processes.isdigit():
-        module_name, _, attribute = CANDIDATES[over].partition(":")
-        return getattr(importlib.import_module(module_name), attribute)(int(processes))
+    if name.partition(":")[0] in OVER_RANKS:
+        return OverName.of(name).made(CANDIDATES, load_candidate)
     name, mode = _without_mode(name)
     target = CANDIDATES.get(name, name)
     module_name, colon, attribute = target.partition(":")

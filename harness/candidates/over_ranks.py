@@ -59,11 +59,44 @@ class OverRanks(Eager):
         self._library, self._row_multiple, self._styles = library, row_multiple, styles
         self._compile_seconds = compile_seconds
         self._pool: Pool | None = None
+        self._carried = self.traits.transports, self.traits.combine_transports
+        self._asked_for: tuple[str, ...] = ()
+
+    @property
+    def any_device(self) -> bool:
+        """Whether what the ranks return may be put on any device: their own kernels have none."""
+        return True
+
+    def keep_to(self, transports: tuple[str, ...]) -> None:
+        """Be judged by these transports alone; the others can be called still.
+
+        A stage of which none is named is judged by bf16, and combine by bf16 in any case.
+
+        Args:
+            transports: of harness.candidates.traits' TRANSPORTS and COMBINE_TRANSPORTS.
+        """
+        sent, back = self._carried
+        self._asked_for = transports
+        judged = tuple(name for name in sent if name in transports) or ("bf16",)
+        brought = tuple(name for name in back if name == "bf16" or name in transports)
+        left_out = [f"dispatch by {name}" for name in sent if name not in judged]
+        left_out += [f"combine by {name}" for name in back if name not in brought]
+        self.traits = replace(
+            self.traits, transports=judged, combine_transports=brought, left_out=tuple(left_out)
+        )
+
+    def lacking(self) -> str:
+        """Return which transports were asked for that it does not have, as a reason, or ""."""
+        has = list(dict.fromkeys(self._carried[0] + self._carried[1]))
+        missing = [name for name in self._asked_for if name not in has]
+        return f"it has no transport {' and '.join(missing)}: it has {', '.join(has)}" if missing else ""
 
     def support(self) -> Support:
         """Return whether the ranks can run here."""
         import torch.distributed as dist
 
+        if reason := self.lacking():
+            return unsupported(reason)
         if dist.is_available() and dist.is_gloo_available():
             return supported()
         return unsupported("needs torch.distributed with gloo, which this torch was built without")
@@ -167,7 +200,7 @@ class OverRanks(Eager):
 
         if transport not in TRANSPORTS:
             raise ValueError(f"dispatch: transport must be one of {', '.join(TRANSPORTS)}, got {transport!r}")
-        if transport not in self.traits.transports:
+        if transport not in self._carried[0]:
             raise RankError(f"dispatch: {self.name} has no transport {transport!r}")
         if (transport == "nvfp4") != (global_scale_enc is not None):
             raise ValueError("dispatch: global_scale_enc belongs to transport 'nvfp4' and is needed there")
@@ -187,7 +220,7 @@ class OverRanks(Eager):
             raise ValueError(
                 f"combine: transport must be one of {', '.join(COMBINE_TRANSPORTS)}, got {transport!r}"
             )
-        if transport not in self.traits.combine_transports:
+        if transport not in self._carried[1]:
             raise RankError(f"combine: {self.name} has no transport {transport!r}")
         if transport == "logfmt" and hidden % CHANNELS:
             raise ValueError(
@@ -226,6 +259,11 @@ class OnGpus(OverRanks):
         # "fast": the sender's reciprocals are the GPU's
         more = {"device": device, "arithmetic": "fast", "canary": False, **more}
         super().__init__(library, processes, styles=styles, **more)
+
+    @property
+    def any_device(self) -> bool:
+        """Whether what the ranks return may be put on any device."""
+        return False
 
     def support(self) -> Support:
         """Return whether the library is there, and a GPU for every rank."""

@@ -35,26 +35,30 @@ _LEAST = {
     "most_tokens": 0,
     "most_topk": 0,
 }
+TRANSPORTS = ("bf16", "fp8", "nvfp4", "fp8-rounded", "fp8-ue8m0")
+COMBINE_TRANSPORTS = ("bf16", "logfmt")
 _KNOWN = {
     "activation_format": (
         "nvfp4", "nvfp4_46", "bf16", "fp16", "fp8", "fp8_token", "fp8_128", "mxfp8", "mxfp8_up", "mxfp4", "mxfp4_up",
     ),
     "weight_format": ("nvfp4", "nvfp4_46", "mxfp4"),
     "arithmetic": ("fast", "exact", "real"),
+    "sender_arithmetic": ("fast", "exact", "real"),
     "out_dtypes": ("bfloat16", "float16", "float32"),
     "unrounded": ("gemm1", "hidden"),
-    "transports": ("bf16", "fp8", "nvfp4", "fp8-rounded", "fp8-ue8m0"),
-    "combine_transports": ("bf16", "logfmt"),
+    "transports": TRANSPORTS,
+    "combine_transports": COMBINE_TRANSPORTS,
 }  # fmt: skip
 _SETS = {
     "hints": "dicts of keyword arguments",
     "deviations": 'texts such as "ties: away from zero"',
+    "left_out": 'texts such as "dispatch by fp8"',
     "activations": 'one such as "silu" or "silu; limit 10", "relu2", or both',
     "hidden_sizes": "multiples of 128",
     "shapes": "experts, hidden and inter, three whole numbers each, as the other traits allow them",
 }
 _MAY_BE_EMPTY = {"unrounded"}
-_ONE_OF = ("activation_format", "weight_format", "arithmetic")
+_ONE_OF = ("activation_format", "weight_format", "arithmetic", "sender_arithmetic")
 _TEXTS = {
     "device": 'torch device type such as "cuda"',
     "summation": 'text such as "sm_90 f16; parts 2"',
@@ -116,6 +120,8 @@ class Traits:
             draws, simulated in one process.
         transports: what dispatch can send: "bf16", "fp8", "nvfp4"; "fp8-rounded" and "fp8-ue8m0" only where declared.
         combine_transports: how combine can bring rows back: "bf16"; "logfmt" only where declared.
+        left_out: transports that it has and this run was told not to judge, as "dispatch by fp8".
+        sender_arithmetic: `arithmetic` of what dispatch quantizes, where that is not the experts'; "" for the same.
         most_tokens: that a rank sends; 0 for no limit.
         hidden_sizes: widths of tokens that dispatch and combine take; () for any that the alignments allow.
         shapes: experts, hidden and inter of problems, of a kernel that is compiled for each: a run draws no others. () for any
@@ -159,6 +165,8 @@ class Traits:
     ranks: int = 0
     transports: tuple[str, ...] = ("bf16", "fp8", "nvfp4")
     combine_transports: tuple[str, ...] = ("bf16",)
+    left_out: tuple[str, ...] = ()
+    sender_arithmetic: str = ""
     most_tokens: int = 0
     hidden_sizes: tuple[int, ...] = ()
     shapes: tuple[tuple[int, int, int], ...] = ()
@@ -199,21 +207,6 @@ class Traits:
     def at_most_experts(self, wanted: int) -> int:
         """Return a number of experts, or the most that the candidate accepts."""
         return min(wanted, self.max_experts or wanted)
-
-
-def out_of_contract(traits: Traits) -> list[str]:
-    """Return what a candidate's contract leaves out of the values that the path takes, for a verdict: not tested."""
-    said = {
-        "NaN and infinities": traits.finite_only,
-        "subnormal numbers": not traits.keeps_subnormals,
-        "the sign of zero": not traits.keeps_sign_of_zero,
-        "a GEMM without alpha": traits.alpha_required,
-        "checkpoints that lack a scale": traits.complete_only,
-    }
-    if traits.least_scale:
-        said[f"tokens whose scales are below {traits.least_scale:g}"] = True
-    lacking = [f"dispatch by {name}" for name in _KNOWN["transports"][:3] if name not in traits.transports]
-    return [what for what, is_out in said.items() if is_out] + lacking
 
 
 def _check(traits: Traits) -> None:
@@ -259,7 +252,8 @@ def _wanted(name: str, value: Any) -> str:
     if name in _TEXTS:
         return _wanted_text(name, value)
     if name in _ONE_OF:
-        return "" if value in _KNOWN[name] else f"one of {', '.join(_KNOWN[name])}"
+        fitting = value in _KNOWN[name] or (name == "sender_arithmetic" and value == "")
+        return "" if fitting else f"one of {', '.join(_KNOWN[name])}"
     if name in _KNOWN:
         return _wanted_names(name, value)
     return "" if isinstance(value, bool) else "True or False"
@@ -299,6 +293,8 @@ def _wanted_set(name: str, value: Any) -> str:
             return isinstance(each, str) and not _no_activation(each)
         if name == "deviations":
             return isinstance(each, str) and ": " in each
+        if name == "left_out":
+            return isinstance(each, str)
         return isinstance(each, dict) and all(isinstance(key, str) for key in each)
 
     some = bool(value) or name != "activations"

@@ -9,6 +9,8 @@ from pathlib import Path
 import click
 
 from harness.candidates import OVER_RANKS
+from harness.candidates.over_names import OverName, transports_of
+from harness.candidates.traits import TRANSPORTS
 from harness.ci.folder import output_options, own_folder
 from harness.ci.options import ci_options, earlier_record, exit_with
 from harness.cli import complete
@@ -28,6 +30,14 @@ RULES = ("ROUTE", "DISPATCH", "COMBINE", "EP")
     "--ranks", type=int, help="Processes, one GPU each. Default: 2; under torchrun, those that it started."
 )
 @click.option(
+    "--transports", default="", metavar="NAME,NAME",
+    help=f"Judge only these of {', '.join(TRANSPORTS)} and logfmt. Default: all that it has.",
+)  # fmt: skip
+@click.option(
+    "--experts", default="", metavar="NAME", shell_complete=complete.candidates,
+    help="The candidate whose masked_moe runs between dispatch and combine. Default: eager.",
+)  # fmt: skip
+@click.option(
     "--rule", "rules", multiple=True, metavar="ID", shell_complete=complete.rules,
     help=f"Only this rule; may be repeated. Default: {', '.join(RULES)}.",
 )  # fmt: skip
@@ -46,6 +56,8 @@ RULES = ("ROUTE", "DISPATCH", "COMBINE", "EP")
 def deepep_command(
     candidate: str,
     ranks: int | None,
+    transports: str,
+    experts: str,
     rules: tuple[str, ...],
     profile: str,
     problem: str | None,
@@ -78,7 +90,7 @@ def deepep_command(
     place = torchrun.find_place()
     if place is not None and place.rank:
         torchrun.serve_calls(place)  # ends this process
-    name = over(candidate, ranks if place is None else place.ranks)
+    name = over(candidate, ranks if place is None else place.ranks, transports, experts)
     request = CheckRequest(
         candidates=[name],
         rules=find_rules(list(rules or RULES)),
@@ -102,20 +114,38 @@ def deepep_command(
     return ExitCode.INTERRUPTED if record.interrupted else exit_with(fail_on, record, earlier)
 
 
-def over(candidate: str, ranks: int | None) -> str:
-    """Return the name of a candidate over so many ranks, None for as many as its name says.
+def over(candidate: str, ranks: int | None, transports: str = "", experts: str = "") -> str:
+    """Return the name of a candidate over so many ranks, judged by some transports, with some experts.
+
+    Args:
+        candidate: as --candidate has it, perhaps with some of this in its name.
+        ranks: None for as many as its name says.
+        transports: with commas, "" for what its name says.
+        experts: name of another candidate, "" for what its name says.
 
     Raises:
-        UsageError: its ranks are no processes, or its name says another number.
+        UsageError: its ranks are no processes, or its name says something else.
     """
     name, plus, faults = candidate.partition("+")
-    known, colon, number = name.partition(":")
-    if known not in OVER_RANKS:
-        if not colon:
-            raise unknown_name("candidate", known, OVER_RANKS, also="package.module:attribute")
+    library = name.partition(":")[0]
+    if library not in OVER_RANKS:
+        if ":" not in name:
+            raise unknown_name("candidate", library, OVER_RANKS, also="package.module:attribute")
+        if transports or experts:
+            raise UsageError(f"--transports and --experts are for {', '.join(OVER_RANKS)}, not for {name!r}")
         return candidate  # it says itself how many
-    if ranks is None or number == str(ranks):
-        return candidate
-    if colon:
-        raise UsageError(f"candidate {name!r} and {ranks} ranks do not agree; give one of them")
-    return f"{known}:{ranks}{plus}{faults}"
+    said = OverName.of(name)
+    asked = {"ranks": ranks or 0, "transports": transports_of(transports), "experts": experts}
+    for what, value in asked.items():
+        if value and getattr(said, what) and getattr(said, what) != value:
+            given = ",".join(value) if isinstance(value, tuple) else value
+            raise UsageError(
+                f"candidate {name!r} and {given} ranks do not agree; give one of them"
+                if what == "ranks"
+                else f"candidate {name!r} and --{what} {given} do not agree; give one of them"
+            )
+    found = OverName(
+        library,
+        *(asked[what] or getattr(said, what) for what in asked),  # type: ignore[arg-type]
+    )
+    return f"{found}{plus}{faults}"

@@ -31,6 +31,7 @@ CATEGORIES = (
 PREPARED = ("prepare", "masked_grouped_gemm")
 """Stages of a fault of weights, scales or alphas: it is planted where they are prepared, and in the GEMM of a candidate that
 takes them as they are."""
+BY_LOGFMT = "combine by logfmt"
 EFFECTS = ("collapse", "shift", "none")
 UNITS = ("block", "row", "expert", "call")
 
@@ -57,7 +58,7 @@ class Fault:
         simulated: what of the real bug a CPU cannot have, and what stands for it here; "" where it is the real thing.
         same_as: faults that are the same by definition wherever both can be seen: a diagnosis counts them as one.
         needs: what it is a mistake about, a key of `_needs_met` or the name of a format that activations or weights must
-            have; "" for any operands and activation.
+            have; "" for any operands, activation and transport.
     """
 
     name: str
@@ -76,7 +77,10 @@ class Fault:
     needs: str = ""
 
     def unfit(self, traits: Traits) -> str:
-        """Return why it cannot be planted in a candidate with these traits, for their formats and activation, or ""."""
+        """Return why it cannot be planted in a candidate with these traits, for what it needs, or ""."""
+        if self.needs == BY_LOGFMT and "logfmt" not in traits.combine_transports:
+            back = " and ".join(traits.combine_transports)
+            return f"it is about {self.needs}, and the candidate combines by {back}"
         has = f"multiplies {' with '.join(traits.formats)} and applies {traits.gated}"
         if self.category == "loading" and traits.formats != ("nvfp4", "nvfp4"):
             return f"it is about NVFP4 checkpoints, and the candidate {has}"
@@ -90,6 +94,7 @@ def _needs_met(traits: Traits) -> dict[str, bool]:
     way = Activation.of(traits.gated)
     return {
         "": True,
+        BY_LOGFMT: True,
         "nvfp4": activations == weights == "nvfp4",
         "block scales": activations.startswith(("nvfp4", "mx")),
         "activations as they are": activations in {"bf16", "fp16"},

@@ -16,9 +16,9 @@ MODEL, CONTROL = "physical", "eager"
 ELSEWHERE = (
     "control:physical_bf16_with_mxfp4", "control:physical_fp8_token", "control:physical_fp8_128", "control:physical_fp8",
     "control:physical_mxfp8", "control:physical_swigluoai", "control:physical_gelu",
-    "control:physical_bf16_swigluoai", "control:physical_prepared",
+    "control:physical_bf16_swigluoai", "control:physical_prepared", "control:rows_in_logfmt",
 )  # fmt: skip
-"""Where faults of other formats and activations are planted: each in the first that has what it needs."""
+"""Where faults of other formats, activations and transports are planted: each in the first that has what it needs."""
 OF_THE_LAYER = "MOE"  # the rule that judges a kernel that is one call
 
 
@@ -35,8 +35,9 @@ def place_of(fault: Fault, candidate: str, stages: list[str], traits: Traits | N
     """Return where a fault is planted.
 
     `physical` has some mistakes of the kernels that it models; a fault that would add nothing to one of those is planted
-    in `eager` instead, and one of another format or activation in a control that has it. Around a user's kernel it is reported as not planted, but for faults that show through the whole
-    layer: where their own rule asks for stages that the kernel does not have, MOE judges them.
+    in `eager` instead, and one of another format, activation or transport in a control that has it. Around a user's kernel
+    it is reported as not planted, but for faults that show through the whole layer: where their own rule asks for stages
+    that the kernel does not have, MOE judges them.
 
     Args:
         fault: what is planted.
@@ -61,7 +62,7 @@ def place_of(fault: Fault, candidate: str, stages: list[str], traits: Traits | N
 
 
 def elsewhere(fault: Fault) -> str:
-    """Return the control that a fault of another format, activation or stage is planted in, "" where there is none."""
+    """Return the control that a fault of another format, activation, transport or stage is planted in, "" where there is none."""
 
     def fits(candidate: Any) -> bool:
         return not fault.unfit(traits_of(candidate)) and bool(set(fault.stages) & set(stages_of(candidate)))

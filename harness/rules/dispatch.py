@@ -19,6 +19,7 @@ from reference.e2m1 import unpack_e2m1
 from reference.e4m3 import decode_e4m3, take
 from reference.e8m0 import decode_e8m0
 from reference.formats import NVFP4, Coded
+from reference.legal import Arithmetic
 from reference.routing import NO_EXPERT, TRANSPORTS, Dispatched
 
 _ALL = slice(None)
@@ -46,12 +47,30 @@ def dispatch(ctx: Context) -> list[Comparison]:
         def quantized(
             given: QuantizerInput, stored: Coded, rows: Rows, scale: Any = scale
         ) -> list[Comparison]:
-            return ctx.judge_quantized(
-                "dispatch.nvfp4", given, stored, scale.expand(layer.experts), rows, form=NVFP4
-            )
+            return judge_sent(ctx, given, stored, scale, rows)
 
         found += judge_received(transport, exchange, x, topk_idx, received, quantized)
     return found
+
+
+def judge_sent(
+    ctx: Context, given: QuantizerInput, stored: Coded, global_scale_enc: Tensor, rows: Rows
+) -> list[Comparison]:
+    """Judge tokens that arrived as NVFP4 by the arithmetic of who sent them, which need not be the experts'.
+
+    Args:
+        ctx: whose candidate sent them.
+        given: what was sent.
+        stored: what arrived.
+        global_scale_enc: `(1,)` float32.
+        rows: where they are.
+    """
+    known, sender = ctx.known, ctx.traits.sender_arithmetic
+    if sender:
+        known = replace(known, arithmetic=Arithmetic(sender))
+    by_sender = Context(ctx.candidate, ctx.problem, known)
+    scales = global_scale_enc.expand(rows.experts)
+    return by_sender.judge_quantized("dispatch.nvfp4", given, stored, scales, rows, form=NVFP4)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from harness.canary.verdict import judge_canary
-from harness.candidates.traits import out_of_contract
+from harness.candidates.out_of_contract import out_of_contract
 from harness.problems.profiles import find_profile
 from harness.problems.reach import in_words, reached_by_all
 from harness.records.record import CandidateRun, RuleResult, RunRecord
@@ -103,6 +103,8 @@ def _left_out(record: RunRecord) -> list[str]:
         whose = f" of {candidate.name}" if len(ran) > 1 else ""
         if missing := out_of_contract(traits_from(candidate.declared)):
             said.append(f"declared out of the contract{whose}, not tested: {', '.join(missing)}")
+        if left_out := traits_from(candidate.declared).left_out:
+            said.append(f"left out of this run{whose}, not tested: {', '.join(left_out)}")
         if meant := sorted({f.named for f in candidate.findings if f.deviates}):
             said.append(f"declared otherwise than the contract{whose}: {', '.join(meant)}")
         unknown = {f"{f.point} {f.evidence}" for f in candidate.findings if f.fixed and not f.found}

@@ -13,8 +13,8 @@ import pytest
 
 from harness import Traits, conformance
 from harness.candidates.eager import Eager
+from harness.candidates.out_of_contract import out_of_contract
 from harness.candidates.protocol import traits_of
-from harness.candidates.traits import out_of_contract
 from harness.running.outcome import traits_from
 from harness.verdict import UsageError
 

@@ -56,7 +56,8 @@ LINES: list[tuple[list[str], list[str], dict[str, list[str]]]] = [
         },
     ),
     (["deepep"], [*_SMALL, *_OUT], {
-        "--candidate": ["eager", "eager-gloo:0", "eager-gloo:x", "eager-gloo+nonsense", "deepep:", "eagre", "os:abort"],
+        "--candidate": ["eager", "eager-gloo:0", "eager-gloo:x", "eager-gloo+nonsense", "deepep:", "eagre", "os:abort", "eager-gloo:2:bf16:x", "deepep:experts="],
+        "--transports": ["fp9", "bf16,", ",", "bf16 fp8"], "--experts": ["nonsense", "os:abort", "eagre"],
         "--ranks": ["0", "-1", "65", "9" * 20, "\u0662", "x"], "--rule": ["GEM", ""], "--profile": ["quik"],
         "--problem": PROBLEMS, "--seed": ["-1", "x"], "--max-seconds": ["-1", "nan"],
         "--call-seconds": ["0", "-1", "nan", "inf", "x"], "--out": ["list.json"], "--fail-on": ["never", "regression"],

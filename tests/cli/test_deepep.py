@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from harness.candidates.over_names import OverName
 from harness.cli import run
 from harness.cli.deepep import over
 from harness.ranks.torchrun import Place, find_place
@@ -54,6 +56,57 @@ def test_how_many_ranks_is_a_part_of_the_candidates_name() -> None:
         over("eager-gloo:2", 4)
     with pytest.raises(UsageError, match="candidate 'eager'"):
         over("eager", 2)
+
+
+def test_transports_and_experts_are_a_part_of_it_too() -> None:
+    assert over("eager-gloo", None, "nvfp4,logfmt") == "eager-gloo:nvfp4,logfmt"
+    name = over("eager-gloo+token_lost", 4, "fp8", "humming-masked:nvfp4-bf16-stream")
+    assert name == "eager-gloo:4:fp8:experts=humming-masked:nvfp4-bf16-stream+token_lost"
+    said = OverName.of(name.partition("+")[0])
+    assert said == OverName("eager-gloo", 4, ("fp8",), "humming-masked:nvfp4-bf16-stream")
+    assert over("eager-gloo:fp8", 4, "fp8") == "eager-gloo:4:fp8"
+    for given, message in (
+        (("eager-gloo:fp8", None, "bf16"), "'eager-gloo:fp8' and --transports bf16 do not agree"),
+        (("eager-gloo:experts=eager", None, "", "physical"), "and --experts physical do not agree"),
+        (("my.kernels:OverRanks", None, "bf16"), "--transports and --experts are for eager-gloo, deepep"),
+        (("eager-gloo", None, "fp9"), "unknown transport 'fp9'"),
+        (("eager-gloo:2:bf16:x", None), "is not of the form eager-gloo"),
+        (("eager-gloo:experts=", None), "the name of a candidate must follow experts="),
+    ):
+        with pytest.raises(UsageError, match=message):
+            over(*given)
+
+
+def test_what_was_not_judged_is_said(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """In the record, the verdict's line and the report."""
+    line = [
+        "deepep",
+        "--candidate",
+        "eager-gloo",
+        "--transports",
+        "nvfp4",
+        "--rule",
+        "DISPATCH",
+        "--rule",
+        "COMBINE",
+    ]
+    assert run([*line, "--problem", "4x6x64x64:6*4:normal:3", "--out", str(tmp_path)]) == 0
+    said = (
+        "left out of this run, not tested: dispatch by bf16, dispatch by fp8, dispatch by fp8-rounded, "
+        "dispatch by fp8-ue8m0, combine by logfmt"
+    )
+    assert said in capfd.readouterr().out
+    record = load_record(tmp_path)
+    assert record.reason.endswith(said)
+    assert record.candidates[0].name == "eager-gloo:nvfp4"
+    assert said in (tmp_path / "report.html").read_text()
+
+
+def test_a_transport_that_it_lacks_is_unknown(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    line = ["deepep", "--candidate", "eager-gloo", "--transports", "fp8", "--experts", "sglang-loader"]
+    assert run([*line, "--rule", "EP", "--out", str(tmp_path)]) == 2
+    assert load_record(tmp_path).candidates[0].name == "eager-gloo:fp8:experts=sglang-loader"
+    assert "cannot run here" in capfd.readouterr().out
 
 
 def test_where_a_process_stands_under_torchrun_is_read_from_its_environment() -> None:
@@ -156,3 +209,35 @@ def test_a_rank_of_torchrun_that_is_killed_is_judged_as_well(tmp_path: Path) -> 
     record = load_record(tmp_path)
     assert record.verdict == "FAIL"
     assert any("rank lost: rank 1 of 2 ended in call " in rule.reason for rule in record.rules)
+
+
+def agents(out: Path, *options: str) -> list[subprocess.Popen[str]]:
+    """Start torchrun twice, as on two hosts: one rank each, which find each other through torchrun's own rendezvous."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    found_by = {
+        "nnodes": "2", "nproc-per-node": "1", "rdzv-backend": "c10d", "rdzv-id": "harness", "local-addr": "127.0.0.1",
+        "rdzv-endpoint": f"127.0.0.1:{port}",
+    }  # fmt: skip
+    line = [*TORCHRUN[:3], *(f"--{name}={value}" for name, value in found_by.items()), *TORCHRUN[5:]]
+    # the interface by which gloo finds the others: on hosts of a cluster, theirs
+    environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo"}
+    return [
+        subprocess.Popen(
+            [*line, "--candidate", "eager-gloo", *options, "--out", str(out / str(number))],
+            env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for number in range(2)
+    ]  # fmt: skip
+
+
+@pytest.mark.long
+def test_ranks_of_two_torchruns_are_judged_by_the_first(tmp_path: Path) -> None:
+    both = agents(tmp_path, "--rule", "DISPATCH", "--rule", "EP", "--max-seconds", "4")
+    said = [process.communicate(timeout=240)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    (out,) = tmp_path.iterdir()  # rank 0 is whoever came first
+    record = load_record(out)
+    assert record.verdict == "PASS", record.reason
+    assert record.candidates[0].name == "eager-gloo:2"
+    assert sum(rule.compared for rule in record.rules) > 10_000

@@ -22,7 +22,7 @@ from harness.problems.problem import parse_problem
 from harness.rules import RULE_IDS, find_rules
 from harness.running.judge import Judge, Watched, judge_context
 
-FEWEST_FAULTS = 240
+FEWEST_FAULTS = 253
 FAULTS = all_faults()
 
 # Without traps: what normal random data shows.

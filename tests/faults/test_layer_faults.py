@@ -25,6 +25,7 @@ LOADING = {n: f for n, f in LAYER.items() if "masked_moe" in f.stages}
 PROBLEM = parse_problem("8x24x128x64:24*8:normal:5")
 # On one rank, local is global; here an up has the largest input scale. Without the checkpoint the other scales are not known.
 SAME_HERE = ("local_input_scale", "input_scale_of_up")
+MANY_ROWS = "8x24x512x64:24*8:normal:5:whole_layer"  # a code next to a threshold is one in two hundred
 SHAPES = ("4x20x128x64:5,0,7,20:normal:0", "6x9x256x128:9*6:normal:1", "8x40x128x128:3*8:normal:2")
 
 # Names that other parts refer to; a canary's table of accuracies is made of them.
@@ -66,8 +67,9 @@ def test_names_that_others_refer_to_exist() -> None:
 def test_every_seed_of_a_fault_is_killed_by_its_rule(fault: Fault) -> None:
     """tests/faults/test_catalog.py has everywhere and weakest; here drawn places and strengths, on small layers."""
     for seed in (11, 12):
-        mutant = plant("physical", f"{fault.name}@{seed}")
-        assert any(illegal(mutant, fault.killed_by, problem) for problem in SHAPES), f"{fault.name}@{seed}"
+        mutant = plant("control:rows_in_logfmt" if fault.needs else "physical", f"{fault.name}@{seed}")
+        shapes = (*SHAPES, MANY_ROWS) if fault.needs else SHAPES
+        assert any(illegal(mutant, fault.killed_by, problem) for problem in shapes), f"{fault.name}@{seed}"
 
 
 def differing_rows(a: list[Dispatched], b: list[Dispatched]) -> int:

@@ -15,8 +15,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from harness.candidates import load_candidate, support_of
 from harness.candidates.over_ranks import DeepEp
-from harness.faults.fault import all_faults
+from harness.candidates.with_experts import WithExperts
 from harness.faults.named import plant
 from harness.problems.layer import LayerProblem
 from harness.problems.problem import parse_problem
@@ -25,13 +26,15 @@ from harness.running.judge import Judge
 from harness.running.outcome import Outcome
 from reference.logfmt import decode_logfmt, encode_logfmt, legal_logfmt
 from reference.routing import Dispatched
+from tests.ranks.planted import FAULTS, carries, caught_and_named, needed
 
 pytestmark = pytest.mark.skipif(
     torch.cuda.device_count() < 2 or importlib.util.find_spec("deep_ep") is None,
     reason="needs deep_ep and two GPUs",
 )
-FAULTS = {name: fault for name, fault in all_faults().items() if fault.category in {"dispatch", "combine"}}
-PROBLEMS = (
+PROBLEMS = (  # small ones first: a diagnosis of the others takes seconds
+    "4x6x16x16:3*4:normal:57",
+    "6x3x16x16:3*6:normal:1",
     "8x24x128x64:24*8:normal:5",
     "6x9x256x128:9*6:normal:1",
     "8x40x128x128:3*8:normal:2",
@@ -192,19 +195,39 @@ def test_rows_come_back_in_logfmt_as_its_definition_says(candidate: DeepEp) -> N
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_planted_fault_is_caught(candidate: DeepEp, name: str) -> None:
-    if name.startswith("nvfp4") and "nvfp4" not in candidate.traits.transports:
-        pytest.skip("this build has no nvfp4")
-    judge = Judge(plant(candidate, name), threads=1, probe=False)
-    assert any(judge.judge(FAULTS[name].killed_by, problem).fails for problem in PROBLEMS)
+def test_a_planted_fault_is_caught_and_named(candidate: DeepEp, name: str) -> None:
+    fault = FAULTS[name]
+    if not carries(candidate, fault):
+        pytest.skip(f"this build has no {needed(fault)}")
+    kept = candidate.traits
+    if needed(fault) == "nvfp4":  # a build that has it may have mistakes of its own in FP8
+        candidate.keep_to(("nvfp4",))
+    try:
+        where, named = caught_and_named(candidate, name, PROBLEMS)
+    finally:
+        candidate.traits = kept
+    assert where, "it is not caught"
+    assert {name, *fault.same_as} & set(named), (where, named)
 
 
-@pytest.mark.parametrize("name", ["counts_of_previous_call", "weights_applied_twice", "fp8_scale_rounded_up"])
-def test_a_planted_fault_is_named(candidate: DeepEp, name: str) -> None:
-    fault, judge = FAULTS[name], Judge(plant(candidate, name), threads=1, probe=False)
-    problem = next(p for p in PROBLEMS if judge.judge(fault.killed_by, p).illegal)
-    found = judge.diagnose(fault.killed_by, problem, "harness diagnose")
-    assert {name, *fault.same_as} & {one["fault"] for one in found}
+@pytest.mark.parametrize("experts", ["eager-cuda", "humming-masked"])
+def test_the_experts_of_another_candidate_are_judged_on_what_arrived(candidate: DeepEp, experts: str) -> None:
+    """Few shapes: Humming compiles a kernel for each."""
+    both = WithExperts(candidate, load_candidate(experts))
+    if reason := support_of(both).reason:
+        pytest.skip(reason)
+    problems = [f"8x24x2048x128:{rows}*8:normal:{seed}" for seed, rows in enumerate((24, 3, 24, 9, 24, 1))]
+    outcomes = judged(both, "EP", problems)
+    assert [one.illegal for one in outcomes if one.illegal] == []
+    stages = {stage.stage for one in outcomes for stage in one.comparisons}
+    assert {"dispatch.bf16.x", "dispatch.fp8.x", "combine", "layer"} <= stages, stages
+    assert any(stage.startswith("experts of rank 1: ") for stage in stages)
+    compared = sum(stage.compared for one in outcomes for stage in one.comparisons)
+    print(f"{experts}: {compared:,} elements, {sorted(stages)}")
+    faulty = judged(plant(both, "output_scaled"), "EP", problems[:2])
+    wrong = {stage.stage for one in faulty for stage in one.illegal}
+    assert any(stage.startswith("experts of rank ") for stage in wrong)
+    assert not any(stage.startswith(("dispatch", "combine")) for stage in wrong)
 
 
 def lost(over: DeepEp, which: signal.Signals) -> float:

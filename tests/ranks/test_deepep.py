@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from harness.candidates import load_candidate, support_of
+from harness.candidates.out_of_contract import out_of_contract
 from harness.candidates.over_ranks import DeepEp, OverRanks
-from harness.candidates.traits import out_of_contract
 from harness.faults.named import plant
 from harness.problems.layer import LayerProblem
 from harness.problems.problem import parse_problem
@@ -23,6 +23,7 @@ from harness.ranks.collectives import Sizes
 from harness.ranks.deepep_build import HIDDEN_SIZES, find_build
 from harness.ranks.errors import NoBuildError, RankError
 from harness.running.judge import Judge
+from tests.ranks.planted import FAULTS, carries, caught_and_named
 
 PROBLEMS = ("4x6x16x16:3*4:normal:57", "6x3x16x16:3*6:normal:1", "3x5x16x16:2*3:normal:3")
 
@@ -99,6 +100,23 @@ def test_what_the_kernels_do_not_take_is_a_reason(candidate: OverRanks, sizes: S
 def test_planted_faults_are_caught(candidate: OverRanks, fault: str, rule: str) -> None:
     judge = Judge(plant(candidate, fault), threads=1, probe=False)
     assert any(judge.judge(rule, problem).illegal for problem in PROBLEMS)
+
+
+def test_scales_a_unit_off_are_those_of_the_named_fault(candidate: OverRanks) -> None:
+    """Senders divide in their own way: most float32 scales are not the model's to the bit."""
+    assert (
+        caught_and_named(candidate, "fp8_scale_of_neighbour", PROBLEMS[:1])[1][0] == "fp8_scale_of_neighbour"
+    )
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", FAULTS)
+def test_every_planted_fault_is_caught_and_named(candidate: OverRanks, name: str) -> None:
+    """tests/gpu/test_deepep.py has the same around the kernels."""
+    assert carries(candidate, FAULTS[name])
+    where, named = caught_and_named(candidate, name, (*PROBLEMS, "8x8x128x64:8*8:normal:5"))
+    assert where
+    assert {name, *FAULTS[name].same_as} & set(named)
 
 
 def test_the_conversion_of_the_fork_is_named_first(fork: OverRanks) -> None:

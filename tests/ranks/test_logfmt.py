@@ -15,12 +15,14 @@ from harness.candidates.eager import Eager
 from harness.candidates.over_ranks import OverRanks
 from harness.candidates.physical import Physical
 from harness.emulation.logfmt import decode_by_kernel, encode_by_kernel
+from harness.faults.fault import BY_LOGFMT, all_faults
 from harness.faults.named import plant
 from harness.problems.layer import LayerProblem
 from harness.problems.problem import parse_problem
 from harness.ranks.errors import RankError
 from harness.running.judge import Judge
 from harness.running.outcome import Outcome
+from harness.verdict import UsageError
 from reference import routing
 from reference.logfmt import LogFmt, encode_logfmt
 
@@ -30,12 +32,16 @@ PROBLEMS = (
     "8x24x512x64:24*8:normal:5:whole_layer",
 )
 NAMES = (
-    "step of the next block", "rounded towards zero", "nearest logarithm", "sign lost", "code off by one",
-    "no code for zero", "signs of the next block", "extremes of 64 channels", "range not clipped", "large rows coded",
+    "step of next block", "rounded towards zero", "nearest logarithm", "sign lost", "code off by one",
+    "no code for zero", "signs of next block", "extremes of 64 channels", "range not clipped", "large rows coded",
     "each block for itself", "never coded", "512 levels",
 )  # fmt: skip
 OVER_RANKS = "4x6x16x16:3*4:normal:57"
 BOTH = ("bf16", "logfmt")
+
+
+def fault_of(name: str) -> str:
+    return f"logfmt_{name.replace(' ', '_')}"
 
 
 class Declared:
@@ -73,11 +79,22 @@ def wrong(stand_in: None) -> dict[str, Callable[[LogFmt], LogFmt]]:
     return known
 
 
+def test_every_mistake_has_a_fault_in_the_catalog() -> None:
+    faults = [fault for fault in all_faults().values() if fault.needs == BY_LOGFMT]
+    assert {fault.name for fault in faults} == {fault_of(name) for name in NAMES}
+    with pytest.raises(UsageError, match="it is about combine by logfmt, and the candidate combines by bf16"):
+        plant(Eager(), faults[0].name)
+
+
 @pytest.mark.parametrize("name", NAMES)
-def test_every_mistake_is_caught(wrong: dict[str, Callable[[LogFmt], LogFmt]], name: str) -> None:
+def test_every_mistake_of_a_kernel_is_caught_and_named(
+    wrong: dict[str, Callable[[LogFmt], LogFmt]], name: str
+) -> None:
+    """In float32, as kernels make it: the catalog's model of it is in float64."""
     candidate = Declared(Physical(), wrong[name])
-    stages = {one.stage for problem in PROBLEMS for one in judged(candidate, problem).illegal}
-    assert stages == {"combine.logfmt"}
+    assert {one.stage for one in judged(candidate, PROBLEMS[1]).illegal} == {"combine.logfmt"}
+    named = Judge(candidate, threads=1, probe=False).diagnose("COMBINE", PROBLEMS[1], "harness diagnose")
+    assert [one["fault"] for one in named] == [fault_of(name)]
 
 
 @pytest.mark.parametrize("base", [Eager, Physical])
@@ -135,11 +152,14 @@ def test_a_mistake_is_caught_over_real_ranks(over: OverRanks, style: str) -> Non
     assert LayerProblem(parse_problem(OVER_RANKS), over.traits).ranks == 2
     over._styles = (style,)
     assert [one.stage for one in judged(over, OVER_RANKS).illegal] == ["combine.logfmt"]
+    if style == "plain":
+        found = Judge(over, threads=1, probe=False).diagnose("COMBINE", OVER_RANKS, "harness diagnose")
+        assert found[0]["fault"] == fault_of(NAMES[0])
 
 
 def test_a_transport_that_combine_lacks_is_refused() -> None:
     candidate = load_candidate("eager-gloo")
-    candidate.traits = dataclasses.replace(candidate.traits, combine_transports=("bf16",))
+    candidate._carried = candidate.traits.transports, ("bf16",)
     with pytest.raises(RankError, match="combine: eager-gloo has no transport 'logfmt'"):
         candidate._check_back("logfmt", 128)
     with pytest.raises(ValueError, match="combine: transport must be one of bf16, logfmt, got 'fp8'"):

@@ -7,11 +7,12 @@ from collections.abc import Iterator
 import pytest
 
 from harness.candidates.over_ranks import EagerGloo
-from harness.faults.fault import Fault, all_faults
+from harness.faults.fault import Fault
 from harness.faults.named import plant
 from harness.problems.layer import LayerProblem
 from harness.problems.problem import parse_problem
 from harness.running.judge import Judge
+from tests.ranks.planted import FAULTS, caught_and_named
 
 RULES = ("DISPATCH", "COMBINE", "EP", "ROUTE")
 PROBLEMS = (
@@ -21,10 +22,10 @@ PROBLEMS = (
     "3x7x64x32:7,0,3:normal:9",  # three experts are on one rank, which is all processes together
     "4x20x128x64:5,0,7,20:normal:0",
 )
-FAULTS = {name: f for name, f in all_faults().items() if f.category in {"dispatch", "combine"}}
 NAMED = {  # a diagnosis costs some twenty calls of all ranks; `long` has it for every fault
-    "counts_of_previous_call": ("DISPATCH", PROBLEMS[0]),
-    "weights_applied_twice": ("COMBINE", PROBLEMS[0]),
+    "counts_of_previous_call": PROBLEMS[:1],
+    "weights_applied_twice": PROBLEMS[:1],
+    "logfmt_sign_lost": PROBLEMS[:1],
 }
 
 
@@ -54,27 +55,16 @@ def caught(candidate: EagerGloo, fault: Fault) -> bool:
 
 
 def test_every_planted_fault_of_dispatch_and_combine_is_caught(candidate: EagerGloo) -> None:
-    assert len(FAULTS) > 25
+    assert len(FAULTS) > 40
     assert [name for name, fault in FAULTS.items() if not caught(candidate, fault)] == []
-
-
-def named(candidate: EagerGloo, name: str, rule: str, problem: str) -> list[str]:
-    judge = Judge(plant(candidate, name), threads=1, probe=False)
-    assert judge.judge(rule, problem).illegal
-    found = judge.diagnose(rule, problem, "harness diagnose")
-    return [one["fault"] for one in found]
 
 
 @pytest.mark.parametrize("name", NAMED)
 def test_a_planted_fault_is_named(candidate: EagerGloo, name: str) -> None:
-    assert name in named(candidate, name, *NAMED[name])
+    assert name in caught_and_named(candidate, name, NAMED[name])[1]
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("name", FAULTS)
 def test_every_planted_fault_is_named(candidate: EagerGloo, name: str) -> None:
-    fault = FAULTS[name]
-    judge = Judge(plant(candidate, name), threads=1, probe=False)
-    failing = (problem for problem in PROBLEMS if judge.judge(fault.killed_by, problem).illegal)
-    # on some problems another fault does the very same
-    assert any({name, *fault.same_as} & set(named(candidate, name, fault.killed_by, p)) for p in failing)
+    assert {name, *FAULTS[name].same_as} & set(caught_and_named(candidate, name, PROBLEMS)[1])

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from harness.candidates.eager import Eager
+from harness.emulation.logfmt import rows_by_kernel
 from reference import loading, routing
 from reference.routing import Dispatched
 
@@ -27,6 +28,7 @@ class LayerHabit:
         garbage: what undefined rows of the receive buffer hold: NaN bytes as the reference leaves them, or other bytes.
         fused: combine multiplies and adds in one rounding.
         alpha: "product" of the scales, or "reciprocal" of the product of the encode scales.
+        logfmt: combine takes LogFMT as well, encoded and decoded in float32 as kernels do it.
     """
 
     ties: str = "lower"
@@ -36,6 +38,7 @@ class LayerHabit:
     garbage: int | None = None
     fused: bool = False
     alpha: str = "product"
+    logfmt: bool = False
 
 
 class LayerVariant(Eager):
@@ -49,6 +52,8 @@ class LayerVariant(Eager):
     def __init__(self, name: str, habit: LayerHabit) -> None:
         super().__init__()
         self.name, self.habit = name, habit
+        if habit.logfmt:
+            self.traits = replace(self.traits, combine_transports=routing.COMBINE_TRANSPORTS)
 
     def route_topk(self, logits: Tensor, topk: int, *, normalize: bool = True) -> tuple[Tensor, Tensor]:
         """Return ids and weights, ties and slots in the habit's order."""
@@ -119,6 +124,10 @@ class LayerVariant(Eager):
         transport: str = "bf16",
     ) -> list[Tensor]:
         """Return the weighted sums, with or without FMA."""
+        if transport == "logfmt":
+            rows = [rows_by_kernel(part) for part in y]
+            summed = routing.combine(rows, dispatched, topk_idx, topk_weights, fused=self.habit.fused)
+            return [out.to(y[0].dtype) for out in summed]
         return routing.combine(
             y, dispatched, topk_idx, topk_weights, transport=transport, fused=self.habit.fused
         )
@@ -147,4 +156,5 @@ LAYER_HABITS = {
     "receive_buffer_of_zeros": LayerHabit(garbage=0),
     "combine_with_fma": LayerHabit(fused=True),
     "alpha_by_reciprocals": LayerHabit(alpha="reciprocal"),
+    "rows_in_logfmt": LayerHabit(logfmt=True, fused=True),
 }

@@ -18,8 +18,10 @@ from harness.diagnosis.cases.legality import Bounds
 from harness.diagnosis.cases.models import Model
 from harness.diagnosis.cases.observation import MASKED_GEMM, Observed
 from harness.diagnosis.cases.replay import ReplayError, replayed
+from harness.diagnosis.cases.transported import same_scales
 from harness.diagnosis.cases.views import decoded, same, seen, untouchable, valid
 
+_BFLOAT16_BITS = 8
 _ENOUGH_AGREEMENT = 256  # elements that agree bit for bit before bit equality is demanded of a prediction
 _SCREENED_EXPERTS = 4
 _QUANTIZED = 32  # multiplications that an element costs to quantize
@@ -39,6 +41,7 @@ class CallCase:
         known_habits: what the candidate leaves in padding, where another call shows it better.
         refused: why a right implementation refuses the call; then all that came back is illegal.
         seen_as: elements in place of those that were seen: where arithmetic is free, a legal value is taken for the model's.
+        between: the ends of what each element may be, where a combine leaves it open; None where there is one value.
         exact: whether the model agrees with the candidate bit for bit where nothing is wrong.
         valid: `(groups, rows)` bool, rows that count.
         seen: the observed elements; `healthy`, the model's.
@@ -61,6 +64,7 @@ class CallCase:
     known_habits: tuple[Habits, bool] | None = None
     refused: str = ""
     seen_as: Tensor | None = None
+    between: tuple[Tensor, Tensor] | None = None
 
     def __post_init__(self) -> None:
         self.exact = self.wild = self.of_few_rows = False
@@ -225,9 +229,11 @@ class CallCase:
             return legal_around(self.call.stage, self.call.arguments, self.seen, predicted)
         equal = same(predicted, self.seen)
         if self.call.stage == "dispatch":  # scales that are never written hold anything
-            equal |= predicted.isnan()
+            equal |= predicted.isnan() | same_scales(self.call.arguments, self.seen, predicted)
         if self.call.stage == "load_experts":  # a product of scales may be rounded in another order
             equal |= legal_around(self.call.stage, self.call.arguments, self.seen, predicted)
+        if self.between is not None:
+            equal |= self._as_legal(predicted)
         if self.care is not None:
             equal |= ~self.care
         if self.wild:  # what is never written holds anything: the candidate's padding does
@@ -242,6 +248,18 @@ class CallCase:
         if not bool((doubtful & self.whole_any(self.illegal, unit)).any()):
             return equal
         return equal | self._flipped(predicted, of_model)
+
+    def _as_legal(self, predicted: Tensor) -> Tensor:
+        """Return which elements are legal and predicted to be, or nearer to the prediction than to right, within a rounding.
+
+        A kernel's float32 may be rounded to the other neighbour in bfloat16 than the fault's float64.
+        """
+        assert self.between is not None  # noqa: S101 - asked by the caller
+        low, high = map(self.taken, self.between)
+        unit = torch.ldexp(torch.ones_like(predicted), torch.frexp(predicted)[1] - _BFLOAT16_BITS)
+        off = (self.seen - predicted).abs()
+        near = (off <= unit + (high - low)) & (off < (self.seen - self.healthy).abs())
+        return near | (self.legal & (predicted >= low) & (predicted <= high))
 
     def _near(self, predicted: Tensor) -> Tensor:
         assert self.slack is not None  # noqa: S101 - asked by the caller

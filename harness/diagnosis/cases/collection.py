@@ -18,7 +18,7 @@ from harness.diagnosis.cases.models import models
 from harness.diagnosis.cases.observation import INNER, MASKED_GEMM, MASKED_MOE, Observed
 from harness.diagnosis.cases.replay import ReplayError, replayed
 from harness.diagnosis.cases.routed import routed_cases
-from harness.diagnosis.cases.transported import legal_combined, legal_transported, taken_for
+from harness.diagnosis.cases.transported import combined_between, legal_transported, taken_for
 from harness.diagnosis.cases.views import input_bytes, memory_of, same, seen, untouchable, valid
 
 
@@ -78,11 +78,11 @@ def cases_around(call: Observed, bounds: Bounds, rank: int = 0) -> list[CallCase
     if is_padded_load(call):
         return []
     got, refusal = seen(call), ""
-    coded = None
+    coded = between = None
     if call.stage == "dispatch":
         coded = legal_transported(call.arguments, got, bounds)
-    elif call.stage == "combine":
-        coded = legal_combined(call.arguments, got)
+    elif call.stage == "combine" and (between := combined_between(call.arguments, got)) is not None:
+        coded = (got >= between[0]) & (got <= between[1])
     judged: list[tuple[tuple[int, int], Any, Tensor, Tensor]] = []
     for model in models_around(call.stage):
         try:
@@ -101,7 +101,7 @@ def cases_around(call: Observed, bounds: Bounds, rank: int = 0) -> list[CallCase
     judged.sort(key=lambda found: found[0], reverse=True)
     try:
         _, model, allowed, taken = judged[min(rank, len(judged) - 1)]
-        return [CallCase(call, allowed, [model], bounds, seen_as=taken)]
+        return [CallCase(call, allowed, [model], bounds, seen_as=taken, between=between)]
     except ReplayError:
         return []
 

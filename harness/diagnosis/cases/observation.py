@@ -48,14 +48,16 @@ class Observed:
 
     @property
     def traits(self) -> Traits:
-        """What is multiplied and applied, as the candidate declares it."""
+        """What is multiplied and applied, as the candidate declares it, and how this call combines."""
         activations, weights = self.forms
+        back = self.arguments.get("transport", "bf16") if self.stage == "combine" else "bf16"
         return Traits(
             activation_format=activations.name,
             weight_format=weights.name,
             k_multiple=128,
             activations=(self.gated, "relu2"),
             final_sum=self.final_sum,
+            combine_transports=tuple(dict.fromkeys(("bf16", back))),
         )
 
     @property

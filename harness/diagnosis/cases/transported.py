@@ -38,6 +38,22 @@ def taken_for(arguments: dict[str, Any], coded: Tensor, elements: Tensor, right:
     return torch.where(coded & same_token, right, elements)
 
 
+def same_scales(arguments: dict[str, Any], elements: Tensor, others: Tensor) -> Tensor:
+    """Return which elements are float32 scales, of dispatch by "fp8", that differ by no more than those of two senders may.
+
+    Args:
+        arguments: of dispatch.
+        elements: as `legal_transported` has them, of some experts and rows.
+        others: of the same ones, of another sender.
+    """
+    found = torch.zeros(elements.shape, dtype=torch.bool)
+    if arguments.get("transport") == "fp8":
+        scales = slice(_width(arguments) + _SOURCE, -1)
+        one, other = elements[..., scales], others[..., scales]
+        found[..., scales] = (one - other).abs() <= 2 * fp8_tokens.SCALE_FREEDOM * other.abs()
+    return found
+
+
 def _width(arguments: dict[str, Any]) -> int:
     hidden: int = arguments["x"][0].shape[1]
     return hidden // 2 if arguments.get("transport") == "nvfp4" else hidden
@@ -82,21 +98,24 @@ def legal_transported(arguments: dict[str, Any], elements: Tensor, bounds: Bound
     return found
 
 
-def legal_combined(arguments: dict[str, Any], elements: Tensor) -> Tensor:
-    """Return which outputs of a combine by "logfmt" are legal.
+def combined_between(arguments: dict[str, Any], elements: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Return the ends of what outputs of a combine by "logfmt" may be, None of another transport, whose outputs have one value.
 
     Args:
         arguments: of combine.
         elements: `(ranks, tokens, 1, hidden)` float64, as harness.diagnosis.cases.around has them.
+
+    Returns:
+        Two tensors of that shape, NaN in rows that no rank has.
     """
-    found = torch.zeros(elements.shape, dtype=torch.bool)
     if arguments.get("transport", "bf16") == "bf16":
-        return found
+        return None
     names = ("y", "dispatched", "topk_idx", "topk_weights")
-    for rank, (low, high) in enumerate(legal_logfmt_combine(*(arguments[name] for name in names))):
-        got = elements[rank, : len(low), 0]
-        found[rank, : len(low), 0] = (got >= low) & (got <= high)
-    return found
+    low, high = (torch.full_like(elements, torch.nan) for _ in range(2))
+    for rank, ends in enumerate(legal_logfmt_combine(*(arguments[name] for name in names))):
+        for whole, end in zip((low, high), ends, strict=True):
+            whole[rank, : len(end), 0] = end.double()
+    return low, high
 
 
 def _legal_fp8(sent: Tensor, values: Tensor, scales: Tensor, transport: str) -> tuple[Tensor, Tensor]:

@@ -39,22 +39,21 @@ class Hypothesis:
         return Parameters(self.strength, Random(self.fault.name), f"{self.fault.name} diagnosis")
 
 
-def hypotheses_in(
-    stages: Iterable[str], units: tuple[str, ...], traits: Traits | None = None
-) -> list[Hypothesis]:
+def hypotheses_in(stages: Iterable[str], units: tuple[str, ...], *traits: Traits) -> list[Hypothesis]:
     """Return every fault of some units that is planted in one of the stages, in each of its strengths.
 
     Args:
         stages: names.
         units: of harness.faults.fault.UNITS.
-        traits: formats and activation, which it can be a mistake of.
+        traits: formats, activation and transports, of calls that it can be a mistake of; none for the usual ones.
     """
-    traits = traits or Traits()
+    different = list(dict.fromkeys(map(repr, traits)))
+    of_calls = [next(t for t in traits if repr(t) == text) for text in different] or [Traits()]
     wanted = set(stages)
     return [
         Hypothesis(fault, strength)
         for fault in all_faults().values()
-        if fault.unit in units and wanted & set(fault.stages) and not fault.unfit(traits)
+        if fault.unit in units and wanted & set(fault.stages) and not all(fault.unfit(t) for t in of_calls)
         for strength in fault.strengths
     ]
 

@@ -81,7 +81,8 @@ def search_calls(cases: list[CallCase], calls: list[Observed], seconds: float) -
     """
     search = _Search(cases, calls, time.thread_time() + seconds, score_calls)
     stages = {case.call.stage for case in cases if case.fails}
-    tried = order(hypotheses_in(stages, _EVERY_UNIT, cases[0].call.traits), cases)
+    failing = [case.call.traits for case in cases if case.fails]
+    tried = order(hypotheses_in(stages, _EVERY_UNIT, *failing), cases)
     scores = _tested(tried, search)
     if not _covered(scores, cases):
         scores += _tested(fitted(tried, cases), search)

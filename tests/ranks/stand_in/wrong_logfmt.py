@@ -19,7 +19,7 @@ def _towards_zero(rows: LogFmt) -> LogFmt:
     """Round the logarithm down instead of taking the nearest value."""
     step = ((rows.log_high - rows.log_low) / 510).repeat_interleave(CHANNELS, -1)
     position = (rows.plain.double().abs().log2() - rows.log_low.repeat_interleave(CHANNELS, -1)) / step
-    codes = position.nan_to_num(0, posinf=0, neginf=-1).add(1 + 1e-6).floor().clamp(0, 511).long()
+    codes = position.nan_to_num(0, posinf=0, neginf=-1).add(1 + 1e-3).floor().clamp(0, 511).long()
     return replace(rows, codes=codes)
 
 
@@ -60,13 +60,13 @@ def _each_block_for_itself(rows: LogFmt) -> LogFmt:
 
 
 WRONG: Mapping[str, Callable[[LogFmt], LogFmt]] = {
-    "step of the next block": _of_next_block,
+    "step of next block": _of_next_block,
     "rounded towards zero": _towards_zero,
     "nearest logarithm": _nearest_logarithm,
     "sign lost": lambda rows: replace(rows, negative=torch.zeros_like(rows.negative)),
     "code off by one": lambda rows: replace(rows, codes=(rows.codes + 1).clamp(max=511)),
     "no code for zero": lambda rows: replace(rows, codes=rows.codes.clamp(min=1)),
-    "signs of the next block": lambda rows: replace(rows, negative=rows.negative.roll(CHANNELS, -1)),
+    "signs of next block": lambda rows: replace(rows, negative=rows.negative.roll(CHANNELS, -1)),
     "extremes of 64 channels": _of_64_channels,
     "range not clipped": _without_clip,
     "large rows coded": _coded_whatever_its_size,

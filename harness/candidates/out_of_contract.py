@@ -1,0 +1,22 @@
+"""What a candidate does not promise, in words, for a verdict that says what was not tested."""
+
+from __future__ import annotations
+
+from harness.candidates.traits import TRANSPORTS, Traits
+
+
+def out_of_contract(traits: Traits) -> list[str]:
+    """Return what a candidate's contract leaves out of the values that the path takes, for a verdict: not tested."""
+    said = {
+        "NaN and infinities": traits.finite_only,
+        "subnormal numbers": not traits.keeps_subnormals,
+        "the sign of zero": not traits.keeps_sign_of_zero,
+        "a GEMM without alpha": traits.alpha_required,
+        "checkpoints that lack a scale": traits.complete_only,
+    }
+    if traits.least_scale:
+        said[f"tokens whose scales are below {traits.least_scale:g}"] = True
+    lacking = [f"dispatch by {name}" for name in TRANSPORTS[:3] if name not in traits.transports]
+    return [what for what, is_out in said.items() if is_out] + [
+        what for what in lacking if what not in traits.left_out
+    ]
