@@ -105,7 +105,7 @@ def _first(reaches: Callable[[Tensor], Tensor], near: Tensor, dtype: torch.dtype
 
 
 @lru_cache(maxsize=64)
-def _thresholds(scale: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+def thresholds_of(scale: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
     """Return the thresholds of both kinds; treat them as read-only."""
     of_groups = torch.tensor(scale, dtype=torch.float64, device=device)
     return byte_thresholds(of_groups, dtype), code_thresholds(of_groups, dtype)
@@ -129,7 +129,7 @@ def quantize_blocks(x: Tensor, codes: Tensor, block_scale: Tensor, scale: Sequen
         scale: of each group, encode scales as `has_thresholds` wants them.
     """
     bits, infinity = bits_of(x), infinity_bits(x.dtype)
-    of_byte, of_code = _thresholds(tuple(scale), x.dtype, x.device)
+    of_byte, of_code = thresholds_of(tuple(scale), x.dtype, x.device)
     largest = _largest(bits)
     nan = bits > infinity if bool((largest > infinity).any()) else None
     if nan is not None:  # NaN does not count, unless there is nothing else
