@@ -1,7 +1,7 @@
 """Decoded weights are kept: a model multiplies with the same NVFP4 operands again and again.
 
-What is kept is found by its place in memory and checked byte for byte against a copy, so that an operand that changed, in
-place or not, is decoded anew: the result never depends on earlier calls.
+What is kept is found by what the operand holds, checked byte for byte against a copy: callers hand over copies, at other places
+in memory. An operand that changed, in place or not, is decoded anew: the result never depends on earlier calls.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-LIMIT = 1 << 23
-"""Decoded elements kept in all. One operand of more than an eighth of that is not kept: it would push out the others."""
+LIMIT = 1 << 25
+"""Decoded elements kept in all. One operand of more than a quarter of that is not kept: it would push out the others."""
+_SAMPLES = 16  # bytes by which operands are told apart before they are compared
 
 
 def keeps(packed: Tensor) -> bool:
     """Return whether a packed operand is small enough to be kept decoded."""
-    return packed.numel() * 2 * 8 <= LIMIT
+    return packed.numel() * 2 * 4 <= LIMIT
 
 
 class DecodedOperands:
@@ -41,7 +42,7 @@ class DecodedOperands:
 
         if not keeps(packed):
             return decode()
-        key = (packed.data_ptr(), scales.data_ptr(), packed.shape, scales.shape, str(packed.device))
+        key = (*_some_bytes(packed), *_some_bytes(scales), packed.shape, scales.shape, str(packed.device))
         kept = self._kept.get(key)
         if kept is not None and torch.equal(kept[0], packed) and torch.equal(kept[1], scales):
             self._kept.move_to_end(key)
@@ -56,3 +57,10 @@ class DecodedOperands:
             _, (_, _, oldest) = self._kept.popitem(last=False)
             self._elements -= oldest.numel()
         return values
+
+
+def _some_bytes(tensor: Tensor) -> list[int]:
+    """Return a few bytes of a tensor, from all over it."""
+    flat = tensor.flatten()
+    found: list[int] = flat[:: max(1, len(flat) // _SAMPLES)][:_SAMPLES].tolist()
+    return found

@@ -220,7 +220,8 @@ def legal_rows(
         undecided = torch.cat(
             [torch.zeros_like(p.bit_equal) if p.undecided is None else p.undecided for p in parts]
         )
-    return LegalOutput(low, high, exact, bit_equal, all(part.oracle_exact for part in parts), undecided)
+    ways = sum((part.ways for part in parts), Counter())
+    return LegalOutput(low, high, exact, bit_equal, all(part.oracle_exact for part in parts), undecided, ways)
 
 
 def _legal_there(legal: LegalOutput, r: int, c: int) -> str:
@@ -264,6 +265,7 @@ def _experts(
                 b_steps=steps,
                 predict=predict,
                 within_float64=prediction is not None and prediction.within_float64,
+                rounded_once=prediction is not None and prediction.summation.rounds_once(a.shape[-1]),
                 row_scale=None if row_scale is None else row_scale[expert, :count],
                 scaled_in=scaled_in,
             ),

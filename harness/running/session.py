@@ -198,6 +198,8 @@ class Child:
         environment = {
             # Threads that spin while they wait make torch ten times slower as soon as the cores are shared.
             "OMP_WAIT_POLICY": "PASSIVE",
+            # torch then asks for huge pages for tensors above 2 MiB: each new one costs a page fault every 4 KiB otherwise.
+            "THP_MEM_ALLOC_ENABLE": "1",
             **os.environ,
             **self._environment,
         }
