@@ -122,7 +122,7 @@ def judge(problems: list[str], rule: str) -> dict[str, Any]:
 
     candidate = load_candidate(CANDIDATE)
     judging = _first(JUDGES, "Judge").Judge(candidate)
-    stages = getattr(_first(("harness.candidates.protocol",), "stages_of"), "stages_of")(candidate)
+    stages = _first(("harness.candidates.protocol",), "stages_of").stages_of(candidate)
     for name in stages:
         setattr(candidate, name, clock.timed("candidate", getattr(candidate, name)))
     counted: dict[str, int] = defaultdict(int)
@@ -140,9 +140,8 @@ def judge(problems: list[str], rule: str) -> dict[str, Any]:
 class _Noted:
     """A session that judges nothing and notes what it is asked."""
 
-    left_out: dict[str, str] = {}
-
     def __init__(self, judge: Any) -> None:
+        self.left_out: dict[str, str] = {}
         self.described, self.problems = judge.describe(), []
 
     def describe(self) -> Any:
@@ -171,7 +170,9 @@ def draw(profile: str, rules: list[str]) -> dict[str, list[str]]:
     for rule in RULES:
         if set(rule.stages) <= stages and (not rules or rule.id in rules):
             session, wanted = _Noted(judge), settings(find_profile(profile))
-            runner.RuleRun(rule, session, wanted).draw() if _is_new() else runner.run_rule(rule, session, wanted)
+            runner.RuleRun(rule, session, wanted).draw() if _is_new() else runner.run_rule(
+                rule, session, wanted
+            )
             drawn[rule.id] = session.problems
     return drawn
 
@@ -182,15 +183,23 @@ def _is_new() -> bool:
 
 def _alone() -> None:
     """Let packages come from the tree at hand only: an editable installation offers modules that an older tree lacks."""
-    sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in getattr(finder, "__module__", "")]
+    sys.meta_path[:] = [
+        finder for finder in sys.meta_path if "editable" not in getattr(finder, "__module__", "")
+    ]
 
 
 def _child(tree: Path, *arguments: str, given: Any = None) -> Any:
     """Return what a process of a tree answers, given something as JSON."""
     environment = os.environ | {"PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, __file__, "--child", *arguments]
-    done = subprocess.run(
-        command, input=json.dumps(given), env=environment, cwd=tree, check=True, text=True, stdout=subprocess.PIPE
+    done = subprocess.run(  # noqa: S603 - this file
+        command,
+        input=json.dumps(given),
+        env=environment,
+        cwd=tree,
+        check=True,
+        text=True,
+        stdout=subprocess.PIPE,
     )
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -199,9 +208,12 @@ def _say(name: str, number: int, found: dict[str, dict[str, float]]) -> None:
     """Print the seconds of one rule: of the other tree, and of this one."""
     sums = {tree: sum(seconds.values()) for tree, seconds in found.items()}
     texts = [
-        f"{sums[tree]:8.2f} ({' '.join(f'{found[tree].get(part, 0.0):7.2f}' for part in PARTS)})" for tree in found
+        f"{sums[tree]:8.2f} ({' '.join(f'{found[tree].get(part, 0.0):7.2f}' for part in PARTS)})"
+        for tree in found
     ]
-    print(f"{name:11}{number:5}  {'  '.join(texts)}  {sums['here'] / max(sums['there'], 1e-9):5.2f}", flush=True)
+    print(
+        f"{name:11}{number:5}  {'  '.join(texts)}  {sums['here'] / max(sums['there'], 1e-9):5.2f}", flush=True
+    )
 
 
 def compare(there: Path, profile: str, every: int, rounds: int, rules: list[str]) -> None:
@@ -225,9 +237,9 @@ def compare(there: Path, profile: str, every: int, rounds: int, rules: list[str]
         _say(rule, len(problems), best)
         if counted["there"] != counted["here"]:
             print(f"  counted there {counted['there']}, here {counted['here']}")
-        for name in total:
+        for name, sums in total.items():
             for part, seconds in best[name].items():
-                total[name][part] += seconds
+                sums[part] += seconds
     _say("all", sum(map(len, drawn.values())), total)
 
 
@@ -238,7 +250,9 @@ def main() -> None:
         given = json.load(sys.stdin)
         print(json.dumps(draw(sys.argv[3], given) if sys.argv[2] == "draw" else judge(given, sys.argv[3])))
         return
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("tree", type=Path, help="the other tree")
     parser.add_argument("--profile", default="standard")
     parser.add_argument("--every", type=int, default=1, help="one problem in so many of each rule")

@@ -111,14 +111,14 @@ def _quantized_on_cpu(x: Tensor, codes: Tensor, block_scale: Tensor, scale: Tens
         return False
     from reference.fast import columns, thresholds
 
-    distinct, which = scale.unique(return_inverse=True)
+    distinct, which = torch.unique(scale, return_inverse=True)
     encode = distinct.tolist()
     if x.numel() < _LARGE_ON_CPU * len(encode) or not thresholds.has_thresholds(encode):
         return False
     which = which.int().repeat_interleave(x.shape[1])
-    flat = x.view(-1, BLOCK), codes.view(-1, BLOCK), block_scale.view(-1)
-    for part in columns.quantize_blocks(*flat, encode, which):
-        _quantize_blocks(*(each[part] for each in flat), distinct.double()[which[part]])
+    x, codes, block_scale = x.view(-1, BLOCK), codes.view(-1, BLOCK), block_scale.view(-1)
+    for part in columns.quantize_blocks(x, codes, block_scale, encode, which):
+        _quantize_blocks(x[part], codes[part], block_scale[part], distinct.double()[which[part]])
     return True
 
 

@@ -75,7 +75,7 @@ def judge_gemm(
     ratio = None if bool(mask.all()) else wide.ratio(values)
     if ratio is None and bool(by_interval.any()):
         ratio = wide.ratio(values)[by_interval]
-    return compare(
+    found = compare(
         stage,
         mask,
         rows,
@@ -84,6 +84,8 @@ def judge_gemm(
         show=_show(got, legal, streams=prediction is not None and prediction.summation.stream),
         ratio=ratio,
     )
+    found.oracle = dict(legal.ways)
+    return found
 
 
 def _show(got: Tensor, legal: LegalOutput, *, streams: bool) -> Callable[[int, int], str]:

@@ -71,7 +71,7 @@ def _mean_square(values: Tensor) -> Tensor:
     NaN comes in whole blocks.
     """
     ones = values.new_ones(BLOCK)
-    sums = [torch.mv(part.square(), ones) for part in values.view(-1, BLOCK).split(_BLOCKS)]
+    sums = [torch.mv(part.square(), ones) for part in torch.split(values.view(-1, BLOCK), _BLOCKS)]
     return torch.cat(sums).double().nanmean() / BLOCK
 
 

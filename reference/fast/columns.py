@@ -52,7 +52,9 @@ def quantize_blocks(
         reached &= 8
         passed = torch.empty_like(bits)
         for threshold in of_code.index_select(1, byte.add_(which[part], alpha=BYTES)):
-            reached += torch.ge(bits, threshold, out=passed)  # of the operands' type: vectorized, which bool is not
+            reached += torch.ge(
+                bits, threshold, out=passed
+            )  # of the operands' type: vectorized, which bool is not
         codes[part] = reached.t()
     return left
 

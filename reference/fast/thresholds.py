@@ -105,7 +105,9 @@ def _first(reaches: Callable[[Tensor], Tensor], near: Tensor, dtype: torch.dtype
 
 
 @lru_cache(maxsize=64)
-def thresholds_of(scale: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+def thresholds_of(
+    scale: tuple[float, ...], dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor]:
     """Return the thresholds of both kinds; treat them as read-only."""
     of_groups = torch.tensor(scale, dtype=torch.float64, device=device)
     return byte_thresholds(of_groups, dtype), code_thresholds(of_groups, dtype)
