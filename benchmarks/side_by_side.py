@@ -37,6 +37,7 @@ NUMBERS = (
     ("harness.problems.routed", "RoutedProblem"),
 )  # fmt: skip
 COMPARISONS = ("harness.judging.comparison", "harness.comparison")
+SESSIONS = ("harness.running.session", "harness.session")
 JUDGES = ("harness.running.judge", "harness.judging")
 
 
@@ -247,6 +248,9 @@ def main() -> None:
     """Compare two trees, or be one of them."""
     if sys.argv[1:2] == ["--child"]:
         _alone()
+        os.environ.update(
+            getattr(_first(SESSIONS, "START_SECONDS"), "DEFAULT_ENVIRONMENT", {})
+        )  # before torch
         given = json.load(sys.stdin)
         print(json.dumps(draw(sys.argv[3], given) if sys.argv[2] == "draw" else judge(given, sys.argv[3])))
         return

@@ -72,9 +72,6 @@ def judge_gemm(
             judged, bit_equal = {}, 0
         judged |= _predicted(mask, got, given, prediction, got.numel() - bit_equal)
         by_interval = torch.zeros_like(legal.bit_equal)
-    ratio = None if bool(mask.all()) else wide.ratio(values)
-    if ratio is None and bool(by_interval.any()):
-        ratio = wide.ratio(values)[by_interval]
     found = compare(
         stage,
         mask,
@@ -82,10 +79,17 @@ def judge_gemm(
         judged=judged,
         altered=altered_copies(values, accepts),
         show=_show(got, legal, streams=prediction is not None and prediction.summation.stream),
-        ratio=ratio,
+        ratio=_ratio(wide, values, mask, by_interval),
     )
     found.oracle = dict(legal.ways)
     return found
+
+
+def _ratio(legal: LegalOutput, values: Tensor, mask: Tensor, by_interval: Tensor) -> Tensor | None:
+    """Return error over bound: of all elements where one is illegal, else of those that an interval judged."""
+    if not bool(mask.all()):
+        return legal.ratio(values)
+    return legal.ratio(values)[by_interval] if bool(by_interval.any()) else None
 
 
 def _show(got: Tensor, legal: LegalOutput, *, streams: bool) -> Callable[[int, int], str]:
