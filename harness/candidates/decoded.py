@@ -13,14 +13,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-LIMIT = 1 << 25
-"""Decoded elements kept in all. One operand of more than a quarter of that is not kept: it would push out the others."""
+LIMIT = 1 << 27
+"""Bytes of decoded elements kept in all. One operand of more than a quarter of that in float32 is not kept: it would push out
+the others."""
+_FLOAT32 = 8  # bytes of float32 that a packed byte is decoded to
 _SAMPLES = 16  # bytes by which operands are told apart before they are compared
-
-
-def keeps(packed: Tensor) -> bool:
-    """Return whether a packed operand is small enough to be kept decoded."""
-    return packed.numel() * 2 * 4 <= LIMIT
 
 
 class DecodedOperands:
@@ -28,7 +25,7 @@ class DecodedOperands:
 
     def __init__(self) -> None:
         self._kept: OrderedDict[tuple[object, ...], tuple[Tensor, Tensor, Tensor]] = OrderedDict()
-        self._elements = 0
+        self._bytes = 0
 
     def get(self, packed: Tensor, scales: Tensor, decode: Callable[[], Tensor]) -> Tensor:
         """Return the decoded operand; the caller must not write to it.
@@ -40,7 +37,7 @@ class DecodedOperands:
         """
         import torch
 
-        if not keeps(packed):
+        if packed.numel() * _FLOAT32 > LIMIT // 4:
             return decode()
         key = (*_some_bytes(packed), *_some_bytes(scales), packed.shape, scales.shape, str(packed.device))
         kept = self._kept.get(key)
@@ -49,13 +46,13 @@ class DecodedOperands:
             return kept[2]
         values = decode()
         if kept is not None:
-            self._elements -= kept[2].numel()
+            self._bytes -= kept[2].nbytes
         self._kept[key] = (packed.clone(), scales.clone(), values)
         self._kept.move_to_end(key)
-        self._elements += values.numel()
-        while self._elements > LIMIT:
+        self._bytes += values.nbytes
+        while self._bytes > LIMIT:
             _, (_, _, oldest) = self._kept.popitem(last=False)
-            self._elements -= oldest.numel()
+            self._bytes -= oldest.nbytes
         return values
 
 

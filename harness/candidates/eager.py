@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from harness.candidates.composition import ComposedMoe
-from harness.candidates.decoded import DecodedOperands, keeps
+from harness.candidates.decoded import DecodedOperands
 from harness.candidates.layer_stages import LayerStages
 from harness.candidates.protocol import Traits
 from harness.candidates.routed import ComposedRoutedMoe
@@ -112,11 +112,8 @@ class EagerKernels(ComposedMoe, ComposedRoutedMoe):
         coded, of_weights = layouts.loaded(self.form, (a, a_scale)), FORMATS[self.traits.weight_format]
         packed, swizzled = b.permute(2, 0, 1).contiguous(), layouts.swizzled_bytes(b_scale)
 
-        # float32 holds every value of both formats; what is kept saves the conversion, what is large half the memory.
-        dtype = torch.float64 if keeps(packed) else torch.float32
-
-        def decode() -> Tensor:
-            return of_weights.values(layouts.loaded(of_weights, (b, b_scale)), dtype)
+        def decode() -> Tensor:  # float32 holds every value of every format
+            return of_weights.values(layouts.loaded(of_weights, (b, b_scale)), torch.float32)
 
         b_values = self._weights.get(packed, swizzled, decode)
         valid, counts = valid_rows(masked_m, coded.codes.shape[1]), masked_m.tolist()

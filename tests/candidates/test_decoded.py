@@ -51,10 +51,10 @@ def test_a_changed_operand_is_decoded_anew(candidate) -> None:
 
 def test_a_kept_operand_is_not_decoded_again_and_the_oldest_makes_room() -> None:
     kept, decoded = DecodedOperands(), []
-    many = [torch.full((LIMIT // 16,), i, dtype=torch.uint8) for i in range(9)]  # an eighth of the limit each
+    many = [torch.full((LIMIT // 64,), i, dtype=torch.uint8) for i in range(9)]  # an eighth of the limit each
     scale = torch.zeros(1, dtype=torch.uint8)
     for index in (0, 1, 0, *range(2, 9), 0, 1):
-        kept.get(many[index], scale, lambda i=index: decoded.append(i) or torch.empty(LIMIT // 8))
+        kept.get(many[index], scale, lambda i=index: decoded.append(i) or torch.empty(LIMIT // 32))
     assert decoded == [0, 1, 2, 3, 4, 5, 6, 7, 8, 1]  # 0 was used again before 1 had to go
 
 
@@ -70,7 +70,7 @@ def test_a_copy_elsewhere_in_memory_is_the_same_operand_and_one_byte_makes_anoth
 
 def test_an_operand_above_the_limit_is_not_kept() -> None:
     kept, calls = DecodedOperands(), []
-    big, scale = torch.zeros(LIMIT // 8 + 1, dtype=torch.uint8), torch.zeros(1, dtype=torch.uint8)
+    big, scale = torch.zeros(LIMIT // 32 + 1, dtype=torch.uint8), torch.zeros(1, dtype=torch.uint8)
     for _ in range(2):
         kept.get(big, scale, lambda: calls.append(1) or torch.empty(0))
     assert len(calls) == 2
