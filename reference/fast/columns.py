@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from reference import e2m1, e4m3
 from reference.fast.thresholds import BYTES, infinity_bits, thresholds_of
 
 _BLOCKS = 1 << 13  # at a time, so that they stay in a core's cache
@@ -35,8 +36,8 @@ def quantize_blocks(
     Returns:
         Stretches of blocks that hold NaN: nothing is done there.
     """
-    of_byte, of_code = thresholds_of(tuple(scale), x.dtype, x.device)
-    of_code = of_code.view(-1, 7).t().contiguous()
+    encode = torch.tensor(scale, dtype=torch.float64)
+    of_code = thresholds_of(tuple(scale), x.dtype, x.device)[1].view(-1, 7).t().contiguous()
     left = []
     for start in range(0, len(x), _BLOCKS):
         part = slice(start, start + _BLOCKS)
@@ -46,25 +47,16 @@ def quantize_blocks(
         if int(largest.max()) > infinity_bits(x.dtype):
             left.append(part)
             continue
-        byte = _bytes_of(largest, of_byte, which[part])
+        # One byte for sixteen elements: the definition costs no more than looking for it among the thresholds.
+        of_blocks = encode.index_select(0, which[part])
+        byte = e4m3.round_to_byte(largest.view(x.dtype).double() * of_blocks / e2m1.MAX)
         block_scale[part] = byte
         reached = (turned & _SIGN) >> 12
-        reached &= 8
+        reached &= e2m1.SIGN_BIT
         passed = torch.empty_like(bits)
-        for threshold in of_code.index_select(1, byte.add_(which[part], alpha=BYTES)):
+        for threshold in of_code.index_select(1, byte + which[part] * BYTES):
             reached += torch.ge(
                 bits, threshold, out=passed
             )  # of the operands' type: vectorized, which bool is not
         codes[part] = reached.t()
     return left
-
-
-def _bytes_of(largest: Tensor, of_byte: Tensor, which: Tensor) -> Tensor:
-    """Return how many thresholds of its encode scale the largest magnitude of each block reaches, `(blocks,)` int32."""
-    if len(of_byte) == 1:
-        return torch.searchsorted(of_byte[0], largest, right=True, out_int32=True)
-    # One ascending row of all scales: the thresholds of one come after those of the scale before it.
-    above = torch.arange(0, len(of_byte) << 16, 1 << 16)
-    rows = (of_byte + above.unsqueeze(-1)).flatten()
-    found = torch.searchsorted(rows, largest + above.index_select(0, which), right=True, out_int32=True)
-    return found.sub_(which, alpha=of_byte.shape[1])
