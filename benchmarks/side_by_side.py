@@ -5,10 +5,11 @@
     python benchmarks/side_by_side.py /tmp/before --profile quick --rules QUANT GEMM
 
 The problems are those that the other tree draws for a profile, so that both can make them: strings without a version where it
-is older than version 2. Of each rule a fresh process of one tree, then of the other, in turn, one thread each, `--rounds` times;
-the least counts. Processor time, since other programs may run. What a process does once (loading torch, measuring the
-candidate) is left out. Times are split into making the numbers of problems, the candidate's stages, the question whether
-altered copies would pass (power), and the rest of judging; what is nested counts where it happens.
+is older than version 2. A fresh process of one tree judges all of them, then one of the other, in turn, one thread each,
+`--rounds` times; of each rule the least counts. Processor time, since other programs may run. What a process does once
+(loading torch, measuring the candidate) is left out. Times are split into making the numbers of problems, the candidate's
+stages, the question whether altered copies would pass (power), and the rest of judging; what is nested counts where it
+happens.
 """
 
 from __future__ import annotations
@@ -112,8 +113,8 @@ def _watch(clock: Clock) -> None:
                 attribute.func = clock.timed("problem", attribute.func)
 
 
-def judge(problems: list[str], rule: str) -> dict[str, Any]:
-    """Return the seconds of each part of judging some problems of a rule, and what came of them."""
+def judge(drawn: dict[str, list[str]]) -> dict[str, Any]:
+    """Return for each rule the seconds of each part of judging its problems, and what came of them."""
     import torch
 
     torch.set_num_threads(1)
@@ -126,16 +127,19 @@ def judge(problems: list[str], rule: str) -> dict[str, Any]:
     stages = _first(("harness.candidates.protocol",), "stages_of").stages_of(candidate)
     for name in stages:
         setattr(candidate, name, clock.timed("candidate", getattr(candidate, name)))
-    counted: dict[str, int] = defaultdict(int)
-    clock.start()
-    for problem in problems:
-        outcome = judging.judge(rule, problem)
-        answer = outcome if isinstance(outcome, dict) else vars(outcome)
-        compared = [c if isinstance(c, dict) else vars(c) for c in answer.get("comparisons", ())]
-        counted[str(answer["status"])] += 1
-        counted["elements"] += sum(c["compared"] for c in compared)
-        counted["illegal"] += sum(c["illegal"] for c in compared)
-    return {"seconds": clock.stop(), "counted": counted}
+    found = {}
+    for rule, problems in drawn.items():
+        clock.start()
+        counted: dict[str, int] = defaultdict(int)
+        for problem in problems:
+            outcome = judging.judge(rule, problem)
+            answer = outcome if isinstance(outcome, dict) else vars(outcome)
+            compared = [c if isinstance(c, dict) else vars(c) for c in answer.get("comparisons", ())]
+            counted[str(answer["status"])] += 1
+            counted["elements"] += sum(c["compared"] for c in compared)
+            counted["illegal"] += sum(c["illegal"] for c in compared)
+        found[rule] = {"seconds": clock.stop(), "counted": counted}
+    return found
 
 
 class _Noted:
@@ -225,17 +229,18 @@ def compare(there: Path, profile: str, every: int, rounds: int, rules: list[str]
         if problems
     }
     print(f"{profile}, one in {every} problems; CPU seconds ({', '.join(PARTS)}) there, here, here / there")
+    answers: dict[str, list[Any]] = {"there": [], "here": []}
+    for _ in range(rounds):
+        for name, tree in (("there", there), ("here", HERE)):
+            answers[name].append(_child(tree, "judge", given=drawn))
     total: dict[str, dict[str, float]] = {"there": defaultdict(float), "here": defaultdict(float)}
     for rule, problems in drawn.items():
-        best: dict[str, dict[str, float]] = {}
-        counted = {}
-        for _ in range(rounds):
-            for name, tree in (("there", there), ("here", HERE)):
-                answer = _child(tree, "judge", rule, given=problems)
-                counted[name] = answer["counted"]
-                if name not in best or sum(answer["seconds"].values()) < sum(best[name].values()):
-                    best[name] = answer["seconds"]
+        best = {
+            name: min((answer[rule]["seconds"] for answer in given), key=lambda parts: sum(parts.values()))
+            for name, given in answers.items()
+        }
         _say(rule, len(problems), best)
+        counted = {name: given[0][rule]["counted"] for name, given in answers.items()}
         if counted["there"] != counted["here"]:
             print(f"  counted there {counted['there']}, here {counted['here']}")
         for name, sums in total.items():
@@ -252,7 +257,7 @@ def main() -> None:
             getattr(_first(SESSIONS, "START_SECONDS"), "DEFAULT_ENVIRONMENT", {})
         )  # before torch
         given = json.load(sys.stdin)
-        print(json.dumps(draw(sys.argv[3], given) if sys.argv[2] == "draw" else judge(given, sys.argv[3])))
+        print(json.dumps(draw(sys.argv[3], given) if sys.argv[2] == "draw" else judge(given)))
         return
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
