@@ -10,14 +10,16 @@ Rules: GEMM-2 (bit equality), GEMM-3 (interval). Derivation: docs/bounds.md.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from reference import certificate
 from reference.epilogue import CONTRACT, Epilogue
+from reference.exact_products import Products, Side, exact_products
 
 Predict = Callable[[Tensor], Tensor]
 """Elements of an `(m, n)` product, as a mask -> the float32 sums that the candidate's accumulator holds for them, in the order
@@ -43,6 +45,11 @@ class Accumulator:
     measured: bool = False
     window: int = 26
     epilogue: Epilogue = CONTRACT
+
+    @property
+    def certified_bits(self) -> int:
+        """Bits below which every partial sum is exact, whatever is added in which order."""
+        return min(self.bits, self.window, certificate.FLOAT32_BITS)
 
     def truncation(self, k: int) -> float:
         """Return the error of the running sum, in multiples of the largest partial sum, for k products.
@@ -84,6 +91,7 @@ class LegalOutput:
         oracle_exact: whether every float64 dot product was itself exact.
         undecided: `(m, n)` bool, an infinite alpha times a sum that may be zero: either infinity and NaN are legal; None
             where there is none.
+        ways: elements by the way that made their dot product exact (reference.exact_products).
     """
 
     low: Tensor
@@ -92,6 +100,7 @@ class LegalOutput:
     bit_equal: Tensor
     oracle_exact: bool
     undecided: Tensor | None = None
+    ways: Counter[str] = field(default_factory=Counter)
 
     def accepts(self, out: Tensor) -> Tensor:
         """Return which elements are legal: inside the interval, or NaN where the exact result is NaN."""
@@ -125,6 +134,7 @@ def legal_gemm(
     b_steps: Tensor | None = None,
     predict: Predict | None = None,
     within_float64: bool = False,
+    rounded_once: bool = False,
     row_scale: Tensor | None = None,
     scaled_in: int = 0,
 ) -> LegalOutput:
@@ -139,6 +149,8 @@ def legal_gemm(
         b_steps: `step_exponents(b)`, where the caller has it already.
         predict: what the candidate's accumulator holds, where that is known bit for bit: see `Predict`.
         within_float64: what is predicted holds only where float64 sums are exact.
+        rounded_once: the candidate's accumulator holds the exact sum, rounded once to float32: where that is known, no bound
+            is asked.
         row_scale: `(m, 1)` float32, a factor of each row of a, which the epilogue multiplies with; None for 1.
         scaled_in: elements of k whose sum is multiplied by a float32 scale, that of a, before it is added; 0: none.
 
@@ -147,30 +159,51 @@ def legal_gemm(
 
     Rules: GEMM-2, GEMM-3.
     """
-    k = a.shape[-1]
-    sums = certificate.magnitude_sums(a, b)
-    a_steps = certificate.step_exponents(a)
-    b_steps = certificate.step_exponents(b) if b_steps is None else b_steps
-    fits_float32 = bool(certificate.certified(sums, a_steps, b_steps, certificate.FLOAT32_BITS).all())
-    exact = certificate.dot_products(a, b, exact_in_float32=fits_float32)
-    oracle_exact = fits_float32 or bool(
-        certificate.certified(sums, a_steps, b_steps, certificate.FLOAT64_BITS).all()
-    )
-    partial = certificate.largest_partial_sums(sums, exact, k)
-    scaled = exact if alpha is None else exact * alpha.double()
-    scaled = scaled if row_scale is None else scaled * row_scale.double()
+    left, right = Side(a), Side(b, b_steps)
+    certain = accumulator.measured and left.largest * right.largest < 2.0**accumulator.certified_bits
+    sums = None if certain or rounded_once else certificate.magnitude_sums(a, b)
+    products = exact_products(left, right, sums)
     stores = Stores(accumulator.epilogue, alpha, dtype, row_scale)
-    bit_equal = torch.zeros_like(sums, dtype=torch.bool)
+    if certain or (rounded_once and products.exact and not scaled_in):
+        low, high = stores.range(products.values)
+        bit_equal = torch.full(low.shape, certain, device=low.device)
+        return LegalOutput(
+            low, high, stores.scaled(products.values), bit_equal, products.exact, ways=products.ways
+        )
+    sums = certificate.magnitude_sums(a, b) if sums is None else sums
+    legal = _by_bound(products, (left, right), sums, stores, accumulator, scaled_in)
+    if predict is not None:
+        # The model costs more than the bound: it is asked where the bound leaves more than one value.
+        several = (legal.low != legal.high) & products.values.isfinite()
+        several = several if legal.undecided is None else several & ~legal.undecided
+        if within_float64 and not products.exact:
+            several &= certificate.certified(sums, left.steps, right.steps, certificate.FLOAT64_BITS)
+        if bool(several.any()):
+            legal.low[several], legal.high[several] = stores.range(predict(several), several)
+    return legal
+
+
+def _by_bound(
+    products: Products,
+    sides: tuple[Side, Side],
+    sums: Tensor,
+    stores: Stores,
+    accumulator: Accumulator,
+    scaled_in: int,
+) -> LegalOutput:
+    """Return what every order of additions may give; arguments as those of `legal_gemm`, `sums` being `magnitude_sums`."""
+    exact, k, steps = products.values, sides[0].values.shape[-1], (sides[0].steps, sides[1].steps)
+    partial = certificate.largest_partial_sums(sums, exact, k)
+    scaled, bit_equal = stores.scaled(exact), torch.zeros_like(sums, dtype=torch.bool)
     if accumulator.measured:
-        bits = min(accumulator.bits, accumulator.window, certificate.FLOAT32_BITS)
-        bit_equal = certificate.certified(partial, a_steps, b_steps, bits)
+        bit_equal = certificate.certified(partial, *steps, accumulator.certified_bits)
         if bool(bit_equal.all()):
             low, high = stores.range(exact)
-            return LegalOutput(low, high, scaled, bit_equal, oracle_exact)
+            return LegalOutput(low, high, scaled, bit_equal, products.exact, ways=products.ways)
     # Terms that all fit the window of an instruction lose nothing when they are aligned.
-    aligned = certificate.certified(partial, a_steps, b_steps, accumulator.window)
+    aligned = certificate.certified(partial, *steps, accumulator.window)
     error = partial * torch.where(aligned, accumulator.truncation(k), accumulator.units(k))
-    if not oracle_exact:
+    if not products.exact:
         error += sums * (k * 2.0**-certificate.FLOAT64_BITS)
     if scaled_in:  # each part is rounded when it is scaled, after it lost what its own additions lose
         error += sums * (accumulator.units(scaled_in) + 2.0**-22)
@@ -179,17 +212,9 @@ def legal_gemm(
     )  # infinity and finite numbers are infinity in every order
     low, high = stores.between(exact - error, exact + error)
     undecided = None
-    if alpha is not None and bool(alpha.isinf()):
+    if stores.alpha is not None and bool(stores.alpha.isinf()):
         undecided = (error > 0) & (exact.abs() <= error)
-    if predict is not None:
-        # The model costs more than the bound: it is asked where the bound leaves more than one value.
-        several = (low != high) & exact.isfinite()
-        several = several if undecided is None else several & ~undecided
-        if within_float64 and not oracle_exact:
-            several &= certificate.certified(sums, a_steps, b_steps, certificate.FLOAT64_BITS)
-        if bool(several.any()):
-            low[several], high[several] = stores.range(predict(several), several)
-    return LegalOutput(low, high, scaled, bit_equal, oracle_exact, undecided)
+    return LegalOutput(low, high, scaled, bit_equal, products.exact, undecided, products.ways)
 
 
 @dataclass(frozen=True)
@@ -200,6 +225,11 @@ class Stores:
     alpha: Tensor | None
     dtype: torch.dtype
     row_scale: Tensor | None
+
+    def scaled(self, sums: Tensor) -> Tensor:
+        """Return sums `(m, n)` float64 times alpha and the factors, not rounded."""
+        scaled = sums if self.alpha is None else sums * self.alpha.double()
+        return scaled if self.row_scale is None else scaled * self.row_scale.double()
 
     def range(self, sums: Tensor, where: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return the smallest and the largest value that known sums give: alpha and the factor come in any order.

@@ -121,19 +121,3 @@ def certified(partial_sums: Tensor, a_steps: Tensor, b_steps: Tensor, bits: int)
     limit_a = torch.ldexp(torch.ones_like(a_steps, dtype=torch.float64), a_steps + bits)
     limit_b = torch.ldexp(torch.ones_like(b_steps, dtype=torch.float64), b_steps)
     return partial_sums < limit_a.unsqueeze(-1) * limit_b
-
-
-def dot_products(a: Tensor, b: Tensor, *, exact_in_float32: bool) -> Tensor:
-    """Return a @ b.T in float64.
-
-    Args:
-        a: `(m, k)` floating point with at most 24 significant bits.
-        b: `(n, k)` likewise.
-        exact_in_float32: the certificate holds at 24 bits for every pair, so a float32 product is the exact one.
-
-    Returns:
-        `(m, n)` float64.
-    """
-    if exact_in_float32 and a.device.type == "cpu" and is_full_float32():
-        return torch.mm(a.float(), b.float().T).double()
-    return torch.mm(a.double(), b.double().T)

@@ -26,6 +26,7 @@ BLOCK = 16
 SCALE_RANGE = e4m3.MAX * e2m1.MAX  # 2688: global_scale_enc = SCALE_RANGE / amax
 _CHUNK = 1 << 20  # elements handled at a time, so that the float64 temporaries stay in cache
 _LARGE = 1 << 20  # elements of one encode scale for which finding thresholds costs less than it saves
+_LARGE_ON_CPU = 1 << 15  # the same on a CPU
 
 
 @dataclass(frozen=True)
@@ -82,14 +83,16 @@ def quantize_nvfp4(x: Tensor, global_scale_enc: Tensor) -> Nvfp4Tensor:
     groups = scale.numel()
     shape = groups, block_scale.numel() // max(groups, 1)
     in_groups = x.view(*shape, BLOCK), codes.view(*shape, BLOCK), block_scale.view(shape)
-    if not _quantized_fast(*in_groups, scale):
+    if torch.compiler.is_compiling() or not _quantized_fast(*in_groups, scale):
         _quantize_by_definition(*in_groups, scale)
     return Nvfp4Tensor(codes, block_scale, global_scale_enc.double().reciprocal().float())
 
 
 def _quantized_fast(x: Tensor, codes: Tensor, block_scale: Tensor, scale: Tensor) -> bool:
-    """Quantize `(groups, blocks, 16)` on a GPU in place, bit for bit as the definition has it; False: not done."""
-    if not x.is_cuda or torch.compiler.is_compiling():
+    """Quantize `(groups, blocks, 16)` in place, bit for bit as the definition has it; False: not done."""
+    if x.device.type == "cpu":
+        return _quantized_on_cpu(x, codes, block_scale, scale)
+    if not x.is_cuda:
         return False
     from reference.fast import launch, thresholds
 
@@ -103,6 +106,23 @@ def _quantized_fast(x: Tensor, codes: Tensor, block_scale: Tensor, scale: Tensor
         group = torch.arange(len(encode), device=x.device).repeat_interleave(x.shape[1])
     flat = x.view(-1, BLOCK), codes.view(-1, BLOCK), block_scale.view(-1)
     thresholds.quantize_blocks(*flat, encode, group)
+    return True
+
+
+def _quantized_on_cpu(x: Tensor, codes: Tensor, block_scale: Tensor, scale: Tensor) -> bool:
+    """Quantize many elements of few encode scales by comparisons; blocks beside a NaN by the definition. False: not done."""
+    if x.element_size() != 2 or x.numel() < _LARGE_ON_CPU:
+        return False
+    from reference.fast import columns, thresholds
+
+    distinct, which = torch.unique(scale, return_inverse=True)
+    encode = distinct.tolist()
+    if x.numel() < _LARGE_ON_CPU * len(encode) or not thresholds.has_thresholds(encode):
+        return False
+    which = which.int().repeat_interleave(x.shape[1])
+    x, codes, block_scale = x.view(-1, BLOCK), codes.view(-1, BLOCK), block_scale.view(-1)
+    for part in columns.quantize_blocks(x, codes, block_scale, encode, which):
+        _quantize_blocks(x[part], codes[part], block_scale[part], distinct.double()[which[part]])
     return True
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ from torch import Tensor
 from reference.activations import Activation
 from reference.bounds import Accumulator, Stores
 from reference.certificate import FLOAT64_BITS, certified, step_exponents
+from reference.exact_products import Side, exact_products
 from reference.formats import NVFP4, Format, multiplied_in
 from reference.intervals import Interval as Interval  # noqa: PLC0414 - what everything here takes and returns
 from reference.intervals import quantized_values as quantized_values  # noqa: PLC0414
@@ -67,11 +69,16 @@ def gemm(
     Returns:
         Interval of `(m, n)`, ends being values of the output type.
     """
-    weights, accumulator = b.double(), added.accumulator
+    accumulator, summation = added.accumulator, added.summation.at(b.shape[1]) if added.summation else None
+    if summation is not None and a.scale is not None and summation.rounds_once(b.shape[1]):
+        certain = a.certain() & (added.forms[0].scale != "float32")
+        products = exact_products(Side(a.low[certain]), Side(b))
+        if products.exact and bool(certain.any()):
+            return _certain_rows(a, certain, products.values, (b, alpha, dtype, added, b_scale, weight))
+    weights = b.double()
     center = a.center() @ weights.T
     magnitude = torch.maximum(a.low.abs(), a.high.abs()) @ weights.abs().T
     slack = magnitude * (accumulator.units(b.shape[1]) + b.shape[1] * 2.0**-52)
-    summation = added.summation.at(b.shape[1]) if added.summation else None
     if summation is not None and summation.stream:
         # Up to eight parts of at most `magnitude`, rounded to the output's type, and their sums: eight bits of bfloat16.
         slack, summation = slack + magnitude * 16 * 2.0**-8, None
@@ -103,6 +110,28 @@ def gemm(
     ends = torch.stack((a.low, a.high))
     anything = ((a.low != a.high) & ends.isinf().any(0)).any(-1, keepdim=True)
     return Interval(low.masked_fill(anything, -torch.inf), high.masked_fill(anything, torch.inf))
+
+
+def _certain_rows(a: Interval, certain: Tensor, sums: Tensor, given: tuple[Any, ...]) -> Interval:
+    """Return the range of a GEMM whose accumulator holds exact sums, rounded once: of certain rows one value each.
+
+    Args:
+        a: `(m, k)`.
+        certain: `(m,)` bool, rows that are known exactly.
+        sums: `(rows, n)` float64, their exact products.
+        given: arguments of `gemm` from `b` on.
+    """
+    b, alpha, dtype, added, b_scale, weight = given
+    low = sums.new_empty((len(certain), sums.shape[1]))
+    high = low.clone()
+    of_certain, of_others = (None, None) if weight is None else (weight[certain], weight[~certain])
+    ends = Stores(added.accumulator.epilogue, alpha, dtype, of_certain).range(sums)
+    low[certain], high[certain] = (end.double() for end in ends)
+    if len(sums) < len(certain):
+        rest = Interval(a.low[~certain], a.high[~certain])
+        others = gemm(rest, b, alpha, dtype, added, b_scale, of_others)
+        low[~certain], high[~certain] = others.low, others.high
+    return Interval(low, high)
 
 
 def activated(

@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from harness.records.ways import KINDS, by_kind, has_interval, kind_of, share
+from harness.records.ways import KINDS, by_kind, has_interval, kind_of, oracle_of, share, shares
 from reports.template import fill
 from reports.text import count
 from reports.view import SKIPPED, candidate_names, failure_groups, is_skipped, rule_anchor, worst_first
@@ -47,7 +47,7 @@ class Row:
     @property
     def judged(self) -> str:
         """Of how many elements what was legal: "one value 99.2 %, an interval 0.8 %"."""
-        return kinds_in_words(self.result.judged)
+        return shares(by_kind(self.result.judged))
 
     @property
     def has_worst(self) -> bool:
@@ -80,13 +80,6 @@ class Way:
     rules: list[str]
 
 
-def kinds_in_words(judged: dict[str, int]) -> str:
-    """Return the shares of the kinds of judging, in the order of the legend."""
-    found = by_kind(judged)
-    total = sum(found.values())
-    return ", ".join(f"{kind} {share(number, total)}" for kind, number in found.items())
-
-
 def all_judged(record: RunRecord) -> dict[str, int]:
     """Return how many elements of the whole run were judged in each way."""
     total: Counter[str] = Counter()
@@ -109,7 +102,8 @@ def section(record: RunRecord) -> Markup | None:
             rows.append(Row(result, word, _free(result, taken), anchors.get(id(result), "")))
         if rows:
             groups.append((name, rows))
-    return fill("rules.html.j2", groups=groups, kinds=_kinds(record), ways=_ways(record))
+    oracle = shares(oracle_of(record.rules))
+    return fill("rules.html.j2", groups=groups, kinds=_kinds(record), ways=_ways(record), oracle=oracle)
 
 
 def _free(result: RuleResult, taken: set[str]) -> str:

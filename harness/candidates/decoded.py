@@ -1,7 +1,7 @@
 """Decoded weights are kept: a model multiplies with the same NVFP4 operands again and again.
 
-What is kept is found by its place in memory and checked byte for byte against a copy, so that an operand that changed, in
-place or not, is decoded anew: the result never depends on earlier calls.
+What is kept is found by what the operand holds, checked byte for byte against a copy: callers hand over copies, at other places
+in memory. An operand that changed, in place or not, is decoded anew: the result never depends on earlier calls.
 """
 
 from __future__ import annotations
@@ -13,13 +13,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-LIMIT = 1 << 23
-"""Decoded elements kept in all. One operand of more than an eighth of that is not kept: it would push out the others."""
-
-
-def keeps(packed: Tensor) -> bool:
-    """Return whether a packed operand is small enough to be kept decoded."""
-    return packed.numel() * 2 * 8 <= LIMIT
+LIMIT = 1 << 27
+"""Bytes of decoded elements kept in all. One operand of more than a quarter of that in float32 is not kept: it would push out
+the others."""
+_FLOAT32 = 8  # bytes of float32 that a packed byte is decoded to
+_SAMPLES = 16  # bytes by which operands are told apart before they are compared
 
 
 class DecodedOperands:
@@ -27,7 +25,7 @@ class DecodedOperands:
 
     def __init__(self) -> None:
         self._kept: OrderedDict[tuple[object, ...], tuple[Tensor, Tensor, Tensor]] = OrderedDict()
-        self._elements = 0
+        self._bytes = 0
 
     def get(self, packed: Tensor, scales: Tensor, decode: Callable[[], Tensor]) -> Tensor:
         """Return the decoded operand; the caller must not write to it.
@@ -39,20 +37,27 @@ class DecodedOperands:
         """
         import torch
 
-        if not keeps(packed):
+        if packed.numel() * _FLOAT32 > LIMIT // 4:
             return decode()
-        key = (packed.data_ptr(), scales.data_ptr(), packed.shape, scales.shape, str(packed.device))
+        key = (*_some_bytes(packed), *_some_bytes(scales), packed.shape, scales.shape, str(packed.device))
         kept = self._kept.get(key)
         if kept is not None and torch.equal(kept[0], packed) and torch.equal(kept[1], scales):
             self._kept.move_to_end(key)
             return kept[2]
         values = decode()
         if kept is not None:
-            self._elements -= kept[2].numel()
+            self._bytes -= kept[2].nbytes
         self._kept[key] = (packed.clone(), scales.clone(), values)
         self._kept.move_to_end(key)
-        self._elements += values.numel()
-        while self._elements > LIMIT:
+        self._bytes += values.nbytes
+        while self._bytes > LIMIT:
             _, (_, _, oldest) = self._kept.popitem(last=False)
-            self._elements -= oldest.numel()
+            self._bytes -= oldest.nbytes
         return values
+
+
+def _some_bytes(tensor: Tensor) -> list[int]:
+    """Return a few bytes of a tensor, from all over it."""
+    flat = tensor.flatten()
+    found: list[int] = flat[:: max(1, len(flat) // _SAMPLES)][:_SAMPLES].tolist()
+    return found

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from harness.records.changes import EnvironmentChange
+from harness.records.ways import oracle_of, shares
 
 if TYPE_CHECKING:
     from harness.records.record import Environment, RunRecord
@@ -47,6 +48,8 @@ def facts_of(record: RunRecord, candidates: set[str]) -> dict[str, str]:
         for finding in candidate.findings:
             what = f"{candidate.name}, found: {finding.stage}, {finding.point}"
             facts[what] = "; ".join((finding.found or "not known", *finding.modes))
+    if oracle := oracle_of(rule for rule in record.rules if rule.candidate in candidates):
+        facts["exact dot products"] = shares(oracle)
     run = record.gsm8k_run
     if run is not None:
         for key in ("model", "version"):

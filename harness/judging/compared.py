@@ -17,6 +17,7 @@ class Compared:
         compared: elements that were compared.
         illegal: elements that were illegal.
         judged: elements by how they were judged.
+        oracle: elements of a GEMM by the arithmetic in which their dot products were exact.
         accepted_altered: altered copies that would have been accepted too: no power.
         worst_ratio: largest error over bound, None where the comparison is of bits.
         histogram: of error over bound, None where the comparison is of bits.
@@ -31,6 +32,7 @@ class Compared:
     compared: int = 0
     illegal: int = 0
     judged: dict[str, int] = field(default_factory=dict)
+    oracle: dict[str, int] = field(default_factory=dict)
     accepted_altered: list[str] = field(default_factory=list)
     worst_ratio: float | None = None
     histogram: Histogram | None = None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -35,28 +36,39 @@ class Comparison(Compared):
         return Compared(**{each.name: getattr(self, each.name) for each in fields(Compared)})
 
 
-def roll_rows(rows: Tensor) -> Tensor:
-    """Return a copy rolled by one row, or along the columns where there is only one row."""
-    return rows.roll(1, 0) if rows.shape[0] > 1 else rows.roll(1, -1)
-
-
-_FIRST_ROWS = 8
+_SOME_ROWS = 8
 Accepts = Callable[[Tensor, slice], Tensor]
+Altered = Callable[[slice], Tensor]
+"""Which rows -> those of an altered copy: a few of them settle nearly every question, and the others are never made."""
 
 
-def accepted(accepts: Callable[[Tensor, slice], Tensor], values: Tensor) -> bool:
-    """Return whether every element of an altered copy would be accepted; a few rows usually settle it.
+def roll_rows(values: Tensor, part: slice = slice(None)) -> Tensor:
+    """Return some rows of a copy rolled by one row, or along the columns where there is only one row."""
+    if len(values) < 2:
+        return values.roll(1, -1)[part]
+    return values[torch.arange(len(values), device=values.device).roll(1)[part]]
+
+
+def accepted(accepts: Accepts, altered: Altered, rows: int) -> bool:
+    """Return whether every element of an altered copy would be accepted.
+
+    Rows from all over the output are asked first, always the same ones: one element that is rejected settles it. Only where
+    all of them would be accepted are all rows asked, so that a few rows never make a comparison powerless.
 
     Args:
         accepts: legal elements of some rows of the output, given their values and which rows they are.
-        values: `(rows, columns)`, the altered copy.
+        altered: the altered copy.
+        rows: of the output.
     """
-    first, rest = slice(0, _FIRST_ROWS), slice(_FIRST_ROWS, None)
-    return bool(accepts(values[first], first).all()) and bool(accepts(values[rest], rest).all())
+    return all(bool(accepts(altered(part), part).all()) for part in _some_then_all(rows))
+
+
+def _some_then_all(rows: int) -> tuple[slice, slice]:
+    return slice(None, None, max(1, rows // _SOME_ROWS)), slice(None)
 
 
 def altered_copies(
-    values: Tensor, accepts: Accepts, *, halved: Callable[[], Tensor] | None = None
+    values: Tensor, accepts: Accepts, *, halved: Altered | None = None
 ) -> dict[str, Callable[[], bool]]:
     """Return the copies that every comparison must reject, each as a function that says whether it would be accepted.
 
@@ -65,28 +77,28 @@ def altered_copies(
         accepts: legal elements of some rows of an output, given their values and which rows they are.
         halved: the copy x0.5 where half of each value is something else than `half(values)`.
     """
-    zeros = torch.zeros_like(values)
-    return {
-        "zeros": lambda: accepted(accepts, zeros),
-        "x0.5": lambda: accepted(accepts, half(values) if halved is None else halved()),
-        "rolled rows": lambda: accepted(accepts, roll_rows(values)),
-        "one element zeroed": lambda: _one_element_accepted(values, accepts),
+    copies: dict[str, Altered] = {
+        "zeros": lambda part: torch.zeros_like(values[part]),
+        "x0.5": halved or (lambda part: half(values[part])),
+        "rolled rows": lambda part: roll_rows(values, part),
     }
+    asked = {name: partial(accepted, accepts, altered, len(values)) for name, altered in copies.items()}
+    return {**asked, "one element zeroed": partial(_one_element_accepted, values, accepts)}
 
 
 def _one_element_accepted(values: Tensor, accepts: Accepts) -> bool:
     """Return whether zeroing one element, of those that may not be zero, would pass.
 
     Where each element is judged for itself this is False by construction. Where it is True a single number is made of all
-    elements (a share that must be close, a mean, a cosine), and what is wrong in a few of them goes unseen.
+    elements (a share that must be close, a mean, a cosine), and what is wrong in a few of them goes unseen: so all are asked.
     """
-    for part in (slice(0, _FIRST_ROWS), slice(_FIRST_ROWS, None)):
+    for part in _some_then_all(len(values)):
         rejected = ~accepts(torch.zeros_like(values[part]), part)
         if bool(rejected.any()):
             places = rejected.nonzero()
             row, column = places[len(places) // 2].tolist()
             altered = values.clone()
-            altered[row + (part.start or 0), column] = 0
+            altered[range(len(values))[part][row], column] = 0
             return bool(accepts(altered, slice(None)).all())
     return True
 

@@ -72,18 +72,24 @@ def judge_gemm(
             judged, bit_equal = {}, 0
         judged |= _predicted(mask, got, given, prediction, got.numel() - bit_equal)
         by_interval = torch.zeros_like(legal.bit_equal)
-    ratio = None if bool(mask.all()) else wide.ratio(values)
-    if ratio is None and bool(by_interval.any()):
-        ratio = wide.ratio(values)[by_interval]
-    return compare(
+    found = compare(
         stage,
         mask,
         rows,
         judged=judged,
         altered=altered_copies(values, accepts),
         show=_show(got, legal, streams=prediction is not None and prediction.summation.stream),
-        ratio=ratio,
+        ratio=_ratio(wide, values, mask, by_interval),
     )
+    found.oracle = dict(legal.ways)
+    return found
+
+
+def _ratio(legal: LegalOutput, values: Tensor, mask: Tensor, by_interval: Tensor) -> Tensor | None:
+    """Return error over bound: of all elements where one is illegal, else of those that an interval judged."""
+    if not bool(mask.all()):
+        return legal.ratio(values)
+    return legal.ratio(values)[by_interval] if bool(by_interval.any()) else None
 
 
 def _show(got: Tensor, legal: LegalOutput, *, streams: bool) -> Callable[[int, int], str]:
@@ -220,7 +226,8 @@ def legal_rows(
         undecided = torch.cat(
             [torch.zeros_like(p.bit_equal) if p.undecided is None else p.undecided for p in parts]
         )
-    return LegalOutput(low, high, exact, bit_equal, all(part.oracle_exact for part in parts), undecided)
+    ways = sum((part.ways for part in parts), Counter())
+    return LegalOutput(low, high, exact, bit_equal, all(part.oracle_exact for part in parts), undecided, ways)
 
 
 def _legal_there(legal: LegalOutput, r: int, c: int) -> str:
@@ -264,6 +271,7 @@ def _experts(
                 b_steps=steps,
                 predict=predict,
                 within_float64=prediction is not None and prediction.within_float64,
+                rounded_once=prediction is not None and prediction.summation.rounds_once(a.shape[-1]),
                 row_scale=None if row_scale is None else row_scale[expert, :count],
                 scaled_in=scaled_in,
             ),

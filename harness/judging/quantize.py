@@ -216,7 +216,7 @@ def _judge_scales(
             f"one legal scale: {arithmetic.describe_scales()}": stored.numel() - ambiguous,
             f"two legal scales: {arithmetic.describe_scales()}": ambiguous,
         },
-        altered=altered_copies(stored, accepts, halved=lambda: _halved_scales(stored)),
+        altered=altered_copies(stored, accepts, halved=lambda part: _halved_scales(stored[part])),
         show=show,
     )
 
@@ -308,7 +308,7 @@ def _judge_codes(
             f"two legal codes, tie rule not observable here: {arithmetic.describe_codes()}": ambiguous,
             "any code: the stored scale is zero or NaN": free,
         },
-        altered=altered_copies(codes, judge.accepts, halved=lambda: table[codes.int() & 15]),
+        altered=altered_copies(codes, judge.accepts, halved=lambda part: table[codes[part].int() & 15]),
         show=show,
         ratio=ratio,
     )

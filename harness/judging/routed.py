@@ -238,7 +238,7 @@ def judge_call(
     allowed = legal(given, how, matrices)
     accepts, low, high = allowed.accepts, allowed.low, allowed.high
     altered = altered_copies(out, accepts) | {
-        "x1.1": lambda: accepted(accepts, (out.double() * 1.1).to(out.dtype))
+        "x1.1": lambda: accepted(accepts, lambda part: (out[part].double() * 1.1).to(out.dtype), len(out))
     }
     there = routes_of(given["topk_idx"], len(given["w1"]), given["local_expert_offset"]).there
     served = there.any(-1).nonzero().flatten()  # the others' rows are all alike
@@ -246,7 +246,7 @@ def judge_call(
     if len(served) > 1:
         swapped = out.clone()
         swapped[served[[0, -1]]] = out[served[[-1, 0]]]
-        altered["two swapped rows"] = lambda: accepted(accepts, swapped)
+        altered["two swapped rows"] = lambda: accepted(accepts, lambda part: swapped[part], len(out))
     result = accepts(out)
     center, radius = (low + high) / 2, ((high - low) / 2).clamp(min=1e-300)
     ratio = (out.double() - center).abs() / radius

@@ -198,6 +198,6 @@ def _judge_elements(stage: str, judge: Scaled, stored: Coded, scale: Tensor, row
         accepts(codes),
         rows,
         judged={"one legal code": single, "two legal codes": codes.numel() - single},
-        altered=altered_copies(codes, accepts, halved=lambda: judge.form.encode(values / 2)),
+        altered=altered_copies(codes, accepts, halved=lambda part: judge.form.encode(values[part] / 2)),
         show=show,
     )

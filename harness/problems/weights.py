@@ -11,8 +11,9 @@ from torch import Tensor
 
 from harness.problems.draws import Source, draws_of
 from harness.problems.problem import NEWEST
-from reference.certificate import step_exponents
+from reference.certificate import is_full_float32, step_exponents
 from reference.formats import NVFP4, Coded, Format, in_e4m3
+from reference.nvfp4 import BLOCK
 
 SMALL_ROWS = 8  # with the trap subnormal_scales, one row of the weights in so many has small scales only
 NAN_ROWS = 8  # with the trap nan_scales: so few that no half of a block of the intermediate is NaN
@@ -20,6 +21,7 @@ ZERO_BLOCKS = 4  # with the trap zero_scales, one block of the weights in so man
 KEPT = 1 << 31
 """Elements of weights that may be cached: a byte each, and four more where their values were asked for."""
 _kept: list[int] = []
+_BLOCKS = 1 << 13  # squared at a time, so that they stay in a CPU's cache
 
 
 @dataclass(frozen=True)
@@ -52,12 +54,25 @@ class Weights:
         """Root mean square of the values of each expert that are numbers, `(experts,)` float64 on the CPU."""
         if self.known is not None:
             return torch.full(self.codes.shape[:1], self.known, dtype=torch.float64)
+        if self.form == NVFP4 and is_full_float32():
+            return torch.stack([_mean_square(values) for values in self.values]).sqrt().cpu()
         return self.values.double().square().nanmean((1, 2)).sqrt().cpu()
 
     @cached_property
     def steps(self) -> Tensor:
         """Grid step of each row, `(experts, n)`: see reference.certificate."""
         return step_exponents(self.values)
+
+
+def _mean_square(values: Tensor) -> Tensor:
+    """Return the mean square of NVFP4 values `(n, k)` that are numbers, `()` float64.
+
+    The squares of a block add up to at most 16 * 144 quarters of a squared scale: 20 bits, which float32 holds in any order.
+    NaN comes in whole blocks.
+    """
+    ones = values.new_ones(BLOCK)
+    sums = [torch.mv(part.square(), ones) for part in torch.split(values.view(-1, BLOCK), _BLOCKS)]
+    return torch.cat(sums).double().nanmean() / BLOCK
 
 
 @lru_cache(maxsize=32)

@@ -7,6 +7,7 @@ from dataclasses import asdict
 
 from harness.records.from_json import build_from_json
 from harness.records.record import Histogram, RuleResult, RunRecord, parse_record
+from harness.records.ways import add_counts
 from harness.verdict import worst
 
 
@@ -31,8 +32,8 @@ def _merge_rule(into: RuleResult, result: RuleResult) -> None:
     for name in ("examples", "empty", "powerless", "compared"):
         setattr(into, name, getattr(into, name) + getattr(result, name))
     into.seconds += result.seconds
-    for word, count in result.judged.items():
-        into.judged[word] = into.judged.get(word, 0) + count
+    for name in ("judged", "oracle", "kernels"):
+        add_counts(getattr(into, name), getattr(result, name))
     if result.worst_ratio is not None and (into.worst_ratio is None or result.worst_ratio > into.worst_ratio):
         into.worst_ratio, into.worst_problem = result.worst_ratio, result.worst_problem
     for extent, size in result.extents.items():

@@ -134,7 +134,8 @@ class RuleResult:
     `judged` counts elements by how they were judged ("bit equality, accumulator of 24 bits measured": 51200).
     `powerless` counts examples on which zeros, x0.5, a rolled copy or one wrong element would have
     been accepted as well. `extents` is how far the problems reached on which it had power, each extent by itself
-    (harness.problems.reach). `kernels` counts the problems on which each kernel ran, as the candidate's package names
+    (harness.problems.reach). `oracle` counts the elements of GEMMs by the arithmetic in which their dot products were
+    exact ("float32, certified by the product of norms": reference/exact_products.py). `kernels` counts the problems on which each kernel ran, as the candidate's package names
     it. A rule that says
     nothing about the candidate has its reason in `skipped`, no examples, and a verdict that does not count.
     """
@@ -157,6 +158,7 @@ class RuleResult:
     failures: list[Failure] = field(default_factory=list)
     skipped: str = ""
     kernels: dict[str, int] = field(default_factory=dict)
+    oracle: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass

@@ -8,7 +8,11 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from harness.records.record import RuleResult
 
 ONE, FEW, INTERVAL, ANY = "one value", "a few values", "an interval", "any value"
 
@@ -41,6 +45,26 @@ def by_kind(judged: Mapping[str, int]) -> dict[str, int]:
     for way, number in judged.items():
         found[kind_of(way)] += number
     return {kind: found[kind] for kind in KINDS if found[kind]}
+
+
+def add_counts(into: dict[str, int], more: Mapping[str, int]) -> None:
+    """Add counts by word to others, in place."""
+    for word, number in more.items():
+        into[word] = into.get(word, 0) + number
+
+
+def shares(counts: Mapping[str, int]) -> str:
+    """Return each word with its share of all: "one value 99.2 %, an interval 0.8 %"."""
+    total = sum(counts.values())
+    return ", ".join(f"{word} {share(number, total)}" for word, number in counts.items() if number)
+
+
+def oracle_of(rules: Iterable[RuleResult]) -> dict[str, int]:
+    """Return how many elements of all rules had dot products that were exact in each arithmetic, the commonest first."""
+    total: Counter[str] = Counter()
+    for rule in rules:
+        total.update(rule.oracle)
+    return dict(total.most_common())
 
 
 def has_interval(judged: Mapping[str, int]) -> bool:

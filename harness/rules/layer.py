@@ -119,10 +119,12 @@ def judge_opaque(ctx: Context, out: Tensor) -> Comparison:
     if len(rows) > 1:
         swapped[[0, -1]] = got[[-1, 0]]
     altered = altered_copies(got, accepts) | {
-        "x1.1": lambda: accepted(accepts, (got * 1.1).to(ctx.form.layer_dtype).double())
+        "x1.1": lambda: accepted(
+            accepts, lambda part: (got[part] * 1.1).to(ctx.form.layer_dtype).double(), len(got)
+        )
     }
     if len(rows) > 1:
-        altered["two swapped rows"] = lambda: accepted(accepts, swapped)
+        altered["two swapped rows"] = lambda: accepted(accepts, lambda part: swapped[part], len(got))
     legal = accepts(got)
     if bool((nan_expected | anything).all()) and bool(legal.all()):
         return Comparison("layer, propagated")  # nothing of it can be told from what a buffer held

@@ -37,6 +37,13 @@ from harness.verdict import UsageError
 
 START_SECONDS = 300.0  # loading torch and compiling a first kernel
 POLL_SECONDS = 0.5  # between two looks at whether a silent process is still there
+DEFAULT_ENVIRONMENT = {
+    # Threads that spin while they wait make torch ten times slower as soon as the cores are shared.
+    "OMP_WAIT_POLICY": "PASSIVE",
+    # torch then asks for huge pages for tensors above 2 MiB: otherwise each new one costs a page fault every 4 KiB.
+    "THP_MEM_ALLOC_ENABLE": "1",
+}
+"""Of a candidate's process, where the user's own says nothing else."""
 FOREIGN = "something other than the harness wrote into the pipe that the candidate's process answers through"
 
 
@@ -196,8 +203,7 @@ class Child:
         self._from_child, write_answers = os.pipe()
         settings = replace(self._settings, commands=read_commands, answers=write_answers)
         environment = {
-            # Threads that spin while they wait make torch ten times slower as soon as the cores are shared.
-            "OMP_WAIT_POLICY": "PASSIVE",
+            **DEFAULT_ENVIRONMENT,
             **os.environ,
             **self._environment,
         }

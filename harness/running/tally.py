@@ -9,6 +9,7 @@ from harness.judging.compared import Compared
 from harness.problems.problem import Problem
 from harness.problems.reach import extents_of, larger
 from harness.records.record import RuleResult
+from harness.records.ways import add_counts
 from harness.running.outcome import Outcome, Status
 from harness.verdict import Verdict
 
@@ -76,8 +77,8 @@ class Tally:
         elif any(c.accepted_altered for c in comparisons if c.compared):
             result.powerless += 1
         for c in comparisons:
-            for word, count in c.judged.items():
-                result.judged[word] = result.judged.get(word, 0) + count
+            add_counts(result.judged, c.judged)
+            add_counts(result.oracle, c.oracle)
             if c.histogram:
                 worst_at = f"{c.histogram.worst_at} of {problem}" if c.histogram.worst_at else problem
                 more = replace(c.histogram, worst_at=worst_at)

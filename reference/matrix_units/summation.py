@@ -20,7 +20,7 @@ from functools import lru_cache
 
 from torch import Tensor
 
-from reference.matrix_units.order import KOrder, chosen, even_cuts, matmul
+from reference.matrix_units.order import ONE_PASS, KOrder, chosen, even_cuts, matmul
 from reference.matrix_units.step import Operand
 from reference.matrix_units.unit import EXACT, FMA, UNITS, MatrixUnit, exact_chunks
 
@@ -134,6 +134,11 @@ class Summation:
         if mode is None:
             raise ValueError(f"the order along k is not known at k {k}")
         return _order(mode, k)
+
+    def rounds_once(self, k: int) -> bool:
+        """Return whether the sum over a k is the exact one, rounded once to float32: then no order of additions matters."""
+        mode = self.at(k)
+        return mode is not None and not mode.stream and mode.unit == EXACT and mode.order(k) == ONE_PASS
 
     def cuts(self, k: int) -> tuple[int, ...]:
         """Return where the parts begin."""

@@ -66,16 +66,26 @@ def test_what_is_too_large_to_be_kept_is_decoded_expert_by_expert(monkeypatch: p
 
 def test_a_kept_operand_is_not_decoded_again_and_the_oldest_makes_room() -> None:
     kept, decoded = DecodedOperands(), []
-    many = [torch.zeros(LIMIT // 16, dtype=torch.uint8) for _ in range(9)]  # an eighth of the limit each
+    many = [torch.full((LIMIT // 64,), i, dtype=torch.uint8) for i in range(9)]  # an eighth of the limit each
     scale = torch.zeros(1, dtype=torch.uint8)
     for index in (0, 1, 0, *range(2, 9), 0, 1):
-        kept.get(many[index], scale, lambda i=index: decoded.append(i) or torch.empty(LIMIT // 8))
+        kept.get(many[index], scale, lambda i=index: decoded.append(i) or torch.empty(LIMIT // 32))
     assert decoded == [0, 1, 2, 3, 4, 5, 6, 7, 8, 1]  # 0 was used again before 1 had to go
+
+
+def test_a_copy_elsewhere_in_memory_is_the_same_operand_and_one_byte_makes_another() -> None:
+    kept, decoded = DecodedOperands(), []
+    packed, scales = torch.arange(200, dtype=torch.uint8), torch.arange(50, dtype=torch.uint8)
+    other = packed.clone()
+    other[101] += 1  # none of the bytes by which operands are told apart at first
+    for number, (a, b) in enumerate([(packed, scales), (packed.clone(), scales.clone()), (other, scales)]):
+        kept.get(a, b, lambda i=number: decoded.append(i) or torch.empty(400))
+    assert decoded == [0, 2]
 
 
 def test_an_operand_above_the_limit_is_not_kept() -> None:
     kept, calls = DecodedOperands(), []
-    big, scale = torch.zeros(LIMIT // 16 + 1, dtype=torch.uint8), torch.zeros(1, dtype=torch.uint8)
+    big, scale = torch.zeros(LIMIT // 32 + 1, dtype=torch.uint8), torch.zeros(1, dtype=torch.uint8)
     for _ in range(2):
         kept.get(big, scale, lambda: calls.append(1) or torch.empty(0))
     assert len(calls) == 2

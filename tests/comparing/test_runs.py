@@ -140,6 +140,17 @@ def test_the_environment_names_what_changed() -> None:
     assert changed["triton"] == ("", "4.0")
 
 
+def test_the_arithmetic_of_exact_dot_products_is_a_fact_that_may_change() -> None:
+    before, after = read("pass"), read("pass")
+    before.rules[0].oracle, after.rules[0].oracle = {"float64": 4}, {"float32": 3, "float64": 1}
+    (change,) = compare_records(before, after).environment
+    assert (change.name, change.before, change.after) == (
+        "exact dot products",
+        "float64 100 %",
+        "float32 75 %, float64 25 %",
+    )
+
+
 def test_a_fault_that_survives_now_is_a_regression() -> None:
     after = read("mutants")
     assert after.mutants is not None

@@ -21,8 +21,9 @@ from harness.problems.traps import TRAPS
 from harness.rules.layer import judge_opaque
 from reference import propagate
 from reference.activations import SILU
-from reference.bounds import Accumulator
+from reference.bounds import Accumulator, Stores
 from reference.legal import Arithmetic
+from reference.matrix_units import Summation
 from reference.nvfp4 import decode_blocks, quantize_nvfp4
 from reference.propagate import Interval
 
@@ -248,3 +249,28 @@ def test_a_layer_of_nothing_but_nan_is_compared_with_nothing() -> None:
     assert bool(out.isnan().all())
     assert judge_opaque(ctx, out).compared == 0
     assert judge_opaque(ctx, torch.zeros_like(out)).illegal > 0
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_rows_that_are_known_have_the_exact_sum_rounded_once(weighted: bool) -> None:
+    """MOE-2: as the model of exact additions has it, beside rows that are ranges; NaN block scales among the weights."""
+    a = propagate.quantized_values(interval(20, 64, 5, 0.0), torch.tensor(777.0), Arithmetic("real"))
+    low, high = a.low.clone(), a.high.clone()
+    high[4, 7] += 1000.0  # as next to a rounding boundary
+    a = Interval(low, high, a.scale)
+    generator = torch.Generator().manual_seed(6)
+    b = torch.randint(-6, 7, (10, 64), generator=generator).float()
+    b[2, :16] = torch.nan
+    alpha, scale = torch.tensor(0.37), torch.ones(10, 4)
+    weight = torch.rand(20, 1, generator=generator) if weighted else None
+    given = b, alpha, torch.bfloat16, propagate.Added(Accumulator(24, 1), Summation("exact")), scale, weight
+    got = propagate.gemm(a, *given)
+    certain = a.certain()
+    assert certain.sum() == 19
+    sums = a.low[certain] @ b.double().T
+    factor = None if weight is None else weight[certain]
+    wanted = Stores(Accumulator().epilogue, alpha, torch.bfloat16, factor).range(sums)
+    for end, of in zip((got.low, got.high), wanted, strict=True):
+        assert torch.equal(end[certain].nan_to_num(7.0), of.double().nan_to_num(7.0))
+    numbers = [row for row in range(10) if row != 2]
+    assert (got.low[4, numbers] < got.high[4, numbers]).all()

@@ -73,7 +73,8 @@ def tensors(text: str, device: str) -> dict[str, Tensor]:
     for name in ("w1", "w2"):
         weights = getattr(t, name)
         made |= {f"{name} codes": weights.codes, f"{name} scale": weights.block_scale}
-        made[f"{name} deviation"] = weights.deviation
+        # Of version 1 it is measured: the last bits of a sum are the machine's, and alphas have float32's.
+        made[f"{name} deviation"] = weights.deviation.float() if p.version == 1 else weights.deviation
     return made
 
 

@@ -77,3 +77,13 @@ def test_the_two_versions_are_not_the_same() -> None:
     measured = new.values.double().square().mean((1, 2)).sqrt()
     assert ((new.deviation / measured - 1).abs() < 0.05).all()
     assert torch.equal(old.deviation, old.values.double().square().nanmean((1, 2)).sqrt())
+
+
+@pytest.mark.parametrize("data", ["normal", "spread", "grid"])
+def test_deviations_in_float32_are_those_of_float64(data: str) -> None:
+    """WEIGHTS: v1's alphas follow from them; blocks of NaN are left out."""
+    for nan_rows in (False, True):
+        made = make_weights(3, 48, 2048, data, 5, "cpu", version=1, nan_rows=nan_rows)
+        wanted = made.values.double().square().nanmean((1, 2)).sqrt()
+        torch.testing.assert_close(made.deviation, wanted, rtol=1e-14, atol=0)
+        assert torch.equal((1 / made.deviation).float(), (1 / wanted).float())

@@ -148,12 +148,20 @@ def test_a_record_of_a_version_that_knows_more_fields_of_the_same_schema_is_read
 
 
 def test_results_of_the_same_rule_add_up() -> None:
-    first = passed(histograms={"gemm": Histogram([0.0], [1, 2])}, worst_ratio=0.5, worst_problem="a")
-    second = passed(histograms={"gemm": Histogram([0.0], [10, 20])}, worst_ratio=0.75, worst_problem="b")
+    first = passed(
+        histograms={"gemm": Histogram([0.0], [1, 2])}, worst_ratio=0.5, worst_problem="a",
+        oracle={"float64": 20}, kernels={"a kernel": 2},
+    )  # fmt: skip
+    second = passed(
+        histograms={"gemm": Histogram([0.0], [10, 20])}, worst_ratio=0.75, worst_problem="b",
+        oracle={"float64": 5, "float32": 7}, kernels={"a kernel": 1},
+    )  # fmt: skip
     other = passed("QUANT")
     merged = merge_rules([first, second, other])
     assert [(r.rule, r.examples, r.compared) for r in merged] == [("GEMM", 6, 60), ("QUANT", 3, 30)]
     assert merged[0].judged == {"bit equality": 60}
+    assert merged[0].oracle == {"float64": 25, "float32": 7}
+    assert merged[0].kernels == {"a kernel": 3}
     assert merged[0].histograms["gemm"].counts == [11, 22]
     assert (merged[0].worst_ratio, merged[0].worst_problem) == (0.75, "b")
     assert (first.examples, first.histograms["gemm"].counts) == (3, [1, 2]), "the parts stay as they were"

@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 
 from harness.emulation.accumulate import aligned_gemm, blocked_gemm
+from reference import certificate
 from reference.bounds import Accumulator, epilogue, legal_gemm
+from reference.exact_products import BY_NORMS
 from reference.nvfp4 import decode_blocks
 
 WIDE = 60  # a window that loses nothing: the emulation adds a chunk exactly
@@ -222,3 +224,44 @@ def test_no_rows_and_no_columns_are_fine() -> None:
     """GEMM-3: an empty expert."""
     legal = legal_gemm(torch.zeros(0, 32), torch.zeros(4, 32), None, torch.bfloat16, Accumulator())
     assert legal.low.shape == (0, 4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("alpha", [None, 0.37, -2.0, torch.inf, torch.nan])
+def test_sums_that_are_rounded_once_need_no_model(dtype: torch.dtype, alpha: float | None) -> None:
+    """GEMM-2: what the bound and a model of exact additions find together, at once; NaN included."""
+    a, b = operand(12, 2048, 5), operand(16, 2048, 6, spread=6)
+    b[3, :16] = torch.nan
+    factor = None if alpha is None else torch.tensor(alpha)
+    accumulator = Accumulator(24, 1, measured=True)
+    exact = a.double() @ b.double().T
+    model = legal_gemm(a, b, factor, dtype, accumulator, predict=lambda where: exact[where].float())
+    once = legal_gemm(a, b, factor, dtype, accumulator, rounded_once=True)
+    assert not model.bit_equal.all()
+    assert torch.equal(once.exact.nan_to_num(7.0), model.exact.nan_to_num(7.0))
+    settled = slice(None) if model.undecided is None else ~model.undecided
+    for ends in ("low", "high"):
+        assert torch.equal(
+            getattr(once, ends)[settled].nan_to_num(7.0), getattr(model, ends)[settled].nan_to_num(7.0)
+        )
+
+
+def test_small_products_are_judged_without_their_sums_of_magnitudes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """GEMM-2: norms certify every element, and what comes out is what the sums of magnitudes would have said."""
+    a, b = operand(6, 64, 7, spread=1), operand(5, 64, 8, spread=1)
+    accumulator = Accumulator(24, 64, measured=True)
+    wanted = epilogue(a.double() @ b.double().T, None, torch.bfloat16)
+    monkeypatch.setattr(certificate, "magnitude_sums", lambda *_: pytest.fail("asked for the sums"))
+    legal = legal_gemm(a, b, None, torch.bfloat16, accumulator)
+    assert legal.bit_equal.all()
+    assert legal.low is legal.high
+    assert torch.equal(legal.low, wanted)
+    assert legal.ways == {BY_NORMS: 30}
+
+
+def test_each_element_has_one_way_of_being_exact() -> None:
+    """GEMM-2: also where the bound judges."""
+    for k, spread in ((64, 1), (2048, 4), (512, 14)):
+        a, b = operand(6, k, 7, spread=spread), operand(5, k, 8, spread=spread)
+        legal = legal_gemm(a, b, None, torch.bfloat16, Accumulator(24, 64, measured=True))
+        assert sum(legal.ways.values()) == 30

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from harness.emulation.accumulate import truncate
 from reference import certificate
+from reference.exact_products import Side, exact_products
 from reference.nvfp4 import decode_blocks
 
 
@@ -116,18 +117,6 @@ def test_magnitude_sums_are_never_below_the_true_sum() -> None:
     assert (got <= true * 1.001).all()
 
 
-def test_dot_products_in_float32_are_exact_under_the_certificate() -> None:
-    """GEMM-2: the short cut of the oracle."""
-    a, b = operand(40, 256, 8), operand(40, 256, 9)
-    exact = certificate.dot_products(a, b, exact_in_float32=False)
-    holds = certificate.certified(
-        certificate.magnitude_sums(a, b), certificate.step_exponents(a), certificate.step_exponents(b), 24
-    )
-    assert torch.equal(certificate.dot_products(a, b, exact_in_float32=True)[holds], exact[holds])
-    one = sum(Fraction(x) * Fraction(y) for x, y in zip(a[0].tolist(), b[0].tolist(), strict=True))
-    assert Fraction(float(exact[0, 0])) == one
-
-
 @pytest.mark.parametrize("value", [2.0**-11, 1 / 3, 2.0**21 + 1 / 16, 3 * 2.0**100, 2.0**-133])
 def test_values_of_other_formats_lie_on_grids_too(value: float) -> None:
     """GEMM-2: any float64 is a multiple of its lowest bit; rows of zeros count as coarse, and NaN spoils its row only."""
@@ -156,7 +145,7 @@ def test_a_process_that_lets_float32_be_something_else_changes_no_bound(precisio
     try:
         assert not certificate.is_full_float32()
         assert bool((certificate.magnitude_sums(a, b) >= exact).all())
-        whole = certificate.dot_products(a.round(), b.round(), exact_in_float32=True)
+        whole = exact_products(Side(a.round()), Side(b.round())).values
     finally:
         torch.set_float32_matmul_precision(before)
     assert certificate.is_full_float32()

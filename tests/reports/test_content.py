@@ -113,6 +113,16 @@ def test_how_elements_were_judged_stands_once_in_a_legend(failed):
     assert 'title="' not in str(drawn)
 
 
+def test_in_which_arithmetic_dot_products_were_exact_is_one_line_of_it(passed):
+    assert "exact dot products" not in text(rules.section(passed))
+    passed.rules[0].oracle = {"float32, certified by the product of norms": 300}
+    passed.rules[1].oracle = {"float64, certified": 100, "float32, certified by the product of norms": 600}
+    assert (
+        "Their exact dot products, where stages multiply: float32, certified by the product of norms 90 %, float64, certified 10 %."
+        in text(rules.section(passed))
+    )
+
+
 def test_a_passing_run_says_what_it_covered_and_what_stayed_free(passed):
     passed.reason = "2 results on eager, all of them legal; up to experts 4; beyond that not tested"
     words = text(summary.header(passed))
