@@ -100,6 +100,8 @@ class Traits:
             flush them to zero, so that none is drawn).
         least_scale: of a token, that its quantizer stores: tokens that need a smaller one are out of its contract.
         finite_only: NaN and infinity, in inputs and in results, are not part of its contract: none is drawn.
+        power_scales: takes alphas and encode scales that are powers of two: weights are rounded to 16 bits with them, or hold
+            them in their block scales.
         complete_only: checkpoints that lack a scale are not part of its contract: load_experts need not refuse them.
         alpha_required: masked_grouped_gemm refuses None for `alpha`.
         deviations: what it does otherwise than the contract and means to, each as `harness identify` words it, point and
@@ -147,6 +149,7 @@ class Traits:
     keeps_subnormals: bool = True
     least_scale: float = 0.0
     finite_only: bool = False
+    power_scales: bool = False
     complete_only: bool = False
     alpha_required: bool = False
     deviations: tuple[str, ...] = ()
@@ -208,6 +211,7 @@ def out_of_contract(traits: Traits) -> list[str]:
         "subnormal numbers": not traits.keeps_subnormals,
         "the sign of zero": not traits.keeps_sign_of_zero,
         "a GEMM without alpha": traits.alpha_required,
+        "alphas and encode scales that are no powers of two": traits.power_scales,
         "checkpoints that lack a scale": traits.complete_only,
     }
     if traits.least_scale:

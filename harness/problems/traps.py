@@ -82,6 +82,7 @@ class Trap:
         if not self.finite and self.into != "gemm alpha" and unclear:
             return False
         unclear_scale = self.name == "small" and traits.least_scale > 0
+        unclear_scale |= traits.power_scales and self.into in IN_ALPHA
         taken = (self.finite or not traits.finite_only) and (not self.subnormal or traits.keeps_subnormals)
         return taken and not narrow and not scales and not unclear_scale
 
