@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from harness.candidates.slots import Slots
     from harness.candidates.support import Support
     from harness.candidates.traits import Traits
 
@@ -136,8 +137,6 @@ class HummingRouted(PreparedRouted):
         one_pass = self.gemm.one_pass
         of_expert = tile_rows((slots.experts, out.shape[1], x.shape[1]), -(-number // slots.experts))
         tiles = tiling(config, slots.experts * of_expert, one_pass=one_pass, kind=self.kind)
-        launch(
-            prepared, x, slots, out, kind=self.kind, tiles=tiles, one_pass=one_pass, locks=self._locks
-        )
+        launch(prepared, x, slots, out, kind=self.kind, tiles=tiles, one_pass=one_pass, locks=self._locks)
         self.gemm.note(config, tiles)
         return out

@@ -50,7 +50,9 @@ class _Kept:
 
     found: list[tuple[list[Tensor], list[tuple[Any, ...]], dict[str, Any]]] = field(default_factory=list)
 
-    def get(self, stages: PreparedStages | PreparedLayer, b: Tensor, b_scale: Tensor, alpha: Tensor | None) -> dict[str, Any]:
+    def get(
+        self, stages: PreparedStages | PreparedLayer, b: Tensor, b_scale: Tensor, alpha: Tensor | None
+    ) -> dict[str, Any]:
         """Return the weights of these tensors, prepared now where they are others than before, or were written to."""
         given = [tensor for tensor in (b, b_scale, alpha) if tensor is not None]
         identity = [_identity(tensor) for tensor in given]

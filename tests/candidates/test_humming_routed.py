@@ -24,7 +24,18 @@ from harness.running.outcome import Outcome
 from tests.candidates import humming_stand_in
 
 PROBLEMS = ("v2:4x33x128x128:33,0,9,1:normal:3", "v2:3x9x256x128:9,4,0:grid:5:sharded")
-RULES = ("ROUTED", "SLOTS", "PREPARE", "PAD-ROWS", "PAD-OUT", "INPUTS", "LAYOUT-IN", "REPEAT", "EXPERTS", "TOKENS")
+RULES = (
+    "ROUTED",
+    "SLOTS",
+    "PREPARE",
+    "PAD-ROWS",
+    "PAD-OUT",
+    "INPUTS",
+    "LAYOUT-IN",
+    "REPEAT",
+    "EXPERTS",
+    "TOKENS",
+)
 FAULTS = (
     "weight_scales_of_neighbour_expert", "weights_of_neighbour_expert", "weight_halves_swapped", "weight_scale_rows_moved",
     "last_expert_not_prepared", "alpha_of_neighbour", "alpha_rounded_to_bf16", "weight_nibbles_swapped",
@@ -62,7 +73,8 @@ def test_every_mode_is_right(mode: str, monkeypatch: pytest.MonkeyPatch) -> None
     assert candidate.name == f"humming-routed:{mode}"
     for rule in RULES if "nvfp4" in mode and candidate.gemm.one_pass else RULES[:2]:
         outcomes = judged(candidate, rule)
-        assert sum(c.compared for outcome in outcomes for c in outcome.comparisons) > 0
+        compared = sum(c.compared for outcome in outcomes for c in outcome.comparisons)
+        assert compared > 0, (rule, [(outcome.status, outcome.error) for outcome in outcomes])
         for outcome in outcomes:
             assert outcome.status == "judged", (rule, outcome.error)
             assert outcome.illegal == [], outcome.illegal[0].message
@@ -76,7 +88,10 @@ def test_the_layer_is_what_its_arguments_mean(mode: str, monkeypatch: pytest.Mon
     candidate = OnCpu(mode)
     traits = candidate.traits
     eager = EagerKernels(
-        activation_format=traits.activation_format, weight_format=traits.weight_format, activations=("silu",), k_multiple=64
+        activation_format=traits.activation_format,
+        weight_format=traits.weight_format,
+        activations=("silu",),
+        k_multiple=64,
     )
     for problem in PROBLEMS:
         call = arguments(Context(candidate, parse_problem(problem), Known.declared(traits)))
@@ -123,7 +138,9 @@ def test_what_it_cannot_do_is_refused(change: dict[str, Any], monkeypatch: pytes
     install(monkeypatch)
     candidate = OnCpu()
     call = arguments(Context(candidate, parse_problem(PROBLEMS[0]), Known.declared(candidate.traits)))
-    with pytest.raises(ValueError, match="routed_moe: (activation must be one of silu|topk_idx must lie in)"):
+    with pytest.raises(
+        ValueError, match=r"routed_moe: (activation must be one of silu|topk_idx must lie in)"
+    ):
         candidate.routed_moe(**(call | change))
 
 
