@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 _KINDS = {"indexed": INDEXED, "grouped": GROUPED}
 _MODES = tuple(f"{weights}-bf16-{kind}" for weights in ("nvfp4", "mxfp4") for kind in _KINDS)
 _MOST_INTER = 1024  # of the pool of shapes: a layer that is cut along its width needs kernels of more
+_MOST_STREAMED = 512  # hidden and inter where k is split: the bound of more partial sums tells little apart
 _TOPK = 8
 
 
@@ -55,7 +56,12 @@ class HummingRouted(PreparedRouted):
     def traits(self) -> Traits:
         """Those of the masked GEMM in the same mode, of a layer that adds slot after slot in float32."""
         masked = self.gemm.traits
-        shapes = tuple(shape for shape in masked.shapes if shape[2] <= _MOST_INTER)
+        most = _MOST_INTER if self.gemm.one_pass else _MOST_STREAMED
+        shapes = tuple(
+            (experts, hidden, inter)
+            for experts, hidden, inter in masked.shapes
+            if inter <= most and (self.gemm.one_pass or hidden <= most)
+        )
         return replace(
             masked, hints=(), shapes=shapes, final_sum="slots", most_topk=_TOPK, cuda_graph=False, canary=False
         )  # fmt: skip
