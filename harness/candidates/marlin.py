@@ -9,6 +9,7 @@ the factor and the routing weight. MXFP4 has no factor of an expert: one that is
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,18 @@ if TYPE_CHECKING:
     from harness.candidates.slots import Slots
 
 # Where partial sums are bfloat16: the bound of more of them tells little apart.
-_STREAMED = ((4, 128, 128), (3, 512, 256), (8, 256, 512), (16, 128, 256), (2, 384, 384), (32, 256, 128), (1, 512, 128))
+_STREAMED = (
+    (4, 128, 128),
+    (3, 512, 256),
+    (8, 256, 512),
+    (16, 128, 256),
+    (2, 384, 384),
+    (32, 256, 128),
+    (1, 512, 128),
+)
+
+# An expert's factor is held in bfloat16, times 2^119; block scales as E5M3, weights times 2^-119: docs/found.md.
+_OF_NVFP4: dict[str, Any] = {"most_alpha": 512.0, "keeps_subnormals": False, "finite_only": True}
 
 
 class Marlin(PreparedRouted):
@@ -65,6 +77,7 @@ class Marlin(PreparedRouted):
             deterministic=not self.atomic,
             place_invariant=False,
             reads_strides=True,
+            **(_OF_NVFP4 if self.weights == "nvfp4" else {}),
             deviations=("cast: before alpha, alpha rounded to bfloat16",),
             power_scales=self.weights == "mxfp4",
             final_sum="slots; weight on rows",
@@ -207,3 +220,17 @@ class Marlin(PreparedRouted):
         if ran not in self._ran:
             self._ran.append(ran)
         return rows
+
+
+class MarlinAsContract(Marlin):
+    """The ordered mode of NVFP4 with nothing left out: what is seen by somebody who expects all values that NVFP4 has."""
+
+    name = "marlin-as-contract"
+
+    def __init__(self, mode: str = "nvfp4-bf16-ordered", *, device: str = "cuda") -> None:
+        super().__init__(mode, device=device)
+
+    @property
+    def traits(self) -> Traits:
+        """Those of every value."""
+        return replace(super().traits, most_alpha=0.0, keeps_subnormals=True, finite_only=False)

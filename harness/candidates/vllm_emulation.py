@@ -18,7 +18,7 @@ import importlib
 import importlib.util
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from harness.candidates.support import Support, supported, unsupported
 from harness.candidates.traits import VARIES, Traits
@@ -46,7 +46,10 @@ PARAMETERS = {
 """By function: every parameter that is passed to it, by keyword."""
 _OF_TORCH = (QUANTIZE, DEQUANTIZE)
 _BLOCK = 16
-_K_MULTIPLE = {"torch": 64, "triton": _BLOCK}  # dequantize_to_dtype raises where a tile of block scales is not full
+_K_MULTIPLE = {
+    "torch": 64,
+    "triton": _BLOCK,
+}  # dequantize_to_dtype raises where a tile of block scales is not full
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,12 @@ import torch
 
 from harness.candidates import layouts, marlin_package
 from harness.candidates.eager import EagerKernels
-from harness.candidates.marlin import Marlin
+from harness.candidates.marlin import Marlin, MarlinAsContract
 from harness.faults.named import plant
 from harness.judging.context import Context, Known
 from harness.judging.routed import arguments
 from harness.problems.problem import parse_problem
+from harness.problems.traps import TRAPS
 from harness.running.judge import Judge
 from harness.running.outcome import Outcome
 from tests.candidates.marlin_launches import MarlinLaunches, replace_launches
@@ -91,6 +92,21 @@ def test_the_roundings_that_it_declares_are_needed(monkeypatch: pytest.MonkeyPat
     assert any(outcome.fails for outcome in judged(candidate, "ROUTED"))
     monkeypatch.setattr(Marlin, "traits", property(lambda _: replace(declared, summation="exact")))
     assert not any(outcome.fails for outcome in judged(candidate, "ROUTED"))
+
+
+@pytest.mark.usefixtures("launches")
+def test_a_factor_of_512_overflows() -> None:
+    """What a GPU showed as NaN: the package's own function makes infinity of it. docs/found.md."""
+    problem = "v2:1x1x512x128:1:normal:0:small"
+    outcome = Judge(MarlinAsContract(device="cpu"), threads=1, probe=False).judge("ROUTED", problem)
+    assert "= nan, legal are" in outcome.illegal[0].message
+    candidate = Marlin(device="cpu")
+    with candidate.engine.running():
+        made = candidate.engine.get(marlin_package.NVFP4_FACTOR)(
+            global_scale=torch.tensor([511.0, 512.0]).bfloat16()
+        )
+    assert made.isinf().tolist() == [True, True]  # bfloat16 rounds 511 to 512
+    assert not TRAPS["small"].in_contract(candidate.traits)
 
 
 @pytest.mark.usefixtures("launches")

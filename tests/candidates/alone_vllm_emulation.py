@@ -57,7 +57,10 @@ def test_scales_whose_tiles_are_not_full_are_refused_by_the_package() -> None:
     one = torch.ones(1)
     with candidate.engine.running(), pytest.raises(RuntimeError, match="must match the size"):
         candidate.engine.get(vllm_emulation.DEQUANTIZE)(
-            torch.zeros(128, 48, dtype=torch.uint8), torch.zeros(128, 8, dtype=torch.uint8), one, torch.bfloat16
+            torch.zeros(128, 48, dtype=torch.uint8),
+            torch.zeros(128, 8, dtype=torch.uint8),
+            one,
+            torch.bfloat16,
         )
 
 

@@ -21,5 +21,7 @@ def test_the_files_are_there() -> None:
 @pytest.mark.parametrize("name", FILES)
 def test_every_test_of_it_passes(name: str) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", "0", str(HERE / name)]
-    ran = subprocess.run(command, cwd=HERE.parents[1], capture_output=True, text=True, timeout=600, check=False)
+    ran = subprocess.run(
+        command, cwd=HERE.parents[1], capture_output=True, text=True, timeout=600, check=False
+    )
     assert ran.returncode == 0, ran.stdout[-6000:]
