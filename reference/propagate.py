@@ -29,7 +29,6 @@ from reference.intervals import scaled_values as scaled_values  # noqa: PLC0414
 from reference.legal import Arithmetic
 from reference.matrix_units import Summation
 
-
 _PART = 64  # products along k that lie in one part where k is split among thread blocks
 
 

@@ -43,9 +43,9 @@ class FlashInferFusedCuteDsl(FusedLayer):
 
     def __init__(self, activation: str = "silu", *, mode: str = "w4a4", **options: Any) -> None:
         self.mode = mode.removesuffix(_SLOTS)
-        super().__init__(
-            activation, **({"fused_finalize": False} if mode.endswith(_SLOTS) else {}), **options
-        )
+        if mode.endswith(_SLOTS):
+            options["fused_finalize"] = False
+        super().__init__(activation, **options)
         *formats, self.block = _MODES[self.mode]
         self.formats = (formats[0], formats[1])
         self.quantizer = {"w4a4": "fp4_quantize", "w4a8": "mxfp8_quantize", "w4a16": ""}[self.mode]
@@ -192,7 +192,9 @@ class FlashInferFusedCutlass(FusedLayer):
     modes = ("atomic", "slots")
 
     def __init__(self, activation: str = "silu", *, mode: str = "", **options: Any) -> None:
-        super().__init__(activation, **({"fused_finalize": mode != "slots"} if mode else {}), **options)
+        if mode:
+            options["fused_finalize"] = mode != "slots"
+        super().__init__(activation, **options)
         self.name = f"{type(self).name}:{mode}" if mode else type(self).name
 
     def _launch(self, call: LayerCall) -> None:
