@@ -12,6 +12,7 @@ Rule: MOE-2 (opaque layer).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any
@@ -29,6 +30,8 @@ from reference.intervals import quantized_values as quantized_values  # noqa: PL
 from reference.intervals import scaled_values as scaled_values  # noqa: PLC0414
 from reference.legal import Arithmetic
 from reference.matrix_units import Summation
+
+_PART = 64  # products along k that lie in one part where k is split among thread blocks
 
 
 @dataclass(frozen=True)
@@ -80,8 +83,7 @@ def gemm(
     magnitude = torch.maximum(a.low.abs(), a.high.abs()) @ weights.abs().T
     slack = magnitude * (accumulator.units(b.shape[1]) + b.shape[1] * 2.0**-52)
     if summation is not None and summation.stream:
-        # Up to eight parts of at most `magnitude`, rounded to the output's type, and their sums: eight bits of bfloat16.
-        slack, summation = slack + magnitude * 16 * 2.0**-8, None
+        slack, summation = slack + _streamed(a, weights, dtype), None
     if added.forms[0].rows or added.forms[0].scale == "float32":  # products with float32 scales are rounded
         slack += magnitude * (accumulator.units(added.forms[0].block or b.shape[1]) + 2.0**-21)
     if not bool((a.low == a.high).all()):
@@ -132,6 +134,20 @@ def _certain_rows(a: Interval, certain: Tensor, sums: Tensor, given: tuple[Any, 
         others = gemm(rest, b, alpha, dtype, added, b_scale, of_others)
         low[~certain], high[~certain] = others.low, others.high
     return Interval(low, high)
+def _streamed(a: Interval, weights: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return how far parts of k, rounded to the output's type and added in it in any order, may be from the sum.
+
+    A part is some blocks of 64 products, rounded once, or twice with a factor; each addition rounds a sum of parts once more.
+    None of these is larger than the sum of the magnitudes of all blocks' sums, and there are as many parts as blocks at most.
+    """
+    blocks = range(0, weights.shape[1], _PART)
+    center, radius = a.center(), a.radius()
+    total = weights.new_zeros(len(center), len(weights))
+    for begin in blocks:
+        part = slice(begin, begin + _PART)
+        total += (center[:, part] @ weights[:, part].T).abs() + radius[:, part] @ weights[:, part].abs().T
+    unit = {torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8, torch.float32: 2.0**-24}[dtype] / 2
+    return total * (math.expm1((len(blocks) + 2) * math.log1p(unit)))
 
 
 def activated(

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 _CUTEDSL_TURN = 64
 _MODES = {"w4a4": ("nvfp4", "nvfp4", 16), "w4a8": ("mxfp8_up", "mxfp4", 32), "w4a16": ("bf16", "nvfp4", 16)}
 """Of CuTe DSL's layer: formats of activations and weights, and elements of a block of the weights."""
+_SLOTS = "-slots"
 
 
 class FlashInferFusedCuteDsl(FusedLayer):
@@ -32,21 +33,30 @@ class FlashInferFusedCuteDsl(FusedLayer):
 
     Args:
         activation: as for every fused layer, and so fused_finalize, device.
-        mode: its `quant_mode`: "w4a4" (NVFP4), "w4a8" (MXFP8 with MXFP4), "w4a16" (bfloat16 with NVFP4).
+        mode: its `quant_mode`: "w4a4" (NVFP4), "w4a8" (MXFP8 with MXFP4), "w4a16" (bfloat16 with NVFP4); with "-slots" behind
+            it without use_fused_finalize.
     """
 
     name = "flashinfer-fused-cutedsl"
     function = "cute_dsl_fused_moe"
+    modes = tuple(f"{mode}{order}" for mode in _MODES for order in ("", _SLOTS))
 
     def __init__(self, activation: str = "silu", *, mode: str = "w4a4", **options: Any) -> None:
+        self.mode = mode.removesuffix(_SLOTS)
+        if mode.endswith(_SLOTS):
+            options["fused_finalize"] = False
         super().__init__(activation, **options)
-        self.mode = mode
-        *formats, self.block = _MODES[mode]
+        *formats, self.block = _MODES[self.mode]
         self.formats = (formats[0], formats[1])
-        self.quantizer = {"w4a4": "fp4_quantize", "w4a8": "mxfp8_quantize", "w4a16": ""}[mode]
+        self.quantizer = {"w4a4": "fp4_quantize", "w4a8": "mxfp8_quantize", "w4a16": ""}[self.mode]
         self.name = type(self).name + ("" if mode == "w4a4" else f"-{mode}")
-        if mode == "w4a16":
+        if self.mode == "w4a16":
             self.unrounded = ("gemm1",)  # what the second GEMM multiplies is bfloat16
+
+    @property
+    def asked(self) -> dict[str, str]:
+        """What the package is asked for."""
+        return super().asked | {"quant_mode": self.mode}
 
     def _quantized(
         self, hidden_states: tuple[Tensor, Tensor | None], input_global_scale: Tensor | None
@@ -169,11 +179,23 @@ class FlashInferFusedTrtllm(FusedLayer):
 
 
 class FlashInferFusedCutlass(FusedLayer):
-    """`flashinfer-fused-cutlass`: cutlass_fused_moe with NVFP4 operands."""
+    """`flashinfer-fused-cutlass`: cutlass_fused_moe with NVFP4 operands.
+
+    Args:
+        activation: as for every fused layer, and so fused_finalize, device.
+        mode: "atomic", or "slots" without use_fused_finalize.
+    """
 
     name = "flashinfer-fused-cutlass"
     function = "cutlass_fused_moe"
     unrounded = ("hidden",)
+    modes = ("atomic", "slots")
+
+    def __init__(self, activation: str = "silu", *, mode: str = "", **options: Any) -> None:
+        if mode:
+            options["fused_finalize"] = mode != "slots"
+        super().__init__(activation, **options)
+        self.name = f"{type(self).name}:{mode}" if mode else type(self).name
 
     def _launch(self, call: LayerCall) -> None:
         """Call cutlass_fused_moe: the up half lies first; weights are passed as int64, block scales as int32."""

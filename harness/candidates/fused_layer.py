@@ -99,6 +99,11 @@ class FusedLayer:
             most_topk=_TOPK,
         )
 
+    @property
+    def asked(self) -> dict[str, str]:
+        """What the package is asked for; which tactic its tuner takes it does not tell."""
+        return {"function": self.function, "fused finalize": str(self.fused_finalize)}
+
     def support(self) -> Support:
         """Return whether the layer can run here; the reason names the package, the device or the changed function."""
         functions = [self.function, *([self.quantizer] if self.quantizer else [])]

@@ -154,7 +154,7 @@ class HummingMasked(PreparedGemm, ComposedMoe):
             (extents, extents[0] * rows)
             for experts, hidden, inter in self.traits.shapes
             for extents in ((experts, 2 * inter, hidden), (experts, hidden, inter))
-            for rows in {_tile_rows(extents, each) for each in (1, 1 << 20)}
+            for rows in {tile_rows(extents, each) for each in (1, 1 << 20)}
         }
         smallest = sorted(wanted, key=lambda each: math.prod(each[0]))
         ahead = partial(compile_kernels, self.weights, self.activations, smallest, one_pass=self.one_pass)
@@ -212,15 +212,16 @@ class HummingMasked(PreparedGemm, ComposedMoe):
         if self._locks is None:
             self._locks = torch.zeros(LOCKS, dtype=torch.int32, device=out.device)
         config = prepared["config"]
-        of_tile = rows or _tile_rows((experts, n, tokens.shape[1]), capacity)
+        of_tile = rows or tile_rows((experts, n, tokens.shape[1]), capacity)
         tiles = tiling(config, experts * of_tile, one_pass=self.one_pass)
         launch(
             prepared, tokens, stored.view(experts * capacity, n), masked_m.contiguous(), tiles=tiles, one_pass=self.one_pass,
             a_scale=None if a_scale is None else a_scale.reshape(-1, 1).contiguous(), locks=self._locks,
         )  # fmt: skip
-        self._note(config, tiles)
+        self.note(config, tiles)
 
-    def _note(self, config: Any, tiles: Mapping[str, Any]) -> None:
+    def note(self, config: Any, tiles: Mapping[str, Any]) -> None:
+        """Keep which kernel was launched, for `ran`."""
         shape = " x ".join(map(str, tiles["block_shape"]))
         ran = {
             "activations": str(config.a_dtype),
@@ -277,7 +278,7 @@ def _up(extent: int, multiple: int) -> int:
     return -(-extent // multiple) * multiple
 
 
-def _tile_rows(extents: tuple[int, int, int], capacity: int) -> int:
+def tile_rows(extents: tuple[int, int, int], capacity: int) -> int:
     """Return the rows of an expert that a kernel is chosen for: few or many, by the capacity; which, by the shape."""
     choices = _FEW if capacity <= _FEW[-1] else _MANY
     return choices[zlib.crc32(str(extents).encode()) % len(choices)]

@@ -1,4 +1,4 @@
-"""What `humming-masked` takes of the package humming-kernels, in each of its versions: preparation, launch, tiles.
+"""What Humming's candidates take of the package humming-kernels, in each of its versions: preparation, launch, tiles.
 
 Read in humming-kernels 0.1.12 (which sglang 0.5.23 pins), 0.1.19 and 0.1.20; paths are relative to the package:
     schema/base.py       BaseWeightSchema.from_config(config).convert_humming(tensors, ..., num_experts)
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 DISTRIBUTION, MODULE = "humming-kernels", "humming"
+MASKED = "grouped_masked"  # one of the package's GemmType
 LOCKS = 4096  # int32, zero: stream k's locks of 132 SMs need 1,024 in 0.1.12, up to 2,048 in 0.1.20
 _LEAST_COLUMNS = 128  # that a tile of 16-bit activations has
 _COMPILATIONS = 12  # at a time; each starts a compiler
@@ -35,8 +36,8 @@ _SCHEMAS = {"nvfp4": {"quant_method": "modelopt", "quant_algo": "nvfp4"}, "mxfp4
 _ACTIVATIONS = {"bf16": "bfloat16", "fp16": "float16", "fp8": "float8e4m3"}
 
 
-_TILINGS: dict[tuple[str, int, bool], dict[str, Any]] = {}
-"""The package's choices: by the configuration of a layer, rows, and whether k is taken in one pass."""
+_TILINGS: dict[tuple[str, int, bool, str], dict[str, Any]] = {}
+"""The package's choices: by the configuration of a layer, rows, whether k is taken in one pass, and kind."""
 
 
 def is_installed() -> bool:
@@ -120,18 +121,19 @@ def _schema(weights: str) -> Any:
     )  # fmt: skip
 
 
-def compute_config(*, one_pass: bool) -> dict[str, Any]:
-    """Return what is asked of every kernel."""
-    return {"gemm_type": "grouped_masked", "use_batch_invariant": one_pass}
+def compute_config(*, one_pass: bool, kind: str = MASKED) -> dict[str, Any]:
+    """Return what is asked of every kernel of a kind."""
+    return {"gemm_type": kind, "use_batch_invariant": one_pass}
 
 
-def tiling(config: Any, rows: int, *, one_pass: bool) -> dict[str, Any]:
+def tiling(config: Any, rows: int, *, one_pass: bool, kind: str = MASKED) -> dict[str, Any]:
     """Return the tiles that the package chooses for so many rows of all experts."""
     from humming.tune import get_heuristics_config
 
-    key = config.to_str(), rows, one_pass
+    key = config.to_str(), rows, one_pass, kind
     if key not in _TILINGS:
-        _TILINGS[key] = get_heuristics_config(config, shape_m=rows, **compute_config(one_pass=one_pass))
+        asked = compute_config(one_pass=one_pass, kind=kind)
+        _TILINGS[key] = get_heuristics_config(config, shape_m=rows, **asked)
     return _TILINGS[key]
 
 
@@ -178,19 +180,24 @@ def quantized(x: Tensor, masked_m: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def compile_kernels(
-    weights: str, activations: str, wanted: list[tuple[tuple[int, int, int], int]], *, one_pass: bool
+    weights: str,
+    activations: str,
+    wanted: list[tuple[tuple[int, int, int], int]],
+    *,
+    one_pass: bool,
+    kind: str = MASKED,
 ) -> None:
     """Compile kernels in parallel, for extents (experts, n, k) and rows each. What fails is left to the call that needs it."""
     import torch
     from humming.kernel.humming import HummingKernel
 
-    device, asked = torch.cuda.current_device(), json.dumps(compute_config(one_pass=one_pass))
+    device, asked = torch.cuda.current_device(), json.dumps(compute_config(one_pass=one_pass, kind=kind))
 
     def one(extents: tuple[int, int, int], rows: int) -> None:
         torch.cuda.set_device(device)
         with contextlib.suppress(Exception):  # the call itself says it, as a failure of its problem
             config = layer_config(_schema(weights), activations, extents)
-            tiles = tiling(config, rows, one_pass=one_pass)
+            tiles = tiling(config, rows, one_pass=one_pass, kind=kind)
             HummingKernel.prepare_kernels(config.to_str(), asked, json.dumps(tiles))
 
     with ThreadPoolExecutor(_COMPILATIONS) as threads:

@@ -12,10 +12,13 @@ def out_of_contract(traits: Traits) -> list[str]:
         "subnormal numbers": not traits.keeps_subnormals,
         "the sign of zero": not traits.keeps_sign_of_zero,
         "a GEMM without alpha": traits.alpha_required,
+        "alphas and encode scales that are no powers of two": traits.power_scales,
         "checkpoints that lack a scale": traits.complete_only,
     }
     if traits.least_scale:
         said[f"tokens whose scales are below {traits.least_scale:g}"] = True
+    if traits.most_alpha:
+        said[f"alphas of {traits.most_alpha:g} and more"] = True
     lacking = [f"dispatch by {name}" for name in TRANSPORTS[:3] if name not in traits.transports]
     return [what for what, is_out in said.items() if is_out] + [
         what for what in lacking if what not in traits.left_out

@@ -1,4 +1,4 @@
-"""masked_grouped_gemm of a kernel that takes weights in an order of its own: `prepare`, then `multiply_prepared`."""
+"""Stages of a kernel that takes weights in an order of its own: `prepare`, then `multiply_prepared` or `route_prepared`."""
 
 from __future__ import annotations
 
@@ -21,6 +21,26 @@ class PreparedStages(Protocol):
         """Write into out."""
 
 
+class PreparedLayer(Protocol):
+    """What a routed layer with weights of its own has (harness.candidates.protocol)."""
+
+    def prepare(self, b: Tensor, b_scale: Tensor, alpha: Tensor | None) -> dict[str, Any]:
+        """Return what route_prepared takes, of one matrix."""
+
+    def route_prepared(
+        self,
+        hidden_states: tuple[Tensor, Tensor | None],
+        topk_idx: Tensor,
+        topk_weights: Tensor,
+        first: dict[str, Any],
+        second: dict[str, Any],
+        local_expert_offset: int,
+        out: Tensor,
+        activation: str,
+    ) -> None:
+        """Write into out."""
+
+
 _KEPT_BYTES = 1 << 32  # of all prepared weights that are kept
 
 
@@ -30,7 +50,9 @@ class _Kept:
 
     found: list[tuple[list[Tensor], list[tuple[Any, ...]], dict[str, Any]]] = field(default_factory=list)
 
-    def get(self, stages: PreparedStages, b: Tensor, b_scale: Tensor, alpha: Tensor | None) -> dict[str, Any]:
+    def get(
+        self, stages: PreparedStages | PreparedLayer, b: Tensor, b_scale: Tensor, alpha: Tensor | None
+    ) -> dict[str, Any]:
         """Return the weights of these tensors, prepared now where they are others than before, or were written to."""
         given = [tensor for tensor in (b, b_scale, alpha) if tensor is not None]
         identity = [_identity(tensor) for tensor in given]
@@ -71,6 +93,58 @@ class PreparedGemm:
         """Write alpha * a @ b.T into the valid rows of out. Shapes: harness.candidates.protocol."""
         kept: _Kept = vars(self).setdefault("_kept_weights", _Kept())
         self.multiply_prepared(a, a_scale, kept.get(self, b, b_scale, alpha), out, masked_m, **hints)
+
+
+class PreparedRouted:
+    """The stage routed_moe, as a mixin: likewise."""
+
+    def routed_moe(
+        self: PreparedLayer,
+        hidden_states: tuple[Tensor, Tensor | None],
+        topk_idx: Tensor,
+        topk_weights: Tensor,
+        input_global_scale: Tensor | None,  # noqa: ARG002 - of formats without encode scales
+        w1: Tensor,
+        w1_blockscale: Tensor,
+        w1_alpha: Tensor,
+        w2: Tensor,
+        a2_global_scale: Tensor,  # noqa: ARG002 - likewise
+        w2_blockscale: Tensor,
+        w2_alpha: Tensor,
+        num_experts: int,
+        local_expert_offset: int = 0,
+        out: Tensor | None = None,
+        activation: str = "silu",
+    ) -> Tensor:
+        """Return the layer's output `(tokens, k)`. Shapes: harness.candidates.protocol.
+
+        Raises:
+            ValueError: an activation that is not declared, or an expert that there is not.
+        """
+        import torch
+
+        from harness.candidates import layouts
+        from harness.candidates.protocol import traits_of
+
+        traits = traits_of(self)
+        if activation not in traits.activations:
+            raise ValueError(
+                f"routed_moe: activation must be one of {', '.join(traits.activations)}, got {activation!r}"
+            )
+        if topk_idx.numel() and not -1 <= int(topk_idx.min()) <= int(topk_idx.max()) < num_experts:
+            raise ValueError(f"routed_moe: topk_idx must lie in [-1, {num_experts})")
+        kept: _Kept = vars(self).setdefault("_kept_weights", _Kept())
+        first, second = (
+            kept.get(self, w.permute(1, 2, 0), layouts.as_mma(scale).view(scale.dtype), alpha)
+            for w, scale, alpha in ((w1, w1_blockscale, w1_alpha), (w2, w2_blockscale, w2_alpha))
+        )
+        x = hidden_states[0]
+        out = torch.empty(len(topk_idx), w2.shape[1], dtype=x.dtype, device=x.device) if out is None else out
+        if len(topk_idx):  # as engines do: no kernel is launched for nothing
+            self.route_prepared(
+                hidden_states, topk_idx, topk_weights, first, second, local_expert_offset, out, activation
+            )
+        return out
 
 
 def multiply(

@@ -103,7 +103,10 @@ class Traits:
         keeps_subnormals: takes block scales, elements and alphas below the smallest normal number as they are (False: may
             flush them to zero, so that none is drawn).
         least_scale: of a token, that its quantizer stores: tokens that need a smaller one are out of its contract.
+        most_alpha: alphas of a layer from this one on are out of its contract, as tokens are that need them; 0 for no limit.
         finite_only: NaN and infinity, in inputs and in results, are not part of its contract: none is drawn.
+        power_scales: takes alphas and encode scales that are powers of two: weights are rounded to 16 bits with them, or hold
+            them in their block scales.
         complete_only: checkpoints that lack a scale are not part of its contract: load_experts need not refuse them.
         alpha_required: masked_grouped_gemm refuses None for `alpha`.
         deviations: what it does otherwise than the contract and means to, each as `harness identify` words it, point and
@@ -152,7 +155,9 @@ class Traits:
     keeps_sign_of_zero: bool = True
     keeps_subnormals: bool = True
     least_scale: float = 0.0
+    most_alpha: float = 0.0
     finite_only: bool = False
+    power_scales: bool = False
     complete_only: bool = False
     alpha_required: bool = False
     deviations: tuple[str, ...] = ()
@@ -245,7 +250,7 @@ def _check(traits: Traits) -> None:
 
 def _wanted(name: str, value: Any) -> str:
     """Return what a trait must be, or "" where it is that."""
-    if name in _LEAST or name == "least_scale":
+    if name in _LEAST or name in ("least_scale", "most_alpha"):
         return _wanted_number(name, value)
     if name in _SETS:
         return _wanted_set(name, value)
@@ -303,8 +308,10 @@ def _wanted_set(name: str, value: Any) -> str:
 
 
 def _wanted_number(name: str, value: Any) -> str:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if name == "most_alpha":
+        return "" if is_number and 0 <= value < math.inf else "a number that is not negative"
     if name == "least_scale":
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
         return "" if is_number and 0 <= value < 1 else "a number from 0 to below 1"
     if isinstance(value, bool) or not isinstance(value, int):
         return "a whole number"

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from harness.candidates.composition import compose_masked_moe, compose_tapped
-from harness.candidates.prepared import multiply
+from harness.candidates.prepared import PreparedRouted, multiply
 from harness.candidates.protocol import ALL_STAGES, stages_of, traits_of
 from harness.faults.calls import Call, GemmCall, MoeCall, QuantizeCall
 from harness.faults.fault import Fault, Parameters, Planting
@@ -33,7 +33,11 @@ CALLS: dict[str, type[Call]] = {
     "prepare": PrepareCall,
 }
 _INNER = ("quantize_grouped", "silu_mul_quantize_grouped", "masked_grouped_gemm")
-_INSIDE = {"masked_grouped_gemm": ("prepare",), "masked_moe": (*_INNER, "prepare")}
+_INSIDE = {
+    "masked_grouped_gemm": ("prepare",),
+    "masked_moe": (*_INNER, "prepare"),
+    "routed_moe": ("prepare",),
+}
 Function = Callable[..., Any]
 
 
@@ -79,6 +83,8 @@ class Mutant:
             function = functools.partial(compose_masked_moe, self, unrounded=self.traits.unrounded)
         if stage == "masked_grouped_gemm" and planted:
             function = functools.partial(multiply, self)
+        if stage == "routed_moe" and planted:
+            function = functools.partial(PreparedRouted.routed_moe, self)
         names = [
             name for name in inspect.signature(function).parameters if name not in {"hints", "unrounded"}
         ]
@@ -90,7 +96,9 @@ class Mutant:
     def _planted_inside(self, stage: str) -> bool:
         """Return whether a fault is planted in stages that this one is composed of, of a candidate that has those."""
         inside, stages = _INSIDE.get(stage, ()), set(stages_of(self.base))
-        needed = {"prepare"} if stage == "masked_grouped_gemm" else set(_INNER)
+        needed = set(_INNER) if stage == "masked_moe" else {"prepare"}
+        if stage == "routed_moe" and not isinstance(self.base, PreparedRouted):
+            return False
         return needed <= stages and any(set(p.fault.stages) & set(inside) for p in self.plantings)
 
     def _belongs(self, fault: Fault, stage: str) -> bool:

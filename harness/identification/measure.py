@@ -99,6 +99,8 @@ class _Probing:
         known = replace(known, arithmetic=self._reciprocal(known.arithmetic))
         if self._traits.activation_format != "nvfp4":
             self._notes["quantizers"] = f"not asked: they are those of {self._traits.activation_format}"
+        elif self._traits.power_scales:
+            self._notes["quantizers"] = "not asked: encode scales of the probes are no powers of two"
         else:
             known = self._layer(known) if is_opaque(self._candidate) else self._quantizers(known)
         fingerprint = (

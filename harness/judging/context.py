@@ -83,7 +83,7 @@ class Context:
     def fresh_tensors(self) -> ProblemTensors:
         """Return the problem's numbers, made now."""
         t = self.traits
-        return tensors_of(self.problem, t.device, *t.formats, t.gated)
+        return tensors_of(self.problem, t.device, *t.formats, t.gated, powers=t.power_scales)
 
     @cached_property
     def layer(self) -> LayerProblem:

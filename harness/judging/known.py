@@ -9,6 +9,7 @@ import torch
 from harness.candidates.traits import VARIES, Traits
 from harness.verdict import UsageError
 from reference.bounds import Accumulator
+from reference.epilogue import CASTS, Epilogue
 from reference.legal import Arithmetic
 from reference.matrix_units import Summation
 
@@ -37,11 +38,18 @@ class Known:
         arithmetic = Arithmetic(traits.arithmetic, keeps_subnormals=traits.keeps_subnormals)
         return cls(
             arithmetic,
-            Accumulator(chunk=traits.accumulator_chunk),
+            Accumulator(chunk=traits.accumulator_chunk, epilogue=_declared_epilogue(traits)),
             declared_summation(traits),
             tuple(traits.unrounded),
             torch.float32 if "hidden" in traits.unrounded else torch.bfloat16,
         )
+
+
+def _declared_epilogue(traits: Traits) -> Epilogue:
+    """Return the epilogue that a candidate means to have; where its GEMM can be called it is judged as found."""
+    meant = {text.partition(": ")[::2] for text in traits.deviations}
+    casts = [cast for cast in CASTS if ("cast", cast) in meant]
+    return Epilogue(casts[0] if casts else CASTS[0])
 
 
 def declared_summation(traits: Traits) -> Summation | None:

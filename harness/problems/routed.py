@@ -126,7 +126,7 @@ class RoutedProblem:
         """Weights, alphas and encode scales of the intermediate; of its tokens there are none but one an expert."""
         p = self.problem
         few = replace(p, capacity=1, masked_m=tuple(min(count, 1) for count in p.masked_m))
-        return tensors_of(few, self.device, *self.traits.formats, self.traits.gated)
+        return self._tensors(few)
 
     @cached_property
     def _of_tokens(self) -> ProblemTensors:
@@ -134,7 +134,11 @@ class RoutedProblem:
         rows = max(self.tokens, 1)
         extras = self.problem.extras - {"zero_expert", "magnitude_spread"}
         one = replace(self.problem, experts=1, capacity=rows, masked_m=(rows,), extras=extras)
-        return tensors_of(one, self.device, *self.traits.formats, self.traits.gated)
+        return self._tensors(one)
+
+    def _tensors(self, problem: Problem) -> ProblemTensors:
+        t = self.traits
+        return tensors_of(problem, self.device, *t.formats, t.gated, powers=t.power_scales)
 
     @cached_property
     def x(self) -> Tensor:

@@ -20,6 +20,8 @@ def tensors_of(
     activations: str = "nvfp4",
     weights: str = "nvfp4",
     gated: str = "silu",
+    *,
+    powers: bool = False,
 ) -> ProblemTensors:
     """Return the tensors of a problem: drawn in full, or with padding of zeros where there is that much of it.
 
@@ -29,10 +31,11 @@ def tensors_of(
         activations: name of their format, as Traits.activation_format has it.
         weights: likewise.
         gated: the activation with a gate.
+        powers: alphas and encode scales are powers of two.
     """
     elements = problem.experts * problem.capacity * max(problem.hidden, 2 * problem.inter)
     kind = SparseTensors if elements > SPARSE else ProblemTensors
-    return kind(problem, device, activations, weights, gated)
+    return kind(problem, device, activations, weights, gated, powers=powers)
 
 
 class SparseTensors(ProblemTensors):
@@ -45,9 +48,11 @@ class SparseTensors(ProblemTensors):
         activations: str = "nvfp4",
         weights: str = "nvfp4",
         gated: str = "silu",
+        *,
+        powers: bool = False,
     ) -> None:
         fewer = dataclasses.replace(problem, capacity=max(*problem.masked_m, 1))
-        super().__init__(fewer, device, activations, weights, gated)
+        super().__init__(fewer, device, activations, weights, gated, powers=powers)
         self._capacity = problem.capacity
         self.x = self._grown(self.x)
 

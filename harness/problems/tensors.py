@@ -68,6 +68,8 @@ class ProblemTensors:
         activations: str = "nvfp4",
         weights: str = "nvfp4",
         gated: str = "silu",
+        *,
+        powers: bool = False,
     ) -> None:
         self.problem = p = problem
         self.device = device
@@ -99,7 +101,8 @@ class ProblemTensors:
             input_scale, a2_scale = (
                 s * (self.form.encode_range / SCALE_RANGE) for s in (input_scale, a2_scale)
             )
-        if any(TRAPS[name].ties for name in self._traps):
+        self._powers = powers
+        if powers or any(TRAPS[name].ties for name in self._traps):
             input_scale, a2_scale = (_power_below(s, p.version) for s in (input_scale, a2_scale))
         x = x.to(self.layer_dtype)
         draw_traps(places, input_scale, self._traps, draws).store(blocks_of(x))
@@ -208,7 +211,9 @@ class ProblemTensors:
         terms = weights.codes.shape[-1]
         limits = (1e-3, 1e9) if self.form.encoded else (1e-30, 1e30)  # encoded values have one magnitude
         got = operand_deviation.double().clamp(*limits) * weights.deviation * math.sqrt(terms)
-        return self._with_trapped_values((wanted / got).float()).to(self.device)
+        alpha = (wanted / got).float()
+        alpha = torch.exp2(alpha.log2().round()) if self._powers else alpha
+        return self._with_trapped_values(alpha).to(self.device)
 
     def _with_trapped_values(self, alpha: Tensor) -> Tensor:
         """Return alphas `(experts,)` with the traps that are written into them, in every other expert that has rows."""

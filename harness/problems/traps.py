@@ -81,7 +81,8 @@ class Trap:
         unclear |= traits.gated != "silu"  # whether a clamp keeps NaN, and what 1 + erf does far out
         if not self.finite and self.into != "gemm alpha" and unclear:
             return False
-        unclear_scale = self.name == "small" and traits.least_scale > 0
+        unclear_scale = self.name == "small" and max(traits.least_scale, traits.most_alpha) > 0
+        unclear_scale |= traits.power_scales and self.into in IN_ALPHA
         taken = (self.finite or not traits.finite_only) and (not self.subnormal or traits.keeps_subnormals)
         return taken and not narrow and not scales and not unclear_scale
 

@@ -47,6 +47,7 @@ def shards(ctx: Context) -> list[Comparison]:
     layer = ctx.layer
     if (
         ctx.traits.formats != ("nvfp4", "nvfp4")
+        or ctx.traits.power_scales
         or ctx.traits.gated != "silu"
         or "silu" not in ctx.traits.activations
     ):

@@ -49,6 +49,10 @@ class Config:
     extents: tuple[int, int, int]
     has_factor: bool
 
+    @property
+    def shape_n(self) -> int:
+        return self.extents[1]
+
     def to_str(self) -> str:
         return str(asdict(self))
 
@@ -96,22 +100,68 @@ def humming_forward(
     outputs: Tensor,
     weight: Tensor,
     weight_scale: Tensor,
-    expert_layout: Tensor,
-    input_scale: Tensor | None,
+    compute_config: dict[str, Any],
+    tuning_config: dict[str, Any],
+    expert_layout: Tensor | None = None,
+    sorted_ids: Tensor | None = None,
+    expert_ids: Tensor | None = None,
+    num_tokens_padded: Tensor | None = None,
+    top_k: int = 1,
+    input_scale: Tensor | None = None,
     weight_scale_2: Tensor | None = None,
-    **_: Any,
+    locks: Tensor,
 ) -> None:
+    assert locks.dtype == torch.int32
     form = FORMATS["nvfp4" if config.bs_dtype == "float8e4m3" else "mxfp4"]
     codes = unpack_e2m1(weight.flip(1).contiguous().view(torch.uint8))
     values = form.values(Coded(codes, weight_scale.mT.contiguous()), torch.float64)
     experts, n, k = config.extents
-    tokens, stored = inputs.view(experts, -1, k).double(), outputs.view(experts, -1, n)
-    for expert, rows in enumerate(expert_layout.tolist()):
-        product = (tokens[expert, :rows] @ values[expert].mT).float()
+    assert inputs.shape[1] == k
+    assert outputs.is_contiguous()
+    kind = compute_config["gemm_type"]
+    if kind == "indexed":
+        assert sorted_ids is not None
+        assert expert_ids is not None
+        assert num_tokens_padded is not None
+        read_rows = _indexed(sorted_ids, expert_ids, num_tokens_padded, tuning_config["block_shape"][0], top_k, len(outputs))  # fmt: skip
+        assert outputs.shape == (len(inputs) * top_k, n)
+    else:
+        assert expert_layout is not None
+        read_rows = _grouped(expert_layout, len(outputs) // experts if kind == "grouped_masked" else 0)
+    for expert, (source, target) in enumerate(read_rows[:experts]):
+        product = (inputs[source].double() @ values[expert].mT).float()
         factor = torch.tensor(1.0) if weight_scale_2 is None else weight_scale_2[expert]
         if input_scale is not None:
-            factor = input_scale.view(experts, -1, 1)[expert, :rows] * factor
-        stored[expert, :rows] = (product * factor).to(outputs.dtype)
+            factor = input_scale.view(-1, 1)[source] * factor
+        outputs[target] = (product * factor).to(outputs.dtype)
+
+
+Rows = list[tuple[Tensor, Tensor]]
+"""Of each expert: rows that are read, and rows that are written."""
+
+
+def _indexed(ids: Tensor, expert_ids: Tensor, used: Tensor, block: int, top_k: int, slots: int) -> Rows:
+    """Read the routing as generate_moe_tensors of the package writes it."""
+    assert ids.dtype == expert_ids.dtype == used.dtype == torch.int32
+    assert int(used) % block == 0
+    assert int(used) <= len(ids)
+    assert len(ids) == block * len(expert_ids)
+    found: Rows = []
+    blocks = ids[: int(used)].view(-1, block).long()
+    for expert in range(int(expert_ids.max()) + 1):
+        mine = blocks[expert_ids[: len(blocks)] == expert].flatten()
+        mine = mine[mine < slots]
+        found.append((mine // top_k, mine))
+    return found
+
+
+def _grouped(layout: Tensor, capacity: int) -> Rows:
+    """Read numbers of rows of experts with a capacity, or where their rows begin."""
+    if capacity:
+        spans = [(e * capacity, e * capacity + rows) for e, rows in enumerate(layout.tolist())]
+    else:
+        spans = list(zip(layout[:-1].tolist(), layout[1:].tolist(), strict=True))
+    return [(torch.arange(*span), torch.arange(*span)) for span in spans]
 
 
 def process_input(x: Tensor, *, expert_tokens: Tensor, **_: Any) -> tuple[Tensor, None, Tensor]:
@@ -142,7 +192,7 @@ def install(monkeypatch: pytest.MonkeyPatch, *, older: bool = False, **like: Any
     monkeypatch.setattr(humming_package, "_TILINGS", {})
 
     def tiles(_: Config, *, shape_m: int, use_batch_invariant: bool, gemm_type: str) -> dict[str, Any]:
-        assert gemm_type == "grouped_masked"
+        assert gemm_type in {"grouped_masked", "grouped_contiguous", "indexed"}
         one_pass = use_batch_invariant if stand_in.one_pass is None else stand_in.one_pass
         shape = (min(shape_m, 64), stand_in.columns, 64)
         return {"block_shape": shape, "use_stream_k": not one_pass, "mma_type": "wgmma"}

@@ -9,14 +9,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness.candidates import fused_support
+from harness.candidates import candidate_modes, fused_support, load_candidate
 from harness.candidates.eager import EagerKernels
 from harness.candidates.flashinfer_routed import (
     FlashInferFusedCuteDsl,
     FlashInferFusedCutlass,
     FlashInferFusedTrtllm,
 )
-from harness.candidates.fused_layer import FusedLayer
+from harness.candidates.fused_layer import ATOMIC, FusedLayer
+from harness.candidates.witness import asked_of
 from harness.judging.context import Context, Known
 from harness.judging.routed import arguments
 from harness.problems.problem import parse_problem
@@ -100,6 +101,23 @@ def test_a_finalize_in_the_order_of_the_slots_can_be_asked_for(launches: FusedLa
     wanted = expected(candidate, call)
     assert torch.equal(candidate.routed_moe(**call), wanted)
     assert launches.launches[0].given["use_fused_finalize"] is False
+
+
+@pytest.mark.parametrize("name", ["flashinfer-fused-cutedsl", "flashinfer-fused-cutlass"])
+def test_each_mode_is_a_candidate_of_its_own(launches: FusedLaunches, name: str) -> None:
+    """`--modes all`: what is asked for reaches the launch, and the declared final sum is that of the mode."""
+    modes = candidate_modes(name)
+    assert len(modes) == (6 if name.endswith("cutedsl") else 2)
+    for mode in modes:
+        candidate = load_candidate(f"{name}:{mode}")
+        candidate.device = "cpu"
+        slots = mode.endswith("slots")
+        assert candidate.traits.final_sum == ("slots" if slots else ATOMIC)
+        call = given(candidate, PROBLEM)
+        wanted = expected(candidate, call)
+        assert torch.equal(candidate.routed_moe(**call), wanted)
+        assert launches.launches[-1].given["use_fused_finalize"] is not slots
+        assert asked_of(candidate)["fused finalize"] == str(not slots)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -10,11 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from harness import Traits, conformance
 from harness.candidates.eager import Eager
 from harness.candidates.out_of_contract import out_of_contract
 from harness.candidates.protocol import traits_of
+from harness.problems.problem import parse_problem
+from harness.problems.sparse import tensors_of
+from harness.problems.traps import TRAPS
 from harness.running.outcome import traits_from
 from harness.verdict import UsageError
 
@@ -119,6 +123,21 @@ def test_what_is_left_out_is_said_for_the_verdict() -> None:
     assert out_of_contract(narrow) == [
         "NaN and infinities", "subnormal numbers", "the sign of zero", "a GEMM without alpha",
     ]  # fmt: skip
+    assert out_of_contract(Traits(power_scales=True, most_alpha=512)) == [
+        "alphas and encode scales that are no powers of two", "alphas of 512 and more",
+    ]  # fmt: skip
+
+
+def test_problems_of_powers_of_two_hold_nothing_else() -> None:
+    problem = parse_problem("v2:3x9x128x64:9,4,0:normal:5")
+    t = tensors_of(problem, powers=True)
+    for scale in (t.input_scale, t.a2_scale, t.w1_alpha, t.w2_alpha):
+        assert bool((torch.frexp(scale)[0] == 0.5).all())
+    assert not bool((torch.frexp(tensors_of(problem).w1_alpha)[0] == 0.5).all())
+    assert not TRAPS["alpha_negative"].in_contract(Traits(power_scales=True))
+    assert not TRAPS["small"].in_contract(Traits(most_alpha=512))
+    with pytest.raises(UsageError, match="most_alpha must be a number that is not negative, got -1"):
+        Traits(most_alpha=-1)
 
 
 @pytest.mark.long

@@ -1,4 +1,4 @@
-"""An installed engine on a CPU: its modules, imported as they are, its names, looked up, and what asks for a GPU, answered."""
+"""An installed engine: its modules, imported as they are, its names, looked up, and, on a CPU, what asks for a GPU, answered."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import importlib
 import importlib.util
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from enum import EnumMeta
 from typing import Any
 
 from harness.candidates.cutedsl_support import installed_version
 from harness.candidates.engines.stubs import Stubs
+from harness.candidates.taps import missing_parameters, unfilled_parameters
 
 BLACKWELL = (10, 0)
 ENGINES = ("sglang", "vllm")
@@ -28,14 +29,15 @@ class Engine:
     Args:
         name: "sglang" or "vllm": package and distribution.
         modules: that are imported when it first runs.
+        on_gpu: it runs on the GPU that is there.
 
     Attributes:
         name: its name.
         stubs: what was stubbed for it so far.
     """
 
-    def __init__(self, name: str, modules: tuple[str, ...]) -> None:
-        self.name, self._modules = name, modules
+    def __init__(self, name: str, modules: tuple[str, ...], *, on_gpu: bool = False) -> None:
+        self.name, self._modules, self._on_gpu = name, modules, on_gpu
         self.stubs = Stubs(name)
         self._imported = False
 
@@ -46,7 +48,7 @@ class Engine:
 
     @contextmanager
     def running(self, replaced: Mapping[str, Any] | None = None) -> Iterator[None]:
-        """Let the engine's code run on a CPU until the block ends.
+        """Let the engine's code run until the block ends.
 
         Args:
             replaced: "module:name" or "module:class.name" -> what stands there instead.
@@ -60,11 +62,13 @@ class Engine:
             stack.enter_context(self.stubs.installed())
             stack.enter_context(warnings.catch_warnings())
             warnings.simplefilter("ignore")  # of the engine about this machine
-            stack.enter_context(_instead(torch, "compile", _as_it_is))
-            stack.enter_context(_instead(torch.Tensor, "cuda", lambda tensor, *_, **__: tensor))
+            if not self._on_gpu:
+                stack.enter_context(_instead(torch, "compile", _as_it_is))
+                stack.enter_context(_instead(torch.Tensor, "cuda", lambda tensor, *_, **__: tensor))
             if not self._imported:
                 self._import()
-            stack.enter_context(_instead(torch.cuda, "get_device_capability", lambda *_: BLACKWELL))
+            if not self._on_gpu:
+                stack.enter_context(_instead(torch.cuda, "get_device_capability", lambda *_: BLACKWELL))
             for target, value in (replaced or {}).items():
                 self.get(target)
                 module, _, path = target.partition(":")
@@ -111,6 +115,25 @@ class Engine:
             if "argument" not in str(error):
                 raise
             raise EngineChangedError(f"{target} of {self.version} is called otherwise: {error}") from error
+
+    def called_otherwise(self, parameters: Mapping[str, Sequence[str]]) -> str:
+        """Return which function cannot be called with the keyword arguments that are passed to it, or "".
+
+        Args:
+            parameters: names of them by "module:name".
+
+        Raises:
+            EngineChangedError: a function is not there.
+        """
+        for target, names in parameters.items():
+            function = self.get(target)
+            missing, unfilled = missing_parameters(function, names), unfilled_parameters(function, names)
+            if missing or unfilled:
+                return (
+                    f"{target} of {self.version} is not called as this harness calls it: unknown "
+                    f"{', '.join(missing) or 'none'}, not given {', '.join(unfilled) or 'none'}"
+                )
+        return ""
 
     def _import(self) -> None:
         # Each looks whether the other is there, and importing the other would need stubs of its own.
