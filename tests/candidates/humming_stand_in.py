@@ -10,6 +10,7 @@ import enum
 import sys
 import types
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 import pytest
@@ -18,8 +19,10 @@ from torch import Tensor
 
 from harness.candidates import humming_package
 from reference.e2m1 import unpack_e2m1
-from reference.formats import FORMATS, Coded
+from reference.formats import FORMATS, Coded, multiplied_in
+from reference.matrix_units import Operand, Summation
 
+_ACTIVATIONS = {"bfloat16": "bf16", "float16": "fp16", "float8e4m3": "fp8_token"}
 WeightScaleType = enum.Enum("WeightScaleType", {"GROUP": "group"})
 WeightScale2Type = enum.Enum("WeightScale2Type", {"NONE": "none", "TENSOR": "tensor"})
 
@@ -31,11 +34,13 @@ class StandIn:
     Attributes:
         one_pass: what becomes of `use_batch_invariant`; None: it is obeyed.
         columns: of every tile.
+        unit: how it adds along k.
         compiled: configurations of kernels that were compiled ahead.
     """
 
     one_pass: bool | None = None
     columns: int = 128
+    unit: str = "exact"
     compiled: list[str] = field(default_factory=list)
 
 
@@ -99,6 +104,7 @@ def humming_forward(
     expert_layout: Tensor,
     input_scale: Tensor | None,
     weight_scale_2: Tensor | None = None,
+    unit: str = "exact",
     **_: Any,
 ) -> None:
     form = FORMATS["nvfp4" if config.bs_dtype == "float8e4m3" else "mxfp4"]
@@ -106,8 +112,11 @@ def humming_forward(
     values = form.values(Coded(codes, weight_scale.mT.contiguous()), torch.float64)
     experts, n, k = config.extents
     tokens, stored = inputs.view(experts, -1, k).double(), outputs.view(experts, -1, n)
+    activations, summation = FORMATS[_ACTIVATIONS[config.a_dtype]], Summation.of(unit)
+    of_tokens, of_weights = (multiplied_in(activations, unit, each) for each in (activations, form))
     for expert, rows in enumerate(expert_layout.tolist()):
-        product = (tokens[expert, :rows] @ values[expert].mT).float()
+        a, b = Operand.of(tokens[expert, :rows], of_tokens), Operand.of(values[expert], of_weights)
+        product = summation.matmul(a, b)
         factor = torch.tensor(1.0) if weight_scale_2 is None else weight_scale_2[expert]
         if input_scale is not None:
             factor = input_scale.view(experts, -1, 1)[expert, :rows] * factor
@@ -170,7 +179,7 @@ def install(monkeypatch: pytest.MonkeyPatch, *, older: bool = False, **like: Any
             **({} if older else {"prepare_fp16_e8m0_scale": lambda config, tensors: (config, tensors)}),
         },
         "humming.tune": {"get_heuristics_config": tiles},
-        "humming.forward": {"humming_forward": humming_forward},
+        "humming.forward": {"humming_forward": partial(humming_forward, unit=stand_in.unit)},
         "humming.kernel": {},
         "humming.kernel.humming": {"HummingKernel": types.SimpleNamespace(prepare_kernels=prepare_kernels)},
     }
