@@ -89,13 +89,13 @@ def ended(fault: str, found: list[dict[str, Any]]) -> str:
 
 
 def tasks(options: argparse.Namespace) -> list[Task]:
-    """Return what fits the candidate; what does not is printed with its reason."""
+    """Return the faults that fit the candidate, which has to run here; its kernels are compiled ahead."""
     from harness.candidates import stages_of, traits_of
     from harness.faults.fault import all_faults
-    from harness.faults.named import load_named
+    from harness.faults.named import start_named
     from harness.mutants.places import place_of
 
-    candidate = load_named(options.candidate)
+    candidate = start_named(options.candidate)
     stages, traits = stages_of(candidate), traits_of(candidate)
     found = []
     for fault in all_faults().values():

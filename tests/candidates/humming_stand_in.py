@@ -7,6 +7,7 @@ kernels.
 from __future__ import annotations
 
 import enum
+import json
 import sys
 import types
 from dataclasses import asdict, dataclass, field
@@ -23,6 +24,7 @@ from reference.formats import FORMATS, Coded, multiplied_in
 from reference.matrix_units import Operand, Summation
 
 _ACTIVATIONS = {"bfloat16": "bf16", "float16": "fp16", "float8e4m3": "fp8_token"}
+_FEW_ROWS = 64  # for which 0.1.12 chooses tiles that it refuses in one pass
 WeightScaleType = enum.Enum("WeightScaleType", {"GROUP": "group"})
 WeightScale2Type = enum.Enum("WeightScale2Type", {"NONE": "none", "TENSOR": "tensor"})
 
@@ -104,9 +106,13 @@ def humming_forward(
     expert_layout: Tensor,
     input_scale: Tensor | None,
     weight_scale_2: Tensor | None = None,
+    compute_config: dict[str, Any],
+    tuning_config: dict[str, Any],
     unit: str = "exact",
     **_: Any,
 ) -> None:
+    if compute_config["use_batch_invariant"]:
+        assert tuning_config["warp_shape"][2] == tuning_config["block_shape"][2], "warps share k"
     form = FORMATS["nvfp4" if config.bs_dtype == "float8e4m3" else "mxfp4"]
     codes = unpack_e2m1(weight.flip(1).contiguous().view(torch.uint8))
     values = form.values(Coded(codes, weight_scale.mT.contiguous()), torch.float64)
@@ -154,14 +160,17 @@ def install(monkeypatch: pytest.MonkeyPatch, *, older: bool = False, **like: Any
         assert gemm_type == "grouped_masked"
         one_pass = use_batch_invariant if stand_in.one_pass is None else stand_in.one_pass
         shape = (min(shape_m, 64), stand_in.columns, 64)
-        return {"block_shape": shape, "use_stream_k": not one_pass, "mma_type": "wgmma"}
+        warps = (shape[0], 32, 32 if older and shape_m < _FEW_ROWS else 64)
+        return {"block_shape": shape, "warp_shape": warps, "use_stream_k": not one_pass, "mma_type": "wgmma"}
 
     def prepare_kernels(config: str, _compute: str, tuning: str) -> None:
+        assert isinstance(json.loads(tuning), list if older else dict)
         stand_in.compiled.append(f"{config} {tuning}")
 
     names = ("float4e2m1", "float8e4m3", "float8e8m0", "bfloat16", "float16")
     dtypes = {name: name for name in names}
     quantizer = {"quant_input": quant_input} if older else {"process_input": process_input}
+    kernels = {"prepare_kernels": prepare_kernels, **({} if older else {"compile_many": None})}
     modules: dict[str, dict[str, Any]] = {
         "humming": {},
         "humming.dtypes": {**dtypes, "DataType": types.SimpleNamespace(from_str=str)},
@@ -181,7 +190,7 @@ def install(monkeypatch: pytest.MonkeyPatch, *, older: bool = False, **like: Any
         "humming.tune": {"get_heuristics_config": tiles},
         "humming.forward": {"humming_forward": partial(humming_forward, unit=stand_in.unit)},
         "humming.kernel": {},
-        "humming.kernel.humming": {"HummingKernel": types.SimpleNamespace(prepare_kernels=prepare_kernels)},
+        "humming.kernel.humming": {"HummingKernel": types.SimpleNamespace(**kernels)},
     }
     for name, values in modules.items():
         module = types.ModuleType(name)

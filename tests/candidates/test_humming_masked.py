@@ -76,7 +76,7 @@ def test_every_mode_is_right(mode: str, monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_names_of_the_oldest_version_do_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, older=True, columns=256)
-    candidate = OnCpu("mxfp4-fp8")
+    candidate = OnCpu("mxfp4-fp8")  # 9 and 8 rows: few
     assert candidate.traits.n_multiple == 256
     assert all(inter % 256 == hidden % 256 == 0 for _, hidden, inter in candidate.traits.shapes)
     for rule in ("GEMM", "MOE"):
@@ -122,8 +122,9 @@ def test_weights_are_prepared_once_as_long_as_they_stay_what_they_are(
     assert prepared_by_now() == 3
 
 
-def test_kernels_of_all_shapes_are_compiled_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
-    stand_in = install(monkeypatch)
+@pytest.mark.parametrize("older", [False, True])
+def test_kernels_of_all_shapes_are_compiled_ahead(older: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in = install(monkeypatch, older=older)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
     candidate = OnCpu()
