@@ -11,6 +11,7 @@ from typing import Generic, TypeVar
 from harness.diagnosis.cases.case import SMALL, CallCase
 from harness.diagnosis.cases.layer_case import LayerCase
 from harness.diagnosis.cases.observation import INNER, MASKED_MOE, Observed
+from harness.diagnosis.cases.views import any_differ
 from harness.diagnosis.hypotheses.blocks import has_blocks, score_blocks
 from harness.diagnosis.hypotheses.fingerprints import fitted, order
 from harness.diagnosis.hypotheses.hypothesis import Hypothesis, hypotheses_in
@@ -82,7 +83,12 @@ def search_calls(cases: list[CallCase], calls: list[Observed], seconds: float) -
     search = _Search(cases, calls, time.thread_time() + seconds, score_calls)
     stages = {case.call.stage for case in cases if case.fails}
     tried = order(hypotheses_in(stages, _EVERY_UNIT, cases[0].call.traits), cases)
-    scores = _tested(tried, search)
+    scores = []
+    if any_differ(calls):  # the same call gave other bits: what strikes by chance is likely, and costs the most
+        races = [h for h in tried if _is_race(h)]
+        scores = search.scores(races)
+        tried = [] if _covered(scores, cases) else [h for h in tried if h not in races]
+    scores += _tested(tried, search)
     if not _covered(scores, cases):
         scores += _tested(fitted(tried, cases), search)
     return scores
@@ -125,7 +131,7 @@ def _tested(tried: list[Hypothesis], search: _Search[CallCase]) -> list[Score]:
     if all(case.work() < SMALL for case in search.cases):
         return search.scores(tried)
     # They take values from other rows and calls: a few rows do not show them.
-    races = [h for h in tried if h.fault.unit == "call" and h.fault.category == "races"]
+    races = [h for h in tried if _is_race(h)]
     likely = _likely(search.screened([h for h in tried if h not in races]))
     scores = search.to_the_end(likely)
     if not _covered(scores, search.cases):
@@ -133,6 +139,10 @@ def _tested(tried: list[Hypothesis], search: _Search[CallCase]) -> list[Score]:
         rows = max(int(case.failing.sum()) for case in search.cases)
         scores += search.scores(races + rest if rows <= _FEW_ROWS else rest + races)
     return scores
+
+
+def _is_race(hypothesis: Hypothesis) -> bool:
+    return hypothesis.fault.unit == "call" and hypothesis.fault.category == "races"
 
 
 def _part_scores(
