@@ -82,7 +82,9 @@ def states(folder: str) -> dict[str, Callable[[], None]]:
     }
 
 
-def timed(step: Callable[[], list[int]], ways: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
+def timed(
+    step: Callable[[], list[int]], ways: dict[str, Callable[[], None]], rounds: int
+) -> dict[str, list[float]]:
     """Return the seconds of a step in each state, round by round."""
     rng = random.Random(0)
     found: dict[str, list[float]] = {name: [] for name in ways}
@@ -105,7 +107,9 @@ def interval(values: list[float]) -> tuple[float, float]:
 
 def main() -> None:
     """Time and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--candidate", default="eager")
     parser.add_argument("--hidden", type=int, default=0, help="a wider canary; 0 for the 256 of the model")
     parser.add_argument("--device", default="cpu")
@@ -120,7 +124,9 @@ def main() -> None:
         assert not any(Path(folder).rglob("call-*"))
         ways[SAMPLING]()
         assert step() == expected
-    print(f"{options.candidate}, {options.requests} requests, hidden {options.hidden or 256}, {options.rounds} rounds")
+    print(
+        f"{options.candidate}, {options.requests} requests, hidden {options.hidden or 256}, {options.rounds} rounds"
+    )
     for name, values in seconds.items():
         low, middle, high = (1e6 * s for s in statistics.quantiles(values, n=4))
         ratios = [100 * (a / b - 1) for a, b in zip(values, seconds[NONE], strict=True)]

@@ -44,7 +44,9 @@ def problems_of(candidate: str, rule_id: str, profile: str) -> list[str]:
     from harness.rules import find_rules
 
     traits = traits_of(load_named(candidate))
-    return [str(p) for p in quick_first(drawn_problems(find_rules([rule_id])[0], traits, find_profile(profile)))]
+    return [
+        str(p) for p in quick_first(drawn_problems(find_rules([rule_id])[0], traits, find_profile(profile)))
+    ]
 
 
 def one(task: Task) -> tuple[str, str]:
@@ -85,7 +87,11 @@ def ended(fault: str, found: list[dict[str, Any]]) -> str:
         return NAMED
     if found and fault in found[0].get("same_as", ()):
         return EQUAL
-    return LATER if any(fault in {f["fault"], *f.get("same_as", ()), *f.get("also", ())} for f in found) else CAUGHT
+    return (
+        LATER
+        if any(fault in {f["fault"], *f.get("same_as", ()), *f.get("also", ())} for f in found)
+        else CAUGHT
+    )
 
 
 def tasks(options: argparse.Namespace) -> list[Task]:
@@ -107,12 +113,16 @@ def tasks(options: argparse.Namespace) -> list[Task]:
 
 def main() -> None:
     """Judge and print, each fault as it comes."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--candidate", default="physical")
     parser.add_argument("--fault", action="append", help="only this one; may be repeated")
     parser.add_argument("--profile", default="quick")
     parser.add_argument("--jobs", type=int, default=1)
-    parser.add_argument("--keep", default="", help="folder for the calls of what is not named: `harness diagnose FILE`")
+    parser.add_argument(
+        "--keep", default="", help="folder for the calls of what is not named: `harness diagnose FILE`"
+    )
     options = parser.parse_args()
     counts: collections.Counter[str] = collections.Counter()
     with multiprocessing.get_context("spawn").Pool(options.jobs) as pool:
@@ -121,7 +131,9 @@ def main() -> None:
             print(f"{how:12} {words}", flush=True)
     total, caught = sum(counts.values()), sum(counts.values()) - counts[MISSED]
     named = counts[NAMED] + counts[EQUAL]
-    print(f"{total} faults planted, {caught} caught, {named} named, {counts[EQUAL]} of them as equal to another")
+    print(
+        f"{total} faults planted, {caught} caught, {named} named, {counts[EQUAL]} of them as equal to another"
+    )
 
 
 if __name__ == "__main__":

@@ -31,7 +31,13 @@ LOCKS = 4096  # int32, zero: stream k's locks of 132 SMs need 1,024 in 0.1.12, u
 _LEAST_COLUMNS = 128  # that a tile of 16-bit activations has
 _COMPILATIONS = 12  # at a time; each starts a compiler
 _ANY_ROWS = 1 << 30
-_MORE_ROWS = (1, 2, 4, 8, 16)  # times as many, where the package refuses the tiles that it chooses for so many
+_MORE_ROWS = (
+    1,
+    2,
+    4,
+    8,
+    16,
+)  # times as many, where the package refuses the tiles that it chooses for so many
 
 _SCHEMAS = {"nvfp4": {"quant_method": "modelopt", "quant_algo": "nvfp4"}, "mxfp4": {"quant_method": "mxfp4"}}
 _ACTIVATIONS = {"bf16": "bfloat16", "fp16": "float16", "fp8": "float8e4m3"}

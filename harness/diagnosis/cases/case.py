@@ -21,7 +21,9 @@ from harness.diagnosis.cases.replay import ReplayError, replayed
 from harness.diagnosis.cases.views import decoded, same, seen, untouchable, valid
 
 _ENOUGH_AGREEMENT = 256  # elements that agree bit for bit before bit equality is demanded of a prediction
-_NEARLY_EQUAL = 0.9  # of a row's elements, where a model that agrees bit for bit may round a few others otherwise
+_NEARLY_EQUAL = (
+    0.9  # of a row's elements, where a model that agrees bit for bit may round a few others otherwise
+)
 _SCREENED_EXPERTS = 4
 _QUANTIZED = 32  # multiplications that an element costs to quantize
 SMALL = 1 << 23  # multiplications below which nothing is screened

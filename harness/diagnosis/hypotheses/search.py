@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Generic, TypeVar
 
 from harness.diagnosis.cases.case import SMALL, CallCase
@@ -72,23 +73,31 @@ class _Search(Generic[AnyCase]):
         return replace(self, end=math.inf).scores(tried)
 
 
-def search_calls(cases: list[CallCase], calls: list[Observed], seconds: float) -> list[Score]:
+def search_calls(
+    cases: list[CallCase], calls: list[Observed], seconds: float, earlier: Sequence[Observed] = ()
+) -> list[Score]:
     """Return how well hypotheses explain the illegal elements of single stage calls.
 
     Args:
         cases: calls, some of which have illegal elements.
         calls: all recorded calls, in order.
         seconds: after which no further hypothesis is tested.
+        earlier: first calls of the same process before those.
     """
     search = _Search(cases, calls, time.thread_time() + seconds, score_calls)
     stages = {case.call.stage for case in cases if case.fails}
     tried = order(hypotheses_in(stages, _EVERY_UNIT, cases[0].call.traits), cases)
+    remembering = [h for h in tried if h.fault.unit == "call"]
     scores = []
-    if any_differ(calls):  # the same call gave other bits: what strikes by chance is likely, and costs the most
+    if any_differ(
+        calls
+    ):  # the same call gave other bits: what strikes by chance is likely, and costs the most
         races = [h for h in tried if _is_race(h)]
         scores = search.scores(races)
         tried = [] if _covered(scores, cases) else [h for h in tried if h not in races]
     scores += _tested(tried, search)
+    if earlier and not _covered(scores, cases):
+        scores += replace(search, test=partial(score_calls, earlier=earlier)).scores(remembering)
     if not _covered(scores, cases):
         scores += _tested(fitted(tried, cases), search)
     return scores
