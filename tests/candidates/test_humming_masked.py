@@ -89,6 +89,25 @@ def test_faults_around_the_kernels_are_caught(fault: str, rule: str, monkeypatch
     assert any(outcome.fails for outcome in judged(plant(OnCpu(), fault), rule)), fault
 
 
+class Varying(OnCpu):
+    """The same, said to give other bits from call to call, as parts of k that are added as they arrive do."""
+
+    @cached_property
+    def traits(self) -> Traits:
+        return replace(super().traits, deterministic=False, place_invariant=False)
+
+
+@pytest.mark.parametrize(("rule", "fault"), [("PAD-ROWS", "padding_rows_times_zero"), ("PAD-OUT", "rows_never_written")])  # fmt: skip
+def test_padding_is_judged_with_power_where_bits_may_vary(rule: str, fault: str, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    install(monkeypatch)
+    for problem in PROBLEMS[:2]:
+        (right,) = judged(Varying(), rule, (problem,))
+        assert not right.fails
+        assert {c.stage for c in right.comparisons} >= {"tapped gemm1", "tapped gemm2", "layer output"}
+        assert not any(c.accepted_altered for c in right.comparisons)
+        assert judged(plant(Varying(), fault), rule, (problem,))[0].fails
+
+
 def test_an_option_that_gets_lost_is_a_failure_that_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, one_pass=False)
     outcome = judged(OnCpu(), "GEMM")[0]

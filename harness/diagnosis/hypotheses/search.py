@@ -93,7 +93,7 @@ def search_calls(
         calls
     ):  # the same call gave other bits: what strikes by chance is likely, and costs the most
         races = [h for h in tried if _is_race(h)]
-        scores = search.scores(races)
+        scores = replace(search, end=time.thread_time() + seconds / 2).scores(races)
         tried = [] if _covered(scores, cases) else [h for h in tried if h not in races]
     scores += _tested(tried, search)
     if earlier and not _covered(scores, cases):
