@@ -24,9 +24,10 @@ from harness.diagnosis.telling.describe import failing_alike, findings, no_illeg
 from harness.judging.context import Known
 from harness.rules import find_rules
 
-SECONDS = 4.0  # for testing hypotheses: most searches need less than 2
+SECONDS = 4.0  # for testing hypotheses: most searches need less than 2; more for large calls
 # Where only a layer's output was seen, and the likely explanations are none: most searches need 5; more for large layers.
 MORE_SECONDS = 10.0
+_MOST_LARGER_CALLS = 3.0
 _MOST_LARGER = 4.5  # the runner ends a diagnosis after a minute
 
 
@@ -153,7 +154,10 @@ class _Diagnosis:
         return again if again and _in_full(again) else found
 
     def _findings(self, cases: list[CallCase]) -> list[dict[str, Any]]:
-        scores = search_calls(cases, self.calls, self.end - time.thread_time(), self.earlier)
+        left = self.end - time.thread_time()
+        larger = math.sqrt(sum(case.work() for case in cases if case.fails) / SMALL)
+        seconds = left * min(max(larger, 1.0), _MOST_LARGER_CALLS)
+        scores = search_calls(cases, self.calls, seconds, self.earlier)
         return findings(self._possible(scores), cases, self.command)
 
     def _possible(self, scores: list[Score]) -> list[Score]:
