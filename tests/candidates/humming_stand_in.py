@@ -55,6 +55,7 @@ class Config:
     bs_dtype: str
     extents: tuple[int, int, int]
     has_factor: bool
+    dtype_str: str = field(init=False, default="")  # as the package's configurations have some
 
     def to_str(self) -> str:
         return str(asdict(self))
