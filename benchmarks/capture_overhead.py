@@ -6,22 +6,29 @@
 An engine's step is a decode step of the canary for some requests, its experts through the candidate and everything else on
 the same device: the forward pass and the choice of the next tokens. Each round times one step in each state, in an order
 that is drawn, so that what drifts does so in all of them; what is printed of a state is the median of its steps with the
-quartiles, and the median of the ratios of each step to that of the same round without taps, with its 95 % interval.
+quartiles, and the median of the ratios of each step to that of the same round without taps, with its 95 % interval. On a host
+that others use those ratios wander by a percent ("budget used up" puts the functions back, and should be 0). So the time that
+passes inside the taps is measured as well: from before a tap to the function that it calls, and back.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import random
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from harness.capture.hook import _around, install_taps
+from harness.capture.session import Session
+from harness.capture.settings import CaptureSettings
+from harness.capture.targets import TARGETS
 
 NONE, SAMPLING, USED_UP, COPIES = "no taps", "sampling, not its turn", "budget used up", "used up, taps left"
 _WARM_UP, _POSITION = 5, 200
@@ -53,16 +60,16 @@ def engine(candidate: str, hidden: int, device: str, requests: int) -> Callable[
     return lambda: model.forward(batch, cache).argmax(-1).tolist()
 
 
-def states(folder: str) -> dict[str, Callable[[], None]]:
-    """Install the capture, and return what puts each state in place."""
-    from harness.capture.hook import install_taps
-    from harness.capture.session import Session
-    from harness.capture.settings import CaptureSettings
-
+def installed(folder: str) -> tuple[Session, list[Any]]:
+    """Install the capture, which skips more calls than there are, and return it with its taps."""
     session = Session(CaptureSettings(folder, skip=1 << 40))
     install_taps(session)
-    assert isinstance(session.resting, partial)
-    taps = session.resting.args[1]
+    assert isinstance(session.resting, functools.partial)
+    return session, session.resting.args[1]
+
+
+def states(session: Session, taps: list[Any]) -> dict[str, Callable[[], None]]:
+    """Return what puts each state in place."""
 
     def with_taps(*, idle: bool) -> None:
         session.idle = idle
@@ -76,9 +83,9 @@ def states(folder: str) -> dict[str, Callable[[], None]]:
 
     return {
         NONE: without_taps,
-        SAMPLING: partial(with_taps, idle=False),
+        SAMPLING: functools.partial(with_taps, idle=False),
         USED_UP: without_taps,  # as `session.resting` leaves it
-        COPIES: partial(with_taps, idle=True),
+        COPIES: functools.partial(with_taps, idle=True),
     }
 
 
@@ -96,6 +103,58 @@ def timed(
             if number >= 0:
                 found[name].append(time.perf_counter() - started)
     return found
+
+
+class Clock:
+    """The time that passes between `outside` and `inside` of a function, both ways."""
+
+    def __init__(self) -> None:
+        self.seconds, self.calls = 0.0, 0
+        self._at: list[float] = []
+
+    def outside(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return what stands before whatever is measured."""
+
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            self.calls += 1
+            self._at.append(time.perf_counter())
+            result = function(*args, **kwargs)
+            self.seconds += time.perf_counter() - self._at.pop()
+            return result
+
+        return call
+
+    def inside(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return what stands behind it."""
+
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            self.seconds += time.perf_counter() - self._at.pop()
+            result = function(*args, **kwargs)
+            self._at.append(time.perf_counter())
+            return result
+
+        return call
+
+
+def in_taps(step: Callable[[], list[int]], session: Any, taps: list[Any], rounds: int) -> tuple[float, int]:
+    """Return the seconds of a step that pass in the taps while it is not their turn, and how many calls of a step are tapped."""
+    spent: dict[bool, list[float]] = {True: [], False: []}
+    clock = Clock()
+    session.idle = False
+    for number in range(-_WARM_UP, rounds):
+        for with_taps in (True, False):
+            for tap in taps:
+                function = clock.inside(tap.function)
+                target = next(t for t in TARGETS if t.name.rpartition(".")[2] == tap.name)
+                between = _around(session, target, function, tap.name) if with_taps else function
+                setattr(tap.holder, tap.name, clock.outside(between or function))
+            clock.seconds, clock.calls = 0.0, 0
+            step()
+            if number >= 0:
+                spent[with_taps].append(clock.seconds)
+    return statistics.median(spent[True]) - statistics.median(spent[False]), clock.calls
 
 
 def interval(values: list[float]) -> tuple[float, float]:
@@ -119,11 +178,13 @@ def main() -> None:
     step = engine(options.candidate, options.hidden, options.device, options.requests)
     expected = step()  # imports and compiles whatever is tapped
     with tempfile.TemporaryDirectory() as folder:
-        ways = states(folder)
+        session, taps = installed(folder)
+        ways = states(session, taps)
         seconds = timed(step, ways, options.rounds)
         assert not any(Path(folder).rglob("call-*"))
         ways[SAMPLING]()
         assert step() == expected
+        inside, calls = in_taps(step, session, taps, max(options.rounds // 4, 10))
     print(
         f"{options.candidate}, {options.requests} requests, hidden {options.hidden or 256}, {options.rounds} rounds"
     )
@@ -135,6 +196,10 @@ def main() -> None:
             f"  {name:24} {middle:9.1f} us (quartiles {low:.1f} to {high:.1f}), "
             f"{statistics.median(ratios):+.2f} % ({least:+.2f} to {most:+.2f})"
         )
+    share = inside / statistics.median(seconds[NONE])
+    print(
+        f"  in the taps while it is not their turn: {1e6 * inside:.1f} us of a step, {calls} calls, {100 * share:.3f} %"
+    )
 
 
 if __name__ == "__main__":

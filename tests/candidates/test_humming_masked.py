@@ -52,8 +52,6 @@ CANNOT_SHOW = {
     "weight_scale_pitch_unpadded", "expert_scale_stride_unpadded", "padding_blocks_multiplied",
     # Tokens stay as they are, in all rows: no quantizer reads counts.
     "masked_m_minus_1", "masked_m_of_neighbour",
-    # No two shapes of the pool have the same output and another k.
-    "k_of_first_shape",
 }  # fmt: skip
 
 
