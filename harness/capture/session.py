@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 
 _NOT_TAKEN = Begun("", "")
+_A_WHILE = 256  # outermost calls: more than a model has layers
 
 
 class _Inside(threading.local):
@@ -56,25 +57,34 @@ class Session:
     def _begin_anew(self) -> None:
         self._pid = os.getpid()
         self._writer: Writer | None = None
-        self._seen = self._taken = self._number = 0
+        self._taken = self._number = 0
+        self._wait, self._new_layers_for = self.settings.skip, _A_WHILE
         self._layers: dict[int, int] = {}
         self._prepared: dict[int, dict[str, Any]] = {}
 
     def is_its_turn(self, read: Read, args: Any, kwargs: Any) -> bool:
         """Count an outermost call, and return whether the counts choose it; yes for one inside another. Never raises.
 
-        Costs what an engine pays while it is sampled.
+        It is what an engine pays while it is sampled: a few microseconds, since its own work has left nothing in the caches.
         """
         if self.inside.calls:
             return True
+        if self._new_layers_for:
+            self._note_layer(read, args, kwargs)
+        if self._wait:
+            self._wait -= 1
+            return False
+        self._wait = self.settings.every - 1
+        return True
+
+    def _note_layer(self, read: Read, args: Any, kwargs: Any) -> None:
+        """Number a layer that is seen for the first time, until no new one has come for a while."""
+        known = len(self._layers)
         try:
             self._layer_of(read.weights(args, kwargs))
         except Exception as error:  # noqa: BLE001 - the engine goes on, whatever happens here
             self._stop(error)
-            return False
-        number, self._seen = self._seen, self._seen + 1
-        past = number - self.settings.skip
-        return past >= 0 and past % self.settings.every == 0
+        self._new_layers_for = _A_WHILE if len(self._layers) > known else self._new_layers_for - 1
 
     def begin(self, target: Target, where: str, read: Read, args: Any, kwargs: Any) -> Begun | None:
         """Copy what a call whose turn it is is given, where it is captured. Never raises."""
