@@ -134,6 +134,8 @@ def _certain_rows(a: Interval, certain: Tensor, sums: Tensor, given: tuple[Any, 
         others = gemm(rest, b, alpha, dtype, added, b_scale, of_others)
         low[~certain], high[~certain] = others.low, others.high
     return Interval(low, high)
+
+
 def _streamed(a: Interval, weights: Tensor, dtype: torch.dtype) -> Tensor:
     """Return how far parts of k, rounded to the output's type and added in it in any order, may be from the sum.
 

@@ -20,6 +20,11 @@ _FLOAT32 = 8  # bytes of float32 that a packed byte is decoded to
 _SAMPLES = 16  # bytes by which operands are told apart before they are compared
 
 
+def keeps(packed: Tensor) -> bool:
+    """Return whether a packed operand is small enough to be kept decoded."""
+    return packed.numel() * _FLOAT32 <= LIMIT // 4
+
+
 class DecodedOperands:
     """The most recently used decoded operands."""
 
@@ -37,7 +42,7 @@ class DecodedOperands:
         """
         import torch
 
-        if packed.numel() * _FLOAT32 > LIMIT // 4:
+        if not keeps(packed):
             return decode()
         key = (*_some_bytes(packed), *_some_bytes(scales), packed.shape, scales.shape, str(packed.device))
         kept = self._kept.get(key)

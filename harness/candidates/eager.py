@@ -7,7 +7,7 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from harness.candidates.composition import ComposedMoe
-from harness.candidates.decoded import DecodedOperands
+from harness.candidates.decoded import DecodedOperands, keeps
 from harness.candidates.layer_stages import LayerStages
 from harness.candidates.protocol import Traits
 from harness.candidates.routed import ComposedRoutedMoe

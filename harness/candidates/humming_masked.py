@@ -32,9 +32,10 @@ if TYPE_CHECKING:
 _FORMATS = ("nvfp4-bf16", "nvfp4-fp16", "mxfp4-bf16", "mxfp4-fp16", "mxfp4-fp8")
 _ACTIVATION_FORMAT = {"bf16": "bf16", "fp16": "fp16", "fp8": "fp8_token"}
 _BLOCK = {"nvfp4": 16, "mxfp4": 32}
-# Experts, hidden and inter: each is two kernels and more, for few and for many rows. The last ones reach far.
+# Experts, hidden and inter: each is two kernels and more, for few and for many rows. Two differ in hidden alone: the
+# output of w1 has the same shape, k another extent. The last ones reach far.
 _SHAPES: tuple[tuple[int, int, int], ...] = (
-    (4, 128, 128), (1, 256, 128), (3, 512, 256), (8, 384, 128), (2, 512, 384), (8, 512, 256), (3, 256, 128),
+    (4, 128, 128), (1, 256, 128), (3, 512, 256), (8, 384, 128), (2, 512, 384), (8, 512, 256), (3, 256, 128), (4, 256, 128),
     (16, 1024, 512), (32, 2048, 256), (4, 2048, 1024), (4, 1536, 768),
     (16, 128, 128), (256, 128, 128), (2, 7168, 128), (2, 128, 7168),
 )  # fmt: skip

@@ -31,6 +31,14 @@ MASKED = "grouped_masked"  # one of the package's GemmType
 LOCKS = 4096  # int32, zero: stream k's locks of 132 SMs need 1,024 in 0.1.12, up to 2,048 in 0.1.20
 _LEAST_COLUMNS = 128  # that a tile of 16-bit activations has
 _COMPILATIONS = 12  # at a time; each starts a compiler
+_ANY_ROWS = 1 << 30
+_MORE_ROWS = (
+    1,
+    2,
+    4,
+    8,
+    16,
+)  # times as many, where the package refuses the tiles that it chooses for so many
 
 _SCHEMAS = {"nvfp4": {"quant_method": "modelopt", "quant_algo": "nvfp4"}, "mxfp4": {"quant_method": "mxfp4"}}
 _ACTIVATIONS = {"bf16": "bfloat16", "fp16": "float16", "fp8": "float8e4m3"}
@@ -132,9 +140,18 @@ def tiling(config: Any, rows: int, *, one_pass: bool, kind: str = MASKED) -> dic
 
     key = config.to_str(), rows, one_pass, kind
     if key not in _TILINGS:
-        asked = compute_config(one_pass=one_pass, kind=kind)
-        _TILINGS[key] = get_heuristics_config(config, shape_m=rows, **asked)
+        for more in _MORE_ROWS:
+            asked = compute_config(one_pass=one_pass, kind=kind)
+            found = get_heuristics_config(config, shape_m=more * rows, **asked)
+            if not one_pass or _takes_k_whole(found):
+                break
+        _TILINGS[key] = found
     return _TILINGS[key]
+
+
+def _takes_k_whole(tiles: Mapping[str, Any]) -> bool:
+    """Return whether no warps share the k of a tile, which one pass demands; 0.1.12 chooses others for up to 32 rows."""
+    return "warp_shape" not in tiles or bool(tiles["warp_shape"][2] == tiles["block_shape"][2])
 
 
 @functools.cache
@@ -198,7 +215,9 @@ def compile_kernels(
         with contextlib.suppress(Exception):  # the call itself says it, as a failure of its problem
             config = layer_config(_schema(weights), activations, extents)
             tiles = tiling(config, rows, one_pass=one_pass, kind=kind)
-            HummingKernel.prepare_kernels(config.to_str(), asked, json.dumps(tiles))
+            # Outside the main thread 0.1.12 loads what it compiled only where tiles are given by numbers of rows.
+            given = tiles if hasattr(HummingKernel, "compile_many") else [[0, _ANY_ROWS, tiles]]
+            HummingKernel.prepare_kernels(config.to_str(), asked, json.dumps(given))
 
     with ThreadPoolExecutor(_COMPILATIONS) as threads:
         list(threads.map(lambda each: one(*each), wanted))

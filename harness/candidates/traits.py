@@ -105,8 +105,7 @@ class Traits:
         least_scale: of a token, that its quantizer stores: tokens that need a smaller one are out of its contract.
         most_alpha: alphas of a layer from this one on are out of its contract, as tokens are that need them; 0 for no limit.
         finite_only: NaN and infinity, in inputs and in results, are not part of its contract: none is drawn.
-        power_scales: takes alphas and encode scales that are powers of two: weights are rounded to 16 bits with them, or hold
-            them in their block scales.
+        power_scales: takes alphas and encode scales that are powers of two: its weights are rounded with them in 16 bits.
         complete_only: checkpoints that lack a scale are not part of its contract: load_experts need not refuse them.
         alpha_required: masked_grouped_gemm refuses None for `alpha`.
         deviations: what it does otherwise than the contract and means to, each as `harness identify` words it, point and
@@ -296,10 +295,8 @@ def _wanted_set(name: str, value: Any) -> str:
             )
         if name == "activations":
             return isinstance(each, str) and not _no_activation(each)
-        if name == "deviations":
-            return isinstance(each, str) and ": " in each
-        if name == "left_out":
-            return isinstance(each, str)
+        if name in ("deviations", "left_out"):
+            return isinstance(each, str) and (": " in each or name == "left_out")
         return isinstance(each, dict) and all(isinstance(key, str) for key in each)
 
     some = bool(value) or name != "activations"

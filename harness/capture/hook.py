@@ -153,17 +153,15 @@ def _around(
 
     @functools.wraps(function)
     def tapped(*args: Any, **kwargs: Any) -> Any:
-        if session.idle:
+        inside = session.inside
+        if session.idle or inside.left_out:
             return function(*args, **kwargs)
-        here = session.here
-        if here.passing:  # inside a call that is not captured
-            return function(*args, **kwargs)
-        if not here.calls and not session.takes(read, args, kwargs):
-            here.passing = True
+        if not session.is_its_turn(read, args, kwargs):
+            inside.left_out = True
             try:
                 return function(*args, **kwargs)
             finally:
-                here.passing = False
+                inside.left_out = False
         call = session.begin(target, where, read, args, kwargs)
         try:
             result = function(*args, **kwargs)

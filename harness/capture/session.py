@@ -18,19 +18,20 @@ if TYPE_CHECKING:
 
 
 _NOT_TAKEN = Begun("", "")
+_A_WHILE = 256  # outermost calls: more than a model has layers
 
 
-class _Here(threading.local):
-    """Where one thread is.
+class _Inside(threading.local):
+    """Where a thread is.
 
     Attributes:
-        calls: those that it is inside of, the outermost first.
-        passing: whether it is inside of one that is not captured.
+        left_out: in a call whose turn it is not.
+        calls: the calls that it is in otherwise, outermost first.
     """
 
     def __init__(self) -> None:
+        self.left_out = False
         self.calls: list[Begun] = []
-        self.passing = False
 
 
 class Session:
@@ -41,7 +42,7 @@ class Session:
 
     Attributes:
         idle: nothing is captured (any more).
-        here: where the calling thread is.
+        inside: where the current thread is.
         resting: called when that begins: takes the taps away.
     """
 
@@ -49,33 +50,45 @@ class Session:
         self.settings, self.idle = settings, False
         self.resting: Callable[[], None] = lambda: None
         self._lock = threading.Lock()
-        self.here = _Here()
+        self.inside = _Inside()
         self._warned: set[str] = set()
         self._begin_anew()
 
     def _begin_anew(self) -> None:
         self._pid = os.getpid()
         self._writer: Writer | None = None
-        self._seen = self._taken = self._number = 0
+        self._taken = self._number = 0
+        self._wait, self._new_layers_for = self.settings.skip, _A_WHILE
         self._layers: dict[int, int] = {}
         self._prepared: dict[int, dict[str, Any]] = {}
 
-    def takes(self, read: Read, args: Any, kwargs: Any) -> bool:
-        """Count an outermost call, and return whether the counts choose it. Costs what an engine pays while it is sampled."""
+    def is_its_turn(self, read: Read, args: Any, kwargs: Any) -> bool:
+        """Count an outermost call, and return whether the counts choose it; yes for one inside another. Never raises.
+
+        It is what an engine pays while it is sampled: a few microseconds, since its own work has left nothing in the caches.
+        """
+        if self.inside.calls:
+            return True
+        if self._new_layers_for:
+            self._note_layer(read, args, kwargs)
+        if self._wait:
+            self._wait -= 1
+            return False
+        self._wait = self.settings.every - 1
+        return True
+
+    def _note_layer(self, read: Read, args: Any, kwargs: Any) -> None:
+        """Number a layer that is seen for the first time, until no new one has come for a while."""
+        known = len(self._layers)
         try:
-            weights = read.weights(args, kwargs)
-            if weights is not None and (place := weights.data_ptr()) not in self._layers:
-                self._layers[place] = len(self._layers)
+            self._layer_of(read.weights(args, kwargs))
         except Exception as error:  # noqa: BLE001 - the engine goes on, whatever happens here
             self._stop(error)
-            return False
-        number, self._seen = self._seen, self._seen + 1
-        past = number - self.settings.skip
-        return past >= 0 and past % self.settings.every == 0
+        self._new_layers_for = _A_WHILE if len(self._layers) > known else self._new_layers_for - 1
 
     def begin(self, target: Target, where: str, read: Read, args: Any, kwargs: Any) -> Begun | None:
-        """Copy what a call is given that is an outermost one whose turn it is, or inside of one. Never raises."""
-        stack = self.here.calls
+        """Copy what a call whose turn it is is given, where it is captured. Never raises."""
+        stack = self.inside.calls
         if stack and not stack[-1].taken:
             return None  # inside a call that is not captured
         try:
@@ -208,7 +221,7 @@ class Session:
         self.warn(f"stopped in process {os.getpid()}, the engine goes on: {type(error).__name__}: {error}")
 
     def _leave(self, call: Begun) -> None:
-        stack = self.here.calls
+        stack = self.inside.calls
         if call in stack:
             del stack[stack.index(call) :]
 

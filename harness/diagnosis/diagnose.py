@@ -17,14 +17,17 @@ from harness.diagnosis.cases.collection import cases_around, cases_of, layer_cas
 from harness.diagnosis.cases.legality import Bounds
 from harness.diagnosis.cases.observation import MASKED_GEMM, MASKED_MOE, Observed
 from harness.diagnosis.cases.repetition import bounds_of, failing_calls, repeats_itself
+from harness.diagnosis.hypotheses.comparisons import faults_that_fail_alike, is_about_preparation
 from harness.diagnosis.hypotheses.score import Score
 from harness.diagnosis.hypotheses.search import search_calls, search_layers
-from harness.diagnosis.telling.describe import findings, no_illegal_call, passed_again, raised
+from harness.diagnosis.telling.describe import failing_alike, findings, no_illegal_call, passed_again, raised
 from harness.judging.context import Known
+from harness.rules import find_rules
 
-SECONDS = 4.0  # for testing hypotheses: most searches need less than 2
+SECONDS = 4.0  # for testing hypotheses: most searches need less than 2; more for large calls
 # Where only a layer's output was seen, and the likely explanations are none: most searches need 5; more for large layers.
 MORE_SECONDS = 10.0
+_MOST_LARGER_CALLS = 3.0
 _MOST_LARGER = 4.5  # the runner ends a diagnosis after a minute
 
 
@@ -37,6 +40,7 @@ def diagnose_problem(
     command: str = "",
     likely: Sequence[str] = (),
     seconds: float = SECONDS,
+    earlier: Sequence[Observed] = (),
 ) -> list[dict[str, Any]]:
     """Return what explains the failure of one rule on one problem, the best explanation first, JSON-ready.
 
@@ -48,6 +52,7 @@ def diagnose_problem(
         command: repeats the diagnosis.
         likely: names of faults that are tested in any case, those that explain another failure of the rule.
         seconds: after which no further hypothesis is tested.
+        earlier: the candidate's first calls in this process (harness.diagnosis.cases.earlier).
     """
     with _one_thread():
         bounds = bounds_of(candidate, known)
@@ -64,9 +69,13 @@ def diagnose_problem(
             return not repeats_itself(candidate, known, found_by, problem)
 
         end = time.thread_time() + seconds
-        found = _Diagnosis(calls, bounds, end, command, tuple(likely), by_chance).explained(cases)
+        found = _Diagnosis(calls, bounds, end, command, tuple(likely), by_chance, earlier).explained(cases)
         if found:
             return found
+        if runs.failed and is_about_preparation(find_rules([rule_id])[0].stages):
+            alike, bad = faults_that_fail_alike(candidate, known, rule_id, problem, seconds)
+            if alike:
+                return [failing_alike(alike, bad, command)]
         if runs.failed:
             return [no_illegal_call(rule_id, command)]
         return [passed_again(rule_id, runs.passed, command)] if runs.passed else []
@@ -110,6 +119,7 @@ class _Diagnosis:
         command: repeats the diagnosis.
         likely: names of faults that are tested in any case.
         by_chance: whether repetitions differ; asked only where a fault would explain it that strikes here and there.
+        earlier: calls of the same process before those, of which only the arguments are known.
     """
 
     calls: list[Observed]
@@ -118,6 +128,7 @@ class _Diagnosis:
     command: str
     likely: tuple[str, ...] = ()
     by_chance: Callable[[], bool] = lambda: True
+    earlier: Sequence[Observed] = ()
 
     def explained(self, cases: list[CallCase]) -> list[dict[str, Any]]:
         """Return what explains the cases, or, where all of them are right, layers of which only the output was seen."""
@@ -143,7 +154,10 @@ class _Diagnosis:
         return again if again and _in_full(again) else found
 
     def _findings(self, cases: list[CallCase]) -> list[dict[str, Any]]:
-        scores = search_calls(cases, self.calls, self.end - time.thread_time())
+        left = self.end - time.thread_time()
+        larger = math.sqrt(sum(case.work() for case in cases if case.fails) / SMALL)
+        seconds = left * min(max(larger, 1.0), _MOST_LARGER_CALLS)
+        scores = search_calls(cases, self.calls, seconds, self.earlier)
         return findings(self._possible(scores), cases, self.command)
 
     def _possible(self, scores: list[Score]) -> list[Score]:

@@ -22,6 +22,11 @@ from reference.formats import FORMATS, Coded, Format
 from reference.nvfp4 import BLOCK
 
 
+def over(x: Tensor, divisor: float) -> Tensor:
+    """Return x / divisor, rounded once on every device: CUDA multiplies by the rounded reciprocal of a number."""
+    return x / torch.full_like(x, divisor)
+
+
 class Call:
     """Base of all calls.
 
@@ -142,7 +147,7 @@ class QuantizeCall(Call):
 
     def real_scale(self) -> Tensor:
         """Return the block scale before it is rounded, gs * amax / 6, `(l, m, k/16)` float64."""
-        return self.amax() * self.global_scale_enc.double().view(-1, 1, 1) / 6
+        return over(self.amax() * self.global_scale_enc.double().view(-1, 1, 1), 6)
 
     def real_codes(self, block_scale: Tensor) -> Tensor:
         """Return x * gs / scale before it is rounded, `(l, m, k)` float64, for scale bytes or for scales in float64."""

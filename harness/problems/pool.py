@@ -45,12 +45,14 @@ def in_pool(problem: Problem, traits: Traits) -> Problem:
 def another(problem: Problem, traits: Traits) -> Problem:
     """Return the same problem with another hidden: the next one that the candidate takes.
 
-    Of a candidate with few shapes it is another of them with as many experts, or the same where there is none.
+    Of a candidate with few shapes it is another of them with as many experts, of the same inter where there is one, or the
+    same where there is none.
     """
     if not traits.shapes:
         return replace(problem, hidden=problem.hidden + traits.k_multiple)
     own = problem.experts, problem.hidden, problem.inter
     others = sorted(s for s in _shapes(traits) if s[0] == problem.experts and s != own)
+    others = [s for s in others if s[2] == problem.inter] or others
     experts, hidden, inter = others[problem.seed % len(others)] if others else own
     return replace(problem, experts=experts, hidden=hidden, inter=inter)
 

@@ -92,6 +92,8 @@ def keep_calls(
         failed += fails
         calls = [call for call in keeper.calls if call.stage in (*STAGES, ROUTED)]
         if fails and keeper.raised is not None:
+            if keeper.raised.stage not in (*STAGES, ROUTED):
+                return f"{keeper.raised.stage} raised, of which no script is written"
             calls.append(keeper.raised)
         if fails and (found := _failing(calls, keeper.raised, rule, bounds)):
             return _write(path, device, found)

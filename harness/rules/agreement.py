@@ -10,7 +10,6 @@ from harness.judging.context import Context
 from harness.judging.quantize import QuantizerInput
 from harness.problems.rows import Rows
 from harness.rules import NotApplicableError
-from harness.rules.layer import judge_opaque
 from reference.formats import Coded
 
 
@@ -38,7 +37,7 @@ def agree(
 
     Args:
         ctx: the problem.
-        stage: "quantize", "activation", "gemm" or "layer".
+        stage: "quantize", "activation", "gemm", or, of a deterministic candidate, "layer".
         changed: `(rows, columns)`, after the change; codes and scale bytes side by side for the quantizers.
         plain: the same without the change.
         what: the change, for the message.
@@ -69,4 +68,4 @@ def _legal(ctx: Context, stage: str, valid: Tensor, rows: Rows) -> list[Comparis
         return ctx.judge_quantized(stage, given, stored, scale, rows)
     out = torch.zeros((rows.experts, rows.capacity, valid.shape[1]), dtype=valid.dtype, device=valid.device)
     out[rows.expert, rows.row] = valid
-    return [judge_opaque(ctx, out) if stage == "layer" else ctx.judge_gemm(stage, out, t.w1, t.w1_alpha)]
+    return [ctx.judge_gemm(stage, out, t.w1, t.w1_alpha)]

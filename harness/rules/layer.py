@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -51,10 +52,26 @@ def moe(ctx: Context) -> list[Comparison]:
     hidden: Pair = (t.x, None)
     if "prequantized" in ctx.problem.extras:
         hidden = ctx.reference_operand()
+    return judged_layer(ctx, hidden)
+
+
+def judged_layer(
+    ctx: Context, hidden: Pair, within: AbstractContextManager[Any] | None = None
+) -> list[Comparison]:
+    """Call the layer and judge it, through its tapped stages where the candidate has taps.
+
+    Args:
+        ctx: the problem.
+        hidden: the tokens, as masked_moe takes them.
+        within: entered for the call alone.
+    """
     if hasattr(ctx.calls, "masked_moe_tapped"):
-        out, calls = ctx.calls.masked_moe_tapped(**ctx.moe_arguments(hidden))
+        with within or nullcontext():
+            out, calls = ctx.calls.masked_moe_tapped(**ctx.moe_arguments(hidden))
         return judge_taps(ctx, ctx.checked_layer(out), calls)
-    return [judge_opaque(ctx, ctx.moe(hidden))]
+    with within or nullcontext():
+        out = ctx.moe(hidden)
+    return [judge_opaque(ctx, out)]
 
 
 def judge_taps(ctx: Context, out: Tensor, calls: list[Any]) -> list[Comparison]:

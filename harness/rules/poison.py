@@ -15,6 +15,7 @@ from harness.judging.context import Context
 from harness.judging.poisons import named_unwritten, poisoned, poisoned_allocations
 from harness.rules import routed_calls
 from harness.rules.agreement import agree
+from harness.rules.layer import judged_layer
 from harness.rules.memory import naming
 from reference.formats import Format
 from reference.moe import valid_rows
@@ -52,7 +53,9 @@ def padding_rows(ctx: Context) -> list[Comparison]:
         )
         held = f"-{ctx.form.largest:g} and NaN scales" if ctx.form.scale or ctx.form.rows else "NaN"
         found += agree(ctx, "gemm", dirty, clean, f"the padding rows of A hold {held}, not zeros")
-    if ctx.has("masked_moe"):
+    if ctx.has("masked_moe") and not ctx.traits.deterministic:
+        found += judged_layer(ctx, (_padded(ctx, t.x, poison), None))
+    elif ctx.has("masked_moe"):
         clean, dirty = (rows.take(ctx.moe((_padded(ctx, t.x, f), None))) for f in (0.0, poison))
         found += agree(ctx, "layer", dirty, clean, what)
     if ctx.has(ROUTED):
@@ -108,7 +111,10 @@ def outputs(ctx: Context) -> list[Comparison]:
     if ctx.has("masked_grouped_gemm"):
         for dtype in ctx.traits.out_dtypes:
             found += _gemm_output(ctx, getattr(torch, dtype))
-    if ctx.has("masked_moe"):
+    if ctx.has("masked_moe") and not ctx.traits.deterministic:
+        _leave_behind(ctx)
+        found += judged_layer(ctx, (t.x, None), poisoned_allocations(ctx.traits.device))
+    elif ctx.has("masked_moe"):
         found += _twice(ctx, "layer", lambda: rows.take(ctx.moe()))
     if ctx.has(ROUTED):
         found += routed_calls.outputs(ctx)

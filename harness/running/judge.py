@@ -25,6 +25,7 @@ from harness.rules import NotApplicableError, Rule, find_rules
 from harness.running.outcome import Description, Outcome, Status
 
 if TYPE_CHECKING:
+    from harness.diagnosis.cases.earlier import FirstCalls
     from harness.judging.comparison import Comparison
     from harness.judging.context import Context
 
@@ -48,6 +49,7 @@ class Watched:
 
     Attributes:
         left_out: stages that are taken to be missing.
+        first_calls: notes what it was given first, for a diagnosis; None: nobody asks for it.
         traits: what it declared when it was loaded.
     """
 
@@ -59,6 +61,7 @@ class Watched:
         self._raised_by = ""
         self._returned: set[str] = set()
         self.left_out: frozenset[str] = frozenset()
+        self.first_calls: FirstCalls | None = None
 
     def __getattr__(self, name: str) -> Any:
         if _stage_of(name) in self.left_out:
@@ -77,6 +80,8 @@ class Watched:
             from harness.candidates.surroundings import Arguments, Surroundings, without_memory
             from harness.judging.contract import ContractError
 
+            if self.first_calls is not None:
+                self.first_calls.note(name, arguments, named)
             given = Arguments({**{f"number {i}": a for i, a in enumerate(arguments, 1)}, **named})
             before = Surroundings()
             try:
@@ -150,11 +155,13 @@ class Judge:
     ) -> None:
         import torch
 
+        from harness.diagnosis.cases.earlier import FirstCalls
         from harness.identification.measure import measure
 
         if threads:
             torch.set_num_threads(threads)
         self.candidate = Watched(candidate, blamed, spared)
+        self._first_calls = self.candidate.first_calls = FirstCalls()
         self._measured = measure(self.candidate, probe=probe)
 
     def describe(self) -> Description:
@@ -202,8 +209,9 @@ class Judge:
             return []  # it fails on probes of its own, and its message says what they found
         try:
             return diagnose_problem(
-                self.candidate, self._measured.known, rule_id, problem, command=command, likely=likely
-            )
+                self.candidate, self._measured.known, rule_id, problem, command=command, likely=likely,
+                earlier=self._first_calls.calls,
+            )  # fmt: skip
         except (Exception, SystemExit):  # noqa: BLE001 - a failure stays a failure, whatever becomes of its explanation
             trace = traceback.format_exc()
             return [{"fault": "", "title": "the diagnosis itself failed", "trace": trace, "command": command}]

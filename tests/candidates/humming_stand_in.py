@@ -7,9 +7,11 @@ kernels.
 from __future__ import annotations
 
 import enum
+import json
 import sys
 import types
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 import pytest
@@ -18,8 +20,11 @@ from torch import Tensor
 
 from harness.candidates import humming_package
 from reference.e2m1 import unpack_e2m1
-from reference.formats import FORMATS, Coded
+from reference.formats import FORMATS, Coded, multiplied_in
+from reference.matrix_units import Operand, Summation
 
+_ACTIVATIONS = {"bfloat16": "bf16", "float16": "fp16", "float8e4m3": "fp8_token"}
+_FEW_ROWS = 64  # for which 0.1.12 chooses tiles that it refuses in one pass
 WeightScaleType = enum.Enum("WeightScaleType", {"GROUP": "group"})
 WeightScale2Type = enum.Enum("WeightScale2Type", {"NONE": "none", "TENSOR": "tensor"})
 
@@ -31,11 +36,13 @@ class StandIn:
     Attributes:
         one_pass: what becomes of `use_batch_invariant`; None: it is obeyed.
         columns: of every tile.
+        unit: how it adds along k.
         compiled: configurations of kernels that were compiled ahead.
     """
 
     one_pass: bool | None = None
     columns: int = 128
+    unit: str = "exact"
     compiled: list[str] = field(default_factory=list)
 
 
@@ -48,6 +55,7 @@ class Config:
     bs_dtype: str
     extents: tuple[int, int, int]
     has_factor: bool
+    dtype_str: str = field(init=False, default="")  # as the package's configurations have some
 
     @property
     def shape_n(self) -> int:
@@ -110,8 +118,11 @@ def humming_forward(
     input_scale: Tensor | None = None,
     weight_scale_2: Tensor | None = None,
     locks: Tensor,
+    unit: str = "exact",
 ) -> None:
     assert locks.dtype == torch.int32
+    if compute_config["use_batch_invariant"]:
+        assert tuning_config["warp_shape"][2] == tuning_config["block_shape"][2], "warps share k"
     form = FORMATS["nvfp4" if config.bs_dtype == "float8e4m3" else "mxfp4"]
     codes = unpack_e2m1(weight.flip(1).contiguous().view(torch.uint8))
     values = form.values(Coded(codes, weight_scale.mT.contiguous()), torch.float64)
@@ -128,8 +139,11 @@ def humming_forward(
     else:
         assert expert_layout is not None
         read_rows = _grouped(expert_layout, len(outputs) // experts if kind == "grouped_masked" else 0)
+    activations, summation = FORMATS[_ACTIVATIONS[config.a_dtype]], Summation.of(unit)
+    of_tokens, of_weights = (multiplied_in(activations, unit, each) for each in (activations, form))
     for expert, (source, target) in enumerate(read_rows[:experts]):
-        product = (inputs[source].double() @ values[expert].mT).float()
+        a = Operand.of(inputs[source].double(), of_tokens)
+        product = summation.matmul(a, Operand.of(values[expert], of_weights))
         factor = torch.tensor(1.0) if weight_scale_2 is None else weight_scale_2[expert]
         if input_scale is not None:
             factor = input_scale.view(-1, 1)[source] * factor
@@ -195,14 +209,17 @@ def install(monkeypatch: pytest.MonkeyPatch, *, older: bool = False, **like: Any
         assert gemm_type in {"grouped_masked", "grouped_contiguous", "indexed"}
         one_pass = use_batch_invariant if stand_in.one_pass is None else stand_in.one_pass
         shape = (min(shape_m, 64), stand_in.columns, 64)
-        return {"block_shape": shape, "use_stream_k": not one_pass, "mma_type": "wgmma"}
+        warps = (shape[0], 32, 32 if older and shape_m < _FEW_ROWS else 64)
+        return {"block_shape": shape, "warp_shape": warps, "use_stream_k": not one_pass, "mma_type": "wgmma"}
 
     def prepare_kernels(config: str, _compute: str, tuning: str) -> None:
+        assert isinstance(json.loads(tuning), list if older else dict)
         stand_in.compiled.append(f"{config} {tuning}")
 
     names = ("float4e2m1", "float8e4m3", "float8e8m0", "bfloat16", "float16")
     dtypes = {name: name for name in names}
     quantizer = {"quant_input": quant_input} if older else {"process_input": process_input}
+    kernels = {"prepare_kernels": prepare_kernels, **({} if older else {"compile_many": None})}
     modules: dict[str, dict[str, Any]] = {
         "humming": {},
         "humming.dtypes": {**dtypes, "DataType": types.SimpleNamespace(from_str=str)},
@@ -220,9 +237,9 @@ def install(monkeypatch: pytest.MonkeyPatch, *, older: bool = False, **like: Any
             **({} if older else {"prepare_fp16_e8m0_scale": lambda config, tensors: (config, tensors)}),
         },
         "humming.tune": {"get_heuristics_config": tiles},
-        "humming.forward": {"humming_forward": humming_forward},
+        "humming.forward": {"humming_forward": partial(humming_forward, unit=stand_in.unit)},
         "humming.kernel": {},
-        "humming.kernel.humming": {"HummingKernel": types.SimpleNamespace(prepare_kernels=prepare_kernels)},
+        "humming.kernel.humming": {"HummingKernel": types.SimpleNamespace(**kernels)},
     }
     for name, values in modules.items():
         module = types.ModuleType(name)

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import threading
 from dataclasses import replace
-from functools import cached_property
+from functools import cache, cached_property
 
 import pytest
 import torch
 
-from harness.candidates import humming_package, layouts, load_candidate, support_of
+from harness.candidates import humming_package, layouts, load_candidate, stages_of, support_of
 from harness.candidates.humming_masked import HummingMasked, StreamAsOnePass
 from harness.candidates.support import Support, supported
 from harness.candidates.traits import Traits
+from harness.faults.fault import all_faults
 from harness.faults.named import plant
+from harness.mutants.places import place_of
+from harness.mutants.problems import drawn_problems, quick_first
+from harness.problems.profiles import find_profile
+from harness.rules import find_rules
 from harness.running.judge import Judge
 from harness.running.outcome import Outcome
 from harness.verdict import UsageError
@@ -41,6 +46,13 @@ FAULTS = (
     ("prepared_in_place", "PREPARE"),
     ("masked_m_of_previous_call", "EXPERTS"),
 )
+
+CANNOT_SHOW = {
+    # n and k are multiples of 128 and 64: nothing lies between padded and unpadded scales.
+    "weight_scale_pitch_unpadded", "expert_scale_stride_unpadded", "padding_blocks_multiplied",
+    # Tokens stay as they are, in all rows: no quantizer reads counts.
+    "masked_m_minus_1", "masked_m_of_neighbour",
+}  # fmt: skip
 
 
 class OnCpu(HummingMasked):
@@ -76,7 +88,7 @@ def test_every_mode_is_right(mode: str, monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_names_of_the_oldest_version_do_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, older=True, columns=256)
-    candidate = OnCpu("mxfp4-fp8")
+    candidate = OnCpu("mxfp4-fp8")  # 9 and 8 rows: few
     assert candidate.traits.n_multiple == 256
     assert all(inter % 256 == hidden % 256 == 0 for _, hidden, inter in candidate.traits.shapes)
     for rule in ("GEMM", "MOE"):
@@ -87,6 +99,57 @@ def test_names_of_the_oldest_version_do_as_well(monkeypatch: pytest.MonkeyPatch)
 def test_faults_around_the_kernels_are_caught(fault: str, rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch)
     assert any(outcome.fails for outcome in judged(plant(OnCpu(), fault), rule)), fault
+
+
+class OnTheUnit(OnCpu):
+    """The candidate as it declares itself, for a stand-in that adds as the unit does."""
+
+    @cached_property
+    def traits(self) -> Traits:
+        return replace(super().traits, summation="sm_90 f16")
+
+
+class Varying(OnCpu):
+    """The same, said to give other bits from call to call, as parts of k that are added as they arrive do."""
+
+    @cached_property
+    def traits(self) -> Traits:
+        return replace(super().traits, deterministic=False, place_invariant=False)
+
+
+@pytest.mark.parametrize(("rule", "fault"), [("PAD-ROWS", "padding_rows_times_zero"), ("PAD-OUT", "rows_never_written")])  # fmt: skip
+def test_padding_is_judged_with_power_where_bits_may_vary(rule: str, fault: str, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    install(monkeypatch)
+    for problem in PROBLEMS[:2]:
+        (right,) = judged(Varying(), rule, (problem,))
+        assert not right.fails
+        assert {c.stage for c in right.comparisons} >= {"tapped gemm1", "tapped gemm2", "layer output"}
+        assert not any(c.accepted_altered for c in right.comparisons)
+        assert judged(plant(Varying(), fault), rule, (problem,))[0].fails
+
+
+@pytest.mark.long
+def test_every_fault_that_can_show_is_caught_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, unit="sm_90 f16")
+    stages, traits, quick = stages_of(OnCpu()), OnTheUnit().traits, find_profile("quick")
+    problems = cache(lambda rule: quick_first(drawn_problems(find_rules([rule])[0], traits, quick)))
+    missed, unnamed, planted = set(), {}, 0
+    for fault in all_faults().values():
+        place = place_of(fault, "humming-masked", stages, traits)
+        if not place.candidate:
+            continue
+        planted += 1
+        judge = Judge(plant(OnTheUnit(), fault.name), threads=1)
+        failing = (p for p in map(str, problems(place.rule)) if judge.judge(place.rule, p).fails)
+        if (problem := next(failing, None)) is None:
+            missed.add(fault.name)
+            continue
+        first = judge.diagnose(place.rule, problem, "")[0]
+        if fault.name not in {first["fault"], *first.get("same_as", ())}:
+            unnamed[fault.name] = first
+    assert planted >= 85
+    assert missed == CANNOT_SHOW
+    assert unnamed == {}
 
 
 def test_an_option_that_gets_lost_is_a_failure_that_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,8 +185,9 @@ def test_weights_are_prepared_once_as_long_as_they_stay_what_they_are(
     assert prepared_by_now() == 3
 
 
-def test_kernels_of_all_shapes_are_compiled_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
-    stand_in = install(monkeypatch)
+@pytest.mark.parametrize("older", [False, True])
+def test_kernels_of_all_shapes_are_compiled_ahead(older: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in = install(monkeypatch, older=older)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
     candidate = OnCpu()

@@ -35,6 +35,15 @@ def test_drawn_problems_have_the_declared_shapes(rule: str) -> None:
     assert {shape(another(problem, TRAITS)) for problem in drawn} <= set(SHAPES)
 
 
+def test_another_shape_differs_in_hidden_alone_where_the_pool_has_one() -> None:
+    traits = Traits(shapes=((3, 256, 128), (3, 512, 128), (3, 512, 256), (4, 128, 128)))
+    found = {
+        shape(another(parse_problem(f"v2:3x8x256x128:8,0,5:normal:{seed}"), traits)) for seed in range(6)
+    }
+    assert found == {(3, 512, 128)}
+    assert shape(another(parse_problem("v2:3x8x512x256:8,0,5:normal:1"), traits)) != (3, 512, 256)
+
+
 def test_a_pool_has_what_fits_a_profile_and_at_least_one() -> None:
     assert pool_of(TRAITS, find_profile("quick")) == [(4, 128, 128), (2, 256, 128), (4, 512, 256)]
     assert len(pool_of(TRAITS, find_profile("deep"))) == 4

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
 import torch
@@ -192,5 +193,8 @@ def copied(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: copied(v) for name, v in value.items()}
     if is_dataclass(value) and not isinstance(value, type):
-        return replace(value, **{f.name: copied(getattr(value, f.name)) for f in fields(value)})
+        own = copy.copy(value)  # a package's own may have fields that nobody can give
+        for each in fields(value):
+            object.__setattr__(own, each.name, copied(getattr(value, each.name)))
+        return own
     return value

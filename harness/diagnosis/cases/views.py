@@ -7,6 +7,8 @@ output lies in, and the bytes of its inputs.
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,6 +18,7 @@ from harness.candidates import layouts
 from harness.candidates.protocol import ROUTED
 from harness.diagnosis.cases.around import elements_around
 from harness.diagnosis.cases.observation import (
+    INNER,
     MASKED_GEMM,
     MASKED_MOE,
     QUANTIZERS,
@@ -83,6 +86,19 @@ def seen(call: Observed, view: str = "output") -> Tensor:
     if view == "inputs":
         arguments = {name: call.changed.get(name, value) for name, value in tensors_in(arguments)}
     return elements(call.stage, arguments, call.output, view, call.forms)
+
+
+def any_differ(calls: Sequence[Observed]) -> bool:
+    """Return whether a call of a stage of the layer gave other bits when it was repeated: one of the same name and inputs."""
+    first: dict[tuple[str, bytes], Tensor] = {}
+    for call in calls:
+        if call.stage in INNER:
+            given = hashlib.sha256(input_bytes(call.arguments).numpy().tobytes()).digest()
+            got = seen(call)[valid(call)]
+            before = first.setdefault((call.name, given), got)
+            if before.shape == got.shape and not bool(same(before, got).all()):
+                return True
+    return False
 
 
 def memory_of(out: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from harness.diagnosis.hypotheses.taken_over import ThroughLayer
 
 MOST_TRIES = 64  # two cuts along a k of 128 are 49 pairs
 FEW_TRIES = 16  # after which at least something must fit
-_MOST_OPTIONS = 16
+_MOST_OPTIONS = 32
 _FIRST_SOURCES = 4
 
 
@@ -104,7 +104,7 @@ class Choices(Random):
         return True
 
     def _pick(self, options: Sequence[Any]) -> Any:
-        self.placed = True
+        self.placed |= len(options) > 1  # the only row that there is was not chosen by chance
         if self._at == len(self._path):
             self._path.append(0)
             self._widths.append(min(len(options), _MOST_OPTIONS))

@@ -6,11 +6,13 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Generic, TypeVar
 
 from harness.diagnosis.cases.case import SMALL, CallCase
 from harness.diagnosis.cases.layer_case import LayerCase
 from harness.diagnosis.cases.observation import INNER, MASKED_MOE, Observed
+from harness.diagnosis.cases.views import any_differ
 from harness.diagnosis.hypotheses.blocks import has_blocks, score_blocks
 from harness.diagnosis.hypotheses.fingerprints import fitted, order
 from harness.diagnosis.hypotheses.hypothesis import Hypothesis, hypotheses_in
@@ -71,19 +73,32 @@ class _Search(Generic[AnyCase]):
         return replace(self, end=math.inf).scores(tried)
 
 
-def search_calls(cases: list[CallCase], calls: list[Observed], seconds: float) -> list[Score]:
+def search_calls(
+    cases: list[CallCase], calls: list[Observed], seconds: float, earlier: Sequence[Observed] = ()
+) -> list[Score]:
     """Return how well hypotheses explain the illegal elements of single stage calls.
 
     Args:
         cases: calls, some of which have illegal elements.
         calls: all recorded calls, in order.
         seconds: after which no further hypothesis is tested.
+        earlier: first calls of the same process before those.
     """
     search = _Search(cases, calls, time.thread_time() + seconds, score_calls)
     stages = {case.call.stage for case in cases if case.fails}
     failing = [case.call.traits for case in cases if case.fails]
     tried = order(hypotheses_in(stages, _EVERY_UNIT, *failing), cases)
-    scores = _tested(tried, search)
+    remembering = [h for h in tried if h.fault.unit == "call"]
+    scores = []
+    if any_differ(
+        calls
+    ):  # the same call gave other bits: what strikes by chance is likely, and costs the most
+        races = [h for h in tried if _is_race(h)]
+        scores = replace(search, end=time.thread_time() + seconds / 2).scores(races)
+        tried = [] if _covered(scores, cases) else [h for h in tried if h not in races]
+    scores += _tested(tried, search)
+    if earlier and not _covered(scores, cases):
+        scores += replace(search, test=partial(score_calls, earlier=earlier)).scores(remembering)
     if not _covered(scores, cases):
         scores += _tested(fitted(tried, cases), search)
     return scores
@@ -126,7 +141,7 @@ def _tested(tried: list[Hypothesis], search: _Search[CallCase]) -> list[Score]:
     if all(case.work() < SMALL for case in search.cases):
         return search.scores(tried)
     # They take values from other rows and calls: a few rows do not show them.
-    races = [h for h in tried if h.fault.unit == "call" and h.fault.category == "races"]
+    races = [h for h in tried if _is_race(h)]
     likely = _likely(search.screened([h for h in tried if h not in races]))
     scores = search.to_the_end(likely)
     if not _covered(scores, search.cases):
@@ -134,6 +149,10 @@ def _tested(tried: list[Hypothesis], search: _Search[CallCase]) -> list[Score]:
         rows = max(int(case.failing.sum()) for case in search.cases)
         scores += search.scores(races + rest if rows <= _FEW_ROWS else rest + races)
     return scores
+
+
+def _is_race(hypothesis: Hypothesis) -> bool:
+    return hypothesis.fault.unit == "call" and hypothesis.fault.category == "races"
 
 
 def _part_scores(

@@ -7,6 +7,7 @@ contradicts the fault otherwise. The share of illegal elements that lie in expla
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from harness.diagnosis.cases.case import CallCase
+from harness.diagnosis.cases.earlier import Idle
 from harness.diagnosis.cases.models import Model
 from harness.diagnosis.cases.observation import MASKED_MOE, Observed
 from harness.diagnosis.cases.replay import ReplayError, unharmed
@@ -40,13 +42,16 @@ class _TestedCase:
     absent: bool = False
 
 
-def score_calls(cases: list[CallCase], calls: list[Observed], hypothesis: Hypothesis) -> Score | None:
+def score_calls(
+    cases: list[CallCase], calls: list[Observed], hypothesis: Hypothesis, earlier: Sequence[Observed] = ()
+) -> Score | None:
     """Test one hypothesis on every case of its stages; None where it cannot be planted.
 
     Args:
         cases: the calls that are looked at; at least one has illegal elements.
         calls: all calls in order, for faults that remember earlier ones.
         hypothesis: what to test.
+        earlier: calls of the same process before those, for what it keeps of the first ones.
     """
     mine: dict[int, list[int]] = {}
     for number, case in enumerate(cases):
@@ -59,6 +64,7 @@ def score_calls(cases: list[CallCase], calls: list[Observed], hypothesis: Hypoth
     parameters = hypothesis.parameters()
     some = cases[bad[0]].model
     remembers = hypothesis.fault.unit == "call"
+    remember(hypothesis, parameters, some, earlier if remembers else ())
     try:
         for call in _told_in_order(calls, mine, result):
             if remembers and call.stage == MASKED_MOE and is_inner(hypothesis):
@@ -76,6 +82,17 @@ def score_calls(cases: list[CallCase], calls: list[Observed], hypothesis: Hypoth
     except ReplayError:
         return None
     return result
+
+
+def remember(
+    hypothesis: Hypothesis, parameters: Parameters, model: Model, earlier: Sequence[Observed]
+) -> None:
+    """Let a fault see earlier calls: it keeps in its parameters what it would have kept in the process."""
+    for call in earlier:
+        if call.stage in hypothesis.fault.stages:
+            with contextlib.suppress(ReplayError):
+                # What it returns or writes is of no interest, and it must not strike.
+                predict(Idle(model), call, hypothesis, replace(parameters, random=Choices(None)), ())
 
 
 def _told_in_order(calls: list[Observed], mine: dict[int, list[int]], result: Score) -> list[Observed]:

@@ -17,6 +17,7 @@ from harness.diagnosis.telling.place import place
 from harness.diagnosis.telling.rank import Explanation, ranked, unexplained
 from harness.faults.bugs import all_bugs
 from harness.faults.fault import Fault
+from harness.judging.comparison import Comparison
 
 NOTHING = "no known fault explains it"
 
@@ -158,6 +159,35 @@ def no_illegal_call(rule: str, command: str) -> dict[str, Any]:
         "pattern": [
             f"every recorded stage call of {rule} is legal by itself: what is wrong shows only between calls"
         ],
+        "command": command,
+    }
+
+
+def failing_alike(faults: Sequence[Fault], bad: Sequence[Comparison], command: str) -> dict[str, Any]:
+    """Return the finding of faults that fail the same comparisons as the candidate: the first, and what is not told apart.
+
+    Args:
+        faults: at least one.
+        bad: the comparisons that fail.
+        command: repeats the diagnosis.
+    """
+    fault, *others = faults
+    elements = sum(c.illegal for c in bad)
+    same = sorted({f.name for f in others} | set(fault.same_as))
+    return {
+        "fault": fault.name,
+        "title": fault.title,
+        "category": fault.category,
+        "place": "; ".join(f"{c.stage}: experts {numbers(c.extent['experts'])}" for c in bad),
+        "evidence": f"planted in a right preparation, it fails the same comparisons: {', '.join(c.stage for c in bad)}",
+        "explained": 1.0,
+        "elements": elements,
+        "of": elements,
+        **({"same_as": same} if same else {}),
+        "also": [],
+        "bugs": _threads(fault),
+        **({"simulated": fault.simulated} if fault.simulated else {}),
+        "where": {c.stage: {"experts": c.extent["experts"]} for c in bad},
         "command": command,
     }
 

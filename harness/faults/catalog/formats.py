@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from harness.candidates import layouts
-from harness.faults.calls import GemmCall, QuantizeCall
+from harness.faults.calls import GemmCall, QuantizeCall, over
 from harness.faults.fault import Parameters, fault
 from reference.e4m3 import decode_e4m3
 from reference.formats import FORMATS, Coded
@@ -33,7 +33,7 @@ def weights_rounded_to_fp8(call: GemmCall, _: Parameters) -> None:
     """Weights are multiplied with their block scales and rounded to E4M3 again before they are multiplied."""
     call.run()
     b = call.b_values.double()
-    largest = b.nan_to_num(0).abs().amax(-1, keepdim=True).clamp(min=1e-30) / 448
+    largest = over(b.nan_to_num(0).abs().amax(-1, keepdim=True).clamp(min=1e-30), 448)
     rounded = decode_e4m3(FORMATS["fp8"].encode(b / largest)).double() * largest
     call.store(call.scaled(call.accumulate(call.a_values, rounded)))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from harness.faults.calls import QuantizeCall
+from harness.faults.calls import QuantizeCall, over
 from harness.faults.fault import Parameters, fault
 
 _QUANTIZERS = ("quantize_grouped", "silu_mul_quantize_grouped")
@@ -50,7 +50,7 @@ def global_scale_constant(call: QuantizeCall, p: Parameters) -> None:
 @fault(category="scales", stages=_QUANTIZERS, needs="nvfp4", bugs=("B15",), killed_by="QUANT", effect="shift")
 def global_scale_without_six(call: QuantizeCall, _: Parameters) -> None:
     """The encode scale is 448 / amax instead of 448 * 6 / amax: block scales use a sixth of their range."""
-    call.global_scale_enc = call.global_scale_enc / 6
+    call.global_scale_enc = over(call.global_scale_enc, 6)
     call.run()
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -86,7 +84,13 @@ def prepared_over_the_next_expert(call: PrepareCall, _: Parameters) -> None:
 def prepared_from_memory_not_written(call: PrepareCall, p: Parameters) -> None:
     """One byte of the prepared scales is not written: it is whatever the memory held before."""
     call.run()
-    _change_last(call, lambda part: part.view(torch.uint8).view(-1)[-1:].fill_(p.random.randrange(256)))
+    for name in call.of_experts():
+        if call.prepared[name].ndim > 1:
+            made = call.prepared[name].clone()
+            last = made[-1].reshape(-1)[-1:].clone()
+            last.view(torch.uint8)[-1] = p.random.randrange(256)
+            made[-1][(-1,) * (made.ndim - 1)] = last[0]
+            call.prepared[name] = made
 
 
 @fault(
@@ -96,12 +100,3 @@ def prepared_in_place(call: PrepareCall, _: Parameters) -> None:
     """Weights are changed where they lie before they are repacked: preparing them again makes others."""
     call.run()
     call.b.bitwise_xor_(torch.full_like(call.b[:1, :1], 0x80))
-
-
-def _change_last(call: PrepareCall, change: Any) -> None:
-    """Change the last expert's part of the largest prepared tensors: codes and scales."""
-    for name in call.of_experts():
-        if call.prepared[name].ndim > 1:
-            made = call.prepared[name].clone()
-            change(made[-1])
-            call.prepared[name] = made

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from harness.faults.calls import QuantizeCall, split
+from harness.faults.calls import QuantizeCall, over, split
 from harness.faults.fault import Parameters, fault
 from reference.e4m3 import MAX_BYTE, NAN_BYTE, decode_e4m3, round_to_byte
 
@@ -194,7 +194,7 @@ def block_scale_not_saturated(call: QuantizeCall, _: Parameters) -> None:
 def amax_of_half_block(call: QuantizeCall, _: Parameters) -> None:
     """The maximum is taken over the first 8 of 16 elements: the shuffle with the other lane is missing."""
     half = split(call.values.double().abs().nan_to_num(0.0), 16)[..., :8].amax(-1)
-    _store(call, half * call.global_scale_enc.double().view(-1, 1, 1) / 6)
+    _store(call, over(half * call.global_scale_enc.double().view(-1, 1, 1), 6))
 
 
 @fault(
