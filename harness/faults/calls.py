@@ -15,16 +15,12 @@ from torch import Tensor
 
 from harness.candidates import layouts
 from harness.candidates.protocol import traits_of
+from harness.faults.arithmetic import over
 from reference.activations import Activation
 from reference.e2m1 import encode_e2m1
 from reference.e4m3 import decode_e4m3
 from reference.formats import FORMATS, Coded, Format
 from reference.nvfp4 import BLOCK
-
-
-def over(x: Tensor, divisor: float) -> Tensor:
-    """Return x / divisor, rounded once on every device: CUDA multiplies by the rounded reciprocal of a number."""
-    return x / torch.full_like(x, divisor)
 
 
 class Call:
