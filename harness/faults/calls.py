@@ -152,9 +152,7 @@ class QuantizeCall(Call):
         return scaled / scale.repeat_interleave(BLOCK, -1)
 
     def rescale(self, block_scale: Tensor) -> None:
-        """Assign scale bytes, and codes that were computed with them wherever they changed: one wrong scale, used
-        consistently.
-        """  # noqa: D205 - one sentence
+        """Assign scale bytes, and codes computed with them where they changed: one wrong scale, used consistently."""
         changed = block_scale != self.block_scale
         codes = encode_e2m1(self.real_codes(block_scale), nan="as_max")
         self.codes = torch.where(changed.repeat_interleave(BLOCK, -1), codes, self.codes)
