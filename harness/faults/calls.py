@@ -15,16 +15,12 @@ from torch import Tensor
 
 from harness.candidates import layouts
 from harness.candidates.protocol import traits_of
+from harness.faults.arithmetic import over
 from reference.activations import Activation
 from reference.e2m1 import encode_e2m1
 from reference.e4m3 import decode_e4m3
 from reference.formats import FORMATS, Coded, Format
 from reference.nvfp4 import BLOCK
-
-
-def over(x: Tensor, divisor: float) -> Tensor:
-    """Return x / divisor, rounded once on every device: CUDA multiplies by the rounded reciprocal of a number."""
-    return x / torch.full_like(x, divisor)
 
 
 class Call:
@@ -156,9 +152,7 @@ class QuantizeCall(Call):
         return scaled / scale.repeat_interleave(BLOCK, -1)
 
     def rescale(self, block_scale: Tensor) -> None:
-        """Assign scale bytes, and codes that were computed with them wherever they changed: one wrong scale, used
-        consistently.
-        """  # noqa: D205 - one sentence
+        """Assign scale bytes, and codes computed with them where they changed: one wrong scale, used consistently."""
         changed = block_scale != self.block_scale
         codes = encode_e2m1(self.real_codes(block_scale), nan="as_max")
         self.codes = torch.where(changed.repeat_interleave(BLOCK, -1), codes, self.codes)

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from harness.candidates import layouts
-from harness.faults.calls import GemmCall, QuantizeCall, over
+from harness.faults.arithmetic import over
+from harness.faults.calls import GemmCall, QuantizeCall
 from harness.faults.fault import Parameters, fault
 from reference.e4m3 import decode_e4m3
 from reference.formats import FORMATS, Coded

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from harness.faults.calls import QuantizeCall, over
+from harness.faults.arithmetic import over
+from harness.faults.calls import QuantizeCall
 from harness.faults.fault import Parameters, fault
 
 _QUANTIZERS = ("quantize_grouped", "silu_mul_quantize_grouped")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from harness.faults.calls import QuantizeCall, over, split
+from harness.faults.arithmetic import over
+from harness.faults.calls import QuantizeCall, split
 from harness.faults.fault import Parameters, fault
 from reference.e4m3 import MAX_BYTE, NAN_BYTE, decode_e4m3, round_to_byte
 
