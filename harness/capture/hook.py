@@ -155,15 +155,6 @@ def _around(
     def tapped(*args: Any, **kwargs: Any) -> Any:
         if session.idle:
             return function(*args, **kwargs)
-        here = session.here
-        if here.passing:  # inside a call that is not captured
-            return function(*args, **kwargs)
-        if not here.calls and not session.takes(read, args, kwargs):
-            here.passing = True
-            try:
-                return function(*args, **kwargs)
-            finally:
-                here.passing = False
         call = session.begin(target, where, read, args, kwargs)
         try:
             result = function(*args, **kwargs)

@@ -20,19 +20,6 @@ if TYPE_CHECKING:
 _NOT_TAKEN = Begun("", "")
 
 
-class _Here(threading.local):
-    """Where one thread is.
-
-    Attributes:
-        calls: those that it is inside of, the outermost first.
-        passing: whether it is inside of one that is not captured.
-    """
-
-    def __init__(self) -> None:
-        self.calls: list[Begun] = []
-        self.passing = False
-
-
 class Session:
     """What one process captures; in a forked child it begins anew.
 
@@ -41,7 +28,6 @@ class Session:
 
     Attributes:
         idle: nothing is captured (any more).
-        here: where the calling thread is.
         resting: called when that begins: takes the taps away.
     """
 
@@ -49,7 +35,7 @@ class Session:
         self.settings, self.idle = settings, False
         self.resting: Callable[[], None] = lambda: None
         self._lock = threading.Lock()
-        self.here = _Here()
+        self._threads = threading.local()
         self._warned: set[str] = set()
         self._begin_anew()
 
@@ -60,34 +46,26 @@ class Session:
         self._layers: dict[int, int] = {}
         self._prepared: dict[int, dict[str, Any]] = {}
 
-    def takes(self, read: Read, args: Any, kwargs: Any) -> bool:
-        """Count an outermost call, and return whether the counts choose it. Costs what an engine pays while it is sampled."""
-        try:
-            weights = read.weights(args, kwargs)
-            if weights is not None and (place := weights.data_ptr()) not in self._layers:
-                self._layers[place] = len(self._layers)
-        except Exception as error:  # noqa: BLE001 - the engine goes on, whatever happens here
-            self._stop(error)
-            return False
-        number, self._seen = self._seen, self._seen + 1
-        past = number - self.settings.skip
-        return past >= 0 and past % self.settings.every == 0
-
     def begin(self, target: Target, where: str, read: Read, args: Any, kwargs: Any) -> Begun | None:
-        """Copy what a call is given that is an outermost one whose turn it is, or inside of one. Never raises."""
-        stack = self.here.calls
+        """Copy what a call is given, where it is captured. Never raises."""
+        stack = self._stack()
         if stack and not stack[-1].taken:
             return None  # inside a call that is not captured
         try:
             return self._begun(stack, target, where, read, args, kwargs)
-        except Exception as error:  # noqa: BLE001 - as above
+        except Exception as error:  # noqa: BLE001 - the engine goes on, whatever happens here
             self._stop(error)
             return None
 
     def _begun(
         self, stack: list[Begun], target: Target, where: str, read: Read, args: Any, kwargs: Any
     ) -> Begun | None:
-        layer = None if stack else self._layer_of(read.weights(args, kwargs))
+        layer = None
+        if not stack:
+            layer = self._layer_of(read.weights(args, kwargs))
+            if not self._is_its_turn():
+                stack.append(_NOT_TAKEN)
+                return _NOT_TAKEN
         from harness.capture.tensors import copied
 
         with self._lock:
@@ -207,13 +185,25 @@ class Session:
         self._rest()
         self.warn(f"stopped in process {os.getpid()}, the engine goes on: {type(error).__name__}: {error}")
 
+    def _stack(self) -> list[Begun]:
+        if not hasattr(self._threads, "calls"):
+            self._threads.calls = []
+        calls: list[Begun] = self._threads.calls
+        return calls
+
     def _leave(self, call: Begun) -> None:
-        stack = self.here.calls
+        stack = self._stack()
         if call in stack:
             del stack[stack.index(call) :]
 
     def _layer_of(self, weights: Any) -> int | None:
         return None if weights is None else self._layers.setdefault(weights.data_ptr(), len(self._layers))
+
+    def _is_its_turn(self) -> bool:
+        """Count an outermost call, and return whether the counts choose it. Costs what an engine pays while it is sampled."""
+        number, self._seen = self._seen, self._seen + 1
+        past = number - self.settings.skip
+        return past >= 0 and past % self.settings.every == 0
 
     def _is_wanted(self, layer: int | None) -> bool:
         """Return whether an outermost call whose turn it is is captured."""
