@@ -69,8 +69,8 @@ class Side:
     def _norms_of(self, values: Tensor) -> Tensor:
         # Squares of multiples of 2^-10 stay far from float32's smallest number; infinite ones certify nothing.
         dtype = torch.float32 if self._on_the_unit_grid else torch.float64
-        norms = torch.linalg.vector_norm(values.to(dtype), dim=-1).double()
-        return norms.nan_to_num_(0.0, posinf=torch.inf) * (1 + values.shape[-1] * 2.0**-23)
+        norms: Tensor = torch.linalg.vector_norm(values.to(dtype), dim=-1).double()
+        return norms.nan_to_num(0.0, posinf=torch.inf).mul_(1 + values.shape[-1] * 2.0**-23)
 
     @cached_property
     def _on_the_unit_grid(self) -> bool:
