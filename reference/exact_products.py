@@ -24,6 +24,7 @@ IN_FLOAT64 = "float64, certified"
 ROUNDED = "float64, which may have rounded"
 _PIECES = (2, 4, 8)
 _SHORTEST = 64  # elements of k for which a float32 matmul of a piece costs less than it saves
+_LARGE = 2.0**60  # norms whose products are far from float32's largest number
 _FLOAT32, _FLOAT64 = 2.0**certificate.FLOAT32_BITS, 2.0**certificate.FLOAT64_BITS
 
 
@@ -45,26 +46,31 @@ class Side:
         return certificate.step_exponents(self.values) if self.given is None else self.given
 
     @cached_property
-    def norms(self) -> Tensor:
-        """Euclidean norm of each row over its step, `(rows,)` float64, never below the true one; 0 where it holds NaN."""
-        return self._norms(self.values)
+    def largest(self) -> float:
+        """The largest Euclidean norm of a row over its step, never below the true one; rows that hold NaN count as 0."""
+        return self._largest(self._norms)
 
     @cached_property
-    def largest(self) -> float:
-        """The largest of the norms."""
-        return float(self.norms.max()) if len(self.norms) else 0.0
+    def fits_float32(self) -> bool:
+        """Whether no product with such another side is too small or too large a number for float32."""
+        return self._on_the_unit_grid and (not len(self._norms) or float(self._norms.max()) < _LARGE)
 
-    def largest_of_pieces(self, ends: list[tuple[int, int]]) -> Tensor:
-        """Return the largest norm of each piece of k, `(pieces,)` float64, over the steps of the whole rows."""
-        return torch.stack([self._norms(self.values[:, start:end]).max() for start, end in ends])
+    def largest_of_pieces(self, ends: list[tuple[int, int]]) -> list[float]:
+        """Return the largest norm of each piece of k, over the steps of the whole rows."""
+        return [self._largest(self._norms_of(self.values[:, start:end])) for start, end in ends]
 
-    def _norms(self, values: Tensor) -> Tensor:
+    def _largest(self, norms: Tensor) -> float:
+        return float(torch.ldexp(norms, -self.steps).max()) if len(norms) else 0.0
+
+    @cached_property
+    def _norms(self) -> Tensor:
+        return self._norms_of(self.values)
+
+    def _norms_of(self, values: Tensor) -> Tensor:
         # Squares of multiples of 2^-10 stay far from float32's smallest number; infinite ones certify nothing.
         dtype = torch.float32 if self._on_the_unit_grid else torch.float64
-        norms = torch.linalg.vector_norm(values.to(dtype), dim=-1).double()
-        return torch.ldexp(
-            norms.nan_to_num_(0.0, posinf=torch.inf) * (1 + values.shape[-1] * 2.0**-23), -self.steps
-        )
+        norms: Tensor = torch.linalg.vector_norm(values.to(dtype), dim=-1).double()
+        return norms.nan_to_num(0.0, posinf=torch.inf).mul_(1 + values.shape[-1] * 2.0**-23)
 
     @cached_property
     def _on_the_unit_grid(self) -> bool:
@@ -97,7 +103,8 @@ def exact_products(a: Side, b: Side, sums: Tensor | None = None) -> Products:
     Returns:
         `(m, n)`. NaN and infinity in an operand come out as they do of any product of floating point numbers.
     """
-    if a.values.device.type == "cpu" and certificate.is_full_float32():
+    in_float32 = a.values.device.type == "cpu" and a.fits_float32 and b.fits_float32
+    if in_float32 and certificate.is_full_float32():
         if a.largest * b.largest < _FLOAT32:
             return _made(_float32(a.values, b.values), BY_NORMS)
         if sums is not None and _certified(sums, a, b, certificate.FLOAT32_BITS):
@@ -128,7 +135,8 @@ def _pieces(a: Side, b: Side) -> list[tuple[int, int]]:
             continue
         length = -(-k // pieces)
         ends = [(start, min(start + length, k)) for start in range(0, k, length)]
-        if bool((a.largest_of_pieces(ends) * b.largest_of_pieces(ends) < _FLOAT32).all()):
+        norms = zip(a.largest_of_pieces(ends), b.largest_of_pieces(ends), strict=True)
+        if all(left * right < _FLOAT32 for left, right in norms):
             return ends
     return []
 

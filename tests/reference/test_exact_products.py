@@ -87,10 +87,19 @@ def test_values_off_the_unit_grid_have_norms_too() -> None:
     """Squares of 1e-30 are no float32: norms of nothing would certify everything."""
     generator = torch.Generator().manual_seed(7)
     a, b = (torch.randn(3, 256, generator=generator) * 1e-30 for _ in range(2))
-    assert bool((Side(a).norms > 2.0**20).all())
+    assert Side(a).largest > 2.0**20
     products = exact_products(Side(a), Side(b))
     assert list(products.ways) == [IN_FLOAT64]
     assert torch.equal(products.values, a.double() @ b.double().T)
+
+
+@pytest.mark.parametrize("power", [-100.0, 100.0])
+def test_few_bits_far_from_1_are_no_float32(power: float) -> None:
+    """Their products are too small or too large for it, though one step each."""
+    a, b = (torch.full((2, 64), 2.0**power, dtype=torch.float64) for _ in range(2))
+    products = exact_products(Side(a), Side(b))
+    assert not products.ways.keys() & {BY_NORMS, BY_SUMS, IN_PIECES}
+    assert products.values.tolist() == [[64 * 2.0 ** (2 * power)] * 2] * 2
 
 
 def test_nan_stays_in_its_row_and_keeps_the_others_in_float32() -> None:
@@ -111,8 +120,8 @@ def test_nothing_is_made_in_float32_where_that_is_less(monkeypatch: pytest.Monke
 def test_a_wrong_certificate_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """A planted fault: norms ten times too small certify what float32 rounds."""
     a, b = operand(8, 4096, 10, 0.7), operand(8, 4096, 11, 0.7)
-    norms = Side._norms
-    monkeypatch.setattr(Side, "_norms", lambda side, values: norms(side, values) * 0.01)
+    norms = Side._norms_of
+    monkeypatch.setattr(Side, "_norms_of", lambda side, values: norms(side, values) * 0.01)
     wrong = exact_products(Side(a), Side(b))
     assert wrong.exact
     assert not torch.equal(wrong.values, a.double() @ b.double().T)
