@@ -6,7 +6,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from harness.canary.verdict import judge_canary
-from harness.candidates.traits import out_of_contract
+from harness.candidates.left_out import out_of_contract
 from harness.problems.profiles import find_profile
 from harness.problems.reach import in_words, reached_by_all
 from harness.records.record import CandidateRun, RuleResult, RunRecord

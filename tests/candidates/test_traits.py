@@ -14,8 +14,8 @@ import torch
 
 from harness import Traits, conformance
 from harness.candidates.eager import Eager
+from harness.candidates.left_out import out_of_contract
 from harness.candidates.protocol import traits_of
-from harness.candidates.traits import out_of_contract
 from harness.problems.problem import parse_problem
 from harness.problems.sparse import tensors_of
 from harness.problems.traps import TRAPS

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from harness.candidates import load_candidate, support_of
+from harness.candidates.left_out import out_of_contract
 from harness.candidates.over_ranks import OverRanks
-from harness.candidates.traits import out_of_contract
 from harness.faults.named import plant
 from harness.problems.layer import LayerProblem
 from harness.problems.problem import parse_problem
