@@ -17,7 +17,6 @@ class Compared:
         compared: elements that were compared.
         illegal: elements that were illegal.
         judged: elements by how they were judged.
-        oracle: elements of a GEMM by the arithmetic in which their dot products were exact.
         accepted_altered: altered copies that would have been accepted too: no power.
         worst_ratio: largest error over bound, None where the comparison is of bits.
         histogram: of error over bound, None where the comparison is of bits.
@@ -26,13 +25,13 @@ class Compared:
         extent: how many illegal elements, rows and columns, and which experts.
         heatmap: illegal elements by expert and row.
         heatmaps: further views of them: row by block of columns, in the expert that has most.
+        oracle: elements of a GEMM by the arithmetic in which their dot products were exact.
     """
 
     stage: str
     compared: int = 0
     illegal: int = 0
     judged: dict[str, int] = field(default_factory=dict)
-    oracle: dict[str, int] = field(default_factory=dict)
     accepted_altered: list[str] = field(default_factory=list)
     worst_ratio: float | None = None
     histogram: Histogram | None = None
@@ -41,3 +40,4 @@ class Compared:
     extent: dict[str, Any] = field(default_factory=dict)
     heatmap: Heatmap | None = None
     heatmaps: list[Heatmap] = field(default_factory=list)
+    oracle: dict[str, int] = field(default_factory=dict)

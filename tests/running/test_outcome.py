@@ -25,7 +25,7 @@ from harness.running.outcome import (
 TRAITS = Traits(device="cpu", out_dtypes=("bfloat16",), hints=({"tile": 128},))
 FULL = Compared(
     "gemm", 10, 2, {"bit equality": 10}, ["zeros"], 3.5, Histogram([0.0], [1, 9], 3.5, "expert 0"), "gemm[...]",
-    {"expert": 0}, {"elements": 2}, Heatmap(["0"], ["0"], [[2]]), [Heatmap(["0"], ["0"], [[2]], title="expert 0")],
+    {"expert": 0}, {"elements": 2}, Heatmap(["0"], ["0"], [[2]]), [Heatmap(["0"], ["0"], [[2]], title="expert 0")], {"float64": 10},
 )  # fmt: skip
 
 
