@@ -21,7 +21,9 @@ def install(folder: str = "", **options: Any) -> None:
     """
     from harness.capture.settings import CaptureSettings
 
-    settings = CaptureSettings(folder, **options) if folder else CaptureSettings.from_environment()
+    settings = (
+        CaptureSettings.of(folder, options, "capture") if folder else CaptureSettings.from_environment()
+    )
     if settings is None:
         return
     from harness.capture.hook import install_taps

@@ -66,6 +66,16 @@ class CaptureSettings:
             raise ValueError(
                 f"{OPTIONS} must be a JSON object of {', '.join(sorted(known))}: {error}"
             ) from None
-        if unknown := sorted(set(values) - known):
-            raise ValueError(f"{OPTIONS}: unknown {unknown[0]!r}; known: {', '.join(sorted(known))}")
-        return cls(folder, **values)
+        return cls.of(folder, values, OPTIONS)
+
+    @classmethod
+    def of(cls, folder: str, options: Mapping[str, Any], said_by: str) -> CaptureSettings:
+        """Return settings of options by name.
+
+        Raises:
+            ValueError: an option that there is not, or a value that it cannot have.
+        """
+        known = {field.name for field in fields(cls)} - {"folder"}
+        if unknown := sorted(set(options) - known):
+            raise ValueError(f"{said_by}: unknown {unknown[0]!r}; known: {', '.join(sorted(known))}")
+        return cls(folder, **options)

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import harness.capture
 from harness.capture.settings import CaptureSettings
 from harness.capture.tensors import stored
 from harness.replay.captured import Captured, Process
@@ -62,6 +63,26 @@ def test_every_stage_of_every_layer_is_captured_inside_its_layer(captured: Calla
     outer = [call.number for call in calls if call.parent is None]
     assert [call.parent for call in calls] == [outer[0]] * 4 + [None] + [outer[1]] * 4 + [None]
     assert {call.function for call in calls} >= {"sglang.moe.flashinfer_cutedsl_moe_masked"}
+
+
+@pytest.mark.parametrize("before", [True, False], ids=["before_the_engine", "after_it"])
+def test_a_program_captures_itself(tmp_path: Path, *, before: bool) -> None:
+    """As docs/capture.md shows: one call of `install`, before or after the engine is imported."""
+    install = f"import harness.capture; harness.capture.install({str(tmp_path / 'cap')!r}, calls=1)"
+    lines = [install, "import sglang.moe"] if before else ["import sglang.moe", install]
+    serve = f"import runpy; runpy.run_path({str(ENGINE / 'serve.py')!r}, run_name='__main__')"
+    path = os.pathsep.join((str(ROOT), str(ENGINE)))
+    done = subprocess.run(
+        [sys.executable, "-c", "; ".join([*lines, serve])],
+        env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert [call.stage for call in calls_of(tmp_path / "cap")] == STAGES
+
+
+def test_install_refuses_an_option_that_there_is_not(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="callls"):
+        harness.capture.install(str(tmp_path), callls=1)
 
 
 def test_inputs_are_what_they_were_before_the_call_and_keep_their_strides(
