@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from reference.matrix_units import fused
-from reference.matrix_units.step import Operand, add_products, add_terms, all_pairs
+from reference.matrix_units.step import Operand, add_exactly, add_products, add_terms, all_pairs
 from reference.matrix_units.unit import MatrixUnit
 
 LANE = 64  # elements of k that a lane takes at a time
@@ -151,6 +151,8 @@ def matmul(
 
 
 def _add_all_pairs(unit: MatrixUnit, a: Operand, b: Operand, total: Tensor) -> Tensor:
+    if unit.adds_exactly:
+        return add_exactly(unit, (a.values() @ b.values().T).unsqueeze(-1), total)
     return add_terms(unit, all_pairs(unit, a, b), total, padded=a.k < unit.k)
 
 

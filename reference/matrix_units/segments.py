@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from reference.matrix_units.step import Operand, add_products
+from reference.matrix_units.step import Operand, add_exactly, add_products
 from reference.matrix_units.unit import MatrixUnit
 
 
@@ -26,20 +26,24 @@ def segments(unit: MatrixUnit, a: Operand, b: Operand, step: int) -> Tensor:
     values = a.elements.values
     steps = -(-a.k // step)
     table = torch.full((steps, steps + 1, len(values)), torch.nan, device=values.device)
-    exact = unit.k > step
+    products = a.values() * b.values() if unit.adds_exactly else None
+    whole = products is not None and unit.k > step
     # Of an exact unit what has been added so far is held in float64, and rounded where a stretch ends.
-    dtype = torch.float64 if exact else torch.float32
+    dtype = torch.float64 if whole else torch.float32
     total = torch.zeros(steps, len(values), dtype=dtype, device=values.device)
     for i in range(steps):
         open_ = total[: i + 1]
         stop = min((i + 1) * step, a.k)
-        if exact:
-            left, right = a.along_k(i * step, stop), b.along_k(i * step, stop)
-            open_ += (left.values() * right.values()).sum(-1)
+        if products is not None and whole:
+            open_ += products[:, i * step : stop].sum(-1)
         else:
             for at in range(i * step, stop, unit.k):
                 end = min(at + unit.k, stop)
-                open_ = add_products(unit, a.along_k(at, end).at(None), b.along_k(at, end).at(None), open_)
+                if products is not None:
+                    open_ = add_exactly(unit, products[:, at:end], open_)
+                else:
+                    left, right = a.along_k(at, end).at(None), b.along_k(at, end).at(None)
+                    open_ = add_products(unit, left, right, open_)
             total[: i + 1] = open_
         table[: i + 1, i + 1] = open_.float()
     return table

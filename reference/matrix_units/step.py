@@ -67,7 +67,12 @@ class Operand:
     scales: Numbers | None = None
 
     def aligned_for(self, unit: MatrixUnit) -> Operand:
-        """Return the same, with what a unit aligns by computed now and not for each part that is taken of it."""
+        """Return the same, with what a unit aligns by computed now and not for each part that is taken of it.
+
+        A unit that adds exactly aligns by nothing: its elements are multiplied by their scales.
+        """
+        if unit.adds_exactly:
+            return self if self.scales is None else Operand(Numbers(self.values(), self.elements.given))
         if unit.fraction is not None:
             for numbers in (self.scales,) if unit.group else (self.elements, self.scales):
                 if numbers is not None:
@@ -96,7 +101,11 @@ class Operand:
 
     def values(self) -> Tensor:
         """Return elements times block scales, `(*, k)` float64."""
-        return (self.elements if self.scales is None else self.elements * self.scales.spread(self.k)).values
+        if self.scales is None:
+            return self.elements.values
+        return self.elements.values * self.scales.values.repeat_interleave(
+            self.k // self.scales.values.shape[-1], dim=-1
+        )
 
     def along_k(self, start: int, stop: int) -> Operand:
         """Return a part of k: whole blocks, where there are scales."""
@@ -132,8 +141,21 @@ def add_products(unit: MatrixUnit, a: Operand, b: Operand, total: Tensor) -> Ten
     Returns:
         `(*)`, the type of `total`. NaN is 0x7FFFFFFF or 0x7FFF, zero is +0.
     """
+    if unit.adds_exactly:
+        return add_exactly(unit, a.values() * b.values(), total)
     terms = _groups(unit, a, b) if unit.group else _products(unit, a, b)
     return add_terms(unit, terms, total, padded=a.k < unit.k)
+
+
+def add_exactly(unit: MatrixUnit, products: Tensor, total: Tensor) -> Tensor:
+    """Return the accumulator after one instruction of a unit that adds exactly.
+
+    Args:
+        unit: which one.
+        products: `(*, k)` float64, or their exact sums; k is at most the unit's.
+        total: `(*)` float32 or float16: the accumulator before it; leading axes broadcast.
+    """
+    return _rounded(_exact_sum(products, total.double()), unit.result)
 
 
 def add_terms(unit: MatrixUnit, terms: Numbers, total: Tensor, *, padded: bool = False) -> Tensor:
@@ -145,9 +167,9 @@ def add_terms(unit: MatrixUnit, terms: Numbers, total: Tensor, *, padded: bool =
         total: `(*)` float32 or float16: the accumulator before it.
         padded: further terms are zero.
     """
-    before = total.double()
     if unit.fraction is None:
-        return _rounded(_exact_sum(terms.values, before), unit.result)
+        return add_exactly(unit, terms.values, total)
+    before = total.double()
     least = FORMATS["float16" if total.dtype == torch.float16 else "float32"]
     of_total = torch.where(before == 0, unit.zero, exponents_of(before, least))
     largest = torch.maximum(terms.exponents.amax(-1), of_total)
@@ -228,6 +250,8 @@ def _exact_sum(terms: Tensor, before: Tensor) -> Tensor:
     total = before + term
     back = total - before
     error = (before - (total - back)) + (term - back)
+    if not total.is_cuda and not error.any():  # NaN counts as an error; asking a GPU would wait for it
+        return total
     bits = total.view(torch.int64)
     inexact = (error != 0) & total.isfinite() & (bits & 1 == 0)
     away = torch.where((error > 0) == (total > 0), 1, -1)

@@ -47,6 +47,11 @@ class MatrixUnit:
     zero: int = -133
     group: int = 0
 
+    @property
+    def adds_exactly(self) -> bool:
+        """Whether every product is a term of its own that nothing is cut from."""
+        return self.fraction is None and not self.group
+
 
 FMA = MatrixUnit(k=1, fraction=None, result="nearest")
 """Not a matrix unit: float32 FMA, one product at a time, rounded to nearest."""

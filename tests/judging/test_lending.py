@@ -118,6 +118,8 @@ OWNERS = {
     "routed_calls.py": "REPEAT calls a routed layer with the same tensors again, and writes into them",
     "sessions.py": "GRAPH captures the tensors that it writes into; SHAPES only asks another Context",
     "layout.py": "asks another Context",
+    "dispatch.py": "asks another Context, which judges by the sender's arithmetic",
+    "received.py": "is another Context, of the experts of one rank",
 }
 
 
