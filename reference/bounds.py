@@ -243,9 +243,12 @@ class Stores:
             return only, only
         factor = self.row_scale if where is None else self.row_scale.expand_as(where)[where]
         alpha = torch.ones_like(factor) if self.alpha is None else self.alpha.expand_as(factor)
-        if self.epilogue.cast.endswith("bfloat16"):  # both are held in it, and so is their product
-            only = self.epilogue(sums, factor.bfloat16().float() * alpha.bfloat16().float(), self.dtype)
-            return only, only
+        if self.epilogue.cast.endswith(
+            "bfloat16"
+        ):  # their product is held in it, and each of them may be (SGLang's Marlin)
+            each = factor.bfloat16().float() * alpha.bfloat16().float()
+            two = [self.epilogue(sums, both, self.dtype) for both in (factor * alpha, each)]
+            return torch.minimum(*two), torch.maximum(*two)
         ways = [
             self.epilogue(sums.float() * factor, alpha, self.dtype),
             self.epilogue(sums.float() * alpha, factor, self.dtype),
