@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 CALL_SECONDS = "HARNESS_CALL_SECONDS"
 """Environment variable: seconds after which a call of the ranks that has no answer hangs."""
+SHARE_GPU = "HARNESS_SHARE_GPU"
+"""Environment variable: 1 lets ranks share a GPU, where there are fewer GPUs than ranks and the library can."""
 MOST_PROCESSES = 64
 
 
@@ -247,7 +249,10 @@ class OnGpus(OverRanks):
 
     Attributes:
         warning: which build of the library was found, and what of it is called.
+        can_share: its ranks can be made to share a GPU, by taking turns on it.
     """
+
+    can_share = False
 
     def __init__(
         self, library: str, processes: int, reason: str, warning: str, *, styles: tuple[str, ...], **more: Any
@@ -269,8 +274,11 @@ class OnGpus(OverRanks):
         """Return whether the library is there, and a GPU for every rank."""
         if self._reason:
             return unsupported(self._reason)
-        if (gpus := self.gpus()) < self.traits.ranks:
-            return unsupported(f"needs {self.traits.ranks} GPUs, one for each rank, and torch sees {gpus}")
+        gpus, ranks = self.gpus(), self.traits.ranks
+        shared = bool(gpus) and self.can_share and os.environ.get(SHARE_GPU) == "1"
+        if gpus < ranks and not shared:
+            hint = f"; {SHARE_GPU}=1 has them take turns" if gpus and self.can_share else ""
+            return unsupported(f"needs {ranks} GPUs, one for each rank, and torch sees {gpus}{hint}")
         return super().support()
 
     @staticmethod
@@ -285,6 +293,7 @@ class DeepEp(OnGpus):
     """`deepep`: eager, dispatched and combined by deep_ep's low-latency kernels, one GPU a rank."""
 
     name = "deepep"
+    can_share = True
 
     def __init__(self, processes: int = 2) -> None:
         import torch
@@ -308,6 +317,8 @@ class DeepEp(OnGpus):
                 f"deep_ep {build.version or 'of no version'}: {', '.join(transports)}, combine by "
                 f"{' and '.join(combine_transports)}; {', '.join(styles)}"
             )
+            if 0 < (gpus := self.gpus()) < processes:
+                warning += f"; {processes} ranks take turns on {gpus} GPU{'s' * (gpus > 1)}"
         super().__init__(
             "deep_ep", processes, reason, warning, styles=styles, row_multiple=ROW_MULTIPLE,
             transports=transports, combine_transports=combine_transports, most_tokens=MOST_TOKENS,

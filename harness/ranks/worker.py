@@ -88,7 +88,7 @@ def serve(channel: Any, settings: RankSettings, store: Any) -> NoReturn:
 
     cuda = torch.cuda.is_available()
     if cuda:
-        torch.cuda.set_device(settings.local_rank)
+        torch.cuda.set_device(settings.local_rank % torch.cuda.device_count())  # ranks may share GPUs
     try:
         channel.send(packed({"begun": 0}))
         dist.init_process_group(

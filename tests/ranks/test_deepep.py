@@ -15,7 +15,7 @@ import torch
 
 from harness.candidates import load_candidate, support_of
 from harness.candidates.out_of_contract import out_of_contract
-from harness.candidates.over_ranks import DeepEp, OverRanks
+from harness.candidates.over_ranks import SHARE_GPU, DeepEp, OverRanks
 from harness.faults.named import plant
 from harness.problems.layer import LayerProblem
 from harness.problems.problem import parse_problem
@@ -209,6 +209,14 @@ def test_a_package_that_cannot_be_used_is_a_reason(
         build_of(tmp_path, text, monkeypatch)
 
 
-def test_one_gpu_only_is_a_reason(candidate: OverRanks, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_gpu_only_is_a_reason_unless_ranks_may_share_it(
+    candidate: OverRanks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(SHARE_GPU, raising=False)
     monkeypatch.setattr(type(candidate), "gpus", staticmethod(lambda: 1))
-    assert support_of(candidate).reason == "needs 2 GPUs, one for each rank, and torch sees 1"
+    reason = "needs 2 GPUs, one for each rank, and torch sees 1; HARNESS_SHARE_GPU=1 has them take turns"
+    assert support_of(candidate).reason == reason
+    monkeypatch.setenv(SHARE_GPU, "1")
+    assert support_of(candidate).ok
+    monkeypatch.setattr(type(candidate), "gpus", staticmethod(lambda: 0))
+    assert support_of(candidate).reason == "needs 2 GPUs, one for each rank, and torch sees 0"
