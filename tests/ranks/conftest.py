@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from harness.candidates.over_ranks import EagerGloo
 from harness.ranks.pool import Pool
 
 STAND_IN = Path(__file__).parent / "stand_in"
@@ -26,6 +27,21 @@ def start() -> Iterator[Callable[..., Pool]]:
     yield started
     for pool in pools:
         pool.close()
+
+
+@pytest.fixture(scope="session")
+def two_over_gloo() -> Iterator[Callable[[], EagerGloo]]:
+    """Make candidates over the same two ranks: to start ranks costs more than most tests."""
+    first = EagerGloo(2)
+
+    def made() -> EagerGloo:
+        first.start_ranks()
+        another = EagerGloo(2)
+        another._pool = first._pool
+        return another
+
+    yield made
+    first.close()
 
 
 def gone(pids: list[int]) -> bool:

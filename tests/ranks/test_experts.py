@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -27,10 +27,8 @@ PROBLEMS = {"bf16": BF16, "fp8": FP8, "nvfp4": NVFP4}
 
 
 @pytest.fixture(scope="module")
-def over() -> Iterator[EagerGloo]:
-    ranks = EagerGloo(2)
-    yield ranks
-    ranks.close()
+def over(two_over_gloo: Callable[[], EagerGloo]) -> EagerGloo:
+    return two_over_gloo()
 
 
 def judged(candidate: object, rule: str, problem: str) -> Outcome:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -30,7 +30,10 @@ NAMED = {  # a diagnosis costs some twenty calls of all ranks; `long` has it for
 
 
 @pytest.fixture(scope="module", params=[2, 4])
-def candidate(request: pytest.FixtureRequest) -> Iterator[EagerGloo]:
+def candidate(request: pytest.FixtureRequest, two_over_gloo: Callable[[], EagerGloo]) -> Iterator[EagerGloo]:
+    if request.param == 2:
+        yield two_over_gloo()
+        return
     over = EagerGloo(request.param)
     yield over
     over.close()
