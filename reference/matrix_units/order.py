@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from reference.matrix_units import fused
+from reference.matrix_units import additions, fused
 from reference.matrix_units.step import Operand, add_exactly, add_products, add_terms, all_pairs
 from reference.matrix_units.unit import MatrixUnit
 
@@ -125,14 +125,15 @@ def _joined(order: KOrder, a: Operand, b: Operand, of_lane: Callable[[Operand, O
 def matmul(
     unit: MatrixUnit, a: Operand, b: Operand, order: KOrder = ONE_PASS, *, in_torch: bool = False
 ) -> Tensor:
-    """Return a @ b.T as `dot` adds it: on a CUDA device by a Triton kernel where there is one (`fused.py`).
+    """Return a @ b.T as `dot` adds it: on a CUDA device by a Triton kernel where there is one (`fused.py`), float32 FMA by
+    plain additions where they suffice (`additions.py`).
 
     Args:
         unit: of each instruction.
         a: `(m, k)`.
         b: `(n, k)`.
         order: along k.
-        in_torch: never by a Triton kernel, but a block of rows at a time in torch. The bits are the same.
+        in_torch: by neither, but as defined, a block of rows at a time. The bits are the same.
 
     Returns:
         `(m, n)` float32, or float16 where that is the unit's result.
@@ -141,6 +142,8 @@ def matmul(
     if not in_torch and fused.has_kernel(unit, a, b, [start for start, _ in order.parts(a.k)]):
         return _joined(order, a, b, lambda left, right: fused.part(unit, left, right, order.promote))
     a, b = a.aligned_for(unit), b.aligned_for(unit)
+    if not in_torch and additions.suffice(unit, a, b):
+        return _joined(order, a, b, lambda left, right: additions.part(left, right, order.promote))
     terms = 1 if unit.fraction is None else unit.k // (unit.group or 1)
     step = max(1, _ELEMENTS // max(1, columns * terms))
     blocks = [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from reference.matrix_units import additions
 from reference.matrix_units.step import Operand, add_exactly, add_products
 from reference.matrix_units.unit import MatrixUnit
 
@@ -26,6 +27,7 @@ def segments(unit: MatrixUnit, a: Operand, b: Operand, step: int) -> Tensor:
     values = a.elements.values
     steps = -(-a.k // step)
     table = torch.full((steps, steps + 1, len(values)), torch.nan, device=values.device)
+    plain = additions.products(a, b) if additions.suffice(unit, a, b) else None
     products = a.values() * b.values() if unit.adds_exactly else None
     whole = products is not None and unit.k > step
     # Of an exact unit what has been added so far is held in float64, and rounded where a stretch ends.
@@ -34,7 +36,10 @@ def segments(unit: MatrixUnit, a: Operand, b: Operand, step: int) -> Tensor:
     for i in range(steps):
         open_ = total[: i + 1]
         stop = min((i + 1) * step, a.k)
-        if products is not None and whole:
+        if plain is not None:
+            for product in plain[i * step : stop]:
+                open_ += product
+        elif products is not None and whole:
             open_ += products[:, i * step : stop].sum(-1)
         else:
             for at in range(i * step, stop, unit.k):
