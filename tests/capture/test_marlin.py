@@ -13,6 +13,7 @@ import torch
 
 from harness.capture.settings import CaptureSettings
 from harness.records.parts.replay import ReplayedCall
+from harness.replay import marlin
 from harness.replay.export import illegal
 from harness.replay.judging import Judged
 from harness.replay.reading import read_capture
@@ -72,12 +73,21 @@ def test_a_layer_passes_and_its_weights_are_stored_once(run: Run, named: dict[st
     assert "workspace" not in process.calls[0].line["inputs"]
 
 
+def test_the_other_packages_rounding_of_factors_is_illegal(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SGLang rounds weight and factor and then their product, vLLM their product alone: each is held to its own."""
+    folder = run()
+    assert str(line_of(folder).verdict) == "PASS"
+    monkeypatch.setattr(marlin, "_OF_SGLANG", marlin._OF_VLLM)
+    line = line_of(folder)
+    assert (str(line.verdict), line.illegal > 100) == ("FAIL", True), line.words
+
+
 def test_an_illegal_call_is_exported_as_its_kernel_rounds(run: Run, tmp_path: Path) -> None:
     processes = read_capture(run("routed_weights_dropped"))
     path = tmp_path / "test_marlin_call.py"
     export_first(processes, list(replay(processes)), path, "fast")
     kept = runpy.run_path(str(path))["CALL"]
-    assert kept.rounding["accumulators"][1] == [8, "before alpha, alpha rounded to bfloat16"]
+    assert kept.rounding["accumulators"][1] == [8, "before alpha, alpha rounded to bfloat16", True]
     assert illegal(kept, arithmetic="fast")
 
 

@@ -6,11 +6,13 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from harness.records.parts.replay import ReplayedCall
+from harness.replay import marlin
 from harness.replay.reading import read_capture
 from harness.replay.replay import replay
 
@@ -59,6 +61,17 @@ def line_of(folder: Path) -> ReplayedCall:
 def test_a_marlin_layer_passes(served: Callable[..., Path], engine: str, kind: str, rows: int) -> None:
     line = line_of(served(engine, kind, "healthy") / "healthy")
     assert (line.stage, str(line.verdict), line.compared) == ("routed_moe", "PASS", rows * 256), line.words
+
+
+@pytest.mark.parametrize(("engine", "own"), [("sglang", "_OF_SGLANG"), ("vllm", "_OF_VLLM")])
+def test_the_other_engines_rounding_of_factors_is_illegal(
+    served: Callable[..., Path], engine: str, own: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = served(engine, "nvfp4", "healthy") / "healthy"
+    assert str(line_of(folder).verdict) == "PASS"
+    epilogue = getattr(marlin, own)
+    monkeypatch.setattr(marlin, own, replace(epilogue, each=not epilogue.each))
+    assert str(line_of(folder).verdict) == "FAIL"
 
 
 @pytest.mark.parametrize("engine", ["sglang", "vllm"])

@@ -76,7 +76,7 @@ class _RoundedFirst(_Eager):
 
     def weighted_rows(self, sums: Tensor, factor: Tensor, alpha: Tensor, dtype: torch.dtype) -> Tensor:
         """Return what the second GEMM stores."""
-        return self._second(sums, factor * alpha, dtype)
+        return self._second(sums, self._second.joined(alpha, factor), dtype)
 
     def silu_mul_quantize_grouped(self, gate_up: Tensor, masked_m: Tensor, global_scale_enc: Tensor) -> Any:
         """Apply the activation, its function of the gate rounded where the kernel's is."""
