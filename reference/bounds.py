@@ -232,8 +232,9 @@ class Stores:
         return scaled if self.row_scale is None else scaled * self.row_scale.double()
 
     def range(self, sums: Tensor, where: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return the smallest and the largest value that known sums give: alpha and the factor come in any order, unless
-        the epilogue joins them.
+        """Return the smallest and the largest value that known sums give: one where the epilogue joins alpha and the factor.
+
+        Otherwise these come in any order.
 
         Args:
             sums: `(m, n)`, or those of some elements.
