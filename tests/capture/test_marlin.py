@@ -100,7 +100,10 @@ def test_an_illegal_call_is_exported_as_its_kernel_rounds(run: Run, tmp_path: Pa
 )  # fmt: skip
 def test_what_the_layer_or_a_stage_inside_does_wrong_is_named(run: Run, fault: str) -> None:
     (found, *_) = line_of(run(fault)).diagnosis
-    assert (found["fault"], found["explained"]) == (fault.partition(".")[0], 1.0), found
+    name, _, where = fault.partition(".")
+    assert (found["fault"], found["explained"]) == (name, 1.0), found
+    assert found["place"].startswith("tokens " if where == "last" else "everywhere"), found["place"]
+    assert ("in the first GEMM" in found["place"]) == (where == "1"), found["place"]
 
 
 def test_a_sum_that_is_not_scaled_is_illegal(run: Run) -> None:

@@ -118,6 +118,7 @@ def _variants(case: LayerCase, calls: list[Observed], result: Score) -> Iterable
     # Where values come from other rows, it matters that those are right.
     suspected = case.suspected()
     for only in places:
+        result.trying = only
         yield planted_output(case, hypothesis, only)
         if suspected is not None:
             yield planted_output(case, hypothesis, only, rows=suspected)
@@ -200,7 +201,10 @@ def _judge_variants(result: Score, number: int, case: LayerCase, variants: Itera
     composed = case.healthy
     for predicted in variants:
         distance = relative(case.seen, predicted)
-        composed = torch.where((distance < nearest)[..., None, None], predicted, composed)
+        closer = distance < nearest
+        if int((closer & failing).sum()) > int(failing.sum()) / 2:
+            result.step = result.trying
+        composed = torch.where(closer[..., None, None], predicted, composed)
         # An infinite distance of the right output (NaN against numbers) is beaten by any finite one.
         nearest = torch.minimum(nearest, distance)
         exact |= same(predicted, case.seen).all(-1).all(-1)
