@@ -84,17 +84,22 @@ class RoutedLayerCase(LayerCase):
 
     @cached_property
     def _suspects(self) -> Tensor:
+        return ~self._experts_of_tokens[~self.failing[0]].any(0)
+
+    @property
+    def _experts_of_tokens(self) -> Tensor:
+        """Which experts of this rank each token has, `(tokens, experts)` bool."""
         a = self.call.arguments
         routes = routes_of(a["topk_idx"], len(a["w1"]), a.get("local_expert_offset", 0))
-        right = ~self.failing[0][routes.token]
-        suspects = torch.ones(len(a["w1"]), dtype=torch.bool)
-        suspects[routes.expert[right]] = False
-        return suspects
+        found = torch.zeros(len(a["topk_idx"]), len(a["w1"]), dtype=torch.bool)
+        found[routes.token, routes.expert] = True
+        return found
 
     def screened(self) -> Self:
-        """Return the case of a few failing tokens, as a call of its own."""
-        failing = self.failing[0].nonzero().flatten()
-        few = failing[:: -(-len(failing) // _SCREENED_TOKENS)]
+        """Return the case of a few failing tokens that share few experts, as a call of its own."""
+        here, failing = self._experts_of_tokens, self.failing[0].nonzero().flatten()
+        fewest = here[failing[here[failing].sum(-1).argmin()]]
+        few = failing[(~here[failing] | fewest).all(-1)][:_SCREENED_TOKENS]
         part = type(self)(_of_tokens(self.call, few), self.legal[:, few], self.models, self.bounds, self.view)
         part.__dict__["_suspects"] = self._suspects
         return part

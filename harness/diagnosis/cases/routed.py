@@ -72,6 +72,8 @@ class _RoundedFirst(_Eager):
         sums = torch.full(out.shape, torch.nan)
         super().masked_grouped_gemm(a, a_scale, b, b_scale, sums, masked_m, None)
         for expert, rows in enumerate(masked_m.tolist()):
+            if not rows:
+                continue
             epilogue, scale = self._first, torch.ones(()) if alpha is None else alpha[expert]
             if factors is not None:
                 epilogue = self._second
