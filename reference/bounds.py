@@ -232,7 +232,9 @@ class Stores:
         return scaled if self.row_scale is None else scaled * self.row_scale.double()
 
     def range(self, sums: Tensor, where: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return the smallest and the largest value that known sums give: alpha and the factor come in any order.
+        """Return the smallest and the largest value that known sums give: one where the epilogue joins alpha and the factor.
+
+        Otherwise these come in any order.
 
         Args:
             sums: `(m, n)`, or those of some elements.
@@ -243,12 +245,9 @@ class Stores:
             return only, only
         factor = self.row_scale if where is None else self.row_scale.expand_as(where)[where]
         alpha = torch.ones_like(factor) if self.alpha is None else self.alpha.expand_as(factor)
-        if self.epilogue.cast.endswith(
-            "bfloat16"
-        ):  # their product is held in it, and each of them may be (SGLang's Marlin)
-            each = factor.bfloat16().float() * alpha.bfloat16().float()
-            two = [self.epilogue(sums, both, self.dtype) for both in (factor * alpha, each)]
-            return torch.minimum(*two), torch.maximum(*two)
+        if self.epilogue.joins:
+            only = self.epilogue(sums, self.epilogue.joined(alpha, factor), self.dtype)
+            return only, only
         ways = [
             self.epilogue(sums.float() * factor, alpha, self.dtype),
             self.epilogue(sums.float() * alpha, factor, self.dtype),

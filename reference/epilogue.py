@@ -13,6 +13,8 @@ CASTS = (
     "alpha rounded to bfloat16",
     "before alpha, alpha rounded to bfloat16",
 )
+EACH = "factors: each rounded to bfloat16"
+"""What a candidate declares (Traits.deviations) whose epilogue is one with `each`."""
 ROUNDINGS = ("to nearest even", "toward zero", "away from zero", "to nearest, ties away from zero")
 _BITS = {torch.bfloat16: torch.int16, torch.float16: torch.int16}
 
@@ -25,11 +27,27 @@ class Epilogue:
         cast: one of CASTS: when the accumulator is rounded to the output's type, and in which type alpha is used.
         rounding: one of ROUNDINGS, of that rounding.
         fused: the product with alpha is not rounded to float32 first.
+        each: where alpha is used in bfloat16, a row's factor is too, and what is used is their rounded product; else it is
+            their float32 product, rounded once.
     """
 
     cast: str = CASTS[0]
     rounding: str = ROUNDINGS[0]
     fused: bool = False
+    each: bool = False
+
+    @property
+    def joins(self) -> bool:
+        """Whether alpha and a row's factor are multiplied with each other first, so that a sum has one stored value."""
+        return self.cast.endswith("bfloat16")
+
+    def joined(self, alpha: Tensor, factor: Tensor) -> Tensor:
+        """Return what sums are multiplied with, float32, of an alpha and a factor of their rows that broadcast."""
+        if not self.joins:
+            return alpha * factor
+        if self.each:
+            alpha, factor = (value.bfloat16().float() for value in (alpha, factor))
+        return (alpha * factor).bfloat16().float()
 
     def __call__(self, accumulated: Tensor, alpha: Tensor | None, dtype: torch.dtype) -> Tensor:
         """Return the stored values, `(*)` of `dtype`.

@@ -219,9 +219,10 @@ def multiplied(
     out: Tensor,
     masked_m: Tensor,
     alpha: Tensor,
+    **named: Tensor,
 ) -> None:
-    """Multiply by weights as engines hold them, into out `(l, m, n)`."""
+    """Multiply by weights as engines hold them, into out `(l, m, n)`; `named` is what a stage takes besides."""
     from harness.candidates import layouts
 
     scales = layouts.as_mma(blockscale).view(blockscale.dtype)
-    stages.masked_grouped_gemm(*a, w.permute(1, 2, 0), scales, out.permute(1, 2, 0), masked_m, alpha)
+    stages.masked_grouped_gemm(*a, w.permute(1, 2, 0), scales, out.permute(1, 2, 0), masked_m, alpha, **named)

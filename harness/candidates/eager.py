@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from harness.candidates.composition import ComposedMoe
@@ -112,22 +111,23 @@ class EagerKernels(ComposedMoe, ComposedRoutedMoe):
         from reference.moe import valid_rows
 
         coded, of_weights = layouts.loaded(self.form, (a, a_scale)), FORMATS[self.traits.weight_format]
-        packed, swizzled = b.permute(2, 0, 1).contiguous(), layouts.swizzled_bytes(b_scale)
-
-        def loaded() -> Coded:
-            return layouts.loaded(of_weights, (b, b_scale))
-
-        b_values: Iterable[Tensor]  # float32 holds every value of every format
-        if keeps(packed):
-            b_values = self._weights.get(packed, swizzled, lambda: of_weights.values(loaded(), torch.float32))
-        else:  # one after the other: all experts of a real model would take a hundred gigabytes
-            all_of_them = loaded()
-            of_each = (all_of_them.map(itemgetter(expert)) for expert in range(len(packed)))
-            b_values = (of_weights.values(weights, torch.float32) for weights in of_each)
         valid, counts = valid_rows(masked_m, coded.codes.shape[1]), masked_m.tolist()
+
+        def decoded(experts: slice) -> Tensor:  # float32 holds every value of every format
+            pair = b[..., experts], b_scale[..., experts]
+            return of_weights.values(layouts.loaded(of_weights, pair), torch.float32)
+
+        b_values: Iterable[Tensor]
+        if keeps(b):
+            packed, swizzled = b.permute(2, 0, 1).contiguous(), layouts.swizzled_bytes(b_scale)
+            b_values = self._weights.get(packed, swizzled, lambda: decoded(slice(None)))
+        else:  # one after the other: all experts of a real model would take a hundred gigabytes
+            b_values = (decoded(slice(e, e + 1 if rows else e)).squeeze(0) for e, rows in enumerate(counts))
         values = self.form.values(coded.map(lambda t: t[valid]), torch.float64)
         of_experts = zip(counts, torch.split(values, counts), b_values, strict=True)
         for expert, (rows, of_a, of_b) in enumerate(of_experts):
+            if not rows:
+                continue
             product = torch.mm(of_a, of_b.double().T).float()
             if coded.row_scale is not None:
                 product *= coded.row_scale[expert, :rows]

@@ -4,7 +4,8 @@ The package compiles its source when it is called first. Weights, block scales a
 preparation, the order of the slots, the activation and the sum of a token's rows are torch's here (harness.candidates.slots).
 
 The kernel rounds sums to bfloat16, and multiplies them in it by the expert's factor, and in the second GEMM by the product of
-the factor and the routing weight. MXFP4 has no factor of an expert: one that is a power of two goes into the block scales.
+the factor and the routing weight: each is rounded to bfloat16, and then their product (harness/replay/marlin.py). MXFP4 has
+no factor of an expert: one that is a power of two goes into the block scales.
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ class Marlin(PreparedRouted):
             place_invariant=False,
             reads_strides=True,
             **(_OF_NVFP4 if self.weights == "nvfp4" else {}),
-            deviations=("cast: before alpha, alpha rounded to bfloat16",),
+            deviations=("cast: before alpha, alpha rounded to bfloat16", "factors: each rounded to bfloat16"),
             power_scales=self.weights == "mxfp4",
             final_sum="slots; weight on rows",
             shapes=_STREAMED if self.atomic else (),

@@ -173,15 +173,12 @@ def _rows_of_experts(
     else:
         between = torch.float32 if "hidden" in traits.unrounded else own
         a2 = activated(stages, gemm1, activation, masked_m, weights.a2_global_scale, between)
-    y = buffer(weights.w2.shape[1], torch.float32 if weight == "rows" else own)
-    alpha, weighted = weights.w2_alpha, getattr(stages, "weighted_rows", None) if weight == "rows" else None
-    of_sums = alpha if weighted is None else torch.ones_like(alpha)
-    multiplied(stages, a2, weights.w2, weights.w2_blockscale, y, masked_m, of_sums)
+    on_rows, weighs = weight == "rows", getattr(stages, "weighs_rows", False)  # with an epilogue of its own
+    y = buffer(weights.w2.shape[1], torch.float32 if on_rows and not weighs else own)
+    named = {"factors": factors} if on_rows and weighs else {}
+    multiplied(stages, a2, weights.w2, weights.w2_blockscale, y, masked_m, weights.w2_alpha, **named)
     rows = y[routes.expert, routes.place]
-    if weighted is not None:  # an epilogue of the candidate's own: sums, factors of rows and experts
-        found: Tensor = weighted(rows, factor, alpha[routes.expert].unsqueeze(-1), own)
-        return found
-    return (rows * factor).to(own) if weight == "rows" else rows
+    return (rows * factor).to(own) if on_rows and not weighs else rows
 
 
 def _capacity(routes: Routes, traits: Traits) -> int:

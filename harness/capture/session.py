@@ -178,7 +178,7 @@ class Session:
     def _then(self, hook: Any, call: Begun, read: Read, args: Any, kwargs: Any, result: Any) -> Any:
         def arrived(*given: Any, **named: Any) -> Any:
             found = hook(*given, **named)
-            if not self.idle:
+            if not self.idle and not self._in_a_graph():
                 self._store(call, read, args, kwargs, result)
             return found
 
@@ -231,11 +231,7 @@ class Session:
     def _is_wanted(self, layer: int | None) -> bool:
         """Return whether an outermost call whose turn it is is captured."""
         s = self.settings
-        if _is_recording_a_graph():
-            self.warn(
-                "calls inside a CUDA graph's capture are not captured, and a replayed graph makes none: run the engine "
-                "without CUDA graphs"
-            )
+        if self._in_a_graph():
             return False
         if (s.ranks and rank() not in s.ranks) or (s.layers and layer is not None and layer not in s.layers):
             return False
@@ -243,6 +239,16 @@ class Session:
             self._rest()
             return False
         self._taken += 1
+        return True
+
+    def _in_a_graph(self) -> bool:
+        """Return whether a CUDA graph's capture records the current stream: nothing may wait for it."""
+        if not _is_recording_a_graph():
+            return False
+        self.warn(
+            "calls inside a CUDA graph's capture are not captured, and a replayed graph makes none: run the engine "
+            "without CUDA graphs"
+        )
         return True
 
     def _writing(self) -> Writer:

@@ -13,7 +13,8 @@ import torch
 
 from harness.candidates.protocol import LAYER_STAGES, stages_of
 from harness.diagnosis.cases.case import SMALL, CallCase
-from harness.diagnosis.cases.collection import cases_around, cases_of, layer_cases
+from harness.diagnosis.cases.collection import cases_around, cases_of, layer_cases, routed_layers
+from harness.diagnosis.cases.layer_case import LayerCase
 from harness.diagnosis.cases.legality import Bounds
 from harness.diagnosis.cases.observation import MASKED_GEMM, MASKED_MOE, Observed
 from harness.diagnosis.cases.repetition import bounds_of, failing_calls, repeats_itself
@@ -131,14 +132,22 @@ class _Diagnosis:
     earlier: Sequence[Observed] = ()
 
     def explained(self, cases: list[CallCase]) -> list[dict[str, Any]]:
-        """Return what explains the cases, or, where all of them are right, layers of which only the output was seen."""
-        if _any_fails(cases):
-            return self._of_calls(cases)
-        layers = layer_cases(self.calls, self.bounds)
-        if not layers:
-            return []
+        """Return what explains the cases, or, where all of them are right, layers of which only the output was seen.
+
+        A routed layer that does nothing wrong as a whole is looked into.
+        """
+        if not _any_fails(cases):
+            layers = layer_cases(self.calls, self.bounds)
+            return self._of_layers(layers) if layers else []
+        found = self._of_calls(cases)
+        if _in_full(found) or not (fused := routed_layers(cases)):
+            return found
+        inside = self._of_layers(fused)
+        return inside if _in_full(inside) or not any(finding["fault"] for finding in found) else found
+
+    def _of_layers(self, layers: list[LayerCase]) -> list[dict[str, Any]]:
         larger = math.sqrt(max(case.work() for case in layers) / SMALL)
-        seconds = self.end - time.thread_time() + MORE_SECONDS * min(max(larger, 1.0), _MOST_LARGER)
+        seconds = max(self.end - time.thread_time(), 0.0) + MORE_SECONDS * min(max(larger, 1.0), _MOST_LARGER)
         scores = search_layers(layers, self.calls, seconds, self.likely)
         return findings(self._possible(scores), layers, self.command)
 

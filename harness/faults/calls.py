@@ -283,8 +283,9 @@ class GemmCall(Call):
         return torch.bmm(a.double(), b.double().transpose(1, 2))
 
     def scaled(self, total: Tensor) -> Tensor:
-        """Return an accumulator times alpha, not yet rounded to the output's type."""
-        return total if self.alpha is None else total * self.alpha.view(-1, 1, 1).to(total.dtype)
+        """Return an accumulator times alpha and the rows' factors, if any, not yet rounded to the output's type."""
+        scaled = total if self.alpha is None else total * self.alpha.view(-1, 1, 1).to(total.dtype)
+        return scaled * self.extra["factors"].to(total.dtype) if "factors" in self.extra else scaled
 
     def store(self, product: Tensor) -> None:
         """Write `(l, m, n)` into the valid rows of out, rounded to its type; other rows stay as they are."""

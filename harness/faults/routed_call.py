@@ -150,8 +150,7 @@ class _Otherwise:
         self.quantize_grouped = stages.quantize_grouped
         self.masked_grouped_gemm = stages.masked_grouped_gemm
         self._stages, self._way = stages, way
-        if hasattr(stages, "weighted_rows"):
-            self.weighted_rows = stages.weighted_rows
+        self.weighs_rows = getattr(stages, "weighs_rows", False)
 
     def silu_mul_quantize_grouped(self, gate_up: Tensor, masked_m: Tensor, global_scale_enc: Tensor) -> Pair:
         """Quantize the activation."""

@@ -98,8 +98,9 @@ class Embedded(Observed):
     """A call that an exported file holds.
 
     Attributes:
-        rounding: of a routed layer's kernel: values that it keeps in float32, values that it may round, chunk and cast of
-            the first GEMM's accumulator, and those of the second's where it differs.
+        rounding: of a routed layer's kernel: values that it keeps in float32, values that it may round, chunk of
+            the first GEMM's accumulator, cast of its epilogue and whether that rounds each factor, and those of the
+            second's where it differs.
     """
 
     rounding: dict[str, Any] = field(default_factory=dict)
@@ -110,7 +111,8 @@ class Embedded(Observed):
         if not how:
             return known
         first, *second = (
-            Accumulator(chunk=chunk, epilogue=Epilogue(cast)) for chunk, cast in how["accumulators"]
+            Accumulator(chunk=chunk, epilogue=Epilogue(cast, each=each))
+            for chunk, cast, each in how["accumulators"]
         )
         kept, may = (tuple(how[name]) for name in ("unrounded", "rounded"))
         bounds = replace(
@@ -124,7 +126,9 @@ def _rounding(known: Judged) -> dict[str, Any]:
     ends = known.bounds.accumulator, known.bounds.second
     return {
         "unrounded": list(known.bounds.unrounded), "rounded": list(known.bounds.rounded),
-        "accumulators": [[one.chunk, one.epilogue.cast] for one in ends if one is not None],
+        "accumulators": [
+            [one.chunk, one.epilogue.cast, one.epilogue.each] for one in ends if one is not None
+        ],
     }  # fmt: skip
 
 

@@ -1,12 +1,20 @@
 """Marlin's fused layers as routed_moe: weights read back from the kernel's order, and the ways in which it rounds.
 
-Its kernel multiplies bfloat16 tokens with FP4 weights and sums in float32. The routing weight enters in the second GEMM's
-epilogue, once the sum is rounded to bfloat16: times the expert's factor times the weight, which is rounded to bfloat16 as well.
-SGLang's does the same in the first GEMM, its factors being bfloat16; vLLM's multiplies by a float32 factor before it rounds.
+Their kernels multiply bfloat16 tokens with FP4 weights and sum in float32. The second GEMM's epilogue rounds a sum to bfloat16
+and multiplies it in bfloat16 by one factor, made of the expert's and the routing weight:
+
+| | the factor of the second GEMM | the epilogue of the first |
+|---|---|---|
+| SGLang | bf16(bf16(weight) * factor), factors being bfloat16 | bf16(bf16(sum) * factor) |
+| vLLM | bf16(weight * factor), factors and their product being float32 | bf16(sum * factor) |
+
 vLLM rounds silu(gate) before it multiplies with up, SGLang where there is a limit.
 
-Source: sglang 0.5.23, kernels/jit/csrc/gemm/marlin_moe/marlin_template.h, write_result; vllm,
-csrc/libtorch_stable/moe/marlin_moe_wna16/marlin_template.h and moe_align_sum_kernels.cu (moe_sum_kernel).
+Source: sglang 0.5.23, kernels/jit/csrc/gemm/marlin_moe/marlin_template.h (sh_block_topk_weights, global_scale, write_result) and
+srt/layers/quantization/marlin_utils_fp4.py (factors in params_dtype); vllm 0.33 (its kernels at commit 00da71c),
+csrc/libtorch_stable/moe/marlin_moe_wna16/marlin_template.h (topk_weight_tmp *= global_scale_f32, write_result) and
+moe_align_sum_kernels.cu (moe_sum_kernel), model_executor/layers/quantization/utils/marlin_utils_fp4.py
+(prepare_nvfp4_moe_layer_for_marlin: factors in float32).
 """
 
 from __future__ import annotations
@@ -43,7 +51,8 @@ _VLLM = {
     "relu2_no_mul": "relu2",
     "swigluoai": "swigluoai; interleave 1",
 }
-_ROUNDED_FIRST = Epilogue("before alpha, alpha rounded to bfloat16")
+_OF_VLLM = Epilogue("before alpha, alpha rounded to bfloat16")
+_OF_SGLANG = replace(_OF_VLLM, each=True)
 _CHUNK = 8
 """A matrix instruction adds 16 products; half of that leaves room for the sums of warps and of blocks along k, k / 64 at most."""
 _ROWS = "slots; weight on rows"
@@ -58,14 +67,13 @@ def routed(a: Mapping[str, Any]) -> Layer:
     ids, local = a["topk_ids"], len(a["w1"])
     if (there := a.get("expert_map")) is not None:  # global number -> place on this rank, -1 for none
         ids = torch.where(ids < 0, -1, there.long()[ids.long().clamp(min=0)])
-    weights = a["topk_weights"].float()
-    if "is_gated" in a:  # SGLang's kernel rounds it before it multiplies with the factor
-        weights = weights.bfloat16().float()
     if not a.get("mul_topk_weights_in_gemm2", True):
         raise NotJudgedError(
             "fused_marlin_moe whose rows are weighted by a hook of the engine: not judged yet"
         )
-    given = {"topk_idx": ids, "topk_weights": weights, "num_experts": local, "local_expert_offset": 0}
+    given = {
+        "topk_idx": ids, "topk_weights": a["topk_weights"].float(), "num_experts": local, "local_expert_offset": 0,
+    }  # fmt: skip
     return _layer(a, a["hidden_states"], given)
 
 
@@ -159,12 +167,12 @@ def ways_of(call: Captured, bounds: Bounds, capability: int) -> list[Way]:
     """
     given = call.line["inputs"]
     plain = Accumulator(chunk=_CHUNK)
-    rounded_first = replace(plain, epilogue=_ROUNDED_FIRST)
-    gate = replace(bounds, accumulator=plain, second=rounded_first, rounded=("gate",))
+    gate = replace(bounds, accumulator=plain, second=replace(plain, epilogue=_OF_VLLM), rounded=("gate",))
     if "is_gated" not in given:  # vLLM: its own kernel, torch's sum, or its own in bfloat16
         sums = (_ROWS, "any; weight on rows", f"{_ROWS}; rounded each step")
         return [Way(text, gate) for text in sums]
-    gate = replace(gate, accumulator=rounded_first)
+    of_sglang = replace(plain, epilogue=_OF_SGLANG)
+    gate = replace(gate, accumulator=of_sglang, second=of_sglang)
     nvfp4, times = given["w1_global_scale"] is not None, given["routed_scaling_factor"]
     text = f"{_ROWS}; times {times:g}" if nvfp4 and times not in (None, 1) else _ROWS
     ways = [Way(text, replace(gate, rounded=())), Way(text, gate)]

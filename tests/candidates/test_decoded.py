@@ -61,7 +61,9 @@ def test_what_is_too_large_to_be_kept_is_decoded_expert_by_expert(monkeypatch: p
     monkeypatch.setattr(eager, "keeps", lambda _: False)
     monkeypatch.setattr(Format, "values", noted)
     assert torch.equal(_product(Eager(), *given), wanted)
-    assert shapes == [(8, 64), (16, 64), (16, 64)], "the valid rows of a, then the weights of each expert"
+    assert shapes == [(8, 64), (1, 16, 64), (1, 16, 64)], (
+        "the valid rows of a, then the weights of each expert"
+    )
 
 
 def test_a_kept_operand_is_not_decoded_again_and_the_oldest_makes_room() -> None:

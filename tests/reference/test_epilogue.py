@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from reference.bounds import epilogue
+from reference.bounds import Stores, epilogue
 from reference.epilogue import CASTS, CONTRACT, ROUNDINGS, Epilogue, rounded
 
 TYPES = (torch.bfloat16, torch.float16)
@@ -70,3 +72,16 @@ def test_each_cast_is_what_it_says() -> None:
     assert (float(x.float() * alpha) == middle) == (float(product.float()) == middle)
     stored = Epilogue(fused=True)(x, alpha, torch.bfloat16)
     assert float(stored) == (1.0 if float(product) <= middle else 1.0078125)
+
+
+def test_a_factor_of_a_row_and_alpha_are_rounded_once_or_each() -> None:
+    """Two kernels round the product of the same alpha and factor to neighbours in bfloat16; each has one stored value."""
+    alpha, factor = torch.tensor([[1.7682218551635742]]), torch.tensor([[1.5178728103637695]])
+    once = Epilogue("before alpha, alpha rounded to bfloat16")
+    each = replace(once, each=True)
+    assert [float(way.joined(alpha, factor)) for way in (once, each)] == [2.6875, 2.671875]
+    assert float(CONTRACT.joined(alpha, factor)) == float(alpha * factor)
+    sums = torch.ones(1, 1, dtype=torch.float64)
+    for way, stored in ((once, 2.6875), (each, 2.671875)):
+        low, high = Stores(way, alpha, torch.bfloat16, factor).range(sums)
+        assert float(low) == float(high) == stored

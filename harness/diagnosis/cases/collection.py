@@ -12,7 +12,7 @@ from harness.candidates.protocol import LAYER_STAGES, ROUTED
 from harness.diagnosis.cases.around import is_padded_load, legal_around, models_around
 from harness.diagnosis.cases.case import CallCase
 from harness.diagnosis.cases.habits import Habits, learned_habits
-from harness.diagnosis.cases.layer_case import LayerCase
+from harness.diagnosis.cases.layer_case import LayerCase, RoutedLayerCase
 from harness.diagnosis.cases.legality import Bounds, legal, legal_layer
 from harness.diagnosis.cases.models import models
 from harness.diagnosis.cases.observation import INNER, MASKED_GEMM, MASKED_MOE, Observed
@@ -130,6 +130,15 @@ def layer_cases(calls: list[Observed], bounds: Bounds) -> list[LayerCase]:
                 for view, allowed in bad.items()
             ]
     return []
+
+
+def routed_layers(cases: list[CallCase]) -> list[LayerCase]:
+    """Return the routed layers among cases that have illegal elements in their output, as layers with stages inside."""
+    return [
+        RoutedLayerCase(case.call, case.legal, list(case.models), case.bounds)
+        for case in cases
+        if case.call.stage == ROUTED and case.view == "output" and case.fails
+    ]
 
 
 def is_wrong_layer(call: Observed, bounds: Bounds) -> bool:

@@ -1,9 +1,10 @@
-"""A layer of which only the final output was seen: rows are compared, since one legal code flips a whole row a little."""
+"""Layers of which only the final output was seen: rows are compared, since one legal code flips a whole row a little."""
 
 from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from functools import cached_property
 from typing import Any, Self
 
 import torch
@@ -12,10 +13,13 @@ from torch import Tensor
 from harness.diagnosis.cases.case import CallCase
 from harness.diagnosis.cases.habits import Habits
 from harness.diagnosis.cases.models import at_once
+from harness.diagnosis.cases.observation import Observed
 from harness.diagnosis.cases.replay import replayed
 from harness.diagnosis.cases.views import same
+from reference.routed import routes_of
 
 _SCREENED_EXPERTS = 2
+_SCREENED_TOKENS = 8
 
 
 class LayerCase(CallCase):
@@ -55,6 +59,11 @@ class LayerCase(CallCase):
         case.healthy_stages = {}
         return case
 
+    def suspected(self) -> Tensor | None:
+        """Return where a fault must be if it is not everywhere, `(experts, rows or 1)` bool; None where it may be anywhere."""
+        partly = bool((self.failing != self.valid).any()) and not self.of_few_rows
+        return self.failing if partly else None
+
     @property
     def activation(self) -> str:
         """Of the layer: "silu" or "relu2"."""
@@ -63,6 +72,45 @@ class LayerCase(CallCase):
     def work(self) -> int:
         """Return about how many multiplications one prediction costs."""
         return self.seen.numel() * int(self.call.arguments["w2"].shape[2]) * 6
+
+
+class RoutedLayerCase(LayerCase):
+    """A call of routed_moe whose output is illegal: what its stages did wrong inside, of which a token shows a sum."""
+
+    def suspected(self) -> Tensor | None:
+        """Return the experts that no right token has, `(experts, 1)` bool; None where that is all of them or none."""
+        suspects = self._suspects
+        return None if bool(suspects.all()) or not bool(suspects.any()) else suspects.unsqueeze(-1)
+
+    @cached_property
+    def _suspects(self) -> Tensor:
+        return ~self._experts_of_tokens[~self.failing[0]].any(0)
+
+    @property
+    def _experts_of_tokens(self) -> Tensor:
+        """Which experts of this rank each token has, `(tokens, experts)` bool."""
+        a = self.call.arguments
+        routes = routes_of(a["topk_idx"], len(a["w1"]), a.get("local_expert_offset", 0))
+        found = torch.zeros(len(a["topk_idx"]), len(a["w1"]), dtype=torch.bool)
+        found[routes.token, routes.expert] = True
+        return found
+
+    def screened(self) -> Self:
+        """Return the case of a few failing tokens that share few experts, as a call of its own."""
+        here, failing = self._experts_of_tokens, self.failing[0].nonzero().flatten()
+        fewest = here[failing[here[failing].sum(-1).argmin()]]
+        few = failing[(~here[failing] | fewest).all(-1)][:_SCREENED_TOKENS]
+        part = type(self)(_of_tokens(self.call, few), self.legal[:, few], self.models, self.bounds, self.view)
+        part.__dict__["_suspects"] = self._suspects
+        return part
+
+
+def _of_tokens(call: Observed, tokens: Tensor) -> Observed:
+    """Return a call of routed_moe with some of its tokens."""
+    a = call.arguments
+    some = {name: a[name][tokens] for name in ("topk_idx", "topk_weights", "out") if a.get(name) is not None}
+    some["hidden_states"] = tuple(None if part is None else part[tokens] for part in a["hidden_states"])
+    return replace(call, arguments=a | some, output=call.output[tokens], changed={}, pristine={})
 
 
 def relative(seen: Tensor, predicted: Tensor) -> Tensor:

@@ -49,7 +49,7 @@ class _Physical(PhysicalKernels, _Whole):
 
 
 class _RoundedFirst(_Eager):
-    """`eager`, whose second GEMM rounds its sums before it multiplies them, once, with factor and weight together.
+    """`eager`, whose GEMMs have epilogues of their own; the second multiplies by factor and routing weight together.
 
     Args:
         first: the first GEMM's epilogue.
@@ -58,25 +58,27 @@ class _RoundedFirst(_Eager):
         declared: traits.
     """
 
+    weighs_rows = True
+
     def __init__(self, first: Epilogue, second: Epilogue, *, gate: bool, **declared: Any) -> None:
         super().__init__(**declared)
         self._first, self._second, self._gate = first, second, gate
 
     def masked_grouped_gemm(
         self, a: Tensor, a_scale: Any, b: Tensor, b_scale: Tensor, out: Tensor, masked_m: Tensor, alpha: Tensor | None,
+        factors: Tensor | None = None,
     ) -> None:  # fmt: skip
-        """Write the first GEMM's products by its epilogue, the second's, a float32 output, as sums."""
-        if out.dtype == torch.float32 or alpha is None:
-            return super().masked_grouped_gemm(a, a_scale, b, b_scale, out, masked_m, alpha)
+        """Write the first GEMM's products, or, with the factors of its rows `(l, m, 1)`, the second's."""
         sums = torch.full(out.shape, torch.nan)
         super().masked_grouped_gemm(a, a_scale, b, b_scale, sums, masked_m, None)
         for expert, rows in enumerate(masked_m.tolist()):
-            out[:rows, :, expert] = self._first(sums[:rows, :, expert], alpha[expert], out.dtype)
-        return None
-
-    def weighted_rows(self, sums: Tensor, factor: Tensor, alpha: Tensor, dtype: torch.dtype) -> Tensor:
-        """Return what the second GEMM stores."""
-        return self._second(sums, factor * alpha, dtype)
+            if not rows:
+                continue
+            epilogue, scale = self._first, torch.ones(()) if alpha is None else alpha[expert]
+            if factors is not None:
+                epilogue = self._second
+                scale = epilogue.joined(scale, factors[expert, :rows])
+            out[:rows, :, expert] = epilogue(sums[:rows, :, expert], scale, out.dtype)
 
     def silu_mul_quantize_grouped(self, gate_up: Tensor, masked_m: Tensor, global_scale_enc: Tensor) -> Any:
         """Apply the activation, its function of the gate rounded where the kernel's is."""
@@ -128,8 +130,8 @@ def _models(call: Observed, bounds: Bounds) -> list[Any]:
         "activation_format": traits.activation_format, "weight_format": traits.weight_format, "k_multiple": 128,
         "activations": traits.activations, "final_sum": call.final_sum, "unrounded": tuple(bounds.unrounded),
     }  # fmt: skip
-    if bounds.second is not None:
-        first, second = bounds.accumulator.epilogue, bounds.second.epilogue
+    first, second = bounds.accumulator.epilogue, (bounds.second or bounds.accumulator).epilogue
+    if second.joins:
         likely = "gate" in bounds.rounded
         return [_RoundedFirst(first, second, gate=gate, **declared) for gate in (likely, not likely)]
     eager, fused = _Eager(**declared), _Eager(**declared)

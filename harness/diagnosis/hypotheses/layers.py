@@ -85,7 +85,7 @@ def planted_output(
         case: the layer.
         hypothesis: the fault.
         only: number of the fault's stage calls that it is planted in; None for all.
-        rows: `(experts, rows)` bool, to which it is kept; None for all.
+        rows: `(experts, rows or 1)` bool, to which it is kept; None for all.
         merge: what a planted call of a quantizer results in, see `PlantedLayer`; None for the faulty result.
         parameters: of the fault; None for fresh ones.
 
@@ -95,9 +95,12 @@ def planted_output(
     parameters = parameters or hypothesis.parameters()
     healthy = case.healthy_stages
     planted = PlantedLayer(case.model, hypothesis, parameters, only, merge=merge, rows=rows, healthy=healthy)
-    arguments = case.call.arguments
-    with unharmed(case.call):
-        return elements(MASKED_MOE, arguments, planted.masked_moe(**arguments), case.view)
+    call, arguments = case.call, dict(case.call.arguments)
+    if arguments.get("out") is not None:
+        arguments["out"] = arguments["out"].clone()
+    with unharmed(call):
+        output = getattr(planted, call.stage)(**arguments)
+        return elements(call.stage, arguments, output, case.view, call.forms)
 
 
 def _variants(case: LayerCase, calls: list[Observed], result: Score) -> Iterable[Tensor]:
@@ -113,11 +116,12 @@ def _variants(case: LayerCase, calls: list[Observed], result: Score) -> Iterable
     if faulted_calls(hypothesis, case.activation) > 1:
         places = (None, 0, 1)
     # Where values come from other rows, it matters that those are right.
-    partly = bool((case.failing != case.valid).any()) and not case.of_few_rows
+    suspected = case.suspected()
     for only in places:
+        result.trying = only
         yield planted_output(case, hypothesis, only)
-        if partly:
-            yield planted_output(case, hypothesis, only, rows=case.failing)
+        if suspected is not None:
+            yield planted_output(case, hypothesis, only, rows=suspected)
 
 
 def _by_chance(case: LayerCase, calls: list[Observed], result: Score) -> Iterable[Tensor]:
@@ -197,7 +201,10 @@ def _judge_variants(result: Score, number: int, case: LayerCase, variants: Itera
     composed = case.healthy
     for predicted in variants:
         distance = relative(case.seen, predicted)
-        composed = torch.where((distance < nearest)[..., None, None], predicted, composed)
+        closer = distance < nearest
+        if int((closer & failing).sum()) > int(failing.sum()) / 2:
+            result.step = result.trying
+        composed = torch.where(closer[..., None, None], predicted, composed)
         # An infinite distance of the right output (NaN against numbers) is beaten by any finite one.
         nearest = torch.minimum(nearest, distance)
         exact |= same(predicted, case.seen).all(-1).all(-1)

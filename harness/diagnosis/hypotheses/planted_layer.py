@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,12 +11,13 @@ from torch import Tensor
 
 from harness.candidates import layouts
 from harness.candidates.composition import compose_masked_moe
+from harness.candidates.routed import ComposedRoutedMoe
 from harness.diagnosis.cases.observation import INNER, MASKED_GEMM
 from harness.diagnosis.hypotheses.choices import Choices
 from harness.diagnosis.hypotheses.hypothesis import Hypothesis
 from harness.faults.fault import Parameters
 from harness.faults.mutant import CALLS
-from reference.formats import NVFP4, Format
+from reference.formats import FORMATS, NVFP4, Format
 from reference.nvfp4 import BLOCK
 
 Merge = Callable[[str, int, Any, Any], Any]
@@ -32,7 +34,7 @@ class PlantedLayer:
         only: number of the call of the fault's stages that it is planted in; None for all.
         merge: what a planted call of a quantizer results in, given its stage, number, the healthy and the faulty result;
             None: the faulty.
-        rows: `(experts, rows)` bool, to which a planted call is kept; None for all.
+        rows: `(experts, rows or 1)` bool, to which a planted call is kept; None for all.
         healthy: results of a healthy layer's stage calls by number, on the same arguments, used and filled up to the first
             planted call; None to compute them.
     """
@@ -59,8 +61,9 @@ class PlantedLayer:
         function = getattr(self.model, name)
         return self._step_of(name, function) if name in INNER else function
 
-    def _step_of(self, stage: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*positional: Any) -> Any:
+    def _step_of(self, stage: str, given: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*positional: Any, **named: Any) -> Any:
+            function = partial(given, **named) if named else given
             step, self._step = self._step, self._step + 1
             if stage not in self.hypothesis.fault.stages:
                 return self._right(step, stage, function, positional)
@@ -71,22 +74,29 @@ class PlantedLayer:
             if isinstance(self.parameters.random, Choices):
                 self.parameters.random.begin(number)
             if self.rows is not None:
-                return self._in_rows(self.rows, stage, function, positional)
+                return self._in_rows(self.rows, stage, given, positional, named)
             right = function(*positional) if self.merge is not None else None
-            faulty = self._faulty(stage, function, positional)
+            faulty = self._faulty(stage, given, positional, named)
             return faulty if self.merge is None else self.merge(stage, number, right, faulty)
 
         return call
 
-    def _faulty(self, stage: str, function: Callable[..., Any], positional: tuple[Any, ...]) -> Any:
+    def _faulty(
+        self, stage: str, function: Callable[..., Any], positional: tuple[Any, ...], named: dict[str, Any]
+    ) -> Any:
         """Run a stage call with the fault; return its result."""
-        arguments = dict(zip(CALLS[stage].names, positional, strict=False))
+        arguments = dict(zip(CALLS[stage].names, positional, strict=False)) | named
         planted = CALLS[stage](stage, function, self.model, arguments)
         self.hypothesis.fault.apply(planted, self.parameters)
         return planted.result()
 
     def _in_rows(
-        self, rows: Tensor, stage: str, function: Callable[..., Any], positional: tuple[Any, ...]
+        self,
+        rows: Tensor,
+        stage: str,
+        function: Callable[..., Any],
+        positional: tuple[Any, ...],
+        named: dict[str, Any],
     ) -> Any:
         """Run a planted call and a healthy one, and take the chosen rows of the first."""
         if stage != MASKED_GEMM:
@@ -94,13 +104,13 @@ class PlantedLayer:
             return quantized_in(
                 rows.unsqueeze(-1),
                 right,
-                self._faulty(stage, function, positional),
-                self.model.forms[0],
+                self._faulty(stage, function, positional, named),
+                FORMATS[self.model.traits.activation_format],
             )
         out = positional[_OUT]
         faulty = out.clone(memory_format=torch.preserve_format)
-        function(*positional)
-        self._faulty(stage, function, (*positional[:_OUT], faulty, *positional[_OUT + 1 :]))
+        function(*positional, **named)
+        self._faulty(stage, function, (*positional[:_OUT], faulty, *positional[_OUT + 1 :]), named)
         out.copy_(torch.where(rows.T.unsqueeze(1), faulty, out))
         return None
 
@@ -124,6 +134,11 @@ class PlantedLayer:
         """Return the layer's output, composed of the planted stages."""
         self._start()
         return compose_masked_moe(self, **arguments, unrounded=self.model.unrounded)
+
+    def routed_moe(self, **arguments: Any) -> Tensor:
+        """Return a routed layer's output, composed of the planted stages."""
+        self._start()
+        return ComposedRoutedMoe.routed_moe(self, **arguments)
 
 
 def faulted_calls(hypothesis: Hypothesis, activation: str) -> int:

@@ -27,6 +27,8 @@ class Score:
         chosen: whether the fault's random choices were fitted to what was seen.
         placed: whether they were choices of a place.
         prediction: for each case, the predicted elements.
+        step: which of the fault's two stage calls in an opaque layer it is in, 0 or 1; None for both, or where it has one.
+        trying: the same of what is predicted at the moment.
         inside: rows of each weight in which the fault was found, `(experts, rows)` bool by name; empty for everywhere.
     """
 
@@ -43,6 +45,8 @@ class Score:
     placed: bool = False
     prediction: dict[int, Tensor] = field(default_factory=dict)
     inside: dict[str, Tensor] = field(default_factory=dict)
+    step: int | None = None
+    trying: int | None = None
 
     @property
     def share(self) -> float:

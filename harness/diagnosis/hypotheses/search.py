@@ -9,9 +9,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Generic, TypeVar
 
+from harness.candidates.protocol import ROUTED
 from harness.diagnosis.cases.case import SMALL, CallCase
 from harness.diagnosis.cases.layer_case import LayerCase
-from harness.diagnosis.cases.observation import INNER, MASKED_MOE, Observed
+from harness.diagnosis.cases.observation import INNER, Observed
 from harness.diagnosis.cases.views import any_differ
 from harness.diagnosis.hypotheses.blocks import has_blocks, score_blocks
 from harness.diagnosis.hypotheses.fingerprints import fitted, order
@@ -113,15 +114,16 @@ def search_layers(
     (values that come from other rows) comes last. `likely_faults` are names of faults that are tested in full at first.
     """
     search = _Search(cases, calls, time.thread_time() + seconds, score_layers)
-    tried = order(
-        hypotheses_in((*INNER, MASKED_MOE), ("block", "row", "expert"), cases[0].call.traits), cases
-    )
+    stage = cases[0].call.stage
+    tried = order(hypotheses_in((*INNER, stage), ("block", "row", "expert"), cases[0].call.traits), cases)
     screened = search.screened(tried)
     likely = _likely(screened)
     likely += [h for h in tried if h.fault.name in likely_faults and h not in likely]
     scores = search.to_the_end(likely)
     if not _told(scores, cases):
         scores += search.scores(fitted(tried, cases))
+    if stage == ROUTED:  # a token shows a sum of several experts' rows: parts of them are not told apart
+        return scores
     if not _told(scores, cases):
         nearest_first = [s.hypothesis for s in screened]
         nearest_first += [h for h in tried if h not in nearest_first]

@@ -7,13 +7,14 @@ from typing import Any
 
 from torch import Tensor
 
+from harness.candidates.protocol import ROUTED
 from harness.diagnosis.cases.case import CallCase
-from harness.diagnosis.cases.observation import tensors_in
+from harness.diagnosis.cases.observation import INNER, MASKED_GEMM, tensors_in
 from harness.diagnosis.hypotheses.score import Score
 from harness.diagnosis.telling.evidence import NEARLY_ALL, share, weakness
 from harness.diagnosis.telling.numbers import numbers, percent, strength_words
 from harness.diagnosis.telling.pattern import describe_pattern, total
-from harness.diagnosis.telling.place import place
+from harness.diagnosis.telling.place import place, place_of_tokens
 from harness.diagnosis.telling.rank import Explanation, ranked, unexplained
 from harness.faults.bugs import all_bugs
 from harness.faults.fault import Fault
@@ -41,6 +42,8 @@ def findings(scores: list[Score], cases: Sequence[CallCase], command: str) -> li
 
 def _case_place(case: CallCase, mask: Tensor) -> dict[str, Any]:
     """Say where a mask of a case is True: experts, rows, blocks, columns; names of inputs; places in memory."""
+    if case.view == "output" and case.call.stage == ROUTED:
+        return place_of_tokens(mask)
     if case.view == "output":
         return place(case.by_rows(mask), case.by_rows(case.valid))
     where = mask.flatten().nonzero().flatten()
@@ -70,6 +73,7 @@ def _explained(
         words = next(iter(places.values()))["words"] + f" ({', '.join(places)})"
     if e.score.inside:
         words += f"; in {'; '.join(_weight_rows(*inside) for inside in e.score.inside.items())}"
+    words += _step(e.score)
     same = sorted({s.hypothesis.fault.name for s in e.same} | set(fault.same_as))
     also = sorted(_as_good(e, scores) - {fault.name, *same})
     evidence = f"reproduces {percent(part)} of {illegal:,} illegal elements"
@@ -106,6 +110,15 @@ def _explained(
         "where": {name: {k: v for k, v in p.items() if k != "words"} for name, p in places.items()},
         "command": command,
     }
+
+
+def _step(score: Score) -> str:
+    """Say which stage call of an opaque layer a fault is in, where it is in one of two of a kind."""
+    stages = {stage for stage in score.hypothesis.fault.stages if stage in INNER}
+    if score.step is None or (MASKED_GEMM in stages and len(stages) > 1):
+        return ""
+    kind = "GEMM" if stages == {MASKED_GEMM} else "quantization"
+    return f"; in the {('first', 'second')[score.step]} {kind}"
 
 
 def _as_good(e: Explanation, scores: Sequence[Score]) -> set[str]:

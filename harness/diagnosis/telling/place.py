@@ -12,6 +12,18 @@ from harness.diagnosis.cases.views import SCALE
 from harness.diagnosis.telling.numbers import numbers
 
 
+def place_of_tokens(mask: Tensor) -> dict[str, Any]:
+    """Say in which tokens and columns of a routed layer's output a mask `(1, tokens, 1, hidden)` is True, as `place` does."""
+    tokens, columns = (mask.any(-1).flatten(), mask.flatten(0, 2).any(0))
+    numbered = tokens.nonzero().flatten().tolist()
+    found: dict[str, Any] = {"tokens": numbered}
+    words = ["all tokens" if bool(tokens.all()) else _named("token", numbered)]
+    if _tell(some := columns.nonzero().flatten().tolist(), len(columns)):
+        found["columns"] = some
+        words.append(_named("column", some))
+    return {"words": "everywhere" if words == ["all tokens"] else ", ".join(words), **found}
+
+
 def place(mask: Tensor, valid: Tensor) -> dict[str, Any]:
     """Say where a mask is True.
 

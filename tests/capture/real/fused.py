@@ -12,6 +12,7 @@ import torch
 
 from harness.candidates.eager import EagerKernels
 from harness.candidates.fused_layer import FusedLayer
+from harness.candidates.routed import ComposedRoutedMoe
 from harness.capture.hook import _tap_everywhere
 from harness.capture.session import Session
 from harness.capture.settings import CaptureSettings
@@ -30,11 +31,28 @@ class Kernel(EagerKernels):
     """`eager`, with an intermediate that stays float32 where a kernel's does."""
 
     def silu_mul_quantize_grouped(
-        self, gate_up: torch.Tensor, masked_m: torch.Tensor, scale: torch.Tensor
+        self, gate_up: torch.Tensor, masked_m: torch.Tensor, global_scale_enc: torch.Tensor
     ) -> Any:
         if "hidden" not in self.traits.unrounded:
-            return super().silu_mul_quantize_grouped(gate_up, masked_m, scale)
-        return self.quantize_grouped(activate(gate_up, self.traits.gated, torch.float32), masked_m, scale)
+            return super().silu_mul_quantize_grouped(gate_up, masked_m, global_scale_enc)
+        hidden = activate(gate_up, self.traits.gated, torch.float32)
+        return self.quantize_grouped(hidden, masked_m, global_scale_enc)
+
+
+class Planted:
+    """A kernel with a fault of the catalog in it: of a routed layer, or of one of the stages inside."""
+
+    def __init__(self, right: Kernel, fault: str) -> None:
+        self._planted = plant(right, fault)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._planted, name)
+
+    def routed_moe(self, **named: Any) -> torch.Tensor:
+        """Return the layer's output, composed of the planted stages."""
+        if "routed_moe" in self._planted.plantings[0].fault.stages:
+            return self._planted.routed_moe(**named)
+        return ComposedRoutedMoe.routed_moe(self._planted, **named)
 
 
 def main(kind: str, folder: str, *faults: str) -> None:
@@ -50,7 +68,7 @@ def main(kind: str, folder: str, *faults: str) -> None:
 
         def planted(fault: str = fault, **named: Any) -> Any:
             right = Kernel(unrounded=candidate.unrounded, **named)
-            return right if fault == "healthy" else plant(right, fault)
+            return right if fault == "healthy" else Planted(right, fault)
 
         fused_launches.EagerKernels = planted  # type: ignore[misc, assignment]
         session.settings, session.idle = CaptureSettings(str(Path(folder) / fault)), False

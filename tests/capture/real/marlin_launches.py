@@ -5,9 +5,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from harness.candidates import layouts
+from harness.candidates.traits import Traits
+from harness.faults.calls import Call, GemmCall, QuantizeCall
+from harness.faults.fault import Planting, all_faults
 from reference.e2m1 import unpack_e2m1
 from reference.formats import FORMATS, Coded
 from reference.marlin_layout import BIAS, from_marlin, scales_from_marlin
+
+BF16 = FORMATS["bf16"]
+
+
+class _Formats:
+    """What a fault of the catalog asks of a candidate."""
+
+    def __init__(self, weights: str) -> None:
+        self.traits = Traits(
+            activation_format="bf16", weight_format=weights, activations=("silu",), k_multiple=128
+        )
+
+    def quantize_grouped(self, x: Tensor, masked_m: Tensor, global_scale_enc: Tensor) -> layouts.Pair:
+        return layouts.stored(BF16, Coded(x, x[..., :0].byte()))
 
 
 class Launches:
@@ -17,7 +35,8 @@ class Launches:
         name: "sglang" or "vllm".
 
     Attributes:
-        fault: planted in the next ones, "" for none.
+        fault: planted in the next ones, "" for none: one of a routed layer, by hand, or one of a stage, as the catalog has
+            it, in both GEMMs or, "NAME.1" and "NAME.2", in one; "NAME.last" in both for the last expert alone.
     """
 
     def __init__(self, name: str) -> None:
@@ -97,17 +116,69 @@ class Launches:
         self._second = bool(named["mul_topk_weights"])
         if self._second:
             c.zero_()  # slots that nobody computes
-        weights = self._weights(weights)
-        matrices = self._decoded(b, scales)
-        if self.fault == "k_tail_missing":
-            matrices[..., -16:] = 0
-        slot = order.long().view(len(experts), -1)
-        for block, expert in zip(slot, experts.tolist(), strict=True):
-            rows = block[block < named["size_m"] * named["top_k"]]
-            token = rows // named["top_k"]
-            sums = (a[token].double() @ matrices[expert].double().T).float()
-            c[rows] = self._stored(sums, expert, factor, weights.flatten()[rows].unsqueeze(-1))
+        form = FORMATS["nvfp4" if scales.dtype == torch.float8_e4m3fn else "mxfp4"]
+        codes, linear = from_marlin(b), scales_from_marlin(scales, "e4m3" if form.name == "nvfp4" else "e8m0")
+        slots = order.long().view(len(experts), -1)
+        slots = [slots[experts == expert].flatten() for expert in range(len(b))]
+        slots = [each[each < named["size_m"] * named["top_k"]] for each in slots]
+        counts = [len(each) for each in slots]
+        rows = torch.full((len(b), max(counts), a.shape[1]), torch.nan, dtype=a.dtype)
+        factors = torch.full((len(b), max(counts), 1), torch.nan)
+        for expert, each in enumerate(slots):
+            rows[expert, : len(each)] = a[each // named["top_k"]]
+            factors[expert, : len(each)] = self._weights(weights).flatten()[each].unsqueeze(-1)
+        out = torch.full((len(b), max(counts), c.shape[1]), torch.nan, dtype=c.dtype).permute(1, 2, 0)
+        alpha = None if factor is None else factor.flatten().float() / BIAS
+        pairs = (
+            layouts.stored(BF16, Coded(rows, rows[..., :0].byte())),
+            layouts.stored(form, Coded(unpack_e2m1(codes), linear)),
+        )
+        given = (*pairs[0], *pairs[1], out, torch.tensor(counts, dtype=torch.int32), alpha)
+        arguments = dict(zip(GemmCall.names, given, strict=True)) | (
+            {"factors": factors} if self._second else {}
+        )
+        self._planted(GemmCall("masked_grouped_gemm", self._multiplied, _Formats(form.name), arguments))
+        for expert, each in enumerate(slots):
+            c[each] = out[: len(each), :, expert]
         return c
+
+    def _multiplied(
+        self, a: Tensor, _: Any, b: Tensor, b_scale: Any, out: Tensor, masked_m: Tensor, alpha: Tensor | None,
+        factors: Tensor | None = None,
+    ) -> None:  # fmt: skip
+        """Multiply as the kernel does, once its operands are in canonical order: 16 products a step, summed in float32."""
+        form = FORMATS["nvfp4" if b_scale.dtype == torch.float8_e4m3fn else "mxfp4"]
+        matrices = form.values(layouts.loaded(form, (b, b_scale)))
+        for expert, count in enumerate(masked_m.tolist()):
+            steps = zip(
+                a[:count, :, expert].float().split(16, -1), matrices[expert].split(16, -1), strict=True
+            )
+            sums = sum((part @ weights.T for part, weights in steps), torch.zeros(()))
+            out[:count, :, expert] = self._stored(
+                sums,
+                None if alpha is None else alpha[expert],
+                None if factors is None else factors[expert, :count],
+            )
+
+    def _planted(self, call: Call) -> None:
+        """Run a stage call, with the fault where it is one of the catalog's, in its stage and launch."""
+        name, _, where = self.fault.partition(".")
+        found = all_faults().get(name)
+        here = (
+            found is not None
+            and call.stage in found.stages
+            and where in {"", "last", "2" if self._second else "1"}
+        )
+        if found is None or not here:
+            call.run()
+            return
+        right = None
+        if where == "last" and isinstance(call, GemmCall):
+            call.run()
+            right = call.out.clone()
+        found.apply(call, Planting(found).parameters())
+        if right is not None:
+            call.out[..., :-1] = right[..., :-1]
 
     def _weights(self, weights: Tensor) -> Tensor:
         first = self._there & (self._there.cumsum(-1) == 1)
@@ -119,42 +190,34 @@ class Launches:
         }
         return other.get(self.fault, lambda: weights)()
 
-    def _decoded(self, b: Tensor, scales: Tensor) -> Tensor:
-        form = FORMATS["nvfp4" if scales.dtype == torch.float8_e4m3fn else "mxfp4"]
-        codes = unpack_e2m1(from_marlin(b))
-        if self.fault == "weight_nibbles_swapped":
-            codes = codes.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
-        linear = scales_from_marlin(scales, "e4m3" if form.name == "nvfp4" else "e8m0")
-        if self.fault == "weights_of_neighbour_expert":
-            codes = codes.roll(1, 0)
-        return form.values(Coded(codes, linear))
-
-    def _stored(self, sums: Tensor, expert: int, factor: Tensor | None, weight: Tensor) -> Tensor:
+    def _stored(self, sums: Tensor, alpha: Tensor | None, weight: Tensor | None) -> Tensor:
         """Return what an epilogue stores."""
-        place = (
-            (expert + 1) % (1 if factor is None else len(factor))
-            if self.fault == "alpha_of_neighbour"
-            else expert
-        )
-        alpha = None if factor is None else factor.flatten()[place].float() / BIAS
-        if self.fault == "alpha_dropped" and alpha is not None:
-            alpha = torch.ones_like(alpha)
-        if not self._second:
+        if weight is None:
             if self.name == "vllm":
                 return (sums if alpha is None else sums * alpha).bfloat16()
-            return (sums.bfloat16().float() * (1 if alpha is None else alpha)).bfloat16()
+            return (sums.bfloat16().float() * (1 if alpha is None else alpha.bfloat16().float())).bfloat16()
         if self.name == "sglang":
             weight = weight.bfloat16().float()
+            alpha = None if alpha is None else alpha.bfloat16().float()
         both = (weight if alpha is None else weight * alpha).bfloat16().float()
         return (sums.bfloat16().float() * both).bfloat16()
 
     def activated(self, x: Tensor, *, twice: bool) -> Tensor:
         """Return silu(gate) * up; `twice`: silu is rounded first."""
-        gate, up = x.float().chunk(2, -1)
+
+        def function(gate_up: Tensor, *_: Tensor) -> Any:
+            gate, up = gate_up[0].float().chunk(2, -1)
+            gated = gate / (1 + torch.exp(-gate))
+            hidden = ((gated.bfloat16().float() if twice else gated) * up).bfloat16()
+            return layouts.stored(BF16, Coded(hidden.unsqueeze(0), hidden[None, :, :0].byte()))
+
         if self.fault == "routed_up_for_gate":
-            gate, up = up, gate
-        gated = gate / (1 + torch.exp(-gate))
-        return ((gated.bfloat16().float() if twice else gated) * up).bfloat16()
+            x = torch.cat(x.chunk(2, -1)[::-1], -1)
+        counts = torch.tensor([len(x)], dtype=torch.int32)
+        arguments = {"x": x.unsqueeze(0), "masked_m": counts, "global_scale_enc": torch.ones(1)}
+        call = QuantizeCall("silu_mul_quantize_grouped", function, _Formats("nvfp4"), arguments)
+        self._planted(call)
+        return layouts.loaded(BF16, call.result()).codes[0]
 
     def summed(self, rows: Tensor) -> Tensor:
         """Return float32 sums over the slots of `(tokens, topk, hidden)`."""
