@@ -115,8 +115,9 @@ def _stripes(x: Tensor, *, lacking: bool = False) -> Tensor:
     """Return bools `(*, rows, n)` as `(*, stripes, elements)`; `lacking` stands for what the last ones lack."""
     end = (0, -x.shape[-1] % TILE, 0, -x.shape[-2] % _ROWS)
     padded = torch.nn.functional.pad(x, end, value=lacking)
-    split = padded.unflatten(-1, (-1, TILE)).unflatten(-3, (-1, _ROWS))
-    return split.transpose(-3, -2).flatten(-2).flatten(-3, -2)
+    *first, rows, columns = padded.shape
+    split = padded.view(*first, rows // _ROWS, _ROWS, columns // TILE, TILE)
+    return split.transpose(-3, -2).reshape(*first, -1, _ROWS * TILE)
 
 
 def _unstriped(stripes: Tensor, like: Tensor) -> Tensor:
