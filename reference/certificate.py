@@ -18,6 +18,7 @@ UNIT_EXPONENT = -10  # smallest E2M1 x E4M3 product: 0.5 * 2^-9
 FLOAT32_BITS = 24
 FLOAT64_BITS = 53
 _CHUNK = 1 << 17  # elements looked at at a time, so that they stay in a CPU's cache
+_MANY = 1 << 28  # at a time elsewhere: what is made of them on the way takes three times their memory
 _NO_STEP, _FAR = 1 << 30, 500  # rows of zeros lie on any grid: a step larger than any, and an exponent
 
 
@@ -30,10 +31,11 @@ def step_exponents(values: Tensor) -> Tensor:
     Returns:
         `(*)` int32. Rows of zeros count as multiples of 2^20 or more; rows that hold NaN or infinity mean nothing.
     """
-    if values.device.type != "cpu" or values.numel() <= _CHUNK or values.ndim < 2:
+    at_once = _CHUNK if values.device.type == "cpu" else _MANY
+    if values.numel() <= at_once or values.ndim < 2:
         return _step_exponents(values)
     rows = values.reshape(-1, values.shape[-1])
-    parts = torch.split(rows, max(1, _CHUNK // values.shape[-1]))
+    parts = torch.split(rows, max(1, at_once // values.shape[-1]))
     return torch.cat([_step_exponents(part) for part in parts]).view(values.shape[:-1])
 
 

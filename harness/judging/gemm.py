@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from harness.judging.comparison import Comparison, altered_copies, compare
+from harness.judging.cuts import Cuts
 from harness.judging.order_here import inside_the_bound, not_known_here
 from harness.judging.predicted import Prediction, explained
 from harness.judging.stream import streamed
@@ -136,13 +137,14 @@ def accept_other_orders(
     """
     alpha, masked_m, accumulator = given[2], given[3], given[5]
     found: Counter[str] = Counter()
+    cuts: dict[int, list[Cuts]] = {}
     for expert, start, legal in () if bool(mask.all()) else _experts(*given):
         rows = slice(start, start + masked_m[expert])
         if not bool(mask[rows].all()):
             bad, stored = ~mask[rows], got[rows]
             finish = _finish(accumulator, _of(alpha, expert), got.dtype)
             if prediction.summation.stream:
-                found += _streamed(bad, stored, prediction, expert, finish)
+                found += _streamed(bad, stored, prediction, expert, finish, cuts)
             if not prediction.summation.stream or bool(bad.any()):
                 found += explained(bad, stored, legal, prediction, expert, finish)
             mask[rows] = ~bad
@@ -155,14 +157,18 @@ def _streamed(
     prediction: Prediction,
     expert: int,
     finish: Callable[[Tensor], Tensor],
+    cuts: dict[int, list[Cuts]],
 ) -> Counter[str]:
-    """Clear the tiles that some cuts explain, with as many accumulators in turn as any of the kernel's tiles may have."""
+    """Clear what some cuts explain, with as many accumulators in turn as any of the kernel's tiles may have.
+
+    `cuts` holds those that were found before, by that number.
+    """
     found: Counter[str] = Counter()
     known = prediction.summation
     for lanes in dict.fromkeys((known.lanes, *_LANES)):
         if bool(bad.any()):
             other = replace(prediction, summation=replace(known, lanes=lanes))
-            found += streamed(bad, stored, other, expert, finish)
+            found += streamed(bad, stored, other, expert, finish, cuts.setdefault(lanes, []))
     return found
 
 

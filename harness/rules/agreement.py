@@ -7,8 +7,10 @@ from torch import Tensor
 
 from harness.judging.comparison import Comparison, compare_equal
 from harness.judging.context import Context
+from harness.judging.contract import Quantized
 from harness.judging.quantize import QuantizerInput
 from harness.problems.rows import Rows
+from harness.problems.weights import Weights
 from harness.rules import NotApplicableError
 from reference.formats import Coded
 
@@ -31,7 +33,15 @@ def need_invariance(ctx: Context) -> None:
 
 
 def agree(
-    ctx: Context, stage: str, changed: Tensor, plain: Tensor, what: str, *, name: str = ""
+    ctx: Context,
+    stage: str,
+    changed: Tensor,
+    plain: Tensor,
+    what: str,
+    *,
+    name: str = "",
+    a: Quantized | None = None,
+    weights: Weights | None = None,
 ) -> list[Comparison]:
     """Compare the valid rows of a stage's output with those of the same stage before a change that must not matter.
 
@@ -42,6 +52,8 @@ def agree(
         plain: the same without the change.
         what: the change, for the message.
         name: of the comparison, where it is not the stage's.
+        a: of a GEMM that was given another operand than the problem's.
+        weights: of one that was given others.
 
     Returns:
         One comparison of bits; for a candidate that declares deterministic=False, whether the changed output is legal.
@@ -51,10 +63,12 @@ def agree(
         return [compare_equal(name or stage, changed, plain, rows, what)]
     if not len(rows):
         return [Comparison(name or stage)]
-    return _legal(ctx, stage, changed, rows)
+    return _legal(ctx, stage, changed, rows, a, weights)
 
 
-def _legal(ctx: Context, stage: str, valid: Tensor, rows: Rows) -> list[Comparison]:
+def _legal(
+    ctx: Context, stage: str, valid: Tensor, rows: Rows, a: Quantized | None, weights: Weights | None
+) -> list[Comparison]:
     t = ctx.tensors
     if stage in {"quantize", "activation"}:
         block = ctx.form.block
@@ -68,4 +82,4 @@ def _legal(ctx: Context, stage: str, valid: Tensor, rows: Rows) -> list[Comparis
         return ctx.judge_quantized(stage, given, stored, scale, rows)
     out = torch.zeros((rows.experts, rows.capacity, valid.shape[1]), dtype=valid.dtype, device=valid.device)
     out[rows.expert, rows.row] = valid
-    return [ctx.judge_gemm(stage, out, t.w1, t.w1_alpha)]
+    return [ctx.judge_gemm(stage, out, weights or t.w1, t.w1_alpha, a)]

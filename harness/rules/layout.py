@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -180,8 +181,14 @@ def _shared_operands(ctx: Context) -> list[Comparison]:
     """Judge a GEMM on one operand that all experts share, made by `expand`."""
     t, rows, dtype = ctx.tensors, ctx.rows(), ctx.out_dtype
     a, b = ctx.reference_operand(), ctx.weights_operand(t.w1)
+    coded = ctx.reference_quantized()
+    shared_a = Quantized(a, dataclasses.replace(coded, codes=_first(coded.codes)), ctx.form)
+    shared_b = dataclasses.replace(t.w1, codes=_first(t.w1.codes))
     found: list[Comparison] = []
-    for name, is_a, (packed, scales) in (("operand A", True, a), ("operand B", False, b)):
+    for name, is_a, (packed, scales), operands in (
+        ("operand A", True, a, {"a": shared_a}),
+        ("operand B", False, b, {"weights": shared_b}),
+    ):
         memory = packed.permute(2, 0, 1)
         alike, expanded = memory[:1].repeat(len(memory), 1, 1), _expanded(memory)
 
@@ -190,9 +197,14 @@ def _shared_operands(ctx: Context) -> list[Comparison]:
             given = (operand, b) if is_a else (a, operand)
             return rows.take(ctx.gemm(given[0], t.w1, t.w1_alpha, dtype=dtype, b=given[1]))
 
-        call = partial(product, expanded)
-        found += _judged(ctx, "gemm", f"{name} of all experts, expanded{naming(dtype)}", call, product(alike))
+        words, call = f"{name} of all experts, expanded{naming(dtype)}", partial(product, expanded)
+        found += _judged(ctx, "gemm", words, call, product(alike), **operands)
     return found
+
+
+def _first(tensor: Tensor) -> Tensor:
+    """Return a tensor that holds the first of its matrices everywhere."""
+    return tensor[:1].expand_as(tensor)
 
 
 def _all_experts_alike(ctx: Context) -> Context:
@@ -217,14 +229,18 @@ def _expanded(tensor: Tensor) -> Tensor:
 
 
 def _judged(
-    ctx: Context, stage: str, name: str, call: Callable[[], Tensor], wanted: Tensor
+    ctx: Context, stage: str, name: str, call: Callable[[], Tensor], wanted: Tensor, **operands: Any
 ) -> list[Comparison]:
-    """Compare what a call of a stage gives with what it should, or note that the call was refused."""
+    """Compare what a call of a stage gives with what it should, or note that the call was refused.
+
+    `operands` are those of `agree`.
+    """
     try:
         got = call()
     except REFUSALS as error:
         return [refused(name, error)]
-    return agree(ctx, stage, got, wanted, "the strides were ignored and memory was misread", name=name)
+    what = "the strides were ignored and memory was misread"
+    return agree(ctx, stage, got, wanted, what, name=name, **operands)
 
 
 def _experts_innermost(tensor: Tensor) -> Tensor:

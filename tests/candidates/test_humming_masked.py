@@ -128,6 +128,15 @@ def test_padding_is_judged_with_power_where_bits_may_vary(rule: str, fault: str,
         assert judged(plant(Varying(), fault), rule, (problem,))[0].fails
 
 
+def test_no_rule_fails_a_right_kernel_whose_bits_may_vary(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What such a candidate returns is judged on what it was given, which is not the problem's own where a rule changes it."""
+    install(monkeypatch)
+    rules = [rule.id for rule in find_rules([]) if set(rule.stages) <= set(stages_of(Varying()))]
+    outcomes = {rule: judged(Varying(), rule, PROBLEMS[:1])[0] for rule in rules}
+    assert {rule: outcome.illegal for rule, outcome in outcomes.items() if outcome.fails} == {}
+    assert sum(one.stage == "gemm" for one in outcomes["LAYOUT-IN"].comparisons) > 4
+
+
 @pytest.mark.long
 def test_every_fault_that_can_show_is_caught_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, unit="sm_90 f16")
