@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from harness.candidates.slots import Slots
     from harness.candidates.support import Support
+    from harness.candidates.taps import RoutedTaps
     from harness.candidates.traits import Traits
 
 _KINDS = {"indexed": INDEXED, "grouped": GROUPED}
@@ -110,11 +111,12 @@ class HummingRouted(PreparedRouted):
         local_expert_offset: int,
         out: Tensor,
         activation: str,
-    ) -> None:
-        """Compute the layer into out. Shapes: harness.candidates.protocol."""
+    ) -> RoutedTaps:
+        """Compute the layer into out; return what the GEMMs stored. Shapes: harness.candidates.protocol."""
         import torch
 
         from harness.candidates.slots import Slots, add_slots
+        from harness.candidates.taps import RoutedTaps
 
         del activation  # the one that is declared
         x, topk = hidden_states[0].contiguous(), topk_idx.shape[1]
@@ -126,8 +128,9 @@ class HummingRouted(PreparedRouted):
         hidden = (torch.nn.functional.silu(gate) * up).to(x.dtype)
         rows = self._multiplied(hidden, slots, second)
         if self.kind == GROUPED:
-            rows = torch.empty_like(rows).index_copy_(0, slots.order, rows)
+            gate_up, rows = (torch.empty_like(e).index_copy_(0, slots.order, e) for e in (gate_up, rows))
         add_slots(rows.view(len(topk_idx), topk, -1), topk_weights, slots.there, out)
+        return RoutedTaps(gate_up, rows)
 
     def _multiplied(self, x: Tensor, slots: Slots, prepared: Mapping[str, Any]) -> Tensor:
         """Return each slot's row times its expert's weights, `(slots, n)`."""

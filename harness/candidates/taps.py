@@ -63,6 +63,29 @@ class StageCall:
     outputs: dict[str, Tensor]
 
 
+@dataclass(frozen=True, eq=False)
+class RoutedTaps:
+    """What both GEMMs of a routed layer stored, slot after slot; what lies in slots that do not count is not looked at.
+
+    Attributes:
+        gate_up: `(slots, 2n)`, or `(slots, n)` of relu2.
+        rows: `(slots, k)`, with the routing weight where the GEMM's epilogue multiplies by it.
+    """
+
+    gate_up: Tensor
+    rows: Tensor
+
+
+class TappedRouted:
+    """`routed_moe_tapped` of a routed_moe that takes `taps`, a list to which it adds a RoutedTaps: a mixin."""
+
+    def routed_moe_tapped(self: Any, **arguments: Any) -> tuple[Tensor, RoutedTaps | None]:
+        """Return routed_moe's output and what its GEMMs stored, None where none was launched."""
+        taps: list[RoutedTaps] = []
+        out = self.routed_moe(**arguments, taps=taps)
+        return out, taps[0] if taps else None
+
+
 @dataclass
 class Taps:
     """What was recorded: `calls` in the order in which the engine finished them."""

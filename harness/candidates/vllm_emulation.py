@@ -21,6 +21,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from harness.candidates.support import Support, supported, unsupported
+from harness.candidates.taps import RoutedTaps, TappedRouted
 from harness.candidates.traits import VARIES, Traits
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ class _Matrix:
     factor: Tensor
 
 
-class VllmEmulation:
+class VllmEmulation(TappedRouted):
     """vLLM's emulation of an NVFP4 layer.
 
     Args:
@@ -165,8 +166,10 @@ class VllmEmulation:
         local_expert_offset: int = 0,
         out: Tensor | None = None,
         activation: str = "silu",
+        *,
+        taps: list[RoutedTaps] | None = None,
     ) -> Tensor:
-        """Return the layer's output `(tokens, k)` bfloat16. Shapes: harness.candidates.protocol."""
+        """Return the layer's output `(tokens, k)` bfloat16; taps get what its GEMMs stored. Shapes: harness.candidates.protocol."""
         import torch
 
         from harness.candidates.slots import Slots, add_slots
@@ -185,13 +188,15 @@ class VllmEmulation:
         weights = topk_weights.float().contiguous()
         with self.engine.running():
             x = self._tokens(hidden_states, encode, one)
-            rows = self._multiplied(x, slots, first, None)
-            hidden = _activated(rows, activation)
+            gate_up = self._multiplied(x, slots, first, None)
+            hidden = _activated(gate_up, activation)
             hidden = torch.where(slots.there.view(-1, 1), hidden, 0)  # rows of no expert are not written
             hidden = self._quantized(hidden, a2_global_scale[:1])
             rows = self._multiplied(hidden, slots, second, weights)
         in_sum = weights if self.mode == "torch" else torch.ones_like(weights)
         add_slots(rows.view(*topk_idx.shape, -1), in_sum, slots.there, out)
+        if taps is not None:
+            taps.append(RoutedTaps(gate_up, rows))
         return out
 
     def _tokens(self, hidden_states: tuple[Tensor, Tensor | None], encode: Tensor, one: Tensor) -> Tensor:

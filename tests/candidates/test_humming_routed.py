@@ -126,6 +126,47 @@ def test_weights_are_prepared_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(made) == 3
 
 
+class Stream(OnCpu):
+    """The package's default mode, under its own declaration."""
+
+    @cached_property
+    def traits(self) -> Traits:
+        return replace(HummingRouted.traits.func(self), device="cpu", far=False)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("kind", ["indexed", "grouped"])
+def test_rounded_partial_sums_are_judged_gemm_by_gemm(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through both GEMMs the range of a row widens until it holds x1.1; each GEMM on its own operands tells it."""
+    install(monkeypatch, one_pass=False)
+    candidate, problem = Stream(f"nvfp4-bf16-{kind}-stream"), "v2:4x33x512x512:33,0,9,1:normal:3"
+    for rule in ("ROUTED", "SLOTS"):
+        (outcome,) = judged(candidate, rule, (problem,))
+        assert {c.stage.rpartition(", ")[2] for c in outcome.comparisons} >= {"first GEMM", "second GEMM"}
+        for each in outcome.comparisons:
+            assert (each.illegal, each.accepted_altered) == (0, []), each.stage
+    monkeypatch.setattr(HummingRouted, "routed_moe_tapped", property())
+    (outcome,) = judged(candidate, "ROUTED", (problem,))
+    assert "x1.1" in outcome.comparisons[0].accepted_altered
+
+
+@pytest.mark.parametrize(
+    ("tap", "factor", "where"), [("gate_up", 1.02, "first GEMM"), ("rows", 1.02, "second GEMM"), ("out", 1.02, "")]
+)
+def test_what_a_gemm_stored_wrongly_is_seen_there(
+    tap: str, factor: float, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Wrong(OnCpu):
+        def routed_moe_tapped(self, **arguments: Any) -> Any:
+            out, taps = super().routed_moe_tapped(**arguments)
+            if tap == "out":
+                return out * factor, taps
+            return out, replace(taps, **{tap: getattr(taps, tap) * factor})
+
+    install(monkeypatch)
+    (outcome,) = judged(Wrong(), "ROUTED", PROBLEMS[:1])
+    assert outcome.illegal[0].stage.removeprefix("routed layer").removeprefix(", ") == where
+
+
 def test_an_option_that_gets_lost_is_a_failure_that_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, one_pass=False)
     outcome = judged(OnCpu(), "ROUTED")[0]
