@@ -128,6 +128,24 @@ def unfilled_parameters(function: Callable[..., Any], given: Sequence[str]) -> l
     ]
 
 
+def called_otherwise(target: str, version: str, function: Callable[..., Any], names: Sequence[str]) -> str:
+    """Return why a function cannot be called with exactly these keyword arguments, or "".
+
+    Args:
+        target: "module:name".
+        version: of the package, for the message.
+        function: what it stands for.
+        names: of the arguments that are passed to it.
+    """
+    missing, unfilled = missing_parameters(function, names), unfilled_parameters(function, names)
+    if not missing and not unfilled:
+        return ""
+    return (
+        f"{target} of {version} is not called as this harness calls it: unknown {', '.join(missing) or 'none'}, "
+        f"not given {', '.join(unfilled) or 'none'}"
+    )
+
+
 @contextmanager
 def tapped(
     module: ModuleType, names: Mapping[str, str], expected: Sequence[str] | None = None
