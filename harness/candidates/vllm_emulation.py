@@ -52,6 +52,12 @@ _K_MULTIPLE = {
     "triton": _BLOCK,
 }  # dequantize_to_dtype raises where a tile of block scales is not full
 
+# Experts, hidden and inter where a Triton kernel is compiled for each n and k, a second or more.
+_SHAPES = (
+    (4, 128, 64), (1, 256, 128), (3, 64, 192), (8, 192, 256), (7, 112, 48), (2, 240, 16), (16, 128, 128), (5, 384, 208),
+    (32, 64, 64), (2, 512, 384),
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class _Matrix:
@@ -98,6 +104,7 @@ class VllmEmulation(TappedRouted):
             power_scales=True,
             final_sum="slots" if self.mode == "torch" else "slots; weight on rows",
             one_a2_scale=True,
+            shapes=_SHAPES if self.mode == "triton" else (),
             cuda_graph=False,
             canary=False,
             far=False,
