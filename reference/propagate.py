@@ -1,4 +1,4 @@
-"""What an opaque masked MoE may return: the legal ranges of all stages, propagated to the last output.
+"""What the stages of a masked MoE may return: the legal ranges of a GEMM and of an activation, of ranges of their operands.
 
 Every stage turns an interval of each element into an interval. A quantization turns it into the hull of all values that
 legal scales and legal codes can give, ambiguous ones included; a GEMM into center +- radius with radius @ |weights|
@@ -26,9 +26,6 @@ from reference.certificate import FLOAT64_BITS, certified, step_exponents
 from reference.exact_products import Side, exact_products
 from reference.formats import NVFP4, Format, multiplied_in
 from reference.intervals import Interval as Interval  # noqa: PLC0414 - what everything here takes and returns
-from reference.intervals import quantized_values as quantized_values  # noqa: PLC0414
-from reference.intervals import scaled_values as scaled_values  # noqa: PLC0414
-from reference.legal import Arithmetic
 from reference.matrix_units import Summation
 
 _PART = 64  # products along k that lie in one part where k is split among thread blocks
@@ -215,94 +212,3 @@ def _widened(low: Tensor, high: Tensor, relative: Tensor | float) -> Interval:
     """Return a range that is wider by so much of each end; of an infinite end nothing is free."""
     ends = ((low, low - low.abs() * relative), (high, high + high.abs() * relative))
     return Interval(*(torch.where(end.isinf(), end, wider) for end, wider in ends))
-
-
-def masked_moe(
-    x: Interval,
-    counts: list[int],
-    w1: Tensor,
-    w2: Tensor,
-    scales: tuple[Tensor, Tensor | None, Tensor, Tensor],
-    activation: str,
-    arithmetic: Arithmetic,
-    added: Added,
-    unrounded: Collection[str] = (),
-    weight_scales: tuple[Tensor | None, Tensor | None] = (None, None),
-    second_added: Added | None = None,
-    weighted: tuple[str, Tensor] | None = None,
-    rounded: Collection[str] = (),
-) -> Interval:
-    """Return the legal range of the output rows.
-
-    Args:
-        x: `(rows, k)`, valid rows, expert after expert: the layer's input, or with no input scale what the first GEMM
-            multiplies (code x block scale).
-        counts: how many of the rows each expert has.
-        w1: `(l, 2n, k)` decoded weights (`(l, n, k)` for relu2).
-        w2: `(l, k, n)` decoded weights.
-        scales: w1_alpha, input encode scale (None for an input that is not quantized any more), a2 encode scale, w2_alpha;
-            `(l,)` float32 each.
-        activation: as reference.activations writes it.
-        arithmetic: how the candidate quantizes.
-        added: how it adds.
-        unrounded: what it keeps in float32 instead of rounding it to bfloat16: "gemm1", the first GEMM's output, "hidden",
-            the activation.
-        weight_scales: decoded block scales of w1 and w2, `(l, n, k / 16)`, for a summation.
-        second_added: how the second GEMM adds; None: as the first one.
-        weighted: what the routing weights multiply, "hidden" or "rows" (reference.final_sum) or something else, and those of
-            the rows, `(rows, 1)` float32.
-        rounded: what may be rounded to bfloat16 where the path does not: "gate", the function of the gate.
-
-    Returns:
-        Interval of `(rows, k)`, ends being bfloat16 values.
-
-    Rule: MOE-2.
-    """
-    w1_alpha, input_scale, a2_scale, w2_alpha = scales
-    times = torch.tensor(counts, device=x.low.device)
-
-    form = added.forms[0]
-
-    def quantized(values: Interval, scale: Tensor) -> Interval:
-        if form.plain:
-            return Interval(values.low, values.high, values.low.new_zeros((len(values.low), 0)))
-        if form != NVFP4:
-            return scaled_values(form, values, scale.repeat_interleave(times).unsqueeze(-1))
-        return quantized_values(values, scale.repeat_interleave(times).unsqueeze(-1), arithmetic)
-
-    def multiplied(
-        a: Interval,
-        weights: Tensor,
-        alpha: Tensor,
-        dtype: torch.dtype,
-        weight_scale: Tensor | None,
-        added: Added,
-        factors: Tensor | None = None,
-    ) -> Interval:
-        of_expert = [None] * len(counts) if factors is None else torch.split(factors, counts)
-        products = [
-            gemm(
-                part,
-                weights[expert],
-                alpha[expert],
-                dtype,
-                added,
-                None if weight_scale is None else weight_scale[expert],
-                of_expert[expert],
-            )
-            for expert, part in enumerate(a.split(counts))
-            if counts[expert]
-        ]
-        return Interval(torch.cat([p.low for p in products]), torch.cat([p.high for p in products]))
-
-    dtype = form.layer_dtype
-    between, second = (torch.float32 if name in unrounded else dtype for name in ("gemm1", "hidden"))
-    a = x if input_scale is None else quantized(x, input_scale)
-    gemm1 = multiplied(a, w1, w1_alpha, between, weight_scales[0], added)
-    way = Activation.of(activation)
-    at, weight = weighted or ("", None)
-    of_hidden, of_rows = (weight if at == place else None for place in ("hidden", "rows"))
-    gated = activated(gemm1, way, second, of_hidden, rounded) if way.gated else None
-    hidden = gated or relu2(gemm1, second, of_hidden)
-    a2, added = quantized(hidden, a2_scale), second_added or added
-    return multiplied(a2, w2, w2_alpha, dtype, weight_scales[1], added, of_rows)

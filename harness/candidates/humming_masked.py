@@ -141,7 +141,8 @@ class HummingMasked(PreparedGemm, ComposedMoe):
             return unsupported(
                 f"its modes are those of compute capability 9.0 (Hopper), this is {major}.{minor}"
             )
-        return supported()
+        changed = humming_package.changed()
+        return unsupported(changed) if changed else supported()
 
     def masked_moe_tapped(self, **arguments: Any) -> tuple[Tensor, list[StageCall]]:
         """Return masked_moe's output and its stage calls."""

@@ -32,6 +32,7 @@ def launch(
     kind: str,
     tiles: Mapping[str, Any],
     one_pass: bool,
+    a_scale: Tensor | None,
     locks: Tensor,
 ) -> None:
     """Multiply each slot's row by its expert's weights; what belongs to slots that do not count is not written.
@@ -44,6 +45,7 @@ def launch(
         kind: INDEXED or GROUPED.
         tiles: as harness.candidates.humming_package.tiling returns them.
         one_pass: over k.
+        a_scale: float32 `(rows of x, 1)`, of FP8 tokens.
         locks: int32, zero.
     """
     from humming.forward import humming_forward
@@ -58,8 +60,8 @@ def launch(
         }
     else:
         routing = {"expert_layout": slots.offsets}
-    tensors = {name: value for name, value in prepared_weights.items() if name != "config"}
+    tensors = {name: value for name, value in prepared_weights.items() if name not in {"config", "alpha"}}
     humming_forward(
-        prepared_weights["config"], inputs=x, outputs=out, locks=locks, tuning_config=dict(tiles),
+        prepared_weights["config"], inputs=x, input_scale=a_scale, outputs=out, locks=locks, tuning_config=dict(tiles),
         compute_config=compute_config(one_pass=one_pass, kind=kind), **routing, **tensors,
     )  # fmt: skip

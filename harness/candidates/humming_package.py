@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
+import importlib.metadata
 import importlib.util
 import inspect
 import json
@@ -21,6 +23,8 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
+
+from harness.candidates.taps import called_otherwise
 
 if TYPE_CHECKING:
     import torch
@@ -44,6 +48,33 @@ _SCHEMAS = {"nvfp4": {"quant_method": "modelopt", "quant_algo": "nvfp4"}, "mxfp4
 _ACTIVATIONS = {"bf16": "bfloat16", "fp16": "float16", "fp8": "float8e4m3"}
 
 
+PARAMETERS: dict[str, tuple[str, ...]] = {
+    "humming.schema:HummingInputSchema": ("a_dtype",),
+    "humming.schema:HummingWeightSchema": (
+        "b_dtype", "bs_dtype", "weight_scale_group_size", "weight_scale_type", "weight_scale_2_type",
+    ),
+    "humming.schema:BaseWeightSchema.from_config": ("config",),
+    "humming.schema:BaseWeightSchema.convert_humming": (
+        "self", "tensors", "shape_n_stacks", "shape_k_stacks", "param_dtype", "num_experts",
+    ),
+    "humming.transform:prepare_layer_config": (
+        "shape_n", "shape_k", "weight_schema", "input_schema", "num_experts", "torch_dtype",
+    ),
+    "humming.transform:transform_humming_tensors": ("config", "tensors"),
+    "humming.tune:get_heuristics_config": ("layer_config", "shape_m", "use_batch_invariant", "gemm_type"),
+    "humming.kernel.humming:HummingKernel.prepare_kernels": ("layer_config", "compute_config", "tuning_config"),
+    "humming.forward:humming_forward": (
+        "config", "inputs", "outputs", "weight", "weight_scale", "weight_scale_2", "input_scale", "expert_layout",
+        "sorted_ids", "expert_ids", "num_tokens_padded", "top_k", "locks", "compute_config", "tuning_config",
+    ),
+}  # fmt: skip
+"""By function: every parameter that is passed to it, by keyword, in each version."""
+_QUANTIZERS = {
+    "humming.ops:process_input": ("inputs", "quant_mode", "quant_dtype", "layout", "expert_tokens"),
+    "humming.ops:quant_input": ("inputs", "dtype"),
+}
+"""Of FP8 tokens: whichever of the two is there."""
+
 _TILINGS: dict[tuple[str, int, bool, str], dict[str, Any]] = {}
 """The package's choices: by the configuration of a layer, rows, whether k is taken in one pass, and kind."""
 
@@ -51,6 +82,35 @@ _TILINGS: dict[tuple[str, int, bool, str], dict[str, Any]] = {}
 def is_installed() -> bool:
     """Return whether the package is there."""
     return importlib.util.find_spec(MODULE) is not None
+
+
+def changed() -> str:
+    """Return which of the package's functions is not called as this harness calls it, or ""."""
+    version = "of an unknown version"
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        version = importlib.metadata.version(DISTRIBUTION)
+    what = f"{DISTRIBUTION} {version}"
+    for target, names in PARAMETERS.items():
+        try:
+            function = _get(target)
+        except Exception as error:  # noqa: BLE001 - a broken installation may raise anything, and that is the reason
+            return f"{what} has no {target}: {type(error).__name__}: {error}"
+        if why := called_otherwise(target, what, function, names):
+            return why
+    there = {target for target in _QUANTIZERS if hasattr(_get("humming:ops"), target.partition(":")[2])}
+    if not there:
+        return f"{what} has neither {' nor '.join(_QUANTIZERS)}"
+    target = next(target for target in _QUANTIZERS if target in there)
+    return called_otherwise(target, what, _get(target), _QUANTIZERS[target])
+
+
+def _get(target: str) -> Any:
+    """Return what "module:name" or "module:class.name" stands for."""
+    module, _, names = target.partition(":")
+    found: Any = importlib.import_module(module)
+    for name in names.split("."):
+        found = getattr(found, name)
+    return found
 
 
 def _accepted(function: Callable[..., Any], **options: Any) -> dict[str, Any]:
@@ -84,7 +144,7 @@ def prepared(
 
     experts, n, k = extents
     own, factor = dict(tensors), tensors.get("weight_scale_2")
-    schema, own = BaseWeightSchema.from_config(dict(_SCHEMAS[weights])).convert_humming(
+    schema, own = BaseWeightSchema.from_config(config=dict(_SCHEMAS[weights])).convert_humming(
         tensors=own,
         shape_n_stacks=[n],
         shape_k_stacks=[k],
@@ -97,7 +157,7 @@ def prepared(
     config = layer_config(schema, activations, extents, own)
     if hasattr(transform, "prepare_fp16_e8m0_scale"):
         config, own = transform.prepare_fp16_e8m0_scale(config, own)
-    made: dict[str, Any] = dict(transform.transform_humming_tensors(config, own))
+    made: dict[str, Any] = dict(transform.transform_humming_tensors(config=config, tensors=own))
     return made | {"config": config}
 
 
@@ -142,7 +202,7 @@ def tiling(config: Any, rows: int, *, one_pass: bool, kind: str = MASKED) -> dic
     if key not in _TILINGS:
         for more in _MORE_ROWS:
             asked = compute_config(one_pass=one_pass, kind=kind)
-            found = get_heuristics_config(config, shape_m=more * rows, **asked)
+            found = get_heuristics_config(layer_config=config, shape_m=more * rows, **asked)
             if not one_pass or _takes_k_whole(found):
                 break
         _TILINGS[key] = found
@@ -183,15 +243,21 @@ def launch(
     )  # fmt: skip
 
 
-def quantized(x: Tensor, masked_m: Tensor) -> tuple[Tensor, Tensor]:
-    """Return rows `(experts * capacity, k)` in E4M3 and their scales, float32 `(experts * capacity, 1)`, by the package."""
+def quantized(x: Tensor, masked_m: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Return rows in E4M3 and their scales, float32 `(rows, 1)`, by the package.
+
+    Args:
+        x: `(rows, k)`; with `masked_m` `(experts * capacity, k)`.
+        masked_m: valid rows of each expert; None: all rows are valid.
+    """
     from humming import ops
 
     if hasattr(ops, "process_input"):
         codes, _, scale = ops.process_input(
-            x, quant_mode="dynamic_token", quant_dtype="float8e4m3", layout="grouped_mask", expert_tokens=masked_m
+            inputs=x, quant_mode="dynamic_token", quant_dtype="float8e4m3",
+            layout="normal" if masked_m is None else "grouped_mask", expert_tokens=masked_m,
         )  # fmt: skip
-        return codes, scale
+        return codes, scale.view(-1, 1)
     codes, scale = ops.quant_input(inputs=x, dtype="float8e4m3")
     return codes, scale.view(-1, 1)
 
@@ -217,7 +283,9 @@ def compile_kernels(
             tiles = tiling(config, rows, one_pass=one_pass, kind=kind)
             # Outside the main thread 0.1.12 loads what it compiled only where tiles are given by numbers of rows.
             given = tiles if hasattr(HummingKernel, "compile_many") else [[0, _ANY_ROWS, tiles]]
-            HummingKernel.prepare_kernels(config.to_str(), asked, json.dumps(given))
+            HummingKernel.prepare_kernels(
+                layer_config=config.to_str(), compute_config=asked, tuning_config=json.dumps(given)
+            )
 
     with ThreadPoolExecutor(_COMPILATIONS) as threads:
         list(threads.map(lambda each: one(*each), wanted))

@@ -1,10 +1,11 @@
-"""`humming-routed`: Humming's MoE layer (package humming-kernels) on Hopper, NVFP4 and MXFP4 weights with bfloat16 tokens.
+"""`humming-routed`: Humming's MoE layer (package humming-kernels) on Hopper: NVFP4 or MXFP4 weights, bfloat16 or FP8 tokens.
 
 Both GEMMs are its kernels on weights that its own code prepared. What engines bring themselves, the order of the slots, the
 activation and the sum of a token's rows, is torch's here (harness.candidates.slots).
 
 Modes: weights, activations, the kind of GEMM, and how k is added. "indexed" reads each slot's token where it lies and writes
-slot after slot; "grouped" takes rows in the order of their experts. Engines take the package's default, "stream".
+slot after slot; "grouped" takes rows in the order of their experts. Engines take the package's default, "stream". An
+expert's factor of MXFP4 weights multiplies the scales of FP8 rows, so "indexed" gets each slot's token as a row of its own.
 """
 
 from __future__ import annotations
@@ -26,10 +27,11 @@ if TYPE_CHECKING:
 
     from harness.candidates.slots import Slots
     from harness.candidates.support import Support
+    from harness.candidates.taps import RoutedTaps
     from harness.candidates.traits import Traits
 
 _KINDS = {"indexed": INDEXED, "grouped": GROUPED}
-_MODES = tuple(f"{weights}-bf16-{kind}" for weights in ("nvfp4", "mxfp4") for kind in _KINDS)
+_MODES = tuple(f"{formats}-{kind}" for formats in ("nvfp4-bf16", "mxfp4-bf16", "mxfp4-fp8") for kind in _KINDS)
 _MOST_INTER = 1024  # of the pool of shapes: a layer that is cut along its width needs kernels of more
 _MOST_STREAMED = 512  # hidden and inter where k is split: the bound of more partial sums tells little apart
 _TOPK = 8
@@ -110,39 +112,59 @@ class HummingRouted(PreparedRouted):
         local_expert_offset: int,
         out: Tensor,
         activation: str,
-    ) -> None:
-        """Compute the layer into out. Shapes: harness.candidates.protocol."""
+    ) -> RoutedTaps:
+        """Compute the layer into out; return what the GEMMs stored. Shapes: harness.candidates.protocol."""
         import torch
 
         from harness.candidates.slots import Slots, add_slots
+        from harness.candidates.taps import RoutedTaps
 
         del activation  # the one that is declared
-        x, topk = hidden_states[0].contiguous(), topk_idx.shape[1]
+        topk = topk_idx.shape[1]
         slots = Slots(topk_idx.contiguous(), len(first["weight"]), local_expert_offset)
+        x, scale = self._tokens(*hidden_states)
         if self.kind == GROUPED:
-            x = x[slots.order // topk]
-        gate_up = self._multiplied(x, slots, first)
+            x, scale = x[slots.order // topk], None if scale is None else scale[slots.order // topk]
+        elif scale is not None:
+            x, scale = x.repeat_interleave(topk, 0), scale.repeat_interleave(topk, 0)
+        gate_up = self._multiplied(x, scale, slots, first)
         gate, up = gate_up.float().chunk(2, dim=-1)
-        hidden = (torch.nn.functional.silu(gate) * up).to(x.dtype)
-        rows = self._multiplied(hidden, slots, second)
+        hidden = (torch.nn.functional.silu(gate) * up).to(gate_up.dtype)
+        rows = self._multiplied(*self._tokens(hidden), slots, second)
         if self.kind == GROUPED:
-            rows = torch.empty_like(rows).index_copy_(0, slots.order, rows)
+            gate_up, rows = (torch.empty_like(e).index_copy_(0, slots.order, e) for e in (gate_up, rows))
         add_slots(rows.view(len(topk_idx), topk, -1), topk_weights, slots.there, out)
+        return RoutedTaps(gate_up, rows)
 
-    def _multiplied(self, x: Tensor, slots: Slots, prepared: Mapping[str, Any]) -> Tensor:
+    def _tokens(self, x: Tensor, scale: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Return rows `(rows, k)` as the kernels multiply them, and their scales `(rows, 1)` where they have some."""
+        import torch
+
+        from harness.candidates.humming_package import quantized
+
+        if self.gemm.activations != "fp8":
+            return x.contiguous(), None
+        return quantized(x.contiguous()) if scale is None else (x.contiguous().view(torch.float8_e4m3fn), scale)
+
+    def _multiplied(self, x: Tensor, scale: Tensor | None, slots: Slots, prepared: Mapping[str, Any]) -> Tensor:
         """Return each slot's row times its expert's weights, `(slots, n)`."""
         import torch
 
         from harness.candidates.humming_moe import launch
-        from harness.candidates.humming_package import LOCKS, tiling
+        from harness.candidates.humming_package import LOCKS, layer_dtype, tiling
 
         config, number = prepared["config"], slots.topk_idx.numel()
-        out = torch.empty(number, config.shape_n, dtype=x.dtype, device=x.device)
+        out = torch.empty(number, config.shape_n, dtype=layer_dtype(self.gemm.activations), device=x.device)
+        if scale is not None and "alpha" in prepared:
+            expert = slots.expert.flatten()[slots.order] if self.kind == GROUPED else slots.expert.flatten()
+            scale = scale.view(-1, 1) * prepared["alpha"][expert.clamp(max=slots.experts - 1)].view(-1, 1)
         if self._locks is None:
             self._locks = torch.zeros(LOCKS, dtype=torch.int32, device=x.device)
         one_pass = self.gemm.one_pass
         of_expert = tile_rows((slots.experts, out.shape[1], x.shape[1]), -(-number // slots.experts))
         tiles = tiling(config, slots.experts * of_expert, one_pass=one_pass, kind=self.kind)
-        launch(prepared, x, slots, out, kind=self.kind, tiles=tiles, one_pass=one_pass, locks=self._locks)
+        launch(
+            prepared, x, slots, out, kind=self.kind, tiles=tiles, one_pass=one_pass, a_scale=scale, locks=self._locks
+        )  # fmt: skip
         self.gemm.note(config, tiles)
         return out

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from harness.candidates.engines.engine import Engine
     from harness.candidates.slots import Slots
+    from harness.candidates.taps import RoutedTaps
 
 # Where partial sums are bfloat16: the bound of more of them tells little apart.
 _STREAMED = (
@@ -190,19 +191,22 @@ class Marlin(PreparedRouted):
         local_expert_offset: int,
         out: Tensor,
         activation: str,
-    ) -> None:
-        """Compute the layer into out. Shapes: harness.candidates.protocol."""
+    ) -> RoutedTaps:
+        """Compute the layer into out; return what the GEMMs stored. Shapes: harness.candidates.protocol."""
         import torch
 
         from harness.candidates.slots import Slots, add_slots
+        from harness.candidates.taps import RoutedTaps
 
         del activation  # the one that is declared
         x, weights = hidden_states[0].contiguous(), topk_weights.float().contiguous()
         slots = Slots(topk_idx.contiguous(), len(first["weight"]), local_expert_offset)
-        gate, up = self._multiplied(x, slots, weights, first, weighted=False).float().chunk(2, dim=-1)
+        gate_up = self._multiplied(x, slots, weights, first, weighted=False)
+        gate, up = gate_up.float().chunk(2, dim=-1)
         hidden = (torch.nn.functional.silu(gate) * up).to(x.dtype)
         rows = self._multiplied(hidden, slots, weights, second, weighted=True)
         add_slots(rows.view(*topk_idx.shape, -1), torch.ones_like(weights), slots.there, out)
+        return RoutedTaps(gate_up, rows)
 
     def _multiplied(
         self, x: Tensor, slots: Slots, weights: Tensor, prepared: Mapping[str, Any], *, weighted: bool

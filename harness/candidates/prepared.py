@@ -5,8 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
+from harness.candidates.taps import TappedRouted
+
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from harness.candidates.taps import RoutedTaps
 
 
 class PreparedStages(Protocol):
@@ -37,8 +41,8 @@ class PreparedLayer(Protocol):
         local_expert_offset: int,
         out: Tensor,
         activation: str,
-    ) -> None:
-        """Write into out."""
+    ) -> RoutedTaps | None:
+        """Write into out; return what the GEMMs stored, if that is to be judged."""
 
 
 _KEPT_BYTES = 1 << 32  # of all prepared weights that are kept
@@ -95,7 +99,7 @@ class PreparedGemm:
         self.multiply_prepared(a, a_scale, kept.get(self, b, b_scale, alpha), out, masked_m, **hints)
 
 
-class PreparedRouted:
+class PreparedRouted(TappedRouted):
     """The stage routed_moe, as a mixin: likewise."""
 
     def routed_moe(
@@ -115,8 +119,13 @@ class PreparedRouted:
         local_expert_offset: int = 0,
         out: Tensor | None = None,
         activation: str = "silu",
+        *,
+        taps: list[RoutedTaps] | None = None,
     ) -> Tensor:
         """Return the layer's output `(tokens, k)`. Shapes: harness.candidates.protocol.
+
+        Args:
+            taps: gets what the GEMMs stored.
 
         Raises:
             ValueError: an activation that is not declared, or an expert that there is not.
@@ -141,9 +150,11 @@ class PreparedRouted:
         x = hidden_states[0]
         out = torch.empty(len(topk_idx), w2.shape[1], dtype=x.dtype, device=x.device) if out is None else out
         if len(topk_idx):  # as engines do: no kernel is launched for nothing
-            self.route_prepared(
+            stored = self.route_prepared(
                 hidden_states, topk_idx, topk_weights, first, second, local_expert_offset, out, activation
             )
+            if taps is not None and stored is not None:
+                taps.append(stored)
         return out
 
 

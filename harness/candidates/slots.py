@@ -31,12 +31,12 @@ class Slots:
     @cached_property
     def there(self) -> Tensor:
         """`(tokens, topk)` bool: the slots that count."""
-        return self._expert < self.experts
+        return self.expert < self.experts
 
     @cached_property
     def order(self) -> Tensor:
         """`(slots,)` int64: slots expert after expert, those that count for nothing last."""
-        return self._expert.flatten().argsort(stable=True)
+        return self.expert.flatten().argsort(stable=True)
 
     @cached_property
     def counts(self) -> Tensor:
@@ -44,7 +44,7 @@ class Slots:
         import torch
 
         numbers = torch.arange(self.experts, device=self.topk_idx.device)
-        return (self._expert.view(-1, 1) == numbers).sum(0)
+        return (self.expert.view(-1, 1) == numbers).sum(0)
 
     @property
     def offsets(self) -> Tensor:
@@ -69,7 +69,7 @@ class Slots:
         padded = -(-(number + self.experts * (block - 1)) // block) * block
         filled = (self.counts + block - 1) // block * block
         ends = filled.cumsum(0)
-        expert = self._expert.flatten()[self.order]
+        expert = self.expert.flatten()[self.order]
         known = expert.clamp(max=self.experts - 1)
         within = torch.arange(number, device=device) - self.offsets[:-1].long()[known]
         place = torch.where(expert < self.experts, (ends - filled)[known] + within, padded)
@@ -80,7 +80,7 @@ class Slots:
         return slots[:padded].contiguous(), of_block.int(), ends[-1:].int()
 
     @cached_property
-    def _expert(self) -> Tensor:
+    def expert(self) -> Tensor:
         """`(tokens, topk)` int64: number of the expert on this rank, `experts` where there is none."""
         local = self.topk_idx.long() - self.offset
         here = (local >= 0) & (local < self.experts) & (self.topk_idx >= 0)

@@ -63,6 +63,29 @@ class StageCall:
     outputs: dict[str, Tensor]
 
 
+@dataclass(frozen=True, eq=False)
+class RoutedTaps:
+    """What both GEMMs of a routed layer stored, slot after slot; what lies in slots that do not count is not looked at.
+
+    Attributes:
+        gate_up: `(slots, 2n)`, or `(slots, n)` of relu2.
+        rows: `(slots, k)`, with the routing weight where the GEMM's epilogue multiplies by it.
+    """
+
+    gate_up: Tensor
+    rows: Tensor
+
+
+class TappedRouted:
+    """`routed_moe_tapped` of a routed_moe that takes `taps`, a list to which it adds a RoutedTaps: a mixin."""
+
+    def routed_moe_tapped(self: Any, **arguments: Any) -> tuple[Tensor, RoutedTaps | None]:
+        """Return routed_moe's output and what its GEMMs stored, None where none was launched."""
+        taps: list[RoutedTaps] = []
+        out = self.routed_moe(**arguments, taps=taps)
+        return out, taps[0] if taps else None
+
+
 @dataclass
 class Taps:
     """What was recorded: `calls` in the order in which the engine finished them."""
@@ -103,6 +126,24 @@ def unfilled_parameters(function: Callable[..., Any], given: Sequence[str]) -> l
     return [
         p.name for p in parameters if p.default is p.empty and p.kind not in variadic and p.name not in given
     ]
+
+
+def called_otherwise(target: str, version: str, function: Callable[..., Any], names: Sequence[str]) -> str:
+    """Return why a function cannot be called with exactly these keyword arguments, or "".
+
+    Args:
+        target: "module:name".
+        version: of the package, for the message.
+        function: what it stands for.
+        names: of the arguments that are passed to it.
+    """
+    missing, unfilled = missing_parameters(function, names), unfilled_parameters(function, names)
+    if not missing and not unfilled:
+        return ""
+    return (
+        f"{target} of {version} is not called as this harness calls it: unknown {', '.join(missing) or 'none'}, "
+        f"not given {', '.join(unfilled) or 'none'}"
+    )
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from harness.candidates.support import Support, supported, unsupported
+from harness.candidates.taps import RoutedTaps, TappedRouted
 from harness.candidates.traits import VARIES, Traits
 
 if TYPE_CHECKING:
@@ -51,6 +52,12 @@ _K_MULTIPLE = {
     "triton": _BLOCK,
 }  # dequantize_to_dtype raises where a tile of block scales is not full
 
+# Experts, hidden and inter where a Triton kernel is compiled for each n and k, a second or more.
+_SHAPES = (
+    (4, 128, 64), (1, 256, 128), (3, 64, 192), (8, 192, 256), (7, 112, 48), (2, 240, 16), (16, 128, 128), (5, 384, 208),
+    (32, 64, 64), (2, 512, 384),
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class _Matrix:
@@ -61,7 +68,7 @@ class _Matrix:
     factor: Tensor
 
 
-class VllmEmulation:
+class VllmEmulation(TappedRouted):
     """vLLM's emulation of an NVFP4 layer.
 
     Args:
@@ -97,6 +104,7 @@ class VllmEmulation:
             power_scales=True,
             final_sum="slots" if self.mode == "torch" else "slots; weight on rows",
             one_a2_scale=True,
+            shapes=_SHAPES if self.mode == "triton" else (),
             cuda_graph=False,
             canary=False,
             far=False,
@@ -165,8 +173,10 @@ class VllmEmulation:
         local_expert_offset: int = 0,
         out: Tensor | None = None,
         activation: str = "silu",
+        *,
+        taps: list[RoutedTaps] | None = None,
     ) -> Tensor:
-        """Return the layer's output `(tokens, k)` bfloat16. Shapes: harness.candidates.protocol."""
+        """Return the layer's output `(tokens, k)` bfloat16; taps get what its GEMMs stored. Shapes: harness.candidates.protocol."""
         import torch
 
         from harness.candidates.slots import Slots, add_slots
@@ -185,13 +195,15 @@ class VllmEmulation:
         weights = topk_weights.float().contiguous()
         with self.engine.running():
             x = self._tokens(hidden_states, encode, one)
-            rows = self._multiplied(x, slots, first, None)
-            hidden = _activated(rows, activation)
+            gate_up = self._multiplied(x, slots, first, None)
+            hidden = _activated(gate_up, activation)
             hidden = torch.where(slots.there.view(-1, 1), hidden, 0)  # rows of no expert are not written
             hidden = self._quantized(hidden, a2_global_scale[:1])
             rows = self._multiplied(hidden, slots, second, weights)
         in_sum = weights if self.mode == "torch" else torch.ones_like(weights)
         add_slots(rows.view(*topk_idx.shape, -1), in_sum, slots.there, out)
+        if taps is not None:
+            taps.append(RoutedTaps(gate_up, rows))
         return out
 
     def _tokens(self, hidden_states: tuple[Tensor, Tensor | None], encode: Tensor, one: Tensor) -> Tensor:

@@ -72,6 +72,10 @@ class Mutant:
         value = getattr(self.base, name)  # AttributeError where the base has no such stage
         if name == "masked_moe_tapped" and self._planted_inside("masked_moe"):
             return functools.partial(compose_tapped, self)
+        if name == "routed_moe_tapped":
+            if any("routed_moe" in planting.fault.stages for planting in self.plantings):
+                raise AttributeError(name)  # what is wrong around the layer is in none of its GEMMs
+            return functools.partial(type(self.base).routed_moe_tapped, self)
         if name not in ALL_STAGES:
             return value
         return self._stage(name, value)

@@ -24,7 +24,7 @@ from reference.formats import Coded
 from reference.legal import Arithmetic
 from reference.matrix_units import Summation
 from reference.nvfp4 import BLOCK
-from reference.propagate import Interval, quantized_values
+from reference.intervals import Interval, quantized_values
 
 ROWS, COLUMNS = 16, 8
 _NOT_TAKEN_BACK = 64  # one block of so many

@@ -14,7 +14,7 @@ from harness.candidates.protocol import ALL_STAGES
 
 ALIGNMENT = 64
 """Bytes. What an address leaves over when it is divided by this is the same in a copy."""
-_STAGES = frozenset({*ALL_STAGES, "masked_moe_tapped"})
+_STAGES = frozenset({*ALL_STAGES, "masked_moe_tapped", "routed_moe_tapped"})
 _OUT = 4  # which argument of masked_grouped_gemm is its output
 
 

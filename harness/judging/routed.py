@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,12 +15,12 @@ from harness.judging.comparison import Comparison, accepted, altered_copies, com
 from harness.judging.context import Context
 from harness.judging.contract import checked
 from harness.problems.rows import Rows
-from reference import propagate
 from reference.bounds import Accumulator
 from reference.e2m1 import pack_e2m1, unpack_e2m1
 from reference.final_sum import FinalSum
 from reference.formats import FORMATS, Coded, Format
 from reference.intervals import Interval
+from reference.layer_range import Experts
 from reference.legal import Arithmetic
 from reference.matrix_units import Summation
 from reference.propagate import Added
@@ -77,7 +77,11 @@ def call(ctx: Context, given: dict[str, Any], candidate: Any = None) -> Tensor:
         given: keyword arguments.
         candidate: whose stage it is; None for the context's, which gets copies.
     """
-    out = (ctx.calls if candidate is None else candidate).routed_moe(**given)
+    return checked_output(ctx, (ctx.calls if candidate is None else candidate).routed_moe(**given), given)
+
+
+def checked_output(ctx: Context, out: Any, given: dict[str, Any]) -> Tensor:
+    """Return what routed_moe returned for a call, or raise ContractError."""
     shape = len(given["topk_idx"]), ctx.problem.hidden
     return checked(
         out, "routed_moe", "", shape, ctx.routed.layer_dtype, ctx.traits.device, "(tokens, hidden)"
@@ -96,7 +100,7 @@ class Computed:
         summation: of its GEMMs, bit for bit, or None.
         unrounded: values that stay float32, as Traits.unrounded names them.
         second: of the second GEMM, where it is not that of the first.
-        rounded: values that may be rounded where the path does not: reference.propagate.masked_moe.
+        rounded: values that may be rounded where the path does not: reference.layer_range.Experts.
     """
 
     forms: tuple[Format, Format]
@@ -135,15 +139,27 @@ def legal(given: dict[str, Any], how: Computed, matrices: tuple[Matrix, Matrix] 
         how: the candidate computes.
         matrices: of w1 and w2 what is multiplied and their decoded scales, where the caller has them.
     """
-    ids, weights = given["topk_idx"], given["topk_weights"]
-    routes = routes_of(ids, len(given["w1"]), given.get("local_expert_offset", 0))
+    routes = routes_of(given["topk_idx"], len(given["w1"]), given.get("local_expert_offset", 0))
     own = how.forms[0].layer_dtype
     rows = _legal_rows(given, how, routes, matrices or _decoded(given, how.forms[1]))
-    low, high = (routes.spread(end.to(own)) for end in (rows.low, rows.high))
-    held = given.get("out")
+    return summed(given, how, routes, rows.low.to(own), rows.high.to(own))
+
+
+def summed(given: dict[str, Any], how: Computed, routes: Routes, low: Tensor, high: Tensor) -> LegalRouted:
+    """Return what the final sum of a call may come to.
+
+    Args:
+        given: arguments of routed_moe by name.
+        how: the candidate computes.
+        routes: rows of the call.
+        low: `(rows, hidden)` of the layer's type, expert after expert, the smallest that each row may be.
+        high: the largest.
+    """
+    held, ids = given.get("out"), given["topk_idx"]
     if held is None:
-        held = torch.zeros(len(ids), low.shape[2], dtype=own, device=ids.device)
-    total = RoutedSum(how.way, weights, ids, routes.there, held).legal(low, high)
+        held = torch.zeros(len(ids), low.shape[1], dtype=low.dtype, device=ids.device)
+    final = RoutedSum(how.way, given["topk_weights"], ids, routes.there, held)
+    total = final.legal(routes.spread(low), routes.spread(high))
     return LegalRouted(total.low, total.high)
 
 
@@ -165,10 +181,19 @@ def _legal_rows(
     given: dict[str, Any], how: Computed, routes: Routes, matrices: tuple[Matrix, Matrix]
 ) -> Interval:
     """Return what the experts may make of their rows, `(rows, hidden)`, expert after expert."""
-    (w1, w1_scales), (w2, w2_scales) = matrices
     if not len(routes.token):
+        w2 = matrices[1][0]
         nothing = torch.zeros(0, w2.shape[1], dtype=torch.float64, device=w2.device)
         return Interval(nothing, nothing)
+    experts, tokens = experts_of(given, how, routes, matrices)
+    return experts.rows(experts.gate_up(tokens))
+
+
+def experts_of(
+    given: dict[str, Any], how: Computed, routes: Routes, matrices: tuple[Matrix, Matrix]
+) -> tuple[Experts, Interval]:
+    """Return the layer that the rows of a call go through, and these rows' tokens, expert after expert."""
+    (w1, w1_scales), (w2, w2_scales) = matrices
     form, (x, scale) = how.forms[0], given["hidden_states"]
     weight = given["topk_weights"][routes.token, routes.slot].unsqueeze(-1)
     taken, x_scales = scale is not None or form.plain, None
@@ -188,11 +213,12 @@ def _legal_rows(
     local = len(given["w1"])
     scales = given["w1_alpha"], None if taken else given["input_global_scale"].expand(local)
     added = Added(how.accumulator, how.summation, how.forms)
-    return propagate.masked_moe(
-        Interval(source, source, x_scales), routes.counts, w1, w2, (*scales, given["a2_global_scale"], given["w2_alpha"]),
+    experts = Experts(
+        routes.counts, w1, w2, (*scales, given["a2_global_scale"], given["w2_alpha"]),
         given.get("activation", "silu"), how.arithmetic, added, how.unrounded, (w1_scales, w2_scales),
         replace(added, accumulator=how.second or how.accumulator), (how.way.weight, weight), how.rounded,
     )  # fmt: skip
+    return experts, Interval(source, source, x_scales)
 
 
 def coded_tokens(form: Format, x: Tensor, scale: Tensor) -> Coded:
@@ -205,9 +231,22 @@ def coded_tokens(form: Format, x: Tensor, scale: Tensor) -> Coded:
 
 def judge(ctx: Context, out: Tensor, given: dict[str, Any], name: str = "routed layer") -> Comparison:
     """Judge an output of a call on the problem's own weights: see `judge_call`."""
-    r = ctx.routed
-    matrices = [(w.values, w.form.scales(w.block_scale)) for w in (r.w1, r.w2)]
-    return judge_call(ctx, out, given, r.token_rows(), name, (matrices[0], matrices[1]))
+    return judge_call(ctx, out, given, ctx.routed.token_rows(), name, matrices_of(ctx))
+
+
+def matrices_of(ctx: Context) -> tuple[Matrix, Matrix]:
+    """Return what is multiplied of the problem's own weights."""
+    first, second = ((w.values, w.form.scales(w.block_scale)) for w in (ctx.routed.w1, ctx.routed.w2))
+    return first, second
+
+
+def computed(ctx: Context) -> Computed:
+    """Return how the candidate computes, as far as it is known."""
+    known = ctx.known
+    return Computed(
+        (ctx.form, FORMATS[ctx.traits.weight_format]), FinalSum.of(ctx.traits.final_sum), known.arithmetic,
+        known.accumulator, known.summation, known.unrounded,
+    )  # fmt: skip
 
 
 def judge_call(
@@ -230,18 +269,38 @@ def judge_call(
     """
     if not len(rows):
         return Comparison(name)
-    known = ctx.known
-    how = Computed(
-        (ctx.form, FORMATS[ctx.traits.weight_format]), FinalSum.of(ctx.traits.final_sum), known.arithmetic,
-        known.accumulator, known.summation, known.unrounded,
-    )  # fmt: skip
-    allowed = legal(given, how, matrices)
+    allowed = legal(given, computed(ctx), matrices)
+    there = routes_of(given["topk_idx"], len(given["w1"]), given["local_expert_offset"]).there
+    served = there.any(-1).nonzero().flatten()  # the others' rows are all alike
+    return compare_range(
+        ctx, name, out, allowed, rows, served, lambda row: f"experts {given['topk_idx'][row].tolist()}"
+    )
+
+
+def compare_range(
+    ctx: Context,
+    name: str,
+    out: Tensor,
+    allowed: LegalRouted,
+    rows: Rows,
+    served: Tensor,
+    about: Callable[[int], str],
+) -> Comparison:
+    """Compare rows with the range of each element.
+
+    Args:
+        ctx: how the candidate computes.
+        name: of the comparison.
+        out: `(rows, columns)`.
+        allowed: their ranges.
+        rows: where they come from.
+        served: rows that are computed and not all alike, `(some,)` int64.
+        about: what a message says of a row.
+    """
     accepts, low, high = allowed.accepts, allowed.low, allowed.high
     altered = altered_copies(out, accepts) | {
         "x1.1": lambda: accepted(accepts, lambda part: (out[part].double() * 1.1).to(out.dtype), len(out))
     }
-    there = routes_of(given["topk_idx"], len(given["w1"]), given["local_expert_offset"]).there
-    served = there.any(-1).nonzero().flatten()  # the others' rows are all alike
     altered = altered if len(served) else {}
     if len(served) > 1:
         swapped = out.clone()
@@ -258,7 +317,7 @@ def judge_call(
         altered=altered,
         show=lambda row, c: (
             f"= {float(out[row, c]):.8g}, legal are {float(low[row, c]):.8g} to {float(high[row, c]):.8g} "
-            f"(experts {given['topk_idx'][row].tolist()})"
+            f"({about(row)})"
         ),
         ratio=torch.where(result, ratio.nan_to_num(0.0).clamp(max=1.0), ratio.nan_to_num(torch.inf)),
     )

@@ -202,7 +202,9 @@ class Bench:
         if "load_experts" in stages.intersection(stages_of(self.base)):
             stages.discard("masked_moe")  # it is planted where the weights are loaded
         reached = called | (INNER | {"masked_moe"} if composed else set())
-        if "masked_grouped_gemm" in reached:
+        if "routed_moe_tapped" in called:
+            reached = reached | {"routed_moe"}
+        if reached & {"masked_grouped_gemm", "routed_moe"}:
             reached = reached | {"prepare"}  # it multiplies by what that returns
         return bool(stages & reached)
 

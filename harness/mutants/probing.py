@@ -74,6 +74,8 @@ class Probed:
         self.applied = False
 
     def __getattr__(self, name: str) -> Any:
+        if name == "routed_moe_tapped":
+            raise AttributeError(name)  # routed_moe is what is probed
         value = getattr(self.base, name)
         return self._stage(name, value) if name in ALL_STAGES else value
 

@@ -41,7 +41,7 @@ class Keeper(Recorder):
     write: Callable[[list[Observed]], None] | None = None
 
     def __getattr__(self, name: str) -> Any:
-        if name == "masked_moe_tapped":
+        if name in {"masked_moe_tapped", "routed_moe_tapped"}:
             raise AttributeError(name)
         return super().__getattr__(name)
 

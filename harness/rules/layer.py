@@ -14,7 +14,8 @@ from harness.judging.context import Context
 from harness.judging.contract import Quantized
 from harness.judging.predicted import orders_of
 from harness.judging.quantize import QuantizerInput
-from reference import propagate
+from reference import layer_range
+from reference.intervals import Interval
 from reference.matrix_units import Summation
 from reference.propagate import Added
 
@@ -124,7 +125,7 @@ def judge_opaque(ctx: Context, out: Tensor) -> Comparison:
         return Comparison("layer, propagated")
     got = rows.take(out).double()
     low, high, otherwise = _legal_range(ctx, got)
-    nan_expected, anything = low.isnan() | high.isnan(), propagate.Interval(low, high).anything()
+    nan_expected, anything = low.isnan() | high.isnan(), Interval(low, high).anything()
 
     def accepts(values: Tensor, rows: slice = slice(None)) -> Tensor:
         inside = (values >= low[rows]) & (values <= high[rows]) | anything[rows]
@@ -239,8 +240,8 @@ def _propagated(
         source = source[which]
         source_scale = None if source_scale is None else source_scale[which]
     scales = t.w1_alpha, None if taken else ctx.encode(t.input_scale), ctx.encode(t.a2_scale), t.w2_alpha
-    result = propagate.masked_moe(
-        propagate.Interval(source, source, source_scale), counts, t.w1.values, t.w2.values, scales,
+    result = layer_range.masked_moe(
+        Interval(source, source, source_scale), counts, t.w1.values, t.w2.values, scales,
         ctx.activation, ctx.known.arithmetic, added, ctx.known.unrounded,
         (t.w1.form.scales(t.w1.block_scale), t.w2.form.scales(t.w2.block_scale)), second,
     )  # fmt: skip

@@ -6,14 +6,15 @@ from torch import Tensor
 
 from harness.judging.comparison import Comparison
 from harness.judging.context import Context
-from harness.judging.routed import arguments, call, judge
+from harness.judging.routed import arguments, call
+from harness.judging.routed_taps import judge_tapped, tapped
 from harness.rules.refusals import REFUSALS, refused
 
 
 def routed(ctx: Context) -> list[Comparison]:
     """ROUTED: the layer on drawn tokens and routes."""
     given = arguments(ctx)
-    return [judge(ctx, call(ctx, given), given)]
+    return judge_tapped(ctx, tapped(ctx, given), given)
 
 
 def slots(ctx: Context) -> list[Comparison]:
@@ -26,15 +27,15 @@ def slots(ctx: Context) -> list[Comparison]:
         at = ctx.problem.seed % len(served)
         one = ctx.on(r.only(served[at : at + 1]))
         given = arguments(one)
-        found.append(judge(one, call(one, given), given, "routed layer, one token"))
+        found += judge_tapped(one, tapped(one, given), given, "routed layer, one token")
     if len(served) and there.shape[1] > 1:
-        found.append(_twice(ctx, served))
+        found += _twice(ctx, served)
     none = ctx.on(r.only(served[:0]))
     call(none, arguments(none))
     return found
 
 
-def _twice(ctx: Context, served: Tensor) -> Comparison:
+def _twice(ctx: Context, served: Tensor) -> list[Comparison]:
     """Judge the layer with the expert of one slot of each token in the next slot too."""
     r, name = ctx.routed, "routed layer, the same expert twice"
     slot = r.routes.there[served].int().argmax(-1)
@@ -43,7 +44,7 @@ def _twice(ctx: Context, served: Tensor) -> Comparison:
     twice = ctx.on(r.changed(topk_idx=ids))
     given = arguments(twice)
     try:
-        out = call(twice, given)
+        returned = tapped(twice, given)
     except REFUSALS as error:
-        return refused(name, error)
-    return judge(twice, out, given, name)
+        return [refused(name, error)]
+    return judge_tapped(twice, returned, given, name)

@@ -83,6 +83,11 @@ class Schema:
         return self, {**tensors, "weight": tensors["weight"].view(torch.int32)}
 
 
+@dataclass
+class InputSchema:
+    a_dtype: str
+
+
 def prepare_layer_config(
     shape_n: int, shape_k: int, weight_schema: Schema, input_schema: Any, num_experts: int, torch_dtype: torch.dtype
 ) -> Config:  # fmt: skip
@@ -178,10 +183,13 @@ def _grouped(layout: Tensor, capacity: int) -> Rows:
     return [(torch.arange(*span), torch.arange(*span)) for span in spans]
 
 
-def process_input(x: Tensor, *, expert_tokens: Tensor, **_: Any) -> tuple[Tensor, None, Tensor]:
+def process_input(
+    inputs: Tensor, *, quant_mode: str, quant_dtype: str, layout: str, expert_tokens: Tensor | None
+) -> tuple[Tensor, None, Tensor]:
     """FP8 with a scale of each row, as the reference has it."""
-    assert len(expert_tokens)
-    coded = FORMATS["fp8_token"].quantize(x)
+    assert (quant_mode, quant_dtype) == ("dynamic_token", "float8e4m3")
+    assert (layout == "grouped_mask") == (expert_tokens is not None)
+    coded = FORMATS["fp8_token"].quantize(inputs)
     assert coded.row_scale is not None
     return coded.codes.view(torch.float8_e4m3fn), None, coded.row_scale
 
@@ -189,7 +197,9 @@ def process_input(x: Tensor, *, expert_tokens: Tensor, **_: Any) -> tuple[Tensor
 def quant_input(inputs: Tensor, dtype: str) -> tuple[Tensor, Tensor]:
     """The same by its older name."""
     assert dtype == "float8e4m3"
-    codes, _, scale = process_input(inputs, expert_tokens=inputs[:1])
+    codes, _, scale = process_input(
+        inputs, quant_mode="dynamic_token", quant_dtype=dtype, layout="normal", expert_tokens=None
+    )
     return codes, scale.view(-1)
 
 
@@ -205,16 +215,20 @@ def install(monkeypatch: pytest.MonkeyPatch, *, older: bool = False, **like: Any
     humming_package.columns_multiple.cache_clear()  # another version of the package, as it were
     monkeypatch.setattr(humming_package, "_TILINGS", {})
 
-    def tiles(_: Config, *, shape_m: int, use_batch_invariant: bool, gemm_type: str) -> dict[str, Any]:
+    def tiles(
+        layer_config: Config, *, shape_m: int, use_batch_invariant: bool, gemm_type: str
+    ) -> dict[str, Any]:
+        assert layer_config.extents
         assert gemm_type in {"grouped_masked", "grouped_contiguous", "indexed"}
         one_pass = use_batch_invariant if stand_in.one_pass is None else stand_in.one_pass
         shape = (min(shape_m, 64), stand_in.columns, 64)
         warps = (shape[0], 32, 32 if older and shape_m < _FEW_ROWS else 64)
         return {"block_shape": shape, "warp_shape": warps, "use_stream_k": not one_pass, "mma_type": "wgmma"}
 
-    def prepare_kernels(config: str, _compute: str, tuning: str) -> None:
-        assert isinstance(json.loads(tuning), list if older else dict)
-        stand_in.compiled.append(f"{config} {tuning}")
+    def prepare_kernels(layer_config: str, compute_config: str, tuning_config: str) -> None:
+        assert json.loads(compute_config)["gemm_type"]
+        assert isinstance(json.loads(tuning_config), list if older else dict)
+        stand_in.compiled.append(f"{layer_config} {tuning_config}")
 
     names = ("float4e2m1", "float8e4m3", "float8e8m0", "bfloat16", "float16")
     dtypes = {name: name for name in names}
@@ -229,7 +243,7 @@ def install(monkeypatch: pytest.MonkeyPatch, *, older: bool = False, **like: Any
         "humming.schema": {
             "BaseWeightSchema": Schema,
             "HummingWeightSchema": Schema,
-            "HummingInputSchema": types.SimpleNamespace,
+            "HummingInputSchema": InputSchema,
         },
         "humming.transform": {
             "prepare_layer_config": prepare_layer_config,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import sys
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -81,7 +83,7 @@ def test_every_mode_is_right(mode: str, monkeypatch: pytest.MonkeyPatch) -> None
             assert bool(outcome.kernels) == (rule != "PREPARE")
 
 
-@pytest.mark.parametrize("mode", ["nvfp4-bf16-indexed", "mxfp4-bf16-grouped"])
+@pytest.mark.parametrize("mode", ["nvfp4-bf16-indexed", "mxfp4-bf16-grouped", "mxfp4-fp8-indexed", "mxfp4-fp8-grouped"])
 def test_the_layer_is_what_its_arguments_mean(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Through preparation, routing and the final sum come the bits that `eager` makes of what was handed over."""
     install(monkeypatch)
@@ -126,11 +128,85 @@ def test_weights_are_prepared_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(made) == 3
 
 
+class Stream(OnCpu):
+    """The package's default mode, under its own declaration."""
+
+    @cached_property
+    def traits(self) -> Traits:
+        return replace(HummingRouted.traits.func(self), device="cpu", far=False)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("kind", ["indexed", "grouped"])
+def test_rounded_partial_sums_are_judged_gemm_by_gemm(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through both GEMMs the range of a row widens until it holds x1.1; each GEMM on its own operands tells it."""
+    install(monkeypatch, one_pass=False)
+    candidate, problem = Stream(f"nvfp4-bf16-{kind}-stream"), "v2:4x33x512x512:33,0,9,1:normal:3"
+    for rule in ("ROUTED", "SLOTS"):
+        (outcome,) = judged(candidate, rule, (problem,))
+        assert {c.stage.rpartition(", ")[2] for c in outcome.comparisons} >= {"first GEMM", "second GEMM"}
+        for each in outcome.comparisons:
+            assert (each.illegal, each.accepted_altered) == (0, []), each.stage
+    monkeypatch.setattr(HummingRouted, "routed_moe_tapped", property())
+    (outcome,) = judged(candidate, "ROUTED", (problem,))
+    assert "x1.1" in outcome.comparisons[0].accepted_altered
+
+
+@pytest.mark.parametrize(
+    ("tap", "factor", "where"), [("gate_up", 1.02, "first GEMM"), ("rows", 1.02, "second GEMM"), ("out", 1.02, "")]
+)
+def test_what_a_gemm_stored_wrongly_is_seen_there(
+    tap: str, factor: float, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Wrong(OnCpu):
+        def routed_moe_tapped(self, **arguments: Any) -> Any:
+            out, taps = super().routed_moe_tapped(**arguments)
+            if tap == "out":
+                return out * factor, taps
+            return out, replace(taps, **{tap: getattr(taps, tap) * factor})
+
+    install(monkeypatch)
+    (outcome,) = judged(Wrong(), "ROUTED", PROBLEMS[:1])
+    assert outcome.illegal[0].stage.removeprefix("routed layer").removeprefix(", ") == where
+
+
 def test_an_option_that_gets_lost_is_a_failure_that_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, one_pass=False)
     outcome = judged(OnCpu(), "ROUTED")[0]
     assert outcome.status == "contract"
     assert outcome.error.startswith("asked for one pass True, False ran: activations bfloat16")
+
+
+@pytest.mark.parametrize("target", [*humming_package.PARAMETERS, *humming_package._QUANTIZERS])
+def test_a_renamed_parameter_is_named(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, older=target.endswith("quant_input"))
+    assert humming_package.changed() == ""
+    module, _, names = target.partition(":")
+    owner, _, attribute = names.rpartition(".")
+    place: Any = sys.modules[module] if not owner else getattr(sys.modules[module], owner)
+    function, name = getattr(place, attribute), (humming_package.PARAMETERS | humming_package._QUANTIZERS)[target][-1]
+    given = inspect.signature(function).parameters
+    kinds = {p.kind for p in given.values()} - {inspect.Parameter.VAR_KEYWORD}
+    assert kinds, target
+    renamed = [
+        p.replace(name=f"{p.name}_new") if p.name == name else p
+        for p in given.values()
+        if p.kind is not p.VAR_KEYWORD
+    ]
+    other: Any = lambda *_, **__: None  # noqa: E731 - a function whose signature is another one
+    other.__signature__ = inspect.Signature(sorted(renamed, key=lambda p: p.kind))
+    monkeypatch.setattr(place, attribute, staticmethod(other) if owner else other)
+    assert f"unknown {name}" in humming_package.changed() or f", {name}" in humming_package.changed()
+    for each, value in (("is_available", True), ("get_device_capability", (9, 0))):
+        monkeypatch.setattr(torch.cuda, each, lambda value=value: value)
+    monkeypatch.setattr(humming_package, "is_installed", lambda: True)
+    assert target in HummingRouted().support().reason
+
+
+@pytest.mark.parametrize("target", humming_package.PARAMETERS)
+def test_a_function_that_is_gone_is_named(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch)
+    monkeypatch.delitem(sys.modules, target.partition(":")[0])
+    assert f"has no {target.partition(':')[0]}:" in humming_package.changed()
 
 
 @pytest.mark.parametrize("change", [{"activation": "relu2"}, {"topk_idx": torch.tensor([[9]])}])

@@ -25,7 +25,7 @@ from reference.bounds import Accumulator, Stores
 from reference.legal import Arithmetic
 from reference.matrix_units import Summation
 from reference.nvfp4 import decode_blocks, quantize_nvfp4
-from reference.propagate import Interval
+from reference.intervals import Interval, quantized_values
 
 CANDIDATES = {"physical": Physical, "eager": Eager}
 
@@ -171,7 +171,7 @@ def test_quantized_values_of_every_point_lie_in_the_hull(kind: str, width: float
     from harness.emulation.quantize import quantize_kernel_order
 
     x, gs = interval(40, 64, 1, width), torch.tensor(777.0)
-    hull = propagate.quantized_values(x, gs, Arithmetic(kind))
+    hull = quantized_values(x, gs, Arithmetic(kind))
     for seed in range(6):
         point = inside(x, seed).bfloat16()
         if kind == "real":
@@ -216,10 +216,10 @@ def test_the_minimum_of_silu_is_included() -> None:
 @pytest.mark.parametrize("width", [0.0, 1.0])
 def test_rows_with_scales_of_their_own_have_the_range_that_each_has_alone(kind: str, width: float) -> None:
     x, gs = interval(12, 64, 3, width), torch.logspace(-1, 4, 12).unsqueeze(-1)
-    together = propagate.quantized_values(x, gs, Arithmetic(kind))
+    together = quantized_values(x, gs, Arithmetic(kind))
     for row in range(12):
         part = slice(row, row + 1)
-        alone = propagate.quantized_values(
+        alone = quantized_values(
             Interval(x.low[part], x.high[part]), gs[row].squeeze(), Arithmetic(kind)
         )
         assert torch.equal(together.low[part], alone.low)
@@ -254,7 +254,7 @@ def test_a_layer_of_nothing_but_nan_is_compared_with_nothing() -> None:
 @pytest.mark.parametrize("weighted", [False, True])
 def test_rows_that_are_known_have_the_exact_sum_rounded_once(weighted: bool) -> None:
     """MOE-2: as the model of exact additions has it, beside rows that are ranges; NaN block scales among the weights."""
-    a = propagate.quantized_values(interval(20, 64, 5, 0.0), torch.tensor(777.0), Arithmetic("real"))
+    a = quantized_values(interval(20, 64, 5, 0.0), torch.tensor(777.0), Arithmetic("real"))
     low, high = a.low.clone(), a.high.clone()
     high[4, 7] += 1000.0  # as next to a rounding boundary
     a = Interval(low, high, a.scale)

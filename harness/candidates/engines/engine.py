@@ -13,7 +13,7 @@ from typing import Any
 
 from harness.candidates.cutedsl_support import installed_version
 from harness.candidates.engines.stubs import Stubs
-from harness.candidates.taps import missing_parameters, unfilled_parameters
+from harness.candidates.taps import called_otherwise
 
 BLACKWELL = (10, 0)
 ENGINES = ("sglang", "vllm")
@@ -126,13 +126,8 @@ class Engine:
             EngineChangedError: a function is not there.
         """
         for target, names in parameters.items():
-            function = self.get(target)
-            missing, unfilled = missing_parameters(function, names), unfilled_parameters(function, names)
-            if missing or unfilled:
-                return (
-                    f"{target} of {self.version} is not called as this harness calls it: unknown "
-                    f"{', '.join(missing) or 'none'}, not given {', '.join(unfilled) or 'none'}"
-                )
+            if changed := called_otherwise(target, self.version, self.get(target), names):
+                return changed
         return ""
 
     def _import(self) -> None:

@@ -16,7 +16,9 @@ from harness.judging.predicted import Prediction
 from harness.judging.quantize import CodeJudge, QuantizerInput, free_codes
 from harness.judging.scaled import Scaled
 from harness.judging.unquantized import legal_values
-from reference import propagate
+from reference import layer_range
+from reference.intervals import Interval
+from reference.propagate import Added
 from reference.bounds import Accumulator, LegalOutput
 from reference.e4m3 import NAN_BYTE
 from reference.formats import NVFP4
@@ -174,15 +176,15 @@ def reachable(call: Observed, bounds: Bounds) -> tuple[Tensor, Tensor]:
     taken = x_scale is not None or form.plain
     input_scale = None if taken else a["input_global_scale"].reshape(-1)
     w1_alpha, a2_scale, w2_alpha = (a[n].reshape(-1) for n in ("w1_alpha", "a2_global_scale", "w2_alpha"))
-    found = propagate.masked_moe(
-        propagate.Interval(source, source, x_scales),
+    found = layer_range.masked_moe(
+        Interval(source, source, x_scales),
         a["masked_m"].tolist(),
         w1,
         w2,
         (w1_alpha, input_scale, a2_scale, w2_alpha),
         a.get("activation", "silu"),
         bounds.arithmetic,
-        propagate.Added(bounds.accumulator, bounds.summation, call.forms),
+        Added(bounds.accumulator, bounds.summation, call.forms),
         bounds.unrounded,
         (w1_scales, w2_scales),
     )

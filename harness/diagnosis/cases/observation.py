@@ -93,6 +93,8 @@ class Recorder:
         value = getattr(self.candidate, name)
         if name == "masked_moe_tapped":
             return self._tapped(value)
+        if name == "routed_moe_tapped":
+            return self._routed_tapped(value)
         return self._recording(name, value) if name in ALL_STAGES and callable(value) else value
 
     def _recording(self, stage: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -117,6 +119,17 @@ class Recorder:
             return result
 
         return call
+
+    def _routed_tapped(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        kept: list[Any] = []
+
+        def layer(**named: Any) -> Any:
+            out, taps = function(**named)
+            kept.append(taps)
+            return out
+
+        recorded = self._recording("routed_moe", layer)
+        return lambda **named: (recorded(**named), kept.pop())
 
     def begun(self, call: Observed) -> None:
         """A call begins: for those who must know it even if it never ends."""
