@@ -70,8 +70,13 @@ def test_most_faults_of_the_catalog_show_in_a_single_layer(captured: Callable[..
     inner = {"quantize_grouped", "silu_mul_quantize_grouped", "masked_grouped_gemm"}
     traits = load_named("physical").traits
     faults = {name: fault for name, fault in all_faults().items() if not fault.unfit(traits)}
-    names = [name for name, fault in faults.items() if set(fault.stages) <= inner]
-    assert sum(named(captured, name) for name in names) >= 85
+    names = [
+        name
+        for name, fault in faults.items()
+        if inner & set(fault.stages) and set(fault.stages) <= {*inner, "prepare"}
+    ]
+    told = [name for name in names if named(captured, name)]
+    assert len(told) >= 93, sorted(set(names) - set(told))
 
 
 def test_a_candidate_is_judged_on_the_captured_inputs(captured: Callable[..., Path]) -> None:
