@@ -82,12 +82,12 @@ class EagerKernels(ComposedMoe, ComposedRoutedMoe):
         return layouts.stored(self.form, quantized.map(padded))
 
     def silu_mul_quantize_grouped(self, gate_up: Tensor, masked_m: Tensor, global_scale_enc: Tensor) -> Pair:
-        """Quantize the activation, rounded to gate_up's type, of the valid rows. Shapes: harness.candidates.protocol."""
+        """Quantize the activation, rounded to the layer's type unless declared, of the valid rows. Shapes: harness.candidates.protocol."""
         import torch
 
         from reference.moe import activate, valid_rows
 
-        own = self.form.layer_dtype
+        own = torch.float32 if "hidden" in self.traits.unrounded else self.form.layer_dtype
         hidden = torch.zeros((*gate_up.shape[:2], gate_up.shape[2] // 2), dtype=own, device=gate_up.device)
         valid = valid_rows(masked_m, gate_up.shape[1])
         hidden[valid] = activate(gate_up[valid], self.traits.gated, own)

@@ -74,7 +74,12 @@ class PhysicalKernels(ComposedMoe, ComposedRoutedMoe):
         experts, rows, k = x.shape
         form = self.form
         _require_contiguous(x, masked_m, global_scale_enc)
-        _require(x.dtype in {torch.bfloat16, torch.float16}, f"x must be bfloat16 or float16, got {x.dtype}")
+        taken = [
+            torch.bfloat16,
+            torch.float16,
+            *([torch.float32] if "hidden" in self.traits.unrounded else []),
+        ]
+        _require(x.dtype in taken, f"x must be bfloat16 or float16, got {x.dtype}")
         _require(k % 16 == 0, f"k must be a multiple of 16, got {k}")
         _require(
             global_scale_enc.dtype == torch.float32,
@@ -114,7 +119,7 @@ class PhysicalKernels(ComposedMoe, ComposedRoutedMoe):
         from reference.activations import Activation
 
         experts, rows, n2 = gate_up.shape
-        own = self.form.layer_dtype
+        own = torch.float32 if "hidden" in self.traits.unrounded else self.form.layer_dtype
         _require_contiguous(gate_up, masked_m, global_scale_enc)
         hidden = unwritten((experts, rows, n2 // 2), own)
         valid = _valid_rows(masked_m, experts, rows)

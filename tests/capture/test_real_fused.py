@@ -13,6 +13,7 @@ import pytest
 from harness.records.parts.replay import ReplayedCall
 from harness.replay.reading import read_capture
 from harness.replay.replay import replay
+from tests.capture.test_real_marlin import alike, names_of
 
 pytestmark = pytest.mark.flashinfer
 ROOT = Path(__file__).parents[2]
@@ -22,6 +23,13 @@ FAULTS = (
     "routed_slot_twice", "routed_scale_of_next_token", "routed_row_of_next_token", "routed_last_slot_left_out",
     "routed_last_token_dropped",
 )  # fmt: skip
+INSIDE = (
+    "alpha_of_neighbour", "alpha_twice", "last_k_tile_missing", "weights_of_neighbour_expert", "weights_read_interleaved",
+    "weight_scales_of_neighbour_expert", "weight_scales_read_linear", "weight_nibbles_swapped", "accumulator_fp16",
+    "gate_and_up_read_interleaved", "gelu_instead_of_silu", "amax_of_half_block", "block_scale_too_low", "codes_truncated",
+    "codes_clamped_at_4", "global_scale_inverted", "scales_linear",
+)  # fmt: skip
+"""Of the catalog's stages, planted inside a layer whose tokens and intermediates are NVFP4."""
 
 
 @pytest.fixture(scope="module", name="served")
@@ -63,3 +71,18 @@ def test_a_fault_below_a_fused_layers_launch_is_named(served: Callable[..., Path
     folder = served(kind, *FAULTS)
     named = {name: {one["fault"] for one in line_of(folder / name).diagnosis} for name in FAULTS}
     assert {name for name in FAULTS if name in named[name]} == set(FAULTS)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kind", ["trtllm", "cutedsl", "cutlass"])
+def test_what_a_stage_inside_a_fused_layer_does_wrong_is_named(
+    served: Callable[..., Path], kind: str
+) -> None:
+    """None of its stages is seen; the launch that stands in quantizes as the reference does."""
+    folder = served(kind, *INSIDE)
+    told = {
+        name: names_of(line)
+        for name in INSIDE
+        for line in replay(read_capture(folder / name), arithmetic="real")
+    }
+    assert {name for name in INSIDE if not told[name] & alike(name)} == set(), told

@@ -70,8 +70,13 @@ def test_most_faults_of_the_catalog_show_in_a_single_layer(captured: Callable[..
     inner = {"quantize_grouped", "silu_mul_quantize_grouped", "masked_grouped_gemm"}
     traits = load_named("physical").traits
     faults = {name: fault for name, fault in all_faults().items() if not fault.unfit(traits)}
-    names = [name for name, fault in faults.items() if set(fault.stages) <= inner]
-    assert sum(named(captured, name) for name in names) >= 85
+    names = [
+        name
+        for name, fault in faults.items()
+        if inner & set(fault.stages) and set(fault.stages) <= {*inner, "prepare"}
+    ]
+    told = [name for name in names if named(captured, name)]
+    assert len(told) >= 93, sorted(set(names) - set(told))
 
 
 def test_a_candidate_is_judged_on_the_captured_inputs(captured: Callable[..., Path]) -> None:
@@ -163,9 +168,8 @@ def test_an_exported_call_fails_alone_and_passes_with_a_right_kernel(
         with pytest.raises(SystemExit) as ended:
             runpy.run_path(str(script), run_name="__main__")
         assert ended.value.code == ends
-    right = {**environment, "CANDIDATE": "physical"}
-    passing = subprocess.run(alone, cwd=tmp_path, env=right, capture_output=True, text=True, check=False)
-    assert passing.returncode == 0, passing.stdout
+    monkeypatch.setenv("CANDIDATE", "physical")
+    runpy.run_path(str(file))["test_the_captured_call_is_legal"]()
 
 
 def test_a_healthy_capture_has_nothing_to_export(

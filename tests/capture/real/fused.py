@@ -20,29 +20,16 @@ from harness.faults.named import plant
 from harness.judging.context import Context, Known
 from harness.judging.routed import arguments
 from harness.problems.problem import parse_problem
-from reference.moe import activate
 from tests.candidates import fused_launches
 from tests.candidates.test_flashinfer_routed import KINDS
 
 PROBLEM = "v2:3x20x256x128:20,0,7:normal:1"
 
 
-class Kernel(EagerKernels):
-    """`eager`, with an intermediate that stays float32 where a kernel's does."""
-
-    def silu_mul_quantize_grouped(
-        self, gate_up: torch.Tensor, masked_m: torch.Tensor, global_scale_enc: torch.Tensor
-    ) -> Any:
-        if "hidden" not in self.traits.unrounded:
-            return super().silu_mul_quantize_grouped(gate_up, masked_m, global_scale_enc)
-        hidden = activate(gate_up, self.traits.gated, torch.float32)
-        return self.quantize_grouped(hidden, masked_m, global_scale_enc)
-
-
 class Planted:
     """A kernel with a fault of the catalog in it: of a routed layer, or of one of the stages inside."""
 
-    def __init__(self, right: Kernel, fault: str) -> None:
+    def __init__(self, right: EagerKernels, fault: str) -> None:
         self._planted = plant(right, fault)
 
     def __getattr__(self, name: str) -> Any:
@@ -67,7 +54,7 @@ def main(kind: str, folder: str, *faults: str) -> None:
     for fault in faults:
 
         def planted(fault: str = fault, **named: Any) -> Any:
-            right = Kernel(unrounded=candidate.unrounded, **named)
+            right = EagerKernels(unrounded=candidate.unrounded, **named)
             return right if fault == "healthy" else Planted(right, fault)
 
         fused_launches.EagerKernels = planted  # type: ignore[misc, assignment]

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from harness.candidates import flashinfer_routed
 from harness.candidates.cutedsl_support import import_quietly
+from harness.candidates.eager import EagerKernels
 from harness.candidates.flashinfer_routed import FlashInferFusedTrtllm
 from harness.capture.hook import _tap_everywhere
 from harness.capture.session import Session
@@ -21,7 +22,6 @@ from harness.judging.context import Context, Known
 from harness.judging.routed import arguments
 from harness.problems.problem import parse_problem
 from tests.candidates import fused_launches
-from tests.capture.real.fused import Kernel
 from tests.capture.real.routing_kernels import METHODS, route
 
 PROBLEM = "v2:8x20x256x128:20,0,7,3,3,9,0,1:normal:1"
@@ -52,7 +52,7 @@ def main(folder: str, *cases: str) -> None:
     session = Session(CaptureSettings(folder))
     _tap_everywhere(session, core)
     candidate = FlashInferFusedTrtllm(device="cpu")
-    fused_launches.EagerKernels = lambda **named: Kernel(unrounded=candidate.unrounded, **named)  # type: ignore[misc, assignment]
+    fused_launches.EagerKernels = lambda **named: EagerKernels(unrounded=candidate.unrounded, **named)  # type: ignore[misc, assignment]
     context = Context(candidate, parse_problem(PROBLEM), Known.declared(candidate.traits))
     given = arguments(context)
     generator = torch.Generator().manual_seed(3)

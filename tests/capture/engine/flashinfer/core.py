@@ -3,11 +3,11 @@
 import torch
 
 from harness.candidates import layouts
+from harness.candidates.eager import EagerKernels
 from harness.candidates.flashinfer_routed import FlashInferFusedTrtllm
 from reference.formats import NVFP4
 from reference.layout import unswizzle_128x4
 from reference.weight_rows import of_turns, unshuffled
-from tests.capture.real.fused import Kernel
 from tests.capture.real.routing_kernels import route
 
 MISTAKEN = {}
@@ -32,7 +32,7 @@ def trtllm_fp4_block_scale_moe(
 
     first, second = matrix(gemm1_weights, gemm1_weights_scale), matrix(gemm2_weights, gemm2_weights_scale)
     first = [torch.cat(of_turns(rows, 1)[::-1], 1).contiguous() for rows in first]
-    kernel = Kernel(unrounded=FlashInferFusedTrtllm.unrounded, k_multiple=128)
+    kernel = EagerKernels(unrounded=FlashInferFusedTrtllm.unrounded, k_multiple=128)
     out = kernel.routed_moe(
         (hidden_states, hidden_states_scale), ids, weights.bfloat16().float(), None, first[0],
         layouts.weight_scales(NVFP4, first[1]), output1_scale_gate_scalar, second[0],
