@@ -33,7 +33,7 @@ NAMED: list[tuple[Any, dict[str, str], tuple[str, ...], set[str]]] = [
     (lambda: Known("sm_90 f16"), {ORDER: "sm_90 f16", PARTIAL: "float32"}, (), set()),
     (lambda: Known("sm_80 f16"), {ORDER: "sm_80 f16"}, (), set()),
     (lambda: Known("sm_100 mxf4nvf4"), {ORDER: "sm_100 mxf4nvf4"}, (), set()),
-    (lambda: Known("fma", far=False), {ORDER: "fma"}, (), set()),
+    (lambda: Known("fma"), {ORDER: "fma"}, (), set()),
     (lambda: Known("exact 16"), {ORDER: "exact 16"}, (), set()),
     (lambda: Known("sm_90 f16; parts 2; tile 128"), {ORDER: "sm_90 f16; parts 2; tile 128"}, (), set()),
     (lambda: Known("sm_100 mxf4nvf4; parts 3; last first"), {ORDER: "sm_100 mxf4nvf4; parts 3; last first"}, (), set()),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from functools import cache
 from typing import Any
 
 import pytest
@@ -16,10 +17,17 @@ PROBLEM = "2x8x32x32:5,2:normal:3"
 
 @pytest.fixture(scope="session")
 def judge(faulty) -> Any:
-    """Judge one problem by one rule on a candidate of faulty.py, without a process in between."""
+    """Judge one problem by one rule on a candidate of faulty.py, without a process in between.
+
+    As in a run, each candidate is identified once and then judged by many rules.
+    """
+
+    @cache
+    def of(candidate: str) -> Judge:
+        return Judge(getattr(faulty, candidate)(), threads=1)
 
     def judged(candidate: str, rule: str, problem: str = PROBLEM) -> Outcome:
-        return Judge(getattr(faulty, candidate)(), threads=1).judge(rule, problem)
+        return of(candidate).judge(rule, problem)
 
     return judged
 
