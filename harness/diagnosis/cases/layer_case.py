@@ -97,7 +97,9 @@ class RoutedLayerCase(LayerCase):
 
     def screened(self) -> Self:
         """Return the case of a few failing tokens that share few experts, as a call of its own."""
-        here, failing = self._experts_of_tokens, self.failing[0].nonzero().flatten()
+        here = self._experts_of_tokens
+        served = self.failing[0] & here.any(-1)
+        failing = (served if bool(served.any()) else self.failing[0]).nonzero().flatten()
         fewest = here[failing[here[failing].sum(-1).argmin()]]
         few = failing[(~here[failing] | fewest).all(-1)][:_SCREENED_TOKENS]
         part = type(self)(_of_tokens(self.call, few), self.legal[:, few], self.models, self.bounds, self.view)
