@@ -37,10 +37,8 @@ def masked_moe(
 ) -> Interval:
     """Return the legal range of the output rows.
 
-    Args:
-        x: `(rows, k)`, valid rows, expert after expert: the layer's input, or with no input scale what the first GEMM
-            multiplies (code x block scale).
-        counts: of Experts, and so all others.
+    x, `(rows, k)`, holds valid rows, expert after expert: the layer's input, or with no input scale what the first GEMM
+    multiplies (code x block scale). The other arguments are those of Experts.
 
     Returns:
         Interval of `(rows, k)`, ends being bfloat16 values.

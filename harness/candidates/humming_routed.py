@@ -31,7 +31,9 @@ if TYPE_CHECKING:
     from harness.candidates.traits import Traits
 
 _KINDS = {"indexed": INDEXED, "grouped": GROUPED}
-_MODES = tuple(f"{formats}-{kind}" for formats in ("nvfp4-bf16", "mxfp4-bf16", "mxfp4-fp8") for kind in _KINDS)
+_MODES = tuple(
+    f"{formats}-{kind}" for formats in ("nvfp4-bf16", "mxfp4-bf16", "mxfp4-fp8") for kind in _KINDS
+)
 _MOST_INTER = 1024  # of the pool of shapes: a layer that is cut along its width needs kernels of more
 _MOST_STREAMED = 512  # hidden and inter where k is split: the bound of more partial sums tells little apart
 _TOPK = 8
@@ -144,9 +146,13 @@ class HummingRouted(PreparedRouted):
 
         if self.gemm.activations != "fp8":
             return x.contiguous(), None
-        return quantized(x.contiguous()) if scale is None else (x.contiguous().view(torch.float8_e4m3fn), scale)
+        return (
+            quantized(x.contiguous()) if scale is None else (x.contiguous().view(torch.float8_e4m3fn), scale)
+        )
 
-    def _multiplied(self, x: Tensor, scale: Tensor | None, slots: Slots, prepared: Mapping[str, Any]) -> Tensor:
+    def _multiplied(
+        self, x: Tensor, scale: Tensor | None, slots: Slots, prepared: Mapping[str, Any]
+    ) -> Tensor:
         """Return each slot's row times its expert's weights, `(slots, n)`."""
         import torch
 

@@ -74,6 +74,7 @@ Weights in an order of the kernel's own, which an engine makes once when it load
         masked_grouped_gemm of the two, which is judged.
     route_prepared(hidden_states, topk_idx, topk_weights, first, second, local_expert_offset, out, activation) -> None
         routed_moe on what prepare returned of w1 and of w2, into out. Likewise: `PreparedRouted` makes routed_moe of them.
+        May return a RoutedTaps: what both GEMMs stored, which is then judged GEMM by GEMM (harness.candidates.taps).
 
 Everything else is optional: `name`, `support()`, `start_ranks()` (of ranks that are processes), `load_slice(checkpoint,
 experts, place, slices)` (as load_experts, of a rank that has one slice of inter: an engine's own sharding),

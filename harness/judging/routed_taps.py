@@ -48,7 +48,10 @@ def tapped(ctx: Context, given: dict[str, Any]) -> tuple[Tensor, RoutedTaps | No
 
 
 def judge_tapped(
-    ctx: Context, returned: tuple[Tensor, RoutedTaps | None], given: dict[str, Any], name: str = "routed layer"
+    ctx: Context,
+    returned: tuple[Tensor, RoutedTaps | None],
+    given: dict[str, Any],
+    name: str = "routed layer",
 ) -> list[Comparison]:
     """Judge what `tapped` returned for a call.
 
@@ -71,29 +74,39 @@ def _judge(
     """Judge what each GEMM stored on what the one before it did, and the sum of the second one's rows."""
     how = computed(ctx)
     experts, tokens = experts_of(given, how, routes, matrices_of(ctx))
-    gate_up, rows = _of_routes(ctx, taps, routes, len(given["w1"]), given["w1"].shape[1])
+    gate_up, rows = _of_routes(ctx, taps, routes, given["w1"].shape[1])
     where = Rows(routes.expert, routes.place, len(given["w1"]), max(routes.most, 1))
     found = []
     for gemm, got, legal in (
         ("first", gate_up, experts.gate_up(tokens)),
         ("second", rows, experts.rows(Interval(gate_up.double(), gate_up.double()))),
     ):
-        about = [f"token {t}, slot {s}" for t, s in zip(routes.token.tolist(), routes.slot.tolist(), strict=True)]
+        about = [
+            f"token {t}, slot {s}" for t, s in zip(routes.token.tolist(), routes.slot.tolist(), strict=True)
+        ]
         allowed, all_rows = _Stored(legal.low, legal.high), routes.token.new_tensor(range(len(got)))
-        found.append(compare_range(ctx, f"{name}, {gemm} GEMM", got, allowed, where, all_rows, about.__getitem__))
+        found.append(
+            compare_range(ctx, f"{name}, {gemm} GEMM", got, allowed, where, all_rows, about.__getitem__)
+        )
     served = routes.there.any(-1).nonzero().flatten()
     ids = given["topk_idx"].tolist()
     total = summed(given, how, routes, rows, rows)
     tokens_of = ctx.routed.token_rows()
-    return [*found, compare_range(ctx, name, out, total, tokens_of, served, lambda row: f"experts {ids[row]}")]
+    return [
+        *found,
+        compare_range(ctx, name, out, total, tokens_of, served, lambda row: f"experts {ids[row]}"),
+    ]
 
 
-def _of_routes(ctx: Context, taps: RoutedTaps, routes: Routes, experts: int, columns: int) -> tuple[Tensor, Tensor]:
+def _of_routes(ctx: Context, taps: RoutedTaps, routes: Routes, columns: int) -> tuple[Tensor, Tensor]:
     """Return the stored rows of the slots that count, expert after expert."""
     slots = routes.there.numel()
     dtype, device = ctx.routed.layer_dtype, ctx.traits.device
     at = routes.token * routes.there.shape[1] + routes.slot
     return tuple(  # type: ignore[return-value]
         checked(stored, "routed_moe_tapped", name, (slots, width), dtype, device, f"(slots, {width})")[at]
-        for name, stored, width in (("gate_up", taps.gate_up, columns), ("rows", taps.rows, ctx.problem.hidden))
+        for name, stored, width in (
+            ("gate_up", taps.gate_up, columns),
+            ("rows", taps.rows, ctx.problem.hidden),
+        )
     )

@@ -83,7 +83,9 @@ def test_every_mode_is_right(mode: str, monkeypatch: pytest.MonkeyPatch) -> None
             assert bool(outcome.kernels) == (rule != "PREPARE")
 
 
-@pytest.mark.parametrize("mode", ["nvfp4-bf16-indexed", "mxfp4-bf16-grouped", "mxfp4-fp8-indexed", "mxfp4-fp8-grouped"])
+@pytest.mark.parametrize(
+    "mode", ["nvfp4-bf16-indexed", "mxfp4-bf16-grouped", "mxfp4-fp8-indexed", "mxfp4-fp8-grouped"]
+)
 def test_the_layer_is_what_its_arguments_mean(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Through preparation, routing and the final sum come the bits that `eager` makes of what was handed over."""
     install(monkeypatch)
@@ -152,7 +154,8 @@ def test_rounded_partial_sums_are_judged_gemm_by_gemm(kind: str, monkeypatch: py
 
 
 @pytest.mark.parametrize(
-    ("tap", "factor", "where"), [("gate_up", 1.02, "first GEMM"), ("rows", 1.02, "second GEMM"), ("out", 1.02, "")]
+    ("tap", "factor", "where"),
+    [("gate_up", 1.02, "first GEMM"), ("rows", 1.02, "second GEMM"), ("out", 1.02, "")],
 )
 def test_what_a_gemm_stored_wrongly_is_seen_there(
     tap: str, factor: float, where: str, monkeypatch: pytest.MonkeyPatch
@@ -183,7 +186,10 @@ def test_a_renamed_parameter_is_named(target: str, monkeypatch: pytest.MonkeyPat
     module, _, names = target.partition(":")
     owner, _, attribute = names.rpartition(".")
     place: Any = sys.modules[module] if not owner else getattr(sys.modules[module], owner)
-    function, name = getattr(place, attribute), (humming_package.PARAMETERS | humming_package._QUANTIZERS)[target][-1]
+    function, name = (
+        getattr(place, attribute),
+        (humming_package.PARAMETERS | humming_package._QUANTIZERS)[target][-1],
+    )
     given = inspect.signature(function).parameters
     kinds = {p.kind for p in given.values()} - {inspect.Parameter.VAR_KEYWORD}
     assert kinds, target
