@@ -122,10 +122,7 @@ class PreparedRouted(TappedRouted):
         *,
         taps: list[RoutedTaps] | None = None,
     ) -> Tensor:
-        """Return the layer's output `(tokens, k)`. Shapes: harness.candidates.protocol.
-
-        Args:
-            taps: gets what the GEMMs stored.
+        """Return the layer's output `(tokens, k)`; `taps` gets what the GEMMs stored. Shapes: harness.candidates.protocol.
 
         Raises:
             ValueError: an activation that is not declared, or an expert that there is not.

@@ -21,10 +21,10 @@ from harness.identification.summation_probe import Asked
 from harness.judging.probe_operands import BOTH_NVFP4
 from reference.e2m1 import decode_e2m1
 from reference.formats import Coded
+from reference.intervals import Interval, quantized_values
 from reference.legal import Arithmetic
 from reference.matrix_units import Summation
 from reference.nvfp4 import BLOCK
-from reference.intervals import Interval, quantized_values
 
 ROWS, COLUMNS = 16, 8
 _NOT_TAKEN_BACK = 64  # one block of so many

@@ -13,7 +13,9 @@ from reference.matrix_units.unit import FMA, MatrixUnit
 
 _BITS = 12  # significant ones of a value: a product then has 24
 _MORE = (1 << (53 - _BITS)) - 1  # bits of a float64 below them
-_LEAST = 2.0 ** (2 * (_BITS - 1) - 126)  # of a product: its last bit, and so that of each sum, is a normal number
+_LEAST = 2.0 ** (
+    2 * (_BITS - 1) - 126
+)  # of a product: its last bit, and so that of each sum, is a normal number
 _MOST = 2.0**127  # of a sum
 _ELEMENTS = 1 << 16  # of sums that are held at a time, so that they stay in a cache
 
@@ -46,15 +48,16 @@ def part(a: Operand, b: Operand, promote: int = 0) -> Tensor:
     """Return a @ b.T, `(m, n)` float32, added along k in order; see `KOrder` for the promotion."""
     left, right = (side.values().float() for side in (a, b))
     columns = right.T.contiguous().unbind()
-    return torch.cat(
-        [_rows(rows, columns, promote) for rows in left.split(max(1, _ELEMENTS // max(1, len(right))))]
-    )
+    stripes = torch.split(left, max(1, _ELEMENTS // max(1, len(right))))
+    return torch.cat([_rows(rows, columns, promote) for rows in stripes])
 
 
 def _rows(rows: Tensor, columns: tuple[Tensor, ...], promote: int) -> Tensor:
     total = rows.new_zeros(len(rows), len(columns[0]))
     register = None
-    for at, (left, right) in enumerate(zip(rows.T.unsqueeze(-1).contiguous().unbind(), columns, strict=True), 1):
+    for at, (left, right) in enumerate(
+        zip(rows.T.unsqueeze(-1).contiguous().unbind(), columns, strict=True), 1
+    ):
         total.addcmul_(left, right)  # fused or not: the product is exact
         if promote and at % promote == 0:
             register = total if register is None else register + total

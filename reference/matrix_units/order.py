@@ -125,8 +125,10 @@ def _joined(order: KOrder, a: Operand, b: Operand, of_lane: Callable[[Operand, O
 def matmul(
     unit: MatrixUnit, a: Operand, b: Operand, order: KOrder = ONE_PASS, *, in_torch: bool = False
 ) -> Tensor:
-    """Return a @ b.T as `dot` adds it: on a CUDA device by a Triton kernel where there is one (`fused.py`), float32 FMA by
-    plain additions where they suffice (`additions.py`).
+    """Return a @ b.T as `dot` adds it.
+
+    On a CUDA device by a Triton kernel where there is one (`fused.py`), float32 FMA by plain additions where they suffice
+    (`additions.py`).
 
     Args:
         unit: of each instruction.

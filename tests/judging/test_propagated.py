@@ -22,10 +22,10 @@ from harness.rules.layer import judge_opaque
 from reference import propagate
 from reference.activations import SILU
 from reference.bounds import Accumulator, Stores
+from reference.intervals import Interval, quantized_values
 from reference.legal import Arithmetic
 from reference.matrix_units import Summation
 from reference.nvfp4 import decode_blocks, quantize_nvfp4
-from reference.intervals import Interval, quantized_values
 
 CANDIDATES = {"physical": Physical, "eager": Eager}
 
@@ -219,9 +219,7 @@ def test_rows_with_scales_of_their_own_have_the_range_that_each_has_alone(kind: 
     together = quantized_values(x, gs, Arithmetic(kind))
     for row in range(12):
         part = slice(row, row + 1)
-        alone = quantized_values(
-            Interval(x.low[part], x.high[part]), gs[row].squeeze(), Arithmetic(kind)
-        )
+        alone = quantized_values(Interval(x.low[part], x.high[part]), gs[row].squeeze(), Arithmetic(kind))
         assert torch.equal(together.low[part], alone.low)
         assert torch.equal(together.high[part], alone.high)
 

@@ -17,14 +17,14 @@ from harness.judging.quantize import CodeJudge, QuantizerInput, free_codes
 from harness.judging.scaled import Scaled
 from harness.judging.unquantized import legal_values
 from reference import layer_range
-from reference.intervals import Interval
-from reference.propagate import Added
 from reference.bounds import Accumulator, LegalOutput
 from reference.e4m3 import NAN_BYTE
 from reference.formats import NVFP4
+from reference.intervals import Interval
 from reference.legal import Arithmetic, Range, legal_codes, legal_scales
 from reference.matrix_units import Summation
 from reference.nvfp4 import BLOCK
+from reference.propagate import Added
 
 
 @dataclass(frozen=True)
