@@ -35,15 +35,10 @@ def masked_moe(
     weighted: tuple[str, Tensor] | None = None,
     rounded: Collection[str] = (),
 ) -> Interval:
-    """Return the legal range of the output rows.
+    """Return the legal range of the output rows, `(rows, k)`, ends being bfloat16 values.
 
-    x, `(rows, k)`, holds valid rows, expert after expert: the layer's input, or with no input scale what the first GEMM
-    multiplies (code x block scale). The other arguments are those of Experts.
-
-    Returns:
-        Interval of `(rows, k)`, ends being bfloat16 values.
-
-    Rule: MOE-2.
+    x is `(rows, k)`, valid rows, expert after expert: the layer's input, or with no input scale what the first GEMM multiplies
+    (code x block scale). All other arguments are those of Experts. Rule: MOE-2.
     """
     experts = Experts(
         counts, w1, w2, scales, activation, arithmetic, added, unrounded, weight_scales, second_added, weighted, rounded
@@ -88,24 +83,46 @@ class Experts:
 
     def gate_up(self, x: Interval) -> Interval:
         """Return the range of what the first GEMM stores, `(rows, 2n)`, of the rows `(rows, k)` as masked_moe takes them."""
-        w1_alpha, input_scale, _, _ = self.scales
-        a = x if input_scale is None else self._quantized(x, input_scale)
-        dtype = self._type_of("gemm1")
-        return self._multiplied(a, self.w1, w1_alpha, dtype, self.weight_scales[0], self.added)
+        return self.first(self.quantized_tokens(x))
 
     def rows(self, gate_up: Interval) -> Interval:
         """Return the range of what the second GEMM stores, `(rows, k)`, of what the first one has stored."""
-        _, _, a2_scale, w2_alpha = self.scales
+        return self.second(self.quantized_hidden(gate_up))
+
+    def quantized_tokens(self, x: Interval) -> Interval:
+        """Return the range of what the first GEMM multiplies, `(rows, k)`, factors of the rows included."""
+        input_scale = self.scales[1]
+        return x if input_scale is None else self._quantized(x, input_scale)
+
+    def quantized_hidden(self, gate_up: Interval) -> Interval:
+        """Return the range of what the second GEMM multiplies, `(rows, n)`, factors of the rows included."""
         way, second = Activation.of(self.activation), self._type_of("hidden")
-        at, weight = self.weighted or ("", None)
-        of_hidden, of_rows = (weight if at == place else None for place in ("hidden", "rows"))
+        of_hidden = self._weights_of("hidden")
         if way.gated:
             hidden = activated(gate_up, way, second, of_hidden, self.rounded)
         else:
             hidden = relu2(gate_up, second, of_hidden)
+        return self._quantized(hidden, self.scales[2])
+
+    def first(self, a: Interval, factors: Tensor | None = None) -> Interval:
+        """Return the range of what the first GEMM stores.
+
+        Args:
+            a: `(rows, k)`, what it multiplies.
+            factors: `(rows, 1)` float32, those of the rows that `a` leaves out.
+        """
+        dtype = self._type_of("gemm1")
+        return self._multiplied(a, self.w1, self.scales[0], dtype, self.weight_scales[0], self.added, factors)
+
+    def second(self, a: Interval, factors: Tensor | None = None) -> Interval:
+        """Return the range of what the second GEMM stores. Arguments as for `first`; with factors no routing weights."""
         dtype, added = self.added.forms[0].layer_dtype, self.second_added or self.added
-        a2 = self._quantized(hidden, a2_scale)
-        return self._multiplied(a2, self.w2, w2_alpha, dtype, self.weight_scales[1], added, of_rows)
+        factors = self._weights_of("rows") if factors is None else factors
+        return self._multiplied(a, self.w2, self.scales[3], dtype, self.weight_scales[1], added, factors)
+
+    def _weights_of(self, place: str) -> Tensor | None:
+        at, weight = self.weighted or ("", None)
+        return weight if at == place else None
 
     def _type_of(self, value: str) -> torch.dtype:
         return torch.float32 if value in self.unrounded else self.added.forms[0].layer_dtype

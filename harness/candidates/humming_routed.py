@@ -132,11 +132,24 @@ class HummingRouted(PreparedRouted):
         gate_up = self._multiplied(x, scale, slots, first)
         gate, up = gate_up.float().chunk(2, dim=-1)
         hidden = (torch.nn.functional.silu(gate) * up).to(gate_up.dtype)
-        rows = self._multiplied(*self._tokens(hidden), slots, second)
-        if self.kind == GROUPED:
-            gate_up, rows = (torch.empty_like(e).index_copy_(0, slots.order, e) for e in (gate_up, rows))
+        y, y_scale = self._tokens(hidden)
+        rows = self._multiplied(y, y_scale, slots, second)
+        gate_up, rows = self._by_slot(slots, gate_up), self._by_slot(slots, rows)
         add_slots(rows.view(len(topk_idx), topk, -1), topk_weights, slots.there, out)
-        return RoutedTaps(gate_up, rows)
+        if scale is None or y_scale is None:
+            return RoutedTaps(gate_up, rows)
+        pairs = ((x, scale), (y, y_scale))
+        operands = tuple((self._by_slot(slots, e), self._by_slot(slots, s.view(-1, 1))) for e, s in pairs)
+        return RoutedTaps(gate_up, rows, operands)
+
+    def _by_slot(self, slots: Slots, values: Tensor) -> Tensor:
+        """Return rows, which a grouped GEMM has in the order of their experts, slot after slot."""
+        import torch
+
+        if self.kind != GROUPED:
+            return values
+        own = values.view(torch.uint8) if values.element_size() == 1 else values  # E4M3 has no index_copy_
+        return torch.empty_like(own).index_copy_(0, slots.order, own).view(values.dtype)
 
     def _tokens(self, x: Tensor, scale: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Return rows `(rows, k)` as the kernels multiply them, and their scales `(rows, 1)` where they have some."""

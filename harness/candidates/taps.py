@@ -70,10 +70,13 @@ class RoutedTaps:
     Attributes:
         gate_up: `(slots, 2n)`, or `(slots, n)` of relu2.
         rows: `(slots, k)`, with the routing weight where the GEMM's epilogue multiplies by it.
+        operands: of activations in FP8 with a scale of each row what either GEMM multiplied, E4M3 `(slots, k)` and its scales
+            `(slots, 1)` float32. Without them sums of 13 bits are bounded so wide that x1.1 is legal.
     """
 
     gate_up: Tensor
     rows: Tensor
+    operands: tuple[tuple[Tensor, Tensor], ...] = ()
 
 
 class TappedRouted:

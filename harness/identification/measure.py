@@ -22,6 +22,7 @@ from harness.identification.quantizer import QuantizerFound, as_quantizer, find_
 from harness.identification.quantizer_probe import Quantize
 from harness.identification.reciprocal import find_reciprocal
 from harness.judging.context import Known, device_is_lost
+from harness.judging.known import narrow_accumulator
 from harness.records.finding import Finding
 from harness.verdict import UsageError
 from reference.bounds import Accumulator
@@ -130,10 +131,8 @@ class _Probing:
             accumulator = Accumulator(
                 probed.bits, self._traits.accumulator_chunk, measured=True, window=probed.window
             )
-        elif found.summation is not None and found.summation.unit.result == "13 bits":
-            # FP8 operands cannot hold the probe of an accumulator: what is known of the unit stands for it.
-            narrow = found.summation.unit.fraction or 13
-            accumulator = Accumulator(narrow + 1, found.summation.unit.k, window=narrow + 1)
+        else:
+            accumulator = narrow_accumulator(found.summation) or accumulator
         epilogue = judged_epilogue(found.epilogue, self._traits.deviations)
         return replace(known, accumulator=replace(accumulator, epilogue=epilogue), summation=found.summation)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -36,10 +36,12 @@ class Known:
     def declared(cls, traits: Traits) -> Known:
         """Return what the traits say, nothing measured."""
         arithmetic = Arithmetic(traits.arithmetic, keeps_subnormals=traits.keeps_subnormals)
+        summation = declared_summation(traits)
+        accumulator = narrow_accumulator(summation) or Accumulator(chunk=traits.accumulator_chunk)
         return cls(
             arithmetic,
-            Accumulator(chunk=traits.accumulator_chunk, epilogue=_declared_epilogue(traits)),
-            declared_summation(traits),
+            replace(accumulator, epilogue=_declared_epilogue(traits)),
+            summation,
             tuple(traits.unrounded),
             torch.float32 if "hidden" in traits.unrounded else torch.bfloat16,
         )
@@ -50,6 +52,18 @@ def _declared_epilogue(traits: Traits) -> Epilogue:
     meant = {text.partition(": ")[::2] for text in traits.deviations}
     casts = [cast for cast in CASTS if ("cast", cast) in meant]
     return Epilogue(casts[0] if casts else CASTS[0], each=EACH in traits.deviations)
+
+
+def narrow_accumulator(summation: Summation | None) -> Accumulator | None:
+    """Return the bound of a unit whose sums keep fewer bits than float32 has, those of FP8 before Blackwell; else None.
+
+    A layer that hides its GEMMs, and FP8 operands, which cannot hold the probe of an accumulator, leave it to what is known
+    of the unit.
+    """
+    if summation is None or summation.unit.result != "13 bits" or summation.unit.fraction is None:
+        return None
+    kept = summation.unit.fraction + 1
+    return Accumulator(kept, summation.unit.k, window=kept)
 
 
 def declared_summation(traits: Traits) -> Summation | None:

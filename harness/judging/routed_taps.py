@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from harness.candidates.taps import RoutedTaps
@@ -74,20 +75,26 @@ def _judge(
     """Judge what each GEMM stored on what the one before it did, and the sum of the second one's rows."""
     how = computed(ctx)
     experts, tokens = experts_of(given, how, routes, matrices_of(ctx))
+    widths = ctx.problem.hidden, 2 * given["w2"].shape[2]
     gate_up, rows = _of_routes(ctx, taps, routes, given["w1"].shape[1])
     where = Rows(routes.expert, routes.place, len(given["w1"]), max(routes.most, 1))
-    found = []
-    for gemm, got, legal in (
-        ("first", gate_up, experts.gate_up(tokens)),
-        ("second", rows, experts.rows(Interval(gate_up.double(), gate_up.double()))),
-    ):
-        about = [
-            f"token {t}, slot {s}" for t, s in zip(routes.token.tolist(), routes.slot.tolist(), strict=True)
-        ]
-        allowed, all_rows = _Stored(legal.low, legal.high), routes.token.new_tensor(range(len(got)))
-        found.append(
-            compare_range(ctx, f"{name}, {gemm} GEMM", got, allowed, where, all_rows, about.__getitem__)
-        )
+    every, found = routes.token.new_tensor(range(len(rows))), []
+    about = [f"token {t}, slot {s}" for t, s in zip(routes.token.tolist(), routes.slot.tolist(), strict=True)]
+
+    def compared(what: str, got: Tensor, legal: Interval) -> None:
+        allowed = _Stored(legal.low, legal.high)
+        found.append(compare_range(ctx, f"{name}, {what}", got, allowed, where, every, about.__getitem__))
+
+    operands = [
+        experts.quantized_tokens(tokens),
+        experts.quantized_hidden(Interval(gate_up.double(), gate_up.double())),
+    ]
+    factors: list[Tensor | None] = [None, None]
+    for number, (codes, scale) in enumerate(_operands_of(ctx, taps, routes, widths)):
+        compared(("tokens in FP8", "activation in FP8")[number], codes * scale.double(), operands[number])
+        operands[number], factors[number] = Interval(codes, codes, codes.new_zeros((len(codes), 0))), scale
+    compared("first GEMM", gate_up, experts.first(operands[0], factors[0]))
+    compared("second GEMM", rows, experts.second(operands[1], factors[1]))
     served = routes.there.any(-1).nonzero().flatten()
     ids = given["topk_idx"].tolist()
     total = summed(given, how, routes, rows, rows)
@@ -98,15 +105,27 @@ def _judge(
     ]
 
 
+def _operands_of(
+    ctx: Context, taps: RoutedTaps, routes: Routes, widths: tuple[int, int]
+) -> list[tuple[Tensor, Tensor]]:
+    """Return what both GEMMs multiplied, float64 `(rows, k)` and factors `(rows, 1)`, expert after expert, where it is told."""
+    found = []
+    for (codes, scale), width in zip(taps.operands, widths, strict=False):
+        elements = _at(ctx, codes, routes, width, torch.float8_e4m3fn)
+        found.append((elements.double(), _at(ctx, scale, routes, 1, torch.float32)))
+    return found
+
+
 def _of_routes(ctx: Context, taps: RoutedTaps, routes: Routes, columns: int) -> tuple[Tensor, Tensor]:
     """Return the stored rows of the slots that count, expert after expert."""
-    slots = routes.there.numel()
-    dtype, device = ctx.routed.layer_dtype, ctx.traits.device
-    at = routes.token * routes.there.shape[1] + routes.slot
-    return tuple(  # type: ignore[return-value]
-        checked(stored, "routed_moe_tapped", name, (slots, width), dtype, device, f"(slots, {width})")[at]
-        for name, stored, width in (
-            ("gate_up", taps.gate_up, columns),
-            ("rows", taps.rows, ctx.problem.hidden),
-        )
+    dtype = ctx.routed.layer_dtype
+    return _at(ctx, taps.gate_up, routes, columns, dtype), _at(
+        ctx, taps.rows, routes, ctx.problem.hidden, dtype
     )
+
+
+def _at(ctx: Context, stored: Tensor, routes: Routes, width: int, dtype: torch.dtype) -> Tensor:
+    """Return the rows of the slots that count. Raises ContractError where a tap is none of `(slots, width)` of its type."""
+    slots = routes.there.numel()
+    checked(stored, "routed_moe_tapped", "", (slots, width), dtype, ctx.traits.device, f"(slots, {width})")
+    return stored[routes.token * routes.there.shape[1] + routes.slot]

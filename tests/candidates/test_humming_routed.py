@@ -58,6 +58,14 @@ class OnCpu(HummingRouted):
         return supported()
 
 
+class OnTheUnit(OnCpu):
+    """The candidate as it declares itself, for a stand-in that adds as the unit of FP8 does."""
+
+    @cached_property
+    def traits(self) -> Traits:
+        return replace(super().traits, summation="sm_90 f8")
+
+
 def install(monkeypatch: pytest.MonkeyPatch, **like: Any) -> None:
     humming_stand_in.install(monkeypatch, **like)
     monkeypatch.setattr(humming_package, "is_installed", lambda: False)  # so that nobody asks for its tiles
@@ -102,6 +110,24 @@ def test_the_layer_is_what_its_arguments_mean(mode: str, monkeypatch: pytest.Mon
         wanted = eager.routed_moe(**(call | {"out": call["out"].clone()}))
         assert candidate.routed_moe(**call) is call["out"]
         assert torch.equal(call["out"], wanted)
+
+
+@pytest.mark.parametrize("kind", ["indexed", "grouped"])
+def test_sums_of_fp8_that_keep_13_fractional_bits_are_legal(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The layer hides them: they are bounded by what is known of the unit."""
+    install(monkeypatch, unit="sm_90 f8")
+    problems = ("v2:1x1x256x128:1:normal:0", "v2:2x24x512x384:17,9:spread:1944")
+    for rule in ("ROUTED", "SLOTS"):
+        for outcome in judged(OnTheUnit(f"mxfp4-fp8-{kind}"), rule, problems):
+            assert outcome.status == "judged", outcome.error
+            assert outcome.illegal == [], outcome.illegal[0].message
+            # A token that goes to the same expert twice has rows that are alike.
+            assert rule == "SLOTS" or not any(c.accepted_altered for c in outcome.comparisons)
+            assert {f"routed layer, {what} in FP8" for what in ("tokens", "activation")} <= {
+                c.stage.replace("one token, ", "") for c in outcome.comparisons
+            }
 
 
 @pytest.mark.parametrize("fault", FAULTS)
