@@ -75,16 +75,26 @@ def masked_moe(
     gemm = _gemm_by_kernels if with_kernels else _gemm_in_torch
     if not with_kernels:
         input_scale, a2_scale = input_scale if input_scale is None else input_scale.cpu(), a2_scale.cpu()
-    done = []
-    for experts, of_rows in _groups(counts, _ELEMENTS // max(w1[0][0].numel(), 1)):
-        group = _Group.of(experts, counts[experts], device)
+
+    def layer(group: _Group, of_rows: slice, unasked: list[Tensor] | None) -> Tensor:
         if input_scale is None:
             codes, block_scale = (each[of_rows] for each in rows)
         else:
             codes, block_scale = quantized(rows[0][of_rows], input_scale, group.of_row)
-        gemm1 = gemm(codes, block_scale, w1, group, largest)
+        gemm1 = gemm(codes, block_scale, w1, group, largest, unasked)
         middle = way.value(gemm1.double()).bfloat16()
-        done.append(gemm(*quantized(middle, a2_scale, group.of_row), w2, group, largest))
+        return gemm(*quantized(middle, a2_scale, group.of_row), w2, group, largest, unasked)
+
+    groups, done, open_ = [], [], []
+    for experts, of_rows in _groups(counts, _ELEMENTS // max(w1[0][0].numel(), 1)):
+        unasked: list[Tensor] = []
+        groups.append((_Group.of(experts, counts[experts], device), of_rows))
+        done.append(layer(*groups[-1], unasked))
+        open_.append(torch.stack(unasked).any() if unasked else largest.new_zeros((), dtype=torch.bool))
+    # Asked once, of all of them: a device that waits for a question is idle until its host has caught up.
+    for number, again in enumerate(torch.stack(open_).tolist() if done else []):
+        if again:
+            done[number] = layer(*groups[number], None)
     check_codes(int(largest))
     return torch.cat(done) if done else w2[0].new_empty((0, w2[0].shape[1]), dtype=torch.bfloat16)
 
@@ -103,7 +113,12 @@ def _quantized_in_torch(x: Tensor, scale: Tensor, of_row: Tensor) -> tuple[Tenso
 
 
 def _gemm_by_kernels(
-    codes: Tensor, block_scale: Tensor, weights: _Weights, group: _Group, largest: Tensor
+    codes: Tensor,
+    block_scale: Tensor,
+    weights: _Weights,
+    group: _Group,
+    largest: Tensor,
+    _: list[Tensor] | None,
 ) -> Tensor:
     b_codes, b_scale, alpha = (each[group.experts] for each in weights)
     a, b = Decoded.of(codes, block_scale, largest), Decoded.of(b_codes, b_scale, largest)
@@ -111,13 +126,18 @@ def _gemm_by_kernels(
 
 
 def _gemm_in_torch(
-    codes: Tensor, block_scale: Tensor, weights: _Weights, group: _Group, largest: Tensor
+    codes: Tensor,
+    block_scale: Tensor,
+    weights: _Weights,
+    group: _Group,
+    largest: Tensor,
+    unasked: list[Tensor] | None,
 ) -> Tensor:
     b_codes, b_scale, alpha = (each[group.experts] for each in weights)
     a = pairs.decode_blocks(codes, block_scale, torch.bfloat16, largest)
     b = pairs.decode_blocks(b_codes, b_scale, torch.bfloat16, largest)
     of_row = group.of_row - group.experts.start
-    exact = parts.products((a, block_scale), (b, b_scale), group.counts, of_row)
+    exact = parts.products((a, block_scale), (b, b_scale), group.counts, of_row, unasked)
     out = torch.empty(exact.shape, dtype=torch.bfloat16, device=exact.device)
     return torch.mul(exact, alpha.double()[of_row].unsqueeze(-1), out=out)
 

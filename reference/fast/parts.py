@@ -122,7 +122,11 @@ def open_rows(a_sizes: Tensor, b_sizes: Tensor, of_row: Tensor) -> Tensor:
 
 
 def products(
-    a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor], counts: Sequence[int], of_row: Tensor
+    a: tuple[Tensor, Tensor],
+    b: tuple[Tensor, Tensor],
+    counts: Sequence[int],
+    of_row: Tensor,
+    unasked: list[Tensor] | None = None,
 ) -> Tensor:
     """Return a @ b[e].T of the rows of each expert, each product as exact as float64 has it, `(rows, n)` float64.
 
@@ -131,11 +135,15 @@ def products(
         b: likewise, `(experts, n, k)`.
         counts: rows of each expert.
         of_row: `(rows,)` integer, the expert of each.
+        unasked: takes whether any row is left open, `()` bool, for a caller that asks later: it calls again where one is. None:
+            asked here, which waits for the device.
     """
     parts, a_sizes = split(*a)
     is_open = open_rows(a_sizes, sizes(*b), of_row)
     exact = _of_parts(parts, b[0], counts)
-    if bool(is_open.any()):  # asked when the device has all the rest to do
+    if unasked is not None:
+        unasked.append(is_open.any())
+    elif bool(is_open.any()):  # asked when the device has all the rest to do
         for expert in sorted(set(of_row[is_open].tolist())):
             rows = is_open & (of_row == expert)
             exact[rows] = torch.mm(a[0][rows].double(), b[0][expert].double().T)
@@ -146,13 +154,15 @@ def _of_parts(parts: Tensor, b: Tensor, counts: Sequence[int]) -> Tensor:
     """Return the products of rows in parts `(rows, 2, k)` with b `(experts, n, k)`, exact where they are not open."""
     rows, _, k = parts.shape
     out = torch.empty(rows, b.shape[1], dtype=torch.float64, device=b.device)
-    both = torch.empty(rows, 2, b.shape[1], dtype=torch.float32, device=b.device)
-    coarse, fine = both.unbind(1)
+    both = torch.empty(2 * rows, b.shape[1], dtype=torch.float32, device=b.device)
+    coarse, fine = both.view(rows, 2, -1).unbind(1)
+    flat, lengths = parts.view(2 * rows, k), [2 * count for count in counts]
+    of_experts = torch.split(both, lengths)
     for number, piece in enumerate(_pieces(k)):
-        of_experts = zip(torch.split(parts[..., piece], [*counts]), b[..., piece].unbind(), strict=True)
-        for (of_a, of_b), done in zip(of_experts, torch.split(both, [*counts]), strict=True):
+        operands = torch.split(flat[:, piece], lengths), b[..., piece].mT.unbind()
+        for of_a, of_b, done in zip(*operands, of_experts, strict=True):
             if len(of_a):
-                _multiply(of_a.flatten(0, 1), of_b.T, done.flatten(0, 1))
+                _multiply(of_a, of_b, done)
         if number:
             out += coarse
         else:
