@@ -145,7 +145,9 @@ def _streamed(a: Interval, weights: Tensor, dtype: torch.dtype) -> Tensor:
     for begin in blocks:
         part = slice(begin, begin + _PART)
         total += (center[:, part] @ weights[:, part].T).abs() + radius[:, part] @ weights[:, part].abs().T
-    unit = {torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8, torch.float32: 2.0**-24}[dtype] / 2
+    unit = {torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8, torch.float32: 2.0**-24}[
+        dtype
+    ]  # half a step of 1
     return total * (math.expm1((len(blocks) + 2) * math.log1p(unit)))
 
 

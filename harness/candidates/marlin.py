@@ -69,7 +69,7 @@ class Marlin(PreparedRouted):
             device=self._device,
             activation_format="bf16",
             weight_format=self.weights,
-            accumulator_chunk=16,
+            accumulator_chunk=8,  # an instruction adds 16; half leaves room for sums of warps and of blocks along k
             summation="sm_90 f16; lanes 2; stream" if self.atomic else VARIES,
             k_multiple=128,
             n_multiple=128,
