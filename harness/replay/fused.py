@@ -48,7 +48,7 @@ def observed_fused(call: Captured, **changed: Any) -> Observed:
         changed: arguments in place of those that it was given.
 
     Raises:
-        NotJudgedError: it asks for something that is not read back, or an argument was not dumped.
+        NotJudgedError: it asks for something that is not read back, an argument was not dumped, or weights or scales are none.
     """
     a = {**call.inputs, **changed}
     itself = routers.routes_itself(a)
@@ -57,6 +57,8 @@ def observed_fused(call: Captured, **changed: Any) -> Observed:
         layer = _READ.get(_name(call), _trtllm)(a)
     except KeyError as error:
         raise NotJudgedError(f"{call.function}: {error.args[0]} was not dumped") from None
+    except ValueError as error:  # weights or scales that no preparation makes
+        raise NotJudgedError(f"{call.function}: {error}") from None
     tokens, weights = FORMATS[layer.traits.activation_format], FORMATS[layer.traits.weight_format]
     arguments = {
         "w1": layer.first.codes, "w1_blockscale": layouts.weight_scales(weights, layer.first.scale),

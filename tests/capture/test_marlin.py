@@ -134,3 +134,19 @@ def test_parts_that_are_added_in_bfloat16_are_legal_where_the_device_adds_them_s
 def test_what_has_no_rule_says_so(run: Run, named: dict[str, Any], words: str) -> None:
     line = line_of(run(**named))
     assert (str(line.verdict), line.words) == ("UNKNOWN", words)
+
+
+def test_scales_that_cannot_be_read_back_leave_a_call_without_a_verdict(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, read = run(), marlin.scales_from_marlin
+
+    def of_spoiled(stored: torch.Tensor, kind: str) -> torch.Tensor:
+        spoiled = stored.clone()
+        spoiled.view(torch.uint8)[0, 0, 0] = 255
+        return read(spoiled, kind)
+
+    monkeypatch.setattr(marlin, "scales_from_marlin", of_spoiled)
+    line = line_of(folder)
+    assert str(line.verdict) == "UNKNOWN"
+    assert line.words == "sglang.marlin.fused_marlin_moe: marlin: block scales must be numbers of E4M3, got nan"
