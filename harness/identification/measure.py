@@ -126,13 +126,15 @@ class _Probing:
             return replace(known, summation=None)
         self._findings += found.findings
         self._notes |= found.notes
-        accumulator, probed = known.accumulator, found.accumulator
+        probed = found.accumulator
         if probed.bits:
             accumulator = Accumulator(
                 probed.bits, self._traits.accumulator_chunk, measured=True, window=probed.window
             )
         else:
-            accumulator = narrow_accumulator(found.summation) or accumulator
+            # As found: a unit that is only declared would excuse what it does not explain.
+            wide = Accumulator(chunk=self._traits.accumulator_chunk)
+            accumulator = narrow_accumulator(found.summation) or wide
         epilogue = judged_epilogue(found.epilogue, self._traits.deviations)
         return replace(known, accumulator=replace(accumulator, epilogue=epilogue), summation=found.summation)
 

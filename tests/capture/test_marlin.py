@@ -149,4 +149,6 @@ def test_scales_that_cannot_be_read_back_leave_a_call_without_a_verdict(
     monkeypatch.setattr(marlin, "scales_from_marlin", of_spoiled)
     line = line_of(folder)
     assert str(line.verdict) == "UNKNOWN"
-    assert line.words == "sglang.marlin.fused_marlin_moe: marlin: block scales must be numbers of E4M3, got nan"
+    assert (
+        line.words == "sglang.marlin.fused_marlin_moe: marlin: block scales must be numbers of E4M3, got nan"
+    )

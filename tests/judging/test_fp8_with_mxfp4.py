@@ -63,8 +63,13 @@ def test_the_unit_is_confirmed_and_every_element_has_one_value() -> None:
 
 
 def test_a_tile_that_is_off_is_seen() -> None:
-    judge = Judge(OfHopper(1.01), threads=1, probe=False)
+    judge = Judge(OfHopper(1.01), threads=1)
     assert judge.judge("GEMM", PROBLEMS[0]).fails
+
+
+def test_without_probes_sums_of_the_declared_unit_are_legal() -> None:
+    judge = Judge(OfHopper(), threads=1, probe=False)
+    assert not any(judge.judge("GEMM", problem).fails for problem in PROBLEMS)
 
 
 @pytest.mark.parametrize("data", ["normal", "spread"])
