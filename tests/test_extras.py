@@ -37,6 +37,8 @@ def without(monkeypatch: pytest.MonkeyPatch) -> Without:
 
     def remove(extra: str) -> None:
         for module in EXTRAS[extra].values():
+            for below in [name for name in sys.modules if name.startswith(f"{module}.")]:  # found without it
+                monkeypatch.delitem(sys.modules, below)
             monkeypatch.setitem(sys.modules, module, None)
 
     return remove
