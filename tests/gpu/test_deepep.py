@@ -26,7 +26,7 @@ from harness.running.judge import Judge
 from harness.running.outcome import Outcome
 from reference.logfmt import decode_logfmt, encode_logfmt, legal_logfmt
 from reference.routing import Dispatched
-from tests.ranks.planted import FAULTS, carries, caught_and_named, needed
+from tests.ranks.planted import FAULTS, brought_back, carries, caught_and_named, needed
 
 pytestmark = pytest.mark.skipif(
     not torch.cuda.is_available()
@@ -150,6 +150,12 @@ def test_every_way_to_call_gives_the_same(candidate: DeepEp) -> None:
                 assert all(map(torch.equal, out, results["plain"][1])), (transport, style)
     finally:
         candidate._styles = kept
+
+
+@pytest.mark.parametrize("topk", [1, 8, 9, 10, 11])
+def test_tokens_may_have_up_to_eleven_experts(candidate: DeepEp, topk: int) -> None:
+    over, simulated = brought_back(candidate, topk), brought_back(load_candidate("eager-cuda"), topk)
+    assert all(map(torch.equal, over, simulated))
 
 
 def test_a_thousand_calls_of_two_sizes_give_the_same(candidate: DeepEp) -> None:

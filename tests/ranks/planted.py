@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from harness.faults.fault import Fault, all_faults
 from harness.faults.named import plant
 from harness.running.judge import Judge
@@ -39,3 +42,16 @@ def caught_and_named(candidate: Any, name: str, problems: Sequence[str]) -> tupl
         if {name, *fault.same_as} & set(found):
             break
     return where, found
+
+
+def brought_back(candidate: Any, topk: int) -> list[Tensor]:
+    """Return the sums of two ranks whose tokens go to `topk` of 16 experts; each expert multiplies by a number of its own."""
+    generator, device = torch.Generator().manual_seed(topk), candidate.traits.device
+    x = [torch.randn(tokens, 2048, generator=generator).bfloat16().to(device) for tokens in (48, 31)]
+    ids = [torch.rand(len(rows), 16, generator=generator).topk(topk).indices.to(device) for rows in x]
+    weights = [torch.rand(len(rows), topk, generator=generator).to(device) for rows in x]
+    received = candidate.dispatch(x, ids, 16, 48)
+    factors = torch.arange(1, 9, device=device).view(-1, 1, 1) / 8
+    y = [(got.x.float() * factors).bfloat16() for got in received]
+    found: list[Tensor] = candidate.combine(y, received, ids, weights)
+    return found

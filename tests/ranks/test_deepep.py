@@ -23,7 +23,7 @@ from harness.ranks.collectives import Sizes
 from harness.ranks.deepep_build import HIDDEN_SIZES, find_build
 from harness.ranks.errors import NoBuildError, RankError
 from harness.running.judge import Judge
-from tests.ranks.planted import FAULTS, carries, caught_and_named
+from tests.ranks.planted import FAULTS, brought_back, carries, caught_and_named
 
 PROBLEMS = ("4x6x16x16:3*4:normal:57", "6x3x16x16:3*6:normal:1", "3x5x16x16:2*3:normal:3")
 
@@ -55,6 +55,12 @@ def test_the_rules_pass_whatever_the_widths_and_the_ways_to_call(candidate: Over
             outcome = judge.judge(rule, problem)
             assert outcome.status == "judged", outcome
             assert not outcome.illegal, outcome
+
+
+@pytest.mark.parametrize("topk", [9, 11])
+def test_tokens_may_have_more_experts_than_problems_draw(candidate: OverRanks, topk: int) -> None:
+    over, simulated = brought_back(candidate, topk), brought_back(load_candidate("eager"), topk)
+    assert all(map(torch.equal, over, simulated))
 
 
 @pytest.mark.parametrize("style", ["plain", "hook", "asynchronous", "zero copy"])
