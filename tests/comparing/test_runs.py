@@ -9,6 +9,7 @@ import pytest
 
 from harness.comparing.runs import Run, compare, compare_records, newest_pair
 from harness.records.changes import Direction
+from harness.records.finding import Finding
 from harness.records.record import CandidateRun, RuleResult, Skip, load_record
 from harness.verdict import Verdict
 from reports.compare import render
@@ -138,6 +139,16 @@ def test_the_environment_names_what_changed() -> None:
     assert changed.keys() == {"torch", "triton", "GPUs", "driver", "eager, measured: accumulator"}
     assert changed["torch"] == (before.environment.packages["torch"], "9.0")
     assert changed["triton"] == ("", "4.0")
+
+
+def test_what_was_found_of_a_kernel_and_where_its_modes_change_is_a_fact_that_may_change() -> None:
+    before, after = read("pass"), read("pass")
+    stage = "masked_grouped_gemm"
+    before.candidates[0].findings = [Finding(stage, "order along k", "one pass")]
+    after.candidates[0].findings = [Finding(stage, "order along k", "", modes=("parts 4 at k 7,168",))]
+    (change,) = compare_records(before, after).environment
+    assert change.name == f"eager, found: {stage}, order along k"
+    assert (change.before, change.after) == ("one pass", "not known; parts 4 at k 7,168")
 
 
 def test_the_arithmetic_of_exact_dot_products_is_a_fact_that_may_change() -> None:
