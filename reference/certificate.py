@@ -41,9 +41,11 @@ def step_exponents(values: Tensor) -> Tensor:
 
 def _step_exponents(values: Tensor) -> Tensor:
     """E2M1 times E4M3, for example, are integers in units of the smallest one: the lowest bit of all of a row is wanted."""
-    units = _in_units(values.float())
+    # float64 stays: float32 has no number below 2^-149 but zero, which lies on any grid, and rounds bits away that count.
+    wide = values if values.dtype == torch.float64 else values.float()
+    units = _in_units(wide)
     if units is None:  # NaN decides nothing
-        units = _in_units(torch.nan_to_num(values, nan=2.0**UNIT_EXPONENT).float())
+        units = _in_units(wide.nan_to_num(nan=2.0**UNIT_EXPONENT))
     if units is None:
         return _lowest_bits(values)
     while units.shape[-1] > 1:
@@ -57,7 +59,8 @@ def _step_exponents(values: Tensor) -> Tensor:
 def _in_units(values: Tensor) -> Tensor | None:
     scaled = values * 2.0**-UNIT_EXPONENT
     units = scaled.int()
-    return None if bool(units.float().ne_(scaled).sum()) else units  # several times quicker than all()
+    # Several times quicker than all().
+    return None if bool(units.to(scaled.dtype).ne_(scaled).sum()) else units
 
 
 def _lowest_bits(values: Tensor) -> Tensor:

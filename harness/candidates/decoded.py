@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-LIMIT = 1 << 27
-"""Bytes of decoded elements kept in all. One operand of more than a quarter of that in float32 is not kept: it would push out
+LIMIT = 1 << 28
+"""Bytes of decoded elements kept in all. One operand of more than a quarter of that in float64 is not kept: it would push out
 the others."""
-_FLOAT32 = 8  # bytes of float32 that a packed byte is decoded to
+_FLOAT64 = 16  # bytes of float64 that a packed byte is decoded to
 _SAMPLES = 16  # bytes by which operands are told apart before they are compared
 
 
 def keeps(packed: Tensor) -> bool:
     """Return whether a packed operand is small enough to be kept decoded."""
-    return packed.numel() * _FLOAT32 <= LIMIT // 4
+    return packed.numel() * _FLOAT64 <= LIMIT // 4
 
 
 class DecodedOperands:
@@ -40,13 +40,11 @@ class DecodedOperands:
             scales: all bytes that the values depend on besides, uint8, contiguous.
             decode: gives the values of the two.
         """
-        import torch
-
         if not keeps(packed):
             return decode()
         key = (*_some_bytes(packed), *_some_bytes(scales), packed.shape, scales.shape, str(packed.device))
         kept = self._kept.get(key)
-        if kept is not None and torch.equal(kept[0], packed) and torch.equal(kept[1], scales):
+        if kept is not None and _equal(kept[0], packed) and _equal(kept[1], scales):
             self._kept.move_to_end(key)
             return kept[2]
         values = decode()
@@ -59,6 +57,19 @@ class DecodedOperands:
             _, (_, _, oldest) = self._kept.popitem(last=False)
             self._bytes -= oldest.nbytes
         return values
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    """Return whether two contiguous uint8 tensors of one shape are equal: eight bytes at a time, where torch compares one."""
+    import torch
+
+    flat = one.flatten(), other.flatten()
+    if any(side.storage_offset() % 8 for side in flat):
+        return torch.equal(*flat)
+    whole = len(flat[0]) // 8 * 8
+    return torch.equal(*(side[whole:] for side in flat)) and torch.equal(
+        *(side[:whole].view(torch.int64) for side in flat)
+    )
 
 
 def _some_bytes(tensor: Tensor) -> list[int]:

@@ -113,9 +113,9 @@ class EagerKernels(ComposedMoe, ComposedRoutedMoe):
         coded, of_weights = layouts.loaded(self.form, (a, a_scale)), FORMATS[self.traits.weight_format]
         valid, counts = valid_rows(masked_m, coded.codes.shape[1]), masked_m.tolist()
 
-        def decoded(experts: slice) -> Tensor:  # float32 holds every value of every format
+        def decoded(experts: slice) -> Tensor:
             pair = b[..., experts], b_scale[..., experts]
-            return of_weights.values(layouts.loaded(of_weights, pair), torch.float32)
+            return of_weights.values(layouts.loaded(of_weights, pair), torch.float64)
 
         b_values: Iterable[Tensor]
         if keeps(b):
@@ -128,7 +128,7 @@ class EagerKernels(ComposedMoe, ComposedRoutedMoe):
         for expert, (rows, of_a, of_b) in enumerate(of_experts):
             if not rows:
                 continue
-            product = torch.mm(of_a, of_b.double().T).float()
+            product = torch.mm(of_a, of_b.T).float()
             if coded.row_scale is not None:
                 product *= coded.row_scale[expert, :rows]
             out[:rows, :, expert] = (product if alpha is None else product * alpha.reshape(-1)[expert]).to(

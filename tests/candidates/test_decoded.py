@@ -85,9 +85,22 @@ def test_a_copy_elsewhere_in_memory_is_the_same_operand_and_one_byte_makes_anoth
     assert decoded == [0, 2]
 
 
+@pytest.mark.parametrize("offset", [0, 1, 8])
+@pytest.mark.parametrize("changed", [None, 0, 63, 64, 199])
+def test_every_byte_counts_wherever_an_operand_lies(offset: int, changed: int | None) -> None:
+    kept, decoded = DecodedOperands(), []
+    memory, scales = torch.arange(300, dtype=torch.uint8), torch.zeros(1, dtype=torch.uint8)
+    operand = memory[offset : offset + 203]
+    kept.get(operand.clone(), scales, lambda: decoded.append(0) or torch.empty(1))
+    if changed is not None:
+        operand[changed] += 1
+    kept.get(operand, scales, lambda: decoded.append(1) or torch.empty(1))
+    assert decoded == ([0] if changed is None else [0, 1])
+
+
 def test_an_operand_above_the_limit_is_not_kept() -> None:
     kept, calls = DecodedOperands(), []
-    big, scale = torch.zeros(LIMIT // 32 + 1, dtype=torch.uint8), torch.zeros(1, dtype=torch.uint8)
+    big, scale = torch.zeros(LIMIT // 64 + 1, dtype=torch.uint8), torch.zeros(1, dtype=torch.uint8)
     for _ in range(2):
         kept.get(big, scale, lambda: calls.append(1) or torch.empty(0))
     assert len(calls) == 2

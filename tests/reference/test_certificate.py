@@ -129,6 +129,17 @@ def test_values_of_other_formats_lie_on_grids_too(value: float) -> None:
     assert steps[2] >= 20
 
 
+@pytest.mark.parametrize(("value", "step"), [(2.0**-160, -160), (-(2.0**-1000), -1000), (2 + 2.0**-28, -28)])
+def test_what_float32_would_not_hold_counts_in_float64(value: float, step: int) -> None:
+    """GEMM-2: below 2^-149, and with more than 24 bits; beside NaN too. Such products are certified in no 24 bits."""
+    rows = torch.tensor([[1.0, value], [2.0, 2.0]], dtype=torch.float64)
+    assert certificate.step_exponents(rows).tolist() == [step, 1]
+    assert certificate.step_exponents(torch.tensor([[torch.nan, value]], dtype=torch.float64)).item() == step
+    made = exact_products(Side(rows), Side(torch.ones(1, 2, dtype=torch.float64)))
+    assert made.values[0, 0].item() == 1 + value
+    assert made.exact == (Fraction(1) + Fraction(value) == Fraction(1 + value))
+
+
 def test_nan_counts_as_finest_among_codes() -> None:
     """GEMM-2: E2M1 codes times E4M3 scales."""
     assert certificate.step_exponents(torch.tensor([[4.0, torch.nan]])).tolist() == [-10]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from reference import nvfp4
+from reference import e4m3, nvfp4
 from reference.fast import columns
 
 SCALES = [1.0, 523.7, 2.0**-126, 2.0**127, 3e38, 2.0**-149, 1.1754943e-38]
@@ -44,6 +44,29 @@ def test_every_value_of_the_narrow_types(
     shuffled = torch.randperm(len(numbers), generator=torch.Generator().manual_seed(seed))
     for values in (numbers[shuffled] if seed else numbers, bits):
         both(values.view(dtype).view(1, -1, 16).repeat(len(SCALES), 1, 1), SCALES)
+
+
+def test_every_byte_is_that_of_the_definition() -> None:
+    """NVFP4-1: every byte, every middle of two and its neighbours, what is too small or too large, and random numbers."""
+    value = e4m3.decode_e4m3(torch.arange(127, dtype=torch.uint8)).double()
+    middle, ends = (value[1:] + value[:-1]) / 2, torch.tensor([0.0, torch.inf], dtype=torch.float64)
+    generator = torch.Generator().manual_seed(7)
+    random = torch.rand(100_000, dtype=torch.float64, generator=generator)
+    power = torch.randint(-20, 12, (100_000,), generator=generator)
+    seldom = torch.tensor([5e-324, 2.0**-10, 449, 464, 465, 1e300], dtype=torch.float64)
+    near = [torch.nextafter(middle, end) for end in ends]
+    x = torch.cat([value, middle, *near, ends, seldom, torch.ldexp(random, power)])
+    assert torch.equal(columns._rounded_to_byte(x), e4m3.round_to_byte(x).int())
+
+
+@pytest.mark.parametrize("offset", range(5))
+def test_where_it_begins_in_memory_changes_nothing(offset: int) -> None:
+    memory = torch.randn(1 << 16, generator=torch.Generator().manual_seed(8)).bfloat16()
+    x = memory[offset:][: 1 << 15].view(-1, 16)
+    scale = torch.tensor([300.0])
+    got, wanted = nvfp4.quantize_nvfp4(x, scale), nvfp4.quantize_nvfp4(x.clone(), scale)
+    assert torch.equal(got.codes, wanted.codes)
+    assert torch.equal(got.block_scale, wanted.block_scale)
 
 
 def test_one_scale() -> None:
