@@ -244,18 +244,14 @@ class Stores:
             only = self.epilogue(sums, self.alpha, self.dtype)
             return only, only
         factor = self.row_scale if where is None else self.row_scale.expand_as(where)[where]
-        alpha = torch.ones_like(factor) if self.alpha is None else self.alpha.expand_as(factor)
-        if self.epilogue.joins:
-            only = self.epilogue(sums, self.epilogue.joined(alpha, factor), self.dtype)
-            return only, only
-        ways = [
-            self.epilogue(sums.float() * factor, alpha, self.dtype),
-            self.epilogue(sums.float() * alpha, factor, self.dtype),
-            self.epilogue(sums, factor * alpha, self.dtype),
-        ]
-        return torch.minimum(torch.minimum(*ways[:2]), ways[2]), torch.maximum(
-            torch.maximum(*ways[:2]), ways[2]
+        low, *others = (
+            self.epilogue.scaled(sums, self.alpha, factor, self.dtype, order)
+            for order in self.epilogue.orders
         )
+        high = low
+        for other in others:
+            low, high = torch.minimum(low, other), torch.maximum(high, other)
+        return low, high
 
     def between(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
         """Return the smallest and the largest value that sums between two ends give."""

@@ -16,6 +16,8 @@ CASTS = (
 EACH = "factors: each rounded to bfloat16"
 """What a candidate declares (Traits.deviations) whose epilogue is one with `each`."""
 ROUNDINGS = ("to nearest even", "toward zero", "away from zero", "to nearest, ties away from zero")
+ORDERS = ("factor first", "alpha first", "both joined first")
+"""In which a sum may be multiplied with alpha and a factor of its row."""
 _BITS = {torch.bfloat16: torch.int16, torch.float16: torch.int16}
 
 
@@ -40,6 +42,31 @@ class Epilogue:
     def joins(self) -> bool:
         """Whether alpha and a row's factor are multiplied with each other first, so that a sum has one stored value."""
         return self.cast.endswith("bfloat16")
+
+    @property
+    def orders(self) -> tuple[str, ...]:
+        """In which orders a sum may be multiplied with alpha and a factor of its row."""
+        return ORDERS[-1:] if self.joins else ORDERS
+
+    def scaled(
+        self, sums: Tensor, alpha: Tensor | None, factor: Tensor, dtype: torch.dtype, order: str
+    ) -> Tensor:
+        """Return the stored values of sums whose rows have factors.
+
+        Args:
+            sums: `(*)` float32, or float64 to be rounded to it.
+            alpha: float32 that broadcasts, or None.
+            factor: float32 that broadcasts, of the rows.
+            dtype: output type.
+            order: one of `orders`.
+        """
+        if alpha is None:
+            alpha = torch.ones_like(factor)
+        if order == ORDERS[0]:
+            return self(sums.float() * factor, alpha, dtype)
+        if order == ORDERS[1]:
+            return self(sums.float() * alpha, factor, dtype)
+        return self(sums, self.joined(alpha, factor), dtype)
 
     def joined(self, alpha: Tensor, factor: Tensor) -> Tensor:
         """Return what sums are multiplied with, float32, of an alpha and a factor of their rows that broadcast."""

@@ -80,7 +80,7 @@ def fitting(
     Args:
         table: `segments` of the elements.
         out: `(elements,)` what was stored.
-        finish: what the kernel makes of float32 sums: alpha, and the output's type.
+        finish: what the kernel makes of float32 sums: alpha, factors of rows, and the output's type.
         sets: cuts in steps.
         manner: "in order", "last first", "pairwise", or "stream": finished first, then added in any order.
         partial: type that the sum of a part is rounded to.

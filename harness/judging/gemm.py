@@ -16,6 +16,7 @@ from torch import Tensor
 
 from harness.judging.comparison import Comparison, altered_copies, compare
 from harness.judging.cuts import Cuts
+from harness.judging.finish import Finish
 from harness.judging.order_here import inside_the_bound, not_known_here
 from harness.judging.predicted import Prediction, explained
 from harness.judging.stream import streamed
@@ -135,19 +136,18 @@ def accept_other_orders(
     Returns:
         How many elements each other order judged.
     """
-    alpha, masked_m, accumulator = given[2], given[3], given[5]
+    masked_m = given[3]
     found: Counter[str] = Counter()
     cuts: dict[int, list[Cuts]] = {}
     for expert, start, legal in () if bool(mask.all()) else _experts(*given):
         rows = slice(start, start + masked_m[expert])
-        if not bool(mask[rows].all()):
-            bad, stored = ~mask[rows], got[rows]
-            finish = _finish(accumulator, _of(alpha, expert), got.dtype)
-            if prediction.summation.stream:
+        bad, stored = ~mask[rows], got[rows]
+        for finish in _finish(given, expert, got.dtype).orders():
+            if prediction.summation.stream and bool(bad.any()):
                 found += _streamed(bad, stored, prediction, expert, finish, cuts)
-            if not prediction.summation.stream or bool(bad.any()):
+            if bool(bad.any()):
                 found += explained(bad, stored, legal, prediction, expert, finish)
-            mask[rows] = ~bad
+        mask[rows] = ~bad
     return found
 
 
@@ -156,7 +156,7 @@ def _streamed(
     stored: Tensor,
     prediction: Prediction,
     expert: int,
-    finish: Callable[[Tensor], Tensor],
+    finish: Finish,
     cuts: dict[int, list[Cuts]],
 ) -> Counter[str]:
     """Clear what some cuts explain, with as many accumulators in turn as any of the kernel's tiles may have.
@@ -172,9 +172,11 @@ def _streamed(
     return found
 
 
-def _finish(accumulator: Accumulator, alpha: Tensor | None, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
-    """Return what the epilogue makes of float32 sums, on the device where they are."""
-    return lambda sums: accumulator.epilogue(sums, None if alpha is None else alpha.to(sums.device), dtype)
+def _finish(given: tuple[Any, ...], expert: int, dtype: torch.dtype) -> Finish:
+    """Return what the epilogue makes of the float32 sums of an expert's valid rows."""
+    alpha, masked_m, accumulator, row_scale = (given[i] for i in (2, 3, 5, 6))
+    factor = None if row_scale is None else row_scale[expert, : masked_m[expert], 0]
+    return Finish(accumulator.epilogue, _of(alpha, expert), dtype, factor)
 
 
 def _unknown(mask: Tensor, got: Tensor, given: tuple[Any, ...], prediction: Prediction) -> int:

@@ -16,12 +16,11 @@ import torch
 from torch import Tensor
 
 from harness.judging.cuts import cut_sets, fitting, step_of, table_of
+from harness.judging.finish import Finish
 from reference.bounds import LegalOutput, Predict
 from reference.formats import NVFP4, Format, multiplied_in
 from reference.matrix_units import ONE_PASS, KOrder, Operand, Summation, chosen
 
-Finish = Callable[[Tensor], Tensor]
-"""Float32 sums -> what is stored: times alpha, in the output's type."""
 TILE = 64
 MANNERS = ("in order", "last first", "pairwise")
 _TILES = (64, 128, 256)
@@ -135,7 +134,7 @@ def explained(
         legal: by the bound alone.
         prediction: of the known order.
         expert: which one.
-        finish: what the epilogue makes of float32 sums.
+        finish: of the expert's rows.
 
     Returns:
         Elements that the bound leaves open in the tiles of each other order.
@@ -150,7 +149,7 @@ def explained(
         where, wrong = undecided[rows, columns], bad[rows, columns]
         if bool(outside[rows, columns].any()) or bool((wrong & ~where).any()):
             continue
-        tile = _Tile(prediction.summation, a.at(rows), b.at(columns), out[rows, columns], finish)
+        tile = _Tile(prediction.summation, a.at(rows), b.at(columns), out[rows, columns], finish.at(rows))
         # Where one tile is unexplained the problem fails, and the others are only asked for orders that were found.
         ways = known.items() if failed else tile.ways(known, few_of(wrong, where))
         name, order = next((way for way in islice(ways, _MOST) if tile.gives(way[1], where)), ("", ONE_PASS))
@@ -189,14 +188,14 @@ class _Tile:
     def gives(self, order: KOrder, where: Tensor) -> bool:
         """Return whether an order gives what was stored in some elements."""
         sums = chosen(self.summation.unit, self.a, self.b, where, order)
-        return torch.equal(self.finish(sums), self.stored[where])
+        return torch.equal(self.finish.at(where.nonzero()[:, 0])(sums), self.stored[where])
 
     def ways(self, known: dict[str, KOrder], few: Tensor) -> Iterator[tuple[str, KOrder]]:
         """Yield the orders that give what was stored in a few elements, those that were found before first."""
         plain, k = Summation(self.summation.name), self.a.k
         yield from [(name, order) for name, order in known.items() if self.gives(order, few)]
         row, column = few.nonzero().unbind(1)
-        sides, stored = (self.a.at(row), self.b.at(column)), self.stored[few]
+        sides, stored, finish = (self.a.at(row), self.b.at(column)), self.stored[few], self.finish.at(row)
         step = step_of(plain.unit)
         for size in (step, _FINE):
             if size < step and (plain.unit.k > size or k <= size):
@@ -205,7 +204,7 @@ class _Tile:
             sets = cut_sets(len(table)) if size == step else [(cut,) for cut in range(1, len(table))]
             for manner in MANNERS:
                 some = [cuts for cuts in sets if len(cuts) > 1 or manner == MANNERS[0]]
-                for cuts in fitting(table, stored, self.finish, some, manner):
+                for cuts in fitting(table, stored, finish, some, manner):
                     yield named(plain, tuple(size * cut for cut in cuts), manner, k)
             if size == step:
                 registers = [(str(order), order.order(k)) for order in in_registers(plain, k)]

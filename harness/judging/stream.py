@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from harness.judging.cuts import Cuts, cut_sets, fitting, streams, table_of
-from harness.judging.predicted import TILE, Finish, Prediction, few_of
+from harness.judging.finish import Finish
+from harness.judging.predicted import TILE, Prediction, few_of
 from reference.matrix_units import Operand, Summation, chosen
 
 _ROWS = 8  # tiles of kernels are multiples of so many rows
@@ -37,7 +38,7 @@ def streamed(
         out: `(rows, n)`, the candidate's output.
         prediction: of one pass.
         expert: which one.
-        finish: what the epilogue makes of float32 sums.
+        finish: of the expert's rows.
         known: cuts that gave stripes of other experts, asked for first; those that are found here are added.
 
     Returns:
@@ -75,8 +76,9 @@ class _Search:
         table, step = table_of(self.summation, self.a.at(rows).at(of_a), self.b.at(columns).at(of_b))
         # Many small steps, which a GPU takes no sooner.
         table, stored = table.cpu(), self.out[rows, columns][few].cpu()
+        finish = self.finish.at(rows).at(of_a)
         sets = [cuts for cuts in cut_sets(len(table)) if cuts]
-        for steps in islice(fitting(table, stored, self.finish, sets, "stream"), _MOST):
+        for steps in islice(fitting(table, stored, finish, sets, "stream"), _MOST):
             self.clear(cuts := tuple(step * cut for cut in steps), bad, found)
             if not bool(bad[row, column]):
                 return cuts
@@ -107,7 +109,8 @@ class _Search:
             for ends in zip((0, *cuts), (*cuts, self.a.k), strict=True)
         ]
         given = torch.ones(len(sums), *where.shape, dtype=torch.bool, device=where.device)
-        given[:, where] = streams(self.finish(torch.stack(sums)), self.out[where])[1]
+        stored = self.finish.at(where.nonzero()[:, 0])(torch.stack(sums))
+        given[:, where] = streams(stored, self.out[where])[1]
         return _stripes(given, lacking=True).all(-1).any(0)
 
 

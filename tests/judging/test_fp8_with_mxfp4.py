@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,12 +12,16 @@ from torch import Tensor
 from harness.candidates import layouts
 from harness.candidates.eager import EagerKernels
 from harness.candidates.protocol import Traits
+from harness.judging.context import Context, Known
+from harness.judging.known import narrow_accumulator
 from harness.judging.probe_operands import operands
 from harness.problems.problem import parse_problem
 from harness.problems.tensors import ProblemTensors
+from harness.rules import find_rules
 from harness.running.judge import Judge
 from reference.formats import E4M3_BINADES, FORMATS, in_e4m3
-from reference.matrix_units import UNITS, KOrder, Operand, matmul
+from reference.legal import Arithmetic
+from reference.matrix_units import UNITS, KOrder, Operand, Summation, matmul
 
 TOKENS, WEIGHTS = FORMATS["fp8_token"], FORMATS["mxfp4"]
 PROBLEMS = ("v2:2x9x256x128:9,4:normal:3", "v2:2x9x256x128:5,9:spread:4", "v2:1x5x512x128:5:normal:6:large")
@@ -46,11 +51,43 @@ class OfHopper(EagerKernels):
             power = 2.0 ** (int(weights.block_scale[expert].max()) - 127 - 6)
             scaled = (values / power).float().to(torch.float8_e4m3fn).float()
             x = TOKENS.values(tokens.map(lambda t, e=expert, r=rows: t[e, :r]))
-            sums = matmul(UNITS["sm_90 f8"], Operand.of(x, "e4m3"), Operand.of(scaled, "e4m3"), KOrder())
             factor = a_scale[expert, :rows] * (torch.tensor(1.0) if alpha is None else alpha[expert])
-            product: Tensor = sums * (factor * power)
-            product[:, :64] *= self.times
-            out[:rows, :, expert] = product.to(out.dtype)
+            sides = Operand.of(x, "e4m3"), Operand.of(scaled, "e4m3")
+            stored = self.stored(*sides, factor * power, out.dtype)
+            stored[:, :64] = (stored[:, :64].float() * self.times).to(out.dtype)
+            out[:rows, :, expert] = stored
+
+    def stored(self, x: Operand, weights: Operand, factor: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return what an expert stores, `(rows, n)`, of factors `(rows, 1)`."""
+        return (matmul(UNITS["sm_90 f8"], x, weights, KOrder()) * factor).to(dtype)
+
+
+class InParts(OfHopper):
+    """Two or three parts of k, as float32 sums or, as stream k does, stored in the output's type and added to it.
+
+    Args:
+        stream: the latter.
+        times: what the first tile is multiplied with.
+    """
+
+    def __init__(self, *, stream: bool, times: float = 1.0) -> None:
+        super().__init__(times)
+        self.stream = stream
+        summation = "sm_90 f8; stream" if stream else "sm_90 f8"
+        self.traits = replace(self.traits, summation=summation, place_invariant=not stream)
+
+    def stored(self, x: Operand, weights: Operand, factor: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return what an expert stores."""
+        cuts = tuple(range(64, x.k, 128))
+        if not self.stream:
+            return (matmul(UNITS["sm_90 f8"], x, weights, KOrder(cuts)) * factor).to(dtype)
+        first, *others = (
+            super(InParts, self).stored(x.along_k(*ends), weights.along_k(*ends), factor, dtype)
+            for ends in zip((0, *cuts), (*cuts, x.k), strict=True)
+        )
+        for other in others:
+            first = (first.float() + other.float()).to(dtype)
+        return first
 
 
 def test_the_unit_is_confirmed_and_every_element_has_one_value() -> None:
@@ -65,6 +102,23 @@ def test_the_unit_is_confirmed_and_every_element_has_one_value() -> None:
 def test_a_tile_that_is_off_is_seen() -> None:
     judge = Judge(OfHopper(1.01), threads=1)
     assert judge.judge("GEMM", PROBLEMS[0]).fails
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_parts_of_k_are_found_where_rows_have_factors(stream: bool) -> None:
+    """GEMM-2: the factors belong to every part that is stored. What no cuts give is a fault all the same."""
+    summation = Summation.of("sm_90 f8; stream" if stream else "sm_90 f8")
+    known = Known(Arithmetic("real"), narrow_accumulator(summation), summation)
+    for candidate in (InParts(stream=stream), InParts(stream=stream, times=1.01)):
+        for problem in PROBLEMS:
+            (found,) = find_rules(["GEMM"])[0].function()(Context(candidate, parse_problem(problem), known))
+            if candidate.times != 1:
+                assert found.illegal > 0
+                continue
+            assert found.illegal == 0, found.message
+            assert any(
+                "parts" in words or "another order" in words for words, count in found.judged.items() if count
+            )
 
 
 def test_without_probes_sums_of_the_declared_unit_are_legal() -> None:
