@@ -19,7 +19,7 @@ from reference.matrix_units.order import LANE, KOrder
 
 Cuts = tuple[int, ...]
 MOST_PARTS = 16  # of parts that are joined in a fixed manner
-MOST_STREAMED = 8  # of parts that arrive in any order: 7! orders of those that are added to the first
+MOST_STREAMED = 10  # of parts that arrive in any order, as kernels have at most: 9! orders of those that are added to the first
 _FIRST = 4  # elements that are asked before all
 _ALL_FIRST = 4  # parts of which each may have been stored first; of more the first or the last
 _FEW_ORDERS = 16  # orders that are tried before more: they give most elements of right cuts
@@ -104,11 +104,9 @@ def _fitting(
 ) -> list[Cuts]:  # fmt: skip
     """Return those of the cuts, all of as many parts, that give every value."""
     found, count = [], len(sets[0]) + 1
-    ends = torch.tensor([(0, *cuts, len(table)) for cuts in sets], device=table.device)
     at_once = max(1, _AT_ONCE // (count * len(out)))
     for i in range(0, len(sets), at_once):
-        part = ends[i : i + at_once]
-        parts = table[part[:, :-1], part[:, 1:]]  # (cuts, parts, elements)
+        parts = parts_of(table, sets[i : i + at_once])
         if count > 1:
             parts = parts.to(partial).float()
         if manner == "stream":
@@ -117,6 +115,12 @@ def _fitting(
             fits = same(finish(joined(parts, manner)), out).all(-1)
         found += [sets[i + int(j)] for j in fits.nonzero()]
     return found
+
+
+def parts_of(table: Tensor, sets: list[Cuts]) -> Tensor:
+    """Return the sums of the parts of k, `(sets, parts, elements)` float32, of cuts in steps that all make as many."""
+    ends = torch.tensor([(0, *cuts, len(table)) for cuts in sets], device=table.device)
+    return table[ends[:, :-1], ends[:, 1:]]
 
 
 def in_order(table: Tensor, step: int, order: KOrder) -> Tensor | None:

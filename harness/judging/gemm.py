@@ -9,21 +9,19 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from harness.judging.comparison import Comparison, altered_copies, compare
-from harness.judging.cuts import Cuts
 from harness.judging.finish import Finish
 from harness.judging.order_here import inside_the_bound, not_known_here
 from harness.judging.predicted import Prediction, explained
-from harness.judging.stream import streamed
+from harness.judging.stream import StreamedCall
 from harness.problems.rows import Rows
 from reference.bounds import Accumulator, LegalOutput, legal_gemm
-
-_LANES = (1, 2, 4)
 
 
 def judge_gemm(
@@ -111,10 +109,12 @@ def _predicted(
 ) -> dict[str, int]:
     """Accept in `mask`, `(rows, n)`, what another order of the same unit explains; return how many elements each order judged."""
     summation = prediction.summation
-    found, words = accept_other_orders(mask, got, given, prediction), "one value, added in another order"
-    if summation.stream:
-        words = f"parts added in {str(got.dtype).removeprefix('torch.')}, by some cuts of k"
-    judged = {f"{words}: {name}": count for name, count in found.items()}
+    found = accept_other_orders(mask, got, given, prediction)
+    streamed = f"parts added in {str(got.dtype).removeprefix('torch.')}, by some cuts of k"
+    judged = {
+        f"{streamed if name.endswith(' parts') else 'one value, added in another order'}: {name}": count
+        for name, count in found.items()
+    }
     unknown = 0 if summation.stream or prediction.again is None else _unknown(mask, got, given, prediction)
     if unknown:
         judged[f"derived bound, order not known at this shape: {given[5].describe()}"] = unknown
@@ -136,39 +136,22 @@ def accept_other_orders(
     Returns:
         How many elements each other order judged.
     """
-    masked_m = given[3]
-    found: Counter[str] = Counter()
-    cuts: dict[int, list[Cuts]] = {}
+    masked_m, found = given[3], Counter[str]()
+    if prediction.summation.stream:
+        streamed = StreamedCall(prediction, found)
+        for search in (streamed.one_pass_or_few_parts, streamed.many_parts):
+            for expert, rows in _rows(masked_m):
+                bad = ~mask[rows]
+                for finish in _finish(given, expert, got.dtype).orders() if bool(bad.any()) else ():
+                    search(bad, got[rows], expert, finish)
+                mask[rows] = ~bad
     for expert, start, legal in () if bool(mask.all()) else _experts(*given):
         rows = slice(start, start + masked_m[expert])
-        bad, stored = ~mask[rows], got[rows]
+        bad = ~mask[rows]
         for finish in _finish(given, expert, got.dtype).orders():
-            if prediction.summation.stream and bool(bad.any()):
-                found += _streamed(bad, stored, prediction, expert, finish, cuts)
             if bool(bad.any()):
-                found += explained(bad, stored, legal, prediction, expert, finish)
+                found += explained(bad, got[rows], legal, prediction, expert, finish)
         mask[rows] = ~bad
-    return found
-
-
-def _streamed(
-    bad: Tensor,
-    stored: Tensor,
-    prediction: Prediction,
-    expert: int,
-    finish: Finish,
-    cuts: dict[int, list[Cuts]],
-) -> Counter[str]:
-    """Clear what some cuts explain, with as many accumulators in turn as any of the kernel's tiles may have.
-
-    `cuts` holds those that were found before, by that number.
-    """
-    found: Counter[str] = Counter()
-    known = prediction.summation
-    for lanes in dict.fromkeys((known.lanes, *_LANES)):
-        if bool(bad.any()):
-            other = replace(prediction, summation=replace(known, lanes=lanes))
-            found += streamed(bad, stored, other, expert, finish, cuts.setdefault(lanes, []))
     return found
 
 
@@ -261,15 +244,13 @@ def _experts(
     prediction: Prediction | None = None,
 ) -> Iterator[tuple[int, int, LegalOutput]]:
     """Yield each expert that has rows, where they begin among all valid rows, and what is legal in them."""
-    start = 0
-    for expert, count in enumerate(masked_m):
-        if not count:
-            continue
+    for expert, rows in _rows(masked_m):
+        count = masked_m[expert]
         steps = None if b_steps is None else b_steps[expert]
         predict = None if prediction is None else prediction.of_expert(expert, count)
         yield (
             expert,
-            start,
+            rows.start,
             legal_gemm(
                 a[expert, :count],
                 b[expert],
@@ -284,7 +265,13 @@ def _experts(
                 scaled_in=scaled_in,
             ),
         )
-        start += count
+
+
+def _rows(masked_m: list[int]) -> Iterator[tuple[int, slice]]:
+    """Yield each expert that has rows, and where they lie among all valid rows."""
+    for expert, end in enumerate(accumulate(masked_m)):
+        if masked_m[expert]:
+            yield expert, slice(end - masked_m[expert], end)
 
 
 def _of(alpha: Tensor | None, expert: int) -> Tensor | None:
