@@ -79,7 +79,7 @@ def gemm(
     center = a.center() @ weights.T
     magnitude = torch.maximum(a.low.abs(), a.high.abs()) @ weights.abs().T
     slack = magnitude * (accumulator.units(b.shape[1]) + b.shape[1] * 2.0**-52)
-    if summation is not None and summation.stream:
+    if added.summation is not None and added.summation.streams:  # which k are depends on the shape
         slack, summation = slack + _streamed(a, weights, dtype), None
     if added.forms[0].rows or added.forms[0].scale == "float32":  # products with float32 scales are rounded
         slack += magnitude * (accumulator.units(added.forms[0].block or b.shape[1]) + 2.0**-21)

@@ -21,7 +21,7 @@ from harness.judging.predicted import orders_of
 from harness.judging.probe_operands import Forms, operands
 from reference.formats import Coded
 from reference.matrix_units import Operand, Summation, matmul
-from reference.matrix_units.order import LANE, KOrder
+from reference.matrix_units.order import KOrder
 
 COLUMNS = 64
 _FEW = 16  # elements that are asked first
@@ -196,7 +196,7 @@ def models(names: tuple[str, ...], orders: frozenset[str], k: int) -> list[Summa
 
 def narrow_models(base: Summation, k: int) -> list[Summation]:
     """Return the models of a unit whose partial sums are rounded to a narrower type and added in float32."""
-    turn = LANE * base.lanes  # a kernel cuts k where all its lanes have had their turn
+    turn = base.unit.lane * base.lanes  # a kernel cuts k where all its lanes have had their turn
     split = [
         order
         for order in orders_of(base, k)[1:]

@@ -259,7 +259,9 @@ class Context:
         told = (
             self.traits.summation or not self.form.rows
         )  # other orders are not asked for under factors of rows
-        if told and (summation := known.at(k) if known else None) is not None:
+        if told and known is not None and (summation := known.at(k)) is not None:
+            if known.streams:  # from which k on depends on the shape
+                summation = replace(summation, stream=True)
             again = partial(asked_again, self.calls, summation, out, k, alpha, self.tensors.masked_m, forms)
             sides = values, coded.block_scale, weights.values, weights.block_scale
             prediction = Prediction(summation, *sides, None if self.traits.summation else again, forms)

@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from reference.matrix_units import MatrixUnit, Operand, Summation, segments
-from reference.matrix_units.order import LANE, KOrder
+from reference.matrix_units.order import KOrder
 
 Cuts = tuple[int, ...]
 MOST_PARTS = 16  # of parts that are joined in a fixed manner
 MOST_STREAMED = 10  # of parts that arrive in any order, as kernels have at most: 9! orders of those that are added to the first
+_STEP = 64  # elements of k
 _FIRST = 4  # elements that are asked before all
 _ALL_FIRST = 4  # parts of which each may have been stored first; of more the first or the last
 _FEW_ORDERS = 16  # orders that are tried before more: they give most elements of right cuts
@@ -27,8 +28,10 @@ _AT_ONCE = 1 << 22  # sums that are held at a time
 
 
 def step_of(unit: MatrixUnit, lanes: int = 1) -> int:
-    """Return what cuts of k are multiples of: 64 of k for each lane, or whole instructions where those are longer."""
-    return LANE * lanes if unit.k <= LANE or unit.result == "nearest" else -(-unit.k // LANE) * LANE * lanes
+    """Return what cuts of k are multiples of: a turn of all lanes, 64 of k, or whole instructions where those are longer."""
+    if lanes > 1:
+        return unit.lane * lanes
+    return _STEP if unit.k <= _STEP or unit.result == "nearest" else -(-unit.k // _STEP) * _STEP
 
 
 def table_of(summation: Summation, a: Operand, b: Operand, step: int = 0) -> tuple[Tensor, int]:
@@ -45,15 +48,15 @@ def table_of(summation: Summation, a: Operand, b: Operand, step: int = 0) -> tup
         step = step or step_of(unit)
         return segments(unit, a, b, step), step
     first, *others = (
-        segments(unit, a.turns(lane, lanes, LANE), b.turns(lane, lanes, LANE), LANE)
+        segments(unit, a.turns(lane, lanes, unit.lane), b.turns(lane, lanes, unit.lane), unit.lane)
         for lane in range(lanes)
-        if lane * LANE < a.k
+        if lane * unit.lane < a.k
     )
     for other in others:  # a last stretch may be shorter than a turn of all lanes
         steps = len(other)
         first[:steps, 1 : steps + 1] += other[:, 1:]
         first[:steps, steps + 1 :] += other[:, -1:]
-    return first, LANE * lanes
+    return first, unit.lane * lanes
 
 
 @cache

@@ -68,7 +68,7 @@ def judge_gemm(
         oracle = "" if legal.oracle_exact else "; float64 oracle itself rounded"
         judged[f"derived bound: {accumulator.describe()}{oracle}"] = got.numel() - bit_equal
     else:
-        if prediction.summation.stream:  # also sums that are certain are rounded part by part
+        if prediction.summation.streams:  # also sums that are certain are rounded part by part
             judged, bit_equal = {}, 0
         judged |= _predicted(mask, got, given, prediction, got.numel() - bit_equal)
         by_interval = torch.zeros_like(legal.bit_equal)
@@ -78,7 +78,7 @@ def judge_gemm(
         rows,
         judged=judged,
         altered=altered_copies(values, accepts),
-        show=_show(got, legal, streams=prediction is not None and prediction.summation.stream),
+        show=_show(got, legal, streams=prediction is not None and prediction.summation.streams),
         ratio=_ratio(wide, values, mask, by_interval),
     )
     found.oracle = dict(legal.ways)
@@ -115,7 +115,7 @@ def _predicted(
         f"{streamed if name.endswith(' parts') else 'one value, added in another order'}: {name}": count
         for name, count in found.items()
     }
-    unknown = 0 if summation.stream or prediction.again is None else _unknown(mask, got, given, prediction)
+    unknown = 0 if summation.streams or prediction.again is None else _unknown(mask, got, given, prediction)
     if unknown:
         judged[f"derived bound, order not known at this shape: {given[5].describe()}"] = unknown
     left = max(0, of - found.total() - unknown)
@@ -137,7 +137,7 @@ def accept_other_orders(
         How many elements each other order judged.
     """
     masked_m, found = given[3], Counter[str]()
-    if prediction.summation.stream:
+    if prediction.summation.streams:
         streamed = StreamedCall(prediction, found)
         for search in (streamed.one_pass_or_few_parts, streamed.many_parts):
             for expert, rows in _rows(masked_m):

@@ -119,7 +119,7 @@ def in_registers(plain: Summation, k: int) -> list[Summation]:
     """Return the orders that have several accumulators without a cut of k: promotion, and lanes."""
     return [
         *(replace(plain, promote=every) for every in (64, 128, 256, 512) if every < k),
-        *(replace(plain, lanes=lanes) for lanes in (2, 4) if k > 64),
+        *(replace(plain, lanes=lanes) for lanes in (2, 4) if k > plain.unit.lane),
     ]
 
 

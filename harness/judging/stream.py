@@ -60,7 +60,7 @@ class StreamedCall:
             finish: of its rows.
         """
         searches = self._searches(out, expert, finish)
-        for search in searches[1:]:
+        for search in searches:
             if bool(bad.any()):
                 self._note((), search.clear((), bad), search)
         for search in searches:
@@ -85,16 +85,17 @@ class StreamedCall:
 
     def _searches(self, out: Tensor, expert: int, finish: Finish) -> list[_Search]:
         """Return one for each number of accumulators, the known one first."""
-        summation, made = self.prediction.summation, []
-        for lanes in dict.fromkeys((summation.lanes, *_LANES)):
-            other = replace(self.prediction, summation=replace(summation, lanes=lanes))
-            made.append(_Search(other.summation, *other.operands(expert, len(out)), out, finish))
+        known, made = self.prediction.summation, []
+        mode = known.at(self.prediction.a.shape[-1]) or known
+        for lanes in dict.fromkeys((mode.lanes, *_LANES)):
+            of_part = Summation(mode.name, promote=mode.promote, lanes=lanes)
+            sides = replace(self.prediction, summation=of_part).operands(expert, len(out))
+            made.append(_Search(of_part, *sides, out, finish))
         return made
 
     def _note(self, cuts: Cuts, count: int, search: _Search) -> None:
         if count:
-            one_pass = str(Summation(search.summation.name, lanes=search.summation.lanes))
-            self.found[f"{len(cuts) + 1} parts" if cuts else one_pass] += count
+            self.found[f"{len(cuts) + 1} parts" if cuts else str(search.summation)] += count
         if count and cuts:
             self.longest = max(self.longest, longest(cuts, search.a.k))
 
@@ -203,7 +204,7 @@ class _Search:
             cuts: of k.
             where: `(rows, n)` bool, the elements.
         """
-        order = replace(self.summation.order(self.a.k), cuts=())
+        order = self.summation.order(self.a.k)
         rows, columns = where.any(1), where.any(0)
         a, b, asked = self.a.at(rows), self.b.at(columns), where[rows][:, columns]
         sums = [

@@ -12,7 +12,6 @@ from reference.matrix_units import additions, fused
 from reference.matrix_units.step import Operand, add_exactly, add_products, add_terms, all_pairs
 from reference.matrix_units.unit import MatrixUnit
 
-LANE = 64  # elements of k that a lane takes at a time
 _ELEMENTS = 1 << 22  # of a block of terms that are held at a time
 _PAIRS = 1 << 21  # products of pairs of rows that are held at a time
 _SPARSE = 1 / 16  # share of a product's elements up to which they are added one by one
@@ -32,8 +31,8 @@ class KOrder:
             "float16".
         pairwise: parts are added as a tree, neighbours first; otherwise one after the other.
         reverse: the last part comes first (stream k: the block that has the end of k stores, the others add to it).
-        lanes: accumulators of a part that take 64 elements of k in turn and are added in order at its end (warps that
-            share a block of k).
+        lanes: accumulators of a part that take `MatrixUnit.lane` elements of k in turn and are added in order at its end (warps
+            that share a block of k).
     """
 
     cuts: tuple[int, ...] = ()
@@ -95,10 +94,12 @@ def _summed(
             total = register if whole else register + total
         return total
 
-    return _joined(order, a, b, of_lane)
+    return _joined(unit, order, a, b, of_lane)
 
 
-def _joined(order: KOrder, a: Operand, b: Operand, of_lane: Callable[[Operand, Operand], Tensor]) -> Tensor:
+def _joined(
+    unit: MatrixUnit, order: KOrder, a: Operand, b: Operand, of_lane: Callable[[Operand, Operand], Tensor]
+) -> Tensor:
     """Return the sum of the parts of k, each rounded before."""
     parts = []
     for start, end in order.parts(a.k):
@@ -106,9 +107,9 @@ def _joined(order: KOrder, a: Operand, b: Operand, of_lane: Callable[[Operand, O
         if order.lanes == 1:
             total = of_lane(left, right)
         else:
-            lanes = range(min(order.lanes, -(-(end - start) // LANE)))
+            lanes = range(min(order.lanes, -(-(end - start) // unit.lane)))
             first, *others = (
-                of_lane(left.turns(lane, order.lanes, LANE), right.turns(lane, order.lanes, LANE))
+                of_lane(left.turns(lane, order.lanes, unit.lane), right.turns(lane, order.lanes, unit.lane))
                 for lane in lanes
             )
             total = sum(others, first)
@@ -142,10 +143,10 @@ def matmul(
     """
     rows, columns = len(a.elements.values), len(b.elements.values)
     if not in_torch and fused.has_kernel(unit, a, b, [start for start, _ in order.parts(a.k)]):
-        return _joined(order, a, b, lambda left, right: fused.part(unit, left, right, order.promote))
+        return _joined(unit, order, a, b, lambda left, right: fused.part(unit, left, right, order.promote))
     a, b = a.aligned_for(unit), b.aligned_for(unit)
     if not in_torch and additions.suffice(unit, a, b):
-        return _joined(order, a, b, lambda left, right: additions.part(left, right, order.promote))
+        return _joined(unit, order, a, b, lambda left, right: additions.part(left, right, order.promote))
     terms = 1 if unit.fraction is None else unit.k // (unit.group or 1)
     step = max(1, _ELEMENTS // max(1, columns * terms))
     blocks = [

@@ -6,7 +6,7 @@ As text, unit first, then what differs from one pass over k:
 * `sm_90 f16; parts 4; tile 128`: split k, four parts of whole tiles of 128, added one after the other.
 * `sm_90 f16; parts 8; pairwise`: the same, added as a tree.
 * `sm_90 f8; promote 128`: added to float32 registers every 128 of k.
-* `sm_90 f16; lanes 2`: two accumulators take 64 of k in turn; `sm_90 f16; parts 4; last first`: from the end of k.
+* `sm_90 f16; lanes 2`: two accumulators take 64 of k in turn, of FP8 128; `sm_90 f16; parts 4; last first`: from the end of k.
 * `sm_90 f16; length 512; stream`: stream k. A part is stored in the output's type, after alpha, and the others are added to
   it in that type, in the order in which they arrive; where the parts begin may differ from tile to tile.
 * `sm_90 f16; from 576; parts 2`: one pass below k 576, two parts from there on; `from 576; varies`: not known from there.
@@ -42,7 +42,7 @@ class Summation:
         partial: type that the sum of a part is rounded to.
         pairwise: parts are added as a tree.
         reverse: parts are added from the last one on.
-        lanes: accumulators of a part, which take 64 elements of k in turn.
+        lanes: accumulators of a part, which take 64 elements of k in turn, of FP8 128.
         stream: parts are added in the output's type, in the order in which they arrive. The sums of a tile that is not
             split are those of this summation; others no summation gives (harness.judging.stream).
         later: from which k on it is another one, ascending; None where that is not known.

@@ -105,9 +105,12 @@ def test_a_tile_that_is_off_is_seen() -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_parts_of_k_are_found_where_rows_have_factors(stream: bool) -> None:
+@pytest.mark.parametrize("later", [False, True])
+def test_parts_of_k_are_found_where_rows_have_factors(stream: bool, later: bool) -> None:
     """GEMM-2: the factors belong to every part that is stored. What no cuts give is a fault all the same."""
-    summation = Summation.of("sm_90 f8; stream" if stream else "sm_90 f8")
+    text = "sm_90 f8; stream" if stream else "sm_90 f8"
+    begins = "stream" if stream else "parts 3"
+    summation = Summation.of(f"sm_90 f8; parts 2; from 1024; {begins}" if later else text)
     known = Known(Arithmetic("real"), narrow_accumulator(summation), summation)
     for candidate in (InParts(stream=stream), InParts(stream=stream, times=1.01)):
         for problem in PROBLEMS:

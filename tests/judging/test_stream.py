@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor
 
 from harness.identification.gemm import gemm_findings
@@ -111,3 +112,38 @@ def test_a_declared_stream_is_confirmed_where_only_some_k_are_split() -> None:
         deterministic=False, place_invariant=False, out_dtypes=("bfloat16",), far=False,
     )  # fmt: skip
     assert str(gemm_findings(candidate).summation) == declared
+
+
+@pytest.mark.parametrize("later", ["", "; from 1024; stream"])
+def test_another_number_of_accumulators_in_one_pass_is_no_stream(later: str) -> None:
+    """Found before cuts are looked for, and named as what it is."""
+    declared = f"sm_90 f16; lanes 2{later or '; stream'}"
+    candidate = Streams("sm_90 f16", lambda k: (), summation=declared, place_invariant=False)
+    found = judged(candidate, "2x40x768x32:40,3:spread:3", declared)
+    assert found.illegal == 0, found.message
+    assert found.judged["one value, added in another order: sm_90 f16"] > 0
+    assert not any(words.startswith("parts added") for words in found.judged)
+
+
+def test_ten_parts_are_found() -> None:
+    """As many as Humming's schedule makes at most; the last is stored and nine are added in any order."""
+    found = compared(Streams, lambda k: tuple(range(64, k, 64)), 640, 5, rows=3)
+    assert found.illegal == 0, found.message
+    assert found.judged["parts added in bfloat16, by some cuts of k: 10 parts"] == found.compared
+
+
+def test_many_parts_explain_no_wrong_tile_among_tiles_of_few() -> None:
+    """In some of their orders they give nearly every value; but all blocks of threads add as many steps of k."""
+
+    class OneOff(Streams):
+        def outputs(self, *arguments: Any) -> Tensor:
+            out = super().outputs(*arguments)
+            out.view(torch.int16)[0, 5] += 1
+            return out
+
+    problems = [f"1x1x1024x64:1:normal:{seed}" for seed in range(8)]
+    seen = []
+    for problem in problems:
+        candidate = OneOff("sm_90 f16", UNEVEN[1], summation=TEXT, place_invariant=False)
+        seen.append(judged(candidate, problem, TEXT).illegal > 0)
+    assert all(seen)

@@ -136,7 +136,8 @@ def _product(call: Observed, bounds: Bounds) -> tuple[tuple[Any, ...], Predictio
     ]
     prediction = None
     summation = bounds.summation.at(operands[0].shape[2]) if bounds.summation else None
-    if summation is not None and not summation.stream:
+    # Which k are streamed depends on the shape, so where some are any may be.
+    if summation is not None and bounds.summation is not None and not bounds.summation.streams:
         sides = operands[0], coded[0].block_scale, operands[1], coded[1].block_scale
         prediction = Prediction(summation, *sides, forms=call.forms)
     scaled_in = call.forms[0].block if call.forms[0].scale == "float32" else 0
