@@ -102,9 +102,12 @@ class HummingMasked(PreparedGemm, ComposedMoe):
         return columns_multiple(self.weights, self.activations, one_pass=self.one_pass)
 
     def _summation(self) -> str:
-        unit = "sm_90 f8" if self.activations == "fp8" else "sm_90 f16"
-        # From which k on it is split depends on the shape; what is not split has two lanes.
-        return unit if self.one_pass else f"{unit}; lanes 2; stream"
+        fp8 = self.activations == "fp8"
+        unit = "sm_90 f8" if fp8 else "sm_90 f16"
+        if self.one_pass:
+            return unit
+        # From which k on it is split depends on the shape; what is not split has two lanes, of FP8 the parts have one.
+        return f"{unit}; lanes 2; from 640; stream" if fp8 else f"{unit}; lanes 2; stream"
 
     @property
     def asked(self) -> dict[str, str]:
