@@ -44,7 +44,7 @@ class Asked:
         self.few = index * 5 % len(a.codes), index * 7 % len(b.codes)
         """Rows of all kinds and columns of the elements that are asked first."""
         self._operands: dict[bool, tuple[Operand, Operand]] = {}
-        self._tables: dict[tuple[str, int], tuple[Tensor, int]] = {}
+        self._tables: dict[tuple[str, int, int], tuple[Tensor, int]] = {}
         self._first: dict[tuple[str, KOrder], Tensor | None] = {}
         self._sums: dict[Summation, Tensor] = {}
 
@@ -70,7 +70,7 @@ class Asked:
 
     def table(self, summation: Summation) -> tuple[Tensor, int]:
         """Return the sums of every stretch of k of a few elements, and its step."""
-        key = (summation.name, summation.lanes)
+        key = (summation.name, summation.lanes, summation.turn)
         if key not in self._tables:
             a, b = self.operands(summation)
             self._tables[key] = table_of(summation, a.at(self.few[0]), b.at(self.few[1]))
@@ -196,12 +196,12 @@ def models(names: tuple[str, ...], orders: frozenset[str], k: int) -> list[Summa
 
 def narrow_models(base: Summation, k: int) -> list[Summation]:
     """Return the models of a unit whose partial sums are rounded to a narrower type and added in float32."""
-    turn = base.unit.lane * base.lanes  # a kernel cuts k where all its lanes have had their turn
+    turn = base.turn * base.lanes  # a kernel cuts k where all its lanes have had their turn
     split = [
         order
         for order in orders_of(base, k)[1:]
         if not order.promote
-        and order.lanes == base.lanes
+        and (order.lanes, order.turn) == (base.lanes, base.turn)
         and not any(cut % turn for cut in order.order(k).cuts)
     ]
     return [replace(order, partial=partial) for partial in _PARTIALS for order in split]

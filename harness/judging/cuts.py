@@ -14,7 +14,7 @@ from itertools import permutations
 import torch
 from torch import Tensor
 
-from reference.matrix_units import MatrixUnit, Operand, Summation, segments
+from reference.matrix_units import Operand, Summation, segments
 from reference.matrix_units.order import KOrder
 
 Cuts = tuple[int, ...]
@@ -27,10 +27,11 @@ _FEW_ORDERS = 16  # orders that are tried before more: they give most elements o
 _AT_ONCE = 1 << 22  # sums that are held at a time
 
 
-def step_of(unit: MatrixUnit, lanes: int = 1) -> int:
+def step_of(summation: Summation) -> int:
     """Return what cuts of k are multiples of: a turn of all lanes, 64 of k, or whole instructions where those are longer."""
-    if lanes > 1:
-        return unit.lane * lanes
+    unit = summation.unit
+    if summation.lanes > 1:
+        return summation.turn * summation.lanes
     return _STEP if unit.k <= _STEP or unit.result == "nearest" else -(-unit.k // _STEP) * _STEP
 
 
@@ -43,20 +44,20 @@ def table_of(summation: Summation, a: Operand, b: Operand, step: int = 0) -> tup
         b: `(elements, k)`.
         step: elements of k, with one lane; 0 for `step_of`.
     """
-    unit, lanes = summation.unit, summation.lanes
+    unit, lanes, turn = summation.unit, summation.lanes, summation.turn
     if lanes == 1:
-        step = step or step_of(unit)
+        step = step or step_of(summation)
         return segments(unit, a, b, step), step
     first, *others = (
-        segments(unit, a.turns(lane, lanes, unit.lane), b.turns(lane, lanes, unit.lane), unit.lane)
+        segments(unit, a.turns(lane, lanes, turn), b.turns(lane, lanes, turn), turn)
         for lane in range(lanes)
-        if lane * unit.lane < a.k
+        if lane * turn < a.k
     )
     for other in others:  # a last stretch may be shorter than a turn of all lanes
         steps = len(other)
         first[:steps, 1 : steps + 1] += other[:, 1:]
         first[:steps, steps + 1 :] += other[:, -1:]
-    return first, unit.lane * lanes
+    return first, turn * lanes
 
 
 @cache

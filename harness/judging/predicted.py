@@ -119,8 +119,15 @@ def in_registers(plain: Summation, k: int) -> list[Summation]:
     """Return the orders that have several accumulators without a cut of k: promotion, and lanes."""
     return [
         *(replace(plain, promote=every) for every in (64, 128, 256, 512) if every < k),
-        *(replace(plain, lanes=lanes) for lanes in (2, 4) if k > plain.unit.lane),
+        *(order for order in lanes_of(plain)[1:] if k > order.turn),
     ]
+
+
+def lanes_of(plain: Summation) -> list[Summation]:
+    """Return a unit's summations with one to four accumulators that take k in turn, half as much at a time as well."""
+    one, half = replace(plain, lanes=1, width=0), plain.unit.width // 2
+    many = [replace(one, lanes=lanes) for lanes in (2, 4)]
+    return [one, *many, *(replace(order, width=half) for order in many if half >= 64)]
 
 
 def explained(
@@ -196,7 +203,7 @@ class _Tile:
         yield from [(name, order) for name, order in known.items() if self.gives(order, few)]
         row, column = few.nonzero().unbind(1)
         sides, stored, finish = (self.a.at(row), self.b.at(column)), self.stored[few], self.finish.at(row)
-        step = step_of(plain.unit)
+        step = step_of(plain)
         for size in (step, _FINE):
             if size < step and (plain.unit.k > size or k <= size):
                 continue

@@ -17,11 +17,10 @@ from torch import Tensor
 
 from harness.judging.cuts import Cuts, cut_sets, fitting, parts_of, same, step_of, streams, table_of
 from harness.judging.finish import Finish
-from harness.judging.predicted import TILE, Prediction, few_of
+from harness.judging.predicted import TILE, Prediction, few_of, lanes_of
 from reference.matrix_units import Operand, Summation, chosen
 
 FEW_PARTS = 4  # most tiles have no more
-_LANES = (1, 2, 4)
 _ROWS = 8  # tiles of kernels are multiples of so many rows
 _MOST = 8  # cuts that explain a few elements and are asked for all
 _FIRST = 16  # elements of each stripe that are asked before all
@@ -41,14 +40,14 @@ class StreamedCall:
         prediction: of one pass.
         found: elements of the stripes of each number of parts.
         longest: of all parts that were found, elements of k.
-        known: cuts into many parts that were found, by the number of accumulators in turn.
+        known: cuts into many parts that were found, by what adds a part.
         failed: a stripe is unexplained: no other cuts into many parts are looked for.
     """
 
     prediction: Prediction
     found: Counter[str] = field(default_factory=Counter)
     longest: int = 0
-    known: dict[int, list[Cuts]] = field(default_factory=dict)
+    known: dict[Summation, list[Cuts]] = field(default_factory=dict)
     failed: bool = False
 
     def one_pass_or_few_parts(self, bad: Tensor, out: Tensor, expert: int, finish: Finish) -> None:
@@ -72,7 +71,7 @@ class StreamedCall:
     def many_parts(self, bad: Tensor, out: Tensor, expert: int, finish: Finish) -> None:
         """Clear the stripes that many parts give; those of all experts were asked for few parts before."""
         for search in self._searches(out, expert, finish):
-            known = self.known.setdefault(search.summation.lanes, [])
+            known = self.known.setdefault(search.summation, [])
             for cuts in known:
                 if bool(bad.any()):
                     self._note(cuts, search.clear(cuts, bad), search)
@@ -85,11 +84,11 @@ class StreamedCall:
         self.failed |= bool(bad.any())
 
     def _searches(self, out: Tensor, expert: int, finish: Finish) -> list[_Search]:
-        """Return one for each number of accumulators, the known one first."""
+        """Return one for all that may add a part, the known one first."""
         known, made = self.prediction.summation, []
         mode = known.at(self.prediction.a.shape[-1]) or known
-        for lanes in dict.fromkeys((mode.lanes, *_LANES)):
-            of_part = Summation(mode.name, promote=mode.promote, lanes=lanes)
+        part = Summation(mode.name, promote=mode.promote, lanes=mode.lanes, width=mode.width)
+        for of_part in dict.fromkeys((part, *lanes_of(part))):
             sides = replace(self.prediction, summation=of_part).operands(expert, len(out))
             made.append(_Search(of_part, *sides, out, finish))
         return made
@@ -132,7 +131,7 @@ class _Search:
     def _may_be(self, bad: Tensor) -> dict[int, list[Cuts]]:
         """Return a few cuts into few parts that give some elements of each wrong stripe, by the number of the stripe."""
         stripes, elements = _some_elements(bad)
-        steps = -(-self.a.k // step_of(self.summation.unit, self.summation.lanes))
+        steps = -(-self.a.k // step_of(self.summation))
         at_once = max(1, _AT_ONCE // (steps * (steps + 1) * _FIRST))
         found: dict[int, list[Cuts]] = {}
         for start in range(0, len(stripes), at_once):

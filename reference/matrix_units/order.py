@@ -31,8 +31,9 @@ class KOrder:
             "float16".
         pairwise: parts are added as a tree, neighbours first; otherwise one after the other.
         reverse: the last part comes first (stream k: the block that has the end of k stores, the others add to it).
-        lanes: accumulators of a part that take `MatrixUnit.lane` elements of k in turn and are added in order at its end (warps
-            that share a block of k).
+        lanes: accumulators of a part that take `width` elements of k in turn and are added in order at its end (warps that share
+            a block of k).
+        width: elements of k of a turn.
     """
 
     cuts: tuple[int, ...] = ()
@@ -41,6 +42,7 @@ class KOrder:
     pairwise: bool = False
     reverse: bool = False
     lanes: int = 1
+    width: int = 64
 
     def parts(self, k: int) -> list[tuple[int, int]]:
         """Return where along k each part begins and ends."""
@@ -94,12 +96,10 @@ def _summed(
             total = register if whole else register + total
         return total
 
-    return _joined(unit, order, a, b, of_lane)
+    return _joined(order, a, b, of_lane)
 
 
-def _joined(
-    unit: MatrixUnit, order: KOrder, a: Operand, b: Operand, of_lane: Callable[[Operand, Operand], Tensor]
-) -> Tensor:
+def _joined(order: KOrder, a: Operand, b: Operand, of_lane: Callable[[Operand, Operand], Tensor]) -> Tensor:
     """Return the sum of the parts of k, each rounded before."""
     parts = []
     for start, end in order.parts(a.k):
@@ -107,9 +107,11 @@ def _joined(
         if order.lanes == 1:
             total = of_lane(left, right)
         else:
-            lanes = range(min(order.lanes, -(-(end - start) // unit.lane)))
+            lanes = range(min(order.lanes, -(-(end - start) // order.width)))
             first, *others = (
-                of_lane(left.turns(lane, order.lanes, unit.lane), right.turns(lane, order.lanes, unit.lane))
+                of_lane(
+                    left.turns(lane, order.lanes, order.width), right.turns(lane, order.lanes, order.width)
+                )
                 for lane in lanes
             )
             total = sum(others, first)
@@ -143,10 +145,10 @@ def matmul(
     """
     rows, columns = len(a.elements.values), len(b.elements.values)
     if not in_torch and fused.has_kernel(unit, a, b, [start for start, _ in order.parts(a.k)]):
-        return _joined(unit, order, a, b, lambda left, right: fused.part(unit, left, right, order.promote))
+        return _joined(order, a, b, lambda left, right: fused.part(unit, left, right, order.promote))
     a, b = a.aligned_for(unit), b.aligned_for(unit)
     if not in_torch and additions.suffice(unit, a, b):
-        return _joined(unit, order, a, b, lambda left, right: additions.part(left, right, order.promote))
+        return _joined(order, a, b, lambda left, right: additions.part(left, right, order.promote))
     terms = 1 if unit.fraction is None else unit.k // (unit.group or 1)
     step = max(1, _ELEMENTS // max(1, columns * terms))
     blocks = [

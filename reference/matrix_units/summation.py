@@ -24,7 +24,7 @@ from reference.matrix_units.order import ONE_PASS, KOrder, chosen, even_cuts, ma
 from reference.matrix_units.step import Operand
 from reference.matrix_units.unit import EXACT, FMA, UNITS, MatrixUnit, exact_chunks
 
-_NUMBERS = ("parts", "tile", "promote", "length", "lanes")
+_NUMBERS = ("parts", "tile", "promote", "length", "lanes", "width")
 _FLAGS = {"pairwise": "pairwise", "last first": "reverse", "stream": "stream"}
 _PARTIALS = ("float32", "bfloat16", "float16")
 
@@ -42,7 +42,8 @@ class Summation:
         partial: type that the sum of a part is rounded to.
         pairwise: parts are added as a tree.
         reverse: parts are added from the last one on.
-        lanes: accumulators of a part, which take 64 elements of k in turn, of FP8 128.
+        lanes: accumulators of a part, which take `width` elements of k in turn.
+        width: 0: that of the unit, 64, of FP8 128.
         stream: parts are added in the output's type, in the order in which they arrive. The sums of a tile that is not
             split are those of this summation; others no summation gives (harness.judging.stream).
         later: from which k on it is another one, ascending; None where that is not known.
@@ -57,6 +58,7 @@ class Summation:
     pairwise: bool = False
     reverse: bool = False
     lanes: int = 1
+    width: int = 0
     stream: bool = False
     later: tuple[tuple[int, Summation | None], ...] = ()
 
@@ -95,7 +97,7 @@ class Summation:
         none = Summation(self.name)
         said = [
             f"{name} {getattr(self, name)}"
-            for name in ("parts", "length", "promote", "lanes", "partial")
+            for name in ("parts", "length", "promote", "lanes", "width", "partial")
             if getattr(self, name) != getattr(none, name)
         ]
         if self.parts > 1 and self.tile != Summation.tile:
@@ -113,6 +115,11 @@ class Summation:
     def unit(self) -> MatrixUnit:
         """The unit of each instruction."""
         return _unit(self.name)
+
+    @property
+    def turn(self) -> int:
+        """Elements of k that each of several accumulators takes in turn."""
+        return self.width or self.unit.width
 
     @property
     def takes_scales(self) -> bool:
@@ -189,7 +196,8 @@ class Summation:
 @lru_cache(maxsize=1 << 14)
 def _order(mode: Summation, k: int) -> KOrder:
     cuts = () if mode.stream else mode.cuts(k)
-    return KOrder(cuts, mode.promote, mode.partial, mode.pairwise, mode.reverse, mode.lanes)
+    order = KOrder(cuts, mode.promote, mode.partial, mode.pairwise, mode.reverse)
+    return replace(order, lanes=mode.lanes, width=mode.turn) if mode.lanes > 1 else order
 
 
 def _is_number(value: str) -> bool:

@@ -39,7 +39,7 @@ class MatrixUnit:
         zero: exponent of a term that is zero: the alignment never starts below it.
         group: consecutive products that are added exactly before the alignment, at the exponent of their block scales
             alone; 0: each product is aligned by itself.
-        lane: elements of k that one of several accumulators of a kernel takes at a time (128 bytes: a row of shared memory).
+        width: elements of k that one of several accumulators takes at a time in most kernels: 128 bytes, a row of shared memory.
     """
 
     k: int
@@ -47,7 +47,7 @@ class MatrixUnit:
     result: str = "float32"
     zero: int = -133
     group: int = 0
-    lane: int = 64
+    width: int = 64
 
     @property
     def adds_exactly(self) -> bool:
@@ -73,9 +73,9 @@ _FOUR_BITS = MatrixUnit(k=64, fraction=35, zero=-139, group=16)
 
 UNITS = {
     "sm_80 f16": MatrixUnit(k=8, fraction=24, zero=-132),
-    "sm_89 f8": MatrixUnit(k=16, fraction=13, result="13 bits", zero=-132, lane=128),
+    "sm_89 f8": MatrixUnit(k=16, fraction=13, result="13 bits", zero=-132, width=128),
     "sm_90 f16": _F16,
-    "sm_90 f8": MatrixUnit(k=32, fraction=13, result="13 bits", lane=128),
+    "sm_90 f8": MatrixUnit(k=32, fraction=13, result="13 bits", width=128),
     "sm_100 f16": _F16,
     "sm_100 f8f6f4": _BYTES,
     "sm_100 mxf8f6f4": _BYTES,

@@ -124,6 +124,30 @@ def test_parts_of_k_are_found_where_rows_have_factors(stream: bool, later: bool)
             )
 
 
+class InTurns(OfHopper):
+    """Two accumulators that take so many elements of k in turn."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.order = KOrder(lanes=2, width=width)
+
+    def stored(self, x: Operand, weights: Operand, factor: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return what an expert stores."""
+        return (matmul(UNITS["sm_90 f8"], x, weights, self.order) * factor).to(dtype)
+
+
+@pytest.mark.parametrize("text", ["sm_90 f8", "sm_90 f8; stream"])
+@pytest.mark.parametrize("width", [64, 128])
+def test_accumulators_take_64_or_128_of_k_in_turn(text: str, width: int) -> None:
+    """Warps that share a block of k take 128 bytes each, or half where the block is as short."""
+    summation = Summation.of(text)
+    known = Known(Arithmetic("real"), narrow_accumulator(summation), summation)
+    for problem in PROBLEMS:
+        (found,) = find_rules(["GEMM"])[0].function()(Context(InTurns(width), parse_problem(problem), known))
+        assert found.illegal == 0, found.message
+        assert any(count for words, count in found.judged.items() if "added in another order" in words)
+
+
 def test_without_probes_sums_of_the_declared_unit_are_legal() -> None:
     judge = Judge(OfHopper(), threads=1, probe=False)
     assert not any(judge.judge("GEMM", problem).fails for problem in PROBLEMS)
