@@ -50,7 +50,9 @@ def test_a_fault_outside_the_catalog_is_never_explained_in_full(name: str, probe
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=() if n in FAST else pytest.mark.long) for n in ARITHMETIC]
+    ("name", "probe"),
+    [*((n, False) for n in FAST), *(pytest.param(n, True, marks=pytest.mark.long) for n in ARITHMETIC)],
+    indirect=["probe"],
 )
 def test_small_errors_are_given_no_mechanism_without_evidence(name: str, probe: bool) -> None:
     make, rule = ARITHMETIC[name]
