@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -98,6 +99,15 @@ class Epilogue:
 CONTRACT = Epilogue()
 
 
+_LOWER: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "to nearest even": lambda down, up, even: (down < up) | ((down == up) & even),
+    "toward zero": lambda _down, _up, even: torch.ones_like(even),
+    "away from zero": lambda down, _up, _even: down == 0,
+    "to nearest, ties away from zero": lambda down, up, _even: down < up,
+}
+"""Whether a magnitude goes to the smaller one of its neighbours, by how far it is from both and whether the smaller is even."""
+
+
 def rounded(x: Tensor, dtype: torch.dtype, rounding: str) -> Tensor:
     """Return float32 or float64 values rounded once to an output type; what overflows is infinity, but toward zero.
 
@@ -115,12 +125,7 @@ def rounded(x: Tensor, dtype: torch.dtype, rounding: str) -> Tensor:
     upper = (lower.view(_BITS[dtype]) + 1).view(dtype)
     down, up = wide - lower.double(), upper.double() - wide
     even = lower.view(_BITS[dtype]) % 2 == 0
-    takes_lower = {
-        "to nearest even": (down < up) | ((down == up) & even),
-        "toward zero": torch.ones_like(even),
-        "away from zero": down == 0,
-        "to nearest, ties away from zero": down < up,
-    }[rounding]
+    takes_lower = _LOWER[rounding](down, up, even)
     magnitude = torch.where(takes_lower, lower, upper)
     beyond = (
         upper.isinf() if rounding.startswith("to nearest") else torch.zeros_like(even)

@@ -66,9 +66,9 @@ def swizzle_128x4(scales: Tensor, fill: int = 0) -> Tensor:
     Rules: LAYOUT-1, LAYOUT-3.
     """
     padded = pad_scales(scales, "128x4", fill)
-    *lead, rows, columns = padded.shape
-    tiles = padded.view(torch.uint8).reshape(-1, rows // 128, 4, 32, columns // 4, 4)
-    return tiles.permute(0, 1, 4, 3, 2, 5).reshape(*lead, rows, columns).view(scales.dtype)
+    rows, columns = padded.shape[-2:]
+    tiles = _quads(padded).reshape(-1, rows // 128, 4, 32, columns // 4)
+    return tiles.permute(0, 1, 4, 3, 2).flatten().view(scales.dtype).view(padded.shape)
 
 
 def unswizzle_128x4(swizzled: Tensor, rows: int, columns: int) -> Tensor:
@@ -88,25 +88,25 @@ def unswizzle_128x4(swizzled: Tensor, rows: int, columns: int) -> Tensor:
     Rules: LAYOUT-1, LAYOUT-3.
     """
     padded = _checked_extents("unswizzle_128x4", swizzled, rows, columns, "128x4")
-    tiles = swizzled.view(torch.uint8).reshape(-1, padded[0] // 128, padded[1] // 4, 32, 4, 4)
-    linear = tiles.permute(0, 1, 4, 3, 2, 5).reshape(*swizzled.shape[:-2], *padded)
-    return linear[..., :rows, :columns].contiguous().view(swizzled.dtype)
+    tiles = _quads(swizzled).reshape(-1, padded[0] // 128, padded[1] // 4, 32, 4)
+    linear = tiles.permute(0, 1, 4, 3, 2).flatten().view(swizzled.dtype).view(swizzled.shape)
+    return linear[..., :rows, :columns].contiguous()
 
 
 def swizzle_8x4(scales: Tensor, fill: int = 0) -> Tensor:
     """Return the scales in 8x4 order, padded; see `swizzle_128x4`. Rules: LAYOUT-2, LAYOUT-3."""
     padded = pad_scales(scales, "8x4", fill)
-    *lead, rows, columns = padded.shape
-    tiles = padded.view(torch.uint8).reshape(-1, rows // 8, 8, columns // 4, 4)
-    return tiles.permute(0, 1, 3, 2, 4).reshape(*lead, rows, columns).view(scales.dtype)
+    rows, columns = padded.shape[-2:]
+    tiles = _quads(padded).reshape(-1, rows // 8, 8, columns // 4)
+    return tiles.permute(0, 1, 3, 2).flatten().view(scales.dtype).view(padded.shape)
 
 
 def unswizzle_8x4(swizzled: Tensor, rows: int, columns: int) -> Tensor:
     """Return the scales in linear order, without their padding; see `unswizzle_128x4`. Rules: LAYOUT-2, LAYOUT-3."""
     padded = _checked_extents("unswizzle_8x4", swizzled, rows, columns, "8x4")
-    tiles = swizzled.view(torch.uint8).reshape(-1, padded[0] // 8, padded[1] // 4, 8, 4)
-    linear = tiles.permute(0, 1, 3, 2, 4).reshape(*swizzled.shape[:-2], *padded)
-    return linear[..., :rows, :columns].contiguous().view(swizzled.dtype)
+    tiles = _quads(swizzled).reshape(-1, padded[0] // 8, padded[1] // 4, 8)
+    linear = tiles.permute(0, 1, 3, 2).flatten().view(swizzled.dtype).view(swizzled.shape)
+    return linear[..., :rows, :columns].contiguous()
 
 
 def offset_128x4(row: int, column: int, columns: int) -> int:
@@ -121,6 +121,17 @@ def offset_128x4(row: int, column: int, columns: int) -> int:
 def offset_8x4(row: int, column: int, columns: int) -> int:
     """Return the byte offset of one scale in an 8x4 matrix of `columns` scale columns. Rule: LAYOUT-2."""
     return (row // 8 * math.ceil(columns / 4) + column // 4) * 32 + row % 8 * 4 + column % 4
+
+
+def _quads(scales: Tensor) -> Tensor:
+    """Return one-byte elements `(*, columns)` four at a time, `(*, columns / 4)` int32: those of a tile's row stay together.
+
+    Moved so they cost a fifth of what single bytes do.
+    """
+    scales = scales.view(torch.uint8).contiguous()
+    if scales.storage_offset() % 4:  # a part of other memory
+        scales = scales.clone()
+    return scales.view(torch.int32)
 
 
 def _checked_extents(name: str, swizzled: Tensor, rows: int, columns: int, layout: str) -> tuple[int, int]:

@@ -14,6 +14,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -279,11 +280,21 @@ def _order(asked: Asked) -> list[Finding]:
 
 def _ask(asked: Asked, pairs: Pairs) -> tuple[Tensor, Tensor]:
     """Return the code of each pair, and whether its block has the scale that it was made for."""
+    place, rows = _laid_out(pairs, asked.width)
+    call = asked.call if pairs.alpha == 1 or asked.scaled is None else asked.scaled
+    codes, block_scale = (x.flatten(1) for x in call(rows, torch.tensor(ENCODE_SCALES)))
+    stored = e4m3.decode_e4m3(block_scale[pairs.expert, place // BLOCK])
+    return codes[pairs.expert, place], stored.double() == pairs.scale
+
+
+@lru_cache(maxsize=16)
+def _laid_out(pairs: Pairs, width: int) -> tuple[Tensor, Tensor]:
+    """Return where each pair stands in its expert, and gate and up of all, `(experts, rows, 2 * width)`, which nobody writes to."""
     place = _places(pairs)
     block = place // BLOCK
-    width = -(-(int(block.max()) + 1) * BLOCK // asked.width) * asked.width
-    gate = torch.full((len(ENCODE_SCALES), width), ONE_GATE)
-    up = torch.zeros(len(ENCODE_SCALES), width)
+    columns = -(-(int(block.max()) + 1) * BLOCK // width) * width
+    gate = torch.full((len(ENCODE_SCALES), columns), ONE_GATE)
+    up = torch.zeros(len(ENCODE_SCALES), columns)
     scales = torch.tensor(ENCODE_SCALES)
     largest = 6 * pairs.scale / scales[pairs.expert].double() / (ONE_GATE * pairs.alpha**2)
     if pairs.alpha != 1:
@@ -292,11 +303,7 @@ def _ask(asked: Asked, pairs: Pairs) -> tuple[Tensor, Tensor]:
     for offset in _LARGEST_AT:
         up[pairs.expert, block * BLOCK + offset] = largest.float()
     gate[pairs.expert, place], up[pairs.expert, place] = pairs.gate.float(), pairs.up.float()
-    call = asked.call if pairs.alpha == 1 or asked.scaled is None else asked.scaled
-    rows = [x.view(len(scales), -1, asked.width) for x in (gate, up)]
-    codes, block_scale = (x.flatten(1) for x in call(torch.cat(rows, -1), scales))
-    stored = e4m3.decode_e4m3(block_scale[pairs.expert, block])
-    return codes[pairs.expert, place], stored.double() == pairs.scale
+    return place, torch.cat([x.view(len(scales), -1, width) for x in (gate, up)], -1)
 
 
 def next_bfloat16(x: Tensor) -> Tensor:

@@ -66,9 +66,9 @@ class Member:
         return (sums * alpha).float().to(self.gemm1).double()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Pairs:
-    """Elements to ask, one row each.
+    """Elements to ask, one row each; compared by identity.
 
     Attributes:
         gate: `(pairs,)` float64, before alpha.
@@ -94,7 +94,7 @@ class Pairs:
         return Pairs(self.gate[index], self.up[index], self.expert[index], self.scale[index], self.alpha)
 
     def codes_of(self, value: Tensor) -> Tensor:
-        """Return the codes of values `(pairs,)`, signs apart."""
+        """Return the codes of values `(*, pairs)`, signs apart."""
         return round_to_code(value.abs() * self._factor())
 
     def cells(self, codes: Tensor, hidden: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -166,7 +166,7 @@ def coarse_pairs(
     pairs = replace(of_one, up=rounded(near / of_one.real()))
 
     def codes_of(asked: Pairs, error: float) -> Tensor:
-        return torch.stack([asked.codes_of(way.value(asked, error)) for way in ways])
+        return asked.codes_of(torch.stack([way.value(asked, error) for way in ways]))
 
     low = codes_of(pairs, -_CERTAIN)
     differ = (low != low[0]).any(0)

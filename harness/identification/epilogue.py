@@ -43,8 +43,8 @@ def find_epilogue(candidate: Any) -> tuple[Epilogue | None, list[Finding]]:
     left = _MEMBERS
     for dtype in dtypes if traits.far else dtypes[:1]:
         out = call_gemm(candidate, asked.a, asked.b, dtype, asked.alpha)
-        fitting = [member for member in _MEMBERS if asked.gives(member, out)]
-        both = [member for member in left if member in fitting]
+        both = [member for member in left if asked.gives(member, out)]
+        fitting = both or [member for member in _MEMBERS if asked.gives(member, out)]
         # Where the types differ, the one that deviates is what has to be said.
         left = both or [member for member in (*fitting, *left) if member not in _OF_CONTRACT]
         if not fitting:

@@ -12,7 +12,7 @@ from torch import Tensor
 from harness.identification.quantizer_probe import Questions
 from reference import e2m1, e4m3
 from reference.nvfp4 import BLOCK
-from reference.quantizer_formulas import CODES, REAL, SCALES, Reciprocal
+from reference.quantizer_formulas import CODES, REAL, SCALES, Reciprocal, needs_rcp
 from reference.rounding import CODE_ROUNDINGS, SCALE_ROUNDINGS
 
 _KEPT = 512  # answers of formulas, of 64 KB at most each
@@ -65,11 +65,11 @@ class Seen:
 
     def scale_formula(self, amax: str, name: str, rounding: str, rcp: Reciprocal, step: int = 1) -> Tensor:
         """Return what a formula stores under every so manieth encode scale, `(experts, rows, blocks)` uint8."""
-        return _scales(self.asked, amax, name, rounding, rcp, step)
+        return _scales(self.asked, amax, name, rounding, _taken(name, rcp), step)
 
     def code_formula(self, name: str, rounding: str, rcp: Reciprocal, step: int = 1) -> Tensor:
         """Return the magnitudes that a formula stores under the stored scales, `(experts, rows, blocks, 16)` uint8."""
-        return _codes(self._under, name, rounding, rcp, step)
+        return _codes(self._under, name, rounding, _taken(name, rcp), step)
 
     def unscaled_codes(self, rounding: str, step: int = 1) -> Tensor:
         """Return the magnitudes of x * (6 / amax), under no stored scale."""
@@ -87,6 +87,11 @@ class _Under:
 
     asked: Questions
     scale: Tensor
+
+
+def _taken(name: str, rcp: Reciprocal) -> Reciprocal:
+    """Return the reciprocal by which the answers of a formula are kept: those that take none are one for all candidates."""
+    return rcp if needs_rcp(name) else torch.reciprocal
 
 
 @lru_cache(maxsize=8)

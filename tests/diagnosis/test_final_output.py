@@ -31,11 +31,11 @@ def _any_machine(monkeypatch):
     monkeypatch.setattr(diagnose, "MORE_SECONDS", 60.0)
 
 
-def diagnosed(base: str, fault: str, problem: str = PROBLEM, rule: str = "MOE") -> list[dict[str, Any]]:
-    judge = Judge(FinalOutputOnly(plant(base, fault)))
-    outcome = judge.judge(rule, problem)
+def diagnosed(base: str, fault: str, *, probe: bool, rule: str = "MOE") -> list[dict[str, Any]]:
+    judge = Judge(FinalOutputOnly(plant(base, fault)), probe=probe)
+    outcome = judge.judge(rule, PROBLEM)
     assert outcome.status == "contract" or bool(outcome.illegal)
-    return judge.diagnose(rule, problem, "")
+    return judge.diagnose(rule, PROBLEM, "")
 
 
 @pytest.mark.parametrize(
@@ -52,20 +52,20 @@ def diagnosed(base: str, fault: str, problem: str = PROBLEM, rule: str = "MOE") 
         ("control:shuffled_accumulation", "nibbles_swapped_in_weights@5"),
     ],
 )
-def test_a_fault_of_a_stage_is_the_first_finding(base: str, fault: str) -> None:
-    first = diagnosed(base, fault)[0]
+def test_a_fault_of_a_stage_is_the_first_finding(base: str, fault: str, probe: bool) -> None:
+    first = diagnosed(base, fault, probe=probe)[0]
     assert fault.partition("@")[0] in {first["fault"], *first.get("same_as", ())}
     assert first["explained"] > 0.9
 
 
 @pytest.mark.parametrize("fault", ["tile_now_and_then_missing", "row_overwritten_now_and_then"])
-def test_a_race_is_named(fault: str) -> None:
-    first = diagnosed("physical", fault)[0]
+def test_a_race_is_named(fault: str, probe: bool) -> None:
+    first = diagnosed("physical", fault, probe=probe)[0]
     assert fault in {first["fault"], *first.get("same_as", ())}
 
 
 def test_an_input_that_the_layer_changes_is_a_finding() -> None:
-    first = diagnosed("eager", "alpha_folded_in_place", rule="INPUTS")[0]
+    first = diagnosed("eager", "alpha_folded_in_place", probe=True, rule="INPUTS")[0]
     assert first["fault"] == "alpha_folded_in_place"
     assert first["place"].startswith("the input w1_alpha and w2_alpha was changed")
 

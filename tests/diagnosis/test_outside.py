@@ -36,9 +36,9 @@ FAST = (
 
 
 @pytest.mark.parametrize("name", OUTSIDE)
-def test_a_fault_outside_the_catalog_is_never_explained_in_full(name: str) -> None:
+def test_a_fault_outside_the_catalog_is_never_explained_in_full(name: str, probe: bool) -> None:
     make, rule = OUTSIDE[name]
-    judge = Judge(make())
+    judge = Judge(make(), probe=probe)
     assert any(c.illegal for c in judge.judge(rule, PROBLEM).comparisons)
     found = judge.diagnose(rule, PROBLEM, "")
     left = [f for f in found if not f["fault"]]
@@ -50,11 +50,13 @@ def test_a_fault_outside_the_catalog_is_never_explained_in_full(name: str) -> No
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=() if n in FAST else pytest.mark.long) for n in ARITHMETIC]
+    ("name", "probe"),
+    [*((n, False) for n in FAST), *(pytest.param(n, True, marks=pytest.mark.long) for n in ARITHMETIC)],
+    indirect=["probe"],
 )
-def test_small_errors_are_given_no_mechanism_without_evidence(name: str) -> None:
+def test_small_errors_are_given_no_mechanism_without_evidence(name: str, probe: bool) -> None:
     make, rule = ARITHMETIC[name]
-    judge = Judge(make())
+    judge = Judge(make(), probe=probe)
     assert any(c.illegal for c in judge.judge(rule, PROBLEM).comparisons)
     found = judge.diagnose(rule, PROBLEM, "")
     assert found

@@ -9,6 +9,7 @@ from harness.faults.fault import all_faults
 from harness.faults.named import plant
 from harness.identification.measure import measure
 from harness.running.judge import Judge
+from tests.diagnosis.conftest import whole_way
 
 
 @pytest.mark.parametrize(
@@ -62,9 +63,9 @@ def test_a_planted_fault_is_the_first_finding_and_explains_everything(diagnosed,
         ),
     ],
 )
-def test_what_looks_like_something_else_at_first_is_found(rule, fault, base, problem) -> None:
+def test_what_looks_like_something_else_at_first_is_found(rule, fault, base, problem, probe) -> None:
     candidate = plant(base, fault)
-    judge = Judge(candidate)
+    judge = Judge(candidate, probe=probe)
     assert any(c.illegal for c in judge.judge(rule, problem).comparisons)
     known = measure(candidate, probe=False).known
     first, *others = diagnose_problem(candidate, known, rule, problem, seconds=120.0)
@@ -78,7 +79,7 @@ def test_what_looks_like_something_else_at_first_is_found(rule, fault, base, pro
 def test_a_rule_that_compares_nothing_has_no_diagnosis() -> None:
     from harness.faults.named import load_named
 
-    judge = Judge(load_named("physical"))  # on the CPU: no graphs
+    judge = Judge(load_named("physical"), probe=False)  # on the CPU: no graphs
     assert judge.diagnose("GRAPH", "2x16x64x64:16,9:normal:1", "") == []
 
 
@@ -92,6 +93,7 @@ def test_a_right_candidate_has_no_diagnosis() -> None:
         assert not finding["fault"]
 
 
+@whole_way
 def test_the_finding_says_where_how_strong_and_which_threads_had_the_same_cause(diagnosed) -> None:
     first = diagnosed("GEMM", "output_scaled@3")[0]
     fault = all_faults()["output_scaled"]
@@ -104,6 +106,7 @@ def test_the_finding_says_where_how_strong_and_which_threads_had_the_same_cause(
     assert first["command"] == "the command"
 
 
+@whole_way
 def test_two_faults_of_different_stages_are_told_apart(diagnosed) -> None:
     found = diagnosed("PIPELINE", "block_scale_rounded_up@4", "alpha_of_neighbour@3")
     assert {"block_scale_rounded_up", "alpha_of_neighbour"} <= {
@@ -121,8 +124,8 @@ def test_two_faults_of_one_stage_leave_what_has_both_unexplained(diagnosed) -> N
     assert explained == round(found[0]["elements"] / found[0]["explained"])
 
 
-def test_a_strength_outside_the_catalog_is_measured(users_layer) -> None:
-    judge = Judge(users_layer.OutputScaled())
+def test_a_strength_outside_the_catalog_is_measured(users_layer, probe) -> None:
+    judge = Judge(users_layer.OutputScaled(), probe=probe)
     first = judge.diagnose("MOE", "4x32x128x128:32,30,32,17:normal:5", "")[0]
     assert (first["fault"], first["strength"]) == ("output_scaled", "x0.3 = 3/10 (measured)")
     assert first["explained"] == 1

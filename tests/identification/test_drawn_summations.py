@@ -67,8 +67,8 @@ def false_alarms(seeds: range) -> list[str]:
 
 
 def test_a_drawn_order_is_never_flagged() -> None:
-    """A sample of what `make test-all` draws."""
-    assert false_alarms(range(24)) == []
+    """A sample of what `make test-all` draws; one of the seeds before it takes as long as all of these."""
+    assert false_alarms(range(4, 28)) == []
 
 
 @pytest.mark.long

@@ -89,7 +89,7 @@ NAMED: list[tuple[Any, dict[str, str], tuple[str, ...], set[str]]] = [
         {ROUNDING: "toward zero", ORDER: "sm_100 mxf4nvf4; parts 2"}, (), {ROUNDING},
     ),
 ]  # fmt: skip
-FAST = (0, 4, 17, 18, 22, 26)
+FAST = (0, 17, 19, 22, 26)
 
 
 def found_of(make: Any) -> GemmFound:

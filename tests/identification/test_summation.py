@@ -96,7 +96,7 @@ def test_a_right_kernel_has_the_one_legal_value_everywhere(text: str, problem: s
     assert sum(found.judged.values()) == found.compared > 0
 
 
-@pytest.mark.parametrize("k", [256, 512])
+@pytest.mark.parametrize("k", [256, pytest.param(512, marks=pytest.mark.long)])
 def test_another_order_in_some_tiles_or_at_some_k_is_right(k: int) -> None:
     """The record says in how many elements, and which order it was."""
     found = judged(summing.SplitsLongRows("sm_90 f16"), f"1x70x{k}x128:70:spread:1:float32_out", "sm_90 f16")

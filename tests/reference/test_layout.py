@@ -53,6 +53,21 @@ def test_128x4_equals_torchao_to_blocked_padding_included(rows: int, columns: in
     assert torch.equal(padded, pad_scales(linear, "128x4"))
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_scales_are_read_from_any_byte_on_and_with_any_strides(layout: str) -> None:
+    """Four of them are moved at once, and need not begin where four bytes do."""
+    swizzle, unswizzle, _ = LAYOUTS[layout]
+    linear = scales(129, 5, 2)
+    swizzled = swizzle(linear)
+    for first in range(1, 4):
+        memory = torch.zeros(first + swizzled.numel(), dtype=torch.uint8)
+        part = memory[first:].view(swizzled.shape).copy_(swizzled)
+        assert torch.equal(unswizzle(part, 129, 5), linear)
+    beside = torch.stack((swizzled, swizzled + 1), -1)[..., 0]
+    assert torch.equal(unswizzle(beside, 129, 5), linear)
+    assert torch.equal(swizzle(torch.stack((linear, linear), -1)[..., 1]), swizzled)
+
+
 FLASHINFER_UNSWIZZLE = (
     "flashinfer.trace.templates.gemm:_unswizzle_sf_128x4",
     "flashinfer.gemm.gemm_bf16_fp4:_unswizzle_sf_128x4",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -15,6 +16,7 @@ from harness.candidates.errors import CandidateStartError
 from harness.running.outcome import Outcome, Status
 from harness.running.session import FOREIGN, Child, InProcess, Session, open_session
 from harness.verdict import UsageError
+from tests.running.conftest import CANDIDATES
 
 pytestmark = pytest.mark.usefixtures("in_candidates_folder")
 
@@ -35,20 +37,18 @@ HARMLESS = [11, 12, 13, 14, 15, 16, 17]  # what is put back without a word
 
 @pytest.fixture(scope="module")
 def child() -> Iterator[Session]:
-    before = os.getcwd()  # noqa: PTH109
-    os.chdir(os.path.join(os.path.dirname(__file__), os.pardir, "candidates"))  # noqa: PTH118, PTH120
-    try:
+    with contextlib.chdir(CANDIDATES):
         session = Child("hostile:Stage", threads=1)
-    finally:
-        os.chdir(before)
     yield session
     session.close()
 
 
-@pytest.fixture
-def here(monkeypatch: pytest.MonkeyPatch) -> Session:
-    monkeypatch.syspath_prepend(".")
-    return open_session("hostile:Stage", isolate=False)
+@pytest.fixture(scope="module")
+def here() -> Iterator[Session]:
+    """One for all tests, as a child is: each leaves it as if nothing had been."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(CANDIDATES)
+        yield open_session("hostile:Stage", isolate=False)
 
 
 def judge(session: Session, experts: int, seconds: float = 20) -> Outcome:

@@ -13,18 +13,21 @@ from harness.running.judge import Judge
 from harness.running.outcome import Outcome, outcome_from, to_line
 
 PROBLEM = "2x8x32x32:5,2:normal:3"
+# Identified before they are judged, as in a run: their probes return nothing, or nothing that was asked for. The others
+# answer a probe as anybody does, and what they do wrong shows whatever else is known about them.
+IDENTIFIED = ("Raises", "ReturnsNone", "WritesNothing")
 
 
 @pytest.fixture(scope="session")
 def judge(faulty) -> Any:
     """Judge one problem by one rule on a candidate of faulty.py, without a process in between.
 
-    As in a run, each candidate is identified once and then judged by many rules.
+    As in a run, each candidate is loaded once and then judged by many rules.
     """
 
     @cache
     def of(candidate: str) -> Judge:
-        return Judge(getattr(faulty, candidate)(), threads=1)
+        return Judge(getattr(faulty, candidate)(), threads=1, probe=candidate in IDENTIFIED)
 
     def judged(candidate: str, rule: str, problem: str = PROBLEM) -> Outcome:
         return of(candidate).judge(rule, problem)
@@ -81,7 +84,7 @@ def test_an_error_of_an_earlier_problem_is_not_held_against_a_later_one(faulty, 
     """A rule may swallow what a candidate raised (a refused layout) and then fail by itself."""
     from harness.rules import numbers
 
-    judge = Judge(faulty.RaisesInTorch(), threads=1)
+    judge = Judge(faulty.RaisesInTorch(), threads=1, probe=False)
     assert judge.judge("QUANT", PROBLEM).status == "raised"
 
     def broken(ctx: object) -> None:
@@ -180,7 +183,7 @@ def test_an_output_that_was_never_written_is_called_that(judge) -> None:
 
 
 def test_the_result_of_an_earlier_call_is_illegal_for_a_later_one(faulty) -> None:
-    judge = Judge(faulty.Reuses(), threads=1)
+    judge = Judge(faulty.Reuses(), threads=1, probe=False)
     assert illegal(judge.judge("QUANT", "1x4x32x32:4:normal:1")) == []
     assert illegal(judge.judge("QUANT", "1x4x32x32:4:normal:2")) == ["quantize.scale", "quantize.codes"]
 
@@ -190,7 +193,7 @@ def test_a_nondeterministic_candidate_that_says_so_is_not_judged_by_repeating_it
 
     candidate = faulty.Nondeterministic()
     candidate.traits = dataclasses.replace(candidate.traits, deterministic=False)
-    outcome = Judge(candidate, threads=1).judge("REPEAT", PROBLEM)
+    outcome = Judge(candidate, threads=1, probe=False).judge("REPEAT", PROBLEM)
     assert outcome.status == "not applicable"
     assert "deterministic=False" in outcome.error
 
@@ -198,7 +201,7 @@ def test_a_nondeterministic_candidate_that_says_so_is_not_judged_by_repeating_it
 def test_a_candidate_with_hints_that_json_cannot_hold_is_described_and_judged(faulty) -> None:
     import json
 
-    judge = Judge(faulty.HintsOfAnyType(), threads=1)
+    judge = Judge(faulty.HintsOfAnyType(), threads=1, probe=False)
     assert json.loads(json.dumps(judge.describe().traits))["hints"] == [{"c_dtype": "torch.float16"}]
     assert illegal(judge.judge("HINTS", PROBLEM)) == []
 
