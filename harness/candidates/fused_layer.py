@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.candidates.cutedsl_support import path_traits
 from harness.candidates.fused_support import fused_support, load_fused
+from harness.candidates.fused_tactics import tactics_noted
 from harness.candidates.fused_weights import Matrix
 from harness.candidates.protocol import Traits
 
@@ -80,6 +81,7 @@ class FusedLayer:
 
         self.activation, self.fused_finalize, self.device = activation, fused_finalize, device
         self.way: Activation = Activation.of(activation)
+        self._ran: list[dict[str, str]] = []
 
     @property
     def traits(self) -> Traits:
@@ -101,8 +103,13 @@ class FusedLayer:
 
     @property
     def asked(self) -> dict[str, str]:
-        """What the package is asked for; which tactic its tuner takes it does not tell."""
+        """What the package is asked for; the tactic is its tuner's choice."""
         return {"function": self.function, "fused finalize": str(self.fused_finalize)}
+
+    def ran(self) -> list[dict[str, str]]:
+        """Return which tactics the package's tuner chose since the last call."""
+        found, self._ran = self._ran, []
+        return found
 
     def support(self) -> Support:
         """Return whether the layer can run here; the reason names the package, the device or the changed function."""
@@ -145,13 +152,13 @@ class FusedLayer:
         if not len(topk_idx):  # as engines do: no kernel is launched for nothing
             return out
         x, x_scale = self._quantized(hidden_states, input_global_scale)
-        self._launch(
-            LayerCall(
-                out, x, x_scale, topk_idx.int(), topk_weights.float(), Matrix.of(w1, w1_blockscale, self.block),
-                Matrix.of(w2, w2_blockscale, self.block), w1_alpha, w2_alpha, input_global_scale, a2_global_scale,
-                num_experts, local_expert_offset, None if activation == "relu2" else self.way,
-            )
+        call = LayerCall(
+            out, x, x_scale, topk_idx.int(), topk_weights.float(), Matrix.of(w1, w1_blockscale, self.block),
+            Matrix.of(w2, w2_blockscale, self.block), w1_alpha, w2_alpha, input_global_scale, a2_global_scale,
+            num_experts, local_expert_offset, None if activation == "relu2" else self.way,
         )  # fmt: skip
+        with tactics_noted(self._ran):
+            self._launch(call)
         return out
 
     def _quantized(

@@ -192,20 +192,20 @@ class LoadCall(Call):
     @property
     def w1_block_scale(self) -> Tensor:
         """`(l, rows, k/16)` uint8, linear; assign to change."""
-        return _linear(self.w1, self.w1_blockscale)
+        return linear_scales(self.w1, self.w1_blockscale)
 
     @w1_block_scale.setter
     def w1_block_scale(self, block_scale: Tensor) -> None:
-        self.w1_blockscale = _with_scales(self.w1_blockscale, block_scale)
+        self.w1_blockscale = with_linear_scales(self.w1_blockscale, block_scale)
 
     @property
     def w2_block_scale(self) -> Tensor:
         """`(l, rows, k/16)` uint8, linear; assign to change."""
-        return _linear(self.w2, self.w2_blockscale)
+        return linear_scales(self.w2, self.w2_blockscale)
 
     @w2_block_scale.setter
     def w2_block_scale(self, block_scale: Tensor) -> None:
-        self.w2_blockscale = _with_scales(self.w2_blockscale, block_scale)
+        self.w2_blockscale = with_linear_scales(self.w2_blockscale, block_scale)
 
     def each(self, function: Callable[[Tensor], Tensor]) -> None:
         """Replace every weight argument, all of which have the experts first, by a function of it."""
@@ -239,12 +239,12 @@ class LoadedMoeCall(LoadCall):
         return output
 
 
-def _linear(packed: Tensor, swizzled: Tensor) -> Tensor:
+def linear_scales(packed: Tensor, swizzled: Tensor) -> Tensor:
     _, rows, half = packed.shape
     return unswizzle_128x4(swizzled.view(torch.uint8), rows, half // 8)
 
 
-def _with_scales(swizzled: Tensor, block_scale: Tensor) -> Tensor:
+def with_linear_scales(swizzled: Tensor, block_scale: Tensor) -> Tensor:
     inside = swizzle_128x4(torch.ones_like(block_scale), 0).bool()
     new = torch.where(inside, swizzle_128x4(block_scale, 0), swizzled.view(torch.uint8))
     return new.view(torch.float8_e4m3fn)

@@ -17,7 +17,8 @@ from harness.candidates.flashinfer_routed import (
     FlashInferFusedTrtllm,
 )
 from harness.candidates.fused_layer import ATOMIC, FusedLayer
-from harness.candidates.witness import asked_of
+from harness.candidates.fused_tactics import tactics_noted
+from harness.candidates.witness import asked_of, contradiction, ran_of
 from harness.judging.context import Context, Known
 from harness.judging.routed import arguments
 from harness.problems.problem import parse_problem
@@ -118,6 +119,35 @@ def test_each_mode_is_a_candidate_of_its_own(launches: FusedLaunches, name: str)
         assert torch.equal(candidate.routed_moe(**call), wanted)
         assert launches.launches[-1].given["use_fused_finalize"] is not slots
         assert asked_of(candidate)["fused finalize"] == str(not slots)
+
+
+@pytest.mark.parametrize("kind", ["cutedsl", "cutedsl, w4a8", "cutedsl, w4a16"])
+def test_the_tactic_that_the_tuner_chose_is_told(launches: FusedLaunches, kind: str) -> None:
+    """The real tuner is asked; nothing was tuned, so that it chooses its runner's default."""
+    candidate = made(kind)
+    candidate.routed_moe(**given(candidate, PROBLEM))
+    (ran,) = ran_of(candidate)
+    assert "Runner" in ran["runner"], ran
+    assert "CuteDsl" in ran["op"], ran
+    assert ran["tactic"] == "the default"
+    assert ran_of(candidate) == [], "told once"
+    assert not contradiction(asked_of(candidate), [ran])
+
+
+def test_another_tactic_of_the_tuner_is_told_and_the_tuner_left_as_it_was(
+    launches: FusedLaunches, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flashinfer.autotuner import AutoTuner
+
+    monkeypatch.setattr(AutoTuner, "choose_one", lambda _self, _op, runners, *_, **__: (runners[0], ((128, 64), 2)))
+    candidate = made("cutedsl")
+    for _ in range(2):
+        with tactics_noted(candidate._ran):
+            AutoTuner.get().choose_one("an op", [candidate], None, [])
+    assert ran_of(candidate) == [
+        {"op": "an op", "runner": "FlashInferFusedCuteDsl", "tactic": "((128, 64), 2)"}
+    ]
+    assert "choose_one" not in vars(AutoTuner.get())
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -22,7 +22,7 @@ from harness.problems.problem import parse_problem
 from harness.rules import RULE_IDS, find_rules
 from harness.running.judge import Judge, Watched, judge_context
 
-FEWEST_FAULTS = 253
+FEWEST_FAULTS = 257
 FAULTS = all_faults()
 
 # Without traps: what normal random data shows.
@@ -44,6 +44,9 @@ PROBLEMS = (
     "4x48x320x64:0,48,5,30:grid:7:e2m1_ties",
     "5x12x96x32:12,0,3,1,7:normal:9:outlier_block+negative_zero",
     "3x40x64x64:40,0,17:normal:1:sharded",
+    "v2:3x128x128x128:128,0,17:normal:1:small",
+    "3x40x64x64:40,0,17:normal:1:alpha_overflow",
+    "3x40x64x64:40,0,17:normal:1:alpha_subnormal",
 )
 
 
@@ -156,8 +159,9 @@ def healthy(name: str) -> Judge:
 def test_without_a_fault_the_rules_find_nothing(rule: str) -> None:
     """Otherwise every fault would seem to be killed."""
     names = {"LAYOUT-IN": ("eager",), "PREPARE": ("control:physical_prepared",)}
+    problems = [p for p in PROBLEMS if rule == "GEMM" or "alpha_overflow" not in p]  # results leave the range
     for name in names.get(rule, ("eager", "physical")):
-        assert [p for p in PROBLEMS if illegal(healthy(name).judge(rule, p))] == []
+        assert [p for p in problems if illegal(healthy(name).judge(rule, p))] == []
 
 
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)

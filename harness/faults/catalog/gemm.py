@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from harness.faults.arithmetic import overflowing
 from harness.faults.calls import GemmCall
 from harness.faults.fault import PREPARED, Parameters, fault
 from harness.faults.prepare_call import PrepareCall
@@ -61,6 +62,33 @@ def alpha_rounded_to_bf16(call: GemmCall | PrepareCall, _: Parameters) -> None:
     """Alpha passes through bfloat16 on its way to the kernel."""
     if call.alpha is not None:
         call.alpha = call.alpha.bfloat16().float()
+    call.run()
+
+
+@fault(
+    category="gemm", stages=PREPARED, bugs=("E04",), killed_by="GEMM", effect="none", random_data=False,
+    strengths=(512, 2**15),
+)  # fmt: skip
+def large_alpha_infinite(call: GemmCall | PrepareCall, p: Parameters) -> None:
+    """Alpha passes through a format that ends before float32: from 512 on (2^15 where it is weakest) it is infinite."""
+    if call.alpha is not None:
+        call.alpha = overflowing(call.alpha, p.strength)
+    call.run()
+
+
+@fault(
+    category="gemm",
+    stages=PREPARED,
+    bugs=("E13",),
+    killed_by="GEMM",
+    effect="none",
+    random_data=False,
+)
+def subnormal_alpha_lost(call: GemmCall | PrepareCall, _: Parameters) -> None:
+    """An alpha that is a float32 subnormal counts as zero."""
+    if call.alpha is not None:
+        smallest = torch.finfo(torch.float32).tiny
+        call.alpha = torch.where(call.alpha.abs() < smallest, call.alpha * 0, call.alpha)
     call.run()
 
 

@@ -6,13 +6,16 @@ from dataclasses import replace
 
 import torch
 
+from harness.faults.arithmetic import overflowing
 from harness.faults.fault import Parameters, fault
+from harness.faults.layer_calls import linear_scales, with_linear_scales
 from harness.faults.routed_call import WEIGHTS, RoutedCall
 from reference.activations import INTERLEAVES
 from reference.routed import NO_EXPERT
 
 _STAGE = "routed_moe"
 _TILE = 128
+_NORMAL = 8  # E4M3 byte of 2^-6, the smallest normal number
 
 
 @fault(
@@ -233,3 +236,25 @@ def routed_stale_weights(call: RoutedCall, p: Parameters) -> None:
     key = tuple(call.w1.shape), tuple(call.w2.shape)
     kept = p.state.setdefault(key, {name: getattr(call, name).clone() for name in WEIGHTS})
     call.output = call.again(**kept)
+
+
+@fault(
+    category="routed", stages=_STAGE, bugs=("E04",), killed_by="ROUTED", effect="none", random_data=False, needs="bf16",
+)  # fmt: skip
+def routed_large_alpha_infinite(call: RoutedCall, _: Parameters) -> None:
+    """Factors of the experts pass through a format that ends before float32: from 512 on they are infinite."""
+    alphas = {name: overflowing(getattr(call, name), 512) for name in ("w1_alpha", "w2_alpha")}
+    call.output = call.again(**alphas)
+
+
+@fault(
+    category="routed", stages=_STAGE, bugs=("E13",), killed_by="ROUTED", effect="none", random_data=False, needs="nvfp4",
+)  # fmt: skip
+def routed_small_weight_scales_lost(call: RoutedCall, _: Parameters) -> None:
+    """Block scales of the weights below 2^-6, the E4M3 subnormals, are zero in the fused kernel's own format."""
+    lost = {}
+    for matrix in ("w1", "w2"):
+        name = f"{matrix}_blockscale"
+        scale = linear_scales(getattr(call, matrix), getattr(call, name))
+        lost[name] = with_linear_scales(getattr(call, name), torch.where(scale < _NORMAL, 0, scale))
+    call.output = call.again(**lost)
