@@ -96,6 +96,7 @@ def _needs_met(traits: Traits) -> dict[str, bool]:
         "": True,
         BY_LOGFMT: True,
         "nvfp4": activations == weights == "nvfp4",
+        "weights in nvfp4": weights == "nvfp4",
         "block scales": activations.startswith(("nvfp4", "mx")),
         "activations as they are": activations in {"bf16", "fp16"},
         "activations in FP8 with a scale of each expert": activations == "fp8",

@@ -240,11 +240,13 @@ class LoadedMoeCall(LoadCall):
 
 
 def linear_scales(packed: Tensor, swizzled: Tensor) -> Tensor:
+    """Return the swizzled block scales of packed weights `(l, n, k/2)` in rows, `(l, n, k/16)` uint8."""
     _, rows, half = packed.shape
     return unswizzle_128x4(swizzled.view(torch.uint8), rows, half // 8)
 
 
 def with_linear_scales(swizzled: Tensor, block_scale: Tensor) -> Tensor:
+    """Return swizzled block scales that hold `block_scale`, `(l, n, k/16)` uint8; what fills tiles up stays as it was."""
     inside = swizzle_128x4(torch.ones_like(block_scale), 0).bool()
     new = torch.where(inside, swizzle_128x4(block_scale, 0), swizzled.view(torch.uint8))
     return new.view(torch.float8_e4m3fn)

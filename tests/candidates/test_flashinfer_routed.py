@@ -139,7 +139,9 @@ def test_another_tactic_of_the_tuner_is_told_and_the_tuner_left_as_it_was(
 ) -> None:
     from flashinfer.autotuner import AutoTuner
 
-    monkeypatch.setattr(AutoTuner, "choose_one", lambda _self, _op, runners, *_, **__: (runners[0], ((128, 64), 2)))
+    monkeypatch.setattr(
+        AutoTuner, "choose_one", lambda _self, _op, runners, *_, **__: (runners[0], ((128, 64), 2))
+    )
     candidate = made("cutedsl")
     for _ in range(2):
         with tactics_noted(candidate._ran):

@@ -248,7 +248,8 @@ def routed_large_alpha_infinite(call: RoutedCall, _: Parameters) -> None:
 
 
 @fault(
-    category="routed", stages=_STAGE, bugs=("E13",), killed_by="ROUTED", effect="none", random_data=False, needs="nvfp4",
+    category="routed", stages=_STAGE, bugs=("E13",), killed_by="ROUTED", effect="none", random_data=False,
+    needs="weights in nvfp4",
 )  # fmt: skip
 def routed_small_weight_scales_lost(call: RoutedCall, _: Parameters) -> None:
     """Block scales of the weights below 2^-6, the E4M3 subnormals, are zero in the fused kernel's own format."""
