@@ -82,7 +82,7 @@ class AsMarlin(EagerKernels):
 @pytest.mark.parametrize(
     ("problem", "fault"),
     [
-        ("v2:1x1x128x128:1:normal:0:small", "routed_large_alpha_infinite"),
+        ("v2:3x40x128x128:40,0,17:normal:1:small", "routed_large_alpha_infinite"),
         ("v2:3x40x64x64:40,0,17:normal:1:subnormal_scales", "routed_small_weight_scales_lost"),
     ],
 )

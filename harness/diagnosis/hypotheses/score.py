@@ -60,7 +60,11 @@ class Score:
         return sum(int(mask.sum()) / self.of[n] for n, mask in masks.items()) / len(self.of)
 
     def key(self) -> tuple[float, ...]:
-        """Return what scores are ordered by, the best one largest."""
+        """Return what scores are ordered by, the best one largest.
+
+        Of two that predict the same, the last entry takes the fault that traps alone show: the other one would have
+        been found on ordinary numbers. A layer that is NaN throughout looks like one whose output was not cleared.
+        """
         coverage = self.shown / self.predicted if self.predicted else 0.0
         return (
             round(self.share, 4),
@@ -71,4 +75,5 @@ class Score:
             round(self.near, 4),
             self.shown / self.nearby if self.nearby and self.hypothesis.fault.unit == "expert" else 1.0,
             coverage,
+            float(not self.hypothesis.fault.random_data),
         )
