@@ -207,6 +207,28 @@ def decode_blocks(codes: Tensor, block_scale: Tensor, dtype: torch.dtype = torch
     return _decode_by_definition(codes, block_scale, dtype)
 
 
+def decode_packed(packed: Tensor, block_scale: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Return `decode_blocks` of codes that are packed two per byte, the even element in the low nibble.
+
+    Args:
+        packed: `(*, k / 2)` uint8.
+        block_scale: `(*, k / 16)` uint8 or float8_e4m3fn.
+        dtype: as `decode_blocks` takes it.
+
+    Returns:
+        `(*, k)` of that dtype.
+
+    Raises:
+        ValueError: another dtype, or the scales do not fit the codes.
+    """
+    fits = packed.shape == (*block_scale.shape[:-1], block_scale.shape[-1] * BLOCK // 2)
+    if packed.device.type == "cpu" and packed.dtype == torch.uint8 and packed.numel() and fits:
+        from reference.fast import pairs
+
+        return pairs.decode_packed(packed, block_scale, dtype)
+    return decode_blocks(e2m1.unpack_e2m1(packed), block_scale, dtype)
+
+
 def _decode_by_definition(codes: Tensor, block_scale: Tensor, dtype: torch.dtype) -> Tensor:
     blocks = e2m1.decode_e2m1(codes).to(dtype).reshape(*block_scale.shape, BLOCK)
     return (blocks * e4m3.decode_e4m3(block_scale).to(dtype).unsqueeze(-1)).flatten(-2)

@@ -114,8 +114,7 @@ class EagerKernels(ComposedMoe, ComposedRoutedMoe):
         valid, counts = valid_rows(masked_m, coded.codes.shape[1]), masked_m.tolist()
 
         def decoded(experts: slice) -> Tensor:
-            pair = b[..., experts], b_scale[..., experts]
-            return of_weights.values(layouts.loaded(of_weights, pair), torch.float64)
+            return layouts.values(of_weights, (b[..., experts], b_scale[..., experts]), torch.float64)
 
         b_values: Iterable[Tensor]
         if keeps(b):

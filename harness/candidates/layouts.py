@@ -16,6 +16,7 @@ from harness.emulation import memory
 from reference.e2m1 import pack_e2m1, unpack_e2m1
 from reference.formats import Coded, Format
 from reference.layout import padded_extents, swizzle_128x4, unswizzle_128x4
+from reference.nvfp4 import BLOCK, decode_packed
 
 _PHYSICAL_TO_LOGICAL = (3, 4, 1, 5, 2, 0)
 _LOGICAL_TO_PHYSICAL = (5, 2, 4, 0, 1, 3)
@@ -58,6 +59,15 @@ def loaded(form: Format, pair: Pair) -> Coded:
         return Coded(codes, block_scales_of(given, codes.shape[1], codes.shape[2] // form.block))
     none = codes.new_zeros((*codes.shape[:2], 0), dtype=torch.uint8)
     return Coded(codes, none, given) if form.rows else Coded(codes, none if given is None else given)
+
+
+def values(form: Format, pair: Pair, dtype: torch.dtype) -> Tensor:
+    """Return what an operand that lies as `stored` gives it stands for, `(l, m, k)`, without factors of rows."""
+    if form.block != BLOCK:
+        return form.values(loaded(form, pair), dtype)
+    packed = pair[0].permute(2, 0, 1)
+    block_scale = block_scales_of(pair[1], packed.shape[1], packed.shape[2] * 2 // BLOCK)
+    return decode_packed(packed, block_scale, dtype)
 
 
 def operand(codes: Tensor) -> Tensor:

@@ -189,23 +189,24 @@ class Context:
 
     def weights_operand(self, weights: Weights, scale_fill: int = 0) -> layouts.Pair:
         """Return weights as the GEMM takes them: packed, and their scales, the padding holding `scale_fill`."""
+        if not scale_fill:
+            return weights.operand()
         return layouts.stored(weights.form, Coded(weights.codes, weights.block_scale), scale_fill)
 
     def moe_arguments(self, hidden_states: layouts.Pair, masked_m: Tensor | None = None) -> dict[str, Any]:
         """Return the keyword arguments of masked_moe for this problem."""
-        from reference.e2m1 import pack_e2m1
-
         t = self.tensors
+        (w1, w1_blockscale), (w2, w2_blockscale) = t.w1.for_layer(), t.w2.for_layer()
         prequantized = hidden_states[1] is not None
         return {
             "hidden_states": hidden_states,
             "input_global_scale": None if prequantized else self.encode(t.input_scale),
-            "w1": pack_e2m1(t.w1.codes),
-            "w1_blockscale": layouts.weight_scales(t.w1.form, t.w1.block_scale),
+            "w1": w1,
+            "w1_blockscale": w1_blockscale,
             "w1_alpha": t.w1_alpha,
-            "w2": pack_e2m1(t.w2.codes),
+            "w2": w2,
             "a2_global_scale": self.encode(t.a2_scale),
-            "w2_blockscale": layouts.weight_scales(t.w2.form, t.w2.block_scale),
+            "w2_blockscale": w2_blockscale,
             "w2_alpha": t.w2_alpha,
             "masked_m": t.masked_m if masked_m is None else masked_m,
             "activation": self.activation,

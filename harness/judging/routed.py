@@ -40,18 +40,19 @@ def arguments(ctx: Context, *, prequantized: bool | None = None, fill: float | N
         fill: what the output holds before the call, unless the sum begins with that; None for NaN.
     """
     r = ctx.routed
+    (w1, w1_blockscale), (w2, w2_blockscale) = r.w1.for_layer(), r.w2.for_layer()
     prequantized = "prequantized" in ctx.problem.extras if prequantized is None else prequantized
     return {
         "hidden_states": _pair(ctx, r.quantized) if prequantized else (r.x, None),
         "topk_idx": r.topk_idx,
         "topk_weights": r.topk_weights,
         "input_global_scale": None if prequantized else r.input_scale,
-        "w1": pack_e2m1(r.w1.codes),
-        "w1_blockscale": layouts.weight_scales(r.w1.form, r.w1.block_scale),
+        "w1": w1,
+        "w1_blockscale": w1_blockscale,
         "w1_alpha": r.w1_alpha,
-        "w2": pack_e2m1(r.w2.codes),
+        "w2": w2,
         "a2_global_scale": r.a2_scale,
-        "w2_blockscale": layouts.weight_scales(r.w2.form, r.w2.block_scale),
+        "w2_blockscale": w2_blockscale,
         "w2_alpha": r.w2_alpha,
         "num_experts": r.total_experts,
         "local_expert_offset": r.offset,

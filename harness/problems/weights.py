@@ -9,6 +9,7 @@ from functools import cached_property, lru_cache
 import torch
 from torch import Tensor
 
+from harness.candidates import layouts
 from harness.problems.draws import Source, draws_of
 from harness.problems.problem import NEWEST
 from reference.certificate import is_full_float32, step_exponents
@@ -19,7 +20,8 @@ SMALL_ROWS = 8  # with the trap subnormal_scales, one row of the weights in so m
 NAN_ROWS = 8  # with the trap nan_scales: so few that no half of a block of the intermediate is NaN
 ZERO_BLOCKS = 4  # with the trap zero_scales, one block of the weights in so many has a scale of zero
 KEPT = 1 << 31
-"""Elements of weights that may be cached: a byte each, and four more where their values were asked for."""
+"""Elements of weights that may be cached: a byte each, half a one where they were packed, four where their values were asked
+for."""
 _kept: list[int] = []
 _BLOCKS = 1 << 13  # squared at a time, so that they stay in a CPU's cache
 
@@ -57,6 +59,20 @@ class Weights:
         if self.form == NVFP4 and is_full_float32():
             return torch.stack([_mean_square(values) for values in self.values]).sqrt().cpu()
         return self.values.double().square().nanmean((1, 2)).sqrt().cpu()
+
+    @cached_property
+    def _stored(self) -> layouts.Pair:
+        return layouts.stored(self.form, Coded(self.codes, self.block_scale))
+
+    def operand(self) -> layouts.Pair:
+        """Return them as the GEMM takes them: packed, and their scales, the padding zeros; the caller's own to write to."""
+        packed, scales = self._stored
+        return packed.clone(), scales if scales is None else scales.clone()
+
+    def for_layer(self) -> tuple[Tensor, Tensor]:
+        """Return them as masked_moe takes them: packed codes `(experts, n, k / 2)`, swizzled scales; the caller's own."""
+        packed, scales = self.operand()
+        return packed.permute(2, 0, 1), layouts.swizzled_bytes(scales).view(scales.dtype)
 
     @cached_property
     def steps(self) -> Tensor:

@@ -10,7 +10,7 @@ from harness.candidates.decoded import LIMIT, DecodedOperands
 from harness.candidates.eager import Eager
 from harness.candidates.physical import Physical
 from harness.emulation.accumulate import truncate
-from reference.formats import Coded, Format
+from reference.formats import Format
 
 
 def _operands(seed: int):
@@ -52,18 +52,16 @@ def test_a_changed_operand_is_decoded_anew(candidate) -> None:
 
 def test_what_is_too_large_to_be_kept_is_decoded_expert_by_expert(monkeypatch: pytest.MonkeyPatch) -> None:
     given = _operands(2)
-    wanted, decode, shapes = _product(Eager(), *given), Format.values, []
+    wanted, decode, shapes = _product(Eager(), *given), layouts.values, []
 
-    def noted(form: Format, coded: Coded, dtype: torch.dtype) -> torch.Tensor:
-        shapes.append(tuple(coded.codes.shape))
-        return decode(form, coded, dtype)
+    def noted(form: Format, pair: layouts.Pair, dtype: torch.dtype) -> torch.Tensor:
+        shapes.append(tuple(pair[0].shape))
+        return decode(form, pair, dtype)
 
     monkeypatch.setattr(eager, "keeps", lambda _: False)
-    monkeypatch.setattr(Format, "values", noted)
+    monkeypatch.setattr(layouts, "values", noted)
     assert torch.equal(_product(Eager(), *given), wanted)
-    assert shapes == [(8, 64), (1, 16, 64), (1, 16, 64)], (
-        "the valid rows of a, then the weights of each expert"
-    )
+    assert shapes == [(16, 32, 1), (16, 32, 1)], "the packed weights of each expert"
 
 
 def test_a_kept_operand_is_not_decoded_again_and_the_oldest_makes_room() -> None:

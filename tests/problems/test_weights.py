@@ -7,9 +7,11 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from harness.candidates import layouts
 from harness.problems import weights
 from harness.problems.weights import NAN_ROWS, SMALL_ROWS, Weights, make_weights
-from reference.formats import FORMATS, NVFP4
+from reference.e2m1 import pack_e2m1
+from reference.formats import FORMATS, NVFP4, Coded
 
 SHAPE = (2, 64, 128)
 OPTIONS = ((False, False, False), (True, False, False), (True, True, True))
@@ -87,3 +89,18 @@ def test_deviations_in_float32_are_those_of_float64(data: str) -> None:
         wanted = made.values.double().square().nanmean((1, 2)).sqrt()
         torch.testing.assert_close(made.deviation, wanted, rtol=1e-14, atol=0)
         assert torch.equal((1 / made.deviation).float(), (1 / wanted).float())
+
+
+@pytest.mark.parametrize("name", [form.name for form in FORMATS.values() if form.element == "e2m1"])
+def test_who_writes_into_an_operand_writes_into_his_own(name: str) -> None:
+    """WEIGHTS: the packed form is kept; a candidate that changes its inputs must spoil no later call."""
+    form = FORMATS[name]
+    drawn = make_weights(2, 40, 64, "normal", 1, "cpu", form=form)
+    wanted = layouts.stored(form, Coded(drawn.codes, drawn.block_scale))
+    for_layer = pack_e2m1(drawn.codes), layouts.weight_scales(form, drawn.block_scale)
+    for give, right in ((drawn.operand, wanted), (drawn.for_layer, for_layer)) * 2:
+        for got, as_stored in zip(give(), right, strict=True):
+            assert got.dtype == as_stored.dtype
+            assert got.stride() == as_stored.stride()
+            assert torch.equal(got.view(torch.uint8), as_stored.view(torch.uint8))
+            got.view(torch.uint8).bitwise_xor_(1)
