@@ -39,6 +39,20 @@ def step_exponents(values: Tensor) -> Tensor:
     return torch.cat([_step_exponents(part) for part in parts]).view(values.shape[:-1])
 
 
+def steps_of_scales(scale: Tensor) -> Tensor:
+    """Return, per row, the exponent of a power of two of which every E2M1 element times its block scale is a multiple.
+
+    It is at most `step_exponents` of the products, for a look at one number in 16.
+
+    Args:
+        scale: `(*, k / 16)` floating point, decoded E4M3 block scales; NaN counts as the smallest.
+
+    Returns:
+        `(*)` int32.
+    """
+    return (step_exponents(scale) - 1).clamp(min=UNIT_EXPONENT)  # elements are multiples of 0.5
+
+
 def _step_exponents(values: Tensor) -> Tensor:
     """E2M1 times E4M3, for example, are integers in units of the smallest one: the lowest bit of all of a row is wanted."""
     # float64 stays: float32 has no number below 2^-149 but zero, which lies on any grid, and rounds bits away that count.

@@ -64,17 +64,21 @@ def quantized_values(x: Interval, global_scale_enc: Tensor, arithmetic: Arithmet
     Returns:
         Interval of `(rows, k)`, without the global scale.
     """
-    is_nan = x.low.isnan() | x.high.isnan()
-    crosses = (x.low < 0) & (x.high > 0)
-    small = torch.where(crosses, 0.0, torch.minimum(x.low.abs(), x.high.abs())).float().masked_fill(is_nan, 0)
+    is_nan, crosses = x.low.isnan() | x.high.isnan(), (x.low < 0) & (x.high > 0)
     large = torch.maximum(x.low.abs(), x.high.abs()).float().masked_fill(is_nan, 0)
+    small = large  # the same tensor: codes are then asked for once
+    if x.low is not x.high:
+        small = torch.where(crosses, 0.0, torch.minimum(x.low.abs(), x.high.abs()))
+        small = small.float().masked_fill(is_nan, 0)
     shape = (*small.shape[:-1], small.shape[-1] // BLOCK, BLOCK)
-    small_blocks, large_blocks = small.view(shape), large.view(shape)
+    large_blocks = large.view(shape)
+    small_blocks = large_blocks if small is large else small.view(shape)
     all_nan = is_nan.view(shape).all(-1)
     amax_low, amax_high = (m.amax(-1).masked_fill(all_nan, torch.nan) for m in (small_blocks, large_blocks))
     scales = legal_scales(amax_low, amax_high, global_scale_enc, arithmetic)
     low, high = _magnitudes(small_blocks, large_blocks, scales.low, global_scale_enc, arithmetic)
     byte = scales.low.clone()
+    high = high.clone() if high is low else high
     while len(rows := (byte < scales.high).any(-1).nonzero().flatten()):  # few rows have many legal scales
         byte[rows] = torch.minimum(byte[rows] + 1, scales.high[rows])
         gs = global_scale_enc[rows] if global_scale_enc.ndim else global_scale_enc
@@ -147,4 +151,5 @@ def _magnitudes(
     """Return the smallest and the largest stored magnitude under one choice of block scales."""
     codes = legal_codes(small, large, byte, gs, arithmetic)
     scale = e4m3.decode_e4m3(byte).double().unsqueeze(-1)
-    return e2m1.decode_e2m1(codes.low).double() * scale, e2m1.decode_e2m1(codes.high).double() * scale
+    low = e2m1.decode_e2m1(codes.low).double() * scale
+    return low, low if codes.high is codes.low else e2m1.decode_e2m1(codes.high).double() * scale

@@ -22,8 +22,8 @@ from torch import Tensor
 
 from reference.activations import Activation
 from reference.bounds import Accumulator, Stores
-from reference.certificate import FLOAT64_BITS, certified, step_exponents
-from reference.exact_products import Side, exact_products
+from reference.certificate import FLOAT64_BITS, certified, step_exponents, steps_of_scales
+from reference.exact_products import Products, Side, exact_products
 from reference.formats import NVFP4, Format, multiplied_in
 from reference.intervals import Interval as Interval  # noqa: PLC0414 - what everything here takes and returns
 from reference.matrix_units import Summation
@@ -72,7 +72,7 @@ def gemm(
     accumulator, summation = added.accumulator, added.summation.at(b.shape[1]) if added.summation else None
     if summation is not None and a.scale is not None and summation.rounds_once(b.shape[1]):
         certain = a.certain() & (added.forms[0].scale != "float32")
-        products = exact_products(Side(a.low[certain]), Side(b))
+        products = _exact(a.low[certain], b, (a.scale[certain], b_scale), added.forms)
         if products.exact and bool(certain.any()):
             return _certain_rows(a, certain, products.values, (b, alpha, dtype, added, b_scale, weight))
     weights = b.double()
@@ -109,6 +109,18 @@ def gemm(
     ends = torch.stack((a.low, a.high))
     anything = ((a.low != a.high) & ends.isinf().any(0)).any(-1, keepdim=True)
     return Interval(low.masked_fill(anything, -torch.inf), high.masked_fill(anything, torch.inf))
+
+
+def _exact(
+    a: Tensor, b: Tensor, scales: tuple[Tensor, Tensor | None], forms: tuple[Format, Format]
+) -> Products:
+    """Return a @ b.T; the steps of NVFP4 operands are seen in their block scales, as long as that certifies the products."""
+    of_a, of_b = scales
+    if forms == (NVFP4, NVFP4) and of_b is not None:
+        products = exact_products(Side(a, steps_of_scales(of_a)), Side(b, steps_of_scales(of_b)))
+        if products.exact:
+            return products
+    return exact_products(Side(a), Side(b))
 
 
 def _certain_rows(a: Interval, certain: Tensor, sums: Tensor, given: tuple[Any, ...]) -> Interval:

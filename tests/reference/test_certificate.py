@@ -10,6 +10,7 @@ from torch import Tensor
 
 from harness.emulation.accumulate import truncate
 from reference import certificate
+from reference.e4m3 import decode_e4m3
 from reference.exact_products import Side, exact_products
 from reference.nvfp4 import decode_blocks
 
@@ -161,3 +162,21 @@ def test_a_process_that_lets_float32_be_something_else_changes_no_bound(precisio
         torch.set_float32_matmul_precision(before)
     assert certificate.is_full_float32()
     assert torch.equal(whole, torch.mm(a.round().double(), b.round().double().T))
+
+
+def test_steps_seen_in_block_scales_are_steps_of_every_row() -> None:
+    """Every row is a multiple of them; they are no larger than the exact steps, and equal where a row has an odd code."""
+    generator = torch.Generator().manual_seed(5)
+    codes = torch.randint(0, 16, (512, 64), generator=generator, dtype=torch.uint8)
+    byte = torch.randint(0, 256, (512, 4), generator=generator, dtype=torch.uint8)
+    byte[::3] = 0x38
+    byte[5] = 0
+    codes[::4] &= 0b1100  # no odd one
+    steps = certificate.steps_of_scales(decode_e4m3(byte))
+    values = decode_blocks(codes, byte, torch.float64)
+    number = ~values.isnan().any(-1)
+    assert bool((steps <= certificate.step_exponents(values)).all())
+    assert int(steps.min()) >= certificate.UNIT_EXPONENT
+    counted = torch.ldexp(values[number], -steps[number].unsqueeze(-1))
+    assert torch.equal(counted, counted.round())
+    assert torch.equal(steps[3::12], certificate.step_exponents(values)[3::12])
