@@ -239,11 +239,12 @@ def routed_stale_weights(call: RoutedCall, p: Parameters) -> None:
 
 
 @fault(
-    category="routed", stages=_STAGE, bugs=("E04",), killed_by="ROUTED", effect="none", unit="expert", needs="bf16",
+    category="routed", stages=_STAGE, bugs=("E04",), killed_by="ROUTED", effect="none", unit="expert", random_data=False,
+    needs="bf16",
 )  # fmt: skip
 def routed_large_alpha_infinite(call: RoutedCall, _: Parameters) -> None:
     """Factors of the experts pass through a format that ends before float32: from 2^-14 on they are infinite."""
-    # In the kernel that it is modelled on from 512 on, which few problems reach.
+    # In the kernel that it is modelled on from 512 on, which only traps reach.
     alphas = {name: overflowing(getattr(call, name), 2**-14) for name in ("w1_alpha", "w2_alpha")}
     call.output = call.again(**alphas)
 
