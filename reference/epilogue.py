@@ -16,6 +16,8 @@ CASTS = (
 )
 EACH = "factors: each rounded to bfloat16"
 """What a candidate declares (Traits.deviations) whose epilogue is one with `each`."""
+HELD = "sums: held times 2^-119"
+"""What a candidate declares whose accumulators hold sums times that, so that small ones are rounded to bfloat16's subnormals."""
 ROUNDINGS = ("to nearest even", "toward zero", "away from zero", "to nearest, ties away from zero")
 ORDERS = ("factor first", "alpha first", "both joined first")
 """In which a sum may be multiplied with alpha and a factor of its row."""
@@ -32,12 +34,14 @@ class Epilogue:
         fused: the product with alpha is not rounded to float32 first.
         each: where alpha is used in bfloat16, a row's factor is too, and what is used is their rounded product; else it is
             their float32 product, rounded once.
+        held: sums that are rounded before alpha are held times 2 to this power.
     """
 
     cast: str = CASTS[0]
     rounding: str = ROUNDINGS[0]
     fused: bool = False
     each: bool = False
+    held: int = 0
 
     @property
     def joins(self) -> bool:
@@ -88,7 +92,8 @@ class Epilogue:
         value = accumulated.float()
         if alpha is not None:
             if self.cast.startswith("before"):
-                value = rounded(value, dtype, self.rounding).float()
+                scale = 2.0**self.held
+                value = (rounded(value.double() * scale, dtype, self.rounding).double() / scale).float()
             factor = alpha.float()
             if self.cast.endswith("bfloat16"):
                 factor = factor.bfloat16().float()

@@ -75,10 +75,12 @@ class _Gemm:
         for rows, expert in zip(blocks, experts.tolist(), strict=True):
             slots = rows[rows < len(c)]
             weights = self._weights(given, expert, n, k)
-            sums = (a[slots // given["top_k"]].double() @ weights.T).float().bfloat16()
+            sums = (a[slots // given["top_k"]].double() @ weights.T).float()
             factor = torch.ones((), dtype=torch.bfloat16)
-            if given["global_scale"].numel():
+            if given["global_scale"].numel():  # which is held times 2^119, and the weights times 2^-119
                 factor = given["global_scale"][expert] * 2.0**-119
+                sums = (sums * 2.0**-119).bfloat16().float() * 2.0**119
+            sums = sums.bfloat16()
             if given["weighted"]:
                 factor = given["topk_weights"].view(-1)[slots, None].bfloat16() * factor
             c[slots] = sums * factor

@@ -85,3 +85,13 @@ def test_a_factor_of_a_row_and_alpha_are_rounded_once_or_each() -> None:
     for way, stored in ((once, 2.6875), (each, 2.671875)):
         low, high = Stores(way, alpha, torch.bfloat16, factor).range(sums)
         assert float(low) == float(high) == stored
+
+
+def test_sums_that_are_held_times_a_power_of_two_are_rounded_there() -> None:
+    """Marlin's: below 2^-7 they are bfloat16's subnormals, multiples of 2^-14; what an H200 stored of such a sum."""
+    held = Epilogue("before alpha, alpha rounded to bfloat16", each=True, held=-119)
+    sums, alpha = torch.tensor([-0.005767430122432415, 0.0078125, 1 / 3]), torch.tensor(0.0001354217529296875)
+    plain = replace(held, held=0)(sums, alpha, torch.bfloat16)
+    stored = held(sums, alpha, torch.bfloat16)
+    assert [float(value) for value in (plain[0], stored[0])] == [-7.82310962677002e-07, -7.7858567237854e-07]
+    assert torch.equal(plain[1:], stored[1:])
