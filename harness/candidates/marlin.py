@@ -39,6 +39,7 @@ _STREAMED = (
 )
 
 # An expert's factor is held in bfloat16, times 2^119; block scales as E5M3, weights times 2^-119: docs/found.md.
+_HELD = "sums: held times 2^-119"
 _OF_NVFP4: dict[str, Any] = {"most_alpha": 512.0, "keeps_subnormals": False, "finite_only": True}
 
 
@@ -83,7 +84,7 @@ class Marlin(PreparedRouted):
             deviations=(
                 "cast: before alpha, alpha rounded to bfloat16",
                 "factors: each rounded to bfloat16",
-                *(["sums: held times 2^-119"] if self.weights == "nvfp4" else []),
+                *([_HELD] if self.weights == "nvfp4" else []),
             ),
             power_scales=self.weights == "mxfp4",
             final_sum="slots; weight on rows",
@@ -242,4 +243,8 @@ class MarlinAsContract(Marlin):
     @property
     def traits(self) -> Traits:
         """Those of every value."""
-        return replace(super().traits, most_alpha=0.0, keeps_subnormals=True, finite_only=False)
+        traits = super().traits
+        deviations = tuple(text for text in traits.deviations if text != _HELD)
+        return replace(
+            traits, most_alpha=0.0, keeps_subnormals=True, finite_only=False, deviations=deviations
+        )

@@ -99,8 +99,8 @@ class Embedded(Observed):
 
     Attributes:
         rounding: of a routed layer's kernel: values that it keeps in float32, values that it may round, chunk of
-            the first GEMM's accumulator, cast of its epilogue and whether that rounds each factor, and those of the
-            second's where it differs.
+            the first GEMM's accumulator, cast of its epilogue, whether that rounds each factor and what its sums are held times, and
+            those of the second's where it differs.
     """
 
     rounding: dict[str, Any] = field(default_factory=dict)
@@ -111,8 +111,8 @@ class Embedded(Observed):
         if not how:
             return known
         first, *second = (
-            Accumulator(chunk=chunk, epilogue=Epilogue(cast, each=each))
-            for chunk, cast, each in how["accumulators"]
+            Accumulator(chunk=chunk, epilogue=Epilogue(cast, each=each, held=held))
+            for chunk, cast, each, held in how["accumulators"]
         )
         kept, may = (tuple(how[name]) for name in ("unrounded", "rounded"))
         bounds = replace(
@@ -127,7 +127,7 @@ def _rounding(known: Judged) -> dict[str, Any]:
     return {
         "unrounded": list(known.bounds.unrounded), "rounded": list(known.bounds.rounded),
         "accumulators": [
-            [one.chunk, one.epilogue.cast, one.epilogue.each] for one in ends if one is not None
+            [one.chunk, one.epilogue.cast, one.epilogue.each, one.epilogue.held] for one in ends if one is not None
         ],
     }  # fmt: skip
 

@@ -8,6 +8,8 @@ and multiplies it in bfloat16 by one factor, made of the expert's and the routin
 | SGLang | bf16(bf16(weight) * factor), factors being bfloat16 | bf16(bf16(sum) * factor) |
 | vLLM | bf16(weight * factor), factors and their product being float32 | bf16(sum * factor) |
 
+NVFP4's factors are held times 2^119 and the sums times 2^-119, so bf16(sum) is one of bfloat16's subnormals below 2^-7.
+
 vLLM rounds silu(gate) before it multiplies with up, SGLang where there is a limit.
 
 Source: sglang 0.5.23, kernels/jit/csrc/gemm/marlin_moe/marlin_template.h (sh_block_topk_weights, global_scale, write_result) and
@@ -19,6 +21,7 @@ moe_align_sum_kernels.cu (moe_sum_kernel), model_executor/layers/quantization/ut
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -166,14 +169,16 @@ def ways_of(call: Captured, bounds: Bounds, capability: int) -> list[Way]:
         capability: major compute capability of the captured device, 0 where there is none.
     """
     given = call.line["inputs"]
+    nvfp4 = any(given.get(name) is not None for name in _FACTORS[0])
+    held = -int(math.log2(BIAS)) if nvfp4 else 0
     plain = Accumulator(chunk=_CHUNK)
-    gate = replace(bounds, accumulator=plain, second=replace(plain, epilogue=_OF_VLLM), rounded=("gate",))
+    of_vllm, of_sglang = (replace(plain, epilogue=replace(way, held=held)) for way in (_OF_VLLM, _OF_SGLANG))
+    gate = replace(bounds, accumulator=plain, second=of_vllm, rounded=("gate",))
     if "is_gated" not in given:  # vLLM: its own kernel, torch's sum, or its own in bfloat16
         sums = (_ROWS, "any; weight on rows", f"{_ROWS}; rounded each step")
         return [Way(text, gate) for text in sums]
-    of_sglang = replace(plain, epilogue=_OF_SGLANG)
     gate = replace(gate, accumulator=of_sglang, second=of_sglang)
-    nvfp4, times = given["w1_global_scale"] is not None, given["routed_scaling_factor"]
+    times = given["routed_scaling_factor"]
     text = f"{_ROWS}; times {times:g}" if nvfp4 and times not in (None, 1) else _ROWS
     ways = [Way(text, replace(gate, rounded=())), Way(text, gate)]
     if nvfp4 and capability >= 9:  # blocks along k add their parts with atomics in bfloat16

@@ -87,7 +87,7 @@ def test_an_illegal_call_is_exported_as_its_kernel_rounds(run: Run, tmp_path: Pa
     path = tmp_path / "test_marlin_call.py"
     export_first(processes, list(replay(processes)), path, "fast")
     kept = runpy.run_path(str(path))["CALL"]
-    assert kept.rounding["accumulators"][1] == [8, "before alpha, alpha rounded to bfloat16", True]
+    assert kept.rounding["accumulators"][1] == [8, "before alpha, alpha rounded to bfloat16", True, -119]
     assert illegal(kept, arithmetic="fast")
 
 

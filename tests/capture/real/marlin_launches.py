@@ -191,16 +191,18 @@ class Launches:
         return other.get(self.fault, lambda: weights)()
 
     def _stored(self, sums: Tensor, alpha: Tensor | None, weight: Tensor | None) -> Tensor:
-        """Return what an epilogue stores."""
+        """Return what an epilogue stores; where factors are held times BIAS, sums are held the other way round."""
+        held = 1.0 if alpha is None else 1 / BIAS
+        cast = (sums * held).bfloat16().float() / held
         if weight is None:
             if self.name == "vllm":
                 return (sums if alpha is None else sums * alpha).bfloat16()
-            return (sums.bfloat16().float() * (1 if alpha is None else alpha.bfloat16().float())).bfloat16()
+            return (cast * (1 if alpha is None else alpha.bfloat16().float())).bfloat16()
         if self.name == "sglang":
             weight = weight.bfloat16().float()
             alpha = None if alpha is None else alpha.bfloat16().float()
         both = (weight if alpha is None else weight * alpha).bfloat16().float()
-        return (sums.bfloat16().float() * both).bfloat16()
+        return (cast * both).bfloat16()
 
     def activated(self, x: Tensor, *, twice: bool) -> Tensor:
         """Return silu(gate) * up; `twice`: silu is rounded first."""
