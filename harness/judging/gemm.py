@@ -142,8 +142,8 @@ def accept_other_orders(
         for search in (streamed.one_pass_or_few_parts, streamed.many_parts):
             for expert, rows in _rows(masked_m):
                 bad = ~mask[rows]
-                for finish in _finish(given, expert, got.dtype).orders() if bool(bad.any()) else ():
-                    search(bad, got[rows], expert, finish)
+                if bool(bad.any()):
+                    search(bad, got[rows], expert, _finish(given, expert, got.dtype))
                 mask[rows] = ~bad
     for expert, start, legal in () if bool(mask.all()) else _experts(*given):
         rows = slice(start, start + masked_m[expert])

@@ -70,7 +70,8 @@ class StreamedCall:
 
     def many_parts(self, bad: Tensor, out: Tensor, expert: int, finish: Finish) -> None:
         """Clear the stripes that many parts give; those of all experts were asked for few parts before."""
-        for search in self._searches(out, expert, finish):
+        searches = self._searches(out, expert, finish)
+        for search in searches:
             known = self.known.setdefault(search.summation, [])
             for cuts in known:
                 if bool(bad.any()):
@@ -84,13 +85,13 @@ class StreamedCall:
         self.failed |= bool(bad.any())
 
     def _searches(self, out: Tensor, expert: int, finish: Finish) -> list[_Search]:
-        """Return one for all that may add a part, the known one first."""
+        """Return one for all that may add a part, the known one first, and for each order of its factors."""
         known, made = self.prediction.summation, []
         mode = known.at(self.prediction.a.shape[-1]) or known
         part = Summation(mode.name, promote=mode.promote, lanes=mode.lanes, width=mode.width)
         for of_part in dict.fromkeys((part, *lanes_of(part))):
             sides = replace(self.prediction, summation=of_part).operands(expert, len(out))
-            made.append(_Search(of_part, *sides, out, finish))
+            made += [_Search(of_part, *sides, out, way) for way in finish.orders()]
         return made
 
     def _note(self, cuts: Cuts, count: int, search: _Search) -> None:
