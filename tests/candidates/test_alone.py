@@ -15,7 +15,7 @@ FILES = sorted(path.name for path in HERE.glob("alone_*.py"))
 
 
 def test_the_files_are_there() -> None:
-    assert FILES == ["alone_marlin.py", "alone_vllm_emulation.py"]
+    assert FILES == ["alone_marlin.py", "alone_marlin_layout.py", "alone_vllm_emulation.py"]
 
 
 @pytest.mark.parametrize("name", FILES)
