@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import torch
@@ -102,6 +102,11 @@ class Epilogue:
 
 
 CONTRACT = Epilogue()
+
+
+def held_by(deviations: Collection[str]) -> int:
+    """Return the power of two that sums are held times, as declared: `Epilogue.held`."""
+    return -119 if HELD in deviations else 0
 
 
 _LOWER: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {

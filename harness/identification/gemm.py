@@ -14,7 +14,7 @@ from harness.identification.partials import find_partials
 from harness.identification.summation import Added, added_of
 from harness.judging.context import declared_summation, device_is_lost
 from harness.records.finding import Finding
-from reference.epilogue import CONTRACT, EACH, Epilogue
+from reference.epilogue import CONTRACT, EACH, Epilogue, held_by
 from reference.matrix_units import Summation
 
 _WIDE = "24 bits or more"
@@ -53,6 +53,7 @@ def judged_epilogue(found: Epilogue | None, deviations: Collection[str]) -> Epil
         found.rounding if f"rounding of the output: {found.rounding}" in deviations else CONTRACT.rounding,
         found.fused,
         EACH in deviations,
+        held_by(deviations),
     )
 
 

@@ -9,7 +9,7 @@ import torch
 from harness.candidates.traits import VARIES, Traits
 from harness.verdict import UsageError
 from reference.bounds import Accumulator
-from reference.epilogue import CASTS, EACH, HELD, Epilogue
+from reference.epilogue import CASTS, EACH, Epilogue, held_by
 from reference.legal import Arithmetic
 from reference.matrix_units import Summation
 
@@ -51,8 +51,8 @@ def _declared_epilogue(traits: Traits) -> Epilogue:
     """Return the epilogue that a candidate means to have; where its GEMM can be called it is judged as found."""
     meant = {text.partition(": ")[::2] for text in traits.deviations}
     casts = [cast for cast in CASTS if ("cast", cast) in meant]
-    held = -119 if HELD in traits.deviations else 0
-    return Epilogue(casts[0] if casts else CASTS[0], each=EACH in traits.deviations, held=held)
+    cast = casts[0] if casts else CASTS[0]
+    return Epilogue(cast, each=EACH in traits.deviations, held=held_by(traits.deviations))
 
 
 def narrow_accumulator(summation: Summation | None) -> Accumulator | None:

@@ -21,7 +21,6 @@ moe_align_sum_kernels.cu (moe_sum_kernel), model_executor/layers/quantization/ut
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -36,7 +35,7 @@ from harness.diagnosis.cases.legality import Bounds
 from harness.replay.captured import Captured, NotJudgedError
 from harness.replay.fused_layer import Layer, Way, gated_text, require_unasked
 from reference.bounds import Accumulator
-from reference.epilogue import Epilogue
+from reference.epilogue import HELD, Epilogue, held_by
 from reference.marlin_layout import BIAS, from_marlin, scales_from_marlin
 from reference.matrix_units import Summation
 
@@ -170,7 +169,7 @@ def ways_of(call: Captured, bounds: Bounds, capability: int) -> list[Way]:
     """
     given = call.line["inputs"]
     nvfp4 = any(given.get(name) is not None for name in _FACTORS[0])
-    held = -int(math.log2(BIAS)) if nvfp4 else 0
+    held = held_by([HELD] if nvfp4 else [])
     plain = Accumulator(chunk=_CHUNK)
     of_vllm, of_sglang = (replace(plain, epilogue=replace(way, held=held)) for way in (_OF_VLLM, _OF_SGLANG))
     gate = replace(bounds, accumulator=plain, second=of_vllm, rounded=("gate",))

@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from harness.identification.gemm import judged_epilogue
 from reference.bounds import Stores, epilogue
-from reference.epilogue import CASTS, CONTRACT, ROUNDINGS, Epilogue, rounded
+from reference.epilogue import CASTS, CONTRACT, HELD, ROUNDINGS, Epilogue, rounded
 
 TYPES = (torch.bfloat16, torch.float16)
 
@@ -95,3 +96,10 @@ def test_sums_that_are_held_times_a_power_of_two_are_rounded_there() -> None:
     stored = held(sums, alpha, torch.bfloat16)
     assert [float(value) for value in (plain[0], stored[0])] == [-7.82310962677002e-07, -7.7858567237854e-07]
     assert torch.equal(plain[1:], stored[1:])
+
+
+def test_a_declared_power_of_two_reaches_the_epilogue_that_is_judged_by() -> None:
+    """Of a candidate whose GEMM can be called, too."""
+    cast = "before alpha, alpha rounded to bfloat16"
+    assert judged_epilogue(Epilogue(cast), (f"cast: {cast}", HELD)) == Epilogue(cast, held=-119)
+    assert judged_epilogue(Epilogue(cast), (f"cast: {cast}",)) == Epilogue(cast)
